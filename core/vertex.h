@@ -1,0 +1,159 @@
+/* vertex.h: the whole C surface of Vertex and its manual.
+ *
+ * The build embeds the preprocessed text of this file in the library (vx_cdef()); LuaJIT reads its declarations from
+ * there, so Lua can never disagree with the C it calls.
+ *
+ * Conventions
+ *   - Every function that can fail returns an int status, VX_OK (0) or one of the codes below. vx_error() then holds, for
+ *     the calling thread, a text that names the operation, what was given and what was expected. Shapes are checked
+ *     before any work: after a status other than VX_OK nothing was written, unless the function says otherwise.
+ *   - Nothing here prints, exits or calls back into its caller. vx_free() cannot fail.
+ *   - Tensors are row-major, images channels-last (B, H, W, C). Outputs come first, inputs next, numbers last.
+ *   - Indices stored in tensors (codes, neighbours) are 0-based int32.
+ *   - Letters: B batch, H W height and width, C O channels in and out, N rows, D row width, M codes, G codebooks
+ *     (groups), K neighbours, S simplex vertices.
+ */
+#ifndef VERTEX_H
+#define VERTEX_H
+
+#ifndef VX_CDEF
+#include <stddef.h>
+#include <stdint.h>
+#endif
+
+#ifdef VX_CDEF
+#define VX_API
+#else
+#define VX_API __attribute__((visibility("default")))
+#ifdef __cplusplus
+extern "C" {
+#endif
+#endif
+
+/* -- Status, types, limits ------------------------------------------------------------------------------------------ */
+
+enum {
+    VX_ABI = 1,             /* raised when a declaration changes; backends and Lua refuse another one */
+    VX_MAX_DIMS = 8,
+    VX_OK = 0,
+    VX_EINVAL = 1,          /* the caller's mistake: shape, dtype, range, released tensor */
+    VX_ENOMEM = 2,          /* out of memory; the process and all tensors are intact */
+    VX_ENOSUP = 3,          /* not implemented on this device, or the device is not there */
+    VX_EIO = 4,             /* file system, or a file that is not what it claims to be */
+    VX_ENONFINITE = 5,      /* a NaN or Inf where none may be; the text names the row */
+    VX_EDEVICE = 6,         /* the device reported a failure */
+    VX_EEND = 7,            /* a loader has no further batch */
+};
+
+enum { VX_F32 = 0, VX_BF16 = 1, VX_I32 = 2, VX_U8 = 3 };
+
+enum { /* binary() */
+    VX_ADD = 0, VX_SUB, VX_MUL, VX_DIV, VX_MAX, VX_MIN, VX_EQ, VX_LT, VX_LE, VX_POW,
+};
+enum { /* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha */
+    VX_AFFINE = 0, VX_EXP, VX_LOG, VX_SQRT, VX_ABS, VX_SQUARE, VX_RELU, VX_SILU, VX_GELU, VX_SIGMOID, VX_TANH,
+    VX_CLAMP, VX_POWER,
+};
+enum { VX_REDUCE_SUM = 0, VX_REDUCE_MEAN, VX_REDUCE_MAX, VX_REDUCE_MIN };
+enum { VX_ACT_NONE = 0, VX_ACT_SILU, VX_ACT_GELU };
+enum { VX_EUCLID = 0, VX_COSINE };                              /* assign, hard_* */
+enum { VX_STE = 0, VX_ROTATION };                               /* hard_backward: gradient estimator */
+enum { VX_SOFTMAX = 0, VX_SOFT_GUMBEL, VX_HARD_GUMBEL };        /* smooth_*: sampler */
+enum { VX_REG_NONE = 0, VX_REG_PPL, VX_REG_KNN_CE, VX_REG_KNN_L2 }; /* smooth_*: regularizer */
+
+typedef struct vx_tensor vx_tensor;
+
+VX_API int vx_abi(void);
+VX_API const char *vx_version(void);
+VX_API const char *vx_cdef(void);       /* this header, preprocessed */
+VX_API const char *vx_ops(void);        /* one line per numeric op: "name\tcontract\tdescription\n" */
+VX_API const char *vx_error(void);      /* text of this thread's last failure */
+
+/* -- Devices -------------------------------------------------------------------------------------------------------- */
+
+/* Device numbers are small ints; 0 is the CPU. vx_device_open finds "cpu", "cuda:1", ... and opens its backend library
+ * on first use; VX_ENOSUP with the reason where that fails. */
+VX_API int vx_device_open(const char *name, int *device);
+VX_API int vx_device_name(int device, char *name, size_t size);
+VX_API int vx_device_describe(int device, char *text, size_t size); /* the processor and its SIMD variant, or the GPU */
+VX_API int vx_device_count(const char *backend, int *count);    /* "cpu" or "cuda"; VX_ENOSUP says why there is none */
+VX_API int vx_sync(int device);         /* wait for all work of the device */
+VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels and of BLAS; now: the number in force */
+
+typedef struct vx_memory_info {
+    int64_t live, peak, cached;         /* bytes: held by tensors, their largest sum, kept for reuse */
+    int64_t limit;                      /* bytes live + cached may reach */
+    int64_t tensors;                    /* live storages */
+} vx_memory_info;
+
+VX_API int vx_memory(int device, vx_memory_info *info);
+VX_API int vx_memory_limit(int device, int64_t bytes);  /* 0: back to the device's own size */
+VX_API int vx_memory_flush(int device);                 /* give cached blocks back to the system */
+VX_API int vx_memory_reset_peak(int device);
+
+/* -- Tensors -------------------------------------------------------------------------------------------------------- */
+
+/* A new, uninitialized, contiguous tensor. ndim 0 is a scalar of one element; sizes may be 0. */
+VX_API int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shape);
+/* A view of x's storage, offset and strides counted in elements from x's first one; checked against the storage. */
+VX_API int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape, const int64_t *stride,
+                   int64_t offset);
+VX_API void vx_free(vx_tensor *x);      /* NULL is fine; storage goes with its last tensor */
+
+VX_API int vx_ndim(const vx_tensor *x);
+VX_API int vx_dtype(const vx_tensor *x);
+VX_API int vx_device(const vx_tensor *x);
+VX_API int64_t vx_numel(const vx_tensor *x);
+VX_API int64_t vx_size(const vx_tensor *x, int dim);    /* 0-based */
+VX_API int64_t vx_stride(const vx_tensor *x, int dim);  /* elements */
+VX_API int vx_is_contiguous(const vx_tensor *x);
+VX_API int vx_same_storage(const vx_tensor *a, const vx_tensor *b);
+
+/* dst = src: same shape, any dtype, strides and device on either side. */
+VX_API int vx_copy(vx_tensor *dst, const vx_tensor *src);
+/* Raw little-endian elements of a contiguous tensor, first .. first + count, from or to host memory. */
+VX_API int vx_read(const vx_tensor *x, int64_t first, int64_t count, void *host);
+VX_API int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host);
+
+/* -- Files ---------------------------------------------------------------------------------------------------------- */
+
+/* A file that appears whole or not at all: written to a temporary name in the same folder, then flushed to the disk and
+ * renamed by vx_writer_commit. vx_writer_abort (also for a NULL writer) removes it. Both free the writer. */
+typedef struct vx_writer vx_writer;
+VX_API int vx_writer_open(vx_writer **out, const char *path);
+VX_API int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count);
+VX_API int vx_writer_tensor(vx_writer *w, const vx_tensor *x);  /* raw little-endian elements, row-major */
+VX_API int vx_writer_commit(vx_writer *w);
+VX_API void vx_writer_abort(vx_writer *w);
+/* Fills the contiguous tensor x from `path` at byte `offset`, converting from the safetensors dtype `format`
+ * ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL"). */
+VX_API int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format);
+VX_API int64_t vx_file_size(const char *path);          /* -1 where it cannot be read */
+
+/* -- Interrupts ----------------------------------------------------------------------------------------------------- */
+
+/* From vx_interrupt_catch(1) on, Ctrl-C (SIGINT) and SIGTERM only raise a flag that vx_interrupted() reads; a second
+ * signal ends the process at once. vx_interrupt_catch(0) restores the handlers found. */
+VX_API int vx_interrupt_catch(int on);
+VX_API int vx_interrupted(void);
+
+VX_API double vx_time(void);            /* seconds of a monotonic clock */
+VX_API int vx_is_tty(int fd);
+VX_API int vx_terminal_columns(void);   /* 0 where stdout and stderr are no terminal */
+
+/* -- Images and loaders --------------------------------------------------------------------------------------------- */
+
+#include "image.h"
+
+/* -- Numeric ops: generated from ops.def, where each is documented -------------------------------------------------- */
+
+#include "ops_macros.h"
+#define VX_OP(name, contract, text, tensors, numbers) \
+    VX_API int vx_##name(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers));
+#include "ops.def"
+#undef VX_OP
+
+#if !defined(VX_CDEF) && defined(__cplusplus)
+}
+#endif
+#endif

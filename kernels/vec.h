@@ -1,0 +1,172 @@
+/* vec.h: one float vector for all CPU variants: 16 lanes with AVX-512, 8 with AVX2, 4 otherwise (SSE2, NEON), as GCC's
+ * vector extension, so that + - * / and a * b + c (contracted to FMA) are written plainly. Only what the language lacks
+ * has a function here. */
+#ifndef VX_VEC_H
+#define VX_VEC_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VX_LANES 16
+#include <immintrin.h>
+#elif defined(__AVX2__)
+#define VX_LANES 8
+#include <immintrin.h>
+#else
+#define VX_LANES 4
+#endif
+
+typedef float vf __attribute__((vector_size(VX_LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(VX_LANES * 4)));
+typedef float vf_unaligned __attribute__((vector_size(VX_LANES * 4), aligned(4), may_alias));
+
+static inline vf vf_load(const float *p) { return *(const vf_unaligned *)p; }
+static inline void vf_store(float *p, vf x) { *(vf_unaligned *)p = x; }
+static inline vf vf_set1(float x) { return x - (vf){0}; }
+static inline vf vf_zero(void) { return (vf){0}; }
+static inline vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+
+/* First n lanes of p (0 <= n <= VX_LANES), the others 0; and the store that matches. */
+static inline vf vf_load_n(const float *p, int n)
+{
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    float t[VX_LANES] = {0};
+    memcpy(t, p, sizeof(float) * (size_t)n);
+    return vf_load(t);
+#endif
+}
+
+static inline void vf_store_n(float *p, vf x, int n)
+{
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
+#else
+    memcpy(p, &x, sizeof(float) * (size_t)n);
+#endif
+}
+
+/* mask lanes are 0 or -1 */
+static inline vf vf_select(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+static inline vf vf_max(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return vf_select(a > b, a, b);
+#endif
+}
+
+static inline vf vf_min(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return vf_select(a < b, a, b);
+#endif
+}
+
+static inline vf vf_sqrt(vf a)
+{
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(a);
+#elif defined(__AVX2__)
+    return _mm256_sqrt_ps(a);
+#else
+    vf r;
+    for (int i = 0; i < VX_LANES; i++) r[i] = sqrtf(a[i]);
+    return r;
+#endif
+}
+
+/* Sum and maximum over the lanes, always as the same tree. */
+static inline float vf_sum(vf x)
+{
+    float t[VX_LANES];
+    vf_store(t, x);
+    for (int n = VX_LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) t[i] += t[i + n];
+    return t[0];
+}
+
+static inline float vf_maximum(vf x)
+{
+    float t[VX_LANES];
+    vf_store(t, x);
+    for (int n = VX_LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) t[i] = t[i] > t[i + n] ? t[i] : t[i + n];
+    return t[0];
+}
+
+/* 2^t. Degree-5 minimax polynomial on [-0.5, 0.5] times a power of two: 1.4 ulp; 0 below -126 (a flushed subnormal) except
+ * with AVX-512, whose scaling is gradual; +inf above 128; NaN stays NaN. */
+static inline vf vf_exp2(vf t)
+{
+#if defined(__AVX512F__)
+    vf n = _mm512_roundscale_ps(t, 8);
+#elif defined(__AVX2__)
+    vf n = _mm256_round_ps(t, 8);
+#else
+    const vf magic = vf_set1(12582912.0f); /* 1.5 2^23: adding it rounds to an integer where |t| < 2^22 */
+    vf limited = vf_select(t > vf_set1(1000.0f), vf_set1(1000.0f), vf_select(t < vf_set1(-1000.0f), vf_set1(-1000.0f), t));
+    vf n = (limited + magic) - magic;
+#endif
+    vf f = t - n;
+    vf p = vf_set1(1.32647271e-3f);
+    p = p * f + 9.67151268e-3f;
+    p = p * f + 5.55073374e-2f;
+    p = p * f + 2.40222421e-1f;
+    p = p * f + 6.93146978e-1f;
+    p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, n);
+#else
+    vi e = __builtin_convertvector(vf_select(n < vf_set1(-200.0f), vf_set1(-200.0f), vf_select(n > vf_set1(200.0f), vf_set1(200.0f), n)), vi);
+    vf r = (vf)((vi)p + (e << 23));
+    r = vf_select(t < vf_set1(-126.0f), vf_zero(), r);
+    r = vf_select(t >= vf_set1(128.0f), vf_set1(INFINITY), r);
+    return vf_select(t != t, t, r);
+#endif
+}
+
+/* e^x by a two-term reduction, 0.7 ulp within the range of vf_exp2. */
+static inline vf vf_exp(vf x)
+{
+    const float log2e = 1.44269504088896341f;
+#if defined(__AVX512F__)
+    vf n = _mm512_roundscale_ps(x * log2e, 8);
+#elif defined(__AVX2__)
+    vf n = _mm256_round_ps(x * log2e, 8);
+#else
+    const vf magic = vf_set1(12582912.0f);
+    vf n = (vf_min(vf_max(x * log2e, vf_set1(-1000.0f)), vf_set1(1000.0f)) + magic) - magic;
+#endif
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = vf_set1(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, n);
+#else
+    vi e = __builtin_convertvector(vf_min(vf_max(n, vf_set1(-200.0f)), vf_set1(200.0f)), vi);
+    vf q = (vf)((vi)p + (e << 23));
+    q = vf_select(x < vf_set1(-87.33654f), vf_zero(), q);
+    q = vf_select(x > vf_set1(88.72283f), vf_set1(INFINITY), q);
+    return vf_select(x != x, x, q);
+#endif
+}
+
+#endif
