@@ -1,0 +1,40 @@
+/* dispatch.c: vx_<op>() for every line of ops.def: check the contract, find the backend, call its kernel. */
+#include <stdio.h>
+
+#include "backend.h"
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+static int not_implemented(const char *op, int device)
+{
+    char name[64];
+    vx_device_name(device, name, sizeof name);
+    return vx_fail(VX_ENOSUP, "%s: not implemented on %s", op, name);
+}
+
+/* The arrays hold one unused entry at the end, since C has no empty ones. The first tensor decides the device; the contract
+ * has made sure that it is there and that the others agree. */
+#define VX_OP(op, contract, text, tensors, numbers)                                                                  \
+    int vx_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))      \
+    {                                                                                                                 \
+        vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                         \
+        const char *const names[] = {0 VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP numbers)};                             \
+        const double values[] = {0 VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                                \
+        int status = vx_check(#op, contract, all, COUNT(all), names + 1, values + 1, COUNT(values) - 1);              \
+        if (status) return status;                                                                                    \
+        int ordinal;                                                                                                  \
+        const vx_backend *backend = vx_backend_of(all[0]->device, &ordinal);                                          \
+        if (!backend->op) return not_implemented(#op, all[0]->device);                                                \
+        return backend->op(VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers)); \
+    }
+#include "ops.def"
+#undef VX_OP
+
+const char *vx_ops(void)
+{
+    return
+#define VX_OP(op, contract, text, tensors, numbers) #op "\t" contract "\t" text "\n"
+#include "ops.def"
+#undef VX_OP
+        ;
+}

@@ -1,0 +1,251 @@
+/* system.c: what LuaJIT lacks of the operating system: files that appear whole or not at all, interrupts as a flag, a clock,
+ * and what the terminal is. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tensor.h"
+
+/* -- Writing ---------------------------------------------------------------------------------------------------------- */
+
+struct vx_writer {
+    FILE *file;
+    char *path, *temporary;
+};
+
+static void writer_free(vx_writer *w)
+{
+    free(w->path);
+    free(w->temporary);
+    free(w);
+}
+
+int vx_writer_open(vx_writer **out, const char *path)
+{
+    *out = 0;
+    vx_writer *w = calloc(1, sizeof *w);
+    if (!w) return vx_fail(VX_ENOMEM, "write %s: out of memory", path);
+    w->path = strdup(path);
+    if (asprintf(&w->temporary, "%s.%ld.tmp", path, (long)getpid()) < 0) w->temporary = 0;
+    if (w->path && w->temporary) w->file = fopen(w->temporary, "wb");
+    if (!w->file) {
+        int status = vx_fail(VX_EIO, "write %s: %s", path, strerror(errno));
+        writer_free(w);
+        return status;
+    }
+    *out = w;
+    return VX_OK;
+}
+
+int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count)
+{
+    if (!w) return vx_fail(VX_EINVAL, "write: a closed writer");
+    if (fwrite(bytes, 1, count, w->file) != count) return vx_fail(VX_EIO, "write %s: %s", w->path, strerror(errno));
+    return VX_OK;
+}
+
+int vx_writer_tensor(vx_writer *w, const vx_tensor *x)
+{
+    if (!x) return vx_fail(VX_EINVAL, "write: a released tensor");
+    enum { CHUNK = 1 << 20 };
+    vx_tensor *whole = (vx_tensor *)x;
+    int status = VX_OK;
+    if (!x->contiguous) {
+        status = vx_new(&whole, x->device, x->dtype, x->ndim, x->shape);
+        if (!status) status = vx_copy(whole, x);
+    }
+    size_t item = vx_dtype_bytes(x->dtype);
+    char *chunk = status ? 0 : vx_scratch("write", CHUNK);
+    if (!status && !chunk) status = VX_ENOMEM;
+    for (int64_t done = 0; !status && done < x->numel;) {
+        int64_t count = x->numel - done;
+        if (count > (int64_t)(CHUNK / item)) count = (int64_t)(CHUNK / item);
+        status = vx_read(whole, done, count, chunk);
+        if (!status) status = vx_writer_bytes(w, chunk, (size_t)count * item);
+        done += count;
+    }
+    vx_scratch_free(chunk);
+    if (whole != x) vx_free(whole);
+    return status;
+}
+
+/* The folder's entry must reach the disk too, or a power cut could leave the old name. */
+static void sync_folder(const char *path)
+{
+    char folder[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    int fd = open(folder, O_RDONLY | O_DIRECTORY);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+}
+
+int vx_writer_commit(vx_writer *w)
+{
+    if (!w) return vx_fail(VX_EINVAL, "write: a closed writer");
+    bool ok = fflush(w->file) == 0 && fsync(fileno(w->file)) == 0;
+    int problem = errno;
+    if (fclose(w->file) != 0 && ok) ok = false, problem = errno;
+    if (ok && rename(w->temporary, w->path) != 0) ok = false, problem = errno;
+    int status = ok ? VX_OK : vx_fail(VX_EIO, "write %s: %s", w->path, strerror(problem));
+    if (ok) sync_folder(w->path);
+    else unlink(w->temporary);
+    writer_free(w);
+    return status;
+}
+
+void vx_writer_abort(vx_writer *w)
+{
+    if (!w) return;
+    fclose(w->file);
+    unlink(w->temporary);
+    writer_free(w);
+}
+
+/* -- Reading ------------------------------------------------------------------------------------------------------------ */
+
+int64_t vx_file_size(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISREG(s.st_mode) ? (int64_t)s.st_size : -1;
+}
+
+static float half_to_float(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
+    if (exponent == 31) bits = sign | 0x7F800000u | mantissa << 13;
+    else if (exponent) bits = sign | (exponent + 112) << 23 | mantissa << 13;
+    else {
+        float f = (float)mantissa * 0x1p-24f;
+        memcpy(&bits, &f, 4);
+        bits |= sign;
+    }
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+/* Element i of raw safetensors data as a double; exact for every format but I64 beyond 2^53. */
+static double stored_value(const char *format, const char *p)
+{
+    switch (format[0]) {
+    case 'F':
+        if (format[1] == '3') { float v; memcpy(&v, p, 4); return v; }
+        if (format[1] == '6') { double v; memcpy(&v, p, 8); return v; }
+        { uint16_t v; memcpy(&v, p, 2); return half_to_float(v); }
+    case 'I':
+        if (format[1] == '3') { int32_t v; memcpy(&v, p, 4); return v; }
+        { int64_t v; memcpy(&v, p, 8); return (double)v; }
+    case 'B':
+        if (format[1] == 'F') { uint16_t v; memcpy(&v, p, 2); uint32_t w = (uint32_t)v << 16; float f; memcpy(&f, &w, 4); return f; }
+        return *p != 0;
+    default: return *(const uint8_t *)p;
+    }
+}
+
+static void store_value(int dtype, char *p, double value)
+{
+    if (dtype == VX_F32) { float v = (float)value; memcpy(p, &v, 4); }
+    else if (dtype == VX_I32) { int32_t v = value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value; memcpy(p, &v, 4); }
+    else if (dtype == VX_U8) *(uint8_t *)p = value <= 0 ? 0 : value >= 255 ? 255 : (uint8_t)value;
+    else { float f = (float)value; uint32_t w; memcpy(&w, &f, 4); uint16_t v = (uint16_t)((w + 0x7FFF + (w >> 16 & 1)) >> 16); memcpy(p, &v, 2); }
+}
+
+int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format)
+{
+    static const struct { const char *name; size_t bytes; int same; } formats[] = {
+        {"F32", 4, VX_F32}, {"F64", 8, -1}, {"F16", 2, -1}, {"BF16", 2, VX_BF16}, {"I64", 8, -1}, {"I32", 4, VX_I32}, {"U8", 1, VX_U8}, {"BOOL", 1, VX_U8},
+    };
+    enum { CHUNK = 1 << 16 };
+    size_t stored = 0;
+    int same = -1;
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (!strcmp(format, formats[i].name)) stored = formats[i].bytes, same = formats[i].same;
+    if (!x) return vx_fail(VX_EINVAL, "read %s: into a released tensor", path);
+    if (!x->contiguous) return vx_fail(VX_EINVAL, "read %s: into a strided view", path);
+    if (!stored) return vx_fail(VX_EINVAL, "read %s: dtype %s, expected F32 F64 F16 BF16 I64 I32 U8 or BOOL", path, format);
+    FILE *f = fopen(path, "rb");
+    if (!f) return vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
+    size_t item = vx_dtype_bytes(x->dtype);
+    char *raw = vx_scratch("read", CHUNK * (stored + item)), *converted = raw ? raw + CHUNK * stored : 0;
+    int status = raw ? VX_OK : VX_ENOMEM;
+    if (!status && fseeko(f, (off_t)offset, SEEK_SET) != 0) status = vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
+    for (int64_t done = 0; !status && done < x->numel;) {
+        int64_t count = x->numel - done < CHUNK ? x->numel - done : CHUNK;
+        if (fread(raw, stored, (size_t)count, f) != (size_t)count) {
+            status = vx_fail(VX_EIO, "read %s: the file ends at element %lld of %lld", path, (long long)done, (long long)x->numel);
+        } else if (same == x->dtype) {
+            status = vx_write(x, done, count, raw);
+        } else {
+            for (int64_t i = 0; i < count; i++) store_value(x->dtype, converted + (size_t)i * item, stored_value(format, raw + (size_t)i * stored));
+            status = vx_write(x, done, count, converted);
+        }
+        done += count;
+    }
+    vx_scratch_free(raw);
+    fclose(f);
+    return status;
+}
+
+/* -- Interrupts, clock, terminal ------------------------------------------------------------------------------------------ */
+
+static volatile sig_atomic_t interrupted;
+static struct sigaction before_int, before_term;
+static bool catching;
+
+static void on_signal(int number)
+{
+    if (interrupted) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    interrupted = 1;
+}
+
+int vx_interrupt_catch(int on)
+{
+    if (on && !catching) {
+        struct sigaction action;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = on_signal;
+        interrupted = 0;
+        sigaction(SIGINT, &action, &before_int);
+        sigaction(SIGTERM, &action, &before_term);
+        catching = true;
+    } else if (!on && catching) {
+        sigaction(SIGINT, &before_int, 0);
+        sigaction(SIGTERM, &before_term, 0);
+        interrupted = 0;
+        catching = false;
+    }
+    return VX_OK;
+}
+
+int vx_interrupted(void) { return interrupted; }
+
+double vx_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int vx_is_tty(int fd) { return isatty(fd); }
+
+int vx_terminal_columns(void)
+{
+    struct winsize w;
+    for (int fd = 2; fd >= 1; fd--)
+        if (ioctl(fd, TIOCGWINSZ, &w) == 0 && w.ws_col > 0) return w.ws_col;
+    return 0;
+}

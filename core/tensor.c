@@ -1,0 +1,323 @@
+/* tensor.c: tensors as views of refcounted storages, devices, and the text of errors. */
+#include "tensor.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend.h"
+
+#ifndef VX_VERSION
+#define VX_VERSION "0"
+#endif
+
+int vx_abi(void) { return VX_ABI; }
+const char *vx_version(void) { return VX_VERSION; }
+
+/* -- Errors ---------------------------------------------------------------------------------------------------------- */
+
+static _Thread_local char error_text[1024];
+
+const char *vx_error(void) { return error_text; }
+
+int vx_fail(int status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(error_text, sizeof error_text, format, args);
+    va_end(args);
+    return status;
+}
+
+char *vx_shape_text(const vx_tensor *x, char *text, size_t size)
+{
+    if (!x) {
+        snprintf(text, size, "(released)");
+        return text;
+    }
+    size_t used = (size_t)snprintf(text, size, "(");
+    for (int i = 0; i < x->ndim && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%s%lld", i ? "," : "", (long long)x->shape[i]);
+    if (used < size) snprintf(text + used, size - used, ")");
+    return text;
+}
+
+size_t vx_dtype_bytes(int dtype)
+{
+    static const size_t bytes[] = {[VX_F32] = 4, [VX_BF16] = 2, [VX_I32] = 4, [VX_U8] = 1};
+    return bytes[dtype];
+}
+
+const char *vx_dtype_name(int dtype)
+{
+    static const char *const names[] = {[VX_F32] = "f32", [VX_BF16] = "bf16", [VX_I32] = "i32", [VX_U8] = "u8"};
+    return names[dtype];
+}
+
+/* -- Devices ---------------------------------------------------------------------------------------------------------- */
+
+const vx_backend *vx_backend_of(int device, int *ordinal)
+{
+    *ordinal = device; /* the CPU is device 0 of backend 0; others come with their backend libraries */
+    return vx_cpu_backend();
+}
+
+int vx_device_open(const char *name, int *device)
+{
+    if (!strcmp(name, "cpu") || !strcmp(name, "cpu:0")) {
+        *device = 0;
+        return VX_OK;
+    }
+    if (!strncmp(name, "cuda", 4) && (name[4] == 0 || name[4] == ':'))
+        return vx_fail(VX_ENOSUP, "device %s: this build has no CUDA backend", name);
+    return vx_fail(VX_EINVAL, "device '%s': expected \"cpu\" or \"cuda:0\", \"cuda:1\", ...", name);
+}
+
+int vx_device_name(int device, char *name, size_t size)
+{
+    (void)device;
+    snprintf(name, size, "cpu");
+    return VX_OK;
+}
+
+int vx_device_describe(int device, char *text, size_t size)
+{
+    int ordinal;
+    const vx_backend *backend = vx_backend_of(device, &ordinal);
+    return backend->describe(ordinal, text, size);
+}
+
+int vx_device_count(const char *backend, int *count)
+{
+    *count = 0;
+    if (!strcmp(backend, "cpu")) return vx_cpu_backend()->count(count);
+    if (!strcmp(backend, "cuda")) return vx_fail(VX_ENOSUP, "this build has no CUDA backend");
+    return vx_fail(VX_EINVAL, "backend '%s': expected \"cpu\" or \"cuda\"", backend);
+}
+
+int vx_sync(int device)
+{
+    int ordinal;
+    return vx_backend_of(device, &ordinal)->sync(ordinal);
+}
+
+int vx_threads(int n, int *now)
+{
+    if (n < 0 || n > 4096) return vx_fail(VX_EINVAL, "threads: %d, expected 1 .. 4096 (0 asks)", n);
+    int in_force = vx_cpu_backend()->threads(n);
+    if (now) *now = in_force;
+    return VX_OK;
+}
+
+/* -- Making and freeing ------------------------------------------------------------------------------------------------ */
+
+static bool is_contiguous(const vx_tensor *x)
+{
+    int64_t expected = 1;
+    if (x->numel == 0) return true;
+    for (int i = x->ndim - 1; i >= 0; i--) {
+        if (x->shape[i] != 1 && x->stride[i] != expected) return false;
+        expected *= x->shape[i];
+    }
+    return true;
+}
+
+static int shape_fault(const char *op, int ndim, const int64_t *shape)
+{
+    vx_tensor x = {.ndim = ndim < 0 ? 0 : ndim > VX_MAX_DIMS ? VX_MAX_DIMS : ndim};
+    char a[160];
+    memcpy(x.shape, shape, sizeof(int64_t) * (size_t)x.ndim);
+    return vx_fail(VX_EINVAL, "%s: shape %s: expected at most %d sizes, each 0 or more, with fewer than 2^60 elements", op,
+                   vx_shape_text(&x, a, sizeof a), VX_MAX_DIMS);
+}
+
+/* Elements of a shape; -1 where it is no shape. */
+static int64_t count_elements(int ndim, const int64_t *shape)
+{
+    int64_t n = 1;
+    bool empty = false;
+    if (ndim < 0 || ndim > VX_MAX_DIMS) return -1;
+    for (int i = 0; i < ndim; i++) {
+        if (shape[i] < 0) return -1;
+        if (shape[i] == 0) empty = true;
+        else if (n > ((int64_t)1 << 60) / shape[i]) return -1;
+        else n *= shape[i];
+    }
+    return empty ? 0 : n;
+}
+
+int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shape)
+{
+    *out = 0;
+    if (dtype < VX_F32 || dtype > VX_U8) return vx_fail(VX_EINVAL, "new: dtype %d is none of f32, bf16, i32, u8", dtype);
+    int64_t numel = count_elements(ndim, shape);
+    if (numel < 0) return shape_fault("new", ndim, shape);
+    size_t bytes = (size_t)numel * vx_dtype_bytes(dtype);
+    vx_tensor *x = calloc(1, sizeof *x);
+    vx_storage *storage = calloc(1, sizeof *storage);
+    if (!x || !storage) {
+        free(x);
+        free(storage);
+        return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
+    }
+    int status = vx_memory_take(device, bytes, &storage->data);
+    if (status) {
+        free(x);
+        free(storage);
+        return status;
+    }
+    atomic_init(&storage->refs, 1);
+    storage->device = device;
+    storage->bytes = bytes;
+    *x = (vx_tensor){.storage = storage, .data = storage->data, .dtype = dtype, .ndim = ndim, .device = device,
+                     .contiguous = true, .numel = numel};
+    int64_t stride = 1;
+    for (int i = ndim - 1; i >= 0; i--) {
+        x->shape[i] = shape[i];
+        x->stride[i] = stride;
+        stride *= shape[i] > 0 ? shape[i] : 1;
+    }
+    *out = x;
+    return VX_OK;
+}
+
+int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape, const int64_t *stride, int64_t offset)
+{
+    *out = 0;
+    if (!x) return vx_fail(VX_EINVAL, "view: of a released tensor");
+    int64_t numel = count_elements(ndim, shape);
+    if (numel < 0) return shape_fault("view", ndim, shape);
+    size_t item = vx_dtype_bytes(x->dtype);
+    int64_t begin = (x->data - (char *)x->storage->data) / (int64_t)item + offset, first = begin, last = begin;
+    for (int i = 0; i < ndim; i++) {
+        int64_t reach = stride[i] * (shape[i] > 0 ? shape[i] - 1 : 0);
+        if (reach < 0) first += reach;
+        else last += reach;
+    }
+    if (numel > 0 && (first < 0 || last >= (int64_t)(x->storage->bytes / item))) {
+        vx_tensor asked = {.ndim = ndim};
+        char a[160], b[160];
+        memcpy(asked.shape, shape, sizeof(int64_t) * (size_t)ndim);
+        return vx_fail(VX_EINVAL, "view: %s at offset %lld reaches outside the storage of x %s", vx_shape_text(&asked, a, sizeof a),
+                       (long long)offset, vx_shape_text(x, b, sizeof b));
+    }
+    vx_tensor *v = calloc(1, sizeof *v);
+    if (!v) return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
+    *v = *x;
+    v->data = (char *)x->storage->data + (numel > 0 ? begin * (int64_t)item : 0);
+    v->ndim = ndim;
+    v->numel = numel;
+    for (int i = 0; i < ndim; i++) v->shape[i] = shape[i], v->stride[i] = stride[i];
+    v->contiguous = is_contiguous(v);
+    atomic_fetch_add_explicit(&x->storage->refs, 1, memory_order_relaxed);
+    *out = v;
+    return VX_OK;
+}
+
+void vx_free(vx_tensor *x)
+{
+    if (!x) return;
+    vx_storage *storage = x->storage;
+    free(x);
+    if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) == 1) {
+        vx_memory_give(storage->device, storage->data, storage->bytes);
+        free(storage);
+    }
+}
+
+/* -- Questions ---------------------------------------------------------------------------------------------------------- */
+
+int vx_ndim(const vx_tensor *x) { return x ? x->ndim : -1; }
+int vx_dtype(const vx_tensor *x) { return x ? x->dtype : -1; }
+int vx_device(const vx_tensor *x) { return x ? x->device : -1; }
+int64_t vx_numel(const vx_tensor *x) { return x ? x->numel : -1; }
+int64_t vx_size(const vx_tensor *x, int dim) { return x && dim >= 0 && dim < x->ndim ? x->shape[dim] : -1; }
+int64_t vx_stride(const vx_tensor *x, int dim) { return x && dim >= 0 && dim < x->ndim ? x->stride[dim] : 0; }
+int vx_is_contiguous(const vx_tensor *x) { return x && x->contiguous; }
+int vx_same_storage(const vx_tensor *a, const vx_tensor *b) { return a && b && a->storage == b->storage; }
+
+/* -- Moving data ---------------------------------------------------------------------------------------------------------- */
+
+static int check_range(const char *op, const vx_tensor *x, int64_t first, int64_t count)
+{
+    char a[160];
+    if (!x) return vx_fail(VX_EINVAL, "%s: a released tensor", op);
+    if (!x->contiguous) return vx_fail(VX_EINVAL, "%s: x %s is a strided view, expected a contiguous tensor", op, vx_shape_text(x, a, sizeof a));
+    if (first < 0 || count < 0 || first + count > x->numel)
+        return vx_fail(VX_EINVAL, "%s: elements %lld .. %lld of x %s", op, (long long)first, (long long)(first + count - 1),
+                       vx_shape_text(x, a, sizeof a));
+    return VX_OK;
+}
+
+int vx_read(const vx_tensor *x, int64_t first, int64_t count, void *host)
+{
+    int status = check_range("read", x, first, count), ordinal;
+    if (status || count == 0) return status;
+    size_t item = vx_dtype_bytes(x->dtype);
+    return vx_backend_of(x->device, &ordinal)->transfer(ordinal, host, x->data + (size_t)first * item, (size_t)count * item, VX_TO_HOST);
+}
+
+int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host)
+{
+    int status = check_range("write", x, first, count), ordinal;
+    if (status || count == 0) return status;
+    size_t item = vx_dtype_bytes(x->dtype);
+    return vx_backend_of(x->device, &ordinal)->transfer(ordinal, x->data + (size_t)first * item, host, (size_t)count * item, VX_TO_DEVICE);
+}
+
+/* A contiguous tensor of x's shape and dtype on x's device, holding x's elements; x itself where it already is one. */
+static int made_contiguous(const vx_tensor *x, vx_tensor **out, bool *owned)
+{
+    *owned = false;
+    *out = (vx_tensor *)x;
+    if (x->contiguous) return VX_OK;
+    int status = vx_new(out, x->device, x->dtype, x->ndim, x->shape);
+    if (status) return status;
+    status = vx_convert(*out, (vx_tensor *)x);
+    if (status) vx_free(*out);
+    else *owned = true;
+    return status;
+}
+
+/* Across devices the bytes travel contiguous and in src's dtype; strides and dtype change on either end. */
+static int copy_across(vx_tensor *dst, const vx_tensor *src)
+{
+    vx_tensor *from, *landed = dst;
+    bool owned;
+    int status = made_contiguous(src, &from, &owned), ordinal;
+    if (status) return status;
+    if (!dst->contiguous || dst->dtype != src->dtype) status = vx_new(&landed, dst->device, src->dtype, src->ndim, src->shape);
+    size_t bytes = (size_t)src->numel * vx_dtype_bytes(src->dtype);
+    if (!status && bytes) {
+        bool up = src->device == 0;
+        const vx_backend *backend = vx_backend_of(up ? dst->device : src->device, &ordinal);
+        status = backend->transfer(ordinal, landed->data, from->data, bytes, up ? VX_TO_DEVICE : VX_TO_HOST);
+    }
+    if (!status && landed != dst) status = vx_convert(dst, landed);
+    if (landed != dst) vx_free(landed);
+    if (owned) vx_free(from);
+    return status;
+}
+
+int vx_copy(vx_tensor *dst, const vx_tensor *src)
+{
+    char a[160], b[160];
+    if (!dst || !src) return vx_fail(VX_EINVAL, "copy: %s is a released tensor", dst ? "src" : "dst");
+    bool same = dst->ndim == src->ndim;
+    for (int i = 0; same && i < src->ndim; i++) same = dst->shape[i] == src->shape[i];
+    if (!same)
+        return vx_fail(VX_EINVAL, "copy: dst %s and src %s disagree on their shape", vx_shape_text(dst, a, sizeof a),
+                       vx_shape_text(src, b, sizeof b));
+    if (dst->device == src->device) return vx_convert(dst, (vx_tensor *)src);
+    if (dst->device != 0 && src->device != 0) { /* two devices: by way of the host */
+        vx_tensor *host;
+        int status = vx_new(&host, 0, src->dtype, src->ndim, src->shape);
+        if (status) return status;
+        status = copy_across(host, src);
+        if (!status) status = copy_across(dst, host);
+        vx_free(host);
+        return status;
+    }
+    return copy_across(dst, src);
+}
