@@ -142,6 +142,7 @@ static inline vf vf_exp(vf x)
 {
     const float log2e = 1.44269504088896341f;
 #if defined(__AVX512F__)
+    x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* far out the reduction's own rounding would exceed the result */
     vf n = _mm512_roundscale_ps(x * log2e, 8);
 #elif defined(__AVX2__)
     vf n = _mm256_round_ps(x * log2e, 8);
@@ -167,6 +168,77 @@ static inline vf vf_exp(vf x)
     q = vf_select(x > vf_set1(88.72283f), vf_set1(INFINITY), q);
     return vf_select(x != x, x, q);
 #endif
+}
+
+static inline vf vf_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
+/* |x| with the sign of s; x must not be negative */
+static inline vf vf_with_sign(vf x, vf s) { return (vf)((vi)x | ((vi)s & INT32_MIN)); }
+
+/* Natural logarithm, 1 ulp: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then a polynomial in m - 1 (Cephes). Subnormals are
+ * scaled up first; 0 gives -inf, a negative number NaN. */
+static inline vf vf_log(vf x)
+{
+    const vf least = vf_set1(1.17549435e-38f);
+    vi subnormal = x < least;
+    vi bits = (vi)vf_select(subnormal, x * 8388608.0f, x) - 0x3f3504f3;
+    vf e = __builtin_convertvector((bits >> 23) - (subnormal & 23), vf);
+    vf r = (vf)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    vf z = r * r;
+    vf p = vf_set1(7.0376836292e-2f);
+    p = p * r - 1.1514610310e-1f;
+    p = p * r + 1.1676998740e-1f;
+    p = p * r - 1.2420140846e-1f;
+    p = p * r + 1.4249322787e-1f;
+    p = p * r - 1.6668057665e-1f;
+    p = p * r + 2.0000714765e-1f;
+    p = p * r - 2.4999993993e-1f;
+    p = p * r + 3.3333331174e-1f;
+    p = p * (r * z) - e * 2.12194440e-4f;
+    p = p - 0.5f * z;
+    vf y = (r + p) + e * 0.693359375f;
+    y = vf_select(x == INFINITY, x, y);
+    y = vf_select(x == 0.0f, vf_set1(-INFINITY), y);
+    return vf_select((x < 0.0f) | (x != x), vf_set1(NAN), y);
+}
+
+/* 1 / (1 + e^-x) */
+static inline vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+
+/* Hyperbolic tangent, 1.5 ulp: an odd polynomial (Cephes) where 1 - 2 / (e^2x + 1) would cancel. */
+static inline vf vf_tanh(vf x)
+{
+    vf t = vf_abs(x), z = x * x;
+    vf p = vf_set1(-5.70498872745e-3f);
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    p = (p * z) * x + x;
+    vf q = 1.0f - 2.0f / (vf_exp(t + t) + 1.0f);
+    return vf_select(t < 0.625f, p, vf_with_sign(q, x));
+}
+
+/* Error function, 1 ulp: an odd polynomial below 0.93, 1 - e^q(|x|) above. */
+static inline vf vf_erf(vf x)
+{
+    vf t = vf_abs(x), z = x * x;
+    vf q = vf_set1(-1.72853470e-5f) * t + 3.83197126e-4f;
+    vf u = vf_set1(-3.88396438e-3f) * t + 2.42546219e-2f;
+    q = q * z + u;
+    q = q * t - 1.06777877e-1f;
+    q = q * t - 6.34846687e-1f;
+    q = q * t - 1.28717512e-1f;
+    q = q * t - t;
+    /* the polynomial turns upwards far out, where erf has long been 1 */
+    q = 1.0f - vf_exp(vf_select(t > 9.0f, vf_set1(-100.0f), q));
+    vf p = vf_set1(-5.96761703e-4f);
+    p = p * z + 4.99119423e-3f;
+    p = p * z - 2.67681349e-2f;
+    p = p * z + 1.12819925e-1f;
+    p = p * z - 3.76125336e-1f;
+    p = p * z + 1.28379166e-1f;
+    p = p * x + x;
+    return vf_select(t <= 0.927734375f, p, vf_with_sign(q, x));
 }
 
 #endif
