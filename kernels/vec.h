@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../core/rng.h"
+
 #if defined(__AVX512F__)
 #define VX_LANES 16
 #include <immintrin.h>
@@ -20,6 +22,7 @@
 
 typedef float vf __attribute__((vector_size(VX_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(VX_LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(VX_LANES * 4)));
 typedef float vf_unaligned __attribute__((vector_size(VX_LANES * 4), aligned(4), may_alias));
 
 static inline vf vf_load(const float *p) { return *(const vf_unaligned *)p; }
@@ -239,6 +242,57 @@ static inline vf vf_erf(vf x)
     p = p * z + 1.28379166e-1f;
     p = p * x + x;
     return vf_select(t <= 0.927734375f, p, vf_with_sign(q, x));
+}
+
+/* High and low halves of the 64-bit products a m. */
+static inline void vu_multiply(vu a, uint32_t m, vu *high, vu *low)
+{
+#if defined(__AVX512F__)
+    __m512i x = (__m512i)a, y = _mm512_set1_epi32((int)m);
+    __m512i even = _mm512_mul_epu32(x, y), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+    *low = (vu)_mm512_mask_shuffle_epi32(even, 0xaaaa, odd, (_MM_PERM_ENUM)0xa0);
+    *high = (vu)_mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xf5);
+#elif defined(__AVX2__)
+    __m256i x = (__m256i)a, y = _mm256_set1_epi32((int)m);
+    __m256i even = _mm256_mul_epu32(x, y), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+    *low = (vu)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    *high = (vu)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+#else
+    for (int i = 0; i < VX_LANES; i++) {
+        uint64_t p = (uint64_t)a[i] * m;
+        (*high)[i] = (uint32_t)(p >> 32);
+        (*low)[i] = (uint32_t)p;
+    }
+#endif
+}
+
+/* vx_philox() of VX_LANES consecutive blocks: lane l of word[w] is word w of block + l. */
+static inline void vu_philox(uint64_t seed, uint64_t stream, uint64_t block, vu word[4])
+{
+    vu lane;
+    for (int i = 0; i < VX_LANES; i++) lane[i] = (uint32_t)i;
+    vu c0 = (uint32_t)block + lane;
+    vu c1 = (uint32_t)(block >> 32) - (vu)(c0 < lane); /* the carry: a true comparison is -1 */
+    vu c2 = (uint32_t)stream - (vu){0}, c3 = (uint32_t)(stream >> 32) - (vu){0};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+        vu high0, low0, high1, low1;
+        vu_multiply(c0, VX_PHILOX_M0, &high0, &low0);
+        vu_multiply(c2, VX_PHILOX_M1, &high1, &low1);
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += VX_PHILOX_W0;
+        k1 += VX_PHILOX_W1;
+    }
+    word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
+}
+
+/* vx_unit() of each lane. */
+static inline vf vf_unit(vu word)
+{
+    return (__builtin_convertvector((vi)(word >> 9), vf) + 0.5f) * (1.0f / 8388608.0f);
 }
 
 #endif
