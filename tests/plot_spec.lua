@@ -1,8 +1,392 @@
+-- Figures: what is drawn where, what the axes say, and what bad input is told.
+-- Pixels are read back by cairo's own PNG reader, so the bytes of the file are what is checked.
+
+local ffi = require "ffi"
 local plot = require "vertex.plot"
 
-describe("plot", function()
+ffi.cdef [[
+void *cairo_image_surface_create_from_png(const char *path);
+int cairo_image_surface_get_width(void *surface);
+]]
+local has_cairo, cairo = pcall(ffi.load, "libcairo.so.2")
+
+local function big_endian(bytes, at)
+  local a, b, c, d = bytes:byte(at, at + 3)
+  return ((a * 256 + b) * 256 + c) * 256 + d
+end
+
+local function png_size(png) return big_endian(png, 17), big_endian(png, 21) end
+
+local function read(path)
+  local file = io.open(path, "rb")
+  if not file then return nil end
+  local bytes = file:read "*a"
+  file:close()
+  return bytes
+end
+
+-- A function (x, y) -> r, g, b over the pixels of a PNG, from 0.
+local function pixels(png)
+  local path = os.tmpname()
+  local file = assert(io.open(path, "wb"))
+  file:write(png)
+  file:close()
+  local surface = cairo.cairo_image_surface_create_from_png(path)
+  os.remove(path)
+  assert.equal(0, cairo.cairo_surface_status(surface))
+  local data, stride = cairo.cairo_image_surface_get_data(surface), cairo.cairo_image_surface_get_stride(surface)
+  return function(x, y)
+    local p = data + y * stride + x * 4
+    return p[2], p[1], p[0]
+  end
+end
+
+-- How many pixels have exactly this colour.
+local function count(png, r, g, b)
+  local at, w, h, n = pixels(png), png_size(png), select(2, png_size(png)), 0
+  for y = 0, h - 1 do
+    for x = 0, w - 1 do
+      local pr, pg, pb = at(x, y)
+      if pr == r and pg == g and pb == b then n = n + 1 end
+    end
+  end
+  return n
+end
+
+local function solid(w, h, r, g, b) return {width = w, height = h, rgb = string.char(r, g, b):rep(w * h)} end
+
+-- f must fail, with every one of the words in its message, blaming this file.
+local function refused(f, ...)
+  local ok, message = pcall(f)
+  assert.is_false(ok)
+  assert.matches("plot_spec.lua:%d+:", message)
+  for _, words in ipairs {...} do assert.is_truthy(message:find(words, 1, true), ("%q is not in %q"):format(words, message)) end
+end
+
+local scratch
+
+local function fresh(name) return scratch .. "/" .. name end
+
+local function files()
+  local list = io.popen(("ls -A '%s'"):format(scratch))
+  local text = list:read "*a"
+  list:close()
+  return text
+end
+
+describe("plot ticks", function()
+  local function near(expected, got)
+    assert.equal(#expected, #got)
+    for i, v in ipairs(expected) do assert.near(v, got[i], 1e-12 * math.abs(v)) end
+  end
+
+  it("step by 1, 2 or 5", function()
+    assert.same({0, 20, 40, 60, 80, 100}, (plot.ticks(0, 100, 6)))
+    assert.same({0, 0.1, 0.2, 0.3}, (plot.ticks(0, 0.34, 5)))
+    near({-0.5, 0, 0.5, 1}, (plot.ticks(-0.6, 1.2, 5)))
+    near({5e-5, 1e-4}, (plot.ticks(2e-5, 1.1e-4, 4)))
+  end)
+
+  it("are never more than asked for, and always inside", function()
+    for _, range in ipairs {{0, 1}, {-3.7, 11.2}, {1e-9, 3e-9}, {99999, 100001}, {-1e30, 1e30}, {1, 1 + 1e-15}} do
+      for n = 2, 12 do
+        local ticks = plot.ticks(range[1], range[2], n)
+        assert.is_true(#ticks <= n + 1)
+        for _, v in ipairs(ticks) do
+          local slack = (range[2] - range[1]) * 1e-6 + 1e-12 * math.abs(v)
+          assert.is_true(v >= range[1] - slack and v <= range[2] + slack)
+        end
+      end
+    end
+  end)
+
+  it("are decades on a log axis, thinned or filled by the room", function()
+    assert.same({1e-4, 1e-3, 0.01, 0.1, 1}, plot.log_ticks(1e-4, 1, 8))
+    assert.same({1, 2, 5, 10, 20, 50}, plot.log_ticks(1, 60, 8))
+    assert.same({1, 100, 1e4, 1e6}, plot.log_ticks(1, 1e6, 4))
+    assert.same({3.0, 3.1, 3.2, 3.3, 3.4}, plot.log_ticks(3, 3.4, 6))
+  end)
+
+  it("are written short", function()
+    local f = plot.format_number
+    assert.same({"0", "0.05", "1200", "16k", "16.38k", "2.5M", "1e-4", "2.5e-5", "-0.5", "3e12"},
+      {f(0), f(0.05), f(1200), f(16000), f(16384), f(2.5e6), f(1e-4), f(2.5e-5), f(-0.5), f(3e12)})
+    assert.equal("0.10", f(0.1, 0.05))
+    assert.equal("5k", f(5000, 5000, 15000))
+    assert.equal("1.0M", f(1e6, 5e5, 2e6))
+    assert.equal("12345", f(12345, 1, 12349))
+  end)
+end)
+
+describe("plot colours", function()
+  it("come from maps that end where they should", function()
+    local r, g, b = plot.colormap("viridis", 0)
+    assert.same({0x44, 0x01, 0x54}, {r * 255, g * 255, b * 255})
+    assert.same({plot.colormap("viridis", 1)}, {plot.colormap("viridis", 7)})
+    refused(function() plot.colormap("jet", 0) end, '"jet"', "viridis")
+  end)
+end)
+
+describe("plot input", function()
+  local ax
+
+  before_each(function() ax = plot.figure():axes(1) end)
+
+  it("names both lengths where arrays disagree", function()
+    refused(function() ax:line({1, 2, 3}, {1, 2}) end, "x has 3 values and y has 2")
+    refused(function() ax:scatter({1}, {}) end, "x has 1 values and y has 0")
+    refused(function() ax:line(nil, {1, 2}, {sd = {1}}) end, "sd has 1 values and y has 2")
+    refused(function() ax:line(nil, {1, 2}, {band = {{1, 1}, {2}}}) end, "band[2] has 1 values and y has 2")
+    refused(function() ax:bar({"a", "b"}, {1}) end, "labels has 2 values and values has 1")
+    refused(function() ax:heatmap{{1, 2}, {3}} end, "rows[1] has 2 values and rows[2] has 1")
+  end)
+
+  it("says what was given and what was expected", function()
+    refused(function() ax:line(nil, "loss") end, "y is an array of numbers", '"loss"')
+    refused(function() ax:line(nil, {1, "2"}) end, 'y[2] is "2", expected a number')
+    refused(function() ax:line(nil, {1}, {colour = "#ffffff"}) end, 'no option "colour"', "color")
+    refused(function() ax:line(nil, {1}, {color = "red"}) end, "#rrggbb", '"red"')
+    refused(function() ax:line(nil, {1}, {marker = "star"}) end, '"star"', "diamond")
+    refused(function() ax:line(nil, {1}, {width = -1}) end, "width is a positive number, got -1")
+    refused(function() ax:hist({1}, {bins = 0}) end, "bins is a whole number from 1, got 0")
+    refused(function() ax:hist({1}, {range = {2, 1}}) end, "lo below hi", "2, 1")
+    refused(function() ax:set{title = {}} end, "title is a string, got a table")
+    refused(function() ax:set{legend = "north"} end, '"north"', "upper left")
+    refused(function() ax:set{ylog = true, ylim = {0, 1}} end, "ylim[1] is a positive number, got 0")
+    refused(function() ax:set{xlim = {2, 2}} end, "xlim has no width")
+    refused(function() plot.figure{width = 0} end, "width is a positive number, got 0")
+    refused(function() plot.figure{cols = 2}:axes(3) end, "no axes at 3 in 1 row(s) of 2")
+    refused(function() plot.figure{cols = 2}:axes(1, 3) end, "no axes at 1, 3")
+    refused(function() plot.image_grid{} end, "rows is an array of arrays")
+    refused(function() plot.image_grid{{solid(2, 2, 0, 0, 0), 5}} end, "rows[1][2]", "got 5")
+    refused(function() plot.image_grid{{solid(2, 2, 0, 0, 0)}}:axes(1) end, "no axes")
+    refused(function() ax:image{width = 2, height = 2, rgb = "abc"} end, "12 bytes, got 3")
+    refused(function() ax:line(nil, {1}); ax:image(solid(1, 1, 0, 0, 0)) end, "hold data")
+  end)
+
+  it("leaves the axes as they were when it is refused", function()
+    pcall(ax.set, ax, {ylog = true, ylim = {0, 1}})
+    assert.has_no.errors(function() ax:set{ylim = {0, 1}} end)
+  end)
+
+  it("may be an object with totable, and is copied", function()
+    local y = {1, 2, 3}
+    ax:line(nil, {totable = function() return y end})
+    local before = ax.figure
+    y[1] = 100
+    assert.equal(1, ax.layers[1].y[1][1])
+    assert.equal(before, ax.figure)
+  end)
+end)
+
+if not has_cairo then
+  describe("plot drawing", function() pending("needs libcairo.so.2 (Debian package libcairo2)") end)
+  return
+end
+
+describe("plot drawing", function()
+  setup(function()
+    scratch = os.tmpname()
+    os.remove(scratch)
+    assert(os.execute(("mkdir '%s'"):format(scratch)) == 0)
+  end)
+
+  teardown(function() os.execute(("rm -r '%s'"):format(scratch)) end)
+
   it("makes a PNG of scale pixels to the point", function()
     local png = plot.figure{width = 200, height = 100, scale = 3}:png()
     assert.equal("\137PNG\r\n\26\n", png:sub(1, 8))
+    assert.same({600, 300}, {png_size(png)})
+    assert.same({400, 200}, {png_size(plot.figure{width = 200, height = 100}:png())})
+  end)
+
+  it("draws the same bytes twice", function()
+    local fig = plot.figure{cols = 2, title = "α ≤ ½"}
+    fig:axes(1):line(nil, {1, 3, 2}, {label = "a"})
+    fig:axes(2):scatter({1, 2}, {3, 4}, {label = "b"})
+    assert.equal(fig:png(), fig:png())
+  end)
+
+  it("puts a picture's pixels where they belong", function()
+    -- 2 x 2 pixels in a cell of 20 points, one pixel to the point, 8 points of margin
+    local img = {width = 2, height = 2, rgb = "\255\0\0" .. "\0\255\0" .. "\0\0\255" .. "\10\20\30"}
+    local at = pixels(plot.image_grid({{img, false, img}}, {cell = 20, gap = 4, scale = 1}):png())
+    for _, left in ipairs {8, 56} do
+      assert.same({255, 0, 0}, {at(left, 8)})
+      assert.same({255, 0, 0}, {at(left + 9, 17)})
+      assert.same({0, 255, 0}, {at(left + 10, 8)})
+      assert.same({0, 0, 255}, {at(left, 18)})
+      assert.same({10, 20, 30}, {at(left + 19, 27)})
+      assert.same({255, 255, 255}, {at(left + 20, 27)})
+    end
+    assert.same({255, 255, 255}, {at(40, 18)})
+  end)
+
+  it("takes u8 and f32 image objects", function()
+    local function object(dtype, bytes)
+      return {shape = function() return {1, 2, 3} end, dtype = function() return dtype end, bytes = function() return bytes end}
+    end
+    local floats = ffi.string(ffi.new("float[6]", {0, 0.5, 1, -1, 2, 0 / 0}), 24)
+    local function row(img) return pixels(plot.image_grid({{img}}, {cell = 20, scale = 1}):png()) end
+    local at = row(object("f32", floats))
+    assert.same({0, 128, 255}, {at(8, 8)})
+    assert.same({0, 255, 0}, {at(27, 8)})
+    at = row(object("u8", "\1\2\3\4\5\6"))
+    assert.same({4, 5, 6}, {at(27, 8)})
+    refused(function() plot.image_grid{{object("f32", "short")}} end, "(1, 2, 3) of f32 does not fill 5 bytes")
+    refused(function() plot.image_grid{{object("i32", floats)}} end, "u8 or f32", "i32")
+  end)
+
+  it("gives long row labels the room they need", function()
+    local img = solid(4, 4, 9, 9, 9)
+    local narrow = png_size(plot.image_grid({{img}}, {row_labels = {"a"}}):png())
+    local wide = png_size(plot.image_grid({{img}}, {row_labels = {("long label "):rep(10)}}):png())
+    assert.is_true(wide > narrow + 500)
+  end)
+
+  it("breaks a line at NaN and infinity, and never fails on them", function()
+    local function ink(y)
+      local fig = plot.figure{width = 300, height = 200}
+      fig:axes(1):line(nil, y, {color = "#ff0000", width = 4}):set{xlim = {0, 6}, ylim = {0, 2}}
+      return count(fig:png(), 255, 0, 0)
+    end
+    local whole, broken = ink{1, 1, 1, 1, 1}, ink{1, 1, 0 / 0, 1, 1}
+    assert.near(whole / 2, broken, whole * 0.05)
+    assert.equal(broken, ink{1, 1, 1 / 0, 1, 1})
+    assert.equal(0, ink{0 / 0, 1 / 0, -1 / 0})
+    assert.is_true(ink{0 / 0, 1, 0 / 0} > 0)
+    local fig = plot.figure{cols = 4}
+    fig:axes(1):scatter({0 / 0, 1}, {1, 1 / 0}):set{xlog = true, ylog = true}
+    fig:axes(2):hist{0 / 0, 1 / 0, 1}
+    fig:axes(3):bar({"a", "b"}, {0 / 0, 1}, {errors = {1, 0 / 0}})
+    fig:axes(4):heatmap{{0 / 0, 1}, {1 / 0, 2}}
+    assert.has_no.errors(function() fig:png() end)
+  end)
+
+  it("places points by the logarithm on a log axis", function()
+    -- with limits 1..100, a point at 10 is in the middle, on linear limits 0..20 too
+    local function centre(log, limits)
+      local fig = plot.figure{width = 300, height = 200, scale = 1}
+      fig:axes(1):scatter({10}, {0}, {color = "#ff0000", alpha = 1, size = 9}):set{xlog = log, xlim = limits, ylim = {-1, 1}}
+      local at, sum, n = pixels(fig:png()), 0, 0
+      for x = 0, 299 do
+        for y = 0, 199 do
+          local r, g = at(x, y)
+          if r == 255 and g == 0 then sum, n = sum + x, n + 1 end
+        end
+      end
+      return sum / n
+    end
+    assert.near(centre(false, {0, 20}), centre(true, {1, 100}), 3)
+    assert.is_true(centre(false, {1, 100}) < centre(true, {1, 100}) - 50)
+  end)
+
+  it("leaves out what a log axis has no place for", function()
+    local fig = plot.figure()
+    fig:axes(1):line(nil, {0, -1, 1, 10}):bar({"a"}, {0}):set{ylog = true}
+    assert.has_no.errors(function() fig:png() end)
+    local empty = plot.figure()
+    empty:axes(1):line(nil, {0, -1}):set{ylog = true}
+    assert.has_no.errors(function() empty:png() end)
+  end)
+
+  it("draws bars up to their values", function()
+    local fig = plot.figure{width = 400, height = 300, scale = 1}
+    fig:axes(1):bar({"one", "two"}, {1, 2}, {color = "#ff0000"}):set{ylim = {0, 4}}
+    local png = fig:png()
+    local at, heights = pixels(png), {}
+    for x = 0, 399 do
+      local h = 0
+      for y = 0, 299 do
+        local r, g = at(x, y)
+        if r == 255 and g == 0 then h = h + 1 end
+      end
+      if h > 0 then heights[h] = (heights[h] or 0) + 1 end
+    end
+    local found = {}
+    for h, columns in pairs(heights) do
+      if columns > 20 then found[#found + 1] = h end
+    end
+    table.sort(found)
+    assert.equal(2, #found)
+    assert.near(2, found[2] / found[1], 0.05)
+  end)
+
+  it("shows a legend only where there is something to name", function()
+    local function png(legend, label)
+      local fig = plot.figure()
+      fig:axes(1):line(nil, {1, 2}, {label = label}):set{legend = legend}
+      return fig:png()
+    end
+    assert.equal(png("none", "a"), png("auto", nil))
+    assert.not_equal(png("none", "a"), png("auto", "a"))
+    assert.not_equal(png("auto", "a"), png("right", "a"))
+  end)
+
+  it("puts the legend where the data is not", function()
+    local function png(y, legend)
+      local fig = plot.figure()
+      fig:axes(1):line(nil, y, {label = "a"}):set{legend = legend}
+      return fig:png()
+    end
+    assert.equal(png({1, 2, 4, 8}, "upper left"), png({1, 2, 4, 8}, "auto"))
+    assert.equal(png({8, 4, 2, 1}, "upper right"), png({8, 4, 2, 1}, "auto"))
+  end)
+
+  it("saves by the ending, svg and pdf too", function()
+    local fig = plot.figure()
+    fig:axes(1):line(nil, {1, 2}, {label = "é"})
+    fig:save(fresh "a.png"):save(fresh "a.svg"):save(fresh "a.PDF")
+    assert.equal(fig:png(), read(fresh "a.png"))
+    assert.matches("<svg", read(fresh "a.svg"))
+    assert.equal("%PDF", read(fresh "a.PDF"):sub(1, 4))
+    assert.equal("a.PDF\na.png\na.svg\n", files())
+    os.execute(("rm '%s'/*"):format(scratch))
+    refused(function() fig:save(fresh "a.jpg") end, ".png, .svg or .pdf", "a.jpg")
+    refused(function() fig:save() end, ".png, .svg or .pdf")
+  end)
+
+  it("turns layers of many marks into a picture in an svg", function()
+    local function bytes(n)
+      local x = {}
+      for i = 1, n do x[i] = i % 97 end
+      local fig = plot.figure()
+      fig:axes(1):scatter(nil, x)
+      fig:save(fresh "s.svg")
+      local text = read(fresh "s.svg")
+      os.remove(fresh "s.svg")
+      return text
+    end
+    assert.is_nil(bytes(1000):find("data:image/png", 1, true))
+    local many = bytes(20000)
+    assert.is_truthy(many:find("data:image/png", 1, true))
+    assert.is_true(#many < 1e6)
+  end)
+
+  it("leaves nothing behind when saving fails", function()
+    local fig = plot.figure()
+    refused(function() fig:save(fresh "no/such/folder.png") end, fresh "no/such/folder.png", "No such file or directory")
+    os.execute(("mkdir '%s'"):format(fresh "folder.png"))
+    refused(function() fig:save(fresh "folder.png") end, "folder.png", "directory")
+    os.execute(("rmdir '%s'"):format(fresh "folder.png"))
+    fig:axes(1):set{title = "\255 is not UTF-8"}
+    for _, name in ipairs {"bad.png", "bad.svg", "bad.pdf"} do
+      refused(function() fig:save(fresh(name)) end, name, "UTF-8")
+    end
+    refused(function() fig:png() end, "UTF-8")
+    refused(function() plot.figure{width = 1e5}:save(fresh "huge.png") end, "huge.png", "too big")
+    assert.equal("", files())
+  end)
+
+  it("says which package is missing when there is no cairo", function()
+    local load, loaded = ffi.load, package.loaded["vertex.plot"]
+    package.loaded["vertex.plot"] = nil
+    local without = require "vertex.plot"
+    package.loaded["vertex.plot"] = loaded
+    ffi.load = function(name) error(name .. ": cannot open shared object file") end
+    local ok, message = pcall(function() without.figure():png() end)
+    ffi.load = load
+    assert.is_false(ok)
+    assert.matches("libcairo2", message)
   end)
 end)

@@ -25,54 +25,26 @@ local plot = {}
 
 -- Status codes are declared int: an enum result would be a cdata, which never equals a Lua number as a table key.
 ffi.cdef [[
-typedef struct { double x_bearing, y_bearing, width, height, x_advance, y_advance; } vx_plot_extents;
-int getpid(void);
-void *cairo_image_surface_create(int format, int width, int height);
-void *cairo_svg_surface_create(const char *path, double width, double height);
-void *cairo_pdf_surface_create(const char *path, double width, double height);
-unsigned char *cairo_image_surface_get_data(void *surface);
-int cairo_image_surface_get_stride(void *surface);
-int cairo_surface_write_to_png(void *surface, const char *path);
-void cairo_surface_flush(void *surface);
-void cairo_surface_mark_dirty(void *surface);
-void cairo_surface_finish(void *surface);
-int cairo_surface_status(void *surface);
-void cairo_surface_destroy(void *surface);
-const char *cairo_status_to_string(int status);
-void *cairo_create(void *surface);
-int cairo_status(void *cr);
-void cairo_destroy(void *cr);
-void cairo_save(void *cr);
-void cairo_restore(void *cr);
-void cairo_translate(void *cr, double x, double y);
-void cairo_scale(void *cr, double x, double y);
-void cairo_rotate(void *cr, double radians);
+typedef struct { double x_bearing, y_bearing, width, height, x_advance, y_advance; } vx_plot_extents; int getpid(void);
+void *cairo_image_surface_create(int format, int width, int height); void *cairo_svg_surface_create(const char *path, double width, double height);
+void *cairo_pdf_surface_create(const char *path, double width, double height); unsigned char *cairo_image_surface_get_data(void *surface);
+int cairo_image_surface_get_stride(void *surface); int cairo_surface_write_to_png(void *surface, const char *path);
+void cairo_surface_flush(void *surface); void cairo_surface_mark_dirty(void *surface); void cairo_surface_finish(void *surface);
+int cairo_surface_status(void *surface); void cairo_surface_destroy(void *surface); const char *cairo_status_to_string(int status);
+void *cairo_create(void *surface); int cairo_status(void *cr); void cairo_destroy(void *cr); void cairo_save(void *cr); void cairo_restore(void *cr);
+void cairo_translate(void *cr, double x, double y); void cairo_scale(void *cr, double x, double y); void cairo_rotate(void *cr, double radians);
 void cairo_set_source_rgba(void *cr, double r, double g, double b, double a);
-void cairo_set_source_surface(void *cr, void *surface, double x, double y);
-void *cairo_get_source(void *cr);
-void cairo_pattern_set_filter(void *pattern, int filter);
-void cairo_set_antialias(void *cr, int mode);
-void cairo_set_line_width(void *cr, double width);
-void cairo_set_line_join(void *cr, int join);
-void cairo_set_dash(void *cr, const double *dashes, int count, double offset);
-void cairo_move_to(void *cr, double x, double y);
-void cairo_line_to(void *cr, double x, double y);
-void cairo_arc(void *cr, double x, double y, double radius, double from, double to);
-void cairo_rectangle(void *cr, double x, double y, double width, double height);
-void cairo_new_path(void *cr);
-void cairo_close_path(void *cr);
-void cairo_stroke(void *cr);
-void cairo_fill(void *cr);
-void cairo_paint(void *cr);
-void cairo_clip(void *cr);
-void cairo_select_font_face(void *cr, const char *family, int slant, int weight);
-void cairo_set_font_size(void *cr, double size);
-void cairo_text_extents(void *cr, const char *text, vx_plot_extents *extents);
-void cairo_show_text(void *cr, const char *text);
-void *cairo_font_options_create(void);
-void cairo_font_options_set_hint_style(void *options, int style);
-void cairo_font_options_set_hint_metrics(void *options, int metrics);
-void cairo_font_options_destroy(void *options);
+void cairo_set_source_surface(void *cr, void *surface, double x, double y); void *cairo_get_source(void *cr);
+void cairo_pattern_set_filter(void *pattern, int filter); void cairo_set_antialias(void *cr, int mode);
+void cairo_set_line_width(void *cr, double width); void cairo_set_line_join(void *cr, int join);
+void cairo_set_dash(void *cr, const double *dashes, int count, double offset); void cairo_move_to(void *cr, double x, double y);
+void cairo_line_to(void *cr, double x, double y); void cairo_arc(void *cr, double x, double y, double radius, double from, double to);
+void cairo_rectangle(void *cr, double x, double y, double width, double height); void cairo_new_path(void *cr); void cairo_close_path(void *cr);
+void cairo_stroke(void *cr); void cairo_fill(void *cr); void cairo_paint(void *cr); void cairo_clip(void *cr);
+void cairo_select_font_face(void *cr, const char *family, int slant, int weight); void cairo_set_font_size(void *cr, double size);
+void cairo_text_extents(void *cr, const char *text, vx_plot_extents *extents); void cairo_show_text(void *cr, const char *text);
+void *cairo_font_options_create(void); void cairo_font_options_set_hint_style(void *options, int style);
+void cairo_font_options_set_hint_metrics(void *options, int metrics); void cairo_font_options_destroy(void *options);
 void cairo_set_font_options(void *cr, void *options);
 ]]
 
@@ -144,6 +116,22 @@ end
 
 local function finite(v) return v - v == 0 end
 
+-- The least and greatest finite value so far; only positive ones count where `positive` is set.
+local function widen(lo, hi, values, positive)
+  for _, v in ipairs(values) do
+    if finite(v) and (v > 0 or not positive) then lo, hi = min(lo, v), max(hi, v) end
+  end
+  return lo, hi
+end
+
+-- lo, hi made into a range that can be divided by: empty becomes 0..1, a single value gets room on both sides.
+local function open_range(lo, hi)
+  if lo > hi then return 0, 1 end
+  if hi - lo > 1e-12 * max(abs(lo), abs(hi)) then return lo, hi end
+  local room = lo == 0 and 1 or abs(lo) * 0.1
+  return lo - room, hi + room
+end
+
 local function show(v)
   if type(v) == "string" then return ("%q"):format(v) end
   return type(v) == "number" and tostring(v) or "a " .. type(v)
@@ -204,6 +192,16 @@ local function check_lengths(a, a_name, b, b_name, who, level)
   if #a ~= #b then
     error(("%s: %s has %d values and %s has %d; they must match"):format(who, a_name, #a, b_name, #b), level)
   end
+end
+
+local function check_labels(labels, name, who)
+  if type(labels) ~= "table" then error(("%s: %s is an array of strings, got %s"):format(who, name, show(labels)), 3) end
+  local out = {}
+  for i, label in ipairs(labels) do
+    if type(label) ~= "string" and type(label) ~= "number" then error(("%s: %s[%d] is a string, got %s"):format(who, name, i, show(label)), 3) end
+    out[i] = tostring(label)
+  end
+  return out
 end
 
 local function check_color(value, who, level)
@@ -307,8 +305,10 @@ function plot.ticks(lo, hi, count)
     if m * power10(e) >= raw * (1 - 1e-9) then mantissa = m end
   end
   local step, out = mantissa * power10(e), {}
-  for k = ceil(lo / step - 1e-9), floor(hi / step + 1e-9) do
-    out[#out + 1] = e < 0 and k * mantissa / power10(-e) or k * step     -- dividing gives 0.3, multiplying 0.30000000000000004
+  local first = ceil(lo / step - 1e-9)
+  for i = 0, min(floor(hi / step + 1e-9) - first, count) do
+    local k = first + i
+    out[i + 1] = e < 0 and k * mantissa / power10(-e) or k * step     -- dividing gives 0.3, multiplying 0.30000000000000004
   end
   return out, step
 end
@@ -581,11 +581,6 @@ function kinds.heatmap(layer, cr, view)
   end
 end
 
-function kinds.text(layer, cr, view)
-  local x, y = view.x(layer.x[1][1]), view.y(layer.y[1][1])
-  if finite(x + y) then draw_text(cr, layer.text, x, y, layer.size, {align = layer.align, color = layer.color}) end
-end
-
 -- Draw a layer as a picture into a vector page.
 local function draw_raster(layer, cr, view)
   local w, h = ceil(view.width * RASTER_SCALE), ceil(view.height * RASTER_SCALE)
@@ -692,20 +687,13 @@ local function axis_range(ax, name)
   local o, lo, hi, air, zero = ax.options, huge, -huge, false, false
   local log, limits = o[name .. "log"], o[name .. "lim"] or {}
   for _, layer in ipairs(ax.layers) do
-    for _, values in ipairs(layer[name]) do
-      for _, v in ipairs(values) do
-        if finite(v) and (v > 0 or not log) then lo, hi = min(lo, v), max(hi, v) end
-      end
-    end
+    for _, values in ipairs(layer[name]) do lo, hi = widen(lo, hi, values, log) end
     air = air or not layer.tight
     zero = zero or name == "y" and layer.kind == "bars"
   end
-  if lo > hi then lo, hi = log and 1 or 0, log and 10 or 1 end
   if zero and not log then lo, hi = min(lo, 0), max(hi, 0) end
-  if lo == hi then
-    local by = lo == 0 and 1 or abs(lo) * 0.1
-    lo, hi = log and lo / 2 or lo - by, log and hi * 2 or hi + by
-  end
+  if log and lo > hi then lo, hi = 1, 10 end
+  lo, hi = open_range(lo, hi)
   if air then
     local pad = (log and log10(hi / lo) or hi - lo) * 0.035
     local from, to = lo, hi
@@ -796,6 +784,7 @@ local function measure_axes(ax, cr, w, h)
       over_right = max(over_right, turned and 0 or at + tick.width / 2 - width)
     end
     local drop = turned and widest(xticks) * -math.sin(LABEL_ANGLE) + size * 0.6 or size * 0.9
+    m.xlabel_at = 8 + drop + size * 0.7
     m.bottom = 8 + drop + (o.xlabel and size * 1.5 or 0) + 4
     m.left = 8 + widest(fit_ticks(cr, yaxis, height, "y", size * 0.9)) + (o.ylabel and size * 1.7 or 0) + 6
     m.left = max(m.left, over_left + (o.ylabel and size * 1.7 or 0) + 4)
@@ -852,7 +841,7 @@ local function draw_frame(cr, ax, view, xticks, yticks, turned)
   end
   for _, tick in ipairs(yticks) do draw_text(cr, tick.label, left - 6, view.y(tick.value), size, {align = 1}) end
   if o.xlabel then
-    draw_text(cr, o.xlabel, left + view.width / 2, view.cell_bottom - ax.figure.font * 0.8, ax.figure.font, {align = 0.5, fit = view.width})
+    draw_text(cr, o.xlabel, left + view.width / 2, bottom + view.xlabel_at, ax.figure.font, {align = 0.5, fit = view.width})
   end
   if o.ylabel then
     draw_text(cr, o.ylabel, view.cell_left + ax.figure.font * 0.8, view.top + view.height / 2, ax.figure.font,
@@ -892,7 +881,7 @@ local function draw_layers(cr, ax, view, vector)
 end
 
 local function draw_axes(cr, ax, cell, m, vector)
-  local view = {left = cell.x + m.left, top = cell.y + m.top, cell_left = cell.x, cell_bottom = cell.y + cell.h,
+  local view = {left = cell.x + m.left, top = cell.y + m.top, cell_left = cell.x, xlabel_at = m.xlabel_at,
                 width = max(cell.w - m.left - m.right, 10), height = max(cell.h - m.top - m.bottom, 10),
                 xaxis = axis_range(ax, "x"), yaxis = axis_range(ax, "y")}
   view.x = mapper(view.xaxis, view.left, view.left + view.width)
@@ -948,7 +937,7 @@ local function draw_all_axes(fig, cr, width, height, vector)
       draw_picture(cr, ax, cell)
     else
       draw_axes(cr, ax, cell, {left = columns[c].left, right = columns[c].right, top = rows[r].top, bottom = rows[r].bottom,
-        legend_at = margins[i].legend_at}, vector)
+        legend_at = margins[i].legend_at, xlabel_at = margins[i].xlabel_at}, vector)
     end
   end
 end
@@ -979,19 +968,42 @@ local function add_layer(ax, kind, layer)
   return ax
 end
 
-local function check_data_axes(ax, who)
+-- What every drawing method checks first.
+local function begin(ax, who, options, known)
   if ax.picture then error(who .. ": these axes hold a picture", 3) end
+  local o = check_options(options, known, who, 4)     -- no tail call: it would drop a level
+  return o
+end
+
+-- x (nil for 1..n) and y, checked.
+local function check_points(x, y, who)
+  y = check_array(y, "y", who, 4)
+  if x == nil then
+    x = {}
+    for i = 1, #y do x[i] = i end
+  end
+  x = check_array(x, "x", who, 4)
+  check_lengths(x, "x", y, "y", who, 4)
+  return x, y
+end
+
+-- The range option, or the range of the data.
+local function data_range(range, arrays, who)
+  if range then
+    local lo, hi = range[1], range[2]
+    if not (type(lo) == "number" and type(hi) == "number" and lo < hi) then
+      error(("%s: range is {lo, hi} with lo below hi, got {%s, %s}"):format(who, show(lo), show(hi)), 3)
+    end
+    return lo, hi
+  end
+  local lo, hi = huge, -huge
+  for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values) end
+  return open_range(lo, hi)
 end
 
 local function offset(values, by, sign)
   local out = {}
   for i, v in ipairs(values) do out[i] = v + sign * by[i] end
-  return out
-end
-
-local function count_up(n)
-  local out = {}
-  for i = 1, n do out[i] = i end
   return out
 end
 
@@ -1004,12 +1016,9 @@ end
 -- @return the axes
 function Axes:line(x, y, options)
   local who = "Axes:line"
-  check_data_axes(self, who)
-  local o = check_options(options, {label = "string", color = "any", width = "number", dash = "any", band = "table",
-    sd = "any", marker = "string"}, who, 3)
-  y = check_array(y, "y", who, 3)
-  x = x == nil and count_up(#y) or check_array(x, "x", who, 3)
-  check_lengths(x, "x", y, "y", who, 3)
+  local o = begin(self, who, options, {label = "string", color = "any", width = "number", dash = "any", band = "table",
+    sd = "any", marker = "string"})
+  x, y = check_points(x, y, who)
   local band
   if o.sd then
     local sd = check_array(o.sd, "sd", who, 3)
@@ -1033,11 +1042,8 @@ end
 -- @return the axes
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
-  check_data_axes(self, who)
-  local o = check_options(options, {label = "string", color = "any", marker = "string", size = "number", alpha = "number"}, who, 3)
-  y = check_array(y, "y", who, 3)
-  x = x == nil and count_up(#y) or check_array(x, "x", who, 3)
-  check_lengths(x, "x", y, "y", who, 3)
+  local o = begin(self, who, options, {label = "string", color = "any", marker = "string", size = "number", alpha = "number"})
+  x, y = check_points(x, y, who)
   local size = check_positive(o.size or 5, "size", who, 3)
   local layer = next_style(self, o, who)
   layer.x, layer.y, layer.ink, layer.marks, layer.size, layer.alpha = {x}, {y}, scatter_ink, #x, size, o.alpha or 0.8
@@ -1052,17 +1058,10 @@ end
 -- @return the axes
 function Axes:hist(values, options)
   local who = "Axes:hist"
-  check_data_axes(self, who)
-  local o = check_options(options, {label = "string", color = "any", alpha = "number", bins = "number", range = "table"}, who, 3)
+  local o = begin(self, who, options, {label = "string", color = "any", alpha = "number", bins = "number", range = "table"})
   values = check_array(values, "values", who, 3)
   local bins = check_whole(o.bins or min(max(ceil(math.sqrt(#values)), 10), 60), "bins", who, 3)
-  local lo, hi = huge, -huge
-  for _, v in ipairs(values) do
-    if finite(v) then lo, hi = min(lo, v), max(hi, v) end
-  end
-  if o.range then lo, hi = o.range[1], o.range[2] end
-  if lo > hi then lo, hi = 0, 1 end
-  if lo == hi then lo, hi = lo - 0.5, hi + 0.5 end
+  local lo, hi = data_range(o.range, {values}, who)
   local left, right, counts = {}, {}, {}
   for i = 1, bins do
     left[i], right[i], counts[i] = lo + (hi - lo) * (i - 1) / bins, lo + (hi - lo) * i / bins, 0
@@ -1097,9 +1096,8 @@ end
 -- @return the axes
 function Axes:bar(labels, values, options)
   local who = "Axes:bar"
-  check_data_axes(self, who)
-  local o = check_options(options, {label = "string", color = "any", alpha = "number", errors = "any"}, who, 3)
-  if type(labels) ~= "table" then error(("%s: labels is an array of strings, got %s"):format(who, show(labels)), 2) end
+  local o = begin(self, who, options, {label = "string", color = "any", alpha = "number", errors = "any"})
+  labels = check_labels(labels, "labels", who)
   values = check_array(values, "values", who, 3)
   check_lengths(labels, "labels", values, "values", who, 3)
   if self.xlabels then check_lengths(self.xlabels, "the first bar's labels", values, "values", who, 3) end
@@ -1108,10 +1106,7 @@ function Axes:bar(labels, values, options)
   local layer = next_style(self, o, who)
   layer.y = {values, errors and offset(values, errors, -1), errors and offset(values, errors, 1)}
   layer.ink, layer.alpha = bar_ink, o.alpha
-  if not self.xlabels then
-    self.xlabels = {}
-    for i, label in ipairs(labels) do self.xlabels[i] = tostring(label) end
-  end
+  self.xlabels = self.xlabels or labels
   self.bar_layers[#self.bar_layers + 1] = layer
   place_bars(self)
   return add_layer(self, "bars", layer)
@@ -1125,45 +1120,27 @@ end
 -- @return the axes
 function Axes:heatmap(rows, options)
   local who = "Axes:heatmap"
-  check_data_axes(self, who)
-  local o = check_options(options, {palette = "string", range = "table", row_labels = "table", col_labels = "table", extent = "table"}, who, 3)
+  local o = begin(self, who, options, {palette = "string", range = "table", row_labels = "table", col_labels = "table", extent = "table"})
   if o.palette and not palettes[o.palette] then
     error(("%s: no palette %q; there are %s"):format(who, o.palette, sorted_keys(palettes)), 2)
   end
-  local source_rows, copy, lo, hi = plain(rows), {}, huge, -huge
+  local source_rows, copy = plain(rows), {}
   if type(source_rows) ~= "table" or #source_rows == 0 then error(("%s: rows is an array of arrays, got %s"):format(who, show(rows)), 2) end
   for r, row in ipairs(source_rows) do
     copy[r] = check_array(row, ("rows[%d]"):format(r), who, 3)
     check_lengths(copy[1], "rows[1]", copy[r], ("rows[%d]"):format(r), who, 3)
-    for _, v in ipairs(copy[r]) do
-      if finite(v) then lo, hi = min(lo, v), max(hi, v) end
-    end
   end
   if o.row_labels then check_lengths(o.row_labels, "row_labels", copy, "rows", who, 3) end
   if o.col_labels then check_lengths(o.col_labels, "col_labels", copy[1], "rows[1]", who, 3) end
-  if o.range then lo, hi = o.range[1], o.range[2] end
-  if lo > hi then lo, hi = 0, 1 end
-  if lo == hi then lo, hi = lo - 0.5, hi + 0.5 end
-  local e = o.extent or {0.5, #copy[1] + 0.5, 0.5, #copy + 0.5}
+  local lo, hi = data_range(o.range, copy, who)
+  local e = check_array(o.extent or {0.5, #copy[1] + 0.5, 0.5, #copy + 0.5}, "extent", who, 3)
+  if #e ~= 4 then error(("%s: extent is {x0, x1, y0, y1}, got %d values"):format(who, #e), 2) end
   self.reversed = not o.extent
-  self.xlabels, self.ylabels = o.col_labels, o.row_labels
+  self.xlabels = o.col_labels and check_labels(o.col_labels, "col_labels", who)
+  self.ylabels = o.row_labels and check_labels(o.row_labels, "row_labels", who)
   self.bar_layer = {rows = copy, range = {lo, hi}, palette = o.palette or "viridis", extent = e, tight = true,
     x = {{e[1], e[2]}}, y = {{e[3], e[4]}}, marks = #copy * #copy[1], bar_axis = {lo = lo, hi = hi}}
   return add_layer(self, "heatmap", self.bar_layer)
-end
-
---- Write a text into the plot area.
--- @param x, y numbers, in data units
--- @param text string
--- @param[opt] options color; size in points (11); align: 0 starts at x, 0.5 centres (default), 1 ends there
--- @return the axes
-function Axes:text(x, y, text, options)
-  local who = "Axes:text"
-  check_data_axes(self, who)
-  local o = check_options(options, {color = "any", size = "number", align = "number"}, who, 3)
-  local place = check_array({x, y}, "{x, y}", who, 3)
-  return add_layer(self, "text", {x = {{place[1]}}, y = {{place[2]}}, text = tostring(text), size = o.size or self.figure.font,
-    align = o.align or 0.5, color = o.color and check_color(o.color, who, 3) or INK})
 end
 
 --- Show one picture instead of a plot, as large as fits, aspect kept, without frame; title and xlabel still show.
@@ -1200,7 +1177,7 @@ function Axes:set(options)
     end
     if limits[1] and limits[1] == limits[2] then error(("%s: %slim has no width, both ends are %g"):format(who, name, limits[1]), 2) end
   end
-  for key, value in pairs(o) do self.options[key] = value end
+  for key, value in pairs(o) do self.options[key] = type(value) == "number" and tostring(value) or value end
   return self
 end
 
@@ -1231,10 +1208,11 @@ end
 -- @return Axes
 function Figure:axes(row, col)
   if not self.cells then error("Figure:axes: an image grid has no axes", 2) end
-  local index = col and (row - 1) * self.cols + col or row or 1
-  local inside = type(index) == "number" and index == floor(index) and index >= 1 and index <= self.rows * self.cols
-  if not inside or col and (col < 1 or col > self.cols) then
-    error(("Figure:axes: no axes at %s in %d row(s) of %d"):format(tostring(row) .. (col and ", " .. tostring(col) or ""), self.rows, self.cols), 2)
+  check_whole(row, "row", "Figure:axes", 3)
+  if col then check_whole(col, "col", "Figure:axes", 3) end
+  local index = col and (row - 1) * self.cols + col or row
+  if index > self.rows * self.cols or col and col > self.cols then
+    error(("Figure:axes: no axes at %d%s in %d row(s) of %d"):format(row, col and ", " .. col or "", self.rows, self.cols), 2)
   end
   self.cells[index] = self.cells[index] or setmetatable({figure = self, layers = {}, bar_layers = {}, options = {}, series = 0}, Axes)
   return self.cells[index]
@@ -1276,15 +1254,6 @@ local function draw_grid_figure(fig, cr, width)
   end
 end
 
-local function check_labels(labels, name, who)
-  local out = {}
-  for i, label in ipairs(labels or {}) do
-    if type(label) ~= "string" and type(label) ~= "number" then error(("%s: %s[%d] is a string, got %s"):format(who, name, i, show(label)), 3) end
-    out[i] = tostring(label)
-  end
-  return out
-end
-
 --- A figure of pictures in rows and columns, as large as it needs to be.
 -- @param rows array of arrays of pictures; false leaves a cell empty, rows may differ in length
 -- @param[opt] options row_labels, col_labels: arrays of strings; cell: longer side of a picture's place in points (96); gap
@@ -1310,7 +1279,7 @@ function plot.image_grid(rows, options)
   if wide == 0 then wide, high = cell, cell end
   return setmetatable({
     images = images, cell_width = wide, cell_height = high, gap = o.gap or 4, title = o.title and tostring(o.title),
-    row_labels = check_labels(o.row_labels, "row_labels", who), col_labels = check_labels(o.col_labels, "col_labels", who),
+    row_labels = check_labels(o.row_labels or {}, "row_labels", who), col_labels = check_labels(o.col_labels or {}, "col_labels", who),
     scale = check_positive(o.scale or 2, "scale", who, 3), font = check_positive(o.font or 11, "font", who, 3),
     measure = measure_grid, draw = draw_grid_figure,
   }, Figure)
