@@ -91,7 +91,8 @@ describe("plot ticks", function()
     for _, range in ipairs {{0, 1}, {-3.7, 11.2}, {1e-9, 3e-9}, {99999, 100001}, {-1e30, 1e30}, {1, 1 + 1e-15}} do
       for n = 2, 12 do
         local ticks = plot.ticks(range[1], range[2], n)
-        assert.is_true(#ticks <= n + 1)
+        assert.is_true(#ticks <= n)
+        assert.is_true(#ticks >= 1 or n < 4)
         for _, v in ipairs(ticks) do
           local slack = (range[2] - range[1]) * 1e-6 + 1e-12 * math.abs(v)
           assert.is_true(v >= range[1] - slack and v <= range[2] + slack)
@@ -261,6 +262,17 @@ describe("plot drawing", function()
     fig:axes(3):bar({"a", "b"}, {0 / 0, 1}, {errors = {1, 0 / 0}})
     fig:axes(4):heatmap{{0 / 0, 1}, {1 / 0, 2}}
     assert.has_no.errors(function() fig:png() end)
+  end)
+
+  it("draws a line of very many points like one of its turning points", function()
+    local function png(n)
+      local x, y = {}, {}
+      for i = 1, n do x[i], y[i] = 1 + (i - 1) / (n - 1) * 4, i % 2 end
+      local fig = plot.figure{width = 200, height = 150}
+      fig:axes(1):line(x, y, {color = "#ff0000", width = 2}):set{xlim = {0, 6}}
+      return count(fig:png(), 255, 0, 0)
+    end
+    assert.near(png(1000), png(100000), png(1000) * 0.02)
   end)
 
   it("places points by the logarithm on a log axis", function()
