@@ -1,0 +1,510 @@
+/* elementwise.c: fill, convert, binary, unary, unary_backward.
+ *
+ * Memory traffic: each operand is read once, the output written once; all but exp, log, pow and their kin are bound by it.
+ *
+ * Idea: the dimensions of all operands are collapsed together (struct walk) until what is left is mostly one or two: a long
+ * row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number depends on
+ * the sizes alone; threads take tiles; a tile function sees rows, columns and two strides per operand. Every element goes
+ * through the same vector expression wherever it lies, in a full vector or in a tail, so that threads change no bit.
+ *
+ * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too. The
+ * exceptions: comparisons with NaN give 0, and conversion of NaN to an integer gives 0.
+ */
+#include "cpu.h"
+#include "vec.h"
+
+#define TILE 4096    /* elements */
+#define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
+#define SQUARE 64    /* rows and columns of a tile of a transposition */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* -- Walking several strided operands at once ---------------------------------------------------------------------------- */
+
+typedef struct walk {
+    int operands, ndim;                 /* ndim >= 1 */
+    int64_t numel;
+    int64_t size[VX_MAX_DIMS];
+    int64_t stride[3][VX_MAX_DIMS];     /* bytes, per operand */
+    char *data[3];
+} walk;
+
+/* rows x columns elements from p[k] on, operand k advancing by row[k] and column[k] bytes */
+typedef struct tile {
+    int64_t rows, columns;
+    char *p[3];
+    int64_t row[3], column[3];
+} tile;
+
+typedef void tile_function(const void *context, const tile *t);
+
+/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by the
+ * output's strides, neighbours that every operand steps through evenly become one. */
+static walk walk_of(int operands, const vx_tensor *const *x)
+{
+    walk w = {.operands = operands, .numel = x[0]->numel};
+    int order[VX_MAX_DIMS], n = 0;
+    for (int d = 0; d < x[0]->ndim; d++) {
+        if (x[0]->shape[d] == 1) continue;
+        int at = n++;
+        for (; at > 0 && x[0]->stride[order[at - 1]] < x[0]->stride[d]; at--) order[at] = order[at - 1];
+        order[at] = d;
+    }
+    for (int k = 0; k < operands; k++) w.data[k] = x[k]->data;
+    for (int i = 0; i < n; i++) {
+        int64_t size = x[0]->shape[order[i]], step[3];
+        bool joins = w.ndim > 0;
+        for (int k = 0; k < operands; k++) {
+            step[k] = x[k]->stride[order[i]] * (int64_t)vx_dtype_bytes(x[k]->dtype);
+            joins = joins && w.stride[k][w.ndim - 1] == step[k] * size;
+        }
+        int d = joins ? w.ndim - 1 : w.ndim++;
+        w.size[d] = joins ? w.size[d] * size : size;
+        for (int k = 0; k < operands; k++) w.stride[k][d] = step[k];
+    }
+    if (!w.ndim) {
+        w.ndim = 1;
+        w.size[0] = 1;
+        for (int k = 0; k < operands; k++) w.stride[k][0] = (int64_t)vx_dtype_bytes(x[k]->dtype);
+    }
+    return w;
+}
+
+/* Calls f on tiles of at most `columns` columns and `rows` rows until all of w is covered, in parallel. A tile's rows lie
+ * along the last dimension but one; where a group of rows runs over its end, f is called again for the rest. */
+static void walk_run(const walk *w, int64_t rows, int64_t columns, tile_function *f, const void *context)
+{
+    int last = w->ndim - 1;
+    int64_t width = w->size[last], cuts = vx_ceil_div(width, columns), total = w->numel / width;
+    int64_t tiles = vx_ceil_div(total, rows) * cuts;
+#pragma omp parallel for schedule(static) if (w->numel >= SERIAL)
+    for (int64_t i = 0; i < tiles; i++) {
+        int64_t row = i / cuts * rows, end = vx_min64(row + rows, total), first = i % cuts * columns;
+        while (row < end) {
+            tile t = {.rows = 1, .columns = vx_min64(columns, width - first)};
+            for (int k = 0; k < w->operands; k++) {
+                t.column[k] = w->stride[k][last];
+                t.p[k] = w->data[k] + first * t.column[k];
+            }
+            int64_t rest = row;
+            for (int d = last - 1; d >= 0; d--) {
+                int64_t at = d ? rest % w->size[d] : rest;
+                rest = d ? rest / w->size[d] : 0;
+                for (int k = 0; k < w->operands; k++) t.p[k] += at * w->stride[k][d];
+                if (d == last - 1) {
+                    t.rows = vx_min64(end - row, w->size[d] - at);
+                    for (int k = 0; k < w->operands; k++) t.row[k] = w->stride[k][d];
+                }
+            }
+            f(context, &t);
+            row += t.rows;
+        }
+    }
+}
+
+/* Tiles of about TILE elements, as wide as they can be. */
+static void walk_run_wide(const walk *w, tile_function *f, const void *context)
+{
+    walk_run(w, vx_max64(1, TILE / w->size[w->ndim - 1]), TILE, f, context);
+}
+
+/* -- Elements of the four dtypes ------------------------------------------------------------------------------------------ */
+
+INLINE float from_bf16(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+/* To nearest, ties to even; a NaN stays one: rounding could carry its payload away, so it is cut off and made quiet. */
+INLINE uint16_t to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded);
+}
+
+/* Rounded once, although float32 lies between: bits that float32 would round away become one sticky bit first. */
+INLINE uint16_t bf16_from_i32(int32_t x)
+{
+    int32_t sticky = (x & ~0xff) | ((x & 0xff) ? 0x80 : 0);
+    return to_bf16((float)(x >= 1 << 24 || x <= -(1 << 24) ? sticky : x));
+}
+
+/* To nearest, ties to even, saturating, NaN to 0. */
+INLINE int32_t i32_from_f32(float x)
+{
+    float r = rintf(x);
+    int32_t y = (int32_t)(r >= -2147483648.0f && r < 2147483648.0f ? r : 0.0f);
+    y = r >= 2147483648.0f ? INT32_MAX : y;
+    return r < -2147483648.0f ? INT32_MIN : y;
+}
+
+INLINE uint8_t u8_from_f32(float x)
+{
+    float r = x > 0.0f ? x : 0.0f;
+    return (uint8_t)(int32_t)rintf(r < 255.0f ? r : 255.0f);
+}
+
+INLINE uint8_t u8_from_i32(int32_t x) { return (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x); }
+
+/* -- fill ----------------------------------------------------------------------------------------------------------------- */
+
+typedef struct pattern {
+    int bytes;
+    uint32_t bits;
+} pattern;
+
+static void fill_tile(const void *context, const tile *t)
+{
+    const pattern *v = context;
+#define FILL(type)                                                                                          \
+    for (int64_t r = 0; r < t->rows; r++) {                                                                 \
+        char *y = t->p[0] + r * t->row[0];                                                                  \
+        if (t->column[0] == sizeof(type))                                                                   \
+            for (int64_t i = 0; i < t->columns; i++) ((type *)y)[i] = (type)v->bits;                        \
+        else                                                                                                \
+            for (int64_t i = 0; i < t->columns; i++) *(type *)(y + i * t->column[0]) = (type)v->bits;       \
+    }
+    if (v->bytes == 4)
+        FILL(uint32_t)
+    else if (v->bytes == 2)
+        FILL(uint16_t)
+    else
+        FILL(uint8_t)
+#undef FILL
+}
+
+/* x = value, rounded and saturated as convert would. */
+int VX_CPU(fill)(vx_tensor *x, double value)
+{
+    if (!x->numel) return VX_OK;
+    pattern v = {(int)vx_dtype_bytes(x->dtype), 0};
+    float f = (float)value;
+    /* doubles hold every int32, so the limits are exact */
+    double whole = value != value ? 0 : rint(fmin(fmax(value, INT32_MIN), INT32_MAX));
+    if (x->dtype == VX_F32) memcpy(&v.bits, &f, sizeof f);
+    else if (x->dtype == VX_BF16) v.bits = to_bf16(f);
+    else if (x->dtype == VX_I32) v.bits = (uint32_t)(int32_t)whole;
+    else v.bits = u8_from_i32((int32_t)whole);
+    walk w = walk_of(1, (const vx_tensor *const[]){x});
+    walk_run_wide(&w, fill_tile, &v);
+    return VX_OK;
+}
+
+/* -- convert -------------------------------------------------------------------------------------------------------------- */
+
+/* n elements y[i sy] = x[i sx]; strides in bytes */
+typedef void row_function(char *y, int64_t sy, const char *x, int64_t sx, int64_t n);
+
+#define CONVERT_ROW(name, to, from, expression)                                                             \
+    static void name(char *y, int64_t sy, const char *x, int64_t sx, int64_t n)                             \
+    {                                                                                                       \
+        if (sy == (int64_t)sizeof(to) && sx == (int64_t)sizeof(from)) {                                     \
+            to *restrict out = (to *)y;                                                                     \
+            const from *restrict in = (const from *)x;                                                      \
+            for (int64_t i = 0; i < n; i++) {                                                               \
+                from v = in[i];                                                                             \
+                out[i] = expression;                                                                        \
+            }                                                                                               \
+        } else {                                                                                            \
+            for (int64_t i = 0; i < n; i++) {                                                               \
+                from v = *(const from *)(x + i * sx);                                                       \
+                *(to *)(y + i * sy) = expression;                                                           \
+            }                                                                                               \
+        }                                                                                                   \
+    }
+
+CONVERT_ROW(copy_4, uint32_t, uint32_t, v)
+CONVERT_ROW(copy_2, uint16_t, uint16_t, v)
+CONVERT_ROW(copy_1, uint8_t, uint8_t, v)
+CONVERT_ROW(f32_bf16, float, uint16_t, from_bf16(v))
+CONVERT_ROW(f32_i32, float, int32_t, (float)v)
+CONVERT_ROW(f32_u8, float, uint8_t, (float)v)
+CONVERT_ROW(bf16_f32, uint16_t, float, to_bf16(v))
+CONVERT_ROW(bf16_i32, uint16_t, int32_t, bf16_from_i32(v))
+CONVERT_ROW(bf16_u8, uint16_t, uint8_t, to_bf16((float)v))
+CONVERT_ROW(i32_f32, int32_t, float, i32_from_f32(v))
+CONVERT_ROW(i32_bf16, int32_t, uint16_t, i32_from_f32(from_bf16(v)))
+CONVERT_ROW(i32_u8, int32_t, uint8_t, v)
+CONVERT_ROW(u8_f32, uint8_t, float, u8_from_f32(v))
+CONVERT_ROW(u8_bf16, uint8_t, uint16_t, u8_from_f32(from_bf16(v)))
+CONVERT_ROW(u8_i32, uint8_t, int32_t, u8_from_i32(v))
+
+/* [to][from], by dtype number; the diagonal moves bits */
+static row_function *const convert_rows[4][4] = {
+    {copy_4, f32_bf16, f32_i32, f32_u8},
+    {bf16_f32, copy_2, bf16_i32, bf16_u8},
+    {i32_f32, i32_bf16, copy_4, i32_u8},
+    {u8_f32, u8_bf16, u8_i32, copy_1},
+};
+
+typedef struct conversion {
+    row_function *row;  /* from x's dtype to y's */
+    row_function *move; /* within y's dtype */
+    int64_t to, from;   /* bytes of an element */
+} conversion;
+
+static void convert_tile(const void *context, const tile *t)
+{
+    const conversion *c = context;
+    for (int64_t r = 0; r < t->rows; r++)
+        c->row(t->p[0] + r * t->row[0], t->column[0], t->p[1] + r * t->row[1], t->column[1], t->columns);
+}
+
+/* A tile whose input is contiguous down the columns. Through a buffer, so that memory is only touched along cache lines,
+ * however large and however round the strides; the odd pitch spreads its columns over the cache's sets. */
+static void transpose_tile(const void *context, const tile *t)
+{
+    const conversion *c = context;
+    enum { PITCH = SQUARE + 1 };
+    uint32_t buffer[SQUARE * PITCH];
+    char *b = (char *)buffer;
+    for (int64_t i = 0; i < t->columns; i++)
+        c->row(b + i * PITCH * c->to, c->to, t->p[1] + i * t->column[1], t->row[1], t->rows);
+    for (int64_t r = 0; r < t->rows; r++)
+        c->move(t->p[0] + r * t->row[0], t->column[0], b + r * c->to, PITCH * c->to, t->columns);
+}
+
+/* y = x between any strides and dtypes. A transposition is done in squares of 64 x 64. */
+int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
+{
+    if (!y->numel) return VX_OK;
+    conversion c = {convert_rows[y->dtype][x->dtype], convert_rows[y->dtype][y->dtype], (int64_t)vx_dtype_bytes(y->dtype),
+                    (int64_t)vx_dtype_bytes(x->dtype)};
+    walk w = walk_of(2, (const vx_tensor *const[]){y, x});
+    int last = w.ndim - 1, near = last;
+    for (int d = 0; d < last; d++)
+        if (w.stride[1][d] == c.from && w.size[d] > 1) near = d;
+    if (near == last || w.stride[1][last] == c.from || w.stride[1][last] == 0) {
+        walk_run_wide(&w, convert_tile, &c);
+        return VX_OK;
+    }
+    /* the dimension in which x is contiguous becomes the rows of a tile; the order of the others does not matter */
+    int64_t size = w.size[near], to = w.stride[0][near], from = w.stride[1][near];
+    for (int d = near; d < last - 1; d++) {
+        w.size[d] = w.size[d + 1];
+        w.stride[0][d] = w.stride[0][d + 1];
+        w.stride[1][d] = w.stride[1][d + 1];
+    }
+    w.size[last - 1] = size, w.stride[0][last - 1] = to, w.stride[1][last - 1] = from;
+    walk_run(&w, SQUARE, SQUARE, transpose_tile, &c);
+    return VX_OK;
+}
+
+/* -- binary --------------------------------------------------------------------------------------------------------------- */
+
+INLINE vf power(vf a, vf b)
+{
+    vf y;
+    for (int i = 0; i < VX_LANES; i++) y[i] = powf(a[i], b[i]);
+    return y;
+}
+
+/* y = a (kind) b for a vector; kind is a constant wherever this is inlined */
+INLINE vf binary_vector(int kind, vf a, vf b)
+{
+    const vf one = vf_set1(1.0f), zero = vf_zero();
+    switch (kind) {
+    case VX_ADD: return a + b;
+    case VX_SUB: return a - b;
+    case VX_MUL: return a * b;
+    case VX_DIV: return a / b;
+    case VX_MAX: return vf_select(a != a, a, vf_max(a, b)); /* vf_max returns b where either is NaN */
+    case VX_MIN: return vf_select(a != a, a, vf_min(a, b));
+    case VX_EQ: return vf_select(a == b, one, zero);
+    case VX_LT: return vf_select(a < b, one, zero);
+    case VX_LE: return vf_select(a <= b, one, zero);
+    default: return power(a, b);
+    }
+}
+
+/* One tile; a_step and b_step, constants 0 or 1, say whether the operand advances along a row. */
+INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
+{
+    for (int64_t r = 0; r < t->rows; r++) {
+        float *y = (float *)(t->p[0] + r * t->row[0]);
+        const float *a = (const float *)(t->p[1] + r * t->row[1]), *b = (const float *)(t->p[2] + r * t->row[2]);
+        const vf a0 = vf_set1(a_step ? 0.0f : a[0]), b0 = vf_set1(b_step ? 0.0f : b[0]);
+        int64_t i = 0;
+        for (; i + VX_LANES <= t->columns; i += VX_LANES)
+            vf_store(y + i, binary_vector(kind, a_step ? vf_load(a + i) : a0, b_step ? vf_load(b + i) : b0));
+        int n = (int)(t->columns - i);
+        if (n) vf_store_n(y + i, binary_vector(kind, a_step ? vf_load_n(a + i, n) : a0, b_step ? vf_load_n(b + i, n) : b0), n);
+    }
+}
+
+/* One tile whose operands are contiguous or constant along a row. */
+static void binary_plain(int kind, const tile *t)
+{
+    bool a = t->column[1] != 0, b = t->column[2] != 0;
+#define KIND(k)                                 \
+    case k:                                     \
+        if (a && b) binary_rows(k, 1, 1, t);    \
+        else if (a) binary_rows(k, 1, 0, t);    \
+        else if (b) binary_rows(k, 0, 1, t);    \
+        else binary_rows(k, 0, 0, t);           \
+        break;
+    switch (kind) {
+        KIND(VX_ADD)
+        KIND(VX_SUB)
+        KIND(VX_MUL)
+        KIND(VX_DIV)
+        KIND(VX_MAX)
+        KIND(VX_MIN)
+        KIND(VX_EQ)
+        KIND(VX_LT)
+        KIND(VX_LE)
+        KIND(VX_POW)
+    }
+#undef KIND
+}
+
+/* Operands with another stride along the row are packed first, a row at a time. */
+static void binary_tile(const void *context, const tile *t)
+{
+    int kind = *(const int *)context;
+    const int64_t step = sizeof(float);
+    bool odd[3];
+    for (int k = 0; k < 3; k++) odd[k] = t->column[k] != step && t->column[k] != 0;
+    if (!odd[1] && !odd[2]) {
+        binary_plain(kind, t);
+        return;
+    }
+    float packed[3][TILE];
+    for (int64_t r = 0; r < t->rows; r++) {
+        tile one = *t;
+        one.rows = 1;
+        for (int k = 0; k < 3; k++) {
+            one.p[k] = t->p[k] + r * t->row[k];
+            if (!odd[k]) continue;
+            copy_4((char *)packed[k], step, one.p[k], t->column[k], t->columns);
+            one.p[k] = (char *)packed[k];
+            one.column[k] = step;
+        }
+        binary_plain(kind, &one);
+    }
+}
+
+/* y = a (kind) b. Bias add, per-row scale and scalars are tiles of two dimensions with a zero stride. */
+int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
+{
+    if (!y->numel) return VX_OK;
+    walk w = walk_of(3, (const vx_tensor *const[]){y, a, b});
+    walk_run_wide(&w, binary_tile, &kind);
+    return VX_OK;
+}
+
+/* -- unary ---------------------------------------------------------------------------------------------------------------- */
+
+/* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
+INLINE vf normal_below(vf x) { return 0.5f + 0.5f * vf_erf(x * 0.70710678f); }
+
+INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
+{
+    const vf zero = vf_zero();
+    switch (kind) {
+    case VX_AFFINE: return alpha * x + beta;
+    case VX_EXP: return vf_exp(x);
+    case VX_LOG: return vf_log(x);
+    case VX_SQRT: return vf_sqrt(x);
+    case VX_ABS: return vf_abs(x);
+    case VX_SQUARE: return x * x;
+    case VX_RELU: return vf_max(zero, x);
+    case VX_SILU: return x * vf_sigmoid(x);
+    case VX_GELU: return x * normal_below(x);
+    case VX_SIGMOID: return vf_sigmoid(x);
+    case VX_TANH: return vf_tanh(x);
+    case VX_CLAMP: return vf_min(beta, vf_max(alpha, x));
+    default: return power(x, alpha);
+    }
+}
+
+/* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
+INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf beta)
+{
+    const vf one = vf_set1(1.0f), zero = vf_zero();
+    switch (kind) {
+    case VX_AFFINE: return dy * alpha;
+    case VX_EXP: return dy * y;
+    case VX_LOG: return dy / x;
+    case VX_SQRT: return dy * (0.5f / y);
+    case VX_ABS: return dy * vf_select(x > zero, one, vf_select(x < zero, -one, x));
+    case VX_SQUARE: return dy * (x + x);
+    case VX_RELU: return vf_select(x > zero, dy, zero);
+    case VX_SILU: {
+        vf s = vf_sigmoid(x);
+        return dy * (s + y * (one - s));
+    }
+    case VX_GELU: return dy * (normal_below(x) + x * (0.39894228f * vf_exp(-0.5f * x * x)));
+    case VX_SIGMOID: return dy * (y * (one - y));
+    case VX_TANH: return dy * (one - y * y);
+    case VX_CLAMP: return vf_select((x >= alpha) & (x <= beta), dy, zero);
+    default: return dy * (alpha * power(x, alpha - one));
+    }
+}
+
+INLINE void unary_span(int kind, float *y, const float *x, int64_t n, float alpha, float beta)
+{
+    const vf a = vf_set1(alpha), b = vf_set1(beta);
+    int64_t i = 0;
+    for (; i + VX_LANES <= n; i += VX_LANES) vf_store(y + i, unary_vector(kind, vf_load(x + i), a, b));
+    int rest = (int)(n - i);
+    if (rest) vf_store_n(y + i, unary_vector(kind, vf_load_n(x + i, rest), a, b), rest);
+}
+
+INLINE void unary_backward_span(int kind, float *dx, const float *dy, const float *x, const float *y, int64_t n, float alpha,
+                                float beta)
+{
+    const vf a = vf_set1(alpha), b = vf_set1(beta);
+    int64_t i = 0;
+    for (; i + VX_LANES <= n; i += VX_LANES)
+        vf_store(dx + i, unary_backward_vector(kind, vf_load(dy + i), vf_load(x + i), vf_load(y + i), a, b));
+    int rest = (int)(n - i);
+    if (rest)
+        vf_store_n(dx + i,
+                   unary_backward_vector(kind, vf_load_n(dy + i, rest), vf_load_n(x + i, rest), vf_load_n(y + i, rest), a, b), rest);
+}
+
+#define UNARY_KINDS(f) \
+    f(VX_AFFINE) f(VX_EXP) f(VX_LOG) f(VX_SQRT) f(VX_ABS) f(VX_SQUARE) f(VX_RELU) f(VX_SILU) f(VX_GELU) f(VX_SIGMOID) \
+        f(VX_TANH) f(VX_CLAMP) f(VX_POWER)
+
+/* y = f(x); y may be x. */
+int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
+{
+    float *out = vx_f32(y);
+    const float *in = vx_f32(x);
+    int64_t n = y->numel;
+#pragma omp parallel for schedule(static) if (n >= SERIAL)
+    for (int64_t i = 0; i < n; i += TILE) {
+        int64_t count = vx_min64(TILE, n - i);
+        switch (kind) {
+#define KIND(k) case k: unary_span(k, out + i, in + i, count, alpha, beta); break;
+            UNARY_KINDS(KIND)
+#undef KIND
+        }
+    }
+    return VX_OK;
+}
+
+/* dx = dy f'(x); dx may be dy, x or y. */
+int VX_CPU(unary_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor *y, int kind, float alpha, float beta)
+{
+    float *out = vx_f32(dx);
+    const float *g = vx_f32(dy), *in = vx_f32(x), *value = vx_f32(y);
+    int64_t n = dx->numel;
+#pragma omp parallel for schedule(static) if (n >= SERIAL)
+    for (int64_t i = 0; i < n; i += TILE) {
+        int64_t count = vx_min64(TILE, n - i);
+        switch (kind) {
+#define KIND(k) case k: unary_backward_span(k, out + i, g + i, in + i, value + i, count, alpha, beta); break;
+            UNARY_KINDS(KIND)
+#undef KIND
+        }
+    }
+    return VX_OK;
+}
