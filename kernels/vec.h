@@ -25,7 +25,6 @@
 
 typedef float vf __attribute__((vector_size(VX_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(VX_LANES * 4)));
-typedef uint64_t vu64 __attribute__((vector_size(VX_LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(VX_LANES * 4)));
 typedef float vf_unaligned __attribute__((vector_size(VX_LANES * 4), aligned(4), may_alias));
 
@@ -313,41 +312,6 @@ static inline uint32_t vf_greater_bits(vf a, vf b)
     uint32_t bits = 0;
     for (int i = 0; i < VX_LANES; i++) bits |= (uint32_t)(mask[i] & 1) << i;
     return bits;
-#endif
-}
-
-/* Natural logarithm of a positive normal number, 1 ulp, exact to the last bits near 1 too (Cephes' logf polynomial). */
-static inline vf vf_log(vf x)
-{
-    const vi base = (vi)vf_set1(0.70710678f);
-    vi bits = (vi)x - base;
-    vf e = __builtin_convertvector(bits >> 23, vf); /* x = 2^e m, m in [sqrt(1/2), sqrt(2)) */
-    vf r = (vf)((bits & 0x7fffff) + base) - 1.0f;
-    vf p = vf_set1(7.0376836292e-2f);
-    p = p * r - 1.1514610310e-1f;
-    p = p * r + 1.1676998740e-1f;
-    p = p * r - 1.2420140846e-1f;
-    p = p * r + 1.4249322787e-1f;
-    p = p * r - 1.6668057665e-1f;
-    p = p * r + 2.0000714765e-1f;
-    p = p * r - 2.4999993993e-1f;
-    p = p * r + 3.3333331174e-1f;
-    vf square = r * r;
-    vf tail = p * r * square + e * -2.12194440e-4f;
-    return (tail - 0.5f * square + r) + e * 0.693359375f;
-}
-
-/* The 64-bit products of the low 32 bits of each 64-bit lane. */
-static inline vu64 vu64_multiply_low(vu64 a, vu64 b)
-{
-#if defined(__AVX512F__)
-    return (vu64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return (vu64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-    return (vu64)_mm_mul_epu32((__m128i)a, (__m128i)b);
-#else
-    return (a & 0xffffffffu) * (b & 0xffffffffu);
 #endif
 }
 
