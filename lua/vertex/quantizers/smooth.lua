@@ -1,0 +1,111 @@
+--- Smoothed quantization: a code is a point of the simplex, pulled toward its vertices.
+--
+--   logits   cosine similarity of z and each code over a learnable temperature tau (appendix A.1); pi = softmax(logits)
+--   softmax  p = pi
+--   sgumbel  p = softmax((log pi + g) / gumbel_tau), g Gumbel noise [1] (Eq. 6, 7)
+--   hgumbel  one-hot argmax of that, with sgumbel's gradient (Eq. 8)
+--   y = sum_m p_m q_m with the codebook as stored
+-- Regularizers, all of pi: ppl 1 - exp(H(mean pi)) / M (Eq. 11, 12; the printed sign would be minimized by collapse); knn-ce and knn-l2
+-- the mean deviation of each vertex's K nearest rows (Eq. 13) as -log pi_m or squared distance; none.
+--
+-- [1] Jang et al. 2017, Categorical reparameterization with Gumbel-softmax
+
+local core = require "vertex.core"
+local nn = require "vertex.nn"
+local ops = require "vertex.ops"
+local registry = require "vertex.quantizers"
+
+local Smooth = registry.Quantizer.extend "SmoothQuantizer"
+local check = registry.check
+
+function Smooth:setup(options)
+  check.integer("k", options.k, 1)
+  check.integer("shards", options.shards, 1)
+  check.number("tau", options.tau, 0, true)
+  if options.vertices ~= nil then
+    check.integer("vertices", options.vertices, 1)
+    if options.vertices > options.codes then core.fail("quantizer: vertices %d of %d codes", options.vertices, options.codes) end
+  end
+  if options.k % options.shards ~= 0 then core.fail("quantizer: k %d does not divide into %d shards", options.k, options.shards) end
+  local g = options.gumbel_tau
+  if type(g) == "table" then
+    check.number("gumbel_tau.from", g.from, 0, true)
+    check.number("gumbel_tau.to", g.to, 0, true)
+    check.integer("gumbel_tau.steps", g.steps, 1)
+  else
+    check.number("gumbel_tau", g, 0, true)
+  end
+  self.sampler, self.regularizer = self.label:match "^(%a+)%-(.+)$"
+  self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })
+end
+
+--- The Gumbel temperature of the current training step: constant, or geometric from `from` to `to` over `steps`.
+function Smooth:gumbel_tau()
+  local g = self.options.gumbel_tau
+  if type(g) == "number" then return g end
+  local t = math.min(1, (self.steps - 1) / g.steps)
+  return g.from * (g.to / g.from) ^ t
+end
+
+--- S of the M vertices of each codebook, drawn without replacement (Section 5.3).
+local function draw_vertices(self)
+  local o = self.options
+  local parts = {}
+  for g = 1, o.groups do
+    parts[g] = ops.reshape(ops.narrow(ops.permutation(o.codes, self.generator, { device = self.codebook:device() }), 1, 1, o.vertices), { 1, o.vertices })
+  end
+  return o.groups == 1 and parts[1] or ops.cat(1, unpack(parts))
+end
+
+function Smooth:quantize(z, given)
+  local o = self.options
+  local seed, stream = self.generator:stream()
+  local noise = given.gumbel
+  if noise ~= nil and (not core.is_tensor(noise) or noise:numel() ~= z:size(1) * o.groups * o.codes) then
+    core.fail("%s: gumbel %s, expected (%d,%d,%d)", self.label, core.is_tensor(noise) and core.shape_text(noise) or type(noise), z:size(1), o.groups, o.codes)
+  end
+  return ops.quantize_smooth(z, self.codebook, self.log_tau, {
+    sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards, seed = seed, stream = stream,
+    noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
+    vertices = o.vertices and self.regularizer:match "^knn" and draw_vertices(self) or nil,
+  })
+end
+
+function Smooth:nearest(z) return ops.assign(z, self.codebook, "cosine") end
+function Smooth:lookup(codes) return self:take(self.codebook, codes) end
+
+local names = {}
+local SAMPLERS = {
+  { "hgumbel", "hard Gumbel-softmax", "Jang et al. 2017" },
+  { "sgumbel", "soft Gumbel-softmax", "Jang et al. 2017" },
+  { "softmax", "softmax", "Morita 2025" },
+}
+local REGULARIZERS = {
+  { "ppl", "perplexity of the mean", "Dieleman et al. 2018; Baevski et al. 2020" },
+  { "knn-l2", "squared distance of each vertex's K nearest rows", "Morita 2025" },
+  { "knn-ce", "cross-entropy of each vertex's K nearest rows", "Morita 2025" },
+  { "none", "no regularizer", nil },
+}
+for pass = 1, 2 do
+  for _, s in ipairs(SAMPLERS) do
+    for _, r in ipairs(REGULARIZERS) do
+      if (r[1] == "none") == (pass == 2) then
+        names[#names + 1] = { name = s[1] .. "-" .. r[1], summary = s[2] .. ", " .. r[2], ablation = r[1] == "none",
+          paper = r[3] == s[3] and r[3] or r[3] and s[3] .. "; " .. r[3] or s[3] }
+      end
+    end
+  end
+end
+
+return {
+  order = 20,
+  names = names,
+  options = {
+    { name = "tau", default = 0.1, meaning = "temperature at the start; learned as log_tau" },
+    { name = "k", default = 8, meaning = "K, neighbours pulled toward each vertex (knn-*)" },
+    { name = "gumbel_tau", default = 1, meaning = "Gumbel temperature, or a schedule {from = 2, to = 0.5, steps = n}" },
+    { name = "vertices", meaning = "S: look only at S random vertices each step (knn-*, Section 5.3)" },
+    { name = "shards", default = 1, meaning = "split the batch in this many parts with K / shards neighbours each, as the paper's GPUs do" },
+  },
+  class = Smooth,
+}

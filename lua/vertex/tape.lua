@@ -1,0 +1,185 @@
+--- tape.lua: reverse-mode gradients. An op records a node on its outputs: what it was, what it was given, what it kept. backward()
+-- visits the nodes in the reverse order of their making, which is a topological order, and adds gradients up in leaves.
+--
+-- Rules for ops (ops.lua):
+--   1. forward(ctx, ...) returns the outputs; it may keep things in ctx only where ctx.needs is set.
+--   2. backward(ctx, dy1, dy2, ...) returns one gradient per input or nil; dy of an output nobody used is nil. A gradient it
+--      returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept in ctx.
+--   3. ctx.needs[i] says whether input i wants a gradient.
+
+local core = require "vertex.core"
+
+local tape = { enabled = true }
+
+local is_tensor = core.is_tensor
+local made = 0
+
+--- Wraps an op {name, outputs (differentiable ones, default 1), forward, backward} into a function that records it.
+function tape.recorded(op)
+  local outputs = op.outputs or 1
+  local function finish(ctx, inputs, ...)
+    made = made + 1
+    local node = { op = op, ctx = ctx, inputs = inputs, id = made }
+    for slot = 1, outputs do
+      local y = (select(slot, ...))
+      if y then
+        y._node, y._slot, y.requires_grad = node, slot, true
+      end
+    end
+    return ...
+  end
+  return function(...)
+    local ctx = {}
+    if tape.enabled then
+      local n, needs = select("#", ...), nil
+      for i = 1, n do
+        local x = (select(i, ...))
+        if is_tensor(x) and x.requires_grad then
+          needs = needs or {}
+          needs[i] = true
+        end
+      end
+      if needs then
+        ctx.needs = needs
+        return finish(ctx, { n = n, ... }, op.forward(ctx, ...))
+      end
+    end
+    return op.forward(ctx, ...)
+  end
+end
+
+--- Runs f(...) without recording.
+function tape.no_grad(f, ...)
+  local before = tape.enabled
+  tape.enabled = false
+  local function done(ok, ...)
+    tape.enabled = before
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(pcall(f, ...))
+end
+
+--- All nodes that lead to `root`, latest first.
+local function nodes_before(root)
+  local list, seen, stack = {}, { [root] = true }, { root }
+  while #stack > 0 do
+    local node = table.remove(stack)
+    list[#list + 1] = node
+    if not node.inputs then
+      core.fail("backward: the graph behind '%s' was already used by an earlier backward; compute the loss again", node.op.name)
+    end
+    for i = 1, node.inputs.n do
+      local x = node.inputs[i]
+      local before = is_tensor(x) and x._node
+      if before and not seen[before] then
+        seen[before] = true
+        stack[#stack + 1] = before
+      end
+    end
+  end
+  table.sort(list, function(a, b) return a.id > b.id end)
+  return list
+end
+
+--- leaf.grad += g. The buffer belongs to the leaf and lives as long as the leaf, outside any step the leaf is outside of.
+local function add_to_leaf(leaf, g)
+  if leaf.grad then
+    core.call(core.C.vx_binary, leaf.grad._h, leaf.grad._h, g._h, 0)
+    return
+  end
+  local buffer = leaf._gradient_buffer
+  if not buffer or buffer._h == nil then
+    buffer = core.new_like(leaf, leaf._scope == nil)
+    leaf._gradient_buffer = buffer
+  end
+  core.call(core.C.vx_convert, buffer._h, g._h)
+  leaf.grad = buffer
+end
+
+--- Forgets the gradient, keeping its memory for the next one.
+function core.Tensor:zero_grad() self.grad = nil end
+
+--- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. self is a scalar, or `gradient` (self's shape)
+-- is given. The graph is used up.
+function core.Tensor:backward(gradient)
+  local root = self._node
+  if not self.requires_grad then core.fail "backward: of a tensor that does not depend on any that requires_grad" end
+  if gradient == nil then
+    if self:numel() ~= 1 then core.fail("backward: of a tensor %s, expected one element, or give a gradient of its shape", core.shape_text(self)) end
+    gradient = core.new_like(self):fill(1)
+  elseif core.shape_text(gradient) ~= core.shape_text(self) then
+    core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
+  end
+  if not root then return add_to_leaf(self, core.contiguous(gradient)) end
+
+  -- holders[g]: how many slots hold gradient g; at 0 its memory is free again, at 1 it may be added to in place
+  local nodes, holders = nodes_before(root), { [gradient] = 2 }
+  root.gradients = { [self._slot] = gradient }
+
+  local function drop(g)
+    local n = holders[g] - 1
+    holders[g] = n
+    if n == 0 then g:release() end
+  end
+
+  local function deposit(x, g)
+    local node = x._node
+    if not node then return add_to_leaf(x, core.contiguous(g)) end
+    node.gradients = node.gradients or {}
+    local before = node.gradients[x._slot]
+    if not before then
+      holders[g] = (holders[g] or 0) + 1
+      node.gradients[x._slot] = g
+    else
+      local sum = before
+      if holders[before] > 1 or not before:is_contiguous() then
+        sum = core.new_like(x)
+        holders[sum] = 1
+        node.gradients[x._slot] = sum
+        core.call(core.C.vx_binary, sum._h, before._h, g._h, 0)
+        drop(before)
+      else
+        core.call(core.C.vx_binary, sum._h, before._h, g._h, 0)
+      end
+    end
+  end
+
+  local function spread(node, ...)
+    for i = 1, node.inputs.n do
+      local g = (select(i, ...))
+      if g and node.ctx.needs[i] then
+        holders[g] = (holders[g] or 0) + 1 -- held by this loop
+      end
+    end
+    for i = 1, node.inputs.n do
+      local g = (select(i, ...))
+      if g and node.ctx.needs[i] then
+        deposit(node.inputs[i], g)
+        drop(g)
+      end
+    end
+  end
+
+  for _, node in ipairs(nodes) do
+    local g = node.gradients
+    if g then
+      local outputs = node.op.outputs or 1
+      for slot = 1, outputs do
+        if g[slot] and not g[slot]:is_contiguous() then
+          local whole = core.contiguous(g[slot])
+          holders[whole] = 1
+          drop(g[slot])
+          g[slot] = whole
+        end
+      end
+      spread(node, node.op.backward(node.ctx, g[1], g[2]))
+      for slot = 1, outputs do
+        if g[slot] then drop(g[slot]) end
+      end
+    end
+    node.inputs, node.ctx, node.gradients = nil, nil, nil
+  end
+end
+
+return tape
