@@ -1,0 +1,62 @@
+--- The discrete autoencoder of Section 4.1 and Table 3, and its presets. Everything here is meant to be changed.
+--
+-- Encoder: dense 3x3 convolution to channels[1] at full size; for each further column but the last a stage: depthwise-separable
+-- convolution with stride 2, residual block; at last a depthwise-separable convolution to the latent width. The decoder is the mirror
+-- image, with nearest-neighbour enlargement before each stage's convolution, and a dense 3x3 convolution to RGB.
+
+local vx = require "vertex"
+local nn, ops = vx.nn, vx.ops
+
+--- x + sepconv(silu(gn(sepconv(silu(gn(x)))))): Table 3's "residual block", pre-activation.
+local Residual = nn.module "Residual"
+function Residual:init(channels)
+  self.norm1 = nn.GroupNorm(channels, nil, { activation = "silu" })
+  self.conv1 = nn.SeparableConv3x3(channels, channels)
+  self.norm2 = nn.GroupNorm(channels, nil, { activation = "silu" })
+  self.conv2 = nn.SeparableConv3x3(channels, channels)
+end
+function Residual:forward(x) return x + self.conv2(self.norm2(self.conv1(self.norm1(x)))) end
+
+local Autoencoder = nn.module "Autoencoder"
+
+--- channels: Table 3's row, e.g. {128, 64, 32, 3}; quantizer: of the last one's width, or nil for none.
+function Autoencoder:init(channels, quantizer)
+  local n = #channels
+  self.encoder = nn.Sequential(nn.Conv3x3(3, channels[1]))
+  for i = 2, n - 1 do
+    self.encoder:add(nn.SeparableConv3x3(channels[i - 1], channels[i], 2))
+    self.encoder:add(Residual(channels[i]))
+  end
+  self.encoder:add(nn.SeparableConv3x3(channels[n - 1], channels[n]))
+  self.quantizer = quantizer
+  self.decoder = nn.Sequential(nn.SeparableConv3x3(channels[n], channels[n - 1]))
+  for i = n - 1, 2, -1 do
+    self.decoder:add(nn.Apply("nearest x2", ops.upsample2x))
+    self.decoder:add(nn.SeparableConv3x3(channels[i], channels[i - 1]))
+    self.decoder:add(Residual(channels[i - 1]))
+  end
+  self.decoder:add(nn.Conv3x3(channels[1], 3))
+end
+
+--- images (B,H,W,3), standardized → reconstruction of the same shape, and the quantizer's output (nil without one).
+function Autoencoder:forward(images)
+  local z = self.encoder(images)
+  if not self.quantizer then return self.decoder(z) end
+  local q = self.quantizer(z)
+  return self.decoder(q.quantized), q
+end
+
+--- size: of the image; channels: of each stage; codes: M; k: neighbours per vertex (the paper's count per GPU times four, with
+-- `shards` = 4 to split a batch as four GPUs do); rate: peak learning rate; warmup, steps or epochs: of the schedule.
+local presets = {
+  tiny = { size = 32, resize = "short", channels = { 64, 64, 32, 32 }, codes = 256, k = 4, shards = 1, batch = 16, steps = 1000, warmup = 100, rate = 1e-3 },
+  small = { size = 64, resize = "short", channels = { 64, 64, 32, 32 }, codes = 1024, k = 4, shards = 1, batch = 16, steps = 3000, warmup = 200, rate = 1e-3 },
+  ["16x16x32-1024"] = { size = 256, resize = "none", channels = { 128, 128, 64, 64, 32, 32 }, codes = 1024, k = 8, shards = 4, batch = 64, epochs = 25,
+    warmup = 16000, rate = 1e-4 },
+  ["64x64x3-8192"] = { size = 256, resize = "none", channels = { 128, 64, 32, 3 }, codes = 8192, k = 32, shards = 4, batch = 64, epochs = 20,
+    warmup = 16000, rate = 1e-4 },
+  ["64x64x32-8192"] = { size = 256, resize = "none", channels = { 128, 64, 32, 32 }, codes = 8192, k = 32, shards = 4, batch = 64, epochs = 20,
+    warmup = 16000, rate = 1e-4 },
+}
+
+return { new = Autoencoder, presets = presets }
