@@ -1,0 +1,264 @@
+/* gemm.c: batched C = alpha A B + beta C + bias, and the register tile below it.
+ *
+ * The matrices of our networks are skinny: m is the number of pixels or rows, n and k are channels (3 .. 1024). There a
+ * panel of B (k x VX_PANEL) lives in the L1 or L2 cache while rows of A stream past it, each broadcast from where it lies:
+ * neither A nor, where it is row-major, B needs the packing of a general BLAS [1], and bias and beta cost nothing extra.
+ * Traffic: A once per panel of B (from L2 after the first), B once per 256 rows, C once per 256 of k.
+ *
+ * Weight gradients are the other kind: m and n small, k = 10^4 .. 10^6. There k is cut into parts, each with its own C,
+ * and the parts are added in order. The number of parts follows from the sizes alone, and so does every sum's order.
+ *
+ * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
+ */
+#include "tile.h"
+
+/* -- The tile ---------------------------------------------------------------------------------------------------------- */
+
+/* R rows by V vectors, with R, V and which of a's strides is 1 known at compile time: the accumulators stay in registers,
+ * the row addresses need one base each, or one in all. */
+static inline __attribute__((always_inline)) void tile(const int R, const int V, const int a_transposed, const vx_product *q,
+                                                       int64_t row, int tail)
+{
+    vf sum[12][VX_PANEL_VECTORS]; /* R and V as sizes would make it a variable-length array, which never reaches registers */
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[r][v] = vf_zero();
+    const int64_t row_stride = a_transposed ? 1 : q->row_stride, k_stride = a_transposed ? q->k_stride : 1, k = q->k;
+    const int64_t b_stride = q->b_stride;
+    for (int s = 0; s < q->segments; s++) {
+        const float *a = q->a[s] + row * row_stride, *b = q->b[s];
+#pragma GCC unroll 1
+        for (int64_t p = 0; p < k; p++, b += b_stride) {
+            vf column[VX_PANEL_VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) column[v] = vf_load(b + v * VX_LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                vf x = vf_set1(a[r * row_stride + p * k_stride]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) sum[r][v] = vf_fma(x, column[v], sum[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+        float *c = q->c + (row + r) * q->c_stride;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++, c += VX_LANES) {
+            vf y = sum[r][v] * q->alpha;
+            if (v + 1 == V && tail) {
+                if (q->beta != 0) y += q->beta * vf_load_n(c, tail);
+                if (q->bias) y += vf_load_n(q->bias + v * VX_LANES, tail);
+                vf_store_n(c, y, tail);
+            } else {
+                if (q->beta != 0) y += q->beta * vf_load(c);
+                if (q->bias) y += vf_load(q->bias + v * VX_LANES);
+                vf_store(c, y);
+            }
+        }
+    }
+}
+
+typedef void tile_function(const vx_product *q, int64_t row, int tail);
+
+#define TILE(R, V)                                                                                              \
+    static void tile_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 0, q, row, tail); }     \
+    static void tile_t_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, q, row, tail); }
+#define TILES(V) TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(6, V)
+#define TILE_SHAPES(X, V) X(6, V) X(4, V) X(3, V) X(2, V) X(1, V)
+
+TILES(1)
+TILES(2)
+TILE(9, 1)
+TILE(12, 1)
+#if VX_PANEL_VECTORS == 4
+TILES(3)
+TILES(4)
+TILE(9, 2)
+TILE(12, 2)
+#endif
+
+/* Tile heights, tallest first; those a width has no registers for have no function. */
+#define HEIGHTS 7
+static const int height[HEIGHTS] = {12, 9, 6, 4, 3, 2, 1};
+#define ROW(prefix, V) prefix##6_##V, prefix##4_##V, prefix##3_##V, prefix##2_##V, prefix##1_##V
+static tile_function *const tiles[2][VX_PANEL_VECTORS][HEIGHTS] = {
+#if VX_PANEL_VECTORS == 4
+    {{tile_12_1, tile_9_1, ROW(tile_, 1)}, {tile_12_2, tile_9_2, ROW(tile_, 2)}, {0, 0, ROW(tile_, 3)}, {0, 0, ROW(tile_, 4)}},
+    {{tile_t_12_1, tile_t_9_1, ROW(tile_t_, 1)}, {tile_t_12_2, tile_t_9_2, ROW(tile_t_, 2)}, {0, 0, ROW(tile_t_, 3)},
+     {0, 0, ROW(tile_t_, 4)}},
+#else
+    {{tile_12_1, tile_9_1, ROW(tile_, 1)}, {0, 0, ROW(tile_, 2)}},
+    {{tile_t_12_1, tile_t_9_1, ROW(tile_t_, 1)}, {0, 0, ROW(tile_t_, 2)}},
+#endif
+};
+
+void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
+{
+    const int tail = columns % VX_LANES;
+    const int transposed = q->k_stride != 1 && q->k > 1;
+    tile_function *const *shapes = tiles[transposed][vx_panel_vectors(columns) - 1];
+    int64_t row = 0;
+    for (int h = 0; h < HEIGHTS; h++)
+        if (shapes[h])
+            for (; row + height[h] <= rows; row += height[h]) shapes[h](q, row, tail);
+}
+
+int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride, int64_t column_stride)
+{
+    const int width = vx_panel_vectors(columns) * VX_LANES;
+    if (column_stride == 1) {
+        for (int64_t p = 0; p < k; p++) {
+            float *to = packed + p * width;
+            const float *from = b + p * k_stride;
+            int j = 0;
+            for (; j + VX_LANES <= columns; j += VX_LANES) vf_store(to + j, vf_load(from + j));
+            if (j < columns) vf_store(to + j, vf_load_n(from + j, columns - j));
+        }
+        return width;
+    }
+    /* Transposed: blocks of 16 of k, so that both sides stay within a few cache lines per column. */
+    for (int64_t p0 = 0; p0 < k; p0 += 16) {
+        const int64_t p1 = vx_min64(p0 + 16, k);
+        for (int j = 0; j < width; j++)
+            for (int64_t p = p0; p < p1; p++) packed[p * width + j] = j < columns ? b[p * k_stride + j * column_stride] : 0;
+    }
+    return width;
+}
+
+/* -- One thread's product ------------------------------------------------------------------------------------------------ */
+
+enum {
+    K_BLOCK = 256,      /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
+    K_BLOCK_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
+    ROW_BLOCK = 256,
+};
+
+typedef struct matrix {
+    const float *data;
+    int64_t row_stride, column_stride;
+} matrix;
+
+/* C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no short rest pays
+ * for another pass over C. */
+static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c, int64_t c_stride,
+                    const float *bias)
+{
+    if (m <= 0 || n <= 0) return;
+    _Alignas(64) float packed[K_BLOCK * VX_PANEL];
+    const int transposed = a.column_stride != 1 && k > 1;
+    const int64_t most = transposed ? K_BLOCK_DIRECT : K_BLOCK;
+    const int64_t blocks = vx_max64(vx_ceil_div(k, most), 1), k_block = vx_ceil_div(k, blocks);
+    for (int64_t i = 0; i < m; i += ROW_BLOCK) {
+        const int64_t rows = vx_min64(ROW_BLOCK, m - i);
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t p = block * k_block, depth = vx_max64(vx_min64(k_block, k - p), 0);
+            for (int64_t j = 0; j < n; j += VX_PANEL) {
+                const int columns = (int)vx_min64(VX_PANEL, n - j);
+                const float *panel = b.data + p * b.row_stride + j * b.column_stride;
+                int64_t b_stride = b.row_stride;
+                const int direct = b.column_stride == 1 && columns % VX_LANES == 0 && (transposed || rows < 32);
+                if (!direct) {
+                    b_stride = VX_CPU(pack_panel)(packed, panel, depth, columns, b.row_stride, b.column_stride);
+                    panel = packed;
+                }
+                VX_CPU(panel)(&(vx_product){.segments = 1, .k = depth, .a = {a.data + i * a.row_stride + p * a.column_stride},
+                                            .row_stride = a.row_stride, .k_stride = a.column_stride, .b = {panel},
+                                            .b_stride = b_stride, .c = c + i * c_stride + j, .c_stride = c_stride,
+                                            .alpha = alpha, .beta = block ? 1 : beta,
+                                            .bias = bias && block == 0 ? bias + j : 0},
+                              rows, columns);
+            }
+        }
+    }
+}
+
+void VX_CPU(sgemm)(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+                   int64_t ldb, float beta, float *c, int64_t ldc)
+{
+    product(m, n, k, alpha, (matrix){a, ta ? 1 : lda, ta ? lda : 1}, (matrix){b, tb ? 1 : ldb, tb ? ldb : 1}, beta, c, ldc, 0);
+}
+
+/* -- The op -------------------------------------------------------------------------------------------------------------- */
+
+enum {
+    SERIAL_BELOW = 20000,      /* multiply-adds that are not worth waking a thread for */
+    COLUMN_BLOCK = 512,        /* of a task; a multiple of VX_PANEL */
+    CUT_K_FROM = 2048,         /* shortest k that is cut */
+    PARTS = 64,                /* most parts of k */
+    PARTS_FLOATS = 4 << 20,    /* most scratch for them: 16 MiB */
+};
+
+/* A stride along a dimension of size 0 or 1 is never used: 1 then. */
+static matrix matrix_of(const vx_tensor *x, int64_t index)
+{
+    return (matrix){vx_f32(x) + index * x->stride[0], x->shape[1] > 1 ? x->stride[1] : x->stride[2] == 1 ? x->shape[2] : 1,
+                    x->shape[2] > 1 ? x->stride[2] : 1};
+}
+
+/* C += or = over parts of k, each summed by one thread into scratch. */
+static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const float *bias, float alpha, float beta, int64_t parts)
+{
+    const int64_t m = c->shape[1], n = c->shape[2], k = a->shape[2], length = vx_ceil_div(k, parts);
+    float *partial = vx_scratch("gemm", sizeof(float) * (size_t)(parts * m * n));
+    if (!partial) return VX_ENOMEM;
+    for (int64_t index = 0; index < c->shape[0]; index++) {
+        const matrix left = matrix_of(a, index), right = matrix_of(b, index);
+        float *out = vx_f32(c) + index * c->stride[0];
+#pragma omp parallel
+        {
+#pragma omp for schedule(dynamic)
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t p = part * length, depth = vx_max64(vx_min64(length, k - p), 0);
+                product(m, n, depth, 1, (matrix){left.data + p * left.column_stride, left.row_stride, left.column_stride},
+                        (matrix){right.data + p * right.row_stride, right.row_stride, right.column_stride}, 0,
+                        partial + part * m * n, n, 0);
+            }
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < m; i++) {
+                float *row = out + i * matrix_of(c, index).row_stride;
+                float *sum = partial + i * n;
+                for (int64_t part = 1; part < parts; part++)
+                    for (int64_t j = 0; j < n; j++) sum[j] += partial[(part * m + i) * n + j];
+                for (int64_t j = 0; j < n; j++)
+                    row[j] = alpha * sum[j] + (beta != 0 ? beta * row[j] : 0) + (bias ? bias[j] : 0);
+            }
+        }
+    }
+    vx_scratch_free(partial);
+    return VX_OK;
+}
+
+int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, float alpha, float beta)
+{
+    const int64_t batch = c->shape[0], m = c->shape[1], n = c->shape[2], k = a->shape[2];
+    const vx_tensor *operands[] = {a, b};
+    for (int i = 0; i < 2; i++) {
+        const vx_tensor *x = operands[i];
+        if (x->shape[1] > 1 && x->shape[2] > 1 && x->stride[1] != 1 && x->stride[2] != 1)
+            return vx_fail(VX_EINVAL, "gemm: %c has strides (%lld,%lld,%lld), expected 1 in one of the last two", i ? 'b' : 'a',
+                           (long long)x->stride[0], (long long)x->stride[1], (long long)x->stride[2]);
+    }
+    if (n > 1 && c->stride[2] != 1)
+        return vx_fail(VX_EINVAL, "gemm: c has last stride %lld, expected 1", (long long)c->stride[2]);
+    if (!batch || !m || !n) return VX_OK;
+
+    const int64_t parts = vx_min64(vx_min64(PARTS, k / (CUT_K_FROM / 4)), PARTS_FLOATS / (m * n));
+    const int64_t row_blocks = vx_ceil_div(m, ROW_BLOCK), column_blocks = vx_ceil_div(n, COLUMN_BLOCK);
+    if (k >= CUT_K_FROM && parts > batch * row_blocks * column_blocks)
+        return cut_k(c, a, b, vx_f32(bias), alpha, beta, parts);
+
+    const int64_t tasks = batch * row_blocks * column_blocks;
+#pragma omp parallel for schedule(static) if (batch * m * n * k > SERIAL_BELOW && tasks > 1)
+    for (int64_t task = 0; task < tasks; task++) {
+        const int64_t index = task / (row_blocks * column_blocks), rest = task % (row_blocks * column_blocks);
+        const int64_t i = rest / column_blocks * ROW_BLOCK, j = rest % column_blocks * COLUMN_BLOCK;
+        matrix left = matrix_of(a, index), right = matrix_of(b, index), out = matrix_of(c, index);
+        left.data += i * left.row_stride;
+        right.data += j * right.column_stride;
+        product(vx_min64(ROW_BLOCK, m - i), vx_min64(COLUMN_BLOCK, n - j), k, alpha, left, right, beta,
+                vx_f32(c) + index * c->stride[0] + i * out.row_stride + j, out.row_stride, bias ? vx_f32(bias) + j : 0);
+    }
+    return VX_OK;
+}

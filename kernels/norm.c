@@ -1,0 +1,438 @@
+/* norm.c: group normalization [1] with a fused activation, and layer normalization [2].
+ *
+ *   xhat = (x - mean) rstd,  z = gamma xhat + beta,  y = act(z);  mean and rstd = 1 / sqrt(variance + eps) over the S positions
+ *   and C / G channels of a group, or over the C channels of a row
+ *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D), where A and D are the means of gamma dz and gamma dz xhat over the group;
+ *   dgamma = sum dz xhat, dbeta = sum dz
+ *
+ * Group norm reads x twice, its gradient x and dy twice; of an image that fits the L2 cache the second reading, which runs
+ * backwards, is free: a thread does whole images where there are enough of them. The activation costs more than the rest
+ * (an exponential and a division) but no memory traffic of its own.
+ *
+ * Variances are exact to float32 rounding whatever the mean: a chunk of positions (32 KiB, in L1) is read twice, the second
+ * time relative to its channel's mean, and the chunks' means and squares are merged in float64 by Chan's formula [3].
+ * Chunks depend on the sizes alone, and sums over chunks, channels and images run in ascending order.
+ *
+ * [1] Wu and He 2018, Group normalization.  [2] Ba, Kiros and Hinton 2016, Layer normalization.
+ * [3] Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
+ */
+#include <omp.h>
+
+#include "cpu.h"
+#include "vec.h"
+
+enum {
+    SERIAL_BELOW = 20000, /* elements times flops that are not worth waking a thread for */
+    CHUNK_FLOATS = 8192,  /* 32 KiB */
+    PARTS = 64,           /* of the rows in layer_norm_backward */
+};
+
+static inline __attribute__((always_inline)) vf load(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
+static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
+{
+    if (n == VX_LANES) vf_store(p, x);
+    else vf_store_n(p, x, n);
+}
+
+/* -- Activations ------------------------------------------------------------------------------------------------------------- */
+
+static inline __attribute__((always_inline)) vf activate(int act, vf z)
+{
+    if (act == VX_ACT_SILU) return z * vf_sigmoid(z);
+    if (act == VX_ACT_GELU) return 0.5f * z * (1.0f + vf_erf(z * 0.70710678118654752f));
+    return z;
+}
+
+static inline __attribute__((always_inline)) vf activate_slope(int act, vf z)
+{
+    if (act == VX_ACT_SILU) {
+        const vf s = vf_sigmoid(z);
+        return s + z * s * (1.0f - s);
+    }
+    if (act == VX_ACT_GELU) /* the distribution function and density of a standard normal */
+        return 0.5f * (1.0f + vf_erf(z * 0.70710678118654752f)) + z * 0.39894228040143268f * vf_exp(-0.5f * z * z);
+    return vf_set1(1);
+}
+
+/* -- Group norm: chunks of positions -------------------------------------------------------------------------------------------- */
+
+typedef struct group {
+    int64_t B, S, C, G, chunk, chunks;
+    const float *x, *dy, *gamma, *beta;
+    float *mean, *rstd; /* (B,G) */
+    float *out;         /* y or dx */
+    float *partial;     /* (B,chunks,2,C): mean and sum of squares about it, or the sums of dz and of dz xhat */
+    double *total;      /* (B,2,C): the same over an image */
+    float *channel;     /* (B,4,C): what apply() needs for each channel */
+    int act;
+} group;
+
+static group group_of(const vx_tensor *x, const vx_tensor *mean)
+{
+    group q = {.B = x->shape[0], .S = x->shape[1], .C = x->shape[2], .G = mean->shape[1], .x = vx_f32(x)};
+    q.chunk = vx_max64(1, vx_min64(q.S, CHUNK_FLOATS / vx_max64(q.C, 1)));
+    q.chunks = vx_ceil_div(q.S, q.chunk);
+    return q;
+}
+
+/* The three working arrays, in one block of scratch. */
+static int group_scratch(group *q, const char *op)
+{
+    const size_t doubles = (size_t)(q->B * 2 * q->C), floats = (size_t)(q->B * (2 * q->chunks + 4) * q->C);
+    q->total = vx_scratch(op, doubles * sizeof(double) + floats * sizeof(float));
+    if (!q->total) return VX_ENOMEM;
+    q->channel = (float *)(q->total + doubles);
+    q->partial = q->channel + q->B * 4 * q->C;
+    return VX_OK;
+}
+
+/* Mean and sum of squares about it of each channel, n channels, over `count` positions. The mean is taken again from the
+ * residuals, which removes the rounding of the first sum. */
+static inline __attribute__((always_inline)) void moments(int n, int vectors, float *mean, float *squares, const float *x,
+                                                          int64_t count, int64_t C)
+{
+    vf m[4], r[4], q[4];
+    const vf share = vf_set1(1.0f / (float)count);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) m[v] = r[v] = q[v] = vf_zero();
+    for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) m[v] += load(x + i * C + v * VX_LANES, n);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) m[v] *= share;
+    for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            const vf d = load(x + i * C + v * VX_LANES, n) - m[v];
+            r[v] += d;
+            q[v] += d * d;
+        }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        store(mean + v * VX_LANES, m[v] + r[v] * share, n);
+        store(squares + v * VX_LANES, q[v] - r[v] * (r[v] * share), n);
+    }
+}
+
+static void measure(const group *q, int64_t b, int64_t k)
+{
+    const int64_t C = q->C, first = k * q->chunk, count = vx_min64(q->chunk, q->S - first);
+    const float *x = q->x + (b * q->S + first) * C;
+    float *mean = q->partial + (b * q->chunks + k) * 2 * C, *squares = mean + C;
+    int64_t c = 0;
+    for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES) moments(VX_LANES, 4, mean + c, squares + c, x + c, count, C);
+    for (; c + VX_LANES <= C; c += VX_LANES) moments(VX_LANES, 1, mean + c, squares + c, x + c, count, C);
+    if (c < C) moments((int)(C - c), 1, mean + c, squares + c, x + c, count, C);
+}
+
+/* Statistics of the groups of image b from its chunks. */
+static void measured(const group *q, int64_t b, float eps)
+{
+    const int64_t C = q->C, D = C / q->G;
+    const float *partial = q->partial + b * q->chunks * 2 * C;
+    double *sum = q->total + b * 2 * C, *squares = sum + C;
+    float *mean = q->channel + b * 4 * C, *scale = mean + C;
+    for (int64_t c = 0; c < C; c++) sum[c] = squares[c] = 0;
+    for (int64_t k = 0; k < q->chunks; k++) {
+        const double count = (double)vx_min64(q->chunk, q->S - k * q->chunk);
+        for (int64_t c = 0; c < C; c++) sum[c] += count * partial[2 * k * C + c];
+    }
+    for (int64_t g = 0; g < q->G; g++) {
+        double total = 0;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) total += sum[c];
+        for (int64_t c = g * D; c < (g + 1) * D; c++) sum[c] = total / ((double)q->S * (double)D);
+    }
+    for (int64_t k = 0; k < q->chunks; k++) {
+        const double count = (double)vx_min64(q->chunk, q->S - k * q->chunk);
+        for (int64_t c = 0; c < C; c++) {
+            const double away = partial[2 * k * C + c] - sum[c];
+            squares[c] += partial[(2 * k + 1) * C + c] + count * away * away;
+        }
+    }
+    for (int64_t g = 0; g < q->G; g++) {
+        double total = 0;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) total += squares[c];
+        const float rstd = (float)(1 / sqrt(total / ((double)q->S * (double)D) + eps));
+        q->mean[b * q->G + g] = (float)sum[g * D];
+        q->rstd[b * q->G + g] = rstd;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) mean[c] = (float)sum[c], scale[c] = rstd * q->gamma[c];
+    }
+}
+
+static inline __attribute__((always_inline)) void normalize_as(const group *q, int64_t b, int64_t k, int act)
+{
+    const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
+    const float *mean = q->channel + b * 4 * C, *scale = mean + C, *beta = q->beta;
+    for (int64_t i = first; i < first + count; i++) {
+        const float *x = q->x + i * C;
+        float *y = q->out + i * C;
+        int64_t c = 0;
+        for (; c + VX_LANES <= C; c += VX_LANES)
+            vf_store(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c)));
+        if (c < C) {
+            const int n = (int)(C - c);
+            vf_store_n(y + c, activate(act, (vf_load_n(x + c, n) - vf_load_n(mean + c, n)) * vf_load_n(scale + c, n) +
+                                                vf_load_n(beta + c, n)), n);
+        }
+    }
+}
+
+static void normalize(const group *q, int64_t b, int64_t k)
+{
+    if (q->act == VX_ACT_SILU) normalize_as(q, b, k, VX_ACT_SILU);
+    else if (q->act == VX_ACT_GELU) normalize_as(q, b, k, VX_ACT_GELU);
+    else normalize_as(q, b, k, VX_ACT_NONE);
+}
+
+/* A thread for each image, or, where there are too few, for each chunk. It changes who sums, never what. */
+static int by_image(const group *q)
+{
+    const int threads = omp_get_max_threads();
+    return q->B % threads == 0 || q->B >= 4 * threads;
+}
+
+int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, int act,
+                       float eps)
+{
+    group q = group_of(x, mean);
+    q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(y), q.mean = vx_f32(mean), q.rstd = vx_f32(rstd), q.act = act;
+    if (!q.B || !q.C) return VX_OK;
+    if (group_scratch(&q, "group_norm")) return VX_ENOMEM;
+    const int whole = by_image(&q);
+#pragma omp parallel if (16 * q.B * q.S * q.C > SERIAL_BELOW)
+    if (whole) {
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < q.B; b++) {
+            for (int64_t k = 0; k < q.chunks; k++) measure(&q, b, k);
+            measured(&q, b, eps);
+            for (int64_t k = q.chunks; k-- > 0;) normalize(&q, b, k);
+        }
+    } else {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < q.B * q.chunks; i++) measure(&q, i / q.chunks, i % q.chunks);
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < q.B; b++) measured(&q, b, eps);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < q.B * q.chunks; i++) normalize(&q, i / q.chunks, i % q.chunks);
+    }
+    vx_scratch_free(q.total);
+    return VX_OK;
+}
+
+/* -- Group norm: gradient ------------------------------------------------------------------------------------------------------ */
+
+/* channel (b) holds mean, rstd, and after settle() two of the three factors of dx = p dz - (x - mean) s - t; p is gamma rstd. */
+static void spread(const group *q, int64_t b)
+{
+    const int64_t C = q->C, D = C / q->G;
+    float *mean = q->channel + b * 4 * C, *rstd = mean + C;
+    for (int64_t c = 0; c < C; c++) mean[c] = q->mean[b * q->G + c / D], rstd[c] = q->rstd[b * q->G + c / D];
+}
+
+static inline __attribute__((always_inline)) vf slope_times(int act, vf dy, vf xhat, vf gamma, vf beta)
+{
+    return act == VX_ACT_NONE ? dy : dy * activate_slope(act, gamma * xhat + beta);
+}
+
+/* Sums of dz and dz xhat of n channels over one chunk. */
+static inline __attribute__((always_inline)) void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n, int act)
+{
+    const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
+    const float *x = q->x + first * C + c, *dy = q->dy + first * C + c, *channel = q->channel + b * 4 * C + c;
+    const vf mean = load(channel, n), rstd = load(channel + C, n), gamma = load(q->gamma + c, n), beta = load(q->beta + c, n);
+    vf s = vf_zero(), t = vf_zero();
+    for (int64_t i = 0; i < count; i++) {
+        const vf xhat = (load(x + i * C, n) - mean) * rstd, dz = slope_times(act, load(dy + i * C, n), xhat, gamma, beta);
+        s += dz;
+        t += dz * xhat;
+    }
+    float *partial = q->partial + (b * q->chunks + k) * 2 * C + c;
+    store(partial, s, n);
+    store(partial + C, t, n);
+}
+
+static inline __attribute__((always_inline)) void gather(const group *q, int64_t b, int64_t k, int act)
+{
+    int64_t c = 0;
+    for (; c + VX_LANES <= q->C; c += VX_LANES) gather_as(q, b, k, c, VX_LANES, act);
+    if (c < q->C) gather_as(q, b, k, c, (int)(q->C - c), act);
+}
+
+/* The sums of image b, and the factors s and t of its groups. */
+static void settle(const group *q, int64_t b)
+{
+    const int64_t C = q->C, D = C / q->G;
+    const float *partial = q->partial + b * q->chunks * 2 * C;
+    double *total = q->total + b * 2 * C;
+    float *channel = q->channel + b * 4 * C;
+    for (int64_t c = 0; c < 2 * C; c++) total[c] = 0;
+    for (int64_t k = 0; k < q->chunks; k++)
+        for (int64_t c = 0; c < 2 * C; c++) total[c] += partial[2 * k * C + c];
+    for (int64_t g = 0; g < q->G; g++) {
+        double plain = 0, along = 0;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) plain += q->gamma[c] * total[c], along += q->gamma[c] * total[C + c];
+        const double rstd = q->rstd[b * q->G + g], share = rstd / ((double)q->S * (double)D);
+        for (int64_t c = g * D; c < (g + 1) * D; c++)
+            channel[2 * C + c] = (float)(along * share * rstd), channel[3 * C + c] = (float)(plain * share);
+    }
+}
+
+static inline __attribute__((always_inline)) void scatter_as(const group *q, int64_t b, int64_t i, int64_t c, int n, int act)
+{
+    const int64_t C = q->C, at = i * C + c;
+    const float *channel = q->channel + b * 4 * C + c;
+    const vf away = load(q->x + at, n) - load(channel, n), rstd = load(channel + C, n), gamma = load(q->gamma + c, n);
+    const vf dz = slope_times(act, load(q->dy + at, n), away * rstd, gamma, load(q->beta + c, n));
+    store(q->out + at, (gamma * rstd) * dz - (away * load(channel + 2 * C, n) + load(channel + 3 * C, n)), n);
+}
+
+static inline __attribute__((always_inline)) void scatter(const group *q, int64_t b, int64_t k, int act)
+{
+    const int64_t first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
+    for (int64_t i = first; i < first + count; i++) {
+        int64_t c = 0;
+        for (; c + VX_LANES <= q->C; c += VX_LANES) scatter_as(q, b, i, c, VX_LANES, act);
+        if (c < q->C) scatter_as(q, b, i, c, (int)(q->C - c), act);
+    }
+}
+
+static void gather_chunk(const group *q, int64_t b, int64_t k)
+{
+    if (q->act == VX_ACT_SILU) gather(q, b, k, VX_ACT_SILU);
+    else if (q->act == VX_ACT_GELU) gather(q, b, k, VX_ACT_GELU);
+    else gather(q, b, k, VX_ACT_NONE);
+}
+
+static void scatter_chunk(const group *q, int64_t b, int64_t k)
+{
+    if (q->act == VX_ACT_SILU) scatter(q, b, k, VX_ACT_SILU);
+    else if (q->act == VX_ACT_GELU) scatter(q, b, k, VX_ACT_GELU);
+    else scatter(q, b, k, VX_ACT_NONE);
+}
+
+int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x, vx_tensor *gamma,
+                                vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, int act)
+{
+    group q = group_of(x, mean);
+    q.dy = vx_f32(dy), q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(dx), q.mean = vx_f32(mean);
+    q.rstd = vx_f32(rstd), q.act = act;
+    if (!q.C) return VX_OK;
+    if (group_scratch(&q, "group_norm_backward")) return VX_ENOMEM;
+    const int whole = by_image(&q);
+#pragma omp parallel if (32 * q.B * q.S * q.C > SERIAL_BELOW)
+    if (whole) {
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < q.B; b++) {
+            spread(&q, b);
+            for (int64_t k = 0; k < q.chunks; k++) gather_chunk(&q, b, k);
+            settle(&q, b);
+            for (int64_t k = q.chunks; k-- > 0;) scatter_chunk(&q, b, k);
+        }
+    } else {
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < q.B; b++) spread(&q, b);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < q.B * q.chunks; i++) gather_chunk(&q, i / q.chunks, i % q.chunks);
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < q.B; b++) settle(&q, b);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < q.B * q.chunks; i++) scatter_chunk(&q, i / q.chunks, i % q.chunks);
+    }
+    for (int64_t c = 0; c < q.C; c++) {
+        double plain = 0, along = 0;
+        for (int64_t b = 0; b < q.B; b++) plain += q.total[2 * b * q.C + c], along += q.total[(2 * b + 1) * q.C + c];
+        vx_f32(dbeta)[c] = (float)plain;
+        vx_f32(dgamma)[c] = (float)along;
+    }
+    vx_scratch_free(q.total);
+    return VX_OK;
+}
+
+/* -- Layer norm ---------------------------------------------------------------------------------------------------------------- */
+
+/* Lanes below n. */
+static inline vi lanes_below(int n)
+{
+    vi lane;
+    for (int i = 0; i < VX_LANES; i++) lane[i] = i;
+    return lane < n;
+}
+
+/* x - mean, and 0 in the lanes past the row's end. */
+static inline __attribute__((always_inline)) vf away(const float *x, vf mean, int n)
+{
+    return n == VX_LANES ? vf_load(x) - mean : vf_select(lanes_below(n), vf_load_n(x, n) - mean, vf_zero());
+}
+
+int VX_CPU(layer_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, float eps)
+{
+    const int64_t N = x->shape[0], C = x->shape[1], full = C / VX_LANES * VX_LANES;
+    const int rest = (int)(C - full);
+    const float share = 1.0f / (float)C, *scale = vx_f32(gamma), *shift = vx_f32(beta);
+#pragma omp parallel for schedule(static) if (8 * N * C > SERIAL_BELOW)
+    for (int64_t i = 0; i < N; i++) {
+        const float *row = vx_f32(x) + i * C;
+        float *out = vx_f32(y) + i * C;
+        vf s = vf_zero(), r = vf_zero(), q = vf_zero();
+        for (int64_t c = 0; c < full; c += VX_LANES) s += vf_load(row + c);
+        if (rest) s += vf_load_n(row + full, rest);
+        const float rough = vf_sum(s) * share;
+        for (int64_t c = 0; c < C; c += VX_LANES) {
+            const vf d = away(row + c, vf_set1(rough), c < full ? VX_LANES : rest);
+            r += d;
+            q += d * d;
+        }
+        const float residual = vf_sum(r), m = rough + residual * share;
+        const float variance = (vf_sum(q) - residual * (residual * share)) * share;
+        const float inverse = 1.0f / sqrtf((variance > 0 ? variance : variance < 0 ? 0 : variance) + eps);
+        vx_f32(mean)[i] = m;
+        vx_f32(rstd)[i] = inverse;
+        for (int64_t c = 0; c < full; c += VX_LANES)
+            vf_store(out + c, (vf_load(row + c) - m) * inverse * vf_load(scale + c) + vf_load(shift + c));
+        if (rest)
+            vf_store_n(out + full, (vf_load_n(row + full, rest) - m) * inverse * vf_load_n(scale + full, rest) +
+                                       vf_load_n(shift + full, rest), rest);
+    }
+    return VX_OK;
+}
+
+int VX_CPU(layer_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x, vx_tensor *gamma,
+                                vx_tensor *mean, vx_tensor *rstd)
+{
+    const int64_t N = x->shape[0], C = x->shape[1], full = C / VX_LANES * VX_LANES, parts = vx_max64(vx_min64(N, PARTS), 1);
+    const int rest = (int)(C - full);
+    const float share = 1.0f / (float)vx_max64(C, 1), *scale = vx_f32(gamma);
+    float *partial = vx_scratch("layer_norm_backward", sizeof(float) * (size_t)(parts * 2 * C));
+    if (!partial) return VX_ENOMEM;
+    memset(partial, 0, sizeof(float) * (size_t)(parts * 2 * C));
+#pragma omp parallel for schedule(static) if (16 * N * C > SERIAL_BELOW)
+    for (int64_t part = 0; part < parts; part++) {
+        float *dg = partial + part * 2 * C, *db = dg + C;
+        for (int64_t i = part * N / parts; i < (part + 1) * N / parts; i++) {
+            const float *in = vx_f32(x) + i * C, *up = vx_f32(dy) + i * C;
+            float *out = vx_f32(dx) + i * C;
+            const vf m = vf_set1(vx_f32(mean)[i]), inverse = vf_set1(vx_f32(rstd)[i]);
+            vf plain = vf_zero(), along = vf_zero();
+            for (int64_t c = 0; c < C; c += VX_LANES) {
+                const int n = c < full ? VX_LANES : rest;
+                const vf g = load(up + c, n), xhat = away(in + c, m, n) * inverse, scaled = g * load(scale + c, n);
+                plain += scaled;
+                along += scaled * xhat;
+                store(db + c, load(db + c, n) + g, n);
+                store(dg + c, load(dg + c, n) + g * xhat, n);
+            }
+            const float a = vf_sum(plain) * share, d = vf_sum(along) * share;
+            for (int64_t c = 0; c < C; c += VX_LANES) {
+                const int n = c < full ? VX_LANES : rest;
+                const vf xhat = (load(in + c, n) - m) * inverse;
+                store(out + c, inverse * (load(up + c, n) * load(scale + c, n) - (xhat * d + a)), n);
+            }
+        }
+    }
+    for (int64_t part = 1; part < parts; part++)
+        for (int64_t c = 0; c < 2 * C; c++) partial[c] += partial[part * 2 * C + c];
+    memcpy(vx_f32(dgamma), partial, sizeof(float) * (size_t)C);
+    memcpy(vx_f32(dbeta), partial + C, sizeof(float) * (size_t)C);
+    vx_scratch_free(partial);
+    return VX_OK;
+}
