@@ -1,0 +1,194 @@
+--- Discrete image autoencoding (Section 4.1): trains the same autoencoder with each quantizer and compares them, as the paper's Table 1.
+--
+--   luajit experiments/ae_sweep.lua                                       thirteen methods on images made on the fly
+--   luajit experiments/ae_sweep.lua --data DIR --preset small --methods softmax-knn-ce,ste-euclid
+-- --help lists all flags, methods and presets. The model and its sizes are in autoencoder.lua beside this file.
+
+local root = (arg[0]:match "^(.*)/experiments/[^/]*$") or (arg[0]:match "^experiments/" and "." or "..")
+package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. root .. "/experiments/?.lua;" .. package.path
+
+local vx = require "vertex"
+local autoencoder = require "autoencoder"
+local core, ops, sweep, train = require "vertex.core", vx.ops, vx.sweep, vx.train
+
+local spec = {
+  name = "ae_sweep", default_preset = "tiny", presets = autoencoder.presets,
+  summary = "Discrete image autoencoding with thirteen quantizers (Morita 2025, Section 4.1).",
+}
+local flags = sweep.flags(spec, arg)
+if flags.threads then vx.threads(flags.threads) end
+if flags.device then vx.device(flags.device) end
+
+--- What decides the results, from the flags or, when resuming, from the stored experiment. Epochs become steps once the data is known.
+local function define(stored)
+  stored = stored or {}
+  local name = flags.preset or stored.preset or spec.default_preset
+  local preset = autoencoder.presets[name]
+  local steps, epochs = flags.steps or stored.steps, flags.epochs or stored.epochs
+  if flags.steps then epochs = nil elseif flags.epochs then steps = nil end
+  if not steps and not epochs then steps, epochs = preset.steps, preset.epochs end
+  return { preset = name, data = flags.data or stored.data, seed = flags.seed or stored.seed or 1, batch = flags.batch or stored.batch or preset.batch,
+    steps = steps, epochs = epochs }
+end
+
+local run = sweep.open(spec, flags, define)
+local config, preset = run.config, autoencoder.presets[run.config.preset]
+
+local function open_images(split, options)
+  options.path, options.split, options.size, options.resize = config.data, split, preset.size, preset.resize
+  options.batch, options.seed, options.strict = config.batch, config.seed, flags.strict
+  return vx.data.images(options)
+end
+
+-- -- Training one method -----------------------------------------------------------------------------------------------------------------
+
+local function train_method(method)
+  vx.seed(config.seed)
+  local euclid = method:match "%-euclid$" -- appendix B.1: half the rate and no weight decay
+  local quantizer = vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k, shards = preset.shards,
+    seed = config.seed })
+  local model = autoencoder.new(preset.channels, quantizer)
+  local rate = euclid and preset.rate / 2 or preset.rate
+  local optimizer = vx.optim.AdamW(model:parameters(), { betas = { 0.9, 0.99 }, weight_decay = euclid and 0 or 1e-4 })
+  quantizer.with_stats = false -- only the logged steps ask for them
+
+  local state = { model = model, optimizer = optimizer }
+  local now = run:begin(method, state)
+  local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0, position = now.position })
+  local steps = config.steps or math.ceil(config.epochs * images:size() / config.batch)
+  local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 2, warmup = math.min(preset.warmup, steps / 4), total = steps }
+  local log_every = math.max(1, math.floor(steps / 100))
+  local used = vx.zeros({ 1, preset.codes }, { dtype = "i32" }) -- codes seen since the last log line
+  local meter, progress = train.meter(), train.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = flags.quiet })
+  local shown = ""
+
+  for step = now.step + 1, steps do
+    local log = step % log_every == 0 or step == steps
+    quantizer.with_stats = log
+    local stats = vx.step(function()
+      local x = images:next()
+      local y, q = model(x)
+      local mse = vx.mse(y, x)
+      local loss = mse + q.reg
+      optimizer:zero_grad()
+      loss:backward()
+      optimizer:step(schedule(step))
+      ops.count_codes(q.codes, preset.codes, used)
+      meter:add { loss = loss:item(), mse = mse:item(), reg = q.reg:item() }
+      return q.stats
+    end)
+    if log then
+      local m = meter:take()
+      local share = vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, used:to "f32")):item() end)
+      used:zero()
+      run:log { step = step, loss = m.loss, mse = m.mse, reg = m.reg, code_use = share, perplexity = stats.perplexity, max_p = stats.max_p,
+        tau = stats.tau, lr = schedule(step) }
+      shown = ("loss %.4f  codes %3.0f%%  ppl %.0f%s"):format(m.loss, 100 * share, stats.perplexity, stats.tau and ("  tau %.3g"):format(stats.tau) or "")
+    end
+    local rate_now = (step - now.step) * config.batch / (core.time() - run.began)
+    progress:update(step, ("%s  %.0f images/s"):format(shown, rate_now))
+    local extra = { step = step, position = images:position() }
+    if core.interrupted() then
+      run:save(extra)
+      progress:finish()
+      return false
+    end
+    run:save(extra, 10)
+  end
+  for _, broken in ipairs(images:broken()) do io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason)) end
+  images:close()
+  progress:finish()
+  return state, steps
+end
+
+-- -- Evaluation: the whole validation split, hard codes --------------------------------------------------------------------------------
+
+local STD = { 0.229, 0.224, 0.225 } -- ImageNet's, to turn standardized errors into pixels
+
+--- Sums of squared errors over the split: in standardized units, in [0,1] pixels; rows; and each code's count, whole and by 256 images.
+local function evaluate(model, M)
+  local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
+  local total = vx.zeros({ 1, M }, { dtype = "i32" })
+  local part, groups, in_part = vx.zeros({ 1, M }, { dtype = "i32" }), {}, 0
+  local scale = vx.tensor(STD)
+  local squared, pixels, count, first = 0, 0, 0, nil
+  local function share(t) return vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, t:to "f32")):item() end) end
+  repeat
+    local n, kept = vx.step(function()
+      return vx.no_grad(function()
+        local x = images:next()
+        if not x then return 0 end
+        local y, q = model(x)
+        local d = y - x
+        squared = squared + d:square():sum():item()
+        pixels = pixels + (d * scale):square():sum():item()
+        count = count + x:numel()
+        ops.count_codes(q.codes, M, total)
+        ops.count_codes(q.codes, M, part)
+        return x:size(1), not first and { x, y } or nil
+      end)
+    end)
+    first = first or kept
+    in_part = in_part + n
+    if in_part >= 256 or (n == 0 and #groups == 0) then
+      groups[#groups + 1] = share(part)
+      part:zero()
+      in_part = 0
+    end
+  until n == 0
+  images:close()
+  if count == 0 then core.fail("the validation split of %s has no image", config.data) end
+  local sum = 0
+  for _, g in ipairs(groups) do sum = sum + g end
+  local entropy, n = 0, total:to("f32"):sum():item()
+  for _, c in ipairs(total:totable()[1]) do
+    if c > 0 then entropy = entropy - c / n * math.log(c / n) end
+  end
+  return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = share(total), code_use_256 = sum / #groups,
+    perplexity = math.exp(entropy) }, first
+end
+
+local function finish_method(state, steps)
+  local model, M = state.model:eval(), preset.codes
+  local result, first = evaluate(model, M)
+  if model.quantizer.log_tau then -- the gap between training's soft quantizers and inference's hard ones
+    model.quantizer:train()
+    result.rmse_soft = evaluate(model, M).rmse
+  end
+  local n = math.min(10, first[1]:size(1))
+  local function pictures(x) return core.keep(vx.data.to_pixels(x:narrow(1, 1, n))) end
+  state.tensors = { originals = pictures(first[1]), reconstructions = pictures(first[2]) }
+  result.steps = steps
+  run:finish_method({ step = steps }, result)
+end
+
+-- -- The sweep ----------------------------------------------------------------------------------------------------------------------------
+
+local function say(...) if not flags.quiet then io.stderr:write(string.format(...), "\n") end end
+
+local function main()
+  say("%s: %s, %s, %s → %s", spec.name, config.preset, config.data or "images made on the fly", vx.devices()[1].description, run.out)
+  for _, method in ipairs(run.methods) do
+    if run:finished(method) then
+      say("%-15s  finished before", method)
+    else
+      local state, steps = train_method(method)
+      if not state then
+        say("stopped; go on with: luajit %s --out %s --resume", arg[0], run.out)
+        return 130
+      end
+      finish_method(state, steps)
+      local r = run.results[method]
+      say("%-15s  code use %5.1f%%  rMSE %.3f  %.0f s", method, 100 * r.code_use, r.rmse, r.seconds)
+    end
+  end
+  io.write(run:write_table(("%s, %s"):format(config.preset, config.data or "procedural images")), "\n")
+  run:draw_curves({ field = "mse", label = "reconstruction loss (MSE)", log = true }, { field = "code_use", label = "code use", limits = { 0, 1.02 } })
+  run:draw_reconstructions()
+  say("results.csv, table.md, curves.png, reconstructions.png in %s", run.out)
+  return 0
+end
+
+local ok, status = pcall(core.catching_interrupts, main)
+if not ok then io.stderr:write(tostring(status), "\n") end
+os.exit(ok and status or 1, true)

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs what Vertex needs, by package name, and builds it into build/. Safe to run again: only what is missing is done.
+# Without apt it lists what is missing and stops.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# name of a Debian package, and a command that succeeds where it is there already
+needs=(
+  "gcc|command -v gcc"
+  "cmake|command -v cmake"
+  "ninja-build|command -v ninja"
+  "pkg-config|command -v pkg-config"
+  "luajit|command -v luajit"
+  "lua-busted|command -v busted"
+  "lua-check|command -v luacheck"
+  "lua-filesystem|luajit -e 'require \"lfs\"'"
+  "lua-cjson|luajit -e 'require \"cjson\"'"
+  "lua-argparse|luajit -e 'require \"argparse\"'"
+  "libopenblas-openmp-dev|pkg-config --exists openblas && ls /usr/lib/*/openblas-openmp/libopenblas.so"
+  "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
+  "libpng-dev|pkg-config --exists libpng"
+  "libcairo2|ldconfig -p | grep -q libcairo.so.2"
+  "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
+)
+
+missing=()
+for need in "${needs[@]}"; do
+  bash -c "${need#*|}" >/dev/null 2>&1 || missing+=("${need%%|*}")
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if ! command -v apt-get >/dev/null; then
+    echo "missing, and there is no apt-get to install it with: ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "run as root, or install these first: apt-get install ${missing[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  echo "installing ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" libc6-dev >/dev/null
+fi
+
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release | grep -E "^-- (CUDA|NCCL|MPI)" || true
+cmake --build build
+echo "ready: luajit experiments/ae_sweep.lua"
