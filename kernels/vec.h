@@ -93,23 +93,53 @@ static inline vf vf_sqrt(vf a)
 #endif
 }
 
-/* Sum and maximum over the lanes, always as the same tree. */
+/* 1 where any lane of the mask is set */
+static inline int vi_any(vi mask)
+{
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+    int any = 0;
+    for (int i = 0; i < VX_LANES; i++) any |= mask[i];
+    return any != 0;
+#endif
+}
+
+/* Lane i of the result is lane i ^ distance of x. */
+static inline __attribute__((always_inline)) vf vf_swap(vf x, int distance)
+{
+    vi lane;
+    for (int i = 0; i < VX_LANES; i++) lane[i] = i ^ distance;
+    return __builtin_shuffle(x, lane);
+}
+
+/* Sum and maximum over the lanes, always as the same tree: halves, quarters, ... pairs. */
 static inline float vf_sum(vf x)
 {
-    float t[VX_LANES];
-    vf_store(t, x);
-    for (int n = VX_LANES / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) t[i] += t[i + n];
-    return t[0];
+#if VX_LANES > 8
+    x = x + vf_swap(x, 8);
+#endif
+#if VX_LANES > 4
+    x = x + vf_swap(x, 4);
+#endif
+    x = x + vf_swap(x, 2);
+    x = x + vf_swap(x, 1);
+    return x[0];
 }
 
 static inline float vf_maximum(vf x)
 {
-    float t[VX_LANES];
-    vf_store(t, x);
-    for (int n = VX_LANES / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) t[i] = t[i] > t[i + n] ? t[i] : t[i + n];
-    return t[0];
+#if VX_LANES > 8
+    x = vf_max(x, vf_swap(x, 8));
+#endif
+#if VX_LANES > 4
+    x = vf_max(x, vf_swap(x, 4));
+#endif
+    x = vf_max(x, vf_swap(x, 2));
+    x = vf_max(x, vf_swap(x, 1));
+    return x[0];
 }
 
 /* 2^t. Degree-5 minimax polynomial on [-0.5, 0.5] times a power of two: 1.4 ulp; 0 below -126 (a flushed subnormal) except
