@@ -1,0 +1,117 @@
+/* softmax.c: softmax or log softmax along rows, and their gradients from the output.
+ *
+ * Memory traffic: x and y once, where a row stays in the cache between its passes (maximum; exponentials and their sum;
+ * scale).
+ *
+ *   y = e^(x - max) / sum              dx = y (dy - sum(dy y))
+ *   y = x - max - ln(sum)              dx = dy - e^y sum(dy)
+ * Subtracting the maximum keeps every exponential in (0, 1]. A row with a NaN or +Inf becomes all NaN, and so does a row of
+ * nothing but -Inf; single -Inf get probability 0.
+ */
+#include "cpu.h"
+#include "vec.h"
+
+#define BLOCK 1024   /* elements summed in float32 lanes before their sum goes into a double */
+#define SERIAL 8192  /* below this many elements a second thread costs more than it brings */
+
+static float row_maximum(const float *x, int64_t n)
+{
+    vf top = vf_set1(-INFINITY);
+    int64_t i = 0;
+    for (; i + VX_LANES <= n; i += VX_LANES) top = vf_max(top, vf_load(x + i));
+    float m = vf_maximum(top);
+    for (; i < n; i++) m = m > x[i] ? m : x[i];
+    return m;
+}
+
+static inline vi first_lanes(int n)
+{
+    vi lane;
+    for (int i = 0; i < VX_LANES; i++) lane[i] = i;
+    return lane < n;
+}
+
+/* Sum of e^(x - top); the terms go to y unless it is NULL. */
+static inline __attribute__((always_inline)) double exponentials(float *y, const float *x, float top, int64_t n)
+{
+    double total = 0;
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        int64_t end = vx_min64(first + BLOCK, n), i = first;
+        vf sum = vf_zero();
+        for (; i + VX_LANES <= end; i += VX_LANES) {
+            vf e = vf_exp(vf_load(x + i) - top);
+            if (y) vf_store(y + i, e);
+            sum += e;
+        }
+        int rest = (int)(end - i);
+        if (rest) {
+            vf e = vf_exp(vf_load_n(x + i, rest) - top);
+            if (y) vf_store_n(y + i, e, rest);
+            sum += vf_select(first_lanes(rest), e, vf_zero());
+        }
+        total += vf_sum(sum);
+    }
+    return total;
+}
+
+/* y = softmax(x) per row, its logarithm where log is 1. y may not be x. */
+int VX_CPU(softmax)(vx_tensor *y, vx_tensor *x, int log)
+{
+    int64_t rows = x->shape[0], n = x->shape[1];
+    const float *in = vx_f32(x);
+    float *out = vx_f32(y);
+#pragma omp parallel for schedule(static) if (rows * n >= SERIAL)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *a = in + r * n;
+        float *b = out + r * n, top = row_maximum(a, n);
+        int64_t i = 0;
+        if (log) {
+            /* max and ln(sum) apart: their sum would lose digits where |max| is large */
+            float offset = logf((float)exponentials(0, a, top, n));
+            for (; i + VX_LANES <= n; i += VX_LANES) vf_store(b + i, (vf_load(a + i) - top) - offset);
+            for (; i < n; i++) b[i] = (a[i] - top) - offset;
+        } else {
+            float scale = (float)(1.0 / exponentials(b, a, top, n));
+            for (; i + VX_LANES <= n; i += VX_LANES) vf_store(b + i, vf_load(b + i) * scale);
+            for (; i < n; i++) b[i] *= scale;
+        }
+    }
+    return VX_OK;
+}
+
+/* Sum of a b, or of a where b is NULL. */
+static inline __attribute__((always_inline)) double dot(const float *a, const float *b, int64_t n)
+{
+    double total = 0;
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        int64_t end = vx_min64(first + BLOCK, n), i = first;
+        vf sum = vf_zero();
+        for (; i + VX_LANES <= end; i += VX_LANES) sum += b ? vf_load(a + i) * vf_load(b + i) : vf_load(a + i);
+        int rest = (int)(end - i);
+        if (rest) sum += b ? vf_load_n(a + i, rest) * vf_load_n(b + i, rest) : vf_load_n(a + i, rest);
+        total += vf_sum(sum);
+    }
+    return total;
+}
+
+int VX_CPU(softmax_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *y, int log)
+{
+    int64_t rows = y->shape[0], n = y->shape[1];
+    const float *value = vx_f32(y), *grad = vx_f32(dy);
+    float *out = vx_f32(dx);
+#pragma omp parallel for schedule(static) if (rows * n >= SERIAL)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *a = value + r * n, *g = grad + r * n;
+        float *d = out + r * n;
+        const vf sum = vf_set1((float)(log ? dot(g, 0, n) : dot(g, a, n)));
+        for (int64_t i = 0; i < n; i += VX_LANES) {
+            int rest = (int)vx_min64(VX_LANES, n - i);
+            vf p = rest == VX_LANES ? vf_load(a + i) : vf_load_n(a + i, rest);
+            vf q = rest == VX_LANES ? vf_load(g + i) : vf_load_n(g + i, rest);
+            vf e = log ? q - vf_exp(p) * sum : p * (q - sum);
+            if (rest == VX_LANES) vf_store(d + i, e);
+            else vf_store_n(d + i, e, rest);
+        }
+    }
+    return VX_OK;
+}
