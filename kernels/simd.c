@@ -107,7 +107,9 @@ static void cpu_init(void)
     cpu.transfer = cpu_transfer;
     cpu.sync = cpu_sync;
     cpu.threads = cpu_threads;
+    int threads = omp_get_max_threads(); /* which OpenBLAS's OpenMP build changes along with its own */
     openblas_set_num_threads(1);
+    omp_set_num_threads(threads);
 }
 
 const vx_backend *vx_cpu_backend(void)
