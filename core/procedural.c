@@ -58,7 +58,7 @@ typedef struct scene {
     int backdrop;
     float horizon, tilt, glow_x, glow_y, glow;
     texture sky, ground;
-    float vignette;
+    float vignette, contrast;
     int count;
     leaf leaves[MAX_LEAVES]; /* the front one first */
 } scene;
@@ -169,7 +169,7 @@ static float weave(const texture *t, float x, float y, float pixel, float extent
                               0.1f * wave((u + v) * f * 0.41f + 0.7f * wave(v * f * 0.2f)));
     case NOISE: {
         float sum = 0.5f, weight = 0.5f;
-        for (int octave = 0; octave < 4; octave++, f *= 2.03f, weight *= 0.6f) {
+        for (int octave = 0; octave < 5; octave++, f *= 2.03f, weight *= 0.7f) {
             keep = visible(f * pixel * 0.7f);
             if (keep <= 0)
                 break;
@@ -256,14 +256,14 @@ static texture draw_texture(draws *d, const paint *p, float extent, int kind)
     t.from = mixed(d, p);
     t.to = mixed(d, p);
     /* most surfaces are quiet: bring the two colours nearer */
-    t.to = blend(t.from, t.to, kind == RAMP ? between(d, 0.3f, 1.0f) : between(d, 0.15f, 0.8f));
+    t.to = blend(t.from, t.to, kind == RAMP ? between(d, 0.3f, 1.0f) : between(d, 0.2f, 1.0f));
     return t;
 }
 
 static leaf draw_leaf(draws *d, const paint *p, const scene *s, float aspect_x, float aspect_y, float radius, float haze)
 {
     static const uint8_t kinds[] = {ELLIPSE, ELLIPSE, ELLIPSE, POLYGON, POLYGON, POLYGON, BLOB, BLOB, STROKE, STROKE, ARC};
-    static const uint8_t skins[] = {PLAIN, PLAIN, RAMP, RAMP, STRIPES, WAVES, NOISE, NOISE, NOISE, CHECKS, DOTS};
+    static const uint8_t skins[] = {PLAIN, RAMP, RAMP, STRIPES, WAVES, NOISE, NOISE, NOISE, NOISE, CHECKS, DOTS};
     leaf l = {.kind = kinds[pick(d, sizeof kinds)]};
     l.x = between(d, -0.1f, 1.1f) * aspect_x;
     l.y = between(d, -0.1f, 1.1f) * aspect_y;
@@ -328,7 +328,7 @@ static leaf draw_leaf(draws *d, const paint *p, const scene *s, float aspect_x, 
 static void draw_scene(scene *s, uint64_t seed, uint64_t index, float aspect_x, float aspect_y)
 {
     draws d = {.seed = seed, .block = index << 16, .used = 4};
-    paint p = {palettes[pick(&d, sizeof palettes / sizeof *palettes)], between(&d, 0.7f, 1.25f), 0, between(&d, -0.04f, 0.04f)};
+    paint p = {palettes[pick(&d, sizeof palettes / sizeof *palettes)], between(&d, 0.6f, 1.1f), 0, between(&d, -0.04f, 0.04f)};
     p.gray = pick(&d, 4) ? between(&d, 0, 0.3f) : between(&d, -0.4f, 0.9f);
     direction(&d, &s->lx, &s->ly);
     s->ly = -fabsf(s->ly); /* light falls from above, as it mostly does */
@@ -345,8 +345,9 @@ static void draw_scene(scene *s, uint64_t seed, uint64_t index, float aspect_x, 
     s->ground = draw_texture(&d, &p, 0.5f, walls[2 + pick(&d, sizeof walls - 2)]);
     s->glow_x = between(&d, 0, aspect_x);
     s->glow_y = between(&d, 0, aspect_y);
-    s->glow = between(&d, -0.1f, 0.35f);
+    s->glow = between(&d, -0.1f, 0.25f);
     s->vignette = between(&d, 0, 0.35f);
+    s->contrast = between(&d, 1.1f, 1.7f); /* photographs spread over the whole range */
 
     /* Three ways to fill it: a few things, a crowd, a crowd behind a few things out of its focus or in it. */
     int mode = pick(&d, 4), many = mode == 0 ? 2 + pick(&d, 4) : mode == 1 ? 8 + pick(&d, 12) : 14 + pick(&d, MAX_LEAVES - 14 - 3);
@@ -411,7 +412,7 @@ static color lit(const leaf *l, const scene *s, float x, float y, float inside, 
             v = y / l->rx, z = 1 - 0.6f * (u * u + v * v);
         z = z > 0 ? sqrtf(z) : 0;
         facing = u * lx + v * ly + z * s->lz;
-        shade = 1 + l->shade * (1.3f * (facing > 0 ? facing : 0) - 0.8f);
+        shade = 1 + l->shade * (1.2f * (facing > 0 ? facing : 0) - 0.9f);
         if (l->gloss > 0 && facing > 0) {
             gloss = facing * facing;
             gloss *= gloss;
@@ -497,9 +498,9 @@ void vx_pixels_procedural(uint8_t *dst, int64_t height, int64_t width, uint64_t 
                 sum.b += weight * c.b;
             }
             float cx = x - 0.5f * aspect_x, cy = y - 0.5f * aspect_y, dark = 1 - s.vignette * (cx * cx + cy * cy);
-            dst[0] = byte(sum.r * dark);
-            dst[1] = byte(sum.g * dark);
-            dst[2] = byte(sum.b * dark);
+            dst[0] = byte(s.contrast * (sum.r * dark - 0.43f) + 0.47f);
+            dst[1] = byte(s.contrast * (sum.g * dark - 0.43f) + 0.47f);
+            dst[2] = byte(s.contrast * (sum.b * dark - 0.43f) + 0.47f);
         }
     }
 }
