@@ -1,0 +1,464 @@
+/* reduce.c: reduce (sum, mean, max, min), argmax, nonfinite, mse, mse_backward.
+ *
+ * Memory traffic: x is read once.
+ *
+ * Order of a sum, a function of the sizes alone. A float32 chain is never longer than 8 additions and the few that join the
+ * lanes' registers; from there on everything is added in double:
+ *   inner dimension reduced    four vector accumulators over blocks of 32 vectors, whose sum goes into a vector of doubles
+ *   inner dimension kept       eight rows at a time as a tree, into one double per column
+ * Both cut the elements of one result into parts of a fixed length. Threads take parts; the parts' doubles are added in
+ * ascending order. The relative error of a sum of positive numbers is then about 1e-7 at any length.
+ *
+ * The dimensions are visited in the order of x's strides, not in their own, so that a transposed view is read along memory.
+ * max and min return NaN where any element is one.
+ */
+#include "cpu.h"
+#include "vec.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define SERIAL 32768          /* below this many elements a second thread costs more than it brings */
+#define BLOCK (32 * VX_LANES) /* elements summed in float32 before they go into doubles */
+#define PART 16384            /* elements of a part of a long row */
+#define WIDTH 1024            /* columns worked on at once: their doubles fit the first-level cache */
+#define COLUMN_PART 65536     /* elements of a part where columns are kept */
+#define GROUP 8               /* rows of the tree */
+
+typedef double vd __attribute__((vector_size(VX_LANES * 8)));
+typedef int64_t vl __attribute__((vector_size(VX_LANES * 8)));
+typedef double vd_unaligned __attribute__((vector_size(VX_LANES * 8), aligned(8), may_alias));
+
+INLINE vd vd_of(vf x) { return __builtin_convertvector(x, vd); }
+
+/* -- Elements and accumulators -------------------------------------------------------------------------------------------- */
+
+/* kind is VX_REDUCE_SUM, _MAX or _MIN, a constant wherever these are inlined */
+
+INLINE double neutral(int kind) { return kind == VX_REDUCE_SUM ? 0.0 : kind == VX_REDUCE_MAX ? -INFINITY : INFINITY; }
+
+INLINE double join(int kind, double a, double b)
+{
+    if (kind == VX_REDUCE_SUM) return a + b;
+    if (a != a || b != b) return NAN;
+    return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
+}
+
+INLINE vf join_vf(int kind, vf a, vf b)
+{
+    if (kind == VX_REDUCE_SUM) return a + b;
+    return vf_select(a != a, a, kind == VX_REDUCE_MAX ? vf_max(a, b) : vf_min(a, b)); /* both return b where either is NaN */
+}
+
+INLINE vd join_vd(int kind, vd a, vd b)
+{
+    if (kind == VX_REDUCE_SUM) return a + b;
+    vl take = (kind == VX_REDUCE_MAX ? b > a : b < a) | (b != b);
+    return (vd)(((vl)b & take) | ((vl)a & ~take));
+}
+
+INLINE double vd_fold(int kind, vd x)
+{
+    double t[VX_LANES];
+    memcpy(t, &x, sizeof t);
+    for (int n = VX_LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) t[i] = join(kind, t[i], t[i + n]);
+    return t[0];
+}
+
+/* Lanes 0 .. n-1 from p, `step` elements apart; step is the constant 1 in the fast copies of the loops. */
+INLINE vf load(const float *p, int64_t step, int n)
+{
+    if (step == 1) return n == VX_LANES ? vf_load(p) : vf_load_n(p, n);
+    vf x = vf_zero();
+    for (int i = 0; i < n; i++) x[i] = p[i * step];
+    return x;
+}
+
+/* The same with the neutral element in the lanes beyond n. */
+INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
+{
+    vf x = load(p, step, n);
+    if (kind == VX_REDUCE_SUM || n == VX_LANES) return x;
+    vi lane;
+    for (int i = 0; i < VX_LANES; i++) lane[i] = i;
+    return vf_select(lane < n, x, vf_set1((float)neutral(kind)));
+}
+
+/* -- Long rows ------------------------------------------------------------------------------------------------------------ */
+
+/* acc joined with x[0], x[step], ... x[(n - 1) step] */
+INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
+{
+    const vf none = vf_set1((float)neutral(kind));
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        int64_t end = vx_min64(first + BLOCK, n), i = first;
+        vf s0 = none, s1 = none, s2 = none, s3 = none;
+        for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES) {
+            const float *p = x + i * step;
+            s0 = join_vf(kind, s0, load(p, step, VX_LANES));
+            s1 = join_vf(kind, s1, load(p + VX_LANES * step, step, VX_LANES));
+            s2 = join_vf(kind, s2, load(p + 2 * VX_LANES * step, step, VX_LANES));
+            s3 = join_vf(kind, s3, load(p + 3 * VX_LANES * step, step, VX_LANES));
+        }
+        for (; i + VX_LANES <= end; i += VX_LANES) s0 = join_vf(kind, s0, load(x + i * step, step, VX_LANES));
+        if (i < end) s1 = join_vf(kind, s1, load_or_neutral(kind, x + i * step, step, (int)(end - i)));
+        acc = join_vd(kind, acc, vd_of(join_vf(kind, join_vf(kind, s0, s1), join_vf(kind, s2, s3))));
+    }
+    return acc;
+}
+
+/* -- Kept columns --------------------------------------------------------------------------------------------------------- */
+
+/* sum[0 .. width-1], in doubles and padded to whole vectors, joined with `count` rows of `width` columns. */
+INLINE void columns_into(int kind, int64_t step, double *sum, const float *const *row, int count, int64_t width)
+{
+    for (int64_t c = 0; c < width; c += VX_LANES) {
+        int n = (int)vx_min64(VX_LANES, width - c);
+        vf s;
+        if (count == GROUP) {
+            vf t[GROUP];
+            for (int k = 0; k < GROUP; k++) t[k] = load(row[k] + c * step, step, n);
+            s = join_vf(kind, join_vf(kind, join_vf(kind, t[0], t[1]), join_vf(kind, t[2], t[3])),
+                        join_vf(kind, join_vf(kind, t[4], t[5]), join_vf(kind, t[6], t[7])));
+        } else {
+            s = load(row[0] + c * step, step, n);
+            for (int k = 1; k < count; k++) s = join_vf(kind, s, load(row[k] + c * step, step, n));
+        }
+        vd_unaligned *to = (vd_unaligned *)(sum + c);
+        *to = join_vd(kind, *to, vd_of(s));
+    }
+}
+
+/* -- reduce --------------------------------------------------------------------------------------------------------------- */
+
+/* Sizes and strides of some dimensions, outermost first. */
+typedef struct dims {
+    int n;
+    int64_t count; /* product of the sizes */
+    int64_t size[VX_MAX_DIMS], x[VX_MAX_DIMS], y[VX_MAX_DIMS];
+} dims;
+
+static void dims_add(dims *d, int64_t size, int64_t x, int64_t y)
+{
+    d->size[d->n] = size, d->x[d->n] = x, d->y[d->n] = y;
+    d->n++;
+    d->count *= size;
+}
+
+/* Offset of the i-th of count elements under the strides `stride` (d->x or d->y). */
+static int64_t dims_offset(const dims *d, const int64_t *stride, int64_t i)
+{
+    int64_t offset = 0;
+    for (int k = d->n - 1; k > 0; k--) {
+        offset += i % d->size[k] * stride[k];
+        i /= d->size[k];
+    }
+    return d->n ? offset + i * stride[0] : 0;
+}
+
+/* What reduce works on: the innermost dimension, and the kept and the reduced ones around it. */
+typedef struct plan {
+    dims kept, reduced;
+    bool inner_kept;
+    int64_t n, x_step, y_step;  /* the innermost dimension */
+    const float *x;
+    float *y;
+    double scale;               /* of the result: 1 / count for a mean */
+    int64_t parts;              /* of one result */
+    double *partial;            /* (kept, parts) or (kept, parts, n), where parts > 1 */
+} plan;
+
+/* Part `part` of kept row k; inner dimension reduced. Pieces are rows, or stretches of PART elements of longer rows. */
+INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t k, int64_t part)
+{
+    const float *x = p->x + dims_offset(&p->kept, p->kept.x, k);
+    int64_t cuts = vx_ceil_div(p->n, PART), per_part = vx_max64(1, PART / p->n), pieces = p->reduced.count * cuts;
+    vd acc = (vd){0} + neutral(kind);
+    for (int64_t i = part * per_part; i < vx_min64((part + 1) * per_part, pieces); i++) {
+        int64_t first = i % cuts * PART;
+        const float *row = x + dims_offset(&p->reduced, p->reduced.x, i / cuts) + first * step;
+        acc = row_into(kind, step, acc, row, vx_min64(PART, p->n - first));
+    }
+    return vd_fold(kind, acc);
+}
+
+INLINE void reduce_rows(int kind, int64_t step, const plan *p)
+{
+    int64_t units = p->kept.count * p->parts, work = p->kept.count * p->reduced.count * p->n;
+#pragma omp parallel for schedule(static) if (work >= SERIAL)
+    for (int64_t u = 0; u < units; u++) {
+        double v = reduce_row_part(kind, step, p, u / p->parts, u % p->parts);
+        if (p->parts > 1) p->partial[u] = v;
+        else p->y[dims_offset(&p->kept, p->kept.y, u)] = (float)(v * p->scale);
+    }
+    if (p->parts == 1) return;
+    for (int64_t k = 0; k < p->kept.count; k++) {
+        double v = neutral(kind);
+        for (int64_t i = 0; i < p->parts; i++) v = join(kind, v, p->partial[k * p->parts + i]);
+        p->y[dims_offset(&p->kept, p->kept.y, k)] = (float)(v * p->scale);
+    }
+}
+
+/* Rows of a part where columns are kept, a multiple of GROUP. */
+static int64_t rows_of_part(int64_t n)
+{
+    return vx_max64(1, COLUMN_PART / vx_min64(n, WIDTH) / GROUP) * GROUP;
+}
+
+INLINE void reduce_columns(int kind, int64_t step, const plan *p)
+{
+    int64_t cuts = vx_ceil_div(p->n, WIDTH), rows = rows_of_part(p->n), units = p->kept.count * p->parts * cuts;
+    int64_t work = p->kept.count * p->reduced.count * p->n;
+#pragma omp parallel for schedule(static) if (work >= SERIAL)
+    for (int64_t u = 0; u < units; u++) {
+        int64_t k = u / cuts / p->parts, part = u / cuts % p->parts, first = u % cuts * WIDTH;
+        int64_t width = vx_min64(WIDTH, p->n - first), end = vx_min64((part + 1) * rows, p->reduced.count);
+        const float *x = p->x + dims_offset(&p->kept, p->kept.x, k) + first * step;
+        double sum[WIDTH + VX_LANES];
+        for (int64_t c = 0; c < width + VX_LANES; c++) sum[c] = neutral(kind);
+        for (int64_t q = part * rows; q < end; q += GROUP) {
+            const float *row[GROUP];
+            int count = (int)vx_min64(GROUP, end - q);
+            for (int i = 0; i < count; i++) row[i] = x + dims_offset(&p->reduced, p->reduced.x, q + i);
+            columns_into(kind, step, sum, row, count, width);
+        }
+        if (p->parts > 1) {
+            memcpy(p->partial + (k * p->parts + part) * p->n + first, sum, sizeof(double) * (size_t)width);
+            continue;
+        }
+        float *y = p->y + dims_offset(&p->kept, p->kept.y, k) + first * p->y_step;
+        for (int64_t c = 0; c < width; c++) y[c * p->y_step] = (float)(sum[c] * p->scale);
+    }
+    if (p->parts == 1) return;
+    int64_t results = p->kept.count * p->n;
+#pragma omp parallel for schedule(static) if (results * p->parts >= SERIAL)
+    for (int64_t i = 0; i < results; i++) {
+        int64_t k = i / p->n, c = i % p->n;
+        double v = neutral(kind);
+        for (int64_t part = 0; part < p->parts; part++) v = join(kind, v, p->partial[(k * p->parts + part) * p->n + c]);
+        p->y[dims_offset(&p->kept, p->kept.y, k) + c * p->y_step] = (float)(v * p->scale);
+    }
+}
+
+INLINE void reduce_kind(int kind, const plan *p)
+{
+    if (p->inner_kept) {
+        if (p->x_step == 1) reduce_columns(kind, 1, p);
+        else reduce_columns(kind, p->x_step, p);
+    } else {
+        if (p->x_step == 1) reduce_rows(kind, 1, p);
+        else reduce_rows(kind, p->x_step, p);
+    }
+}
+
+/* Collapses x and y into p: sizes of 1 go; dimensions are ordered by x's strides, the largest and those of 0 outermost;
+ * neighbours of one kind that x and y step through evenly become one. */
+static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
+{
+    int order[VX_MAX_DIMS], n = 0;
+    for (int d = 0; d < x->ndim; d++) {
+        if (x->shape[d] == 1) continue;
+        uint64_t stride = (uint64_t)x->stride[d] - 1; /* 0 becomes the largest */
+        int at = n++;
+        for (; at > 0 && (uint64_t)x->stride[order[at - 1]] - 1 < stride; at--) order[at] = order[at - 1];
+        order[at] = d;
+    }
+    dims all = {.count = 1};
+    bool kept[VX_MAX_DIMS];
+    for (int i = 0; i < n; i++) {
+        int d = order[i], last = all.n - 1;
+        bool keep = y->shape[d] != 1;
+        int64_t size = x->shape[d], step = x->stride[d], out = keep ? y->stride[d] : 0;
+        if (last >= 0 && kept[last] == keep && all.x[last] == step * size && all.y[last] == out * size) {
+            all.size[last] *= size, all.x[last] = step, all.y[last] = out;
+        } else {
+            kept[all.n] = keep;
+            dims_add(&all, size, step, out);
+        }
+    }
+    if (!all.n) {
+        kept[0] = false;
+        dims_add(&all, 1, 1, 0);
+    }
+    int last = all.n - 1;
+    p->kept.count = p->reduced.count = 1;
+    for (int i = 0; i < last; i++) dims_add(kept[i] ? &p->kept : &p->reduced, all.size[i], all.x[i], all.y[i]);
+    p->inner_kept = kept[last];
+    p->n = all.size[last], p->x_step = all.x[last], p->y_step = all.y[last];
+}
+
+/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or per
+ * 64 elements and more where columns are kept. */
+int VX_CPU(reduce)(vx_tensor *y, vx_tensor *x, int kind)
+{
+    bool fits = y->ndim == x->ndim;
+    for (int d = 0; fits && d < x->ndim; d++) fits = y->shape[d] == 1 || y->shape[d] == x->shape[d];
+    if (!fits) {
+        char a[128], b[128];
+        return vx_fail(VX_EINVAL, "reduce: y %s must have the sizes of x %s, or 1", vx_shape_text(y, a, sizeof a),
+                       vx_shape_text(x, b, sizeof b));
+    }
+    if (!y->numel) return VX_OK;
+    if (!x->numel) {
+        static const char *const names[] = {"sum", "mean", "max", "min"};
+        if (kind != VX_REDUCE_SUM) return vx_fail(VX_EINVAL, "reduce: %s of no elements", names[kind]);
+        memset(y->data, 0, sizeof(float) * (size_t)y->numel);
+        return VX_OK;
+    }
+    plan p = {.x = vx_f32(x), .y = vx_f32(y), .scale = 1};
+    plan_make(&p, y, x);
+    if (kind == VX_REDUCE_MEAN) p.scale = 1.0 / (double)(x->numel / y->numel);
+    size_t results = (size_t)p.kept.count;
+    if (p.inner_kept) {
+        p.parts = vx_ceil_div(p.reduced.count, rows_of_part(p.n));
+        results *= (size_t)p.n;
+    } else {
+        p.parts = vx_ceil_div(p.reduced.count * vx_ceil_div(p.n, PART), vx_max64(1, PART / p.n));
+    }
+    if (p.parts > 1) {
+        p.partial = vx_scratch("reduce", sizeof(double) * results * (size_t)p.parts);
+        if (!p.partial) return VX_ENOMEM;
+    }
+    if (kind == VX_REDUCE_MAX) reduce_kind(VX_REDUCE_MAX, &p);
+    else if (kind == VX_REDUCE_MIN) reduce_kind(VX_REDUCE_MIN, &p);
+    else reduce_kind(VX_REDUCE_SUM, &p);
+    if (p.partial) vx_scratch_free(p.partial);
+    return VX_OK;
+}
+
+/* -- argmax --------------------------------------------------------------------------------------------------------------- */
+
+/* Column of the largest of n > 0 elements, the lowest of equals; -1 where one is NaN. Each lane keeps its own best and where
+ * that was, so that one pass is enough. */
+static int32_t row_argmax(const float *x, int64_t n)
+{
+    vi lane;
+    for (int i = 0; i < VX_LANES; i++) lane[i] = i;
+    vf best = vf_set1(-INFINITY);
+    vi where = lane, at = lane, nan = {0};
+    int64_t i = 0;
+    for (; i + VX_LANES <= n; i += VX_LANES, at += VX_LANES) {
+        vf v = vf_load(x + i);
+        vi better = v > best;
+        best = vf_max(v, best);
+        where = (at & better) | (where & ~better);
+        nan |= v != v;
+    }
+    if (vi_any(nan)) return -1;
+    float top = vf_maximum(best);
+    int32_t column = INT32_MAX;
+    for (int k = 0; k < VX_LANES; k++)
+        if (best[k] == top && where[k] < column) column = where[k];
+    for (; i < n; i++) {
+        if (x[i] != x[i]) return -1;
+        if (x[i] > top) top = x[i], column = (int32_t)i;
+    }
+    return column;
+}
+
+/* index = column of each row's largest element. A row with NaN is VX_ENONFINITE, and index stays as it was. */
+int VX_CPU(argmax)(vx_tensor *index, vx_tensor *x)
+{
+    int64_t rows = x->shape[0], n = x->shape[1], bad = INT64_MAX;
+    const float *in = vx_f32(x);
+    if (!rows) return VX_OK;
+    int32_t *found = vx_scratch("argmax", sizeof(int32_t) * (size_t)rows);
+    if (!found) return VX_ENOMEM;
+#pragma omp parallel for schedule(static) reduction(min : bad) if (rows * n >= SERIAL)
+    for (int64_t r = 0; r < rows; r++) {
+        found[r] = row_argmax(in + r * n, n);
+        if (found[r] < 0) bad = vx_min64(bad, r);
+    }
+    if (bad == INT64_MAX) memcpy(index->data, found, sizeof(int32_t) * (size_t)rows);
+    vx_scratch_free(found);
+    return bad == INT64_MAX ? VX_OK : vx_fail(VX_ENONFINITE, "argmax: row %lld holds a NaN", (long long)bad);
+}
+
+/* -- nonfinite ------------------------------------------------------------------------------------------------------------ */
+
+/* 1 where any of n elements is NaN or Inf: its exponent bits are all set. */
+static int any_nonfinite(const float *x, int64_t n)
+{
+    vi bad = {0};
+    int64_t i = 0;
+    for (; i + VX_LANES <= n; i += VX_LANES) bad |= ((vi)vf_load(x + i) & 0x7f800000) == 0x7f800000;
+    if (i < n) bad |= ((vi)vf_load_n(x + i, (int)(n - i)) & 0x7f800000) == 0x7f800000;
+    return vi_any(bad);
+}
+
+/* found = (rows that hold a NaN or Inf, the first such row or -1). Long rows are shared between threads. */
+int VX_CPU(nonfinite)(vx_tensor *found, vx_tensor *x)
+{
+    int64_t rows = x->shape[0], n = x->shape[1], count = 0, first = INT64_MAX;
+    const float *in = vx_f32(x);
+    if (n >= SERIAL) {
+        for (int64_t r = 0; r < rows; r++) {
+            int bad = 0;
+#pragma omp parallel for schedule(static) reduction(| : bad)
+            for (int64_t i = 0; i < n; i += PART) bad |= any_nonfinite(in + r * n + i, vx_min64(PART, n - i));
+            count += bad;
+            if (bad) first = vx_min64(first, r);
+        }
+    } else {
+#pragma omp parallel for schedule(static) reduction(+ : count) reduction(min : first) if (rows * n >= SERIAL)
+        for (int64_t r = 0; r < rows; r++) {
+            if (!any_nonfinite(in + r * n, n)) continue;
+            count++;
+            first = vx_min64(first, r);
+        }
+    }
+    vx_i32(found)[0] = (int32_t)count;
+    vx_i32(found)[1] = count ? (int32_t)first : -1;
+    return VX_OK;
+}
+
+/* -- mse ------------------------------------------------------------------------------------------------------------------ */
+
+/* Sum of (a - b)^2 over n elements, in the order of row_into(). */
+static double squared_distance(const float *a, const float *b, int64_t n)
+{
+    vd acc = {0};
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        int64_t end = vx_min64(first + BLOCK, n), i = first;
+        vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES)
+            for (int k = 0; k < 4; k++) {
+                vf d = vf_load(a + i + k * VX_LANES) - vf_load(b + i + k * VX_LANES);
+                s[k] += d * d;
+            }
+        for (; i < end; i += VX_LANES) {
+            int m = (int)vx_min64(VX_LANES, end - i);
+            vf d = vf_load_n(a + i, m) - vf_load_n(b + i, m);
+            s[0] += d * d;
+        }
+        acc += vd_of((s[0] + s[1]) + (s[2] + s[3]));
+    }
+    return vd_fold(VX_REDUCE_SUM, acc);
+}
+
+/* loss = mean (a - b)^2. Working space: 8 bytes per 16384 elements. */
+int VX_CPU(mse)(vx_tensor *loss, vx_tensor *a, vx_tensor *b)
+{
+    int64_t n = a->numel, parts = vx_ceil_div(n, PART);
+    if (!n) return vx_fail(VX_EINVAL, "mse: mean of no elements");
+    const float *pa = vx_f32(a), *pb = vx_f32(b);
+    double *partial = vx_scratch("mse", sizeof(double) * (size_t)parts), sum = 0;
+    if (!partial) return VX_ENOMEM;
+#pragma omp parallel for schedule(static) if (n >= SERIAL)
+    for (int64_t i = 0; i < parts; i++) partial[i] = squared_distance(pa + i * PART, pb + i * PART, vx_min64(PART, n - i * PART));
+    for (int64_t i = 0; i < parts; i++) sum += partial[i];
+    vx_scratch_free(partial);
+    vx_f32(loss)[0] = (float)(sum / (double)n);
+    return VX_OK;
+}
+
+/* da = 2 dloss (a - b) / count */
+int VX_CPU(mse_backward)(vx_tensor *da, vx_tensor *a, vx_tensor *b, vx_tensor *dloss)
+{
+    int64_t n = a->numel;
+    const float *pa = vx_f32(a), *pb = vx_f32(b), scale = n ? (float)(2.0 * vx_f32(dloss)[0] / (double)n) : 0.0f;
+    float *out = vx_f32(da);
+#pragma omp parallel for simd schedule(static) if (n >= SERIAL)
+    for (int64_t i = 0; i < n; i++) out[i] = scale * (pa[i] - pb[i]);
+    return VX_OK;
+}
