@@ -70,8 +70,8 @@ VX_API void vx_loader_free(vx_loader *loader);
 
 /* The next batch: images f32 (batch, size, size, 3), index i32 (batch) or NULL: the files' numbers; count: how many there
  * are, less than batch only at the end of the last epoch. VX_EEND after it. VX_EIO with the file and the reason for a broken
- * file with strict = 1, where no file at all can be read, and when vx_interrupted() turns true during the wait; after that
- * last one the loader goes on as if not called. Call it from one thread at a time. */
+ * file with strict = 1, where no file at all can be read, and where it would have to wait while vx_interrupted() is true;
+ * after that last one the loader goes on as if not called. Call it from one thread at a time. */
 VX_API int vx_loader_next(vx_loader *loader, vx_tensor *images, vx_tensor *index, int *count);
 
 /* Raw position after the last delivered batch: a loader started there delivers what this one will. */

@@ -528,15 +528,17 @@ static int collect(vx_loader *l)
     while (!status && l->filled < l->o.batch && l->taken != l->samples) {
         slot *s = &l->ring[l->taken % l->capacity];
         if (s->state != MADE) {
-            pthread_cond_broadcast(&l->room);
+            if (vx_interrupted()) {
+                status = vx_fail(VX_EIO, "loader: interrupted");
+                break;
+            }
             struct timespec until;
             clock_gettime(CLOCK_MONOTONIC, &until);
             until.tv_nsec += POLL_MS * 1000000L;
             until.tv_sec += until.tv_nsec / 1000000000L;
             until.tv_nsec %= 1000000000L;
+            pthread_cond_broadcast(&l->room);
             pthread_cond_timedwait(&l->made, &l->lock, &until);
-            if (s->state != MADE && vx_interrupted())
-                status = vx_fail(VX_EIO, "loader: interrupted");
             continue;
         }
         if (s->status) {
