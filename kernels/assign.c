@@ -1,0 +1,148 @@
+/* assign.c: index of the nearest code, for every row of z and every group, without an N x M array.
+ *
+ *     VX_EUCLID  argmin_m |z - q_m|^2 = argmax_m <z, q_m> - |q_m|^2 / 2
+ *     VX_COSINE  argmax_m <z, q_m> / (|z| |q_m|)
+ *
+ * Both are one product whose columns start from an offset, and an argmax that stays in registers: panels of 64 codes (4 vectors
+ * of 16 lanes) against 6 rows. The codes are laid out once as (panels, D, 64), so that a panel's column is a vector load.
+ * Ties, including two equal codes, go to the lower index: lanes keep the first of equals, and the lowest of equal lanes wins.
+ *
+ * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a panel's rows fit
+ * the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the argmax for D = 3.
+ *
+ * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| + |q|^2 / 2) either
+ * may be named; with small integers every score is exact. A row or code with NaN or Inf is an error and nothing is written.
+ */
+#include "rows.h"
+
+#if VX_LANES == 16
+enum { ROWS = 6, VECTORS = 4 };
+#else
+enum { ROWS = 6, VECTORS = 2 };
+#endif
+enum { PANEL = VECTORS * VX_LANES };
+
+typedef struct assign_call {
+    int64_t N, G, D, M, panels;
+    int metric;
+    const float *z, *codebook;
+    const float *inverse; /* (N,G) 1/|z| */
+    float *columns;       /* (panels, D, PANEL) */
+    float *offset;        /* (panels, PANEL) what a code's score starts from */
+    int32_t *codes;
+} assign_call;
+
+static void fill_columns(const assign_call *c, int64_t g)
+{
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < c->panels * PANEL; m++) {
+        const float *q = c->codebook + (g * c->M + m) * c->D;
+        float *column = c->columns + m / PANEL * PANEL * c->D + m % PANEL;
+        int real = m < c->M;
+        double norm = real ? row_norm(q, c->D) : 0;
+        float factor = c->metric == VX_COSINE ? (float)(1 / fmax(norm, GUARD)) : 1;
+        for (int64_t d = 0; d < c->D; d++) column[d * PANEL] = real ? q[d] * factor : 0;
+        c->offset[m] = !real ? -INFINITY : c->metric == VX_COSINE ? 0 : (float)(-0.5 * norm * norm);
+    }
+}
+
+/* codes of ROWS rows, a (ROWS, D) */
+static void assign_rows(const assign_call *c, const float *a, int32_t code[ROWS])
+{
+    const int64_t D = c->D;
+    vf best[ROWS];
+    vi best_code[ROWS], lane;
+    for (int l = 0; l < VX_LANES; l++) lane[l] = l;
+    for (int i = 0; i < ROWS; i++) {
+        best[i] = vf_set1(-INFINITY);
+        best_code[i] = (vi){0};
+    }
+    for (int64_t panel = 0; panel < c->panels; panel++) {
+        const float *q = c->columns + panel * PANEL * D, *offset = c->offset + panel * PANEL;
+        vf sum[ROWS][VECTORS];
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sum[i][v] = vf_load(offset + v * VX_LANES);
+        for (int64_t d = 0; d < D; d++) {
+            vf column[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) column[v] = vf_load(q + d * PANEL + v * VX_LANES);
+#pragma GCC unroll 6
+            for (int i = 0; i < ROWS; i++) {
+                vf x = vf_set1(a[i * D + d]);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) sum[i][v] += x * column[v];
+            }
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                vi better = sum[i][v] > best[i];
+                best[i] = vf_select(better, sum[i][v], best[i]);
+                best_code[i] = (vi)vf_select(better, (vf)(lane + (int32_t)(panel * PANEL + v * VX_LANES)), (vf)best_code[i]);
+            }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        float score[VX_LANES];
+        int32_t index[VX_LANES];
+        memcpy(score, &best[i], sizeof score);
+        memcpy(index, &best_code[i], sizeof index);
+        int at = 0;
+        for (int l = 1; l < VX_LANES; l++)
+            if (score[l] > score[at] || (score[l] == score[at] && index[l] < index[at])) at = l;
+        code[i] = index[at];
+    }
+}
+
+/* Block of ROWS rows from row `first` on; a is working space (ROWS, D). */
+static void assign_block(const assign_call *c, int64_t g, int64_t first, float *a)
+{
+    int rows = (int)vx_min64(ROWS, c->N - first);
+    int32_t code[ROWS];
+    for (int i = 0; i < ROWS; i++) {
+        int64_t row = (first + (i < rows ? i : 0)) * c->G + g;
+        float factor = c->metric == VX_COSINE ? c->inverse[row] : 1;
+        for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = c->z[row * c->D + d] * factor;
+    }
+    assign_rows(c, a, code);
+    for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = code[i];
+}
+
+int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metric)
+{
+    assign_call c = {
+        .N = z->shape[0], .G = z->shape[1], .D = z->shape[2], .M = codebook->shape[1], .metric = metric,
+        .z = vx_f32(z), .codebook = vx_f32(codebook), .codes = vx_i32(codes),
+    };
+    c.panels = vx_ceil_div(c.M, PANEL);
+    const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, inverses = c.N * c.G, line = 16;
+    float *memory = vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + inverses + line));
+    if (!memory) return VX_ENOMEM;
+    c.columns = memory;
+    c.offset = memory + columns;
+    float *inverse = c.offset + offsets;
+    c.inverse = inverse;
+
+    int64_t bad = first_nonfinite(c.codebook, c.G * c.M, c.D, 0), bad_row = first_nonfinite(c.z, inverses, c.D, inverse);
+    if (bad >= 0 || bad_row >= 0) {
+        vx_scratch_free(memory);
+        if (bad >= 0)
+            return vx_fail(VX_ENONFINITE, "assign: code %lld of group %lld of the codebook holds a NaN or Inf", (long long)(bad % c.M),
+                           (long long)(bad / c.M));
+        return vx_fail(VX_ENONFINITE, "assign: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad_row / c.G),
+                       (long long)(bad_row % c.G));
+    }
+    for (int64_t g = 0; g < c.G; g++) {
+#pragma omp parallel
+        {
+            float a[ROWS * c.D];
+            fill_columns(&c, g);
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < c.N; first += ROWS) assign_block(&c, g, first, a);
+        }
+    }
+    vx_scratch_free(memory);
+    return VX_OK;
+}

@@ -1,0 +1,57 @@
+/* rows.h: norms, dot products, checks and sorting of rows, shared by the quantizers' kernels. */
+#ifndef VX_ROWS_H
+#define VX_ROWS_H
+
+#include "cpu.h"
+#include "vec.h"
+
+#define VX_INLINE static inline __attribute__((always_inline))
+#define GUARD 1e-12 /* least norm that a row or a code is divided by */
+
+static inline float dot(const float *a, const float *b, int64_t D)
+{
+    vf sum = vf_zero();
+    int64_t d = 0;
+    for (; d + VX_LANES <= D; d += VX_LANES) sum += vf_load(a + d) * vf_load(b + d);
+    return vf_sum(sum + vf_load_n(a + d, (int)(D - d)) * vf_load_n(b + d, (int)(D - d)));
+}
+
+/* |x| of D elements, in double where float32 squares could overflow or vanish; NaN where an element is NaN or Inf. */
+static inline double row_norm(const float *x, int64_t D)
+{
+    vf sum = vf_zero();
+    int64_t d = 0;
+    for (; d + VX_LANES <= D; d += VX_LANES) sum += vf_load(x + d) * vf_load(x + d);
+    vf last = vf_load_n(x + d, (int)(D - d));
+    float squares = vf_sum(sum + last * last);
+    if (squares > 1e-25f && squares < 1e30f) return sqrt((double)squares);
+    double exact = 0;
+    for (d = 0; d < D; d++) exact += (double)x[d] * x[d];
+    return exact <= 1e300 ? sqrt(exact) : NAN;
+}
+
+/* Index of the first of `count` rows with a NaN or Inf, or -1; inverse[i] = 1 / max(|x_i|, GUARD) unless NULL. */
+static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, float *inverse)
+{
+    int64_t first = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : first)
+    for (int64_t i = 0; i < count; i++) {
+        double norm = row_norm(x + i * D, D);
+        if (norm != norm) first = vx_min64(first, i);
+        if (inverse) inverse[i] = (float)(1 / fmax(norm, GUARD));
+    }
+    return first == INT64_MAX ? -1 : first;
+}
+
+/* order = 0 .. count-1 sorted by key, stably; start (keys + 1) says where each key's run begins. */
+static inline void counting_sort(const int32_t *key, int64_t stride, int64_t count, int64_t keys, int32_t *order, int32_t *start)
+{
+    memset(start, 0, sizeof(int32_t) * (size_t)(keys + 1));
+    for (int64_t i = 0; i < count; i++) start[key[i * stride] + 1]++;
+    for (int64_t k = 0; k < keys; k++) start[k + 1] += start[k];
+    for (int64_t i = 0; i < count; i++) order[start[key[i * stride]]++] = (int32_t)i;
+    for (int64_t k = keys; k > 0; k--) start[k] = start[k - 1];
+    start[0] = 0;
+}
+
+#endif

@@ -1,0 +1,511 @@
+/* smooth.c: the smoothed quantizer of [1] and its regularizers, forward. smooth_backward.c has the gradients, smooth.h the tiles.
+ *
+ * For every row i of z and code m of one codebook (groups are independent):
+ *     l_im  = <z_i, q_m> / (|z_i| |q_m| tau)                                  logits, always float32
+ *     pi_i  = softmax(l_i)
+ *     p_i   = pi_i                          softmax sampler
+ *           = softmax((l_i + g_i) / t)      the two Gumbel samplers, t = gumbel_tau, g = -log(-log u)       (Eq. 7)
+ *     y_i   = sum_m p_im q_m                or, under hard Gumbel, q_code                                   (Eq. 5, 8)
+ *     code_i = the m with the largest p_im, the lowest of equals
+ * and one of (everything in the regularizers is pi, never the noisy p; mean over the G groups)
+ *     knn-ce  1/(S K) sum_m sum_k -log pi_{n(m,k),m}                                                        (Eq. 13)
+ *     knn-l2  1/(S K) sum_m sum_k 1 - 2 pi_{n(m,k),m} + |pi_n(m,k)|^2
+ *     ppl     1 - exp(H(mean_i pi_i)) / M                                                                   (Eq. 11, 12)
+ * where n(m, 1..K) are the K rows nearest to vertex m. A subset of `vertices` and `shards` concern the KNN regularizers only.
+ *
+ * Left for the backward pass: lse (log-sum-exp of l, and of (l + g)/t), sumsq = |pi_i|^2, soft = sum_m p_im q_m, near, mean_pi.
+ *
+ * One sweep per block of rows. A block (12 or 24 rows) meets all M codes before the next block starts: logits of a panel of 64
+ * codes, power, sums, mixing with the codes; the block's logits (or powers) stay in the L2 cache, where a second sweep compares
+ * them with the thresholds of the vertices once the row sums are known. No logit is computed twice, none reaches memory.
+ *
+ * Cost: 4 N M D flops, N M powers, N M comparisons. Memory traffic: z, y and the outputs once. Working space, per thread: 12 M
+ * logits and M K entries of 8 bytes; shared: M (2 D + 1) floats of codebook.
+ *
+ * Requirements, which the tests hold this file to:
+ *   R1  The bits of all outputs depend on the arguments only, not on threads: sums over rows are cut into PARTS parts that
+ *       depend on the sizes alone; the K nearest are chosen by the total order of neighbours.h.
+ *   R2  No power overflows, for tau from 1e-5 to 1: logits are kept relative to a reference r_i, an integer, such that the largest
+ *       is at most LIMIT above it. r_i depends on row i alone (so equal rows have equal keys), and moves by integers, so that
+ *       scaling by 2^-change is exact.
+ *   R3  Equal logits of a row tie to the lower code, equal keys of a vertex to the lower row.
+ *   R4  After an error nothing has been written; a NaN or Inf in z or in the codebook is such an error.
+ *
+ * [1] Morita 2025, Pushing Toward the Simplex Vertices: A Simple Remedy for Code Collapse in Smoothed Vector Quantization.
+ */
+#include <omp.h>
+
+#include "neighbours.h"
+#include "smooth.h"
+
+enum { PARTS = 32 };             /* row ranges whose partial sums are added in order */
+#define LIMIT 50.0f              /* 2^50 squared, summed over 2^20 codes, is still a float32 */
+
+typedef struct part {
+    int64_t first, end, shard;
+} part;
+
+/* What the threads share. */
+typedef struct forward {
+    smooth_call c;
+    smooth_book book;
+    int64_t g;
+    int block;                   /* rows of a block */
+    int keep_powers;             /* the second sweep needs 2^logit, not the logit */
+    const float *inverse;        /* (N,G) 1/|z| */
+    int32_t *slot;               /* (M) the vertex that looks at a code, or -1 */
+    part *parts;
+    int64_t part_count;
+    float *mean;                 /* (part_count, Mp) sums of pi over the rows of a part, or NULL */
+    double *max_p;               /* (part_count) */
+    /* outputs */
+    float *y, *lse, *sumsq, *soft;
+    int32_t *codes;
+} forward;
+
+/* What each thread has, for one block of rows at a time. */
+typedef struct worker {
+    float *a;                    /* (block, D) rows of z, normalized, times scale */
+    float *s;                    /* (block, Mp) logits relative to ref */
+    float *e;                    /* (block, Mp) 2^s, where keep_powers; else (block, 64) */
+    float *w;                    /* (block, 64) weights of one panel, where the sampler is noisy */
+    float *noise;                /* (64) */
+    float *o;                    /* (block, Dp) sum of weight times code */
+    uint64_t *lists;             /* (shards, S, K/shards) */
+    float *threshold;            /* (shards, Mp) */
+    float ref[BLOCK], negative_ref[BLOCK];
+    float noisy_ref[BLOCK];      /* the noisy logits' own reference, where noise_kind is NOISE_LOGS */
+    vf sum[BLOCK], squares[BLOCK], noisy_sum[BLOCK]; /* of the powers, lane by lane */
+    vf best[BLOCK];              /* largest logit (or noisy weight) so far, lane by lane, and its code */
+    vi best_code[BLOCK];
+} worker;
+
+/* -- One block of rows: first sweep ---------------------------------------------------------------------------------------- */
+
+static void load_rows(const forward *f, worker *t, int64_t first, int rows)
+{
+    const smooth_call *c = &f->c;
+    for (int i = 0; i < f->block; i++) {
+        int64_t row = (first + i) * c->G + f->g;
+        float factor = i < rows ? f->inverse[row] * c->scale : 0;
+        for (int64_t d = 0; d < c->D; d++) t->a[i * c->D + d] = i < rows ? c->z[row * c->D + d] * factor : 0;
+        t->ref[i] = t->negative_ref[i] = t->noisy_ref[i] = 0;
+        t->sum[i] = t->squares[i] = t->noisy_sum[i] = vf_zero();
+        t->best[i] = vf_set1(-INFINITY);
+        t->best_code[i] = (vi){0};
+    }
+    memset(t->o, 0, sizeof(float) * (size_t)(f->block * c->Dp));
+}
+
+static inline float row_maximum(const float *s)
+{
+    vf top = vf_load(s);
+    for (int v = 1; v < VECTORS; v++) top = vf_max(top, vf_load(s + v * VX_LANES));
+    return vf_maximum(top);
+}
+
+/* The first reference. |logit| <= scale, so that 0 serves every row unless tau is small; then it is the first panel's largest. */
+static void choose_references(const forward *f, worker *t)
+{
+    const smooth_call *c = &f->c;
+    if (c->scale <= LIMIT) return;
+    tile_logits(t->s, c->Mp, f->block, t->negative_ref, t->a, c->D, f->book.hat, c->D);
+    if (c->M < PANEL) pad_tile(t->s, c->Mp, f->block, c->M);
+    for (int i = 0; i < f->block; i++) {
+        t->ref[i] = ceilf(row_maximum(t->s + i * c->Mp));
+        t->negative_ref[i] = -t->ref[i];
+    }
+}
+
+/* Moves row i's reference up by an integer; panels 0 .. panel of its logits and all its sums follow. */
+static void move_reference(const forward *f, worker *t, int i, int64_t panel, float change)
+{
+    const smooth_call *c = &f->c;
+    float factor = exp2f(-change);
+    float *s = t->s + i * c->Mp, *e = t->e + i * c->Mp;
+    t->ref[i] += change;
+    t->negative_ref[i] = -t->ref[i];
+    for (int64_t m = 0; m < (panel + 1) * PANEL; m++) s[m] -= change;
+    if (f->keep_powers)
+        for (int64_t m = 0; m < panel * PANEL; m++) e[m] *= factor;
+    t->sum[i] *= factor;
+    t->squares[i] *= factor * factor;
+    if (c->noise_kind == NOISE_LOGS) { /* the noisy logits stay where they are */
+        t->noisy_ref[i] -= change / c->gumbel_tau;
+        return;
+    }
+    t->noisy_sum[i] *= factor;
+    t->best[i] = c->noise_kind == NOISE_NONE ? t->best[i] - change : t->best[i] * factor;
+    for (int64_t d = 0; d < c->Dp; d++) t->o[i * c->Dp + d] *= factor;
+}
+
+/* Requirement R2 for one panel. */
+static void limit_panel(const forward *f, worker *t, int64_t panel)
+{
+    const smooth_call *c = &f->c;
+    if (c->scale <= LIMIT) return;
+    const float *s = t->s + panel * PANEL;
+    vf top = vf_set1(-INFINITY);
+    for (int i = 0; i < f->block; i++)
+        for (int v = 0; v < VECTORS; v++) top = vf_max(top, vf_load(s + i * c->Mp + v * VX_LANES));
+    if (!vf_greater_bits(top, vf_set1(LIMIT))) return;
+    for (int i = 0; i < f->block; i++) {
+        float largest = row_maximum(s + i * c->Mp);
+        if (largest > LIMIT) move_reference(f, t, i, panel, ceilf(largest));
+    }
+}
+
+/* The larger of two candidates per lane, the earlier of equals. */
+static inline void keep_best(worker *t, int i, vf x, int64_t code)
+{
+    vi lane;
+    for (int l = 0; l < VX_LANES; l++) lane[l] = l;
+    vi better = x > t->best[i];
+    t->best[i] = vf_select(better, x, t->best[i]);
+    t->best_code[i] = (vi)vf_select(better, (vf)(lane + (int32_t)code), (vf)t->best_code[i]);
+}
+
+/* Powers of one row's panel: e = 2^s and its sums. */
+static inline void power_row(worker *t, int i, const float *s, float *e)
+{
+    for (int v = 0; v < VECTORS; v++) {
+        vf x = vf_exp2(vf_load(s + v * VX_LANES));
+        vf_store(e + v * VX_LANES, x);
+        t->sum[i] += x;
+        t->squares[i] += x * x;
+    }
+}
+
+/* Noisy weights w = 2^s / E of one row's panel. */
+static inline void weigh_by_rates(worker *t, int i, const float *e, float *w, int64_t panel)
+{
+    for (int v = 0; v < VECTORS; v++) {
+        vf x = vf_load(e + v * VX_LANES) * vf_load(t->noise + v * VX_LANES);
+        vf_store(w + v * VX_LANES, x);
+        t->noisy_sum[i] += x;
+        keep_best(t, i, x, panel * PANEL + v * VX_LANES);
+    }
+}
+
+/* Noisy weights w = 2^((s + g)/t - noisy_ref) of one row's panel, with a reference of their own. */
+static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, float *w, int64_t panel)
+{
+    const smooth_call *c = &f->c;
+    for (int v = 0; v < VECTORS; v++) {
+        vf x = (vf_load(s + v * VX_LANES) + vf_load(t->noise + v * VX_LANES)) / c->gumbel_tau - t->noisy_ref[i];
+        vf_store(w + v * VX_LANES, x);
+    }
+    if (c->M < (panel + 1) * PANEL) pad_tile(w, PANEL, 1, c->M - panel * PANEL);
+    float largest = row_maximum(w);
+    if (panel == 0 || largest > LIMIT) {
+        float change = ceilf(largest), factor = exp2f(-change);
+        t->noisy_ref[i] += change;
+        t->best[i] = t->best[i] - change;
+        if (panel) {
+            t->noisy_sum[i] *= factor;
+            for (int64_t d = 0; d < c->Dp; d++) t->o[i * c->Dp + d] *= factor;
+        }
+        for (int m = 0; m < PANEL; m++) w[m] -= change;
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        vf x = vf_load(w + v * VX_LANES), power = vf_exp2(x);
+        keep_best(t, i, x, panel * PANEL + v * VX_LANES);
+        vf_store(w + v * VX_LANES, power);
+        t->noisy_sum[i] += power;
+    }
+}
+
+/* Logits, powers, weights and the mixture of one panel. */
+static void sweep_panel(const forward *f, worker *t, int64_t first, int rows, int64_t panel)
+{
+    const smooth_call *c = &f->c;
+    float *s = t->s + panel * PANEL, *e = f->keep_powers ? t->e + panel * PANEL : t->e;
+    int64_t lde = f->keep_powers ? c->Mp : PANEL;
+    tile_logits(s, c->Mp, f->block, t->negative_ref, t->a, c->D, f->book.hat + panel * PANEL * c->D, c->D);
+    if (c->M < (panel + 1) * PANEL) pad_tile(s, c->Mp, f->block, c->M - panel * PANEL);
+    limit_panel(f, t, panel);
+    for (int i = 0; i < f->block; i++) {
+        power_row(t, i, s + i * c->Mp, e + i * lde);
+        if (c->noise_kind == NOISE_NONE) {
+            for (int v = 0; v < VECTORS; v++) keep_best(t, i, vf_load(s + i * c->Mp + v * VX_LANES), panel * PANEL + v * VX_LANES);
+            continue;
+        }
+        noise_panel(c, (first + (i < rows ? i : 0)) * c->G + f->g, panel, t->noise);
+        if (c->noise_kind == NOISE_RATES)
+            weigh_by_rates(t, i, e + i * lde, t->w + i * PANEL, panel);
+        else
+            weigh_by_logs(f, t, i, s + i * c->Mp, t->w + i * PANEL, panel);
+    }
+    const float *q = f->book.rows + panel * PANEL * c->Dp;
+    if (c->noise_kind == NOISE_NONE)
+        tile_mix(t->o, f->block, e, lde, q, c->Dp);
+    else
+        tile_mix(t->o, f->block, t->w, PANEL, q, c->Dp);
+}
+
+/* The lowest code among the lanes that hold the largest value. */
+static inline int64_t best_code(const worker *t, int i, float *value)
+{
+    float x[VX_LANES];
+    int32_t code[VX_LANES];
+    memcpy(x, &t->best[i], sizeof x);
+    memcpy(code, &t->best_code[i], sizeof code);
+    int at = 0;
+    for (int l = 1; l < VX_LANES; l++)
+        if (x[l] > x[at] || (x[l] == x[at] && code[l] < code[at])) at = l;
+    *value = x[at];
+    return code[at];
+}
+
+/* Writes a block's outputs; returns the sum of its rows' largest p. */
+static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
+{
+    const smooth_call *c = &f->c;
+    double max_p = 0;
+    for (int i = 0; i < rows; i++) {
+        int64_t row = (first + i) * c->G + f->g;
+        float best, sum = vf_sum(t->sum[i]), weights = c->noise_kind == NOISE_NONE ? sum : vf_sum(t->noisy_sum[i]);
+        int64_t code = best_code(t, i, &best);
+        double lse = LN2 * (t->ref[i] + log2((double)sum)), noisy = lse;
+        if (c->noise_kind == NOISE_RATES) noisy = LN2 * (t->ref[i] + log2((double)weights));
+        if (c->noise_kind == NOISE_LOGS) noisy = LN2 * (t->ref[i] / c->gumbel_tau + t->noisy_ref[i] + log2((double)weights));
+        f->lse[row * 2] = (float)lse;
+        f->lse[row * 2 + 1] = (float)noisy;
+        f->sumsq[row] = vf_sum(t->squares[i]) / sum / sum;
+        f->codes[row] = (int32_t)code;
+        max_p += (c->noise_kind == NOISE_RATES ? best : exp2f(best)) / weights;
+        const float *o = t->o + i * c->Dp, *q = c->codebook + (f->g * c->M + code) * c->D;
+        float *y = f->y + row * c->D, *soft = f->soft ? f->soft + row * c->D : 0;
+        for (int64_t d = 0; d < c->D; d++) {
+            float mixed = o[d] / weights;
+            y[d] = c->sampler == VX_HARD_GUMBEL ? q[d] : mixed;
+            if (soft) soft[d] = mixed;
+        }
+    }
+    return max_p;
+}
+
+/* -- One block of rows: second sweep --------------------------------------------------------------------------------------- */
+
+/* Offers the rows whose keys pass a threshold to the vertices' lists. knn-ce: key = log2 pi = s - log2(sum). knn-l2: key =
+ * 2 pi - |pi|^2, which is 1 - distance. */
+static void select_rows(const forward *f, worker *t, int64_t first, int rows, int64_t shard)
+{
+    const smooth_call *c = &f->c;
+    const int64_t each = c->K / c->shards;
+    float *threshold = t->threshold + shard * c->Mp;
+    uint64_t *lists = t->lists + shard * c->S * each;
+    const int ce = c->regularizer == VX_REG_KNN_CE;
+    float factor[BLOCK], offset[BLOCK];
+    for (int i = 0; i < rows; i++) {
+        float sum = vf_sum(t->sum[i]);
+        factor[i] = ce ? 1 : 2 / sum;
+        offset[i] = ce ? -log2f(sum) : -(vf_sum(t->squares[i]) / sum / sum);
+    }
+    for (int64_t panel = 0; panel < c->panels; panel++) {
+        float *limit = threshold + panel * PANEL;
+        for (int i = 0; i < rows; i++) {
+            const float *x = (ce ? t->s : t->e) + i * c->Mp + panel * PANEL;
+            vf key[VECTORS];
+            uint64_t hits = 0;
+            for (int v = 0; v < VECTORS; v++) {
+                key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
+                hits |= (uint64_t)vf_greater_bits(key[v], vf_load(limit + v * VX_LANES)) << (v * VX_LANES);
+            }
+            if (!hits) continue;
+            float keys[PANEL];
+            memcpy(keys, key, sizeof keys);
+            for (; hits; hits &= hits - 1) {
+                int m = __builtin_ctzll(hits);
+                int64_t slot = f->slot[panel * PANEL + m];
+                limit[m] = neighbour_insert(lists + slot * each, each, neighbour_pack(keys[m], first + i));
+            }
+        }
+    }
+}
+
+/* mean += pi of the block's rows */
+static void add_mean(const forward *f, const worker *t, int rows, float *mean)
+{
+    const smooth_call *c = &f->c;
+    float inverse[BLOCK];
+    for (int i = 0; i < rows; i++) inverse[i] = 1 / vf_sum(t->sum[i]);
+    for (int64_t m = 0; m < c->Mp; m += VX_LANES) {
+        vf sum = vf_zero();
+        for (int i = 0; i < rows; i++) sum += vf_load(t->e + i * c->Mp + m) * inverse[i];
+        vf_store(mean + m, vf_load(mean + m) + sum);
+    }
+}
+
+/* -- All rows of a group ------------------------------------------------------------------------------------------------------ */
+
+static void forward_part(const forward *f, worker *t, int64_t p)
+{
+    const part *range = f->parts + p;
+    double max_p = 0;
+    if (f->mean) memset(f->mean + p * f->c.Mp, 0, sizeof(float) * (size_t)f->c.Mp);
+    for (int64_t first = range->first; first < range->end; first += f->block) {
+        int rows = (int)vx_min64(f->block, range->end - first);
+        load_rows(f, t, first, rows);
+        choose_references(f, t);
+        for (int64_t panel = 0; panel < f->c.panels; panel++) sweep_panel(f, t, first, rows, panel);
+        max_p += finish_rows(f, t, first, rows);
+        if (f->c.K) select_rows(f, t, first, rows, range->shard);
+        if (f->mean) add_mean(f, t, rows, f->mean + p * f->c.Mp);
+    }
+    f->max_p[p] += max_p;
+}
+
+static void clear_lists(const forward *f, worker *t)
+{
+    const smooth_call *c = &f->c;
+    for (int64_t i = 0; i < c->S * c->K; i++) t->lists[i] = neighbour_none();
+    for (int64_t h = 0; h < (c->K ? c->shards : 0); h++)
+        for (int64_t m = 0; m < c->Mp; m++) t->threshold[h * c->Mp + m] = m < c->M && f->slot[m] >= 0 ? -INFINITY : INFINITY;
+}
+
+/* Merges the threads' lists into near (S,K) of the group; loss[s] is the sum of vertex s's K divergences. */
+static void merge_lists(const forward *f, worker *const *workers, int threads, int32_t *near, double *loss)
+{
+    const smooth_call *c = &f->c;
+    const int64_t each = c->K / c->shards;
+#pragma omp parallel for schedule(static)
+    for (int64_t s = 0; s < c->S; s++) {
+        loss[s] = 0;
+        for (int64_t h = 0; h < c->shards; h++) {
+            uint64_t *list = workers[0]->lists + (h * c->S + s) * each;
+            for (int w = 1; w < threads; w++) {
+                const uint64_t *other = workers[w]->lists + (h * c->S + s) * each;
+                for (int64_t k = 0; k < each && other[k] > list[each - 1]; k++) neighbour_insert(list, each, other[k]);
+            }
+            for (int64_t k = 0; k < each; k++) {
+                double key = neighbour_key(list[k]);
+                loss[s] += c->regularizer == VX_REG_KNN_CE ? -LN2 * key : 1 - key;
+                near[s * c->K + h * each + k] = (int32_t)neighbour_row(list[k]);
+            }
+        }
+    }
+}
+
+/* mean_pi (M) of the group from the parts; returns its entropy. */
+static double finish_mean(const forward *f, float *mean_pi)
+{
+    const smooth_call *c = &f->c;
+    double entropy = 0;
+    for (int64_t m = 0; m < c->M; m++) {
+        double sum = 0;
+        for (int64_t p = 0; p < f->part_count; p++) sum += f->mean[p * c->Mp + m];
+        sum /= (double)c->N;
+        mean_pi[m] = (float)sum;
+        if (sum > 0) entropy -= sum * log(sum);
+    }
+    return entropy;
+}
+
+/* Cuts every shard into pieces of whole blocks. Returns their number; parts may be NULL. */
+static int64_t cut_parts(const smooth_call *c, int block, part *parts)
+{
+    int64_t count = 0;
+    for (int64_t h = 0; h < c->shards; h++) {
+        int64_t first = shard_start(c, h), end = shard_start(c, h + 1), blocks = vx_ceil_div(end - first, block);
+        int64_t pieces = vx_max64(1, vx_min64(blocks, vx_ceil_div(PARTS, c->shards)));
+        for (int64_t i = 0; i < pieces; i++, count++)
+            if (parts) parts[count] = (part){first + i * blocks / pieces * block, vx_min64(end, first + (i + 1) * blocks / pieces * block), h};
+    }
+    return count;
+}
+
+/* Lays out the working memory in a; count only where a->base is NULL. */
+static void carve_forward(smooth_arena *a, forward *f, worker **workers, int threads, int with_mean, double **loss)
+{
+    const smooth_call *c = &f->c;
+    carve_book(a, c, &f->book);
+    f->parts = carve(a, f->part_count, sizeof(part));
+    f->max_p = carve(a, f->part_count, sizeof(double));
+    f->mean = with_mean ? carve_f32(a, f->part_count * c->Mp) : 0;
+    f->slot = carve(a, c->Mp, sizeof(int32_t));
+    *loss = carve(a, c->S, sizeof(double));
+    for (int i = 0; i < threads; i++) {
+        worker *t = carve(a, 1, sizeof *t), nowhere;
+        workers[i] = t;
+        if (!a->base) t = &nowhere;
+        t->a = carve_f32(a, f->block * c->D);
+        t->s = carve_f32(a, f->block * c->Mp);
+        t->e = carve_f32(a, f->block * (f->keep_powers ? c->Mp : PANEL));
+        t->w = carve_f32(a, f->block * PANEL);
+        t->noise = carve_f32(a, PANEL);
+        t->o = carve_f32(a, f->block * c->Dp);
+        t->lists = carve(a, c->S * c->K, sizeof(uint64_t));
+        t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
+    }
+}
+
+static void fill_slots(const forward *f)
+{
+    const smooth_call *c = &f->c;
+    for (int64_t m = 0; m < c->Mp; m++) f->slot[m] = c->vertices ? -1 : (int32_t)m;
+    for (int64_t s = 0; c->vertices && s < c->S; s++) f->slot[vertex_code(c, f->g, s)] = (int32_t)s;
+}
+
+int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft, vx_tensor *near,
+                           vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
+                           vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau, int shards,
+                           uint64_t seed, uint64_t stream)
+{
+    float *inverse = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
+    if (!inverse) return VX_ENOMEM;
+    forward f = {.inverse = inverse, .y = vx_f32(y), .lse = vx_f32(lse), .sumsq = vx_f32(sumsq), .soft = vx_f32(soft), .codes = vx_i32(codes)};
+    smooth_call *c = &f.c;
+    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau, shards, seed,
+                              stream, inverse);
+    int threads = omp_get_max_threads();
+    worker *workers[threads];
+    smooth_arena arena = {0};
+    double *loss;
+    f.block = c->D >= 128 ? 24 : 12;
+    f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;
+    if (!status) {
+        f.part_count = cut_parts(c, f.block, 0);
+        carve_forward(&arena, &f, workers, threads, mean_pi != 0, &loss);
+        arena = (smooth_arena){.base = vx_scratch("smooth", arena.used)};
+        if (!arena.base) status = VX_ENOMEM;
+    }
+    if (status) {
+        vx_scratch_free(inverse);
+        return status;
+    }
+    carve_forward(&arena, &f, workers, threads, mean_pi != 0, &loss);
+    cut_parts(c, f.block, f.parts);
+    memset(f.max_p, 0, sizeof(double) * (size_t)f.part_count);
+
+    double reg_sum = 0, max_sum = 0;
+    for (f.g = 0; f.g < c->G; f.g++) {
+        fill_slots(&f);
+#pragma omp parallel num_threads(threads)
+        {
+            unsigned denormals = vx_denormals_off();
+            fill_book(c, &f.book, f.g, 0);
+#pragma omp for schedule(static)
+            for (int i = 0; i < threads; i++) clear_lists(&f, workers[i]);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t p = 0; p < f.part_count; p++) forward_part(&f, workers[omp_get_thread_num()], p);
+            vx_denormals_restore(denormals);
+        }
+        if (c->K) {
+            merge_lists(&f, workers, threads, vx_i32(near) + f.g * c->S * c->K, loss);
+            double sum = 0;
+            for (int64_t s = 0; s < c->S; s++) sum += loss[s];
+            reg_sum += sum / (double)(c->S * c->K);
+        }
+        if (mean_pi) {
+            double entropy = finish_mean(&f, vx_f32(mean_pi) + f.g * c->M);
+            if (regularizer == VX_REG_PPL) reg_sum += 1 - exp(entropy) / (double)c->M;
+        }
+    }
+    for (int64_t p = 0; p < f.part_count; p++) max_sum += f.max_p[p];
+    vx_f32(reg)[0] = (float)(reg_sum / (double)c->G);
+    vx_f32(max_p)[0] = (float)(max_sum / (double)(c->N * c->G));
+    vx_scratch_free(arena.base);
+    vx_scratch_free(inverse);
+    return VX_OK;
+}

@@ -1,0 +1,272 @@
+/* smooth.h: what the two halves of the smoothed quantizer share: the checked call, the codebook laid out in panels, the
+ * products of small tiles, the Gumbel noise. The mathematics is in smooth.c and smooth_backward.c.
+ *
+ * Layout. The M codes are cut into panels of 64, the last one filled up with zero codes; Mp = 64 ceil(M / 64). A panel of 64
+ * logits is 4, 8 or 16 vectors of the three SIMD variants. Rows are handled in blocks of at most BLOCK. Dp is D rounded up
+ * to whole vectors.
+ *
+ * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z, so that a power is one vf_exp2.
+ */
+#ifndef VX_SMOOTH_H
+#define VX_SMOOTH_H
+
+#include "rows.h"
+
+enum {
+    PANEL = 64,
+    BLOCK = 24,                  /* rows of the largest block */
+    VECTORS = PANEL / VX_LANES,  /* vectors of a panel */
+    CACHE_LINE = 64,
+};
+
+#define LOG2E 1.44269504088896341
+#define LN2 0.69314718055994531
+#define PADDING (-1e30f)         /* logit of a code that is not there: its power is 0 */
+
+/* Where the Gumbel noise of a call comes from. RATES: 1/E with E = -log u, so that p is proportional to pi / E: one logarithm
+ * and no second power. LOGS: -log2 E = g log2(e), for another temperature than 1 or noise that was handed in. */
+enum { NOISE_NONE = 0, NOISE_RATES, NOISE_LOGS };
+
+/* One call, checked. Letters as in vertex.h; S and K are 0 unless the regularizer is one of the two KNN. */
+typedef struct smooth_call {
+    int64_t N, G, D, M, S, K, shards;
+    int64_t Mp, Dp, panels;
+    int sampler, regularizer, noise_kind;
+    float gumbel_tau, tau;
+    float scale;                 /* log2(e) / tau */
+    uint64_t seed, stream;
+    const float *z, *codebook, *noise;
+    const int32_t *vertices;     /* (G,S) or NULL */
+} smooth_call;
+
+/* The codes of one group. */
+typedef struct smooth_book {
+    float *hat;                  /* (panels, D, 64): normalized, a panel's codes side by side */
+    float *rows;                 /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
+    float *norm;                 /* (Mp): max(|q|, GUARD) */
+} smooth_book;
+
+/* -- Working memory: the same function first counts (base NULL), then hands out ---------------------------------------- */
+
+typedef struct smooth_arena {
+    char *base;
+    size_t used;
+} smooth_arena;
+
+static inline void *carve(smooth_arena *a, int64_t count, size_t size)
+{
+    void *p = a->base ? a->base + a->used : 0;
+    a->used += ((size_t)count * size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    return p;
+}
+
+static inline float *carve_f32(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(float)); }
+
+/* -- Checks ------------------------------------------------------------------------------------------------------------- */
+
+/* Boundary h of the shards: shard h is the rows from here to the next boundary. */
+static inline int64_t shard_start(const smooth_call *c, int64_t h) { return h * c->N / c->shards; }
+
+/* The code behind slot s of group g's vertices. */
+static inline int64_t vertex_code(const smooth_call *c, int64_t g, int64_t s) { return c->vertices ? c->vertices[g * c->S + s] : s; }
+
+static inline int check_vertices(const smooth_call *c)
+{
+    uint8_t *seen = vx_scratch("smooth", (size_t)c->M);
+    if (!seen) return VX_ENOMEM;
+    int status = VX_OK;
+    for (int64_t g = 0; g < c->G && !status; g++) {
+        memset(seen, 0, (size_t)c->M);
+        for (int64_t s = 0; s < c->S && !status; s++) {
+            int64_t m = c->vertices[g * c->S + s];
+            if (m < 0 || m >= c->M)
+                status = vx_fail(VX_EINVAL, "smooth: vertex %lld of group %lld is code %lld, of 0 .. %lld", (long long)s, (long long)g,
+                                 (long long)m, (long long)c->M - 1);
+            else if (seen[m]++)
+                status = vx_fail(VX_EINVAL, "smooth: code %lld is twice among the vertices of group %lld", (long long)m, (long long)g);
+        }
+    }
+    vx_scratch_free(seen);
+    return status;
+}
+
+/* What a contract cannot say about the KNN regularizers. */
+static inline int check_neighbours(const smooth_call *c, const vx_tensor *near)
+{
+    if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
+    if (!c->vertices && c->S != c->M)
+        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given", (long long)c->S,
+                       (long long)c->M);
+    if (c->S < 1 || c->K < 1) return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", (long long)c->S, (long long)c->K);
+    if (c->K % c->shards)
+        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %lld shards", (long long)c->K, (long long)c->shards);
+    int64_t each = c->K / c->shards, least = c->N / c->shards;
+    if (each > least)
+        return c->shards == 1
+                   ? vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", (long long)each, (long long)least)
+                   : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %lld shards", (long long)each,
+                             (long long)least, (long long)c->shards);
+    return c->vertices ? check_vertices(c) : VX_OK;
+}
+
+/* Fills c from the arguments that both directions have, checks them, and fills inverse (N,G) with 1/|z|; writes nothing else. */
+static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
+                               const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near, const vx_tensor *mean_pi,
+                               int sampler, int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream,
+                               float *inverse)
+{
+    int knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2;
+    double tau = exp((double)vx_f32(log_tau)[0]);
+    *c = (smooth_call){
+        .N = z->shape[0], .G = z->shape[1], .D = z->shape[2], .M = codebook->shape[1],
+        .S = knn && near ? near->shape[1] : 0, .K = knn && near ? near->shape[2] : 0, .shards = knn ? shards : 1,
+        .sampler = sampler, .regularizer = regularizer, .gumbel_tau = sampler == VX_SOFTMAX ? 1 : gumbel_tau, .tau = (float)tau,
+        .scale = (float)(LOG2E / tau), .seed = seed, .stream = stream,
+        .z = vx_f32(z), .codebook = vx_f32(codebook), .noise = sampler == VX_SOFTMAX ? 0 : vx_f32(noise),
+        .vertices = knn ? vx_i32(vertices) : 0,
+    };
+    c->panels = vx_ceil_div(c->M, PANEL);
+    c->Mp = c->panels * PANEL;
+    c->Dp = vx_ceil_div(c->D, VX_LANES) * VX_LANES;
+    c->noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c->noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
+    if (!(tau >= 1e-7 && tau <= 1e7)) return vx_fail(VX_ENONFINITE, "smooth: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", tau);
+    if (c->N > INT32_MAX) return vx_fail(VX_EINVAL, "smooth: %lld rows, of at most 2^31 - 1", (long long)c->N);
+    if (regularizer == VX_REG_PPL && !mean_pi) return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
+    if (knn) {
+        int status = check_neighbours(c, near);
+        if (status) return status;
+    }
+    int64_t bad = first_nonfinite(c->codebook, c->G * c->M, c->D, 0);
+    if (bad >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf", (long long)(bad % c->M),
+                       (long long)(bad / c->M));
+    bad = first_nonfinite(c->z, c->N * c->G, c->D, inverse);
+    if (bad >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad / c->G), (long long)(bad % c->G));
+    if (c->noise && (bad = first_nonfinite(c->noise, c->N * c->G, c->M, 0)) >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: row %lld of the noise holds a NaN or Inf (group %lld)", (long long)(bad / c->G),
+                       (long long)(bad % c->G));
+    return VX_OK;
+}
+
+/* -- The codebook in panels ---------------------------------------------------------------------------------------------- */
+
+static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b)
+{
+    b->hat = carve_f32(a, c->Mp * c->D);
+    b->rows = carve_f32(a, c->Mp * c->Dp);
+    b->norm = carve_f32(a, c->Mp);
+}
+
+/* Lays out group g's codes; rows are normalized where hat_rows is 1. To be called by all threads of a parallel region. */
+static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t g, int hat_rows)
+{
+    const int64_t D = c->D;
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < c->Mp; m++) {
+        const float *q = c->codebook + (g * c->M + m) * D;
+        float *hat = b->hat + m / PANEL * PANEL * D + m % PANEL, *row = b->rows + m * c->Dp;
+        double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
+        float inverse = (float)(1 / norm);
+        b->norm[m] = (float)norm;
+        for (int64_t d = 0; d < D; d++) {
+            float x = m < c->M ? q[d] : 0;
+            hat[d * PANEL] = x * inverse;
+            row[d] = hat_rows ? x * inverse : x;
+        }
+        for (int64_t d = D; d < c->Dp; d++) row[d] = 0;
+    }
+}
+
+/* -- Products of small tiles, all from one register kernel ---------------------------------------------------------------- */
+
+#if VX_LANES == 16
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8 };
+#else
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4 };
+#endif
+
+/* c[i][v] = (start ? start[i] : c[i][v]) + sum over k of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors (in vectors) */
+VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, const float *start, const float *a, int64_t ai,
+                    int64_t ak, const float *b, int64_t ldb, int64_t k_count)
+{
+    vf sum[12][4];
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[i][v] = start ? vf_set1(start[i]) : vf_load(c + i * ldc + v * VX_LANES);
+    for (int64_t k = 0; k < k_count; k++) {
+        vf bv[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) bv[v] = vf_load(b + k * ldb + v * VX_LANES);
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++) {
+            vf x = vf_set1(a[i * ai + k * ak]);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sum[i][v] += x * bv[v];
+        }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
+}
+
+/* s (rows,64; ld) = start[row] + a (rows,D) hat (D,64); rows a multiple of LOGIT_ROWS */
+static inline void tile_logits(float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda, const float *hat, int64_t D)
+{
+    for (int v = 0; v < PANEL; v += LOGIT_VECTORS * VX_LANES)
+        for (int i = 0; i < rows; i += LOGIT_ROWS)
+            tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, start + i, a + i * lda, lda, 1, hat + v, PANEL, D);
+}
+
+/* o (rows,Dp) += p (rows,64; ld) q (64,Dp); rows a multiple of MIX_ROWS */
+static inline void tile_mix(float *o, int rows, const float *p, int64_t ld, const float *q, int64_t Dp)
+{
+    int64_t d = 0;
+    for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
+        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * ld, ld, 1, q + d, Dp, PANEL);
+    if (d < Dp)
+        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * ld, ld, 1, q + d, Dp, PANEL);
+}
+
+/* w (64,Dp) += x (rows,64)' a (rows,Dp) */
+static inline void tile_collect(float *w, const float *x, int rows, const float *a, int64_t Dp)
+{
+    int64_t d = 0;
+    for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
+        for (int m = 0; m < PANEL; m += COLLECT_ROWS) tile(COLLECT_ROWS, 2, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+    if (d < Dp)
+        for (int m = 0; m < PANEL; m += COLLECT_ROWS) tile(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+}
+
+/* Overwrites what a last, partly filled panel holds for codes that are not there. */
+static inline void pad_tile(float *s, int64_t ld, int rows, int64_t filled)
+{
+    for (int i = 0; i < rows; i++)
+        for (int64_t m = filled; m < PANEL; m++) s[i * ld + m] = PADDING;
+}
+
+/* -- Gumbel noise ---------------------------------------------------------------------------------------------------------- */
+
+/* The noise of row `row` (= n G + g) for one panel, as noise_kind says; see rng.h for its layout. */
+static inline void noise_panel(const smooth_call *c, int64_t row, int64_t panel, float out[PANEL])
+{
+    if (c->noise) {
+        const float *g = c->noise + row * c->M + panel * PANEL;
+        int64_t filled = vx_min64(PANEL, c->M - panel * PANEL);
+        for (int64_t m = 0; m < PANEL; m++) out[m] = m < filled ? g[m] * (float)LOG2E : 0;
+        return;
+    }
+    uint64_t block = vx_gumbel_block((uint64_t)row, (uint64_t)panel * PANEL, (uint64_t)c->M);
+    for (int first = 0; first < 16; first += VX_LANES) {
+        vu word[4];
+        vu_philox(c->seed, c->stream, block + (uint64_t)first, word);
+        for (int w = 0; w < 4; w++) {
+            vf e = -vf_log(vf_unit(word[w]));
+            vf_store(out + w * 16 + first, c->noise_kind == NOISE_RATES ? 1.0f / e : vf_log(e) * (float)-LOG2E);
+        }
+    }
+}
+
+#endif
