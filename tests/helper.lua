@@ -1,0 +1,194 @@
+--- helper.lua: runs once before all specs. Opens the library, forbids accidental globals, and holds what specs share:
+--     local H = require "tests.helper"
+
+-- -- Globals --------------------------------------------------------------------------------------------------------------------
+
+-- Reading or writing an undeclared global from a file of this project is an error; other code is left alone.
+local function ours(level)
+  local info = debug.getinfo(level, "S")
+  return info and (info.source:find("lua/vertex", 1, true) or info.source:find("tests/", 1, true) or info.source:find("experiments/", 1, true))
+end
+setmetatable(_G, {
+  __newindex = function(t, name, value)
+    if ours(3) then error("assignment to the undeclared global '" .. tostring(name) .. "'", 2) end
+    rawset(t, name, value)
+  end,
+  __index = function(_, name)
+    if ours(3) then error("use of the undeclared global '" .. tostring(name) .. "'", 2) end
+  end,
+})
+
+local vx = require "vertex"
+vx.device "cpu"
+vx.threads(2)
+
+local H = {}
+package.loaded["tests.helper"] = H
+
+-- -- Random numbers for tests: minimal standard generator, the same everywhere ----------------------------------------------------
+
+local Random = {}
+Random.__index = Random
+function H.random(seed) return setmetatable({ state = seed * 7919 % 2147483646 + 1 }, Random) end
+function Random:uniform(low, high)
+  self.state = self.state * 16807 % 2147483647
+  return (low or 0) + ((high or 1) - (low or 0)) * (self.state / 2147483647)
+end
+function Random:integer(low, high) return math.min(high, low + math.floor(self:uniform() * (high - low + 1))) end
+function Random:list(n, low, high)
+  local t = {}
+  for i = 1, n do t[i] = self:uniform(low, high) end
+  return t
+end
+
+function H.product(list)
+  local n = 1
+  for i = 1, #list do n = n * list[i] end
+  return n
+end
+
+--- The T of ops.lua's cases: T(shape, {low, high, grad, dtype}) → a random tensor.
+function H.generator(seed)
+  local random = H.random(seed)
+  return function(shape, o)
+    o = o or {}
+    local flat, dtype = {}, o.dtype or "f32"
+    for i = 1, H.product(shape) do
+      if dtype == "f32" then flat[i] = random:uniform(o.low or -1, o.high or 1) else flat[i] = random:integer(o.low or 0, o.high or 1) end
+    end
+    local x = vx.empty(shape, { dtype = dtype }):fromtable(flat)
+    if dtype == "f32" and o.grad ~= false then x.requires_grad = true end
+    return x
+  end
+end
+
+-- -- Reading ---------------------------------------------------------------------------------------------------------------------
+
+--- All elements of a tensor in row-major order as a flat Lua array.
+function H.flat(x)
+  local out = {}
+  local function walk(t)
+    if type(t) ~= "table" then
+      out[#out + 1] = t
+    else
+      for i = 1, #t do walk(t[i]) end
+    end
+  end
+  walk(x:totable())
+  return out
+end
+
+local function norms(x, y)
+  local difference, size = 0, 0
+  for i = 1, #y do
+    difference = difference + (x[i] - y[i]) ^ 2
+    size = size + y[i] ^ 2
+  end
+  return math.sqrt(difference), math.sqrt(size)
+end
+
+--- ||x - y|| / ||y|| of two flat arrays; plainly ||x - y|| where y is 0.
+function H.relative_error(x, y)
+  assert(#x == #y, "relative_error: " .. #x .. " and " .. #y .. " elements")
+  local difference, size = norms(x, y)
+  if difference ~= difference then return math.huge end
+  return size > 0 and difference / size or difference
+end
+
+-- -- Assertions --------------------------------------------------------------------------------------------------------------------
+
+--- Fails unless every |x[i] - y[i]| <= absolute + relative |y[i]|; says where. NaN equals only NaN.
+function H.close(x, y, relative, absolute, what)
+  if #x ~= #y then error(("%s: %d elements, expected %d"):format(what or "close", #x, #y), 2) end
+  for i = 1, #y do
+    local fine = x[i] == y[i] or math.abs(x[i] - y[i]) <= (absolute or 0) + relative * math.abs(y[i]) or (x[i] ~= x[i] and y[i] ~= y[i])
+    if not fine then error(("%s: element %d is %.9g, expected %.9g"):format(what or "close", i, x[i], y[i]), 2) end
+  end
+end
+
+--- Runs f, which must raise at one of its own lines, with every one of the texts (plain) in the message; returns the message.
+function H.raises(f, ...)
+  local ok, message = pcall(f)
+  if ok then error("no error was raised", 2) end
+  message = tostring(message)
+  local info = debug.getinfo(f, "S")
+  local file, line = message:match "^([^:]+):(%d+): "
+  line = tonumber(line)
+  if not file or not info.source:find(file:gsub("^%.%.%.", ""), 1, true) or line < info.linedefined or line > info.lastlinedefined then
+    error(("the error does not point at lines %d-%d of %s: %s"):format(info.linedefined, info.lastlinedefined, info.short_src, message), 2)
+  end
+  for _, text in ipairs { ... } do
+    if not message:find(text, 1, true) then error(("'%s' is not in the message: %s"):format(text, message), 2) end
+  end
+  return message
+end
+
+--- Fails unless two runs of f, each returning a list of byte strings, agree.
+function H.same_bits(f, g)
+  local a, b = f(), (g or f)()
+  if #a ~= #b then error("different numbers of results", 2) end
+  for i = 1, #a do
+    if a[i] ~= b[i] then error("result " .. i .. " differs in its bits", 2) end
+  end
+end
+
+--- Runs f with n threads.
+function H.with_threads(n, f, ...)
+  local before = vx.threads()
+  vx.threads(n)
+  local function done(ok, ...)
+    vx.threads(before)
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(pcall(f, ...))
+end
+
+-- -- Files and processes -------------------------------------------------------------------------------------------------------------
+
+local folder
+--- A path in a folder of this run's own, which is removed at the end.
+function H.scratch(name)
+  if not folder then
+    folder = os.tmpname()
+    os.remove(folder)
+    assert(require("lfs").mkdir(folder))
+  end
+  return folder .. "/" .. name
+end
+
+H.cleaner = newproxy(true)
+getmetatable(H.cleaner).__gc = function()
+  if folder then os.execute("rm -rf '" .. folder .. "'") end
+end
+
+function H.write(path, bytes)
+  local f = assert(io.open(path, "wb"))
+  f:write(bytes)
+  f:close()
+  return path
+end
+
+function H.read(path)
+  local f = io.open(path, "rb")
+  if not f then return nil end
+  local bytes = f:read "*a"
+  f:close()
+  return bytes
+end
+
+--- Runs Lua text in a LuaJIT of its own, with the same library and the given environment ("A=1 B=2"); returns its output and
+-- whether it ended well.
+function H.child(text, environment)
+  local path = H.write(H.scratch "child.lua", text)
+  local command = "%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;./?.lua;;' timeout 120 luajit '%s' 2>&1; echo rc=$?"
+  local pipe = assert(io.popen(command:format(environment or "", path)))
+  local out = pipe:read "*a"
+  pipe:close()
+  local body, rc = out:match "^(.*)rc=(%d+)\n$"
+  return body, rc == "0"
+end
+
+H.vx = vx
+
+return H

@@ -1,0 +1,630 @@
+-- Every op: values against a float64 loop (tests/reference.lua), gradients against central differences of that loop, the same bits
+-- twice and for any number of threads. What is wrong with a call is in errors_spec.lua; the quantizers' ops are in quantizer_spec.lua.
+
+local H = require "tests.helper"
+local R = require "tests.reference"
+local vx = H.vx
+local core = require "vertex.core"
+local ops = vx.ops
+
+-- -- Machinery ---------------------------------------------------------------------------------------------------------------------
+
+local function count(args) -- arguments up to the last one given, since some in between are nil
+  local n = 0
+  for i in pairs(args) do n = math.max(n, i) end
+  return n
+end
+
+local function call(f, args) return f(unpack(args, 1, count(args))) end
+
+--- The arguments with tensors as float64 arrays.
+local function as_arrays(args)
+  local t = {}
+  for i, x in pairs(args) do t[i] = vx.is_tensor(x) and R.from(x) or x end
+  return t
+end
+
+local function largest(list)
+  local m = 0
+  for i = 1, #list do m = math.max(m, math.abs(list[i])) end
+  return m
+end
+
+--- A fixed cotangent for an array, and the tensor of the same numbers (rounded to float32 once, for both).
+local function cotangent(shape, seed)
+  local t = H.generator(seed)(shape, { grad = false })
+  return t, R.from(t)
+end
+
+local function clear(args)
+  for _, x in pairs(args) do
+    if vx.is_tensor(x) then x.grad = nil end
+  end
+end
+
+--- Forward and backward; every result as bytes.
+local function run(name, args, seed)
+  clear(args)
+  local results = {}
+  vx.step(function()
+    local y = call(ops[name], args)
+    results[1] = y:bytes()
+    if y.requires_grad then
+      y:backward((cotangent(y:shape(), seed)))
+      for i = 1, count(args) do
+        if vx.is_tensor(args[i]) and args[i].grad then results[#results + 1] = args[i].grad:bytes() end
+      end
+    end
+  end)
+  return results
+end
+
+-- Float32 rounds to 6e-8 relative; a chain of a few operations, or a sum in the kernels' order, stays within 16 of those of the
+-- largest value around.
+local VALUE = 1e-6
+
+local function check_values(name, args, what, tolerance)
+  tolerance = tolerance or VALUE
+  local y, expected
+  vx.step(function()
+    local t = call(ops[name], args)
+    expected = call(R.ops[name], as_arrays(args))
+    assert.same(expected.shape, t:shape(), what)
+    y = H.flat(t)
+  end)
+  local list = R.list(expected)
+  H.close(y, list, tolerance, tolerance * math.max(1, largest(list)), what)
+end
+
+-- Central differences in float64: with h = 1e-5 the truncation h^2 f'''/6 is about 1e-11 and the rounding 1e-16 / h also, so what
+-- remains is the float32 of the gradient under test, whose sums cancel somewhat more than those of the values.
+local GRADIENT = 5e-6
+local step_of = setmetatable({ max = 1e-7, min = 1e-7, maximum = 1e-7, minimum = 1e-7 }, { __index = function() return 1e-5 end }) -- linear but for
+-- kinks, which a smaller step meets less often
+
+--- `sampled`: check all elements (nil), or that many single ones and four random directions through all of them.
+local function check_gradients(name, args, what, seed, sampled, tolerance)
+  tolerance = tolerance or GRADIENT
+  local STEP = step_of[name]
+  clear(args)
+  local cot
+  vx.step(function()
+    local y = call(ops[name], args)
+    local t
+    t, cot = cotangent(y:shape(), seed)
+    y:backward(t)
+  end)
+  local arrays, random = as_arrays(args), H.random(seed)
+  local function projected()
+    local y, sum = call(R.ops[name], arrays), 0
+    for i = 0, y.n - 1 do sum = sum + y.v[i] * cot.v[i] end
+    return sum
+  end
+  local function moved(a, direction) -- slope along direction, a list {position, step, position, step, ...}
+    local before = {}
+    for i = 1, #direction, 2 do before[i] = a.v[direction[i]] end
+    for i = 1, #direction, 2 do a.v[direction[i]] = before[i] + STEP * direction[i + 1] end
+    local high = projected()
+    for i = 1, #direction, 2 do a.v[direction[i]] = before[i] - STEP * direction[i + 1] end
+    local low = projected()
+    for i = 1, #direction, 2 do a.v[direction[i]] = before[i] end
+    return (high - low) / (2 * STEP)
+  end
+  for i = 1, count(args) do
+    local x = args[i]
+    if vx.is_tensor(x) and x.requires_grad then
+      assert.is_truthy(x.grad, what .. ": no gradient for argument " .. i)
+      assert.same(x:shape(), x.grad:shape(), what)
+      local g, numeric, mine, list = H.flat(x.grad), {}, {}, {}
+      if not sampled then
+        for p = 0, #g - 1 do list[#list + 1] = p end
+      else
+        list = { 0, #g - 1 }
+        for _ = 1, sampled do list[#list + 1] = random:integer(0, #g - 1) end
+      end
+      for _, p in ipairs(list) do
+        mine[#mine + 1] = g[p + 1]
+        numeric[#numeric + 1] = moved(arrays[i], { p, 1 })
+      end
+      local size = math.max(1, largest(g))
+      H.close(mine, numeric, tolerance, tolerance * size, what .. ": gradient of argument " .. i)
+      for _ = 1, sampled and 4 or 0 do
+        -- signs +-1: the error of n rounded elements adds up like sqrt(n)
+        local direction, slope = {}, 0
+        for p = 0, #g - 1 do
+          local sign = random:uniform() < 0.5 and -1 or 1
+          direction[2 * p + 1], direction[2 * p + 2] = p, sign
+          slope = slope + sign * g[p + 1]
+        end
+        local expected = moved(arrays[i], direction)
+        H.close({ slope }, { expected }, tolerance, tolerance * size * math.sqrt(#g), what .. ": slope of argument " .. i)
+      end
+    end
+  end
+end
+
+local function check_bits(name, args, seed)
+  H.same_bits(function() return run(name, args, seed) end)
+  H.same_bits(function() return H.with_threads(1, run, name, args, seed) end, function() return H.with_threads(2, run, name, args, seed) end)
+end
+
+-- -- Shapes that reach the branches of the kernels: channel counts around and off the vector widths, odd sizes, several chunks, blocks
+-- -- and threads ------------------------------------------------------------------------------------------------------------------------
+
+local function elementwise(low, high)
+  return function(T)
+    local range = { low = low, high = high }
+    return { { T({ 129, 65 }, range), T({ 129, 65 }, range) }, { T({ 61, 17, 19 }, range), T({ 17, 1 }, range) },
+      { T({ 20011 }, range), T({ 1 }, range) } }
+  end
+end
+local function unary(low, high, ...)
+  local more = { ... }
+  return function(T) return { { T({ 20011 }, { low = low, high = high }), unpack(more) } } end
+end
+local function reductions(T)
+  return { { T { 40003 } }, { T { 20000, 3 }, 1 }, { T { 3, 20000 }, 2 }, { T { 7, 130, 17 }, 2 }, { T { 5, 64, 128 }, { 1, 2 } },
+    { T { 5, 64, 128 }, { 1, 3 }, true },
+    { T { 33, 3, 64 }, 3 }, { T { 2, 3, 4, 5, 6 }, { 2, 4 } } }
+end
+
+local larger = {
+  add = elementwise(), sub = elementwise(), mul = elementwise(), div = elementwise(0.5, 2), maximum = elementwise(), minimum = elementwise(),
+  affine = unary(nil, nil, -1.5, 0.25), exp = unary(-8, 8), log = unary(0.01, 9), sqrt = unary(0.01, 9), abs = unary(0.01, 2), square = unary(-3, 3),
+  relu = unary(0.01, 2), silu = unary(-9, 9), gelu = unary(-5, 5), sigmoid = unary(-9, 9), tanh = unary(-5, 5), power = unary(0.3, 3, -0.5),
+  sum = reductions, mean = reductions, max = reductions, min = reductions,
+  matmul = function(T)
+    return { { T { 257, 65 }, T { 65, 129 } }, { T { 300, 17 }, T { 17, 3 } },
+      { T { 5, 2100 }, T { 2100, 7 } }, { T { 33, 4099 }, T { 4099, 18 } },
+      { T { 2, 40, 33 }, T { 2, 33, 20 } }, { T { 31, 300 }, T { 300, 64 } }, { T { 3, 20, 64 }, T { 64, 17 } }, { T { 1, 64 }, T { 64, 600 } } }
+  end,
+  linear = function(T)
+    return { { T { 513, 64 }, T { 17, 64 }, T { 17 } }, { T { 2, 9, 11, 3 }, T { 128, 3 } }, { T { 2500, 17 }, T { 64, 17 }, T { 64 } } }
+  end,
+  conv3x3 = function(T)
+    return { { T { 1, 37, 6, 3 }, T { 3, 3, 3, 64 }, T { 64 } }, { T { 1, 10, 9, 64 }, T { 3, 3, 64, 17 } },
+      { T { 1, 9, 8, 64 }, T { 3, 3, 64, 64 }, T { 64 } },
+      { T { 2, 35, 5, 17 }, T { 3, 3, 17, 3 }, T { 3 } }, { T { 1, 5, 4, 17 }, T { 3, 3, 17, 128 } }, { T { 3, 2, 70, 3 }, T { 3, 3, 3, 3 }, T { 3 } },
+      { T { 2, 1, 1, 5 }, T { 3, 3, 5, 70 }, T { 70 } } }
+  end,
+  depthwise3x3 = function(T)
+    local list = {}
+    for _, c in ipairs { 3, 17, 64, 128 } do
+      for stride = 1, 2 do
+        list[#list + 1] = { T { 2, 9, 8, c }, T { 3, 3, c }, T { c }, stride }
+        list[#list + 1] = { T { 1, 12, 7, c }, T { 3, 3, c }, nil, stride }
+      end
+    end
+    list[#list + 1] = { T { 1, 40, 33, 17 }, T { 3, 3, 17 }, T { 17 }, 2 }
+    list[#list + 1] = { T { 3, 1, 1, 20 }, T { 3, 3, 20 }, T { 20 }, 1 }
+    return list
+  end,
+  upsample2x = function(T) return { { T { 2, 13, 9, 17 } }, { T { 1, 8, 8, 64 } }, { T { 3, 5, 7, 3 } } } end,
+  group_norm = function(T)
+    return { { T { 2, 300, 64 }, T { 64 }, T { 64 }, 16, "silu" },
+      { T { 1, 31, 33, 17 }, T { 17 }, T { 17 }, 17 }, { T { 5, 40, 128 }, T { 128 }, T { 128 }, 32, "gelu" },
+      { T { 1, 3000, 3 }, T { 3 }, T { 3 }, 1, "silu" }, { T { 9, 4, 6 }, T { 6 }, T { 6 }, 2, "none", 1e-3 } }
+  end,
+  layer_norm = function(T)
+    return { { T { 200, 128 }, T { 128 }, T { 128 } }, { T { 7, 13, 17 }, T { 17 }, T { 17 } }, { T { 3, 1000 }, T { 1000 }, T { 1000 } },
+      { T { 700, 3 }, T { 3 }, T { 3 } } }
+  end,
+  softmax = function(T)
+    return { { T({ 300, 65 }, { low = -4, high = 4 }) }, { T({ 3, 3001 }, { low = -6, high = 6 }) }, { T { 5, 1 } },
+      { T({ 40, 3 }, { low = -90, high = 90 }) } }
+  end,
+  gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) }, { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) } } end,
+  mse = function(T) return { { T { 40001 }, T { 40001 } }, { T { 3, 17, 5 }, T { 3, 17, 5 } } } end,
+  transpose = function(T) return { { T { 129, 70 }, 1, 2 }, { T { 5, 33, 17 }, 1, 3 }, { T { 5, 33, 17, 3 }, 2, -1 } } end,
+  cat = function(T) return { { 2, T { 40, 33, 3 }, T { 40, 1, 3 }, T { 40, 64, 3 } } } end,
+  narrow = function(T) return { { T { 60, 70, 5 }, 2, 11, 50 } } end,
+  expand = function(T) return { { T { 17, 1, 5 }, { 3, 17, 40, 5 } } } end,
+}
+larger.log_softmax = larger.softmax
+
+-- -- The specs ---------------------------------------------------------------------------------------------------------------------------
+
+describe("ops", function()
+  it("have a float64 reference each, and cases", function()
+    for _, op in ipairs(ops.registry) do
+      assert.is_function(R.ops[op.name], "no reference for " .. op.name)
+      if not op.name:match "^quantize" then assert.is_function(op.cases, "no cases for " .. op.name) end
+    end
+  end)
+
+  for number, op in ipairs(ops.registry) do
+    local name = op.name
+    if op.cases then
+      it(name .. ": values are those of a float64 loop", function()
+        for i, args in ipairs(op.cases(H.generator(100 + number))) do check_values(name, args, name .. " case " .. i) end
+      end)
+      it(name .. ": gradients are central differences", function()
+        for i, args in ipairs(op.cases(H.generator(200 + number))) do check_gradients(name, args, name .. " case " .. i, 300 + number) end
+      end)
+      it(name .. ": the same bits twice, on one thread and on two", function()
+        for _, args in ipairs(op.cases(H.generator(400 + number))) do check_bits(name, args, 500 + number) end
+      end)
+    end
+    if larger[name] then
+      it(name .. ": values, gradients and bits at larger sizes", function()
+        for i, args in ipairs(larger[name](H.generator(600 + number))) do
+          local what = name .. " larger case " .. i
+          check_values(name, args, what)
+          check_gradients(name, args, what, 700 + number, 8)
+          check_bits(name, args, 800 + number)
+        end
+      end)
+    end
+  end
+
+  it("take strided views as they are", function()
+    local T = H.generator(1)
+    local a, b = T { 33, 20 }, T { 33, 20 }
+    local at, bt = a:t(), b:narrow(1, 5, 20)
+    local function list(x) return R.list(x) end
+    local ra, rb = R.ops.transpose(R.from(a), 1, 2), R.ops.narrow(R.from(b), 1, 5, 20)
+    H.close(H.flat(at:exp()), list(R.ops.exp(ra)), VALUE, 0)
+    H.close(H.flat(ops.add(at, ops.transpose(b, 1, 2))), list(R.ops.add(ra, R.ops.transpose(R.from(b), 1, 2))), VALUE, VALUE)
+    H.close(H.flat(at:sum(1)), list(R.ops.sum(ra, 1)), VALUE, VALUE * 5)
+    H.close(H.flat(ops.softmax(at)), list(R.ops.softmax(ra)), VALUE, VALUE)
+    H.close(H.flat(ops.matmul(at, a)), list(R.ops.matmul(ra, R.from(a))), VALUE, VALUE * 10)
+    H.close(H.flat(ops.matmul(a, at)), list(R.ops.matmul(R.from(a), ra)), VALUE, VALUE * 10)
+    H.close(H.flat(ops.matmul(bt, ops.transpose(bt, 1, 2))), list(R.ops.matmul(rb, R.ops.transpose(rb, 1, 2))), VALUE, VALUE * 10)
+    H.close(H.flat(ops.matmul(a:narrow(2, 3, 7), b:narrow(2, 4, 7):t())),
+      list(R.ops.matmul(R.ops.narrow(R.from(a), 2, 3, 7), R.ops.transpose(R.ops.narrow(R.from(b), 2, 4, 7), 1, 2))), VALUE, VALUE * 10)
+    assert.same(list(R.ops.reshape(ra, { 660 })), H.flat(at:reshape { -1 }))
+  end)
+
+  it("multiply operands with gaps in both strides, and batches of one", function()
+    local T = H.generator(2)
+    local x, y = T { 6, 5, 4 }, T { 1, 4, 3 }
+    local every_other = core.view(x, { 3, 5, 2 }, { 40, 4, 2 }, 0)
+    local r = R.from(every_other)
+    local w = T { 2, 3 }
+    H.close(H.flat(ops.matmul(every_other, w)), R.list(R.ops.matmul(r, R.from(w))), VALUE, VALUE)
+    H.close(H.flat(ops.matmul(x, y)), R.list(R.ops.matmul(R.from(x), R.from(y))), VALUE, VALUE)
+    check_gradients("matmul", { x, y }, "batch of one", 3)
+    check_gradients("matmul", { T { 1, 3, 4 }, T { 5, 4, 2 } }, "batch of one on the left", 3)
+  end)
+
+  it("act on empty tensors", function()
+    assert.same({ 0, 4 }, vx.zeros({ 0, 4 }):exp():shape())
+    assert.same({ 0, 4 }, (vx.zeros { 0, 4 } + vx.zeros { 4 }):shape())
+    assert.same({ 0, 5 }, ops.matmul(vx.zeros { 0, 4 }, vx.zeros { 4, 5 }):shape())
+    assert.same({ { 0, 0 }, { 0, 0 } }, ops.matmul(vx.zeros { 2, 0 }, vx.zeros { 0, 2 }):totable())
+    assert.same({ 0, 0, 0 }, vx.zeros({ 0, 3 }):sum(1):totable())
+    assert.same({ 0, 3 }, ops.gather(vx.zeros { 5, 3 }, vx.zeros({ 0 }, { dtype = "i32" })):shape())
+    assert.same({ 0, 4, 4, 2 }, ops.conv3x3(vx.zeros { 0, 4, 4, 3 }, vx.zeros { 3, 3, 3, 2 }):shape())
+    assert.same({ 0, 3 }, ops.layer_norm(vx.zeros { 0, 3 }, vx.ones { 3 }, vx.zeros { 3 }):shape())
+    assert.same({ 0, 3 }, ops.softmax(vx.zeros { 0, 3 }):shape())
+  end)
+
+  it("compare with 0 and 1, broadcast", function()
+    local a, b = vx.tensor { { 1, 2, 3 }, { 3, 2, 1 } }, vx.tensor { 2, 2, 3 }
+    for _, name in ipairs { "eq", "lt", "le" } do
+      local y = ops[name](a, b)
+      assert.same(R.list(R.compare[name](R.from(a), R.from(b))), H.flat(y))
+      assert.is_false(y.requires_grad)
+    end
+    local nan = vx.tensor { 0 / 0 }
+    assert.same({ { 0 }, { 0 }, { 0 } }, { ops.eq(nan, nan):totable(), ops.lt(nan, nan):totable(), ops.le(nan, nan):totable() })
+  end)
+
+  it("do arithmetic with numbers on either side", function()
+    local x = vx.tensor { 1, 2, 4 }
+    for _, pair in ipairs {
+      { x + 1, { 2, 3, 5 } }, { 1 + x, { 2, 3, 5 } }, { x - 1, { 0, 1, 3 } }, { 1 - x, { 0, -1, -3 } }, { x * 3, { 3, 6, 12 } },
+      { 3 * x, { 3, 6, 12 } }, { x / 2, { 0.5, 1, 2 } }, { 2 / x, { 2, 1, 0.5 } }, { -x, { -1, -2, -4 } }, { x ^ 2, { 1, 4, 16 } }, { x + x, { 2, 4, 8 } },
+      { x - x, { 0, 0, 0 } }, { x * x, { 1, 4, 16 } }, { x / x, { 1, 1, 1 } } } do
+      H.close(pair[1]:totable(), pair[2], 1e-6, 0)
+    end
+  end)
+
+  it("keep NaN and Inf visible", function()
+    local x = vx.tensor { 1, 0 / 0, 1 / 0, -1 / 0 }
+    local function shown(y)
+      local t = {}
+      for i, v in ipairs(H.flat(y)) do t[i] = tostring(v):gsub("%-nan", "nan") end
+      return table.concat(t, " ")
+    end
+    assert.equal("2 nan inf -inf", shown(x + 1))
+    assert.equal("1 nan inf 0", shown(ops.relu(x)))
+    assert.equal("nan", shown(x:sum()))
+    assert.equal("inf", shown(vx.tensor({ 1, 1 / 0 }):sum()))
+    assert.equal("nan", shown(x:max()))
+    assert.equal("nan", shown(x:min()))
+    assert.equal("nan nan", shown(ops.softmax(vx.tensor { 0 / 0, 1 })))
+    assert.equal("0 1", shown(ops.softmax(vx.tensor { -1 / 0, 1 })))
+    assert.equal("inf 0", shown(ops.exp(vx.tensor { 100, -200 })))
+    assert.equal("-inf nan", shown(ops.log(vx.tensor { 0, -1 })))
+    local y = ops.matmul(vx.tensor { { 0 / 0, 1 }, { 1, 1 } }, vx.tensor { { 1, 1 }, { 1, 1 } })
+    assert.equal("nan nan 2 2", shown(y))
+  end)
+
+  it("normalize rows far from zero", function()
+    -- the mean 100 is kept as a float32, off by up to 4e-6, which is 1.3e-5 of the deviation 0.29
+    local T = H.generator(4)
+    local function far(shape) return T(shape, { low = 100, high = 101 }) end
+    for name, args in pairs { group_norm = { far { 2, 100, 12 }, T { 12 }, T { 12 }, 3 }, layer_norm = { far { 50, 40 }, T { 40 }, T { 40 } } } do
+      check_values(name, args, name, 2e-5)
+      check_gradients(name, args, name, 5, 8, 5e-5)
+    end
+  end)
+
+  it("sum long rows to float32 rounding", function()
+    -- a million copies of 0.1: adding them one by one in float32 would be off in the third digit
+    local x = vx.full({ 1000000 }, 0.1)
+    local exact = vx.full({ 1 }, 0.1):item() * 1e6
+    H.close({ x:sum():item(), x:mean():item() }, { exact, exact / 1e6 }, 1.2e-7, 0)
+    local columns = vx.full({ 300000, 3 }, 0.1):sum(1):totable()
+    H.close(columns, { exact * 0.3, exact * 0.3, exact * 0.3 }, 1.2e-7, 0)
+    x:release()
+  end)
+end)
+
+-- -- Ops without a tape, and coverage -------------------------------------------------------------------------------------------------------
+
+-- C ops behind each op that is recorded
+local through = {
+  binary = "add", unary = "exp", unary_backward = "exp", reduce = "sum", gather = "gather", scatter_add = "gather", gemm = "matmul",
+  conv3x3 = "conv3x3", conv3x3_backward_input = "conv3x3", conv3x3_backward_weight = "conv3x3", depthwise3x3 = "depthwise3x3",
+  depthwise3x3_backward_input = "depthwise3x3", depthwise3x3_backward_weight = "depthwise3x3", upsample2x = "upsample2x",
+  upsample2x_backward = "upsample2x", group_norm = "group_norm", group_norm_backward = "group_norm", layer_norm = "layer_norm",
+  layer_norm_backward = "layer_norm", softmax = "softmax", softmax_backward = "softmax", mse = "mse", mse_backward = "mse",
+  hard_forward = "quantize_hard", hard_backward = "quantize_hard", smooth_forward = "quantize_smooth", smooth_backward = "quantize_smooth",
+}
+
+local DTYPES = { "f32", "bf16", "i32", "u8" }
+local direct = {}
+
+function direct.fill()
+  for _, dtype in ipairs(DTYPES) do
+    local x = vx.zeros({ 5, 7 }, { dtype = dtype })
+    x:fill(3)
+    for _, v in ipairs(H.flat(x)) do assert.equal(3, v) end
+    x:narrow(2, 2, 3):fill(7) -- a strided view, and nothing beside it
+    for i, row in ipairs(x:totable()) do assert.same({ 3, 7, 7, 7, 3, 3, 3 }, row, dtype .. " row " .. i) end
+  end
+  local large = vx.empty({ 40000 }):fill(-0.5)
+  assert.equal(-20000, large:sum():item())
+end
+
+function direct.convert()
+  local values = { 0, 1, 2, 127, 200, 255 }
+  for _, from in ipairs(DTYPES) do
+    for _, to in ipairs(DTYPES) do
+      local x = vx.tensor(values, { dtype = from })
+      local y = vx.empty({ 6 }, { dtype = to }):copy(x)
+      assert.same(values, y:totable(), from .. " to " .. to)
+    end
+  end
+  -- bf16 keeps 8 bits and rounds to even: 1 + 2^-8 lies between 1 and 1 + 2^-7
+  local b = vx.tensor({ 1 + 2 ^ -8, 1 + 3 * 2 ^ -8, 1 + 2 ^ -8 + 2 ^ -12, -3.14159 }):to "bf16"
+  assert.same({ 1, 1 + 2 ^ -6, 1 + 2 ^ -7, -3.140625 }, b:totable())
+  -- integers: nearest, ties to even, saturated, NaN as 0
+  local odd = vx.tensor { 1.9, -1.9, 0.4, 2.5, 3.5, 1e20, -1e20, 0 / 0, 300.2 }
+  assert.same({ 2, -2, 0, 2, 4, 2147483647, -2147483648, 0, 300 }, odd:to("i32"):totable())
+  assert.same({ 2, 0, 0, 2, 4, 255, 0, 0, 255 }, odd:to("u8"):totable())
+  -- across strides on both sides
+  local T = H.generator(9)
+  for _, shape in ipairs { { 70, 130 }, { 3, 5 }, { 129, 2 } } do
+    local x = T(shape, { grad = false })
+    local y = vx.empty { shape[2], shape[1] }
+    y:t():copy(x)
+    assert.same(H.flat(x:t()), H.flat(y))
+    local z = vx.zeros { shape[1], 2 * shape[2] }
+    core.view(z, shape, { 2 * shape[2], 2 }, 1):copy(x)
+    assert.equal(0, core.view(z, shape, { 2 * shape[2], 2 }, 0):abs():sum():item())
+    assert.same(H.flat(x), H.flat(core.view(z, shape, { 2 * shape[2], 2 }, 1)))
+  end
+end
+
+function direct.argmax()
+  assert.same({ 1, 0, 2 }, ops.argmax(vx.tensor { { 1, 5, 5 }, { 7, 7, 7 }, { -3, -2, -1 } }):totable())
+  local T = H.generator(3)
+  for _, shape in ipairs { { 40, 17 }, { 3, 1 }, { 2, 2500 }, { 1000, 64 } } do
+    local x = T(shape, { grad = false })
+    local expected = {}
+    for i, row in ipairs(x:totable()) do
+      local best = 1
+      for j = 2, #row do
+        if row[j] > row[best] then best = j end
+      end
+      expected[i] = best - 1
+    end
+    local y = ops.argmax(x)
+    assert.equal("i32", y:dtype())
+    assert.same(expected, y:totable())
+    -- small integers: many ties, the lowest index wins
+    local coarse = vx.empty(shape):copy((x * 3):to "i32")
+    for i, row in ipairs(coarse:totable()) do
+      local best = 1
+      for j = 2, #row do
+        if row[j] > row[best] then best = j end
+      end
+      expected[i] = best - 1
+    end
+    assert.same(expected, ops.argmax(coarse):totable())
+  end
+  assert.same({ 2, 3 }, ops.argmax(vx.zeros { 2, 3, 4 }):shape())
+  local bad = vx.zeros { 5, 3 }
+  bad[4][2] = 0 / 0
+  H.raises(function() ops.argmax(bad) end, "argmax", "row 3")
+end
+
+function direct.nonfinite()
+  local x = vx.zeros { 300, 70 }
+  assert.same({ 0 }, { ops.nonfinite(x) })
+  x[271][70] = 1 / 0
+  assert.same({ 1, 270 }, { ops.nonfinite(x) })
+  x[18][1] = 0 / 0
+  x[18][2] = -1 / 0
+  assert.same({ 2, 17 }, { ops.nonfinite(x) })
+  assert.same({ 0 }, { ops.nonfinite(vx.tensor { 3e38, -3e38, 1e-45 }) })
+end
+
+function direct.count_codes()
+  local T = H.generator(4)
+  local codes = T({ 3000, 2 }, { dtype = "i32", high = 8 })
+  local expected = { {}, {} }
+  for g = 1, 2 do
+    for m = 1, 10 do expected[g][m] = 0 end
+  end
+  for _, row in ipairs(codes:totable()) do
+    for g = 1, 2 do expected[g][row[g] + 1] = expected[g][row[g] + 1] + 1 end
+  end
+  local counts = ops.count_codes(codes, 10)
+  assert.same(expected, counts:totable())
+  ops.count_codes(codes, 10, counts)
+  assert.equal(2 * expected[1][3], counts[1]:totable()[3])
+  local large = T({ 20000, 1 }, { dtype = "i32", high = 999 })
+  assert.equal(20000, ops.count_codes(large, 1000):to("f32"):sum():item())
+  H.raises(function() ops.count_codes(codes, 5) end, "count_codes", "0 .. 4")
+end
+
+function direct.uniform()
+  local x = vx.empty { 100003 }
+  ops.uniform(x, -2, 3, vx.generator(7))
+  local sum, square, low, high = 0, 0, math.huge, -math.huge
+  local list = H.flat(x)
+  for _, v in ipairs(list) do
+    sum, square, low, high = sum + v, square + v * v, math.min(low, v), math.max(high, v)
+  end
+  local n = #list
+  -- mean 0.5 with deviation 1.44 / sqrt(n) = 0.0046; 5 of those
+  H.close({ sum / n }, { 0.5 }, 0, 0.023)
+  H.close({ square / n - (sum / n) ^ 2 }, { 25 / 12 }, 0.02, 0)
+  assert.is_true(low > -2 and high < 3)
+  assert.is_true(low < -1.999 and high > 2.999)
+  for _, e in ipairs { 0, 1, 2, 3, 4, 63, 64, 65, 4095, 4096, 70001, 100002 } do
+    H.close({ list[e + 1] }, { -2 + 5 * R.unit(7, 1, e) }, 1e-6, 1e-6, "element " .. e)
+  end
+end
+
+function direct.normal()
+  local x = vx.empty { 100003 }
+  local generator = vx.generator(2 ^ 40 + 5)
+  ops.normal(x, 0, 1, generator)
+  ops.normal(x, 1, 2, generator) -- the second stream
+  local list, m = H.flat(x), { 0, 0, 0, 0 }
+  for _, v in ipairs(list) do
+    local z = (v - 1) / 2
+    for k = 1, 4 do m[k] = m[k] + z ^ k / #list end
+  end
+  -- deviations of the sample moments: 0.0032, 0.0045, 0.012, 0.031; 5 of those
+  H.close(m, { 0, 1, 0, 3 }, 0, 0.16)
+  H.close({ m[1], m[2] }, { 0, 1 }, 0, 0.023)
+  for _, e in ipairs { 0, 2, 64, 4098, 100000 } do
+    local u, v = R.unit(2 ^ 40 + 5, 2, e), R.unit(2 ^ 40 + 5, 2, e + 1)
+    local radius, angle = math.sqrt(-2 * math.log(u)), 2 * math.pi * v
+    H.close({ list[e + 1], list[e + 2] }, { 1 + 2 * radius * math.cos(angle), 1 + 2 * radius * math.sin(angle) }, 1e-6, 2e-6, "element " .. e)
+  end
+end
+
+function direct.permutation()
+  for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do
+    local p = ops.permutation(n, vx.generator(n)):totable()
+    assert.equal(n, #p)
+    local seen = {}
+    for _, v in ipairs(p) do
+      assert.is_true(v >= 0 and v < n and not seen[v])
+      seen[v] = true
+    end
+  end
+  -- each of the 6 orders of 3 comes up 1000 times of 6000, deviation 29
+  local counts, generator = {}, vx.generator(11)
+  for _ = 1, 6000 do
+    vx.step(function()
+      local key = table.concat(ops.permutation(3, generator):totable())
+      counts[key] = (counts[key] or 0) + 1
+    end)
+  end
+  for _, key in ipairs { "012", "021", "102", "120", "201", "210" } do assert.is_true(math.abs(counts[key] - 1000) < 150) end
+end
+
+function direct.adamw()
+  for _, n in ipairs { 1, 5, 17, 20011 } do
+    local T = H.generator(n)
+    local p, m, v = T({ n }, { grad = false }), vx.zeros { n }, vx.zeros { n }
+    local rp, rm, rv = H.flat(p), {}, {}
+    for i = 1, n do rm[i], rv[i] = 0, 0 end
+    local lr, b1, b2, eps, decay = 0.01, 0.9, 0.99, 1e-8, 0.1
+    for step = 1, 5 do
+      local g = T({ n }, { grad = false })
+      core.call(core.C.vx_adamw, p._h, m._h, v._h, g._h, lr, b1, b2, eps, decay, step)
+      for i, gi in ipairs(H.flat(g)) do
+        rp[i] = rp[i] - lr * decay * rp[i]
+        rm[i] = b1 * rm[i] + (1 - b1) * gi
+        rv[i] = b2 * rv[i] + (1 - b2) * gi * gi
+        rp[i] = rp[i] - lr * (rm[i] / (1 - b1 ^ step)) / (math.sqrt(rv[i] / (1 - b2 ^ step)) + eps)
+      end
+    end
+    -- the constants travel as float32: 1 - 0.99 has 4e-6 of relative error then
+    H.close(H.flat(p), rp, 2e-6, 2e-6, "p")
+    H.close(H.flat(m), rm, 2e-6, 2e-6, "m")
+    H.close(H.flat(v), rv, 1e-5, 1e-7, "v")
+  end
+end
+
+function direct.assign()
+  local T = H.generator(5)
+  for _, metric in ipairs { "euclid", "cosine" } do
+    for _, s in ipairs { { 40, 1, 6, 11 }, { 130, 2, 3, 70 }, { 33, 1, 32, 1 }, { 1, 3, 17, 65 }, { 300, 1, 64, 130 } } do
+      local z, book = T({ s[1], s[2], s[3] }, { grad = false }), T({ s[2], s[4], s[3] }, { grad = false })
+      local codes = ops.assign(z, book, metric)
+      assert.same(R.list(R.assign(R.from(z), R.from(book), metric)), H.flat(codes), metric .. " " .. table.concat(s, "x"))
+    end
+  end
+  -- small integers are exact in float32, so that ties are ties: the lowest index wins
+  local z, book = vx.empty { 500, 1, 4 }, vx.empty { 1, 90, 4 }
+  z:copy(T({ 500, 1, 4 }, { dtype = "i32", low = -2, high = 2 }))
+  book:copy(T({ 1, 90, 4 }, { dtype = "i32", low = -2, high = 2 }))
+  assert.same(R.list(R.assign(R.from(z), R.from(book), "euclid")), H.flat(ops.assign(z, book, "euclid")))
+  -- every code twice, and once more far behind
+  local twice = ops.cat(2, book, book, book)
+  assert.same(H.flat(ops.assign(z, book, "euclid")), H.flat(ops.assign(z, twice, "euclid")))
+end
+
+describe("ops without gradients", function()
+  for name, check in pairs(direct) do it(name .. " does what ops.def says", check) end
+
+  it("draw the numbers that the paper of Philox gives", function()
+    -- known answers of Random123: philox4x32-10
+    assert.same({ 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 }, R.philox({ 0, 0, 0, 0 }, { 0, 0 }))
+    local f = 0xffffffff
+    assert.same({ 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd }, R.philox({ f, f, f, f }, { f, f }))
+    assert.same({ 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 }, R.philox({ 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344 }, { 0xa4093822, 0x299f31d0 }))
+    -- the same from the library: seed and stream 0, element 0 of a tensor
+    local x = vx.empty { 4 }
+    core.call(core.C.vx_uniform, x._h, 0, 0, 0, 1)
+    local function unit(word) return (math.floor(word / 512) + 0.5) / 2 ^ 23 end
+    H.close(x:totable(), { unit(0x6627e8d5), unit(0xe169c58d), unit(0xbc57ac4c), unit(0x9b00dbd8) }, 0, 6e-8)
+  end)
+
+  it("give the same bits on one thread and on two", function()
+    local function all()
+      local out = {}
+      for _, n in ipairs { 3, 1000, 50001 } do
+        local x = vx.empty { n }
+        out[#out + 1] = ops.uniform(x, 0, 1, vx.generator(3)):bytes()
+        out[#out + 1] = ops.normal(x, 0, 1, vx.generator(3)):bytes()
+        out[#out + 1] = ops.permutation(n, vx.generator(3)):bytes()
+        out[#out + 1] = ops.argmax(ops.reshape(x, { 1, n })):bytes()
+      end
+      local T = H.generator(6)
+      out[#out + 1] = ops.assign(T { 999, 2, 8 }, T { 2, 100, 8 }, "cosine"):bytes()
+      out[#out + 1] = ops.count_codes(T({ 30000, 2 }, { dtype = "i32", high = 70 }), 71):bytes()
+      return out
+    end
+    H.same_bits(all)
+    H.same_bits(function() return H.with_threads(1, all) end, function() return H.with_threads(2, all) end)
+  end)
+
+  it("and those with: together they are all of ops.def", function()
+    for _, op in ipairs(core.op_list()) do
+      local recorded = through[op.name]
+      assert.is_true(direct[op.name] ~= nil or (recorded ~= nil and ops.registry[recorded] ~= nil), "no spec runs " .. op.name)
+      assert.is_true(#op.contract > 0)
+    end
+  end)
+end)
