@@ -40,8 +40,8 @@ static void fill_columns(const assign_call *c, int64_t g)
         float *column = c->columns + m / PANEL * PANEL * c->D + m % PANEL;
         int real = m < c->M;
         double norm = real ? row_norm(q, c->D) : 0;
-        float factor = c->metric == VX_COSINE ? (float)(1 / fmax(norm, GUARD)) : 1;
-        for (int64_t d = 0; d < c->D; d++) column[d * PANEL] = real ? q[d] * factor : 0;
+        double divided = c->metric == VX_COSINE ? fmax(norm, GUARD) : 1; /* so that q and 2q are equal on the sphere */
+        for (int64_t d = 0; d < c->D; d++) column[d * PANEL] = real ? (float)(q[d] / divided) : 0;
         c->offset[m] = !real ? -INFINITY : c->metric == VX_COSINE ? 0 : (float)(-0.5 * norm * norm);
     }
 }

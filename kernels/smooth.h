@@ -167,12 +167,11 @@ static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t
         const float *q = c->codebook + (g * c->M + m) * D;
         float *hat = b->hat + m / PANEL * PANEL * D + m % PANEL, *row = b->rows + m * c->Dp;
         double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
-        float inverse = (float)(1 / norm);
         b->norm[m] = (float)norm;
         for (int64_t d = 0; d < D; d++) {
-            float x = m < c->M ? q[d] : 0;
-            hat[d * PANEL] = x * inverse;
-            row[d] = hat_rows ? x * inverse : x;
+            float x = m < c->M ? q[d] : 0, normal = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
+            hat[d * PANEL] = normal;
+            row[d] = hat_rows ? normal : x;
         }
         for (int64_t d = D; d < c->Dp; d++) row[d] = 0;
     }

@@ -4,7 +4,8 @@
  * Gumbel, whose p only carries the gradient; Eq. 8):
  *     dL/dz^_i = 1/tau sum_m x_im q^_m            dL/dz_i = (dL/dz^_i - <dL/dz^_i, z^_i> z^_i) / |z_i|
  *     dL/dq^_m = 1/tau sum_i x_im z^_i            dL/dq_m = likewise, + sum_i w_im dy_i
- *     dL/dlog tau = - sum_im x_im l_im = - sum_i <dL/dz^_i, z^_i>
+ *     dL/dlog tau = - sum_im x_im l_im = - sum_i (<dL/dz^_i, z^_i> - lse_i sum_m x_im)
+ * (the last sum is 0 but for rounding, which l, large where tau is small, must not multiply)
  * and x is a sum of
  *     the mixture   p_im (<dy_i, q_m> - <dy_i, sum_m p_im q_m>) / t                 t = gumbel_tau; 1 under softmax
  *     knn-ce        c (n_i pi_im - [m's pairs with i])                              c = dreg / (G S K), n_i = pairs of row i
@@ -78,6 +79,7 @@ typedef struct worker {
     float *start;                /* (chunk) -log2 sum 2^l, so that a tile's logits start as log2 pi */
     float *mix_offset;           /* (chunk) what is subtracted from <dy, q_m> */
     float *pi_factor, *pi_offset; /* (chunk) x += pi (pi_factor pi + pi_offset) */
+    vf *x_sum;                   /* (chunk) sum over m of x_im, lane by lane */
     float *noisy;                /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
     float *p, *x, *noise;        /* (block,64), (block,64), (64) */
     float zero[BLOCK];
@@ -151,6 +153,7 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
     for (int64_t i = 0; i < filled; i++) {
         t->mix_offset[i] = t->pi_factor[i] = t->pi_offset[i] = t->noisy[i] = 0;
         t->start[i] = PADDING;
+        t->x_sum[i] = vf_zero();
         if (i >= rows) continue;
         int64_t row = (first + i) * c->G + b->g;
         double lse = b->lse[row * 2] * LOG2E, noisy = b->lse[row * 2 + 1] * LOG2E;
@@ -159,6 +162,8 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
         t->noisy[i] = (float)(c->noise_kind == NOISE_RATES ? exp2(lse - noisy) : lse / c->gumbel_tau - noisy);
         if (c->K) {
             float count = (float)(b->pair.start[first + i + 1] - b->pair.start[first + i]);
+            for (int32_t j = b->pair.start[first + i]; j < b->pair.start[first + i + 1]; j++)
+                t->x_sum[i][0] += b->pair.weight[b->pair.order[j]];
             if (c->regularizer == VX_REG_KNN_CE)
                 t->pi_offset[i] = b->knn * count;
             else {
@@ -193,22 +198,26 @@ static void add_ppl_sums(const backward *b, worker *t, int64_t rows)
 }
 
 /* One row of a panel under softmax: p = pi and x from log2 pi (in p) and <dy, q^> (in x). */
-VX_INLINE void softmax_row(const backward *b, const worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
+VX_INLINE void softmax_row(const backward *b, worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
 {
     vf offset = vf_set1(t->pi_offset[i] - t->mix_offset[i]), factor = vf_set1(t->pi_factor[i]);
+    vf sum = t->x_sum[i];
     (void)b;
     for (int v = 0; v < PANEL; v += VX_LANES) {
         vf pi = vf_exp2(vf_load(p + v));
         vf inner = vf_load(x + v) * vf_load(norm + v) + offset;
         inner += factor * pi;
         if (ppl) inner += vf_load(ppl + v);
+        inner *= pi;
+        sum += inner;
         vf_store(p + v, pi);
-        vf_store(x + v, pi * inner);
+        vf_store(x + v, inner);
     }
+    t->x_sum[i] = sum;
 }
 
 /* The same under the Gumbel samplers, with the noise of the row's panel in t->noise. */
-VX_INLINE void gumbel_row(const backward *b, const worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
+VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
 {
     const float cooling = 1 / b->c.gumbel_tau;
     const int rates = b->c.noise_kind == NOISE_RATES;
@@ -222,7 +231,9 @@ VX_INLINE void gumbel_row(const backward *b, const worker *t, int64_t i, float *
         vf inner = t->pi_factor[i] * pi + t->pi_offset[i];
         if (ppl) inner += vf_load(ppl + v);
         vf_store(p + v, w);
-        vf_store(x + v, w * mix + pi * inner);
+        inner = w * mix + pi * inner;
+        t->x_sum[i] += inner;
+        vf_store(x + v, inner);
     }
 }
 
@@ -261,7 +272,7 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
         float projection = b->inverse[row] < (float)(1 / GUARD) ? along / c->scale : 0; /* under the guard, |z| is a constant */
         float factor = b->inverse[row] / c->tau;
         for (int64_t d = 0; d < c->D; d++) b->dz[row * c->D + d] = (dhat[d] - projection * z[d]) * factor;
-        dlog_tau -= (double)along / c->tau;
+        dlog_tau -= (double)along / c->tau - (double)b->lse[row * 2] * vf_sum(t->x_sum[i]);
     }
     return dlog_tau;
 }
@@ -358,6 +369,7 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
         t->mix_offset = carve_f32(a, b->chunk);
         t->pi_factor = carve_f32(a, b->chunk);
         t->pi_offset = carve_f32(a, b->chunk);
+        t->x_sum = carve(a, b->chunk, sizeof(vf));
         t->noisy = carve_f32(a, b->chunk);
         t->p = carve_f32(a, b->block * PANEL);
         t->x = carve_f32(a, b->block * PANEL);
