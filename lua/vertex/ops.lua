@@ -681,6 +681,12 @@ local REGULARIZERS = { none = C.VX_REG_NONE, ppl = C.VX_REG_PPL, ["knn-ce"] = C.
 
 --- Index (0-based i32, (N,G)) of the code nearest to each row; z (N,G,D), codebook (G,M,D), metric "euclid" or "cosine".
 function ops.assign(z, codebook, metric)
+  expect_tensor(z, "assign", "z")
+  expect_tensor(codebook, "assign", "codebook")
+  if not METRICS[metric] then fail("assign: metric '%s', expected euclid or cosine", tostring(metric)) end
+  if z:dim() ~= 3 or codebook:dim() ~= 3 or z:size(2) ~= codebook:size(1) or z:size(3) ~= codebook:size(3) then
+    fail("assign: z %s and codebook %s disagree, expected (N,G,D) and (G,M,D)", shape_text(z), shape_text(codebook))
+  end
   local codes = beside(z, { z:size(1), z:size(2) }, "i32")
   call(C.vx_assign, codes._h, handle(contiguous(z)), handle(codebook), METRICS[metric])
   return codes
