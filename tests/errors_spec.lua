@@ -1,0 +1,286 @@
+-- What a wrong call is told: the op, both shapes, and the line of the caller. A failed op changes nothing.
+
+local H = require "tests.helper"
+local vx = H.vx
+local core = require "vertex.core"
+local ops = vx.ops
+local raises = H.raises
+
+local f = function(...) return vx.zeros { ... } end
+local i32 = function(...) return vx.zeros({ ... }, { dtype = "i32" }) end
+
+describe("a shape mismatch names the op and both shapes:", function()
+  local two_shapes = { "add", "sub", "mul", "div", "maximum", "minimum", "eq", "lt", "le" }
+  for _, name in ipairs(two_shapes) do
+    it(name, function()
+      raises(function() ops[name](f(2, 3), f(2, 4)) end, name .. ": ", "(2,3)", "(2,4)")
+      raises(function() ops[name](f(2, 3), 5) end, name .. ": ", "number")
+    end)
+  end
+
+  it("mse", function() raises(function() ops.mse(f(2, 3), f(3, 2)) end, "mse: ", "(2,3)", "(3,2)") end)
+  it("matmul", function()
+    raises(function() ops.matmul(f(256, 64), f(32, 16)) end, "matmul: ", "a (256,64)", "b (32,16)", "inner")
+    raises(function() ops.matmul(f(2, 3, 4), f(3, 4, 5)) end, "matmul: ", "(2,3,4)", "(3,4,5)", "batch")
+    raises(function() ops.matmul(f(3), f(3, 4)) end, "matmul: ", "(3)", "2 or 3 dimensions")
+  end)
+  it("linear", function()
+    raises(function() ops.linear(f(5, 4), f(3, 6)) end, "linear: ", "x (5,4)", "w (3,6)")
+    raises(function() ops.linear(f(5, 4), f(3, 4), f(2)) end, "linear: ", "w (3,4)", "bias (2)")
+  end)
+  it("conv3x3", function()
+    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(3, 3, 5, 2)) end, "conv3x3: ", "(1,4,4,3)", "(3,3,5,2)")
+    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(3, 3, 3, 2), f(4)) end, "conv3x3: ", "(4)")
+    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(5, 5, 3, 2)) end, "conv3x3: ", "(5,5,3,2)", "(3,3,")
+    raises(function() ops.conv3x3(f(4, 4, 3), f(3, 3, 3, 2)) end, "conv3x3: ", "(4,4,")
+  end)
+  it("depthwise3x3", function()
+    raises(function() ops.depthwise3x3(f(1, 4, 4, 3), f(3, 3, 5)) end, "depthwise3x3: ", "(1,4,4,3)", "(3,3,5)")
+    raises(function() ops.depthwise3x3(f(1, 4, 4, 3), f(3, 3, 3), nil, 3) end, "depthwise3x3: ", "stride 3")
+    raises(function() ops.depthwise3x3(f(4, 4, 3), f(3, 3, 3)) end, "depthwise3x3: ", "(4,4,3)")
+  end)
+  it("upsample2x", function() raises(function() ops.upsample2x(f(4, 4, 3)) end, "upsample2x: ", "(4,4,3)", "(B,H,W,C)") end)
+  it("group_norm", function()
+    raises(function() ops.group_norm(f(2, 5, 8), f(6), f(8), 2) end, "group_norm: ", "(2,5,8)", "(6)")
+    raises(function() ops.group_norm(f(2, 5, 8), f(8), f(8), 3) end, "group_norm: ", "C % G == 0", "C = 8", "G = 3")
+    raises(function() ops.group_norm(f(2, 5, 8), f(8), f(8), 2, "swish") end, "group_norm: ", "'swish'", "silu")
+    raises(function() ops.group_norm(f(8), f(8), f(8), 2) end, "group_norm: ", "(8)")
+  end)
+  it("layer_norm", function() raises(function() ops.layer_norm(f(5, 8), f(8), f(6)) end, "layer_norm: ", "(5,8)", "(6)") end)
+  it("gather", function()
+    raises(function() ops.gather(f(5, 2, 3), i32(4)) end, "gather: ", "(5,2,3)")
+    local index = vx.tensor({ 0, 4, 5, 1 }, { dtype = "i32" })
+    raises(function() ops.gather(f(5, 2), index) end, "gather: ", "index 5", "row 2", "0 .. 4")
+    raises(function() ops.gather(f(5, 2), vx.tensor({ -1 }, { dtype = "i32" })) end, "gather: ", "index -1")
+  end)
+  it("cat", function()
+    raises(function() ops.cat(1, f(2, 3), f(2, 4)) end, "cat: ", "(2,3)", "(2,4)", "dimension 1")
+    raises(function() ops.cat(1, f(2, 3), f(2, 3, 4)) end, "cat: ", "(2,3)", "(2,3,4)")
+    raises(function() ops.cat(3, f(2, 3)) end, "cat: ", "dimension 3", "(2,3)")
+    raises(function() ops.cat(1) end, "cat: ")
+  end)
+  it("reshape", function()
+    raises(function() f(2, 3):reshape { 4, 2 } end, "reshape: ", "(2,3)", "(4,2)")
+    raises(function() f(2, 3):reshape { 4, -1 } end, "reshape: ", "(2,3)", "(4,-1)")
+  end)
+  it("expand", function()
+    raises(function() f(2, 3):expand { 4, 3 } end, "expand: ", "(2,3)", "(4,3)")
+    raises(function() f(2, 3):expand { 3 } end, "expand: ", "(2,3)", "(3)")
+  end)
+  it("narrow, select, transpose", function()
+    raises(function() f(2, 3):narrow(2, 3, 2) end, "narrow: ", "(2,3)", "dimension 2")
+    raises(function() f(2, 3):narrow(3, 1, 1) end, "narrow: ", "(2,3)", "dimension 3")
+    raises(function() f(2, 3):select(1, 3) end, "index 3", "(2,3)")
+    raises(function() return f(2, 3)[3], nil end, "index 3", "(2,3)")
+    raises(function() f(2, 3):transpose(1, 3) end, "transpose: ", "dimension 3", "(2,3)")
+  end)
+  for _, name in ipairs { "sum", "mean", "max", "min" } do
+    it(name, function() raises(function() ops[name](f(2, 3), 3) end, name .. ": ", "dimension 3", "(2,3)") end)
+  end
+  it("max and min of nothing", function()
+    raises(function() f(0, 3):max(1) end, "max of no elements")
+    raises(function() f(0, 3):min() end, "min of no elements")
+  end)
+  it("softmax and log_softmax of nothing", function()
+    raises(function() ops.softmax(f(2, 0)) end, "softmax: ", "C > 0")
+    raises(function() ops.log_softmax(f(2, 0)) end, "softmax: ", "C > 0")
+  end)
+  it("assign and the quantizers' ops", function()
+    raises(function() ops.assign(f(5, 2, 3), f(2, 7, 4), "euclid") end, "assign: ", "(5,2,3)", "(2,7,4)")
+    raises(function() ops.assign(f(5, 3), f(2, 7, 3), "euclid") end, "assign: ", "(5,3)", "(2,7,3)")
+    raises(function() ops.assign(f(5, 2, 3), f(2, 7, 3), "l1") end, "assign: ", "'l1'", "euclid", "cosine")
+    raises(function() ops.quantize_hard(f(5, 2, 3), f(1, 7, 3), { metric = "euclid", estimator = "ste", beta = 1 }) end, "assign: ", "(5,2,3)", "(1,7,3)")
+    raises(function()
+      ops.quantize_smooth(f(5, 2, 3), f(2, 7, 4), f(1), { sampler = "softmax", regularizer = "none", gumbel_tau = 1, shards = 1, seed = 1, stream = 1 })
+    end, "smooth_forward: ", "(5,2,3)", "(2,7,4)")
+  end)
+  it("count_codes and copy", function()
+    raises(function() ops.count_codes(i32(5, 2), 3, i32(1, 3)) end, "count_codes: ", "(5,2)", "(1,3)")
+    raises(function() f(2, 3):copy(f(3, 2)) end, "copy: ", "(2,3)", "(3,2)")
+  end)
+end)
+
+describe("a dtype mismatch names the op and the dtypes:", function()
+  local any = { reshape = true, expand = true, narrow = true, select = true, transpose = true, contiguous = true, cat = true } -- of any dtype
+  for number, op in ipairs(ops.registry) do
+    if op.cases and not any[op.name] then
+      it(op.name, function()
+        local args = op.cases(H.generator(number))[1]
+        local n = 0
+        for i in pairs(args) do n = math.max(n, i) end
+        for i = 1, n do
+          if vx.is_tensor(args[i]) and args[i]:dtype() == "f32" then
+            local bad = { unpack(args, 1, n) }
+            bad[i] = args[i]:to "i32"
+            local message = raises(function() local _ = op.name and ops[op.name](unpack(bad, 1, n)) end, "is i32", "expected f32")
+            -- the C op that refused: its own name, or the one this op is made of
+            local says = message:match ":%d+: ([%w_]+): "
+            local made_of = { sum = "reduce", mean = "reduce", max = "reduce", min = "reduce", matmul = "gemm", linear = "gemm", log_softmax = "softmax" }
+            local binary = { add = 1, sub = 1, mul = 1, div = 1, maximum = 1, minimum = 1 }
+            local expected = made_of[op.name] or binary[op.name] and "binary" or says == "unary" and "unary" or op.name
+            assert.is_true(says == expected or says == op.name, message)
+          end
+        end
+      end)
+    end
+  end
+
+  it("gather and count_codes want i32 indices", function()
+    raises(function() ops.gather(f(3, 4), f(2)) end, "gather: ", "is f32", "expected i32")
+    raises(function() ops.count_codes(f(3, 1), 4) end, "count_codes: ", "is f32", "expected i32")
+  end)
+  it("argmax, nonfinite, assign, uniform, normal", function()
+    raises(function() ops.argmax(i32(2, 3)) end, "argmax: ", "i32", "f32")
+    raises(function() ops.nonfinite(i32(2, 3)) end, "nonfinite: ", "i32", "f32")
+    raises(function() ops.assign(i32(2, 1, 3), f(1, 4, 3), "euclid") end, "assign: ", "i32", "f32")
+    raises(function() ops.uniform(i32(2)) end, "uniform: ", "i32", "f32")
+    raises(function() ops.normal(i32(2)) end, "normal: ", "i32", "f32")
+    raises(function() vx.randn({ 2 }, { dtype = "u8" }) end, "normal: ", "u8", "f32")
+  end)
+  it("an unknown dtype lists the known", function()
+    raises(function() vx.zeros({ 2 }, { dtype = "f64" }) end, "'f64'", "f32", "bf16", "i32", "u8")
+  end)
+end)
+
+describe("values out of range:", function()
+  it("shapes", function()
+    raises(function() vx.zeros { 2, -1 } end, "size 2", "-1")
+    raises(function() vx.zeros { 2.5 } end, "2.5")
+    raises(function() vx.zeros { "3" } end, "size 1")
+    raises(function() vx.zeros { 0 / 0 } end, "nan")
+    raises(function() vx.zeros { 1, 1, 1, 1, 1, 1, 1, 1, 1 } end, "8 dimensions", "9")
+    raises(function() vx.zeros { 2 ^ 31, 2 ^ 31 } end, "2^60")
+  end)
+  it("tensor()", function()
+    raises(function() vx.tensor { { 1, 2 }, { 3 } } end, "ragged")
+    raises(function() vx.tensor { { 1, 2 }, 3 } end, "number where a row")
+    raises(function() vx.tensor { 1, { 2 } } end, "row where a number")
+    raises(function() vx.tensor { 1, "x" } end, "string")
+    raises(function() vx.tensor "x" end, "string")
+    raises(function() vx.tensor(vx.zeros { 2 }) end, "clone")
+  end)
+  it("item, fromtable, frombytes", function()
+    raises(function() f(2, 3):item() end, "item", "(2,3)")
+    raises(function() f(2, 3):fromtable { 1, 2 } end, "fromtable", "2 numbers", "(2,3)")
+    raises(function() f(2, 3):frombytes "abc" end, "frombytes", "3 bytes", "(2,3)")
+    raises(function() f(2, 3):size(3) end, "size(3)", "2 dimensions")
+  end)
+  it("views outside their storage", function()
+    local x = f(2, 3)
+    raises(function() core.view(x, { 7 }, { 1 }, 0) end, "view: ", "(7)", "(2,3)")
+    raises(function() core.view(x, { 2 }, { 1 }, 5) end, "view: ", "offset 5")
+    raises(function() core.view(x, { 2 }, { 1 }, -1) end, "view: ", "offset -1")
+    raises(function() core.view(x, { 2 }, { -1 }, 0) end, "view: ")
+    assert.same({ 2 }, core.view(x, { 2 }, { -1 }, 1):shape())
+  end)
+  it("seeds, threads, devices", function()
+    for _, bad in ipairs { -1, 1.5, 2 ^ 54, "x" } do raises(function() vx.seed(bad) end, "seed") end
+    for _, bad in ipairs { 0, -1, 1.5, "x" } do raises(function() vx.threads(bad) end, "threads") end
+    raises(function() vx.threads(100000) end, "threads", "100000")
+    raises(function() vx.device "tpu" end, "tpu", "cpu")
+    raises(function() vx.zeros({ 1 }, { device = "cuda:99" }) end, "cuda")
+    assert.equal("cpu", vx.device())
+  end)
+  it("arange", function()
+    raises(function() vx.arange(0, 5, 0) end, "arange")
+    raises(function() vx.arange "x" end, "arange")
+  end)
+end)
+
+describe("after an error", function()
+  it("nothing was written and the same tensors go on", function()
+    local x, live = vx.ones { 4, 3 }, vx.memory().tensors
+    for _ = 1, 100 do pcall(ops.add, x, vx.zeros { 4, 2 }) end
+    pcall(function() x:copy(vx.zeros { 3, 4 }) end)
+    assert.equal(12, x:sum():item())
+    collectgarbage()
+    collectgarbage()
+    assert.is_true(vx.memory().tensors <= live + 2)
+  end)
+
+  it("the message of an error inside vx.step still points at its line", function()
+    local line
+    raises(function()
+      vx.step(function()
+        line = debug.getinfo(1, "l").currentline + 1
+        ops.add(f(2), f(3))
+      end)
+    end, "add: a (2) and b (3)")
+    assert.is_number(line)
+  end)
+
+  it("through a module and a quantizer the user's line is named, not the library's", function()
+    local layer = vx.nn.Linear(4, 3)
+    raises(function() layer(f(2, 5)) end, "linear: ", "(2,5)", "(3,4)")
+    local net = vx.nn.Sequential(layer, vx.nn.Apply("silu", ops.silu), vx.nn.Linear(2, 2))
+    raises(function() net(f(2, 4)) end, "linear: ", "(2,3)", "(2,2)")
+    local q = vx.quantizer("ste-euclid", { dim = 4, codes = 5 })
+    raises(function() q:forward(f(2, 5)) end, "ste-euclid: ", "(2,5)", "width 4")
+  end)
+end)
+
+describe("released tensors", function()
+  it("say so in every use", function()
+    local x = f(2, 3)
+    x:release()
+    x:release() -- twice is harmless
+    for _, use in ipairs {
+      function() x:shape() end, function() x:totable() end, function() x:fill(1) end, function() ops.exp(x) end,
+      function() x:reshape { 6 } end, function() x:to "i32" end, function() x:bytes() end, function() x:copy(f(2, 3)) end,
+      function() f(2, 3):copy(x) end, function() ops.matmul(f(2, 2), x) end, function() vx.save(H.scratch "released", { x = x }) end,
+      function() x:detach() end, function() x:dim() end, function() x:item() end,
+    } do raises(use, "released") end
+    assert.equal("tensor (released)", tostring(x))
+  end)
+
+  it("a parameter released before backward is an error, not a crash", function()
+    local w = vx.ones({ 3 }, { requires_grad = true })
+    local y = ops.sum(ops.mul(w, w))
+    w:release()
+    raises(function() y:backward() end, "released")
+  end)
+end)
+
+describe("memory", function()
+  it("of 10 TB is refused clearly and the process goes on", function()
+    local message = raises(function() vx.empty { 2500, 1000000, 1000 } end, "out of memory", "asked 10000000.0 MB", "live", "limit")
+    assert.is_truthy(message)
+    assert.equal(6, vx.ones({ 2, 3 }):sum():item())
+  end)
+
+  it("stays below a limit, which a collection makes room for", function()
+    finally(function() vx.memory_limit(0) end)
+    collectgarbage()
+    collectgarbage()
+    vx.memory_flush()
+    local live = vx.memory().live
+    vx.memory_limit(live + 50e6)
+    assert.equal(live + 50e6, vx.memory().limit)
+    for i = 1, 1000 do
+      local x = vx.empty { 1000000 } -- 4 MB, dropped
+      x[1] = i
+    end
+    assert.is_true(vx.memory().live + vx.memory().cached <= live + 50e6)
+    raises(function() vx.empty { 20000000 } end, "out of memory", "asked 80.0 MB")
+    local held = {}
+    raises(function()
+      for i = 1, 20 do held[i] = vx.empty { 1000000 } end
+    end, "out of memory")
+    assert.is_true(#held >= 10 and #held <= 12)
+    for _, x in ipairs(held) do x:release() end
+    assert.equal(1000, vx.ones({ 1000 }):sum():item())
+    raises(function() vx.memory_limit(-1) end, "memory limit")
+  end)
+
+  it("runs out inside an op without harm", function()
+    finally(function() vx.memory_limit(0) end)
+    local a, b = vx.ones { 700, 700 }, vx.ones { 700, 700 }
+    collectgarbage()
+    collectgarbage()
+    vx.memory_limit(vx.memory().live + 1000)
+    raises(function() ops.matmul(a, b) end, "out of memory")
+    raises(function() local _ = a + b end, "out of memory")
+    vx.memory_limit(0)
+    assert.equal(700, ops.matmul(a, b)[3]:totable()[5])
+  end)
+end)
