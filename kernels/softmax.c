@@ -11,8 +11,8 @@
 #include "cpu.h"
 #include "vec.h"
 
-#define BLOCK 1024   /* elements summed in float32 lanes before their sum goes into a double */
-#define SERIAL 8192  /* below this many elements a second thread costs more than it brings */
+#define BLOCK (32 * VX_LANES) /* elements summed in four float32 vectors before their sum goes into a double */
+#define SERIAL 8192           /* below this many elements a second thread costs more than it brings */
 
 static float row_maximum(const float *x, int64_t n)
 {
@@ -37,19 +37,20 @@ static inline __attribute__((always_inline)) double exponentials(float *y, const
     double total = 0;
     for (int64_t first = 0; first < n; first += BLOCK) {
         int64_t end = vx_min64(first + BLOCK, n), i = first;
-        vf sum = vf_zero();
-        for (; i + VX_LANES <= end; i += VX_LANES) {
-            vf e = vf_exp(vf_load(x + i) - top);
-            if (y) vf_store(y + i, e);
-            sum += e;
-        }
-        int rest = (int)(end - i);
-        if (rest) {
+        vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES)
+            for (int k = 0; k < 4; k++) {
+                vf e = vf_exp(vf_load(x + i + k * VX_LANES) - top);
+                if (y) vf_store(y + i + k * VX_LANES, e);
+                sum[k] += e;
+            }
+        for (; i < end; i += VX_LANES) {
+            int rest = (int)vx_min64(VX_LANES, end - i);
             vf e = vf_exp(vf_load_n(x + i, rest) - top);
             if (y) vf_store_n(y + i, e, rest);
-            sum += vf_select(first_lanes(rest), e, vf_zero());
+            sum[0] += vf_select(first_lanes(rest), e, vf_zero());
         }
-        total += vf_sum(sum);
+        total += vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
     return total;
 }
@@ -85,15 +86,23 @@ static inline __attribute__((always_inline)) double dot(const float *a, const fl
     double total = 0;
     for (int64_t first = 0; first < n; first += BLOCK) {
         int64_t end = vx_min64(first + BLOCK, n), i = first;
-        vf sum = vf_zero();
-        for (; i + VX_LANES <= end; i += VX_LANES) sum += b ? vf_load(a + i) * vf_load(b + i) : vf_load(a + i);
-        int rest = (int)(end - i);
-        if (rest) sum += b ? vf_load_n(a + i, rest) * vf_load_n(b + i, rest) : vf_load_n(a + i, rest);
-        total += vf_sum(sum);
+        vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES)
+            for (int k = 0; k < 4; k++) {
+                vf v = vf_load(a + i + k * VX_LANES);
+                sum[k] += b ? v * vf_load(b + i + k * VX_LANES) : v;
+            }
+        for (; i < end; i += VX_LANES) {
+            int rest = (int)vx_min64(VX_LANES, end - i);
+            vf v = vf_load_n(a + i, rest);
+            sum[0] += b ? v * vf_load_n(b + i, rest) : v;
+        }
+        total += vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
     return total;
 }
 
+/* dx from dy and the output y of softmax, or of its logarithm where log is 1. */
 int VX_CPU(softmax_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *y, int log)
 {
     int64_t rows = y->shape[0], n = y->shape[1];
