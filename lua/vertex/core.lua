@@ -598,6 +598,106 @@ function core.op_list()
   return list
 end
 
+-- -- Images and loaders ------------------------------------------------------------------------------------------------------------
+
+local IMAGE_KINDS = { [0] = "none", "jpeg", "png", "other" }
+
+--- A new tensor that a C function made and put in handle_out.
+local function made()
+  local t = wrap(handle_out[0])
+  account(t:numel() * DTYPE_BYTES[t:dtype()])
+  return t
+end
+
+--- What the file's first bytes say it is: "jpeg", "png", "other" (an image that is not read), "none"; nil and why where unreadable.
+function core.image_kind(path)
+  if C.vx_image_kind(path, int_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  return IMAGE_KINDS[int_out[0]]
+end
+
+--- An image file, or its bytes, as u8 (H, W, 3).
+function core.image_open(path)
+  call(C.vx_image_open, handle_out, path)
+  return made()
+end
+function core.image_decode(bytes)
+  call(C.vx_image_decode, handle_out, bytes, #bytes)
+  return made()
+end
+
+--- u8 (H, W, 3) → (height, width, 3); filter 0 bilinear, 1 bicubic.
+function core.image_resize(x, height, width, filter)
+  local y = new({ height, width, 3 }, { dtype = "u8", device = "cpu" })
+  call(C.vx_image_resize, handle(y), handle(contiguous(x)), filter)
+  return y
+end
+
+--- PNG of a u8 image: the file's bytes as a string, or a file.
+function core.image_png(x)
+  call(C.vx_image_png, handle_out, handle(contiguous(x)))
+  local t = made()
+  local bytes = t:bytes()
+  t:release()
+  return bytes
+end
+function core.image_save_png(path, x) call(C.vx_image_save_png, path, handle(contiguous(x))) end
+
+function core.procedural_image(height, width, seed, index)
+  local x = new({ height, width, 3 }, { dtype = "u8", device = "cpu" })
+  call(C.vx_procedural_image, handle(x), seed, index)
+  return x
+end
+
+local Loader = {}
+Loader.__index = Loader
+
+--- A prefetching loader over paths (nil: procedural). options: the fields of vx_loader_options, see core/image.h.
+function core.loader(paths, options)
+  local o, out = ffi.new "vx_loader_options", ffi.new "vx_loader *[1]"
+  for name, value in pairs(options) do
+    if type(value) == "table" then
+      for i = 1, 3 do o[name][i - 1] = value[i] end
+    else
+      o[name] = value
+    end
+  end
+  local text
+  if paths then
+    o.count = #paths
+    text = table.concat(paths, "\0") .. "\0" -- named: it must outlive the call
+  end
+  call(C.vx_loader_new, out, text, text and #text or 0, o)
+  return setmetatable({ l = ffi.gc(out[0], C.vx_loader_free) }, Loader)
+end
+
+--- Fills images f32 (B, S, S, 3) and index i32 (B), both on the CPU: how many, or nil at the end.
+function Loader:next(images, index)
+  local status = C.vx_loader_next(self.l, handle(images), handle(index), int_out)
+  if status == EEND then return nil end
+  check(status)
+  return int_out[0]
+end
+
+function Loader:position() return tonumber(C.vx_loader_position(self.l)) end
+
+--- Array of {path, reason}, by name too, of the broken files met so far.
+function Loader:broken()
+  local list, path, reason = {}, ffi.new "char[4096]", ffi.new "char[512]"
+  for i = 0, tonumber(C.vx_loader_broken_count(self.l)) - 1 do
+    check(C.vx_loader_broken(self.l, i, path, 4096, reason, 512))
+    local p, r = ffi.string(path), ffi.string(reason)
+    list[i + 1] = { p, r, path = p, reason = r }
+  end
+  return list
+end
+
+function Loader:close()
+  if self.l ~= nil then
+    C.vx_loader_free(ffi.gc(self.l, nil))
+    self.l = nil
+  end
+end
+
 core.EEND = EEND
 
 return core
