@@ -1,0 +1,439 @@
+-- Tensors, views, the step scope, memory, random streams, printing, files that appear whole.
+
+local H = require "tests.helper"
+local vx = H.vx
+local core = require "vertex.core"
+local lfs = require "lfs"
+
+local function collect()
+  collectgarbage()
+  collectgarbage()
+end
+
+describe("a tensor", function()
+  it("is made from nested tables, numbers and shapes", function()
+    local x = vx.tensor { { 1, 2, 3 }, { 4, 5, 6 } }
+    assert.same({ 2, 3 }, x:shape())
+    assert.same({ 2, "f32", "cpu", 6, 3, 2, 3 }, { x:dim(), x:dtype(), x:device(), x:numel(), x:size(2), x:size(-2), x:size(-1) })
+    assert.same({ { 1, 2, 3 }, { 4, 5, 6 } }, x:totable())
+    assert.same({ 3, 1 }, x:strides())
+    local s = vx.tensor(2.5)
+    assert.same({ {}, 0, 1, 2.5, 2.5 }, { s:shape(), s:dim(), s:numel(), s:item(), s:totable() })
+    assert.same({ 0 }, vx.tensor({}):shape())
+    assert.same({ 2, 0 }, vx.tensor({ {}, {} }):shape())
+    assert.same({ 1, 2, 3, 4, 5, 6, 7, 8 }, vx.zeros({ 1, 2, 3, 4, 5, 6, 7, 8 }):shape())
+    assert.same({ { 0, 0 } }, vx.zeros({ 1, 2 }):totable())
+    assert.same({ 1, 1 }, vx.ones({ 2 }):totable())
+    assert.same({ 7, 7 }, vx.full({ 2 }, 7):totable())
+    assert.is_true(vx.tensor({ 1 }, { requires_grad = true }).requires_grad)
+    assert.is_false(x.requires_grad)
+    assert.is_true(vx.is_tensor(x))
+    assert.is_false(vx.is_tensor {})
+    assert.is_false(vx.is_tensor "x")
+  end)
+
+  it("has any of four dtypes", function()
+    for _, dtype in ipairs { "f32", "bf16", "i32", "u8" } do
+      local x = vx.tensor({ 1, 2, 250 }, { dtype = dtype })
+      assert.equal(dtype, x:dtype())
+      assert.same({ 1, 2, 250 }, x:totable())
+    end
+    assert.equal(-2147483648, vx.tensor({ -2147483648 }, { dtype = "i32" }):item())
+    assert.equal("\1\2\250", vx.tensor({ 1, 2, 250 }, { dtype = "u8" }):bytes())
+    assert.equal("\0\0\128\63\0\0\0\192", vx.tensor({ 1, -2 }):bytes())
+    assert.equal("\128\63", vx.tensor({ 1 }, { dtype = "bf16" }):bytes())
+  end)
+
+  it("converts with to(), to itself where nothing changes", function()
+    local x = vx.tensor { 1, 2, 3 }
+    assert.equal(x, x:to "cpu")
+    assert.equal(x, x:to "f32")
+    local y = x:to "i32"
+    assert.same({ "i32", { 1, 2, 3 } }, { y:dtype(), y:totable() })
+  end)
+
+  it("takes and gives raw bytes", function()
+    local x = vx.zeros { 2 }
+    x:frombytes "\0\0\128\63\0\0\0\192"
+    assert.same({ 1, -2 }, x:totable())
+    assert.equal(x:bytes(), vx.zeros({ 2 }):frombytes(x:bytes()):bytes())
+  end)
+
+  it("counts with arange, up to but without the end", function()
+    assert.same({ 0, 1, 2 }, vx.arange(3):totable())
+    assert.same({ 2, 3, 4 }, vx.arange(2, 5):totable())
+    assert.same({ 5, 3 }, vx.arange(5, 1, -2):totable())
+    assert.same({ 0, 0.25, 0.5, 0.75 }, vx.arange(0, 1, 0.25):totable())
+    assert.same({ 0 }, vx.arange(0):shape())
+    assert.same({ "i32", { 0, 1 } }, { vx.arange(2, { dtype = "i32" }):dtype(), vx.arange(2, { dtype = "i32" }):totable() })
+    assert.equal(10, vx.arange(0, 1, 0.1):numel())
+  end)
+
+  it("is read and written by index", function()
+    local x = vx.zeros { 3, 2 }
+    x[1] = 5
+    x[2][1] = 7
+    x[-1] = vx.tensor { 8, 9 }
+    assert.same({ { 5, 5 }, { 7, 0 }, { 8, 9 } }, x:totable())
+    assert.same({ 8, 9 }, x[3]:totable())
+    assert.equal(9, x[3][2]:item())
+    assert.is_nil(x.no_such_field)
+    x.note = "kept"
+    assert.equal("kept", x.note)
+  end)
+
+  it("shares its storage with its views", function()
+    local x = vx.arange(12):reshape { 3, 4 }
+    local t, row, part, same = x:t(), x[2], x:narrow(2, 2, 2), x:reshape { 12 }
+    x:fill(1)
+    for _, v in ipairs { t, row, part, same } do assert.equal(v:numel(), v:sum():item()) end
+    part:fill(3)
+    assert.same({ { 1, 3, 3, 1 }, { 1, 3, 3, 1 }, { 1, 3, 3, 1 } }, x:totable())
+    assert.same({ 1, 3, 3, 1, 1, 3, 3, 1, 1, 3, 3, 1 }, same:totable())
+    assert.is_false(t:is_contiguous())
+    assert.is_true(t:contiguous():is_contiguous())
+    local y = x:clone()
+    y:fill(0)
+    assert.equal(24, x:sum():item())
+    assert.same({ 1, 4 }, t:t():strides() and { x:t():strides()[1], x:t():strides()[2] })
+  end)
+
+  it("outlives the handle that made its storage", function()
+    local row
+    do
+      local x = vx.arange(1000):reshape { 10, 100 }
+      row = x[7]
+      x:release()
+    end
+    collect()
+    local others = {}
+    for i = 1, 50 do others[i] = vx.zeros { 1000 } end
+    assert.equal(0, others[50]:sum():item())
+    assert.equal(600, row[1]:item())
+  end)
+
+  it("copies across shapes that agree, and says what it copied from", function()
+    local x, y = vx.zeros { 2, 3 }, vx.tensor { { 1, 2, 3 }, { 4, 5, 6 } }
+    assert.equal(x, x:copy(y))
+    assert.same(y:totable(), x:totable())
+    assert.same(y:totable(), vx.zeros({ 2, 3 }, { dtype = "i32" }):copy(y):totable())
+    H.raises(function() x:copy(5) end, "copy", "number")
+  end)
+
+  it("prints dtype, shape, statistics and its corners", function()
+    local text = tostring(vx.tensor { { 1, 2 }, { 3, 4.5 } })
+    for _, part in ipairs { "f32 (2,2) on cpu", "mean 2.625", "min 1", "max 4.5", "4.5000" } do
+      assert.is_truthy(text:find(part, 1, true), part .. " in " .. text)
+    end
+    assert.is_truthy(tostring(vx.zeros { 100, 100 }):find("...", 1, true))
+    assert.is_true(#tostring(vx.zeros { 100, 100, 100 }) < 4000)
+    assert.is_truthy(tostring(vx.tensor { 1, 0 / 0 }):find("1 not finite", 1, true))
+    assert.is_truthy(tostring(vx.zeros { 0, 3 }):find("no elements", 1, true))
+    assert.is_truthy(tostring(vx.tensor(3)):find("3.", 1, true))
+    assert.is_truthy(tostring(vx.tensor({ 1, 2 }, { dtype = "i32" })):find("[1, 2]", 1, true))
+    assert.is_truthy(tostring(vx.tensor({ 1, 2 }, { dtype = "u8" })):find("u8 (2)", 1, true))
+    assert.is_truthy(tostring(vx.tensor({ 1 }, { requires_grad = true }):exp()):find("from exp", 1, true))
+    assert.is_truthy(tostring(vx.arange(12):reshape({ 3, 4 }):t()):find("(4,3)", 1, true))
+  end)
+end)
+
+describe("the library", function()
+  it("names its devices, or the reason why one is missing", function()
+    local devices = vx.devices()
+    assert.equal("cpu", devices[1].name)
+    assert.is_true(devices[1].memory > 1e8)
+    assert.is_true(#devices[1].description > 0)
+    assert.is_true(#devices > 1 or type(devices.cuda) == "string")
+    assert.is_string(vx.version)
+    assert.equal("cpu", vx.device())
+  end)
+
+  it("sets the number of threads", function()
+    local before = vx.threads()
+    finally(function() vx.threads(before) end)
+    assert.equal(1, vx.threads(1))
+    assert.equal(1, vx.threads())
+    assert.equal(3, vx.threads(3))
+  end)
+
+  it("refuses another ABI and says which library it tried", function()
+    local out, ok = H.child("require 'vertex'", "VERTEX_LIB=/nonexistent.so")
+    assert.is_false(ok)
+    assert.is_truthy(out:find("/nonexistent.so", 1, true) and out:find("setup.sh", 1, true), out)
+  end)
+
+  it("needs no global and leaves none", function()
+    local out, ok = H.child [[
+      local known = {}
+      require "lfs" -- leaves one of its own
+      for k in pairs(_G) do known[k] = true end
+      local vx = require "vertex"
+      vx.quantizer("softmax-knn-ce", { dim = 4, codes = 5, k = 2 }):forward(vx.randn { 9, 4 })
+      for k in pairs(_G) do if not known[k] then error("global " .. k) end end
+      print "clean" ]]
+    assert.is_true(ok, out)
+    assert.equal("clean\n", out)
+  end)
+end)
+
+describe("vx.step", function()
+  local function live()
+    collect()
+    return vx.memory().live
+  end
+
+  it("frees all that f made except what it returns, also inside tables", function()
+    local before = live()
+    local inner
+    local a, t, n = vx.step(function(size)
+      local x = vx.ones { size }
+      inner = x
+      return x + 1, { deep = { x + 2 } }, 5
+    end, 1000)
+    assert.equal(5, n)
+    assert.equal(2, a[1]:item())
+    assert.equal(3, t.deep[1][7]:item())
+    H.raises(function() inner:sum() end, "released", "vx.step")
+    assert.is_true(vx.memory().live - before <= 2 * 4096 + 256)
+    a:release()
+    t.deep[1]:release()
+    assert.equal(before, live())
+  end)
+
+  it("frees when f fails, and passes the error on", function()
+    local before = live()
+    local ok, message = pcall(vx.step, function()
+      local _ = vx.ones { 100000 }
+      error("mine", 0)
+    end)
+    assert.same({ false, "mine" }, { ok, message })
+    assert.equal(before, vx.memory().live)
+    local ok2, value = pcall(vx.step, function() error { code = 7 } end)
+    assert.is_false(ok2)
+    assert.equal(7, value.code)
+  end)
+
+  it("nests: what an inner step returns belongs to the outer one", function()
+    local before, leaked = live(), nil
+    local kept = vx.step(function()
+      local x = vx.step(function() return vx.ones { 500 } end)
+      leaked = vx.step(function() return vx.ones { 500 } end)
+      local y = x * 2
+      return y
+    end)
+    assert.equal(2, kept[1]:item())
+    H.raises(function() leaked:sum() end, "released")
+    kept:release()
+    assert.equal(before, live())
+  end)
+
+  it("spares what vx.keep names, and what was made before", function()
+    local old, kept = vx.ones { 10 }, nil
+    vx.step(function()
+      kept = vx.keep(old + 1)
+      old:fill(3)
+    end)
+    assert.equal(2, kept[1]:item())
+    assert.equal(3, old[1]:item())
+    assert.equal(5, vx.keep(5))
+  end)
+
+  it("leaves views of survivors intact", function()
+    local y = vx.step(function()
+      local x = vx.arange(10):reshape { 2, 5 }
+      return x[2]
+    end)
+    assert.same({ 5, 6, 7, 8, 9 }, y:totable())
+  end)
+
+  it("returns several values, nil among them", function()
+    local r = { vx.step(function() return nil, 2, nil, 4 end) }
+    assert.same({ nil, 2, nil, 4 }, r)
+  end)
+
+  it("survives cyclic tables and returns a tensor twice", function()
+    local a, b = vx.step(function()
+      local t = { x = vx.ones { 2 } }
+      t.self = t
+      return t, t.x
+    end)
+    assert.equal(a.x, b)
+    assert.equal(2, b:sum():item())
+  end)
+
+  it("works inside a coroutine", function()
+    local co = coroutine.wrap(function() return vx.step(function() return vx.ones({ 3 }):sum():item() end) end)
+    assert.equal(3, co())
+  end)
+end)
+
+describe("memory", function()
+  it("is counted: live, peak, tensors", function()
+    collect()
+    vx.reset_peak()
+    local before = vx.memory()
+    local x = vx.empty { 1000000 }
+    local during = vx.memory()
+    assert.is_true(during.live - before.live >= 4e6 and during.live - before.live < 4.6e6)
+    assert.equal(1, during.tensors - before.tensors)
+    local view = x:reshape { 1000, 1000 }
+    assert.equal(during.tensors, vx.memory().tensors)
+    x:release()
+    assert.equal(during.live, vx.memory().live) -- the view still holds it
+    view:release()
+    assert.equal(before.live, vx.memory().live)
+    assert.is_true(vx.memory().peak >= during.live)
+    vx.memory_flush()
+    assert.equal(0, vx.memory().cached)
+    assert.is_true(vx.memory("cpu").limit > 0)
+  end)
+
+  it("of dead tensors is found before it hurts", function()
+    collect()
+    local most = 0
+    for _ = 1, 3000 do
+      local x = vx.empty { 1000000 } -- 4 MB each, 12 GB in all; Lua sees a few bytes
+      x[1] = 1
+      most = math.max(most, vx.memory().live)
+    end
+    assert.is_true(most < 1e9, ("%.0f MB live"):format(most / 1e6))
+  end)
+
+  local function training(steps)
+    local ops, nn = vx.ops, vx.nn
+    vx.seed(1)
+    local net = nn.Sequential(nn.Linear(8, 16), nn.Apply("silu", ops.silu), nn.Linear(16, 6))
+    local q = vx.quantizer("softmax-knn-ce", { dim = 6, codes = 8, k = 2 })
+    local head = nn.Linear(6, 8)
+    local all = {}
+    for _, m in ipairs { net, q, head } do
+      for _, p in ipairs(m:parameters()) do all[#all + 1] = p end
+    end
+    local opt = vx.optim.AdamW(all, { lr = 1e-2 })
+    local first, last, live
+    local x = vx.randn { 12, 8 }
+    for step = 1, steps do
+      local loss = vx.step(function()
+        local o = q:forward(net(x))
+        local l = ops.mse(head(o.quantized), x) + o.reg
+        l:backward()
+        opt:step()
+        opt:zero_grad()
+        return l:item()
+      end)
+      if step == 5 then live = vx.memory().live end
+      if step > 5 and vx.memory().live ~= live then error(("step %d: %d bytes live, %d at step 5"):format(step, vx.memory().live, live)) end
+      first, last = first or loss, loss
+    end
+    return first, last
+  end
+
+  it("stays constant over 1,000 training steps, and the loss falls", function()
+    collect()
+    collectgarbage "stop" -- so that nothing but the step scope frees
+    finally(function() collectgarbage "restart" end)
+    local first, last = training(1000)
+    assert.is_true(last < 0.8 * first)
+  end)
+
+  it("stays constant over 10,000 training steps #slow", function()
+    collect()
+    training(10000)
+  end)
+end)
+
+describe("random streams", function()
+  it("repeat for a seed and differ between seeds and draws", function()
+    vx.seed(5)
+    local a, b = vx.randn({ 100 }):bytes(), vx.randn({ 100 }):bytes()
+    vx.seed(5)
+    assert.equal(a, vx.randn({ 100 }):bytes())
+    assert.equal(b, vx.randn({ 100 }):bytes())
+    assert.not_equal(a, b)
+    vx.seed(6)
+    assert.not_equal(a, vx.randn({ 100 }):bytes())
+  end)
+
+  it("of a generator of one's own do not disturb the default one", function()
+    vx.seed(5)
+    local a = vx.rand({ 10 }):bytes()
+    vx.seed(5)
+    local g = vx.generator(9)
+    local mine = vx.rand({ 10 }, { generator = g }):bytes()
+    vx.randperm(10, { generator = g })
+    assert.equal(a, vx.rand({ 10 }):bytes())
+    assert.equal(mine, vx.rand({ 10 }, { generator = vx.generator(9) }):bytes())
+    assert.not_equal(mine, vx.rand({ 10 }, { generator = g }):bytes())
+  end)
+
+  it("go on from a saved state", function()
+    vx.seed(3)
+    vx.randn { 5 }
+    local state = vx.random_state()
+    local a = vx.randn({ 5 }):bytes()
+    vx.seed(99)
+    vx.set_random_state(state)
+    assert.equal(a, vx.randn({ 5 }):bytes())
+  end)
+
+  it("are the same in another process", function()
+    vx.seed(21)
+    local here = {}
+    for _, v in ipairs(vx.randn({ 5 }):totable()) do here[#here + 1] = ("%.9g"):format(v) end
+    local out, ok = H.child [[
+      local vx = require "vertex"
+      vx.device "cpu"
+      vx.seed(21)
+      local t = {}
+      for _, v in ipairs(vx.randn({5}):totable()) do t[#t + 1] = ("%.9g"):format(v) end
+      print(table.concat(t, " ")) ]]
+    assert.is_true(ok, out)
+    assert.equal(table.concat(here, " ") .. "\n", out)
+  end)
+end)
+
+describe("a written file", function()
+  it("appears whole", function()
+    local path = H.scratch "whole.txt"
+    core.write_file(path, "one\0two")
+    assert.equal("one\0two", H.read(path))
+    assert.equal(7, core.file_size(path))
+    core.write_file(path, "three")
+    assert.equal("three", H.read(path))
+    assert.is_nil(core.file_size(H.scratch "none"))
+  end)
+
+  it("does not appear before commit, or after abort", function()
+    local path = H.scratch "never.txt"
+    local w = core.writer(path)
+    w:bytes "half"
+    assert.is_nil(H.read(path))
+    w:abort()
+    assert.is_nil(H.read(path))
+    local w2 = core.writer(path)
+    w2:bytes "forgotten"
+    w2 = nil -- luacheck: ignore
+    collect()
+    for entry in lfs.dir(H.scratch "") do assert.is_nil(entry:find("never", 1, true)) end
+  end)
+
+  it("cannot be opened in a folder that is not there", function()
+    H.raises(function() core.writer "/nonexistent/folder/x" end, "/nonexistent/folder/x")
+  end)
+end)
+
+describe("interrupts", function()
+  it("only raise a flag while caught", function()
+    local out, ok = H.child [[
+      local vx = require "vertex"
+      local core = require "vertex.core"
+      core.catching_interrupts(function()
+        assert(not core.interrupted())
+        os.execute("kill -TERM $PPID")
+        assert(core.interrupted())
+      end)
+      print "finished" ]]
+    assert.is_true(ok, out)
+    assert.equal("finished\n", out)
+  end)
+end)
