@@ -390,6 +390,20 @@ describe("plot drawing", function()
     assert.equal("", files())
   end)
 
+  it("keeps the file that was there when saving fails, and replaces it when not", function()
+    local path = fresh "kept.png"
+    local fig = plot.figure():save(path)
+    local before = read(path)
+    fig:axes(1):set{title = "\255 is not UTF-8"}
+    refused(function() fig:save(path) end, "kept.png", "UTF-8")
+    assert.equal(before, read(path))
+    fig:axes(1):set{title = "UTF-8"}
+    fig:save(path)
+    assert.equal(fig:png(), read(path))
+    assert.equal("kept.png\n", files())
+    os.remove(path)
+  end)
+
   it("says which package is missing when there is no cairo", function()
     local load, loaded = ffi.load, package.loaded["vertex.plot"]
     package.loaded["vertex.plot"] = nil

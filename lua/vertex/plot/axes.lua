@@ -1,0 +1,249 @@
+--- Axes: one plot of a figure. Its methods check what they are given and record it as layers, which plot/marks.lua draws; each
+-- returns the axes, so that calls chain.
+--
+-- Axes hold: figure; layers, in the order of drawing; options, from set; series, how many were styled; bar_layers, of bar;
+-- xlabels and ylabels, the texts at whole numbers; color_scale, of a heat map; reversed, y downwards; picture, of image.
+
+local scales = require "vertex.plot.scales"
+local marks = require "vertex.plot.marks"
+local legend = require "vertex.plot.legend"
+local colors = require "vertex.plot.colors"
+local check = require "vertex.plot.check"
+local core = require "vertex.core"
+local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
+local fail = core.fail
+
+local Axes = {}
+Axes.__index = Axes
+
+function Axes.new(figure)
+  return setmetatable({figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0}, Axes)
+end
+
+-- Dashes of the rounds through the series colours, in line widths.
+local dashes = {{}, {5, 2}, {1.5, 1.5}, {7, 2, 1.5, 2}}
+
+-- A layer in the colour, dash and marker of the next series.
+local function new_series(ax, o, who)
+  local n, k = ax.series, #colors.series
+  local round = floor(n / k)
+  local layer = {
+    color = colors.check(o.color or n % k + 1, who),
+    label = o.label,
+    dash = o.dash and check.array(o.dash, "dash", who) or dashes[round % #dashes + 1],
+    marker = o.marker and marks.check_marker(o.marker, who),
+    round = round,
+  }
+  ax.series = n + 1
+  return layer
+end
+
+local function add_layer(ax, kind, layer)
+  layer.kind = kind
+  ax.layers[#ax.layers + 1] = layer
+  return ax
+end
+
+-- What every drawing method checks first: its options.
+local function begin(ax, who, options, known)
+  if ax.picture then fail("%s: these axes hold a picture", who) end
+  return check.options(options, known, who)
+end
+
+-- x (nil for 1..n) and y, checked.
+local function check_points(x, y, who)
+  y = check.array(y, "y", who)
+  if x ~= nil then return check.array_like(x, "x", y, "y", who), y end
+  x = {}
+  for i = 1, #y do x[i] = i end
+  return x, y
+end
+
+-- The range option, or the range of the data.
+local function check_range(range, arrays, who)
+  if not range then return scales.range(arrays) end
+  local lo, hi = range[1], range[2]
+  if type(lo) == "number" and type(hi) == "number" and lo < hi then return lo, hi end
+  fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
+end
+
+local function offset(values, by, sign)
+  local out = {}
+  for i, v in ipairs(values) do out[i] = v + sign * by[i] end
+  return out
+end
+
+--- Draw a curve.
+-- @param x array, or nil for 1..n
+-- @param y array of the same length
+-- @param[opt] options label; color; width in points (1.6); dash, array of lengths in line widths ({} is solid);
+-- marker: circle, square, triangle, diamond, cross or plus; a shaded band, either band = {lo, hi} with two arrays or
+-- sd = array for y - sd .. y + sd
+-- @return the axes
+function Axes:line(x, y, options)
+  local who = "Axes:line"
+  local o = begin(self, who, options, {label = "string", color = "any", width = "number", dash = "any", band = "table",
+    sd = "any", marker = "string"})
+  x, y = check_points(x, y, who)
+  local band
+  if o.sd then
+    local sd = check.array_like(o.sd, "sd", y, "y", who)
+    band = {offset(y, sd, -1), offset(y, sd, 1)}
+  elseif o.band then
+    band = {check.array_like(o.band[1], "band[1]", y, "y", who), check.array_like(o.band[2], "band[2]", y, "y", who)}
+  end
+  local width = check.positive(o.width or 1.6, "width", who)
+  local layer = new_series(self, o, who)
+  layer.x, layer.y, layer.band, layer.width = {x}, {y, band and band[1], band and band[2]}, band, width
+  return add_layer(self, "line", layer)
+end
+
+--- Draw points.
+-- @param x array, or nil for 1..n
+-- @param y array of the same length
+-- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8)
+-- @return the axes
+function Axes:scatter(x, y, options)
+  local who = "Axes:scatter"
+  local o = begin(self, who, options, {label = "string", color = "any", marker = "string", size = "number", alpha = "number"})
+  x, y = check_points(x, y, who)
+  local size = check.positive(o.size or 5, "size", who)
+  local layer = new_series(self, o, who)
+  layer.x, layer.y, layer.marks, layer.size, layer.alpha = {x}, {y}, #x, size, o.alpha or 0.8
+  layer.marker = layer.marker or marks.names[layer.round % #marks.names + 1]
+  return add_layer(self, "scatter", layer)
+end
+
+--- Draw a histogram.
+-- @param values array; NaN and infinite ones are left out
+-- @param[opt] options label; color; alpha (0.75); bins, their number (10 to 60 by the amount of data);
+-- range = {lo, hi}, default all values
+-- @return the axes
+function Axes:hist(values, options)
+  local who = "Axes:hist"
+  local o = begin(self, who, options, {label = "string", color = "any", alpha = "number", bins = "number", range = "table"})
+  values = check.array(values, "values", who)
+  local bins = check.whole(o.bins or min(max(ceil(math.sqrt(#values)), 10), 60), "bins", who)
+  local lo, hi = check_range(o.range, {values}, who)
+  local left, right, counts = {}, {}, {}
+  for i = 1, bins do
+    left[i], right[i], counts[i] = lo + (hi - lo) * (i - 1) / bins, lo + (hi - lo) * i / bins, 0
+  end
+  for _, v in ipairs(values) do
+    if v >= lo and v <= hi then
+      local i = min(floor((v - lo) / (hi - lo) * bins) + 1, bins)
+      counts[i] = counts[i] + 1
+    end
+  end
+  local layer = new_series(self, o, who)
+  layer.x, layer.y, layer.alpha = {left, right}, {counts}, o.alpha or 0.75
+  return add_layer(self, "bars", layer)
+end
+
+-- Bars of several calls stand side by side in their group, which is 0.8 wide.
+local function place_bars(ax)
+  for k, layer in ipairs(ax.bar_layers) do
+    local width = 0.8 / #ax.bar_layers
+    layer.x = {{}, {}}
+    for i = 1, #layer.y[1] do
+      layer.x[1][i] = i - 0.4 + (k - 1) * width
+      layer.x[2][i] = i - 0.4 + k * width
+    end
+  end
+end
+
+--- Draw bars, one per label. Calling it again with the same labels puts the new bars beside the old ones.
+-- @param labels array of strings
+-- @param values array of the same length
+-- @param[opt] options label (for the legend); color; alpha (1); errors, array of half lengths of the error bars
+-- @return the axes
+function Axes:bar(labels, values, options)
+  local who = "Axes:bar"
+  local o = begin(self, who, options, {label = "string", color = "any", alpha = "number", errors = "any"})
+  labels = check.labels(labels, "labels", who)
+  values = check.array(values, "values", who)
+  check.lengths(labels, "labels", values, "values", who)
+  if self.xlabels then check.lengths(self.xlabels, "the first bar's labels", values, "values", who) end
+  local errors = o.errors and check.array_like(o.errors, "errors", values, "values", who)
+  local layer = new_series(self, o, who)
+  layer.y = {values, errors and offset(values, errors, -1), errors and offset(values, errors, 1)}
+  layer.alpha = o.alpha
+  self.xlabels = self.xlabels or labels
+  self.bar_layers[#self.bar_layers + 1] = layer
+  place_bars(self)
+  return add_layer(self, "bars", layer)
+end
+
+-- A matrix as an array of arrays of one length, copied.
+local function check_matrix(rows, who)
+  local source, out = check.plain(rows), {}
+  if type(source) ~= "table" or #source == 0 then fail("%s: rows is an array of arrays, got %s", who, check.show(rows)) end
+  for r, row in ipairs(source) do
+    local name = ("rows[%d]"):format(r)
+    out[r] = check.array(row, name, who)
+    check.lengths(out[1], "rows[1]", out[r], name, who)
+  end
+  return out
+end
+
+--- Draw a matrix as colours, with a colour bar; row 1 is at the top. NaN cells stay white.
+-- @param rows array of arrays of one length (or an object with totable)
+-- @param[opt] options palette (see plot.colormap; "viridis"); range = {lo, hi} of the colours, default the data's;
+-- row_labels, col_labels, arrays of strings; extent = {x0, x1, y0, y1}: where the matrix lies on the axes, with row 1 at y0
+-- and y upwards
+-- @return the axes
+function Axes:heatmap(rows, options)
+  local who = "Axes:heatmap"
+  local o = begin(self, who, options, {palette = "string", range = "table", row_labels = "table", col_labels = "table", extent = "table"})
+  local palette = colors.check_palette(o.palette or "viridis", who)
+  rows = check_matrix(rows, who)
+  local row_labels = o.row_labels and check.labels(o.row_labels, "row_labels", who)
+  local col_labels = o.col_labels and check.labels(o.col_labels, "col_labels", who)
+  if row_labels then check.lengths(row_labels, "row_labels", rows, "rows", who) end
+  if col_labels then check.lengths(col_labels, "col_labels", rows[1], "rows[1]", who) end
+  local lo, hi = check_range(o.range, rows, who)
+  local e = check.array(o.extent or {0.5, #rows[1] + 0.5, 0.5, #rows + 0.5}, "extent", who)
+  if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
+  self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
+  self.color_scale = {lo = lo, hi = hi, palette = palette}
+  return add_layer(self, "heatmap", {rows = rows, range = {lo, hi}, palette = palette, extent = e, tight = true,
+    x = {{e[1], e[2]}}, y = {{e[3], e[4]}}, marks = #rows * #rows[1]})
+end
+
+--- Show one picture instead of a plot, as large as fits, aspect kept, without frame; title and xlabel still show.
+-- @param img picture, see the top of plot.lua
+-- @return the axes
+function Axes:image(img)
+  if #self.layers > 0 then fail "Axes:image: these axes hold data already" end
+  self.picture = check.image(img, "Axes:image")
+  return self
+end
+
+-- Limits that an axis can have: either may be nil.
+local function check_limits(limits, name, log, who)
+  for i = 1, 2 do
+    local v = limits[i]
+    if v ~= nil and not (type(v) == "number" and scales.finite(v) and (v > 0 or not log)) then
+      fail("%s: %slim[%d] is a %snumber, got %s", who, name, i, log and "positive " or "", check.show(v))
+    end
+  end
+  if limits[1] and limits[1] == limits[2] then fail("%s: %slim has no width, both ends are %g", who, name, limits[1]) end
+end
+
+--- Set texts and scales. May be called again; what is not named stays.
+-- @param options title, xlabel, ylabel: strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either may be nil, hi < lo turns
+-- the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries), "right", "none",
+-- "upper right", "upper left", "lower right" or "lower left"; grid: boolean
+-- @return the axes
+function Axes:set(options)
+  local who = "Axes:set"
+  local o = check.options(options, {title = "string", xlabel = "string", ylabel = "string", xlog = "boolean", ylog = "boolean",
+    xlim = "table", ylim = "table", legend = "string", grid = "boolean"}, who)
+  if o.legend then legend.check_place(o.legend, who) end
+  setmetatable(o, {__index = self.options})     -- limits and log must agree, whichever of them was set before
+  for _, name in ipairs {"x", "y"} do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end
+  for key, value in pairs(o) do self.options[key] = value end
+  return self
+end
+
+return Axes

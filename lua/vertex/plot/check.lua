@@ -1,0 +1,116 @@
+--- Checks of what the functions of vertex.plot are given. Each takes `who`, the name that begins its message, and raises at
+-- the line outside lua/vertex that made the call; each returns the value in the form that is kept.
+
+local core = require "vertex.core"
+local fail = core.fail
+
+local check = {}
+
+--- A value as a message shows it.
+function check.show(v)
+  if type(v) == "string" then return ("%q"):format(v) end
+  return type(v) == "number" and tostring(v) or "a " .. type(v)
+end
+local show = check.show
+
+--- `name`, a key of `known`; `what` says what the keys are.
+function check.key(name, known, what, who)
+  if known[name] ~= nil then return name end
+  local keys = {}
+  for k in pairs(known) do keys[#keys + 1] = tostring(k) end
+  table.sort(keys)
+  fail("%s: no %s %s; there are %s", who, what, show(name), table.concat(keys, ", "))
+end
+
+--- A copy of an options table, {} for nil. known: option → its type, "any" for one checked elsewhere. Where a string is wanted
+-- a number becomes one.
+function check.options(options, known, who)
+  if options == nil then return {} end
+  if type(options) ~= "table" then fail("%s: options are a table, got %s", who, show(options)) end
+  local out = {}
+  for key, value in pairs(options) do
+    local want = known[check.key(key, known, "option", who)]
+    if want == "string" and type(value) == "number" then value = tostring(value) end
+    if want ~= "any" and type(value) ~= want then fail("%s: %s is a %s, got %s", who, key, want, show(value)) end
+    out[key] = value
+  end
+  return out
+end
+
+function check.positive(value, name, who)
+  if type(value) == "number" and value > 0 and value < math.huge then return value end
+  fail("%s: %s is a positive number, got %s", who, name, show(value))
+end
+
+function check.whole(value, name, who)
+  if type(value) == "number" and value >= 1 and value < math.huge and value == math.floor(value) then return value end
+  fail("%s: %s is a whole number from 1, got %s", who, name, show(value))
+end
+
+--- The table of an object with totable; anything else as it is.
+function check.plain(v)
+  if type(v) == "table" and rawget(v, 1) ~= nil then return v end
+  local ok, method = pcall(function() return v.totable end)
+  if ok and method then return v:totable() end
+  return v
+end
+
+--- An array of numbers, copied.
+function check.array(v, name, who)
+  local source, out = check.plain(v), {}
+  if type(source) ~= "table" then fail("%s: %s is an array of numbers, got %s", who, name, show(v)) end
+  for i = 1, #source do
+    local e = source[i]
+    if type(e) ~= "number" then e = type(e) == "cdata" and tonumber(e) end
+    if not e then fail("%s: %s[%d] is %s, expected a number (0/0 leaves a gap)", who, name, i, show(source[i])) end
+    out[i] = e
+  end
+  return out
+end
+
+--- Two arrays of one length.
+function check.lengths(a, a_name, b, b_name, who)
+  if #a ~= #b then fail("%s: %s has %d values and %s has %d; they must match", who, a_name, #a, b_name, #b) end
+end
+
+--- An array of numbers as long as `other`, copied.
+function check.array_like(v, name, other, other_name, who)
+  local out = check.array(v, name, who)
+  check.lengths(out, name, other, other_name, who)
+  return out
+end
+
+--- An array of strings, copied; numbers become strings.
+function check.labels(labels, name, who)
+  if type(labels) ~= "table" then fail("%s: %s is an array of strings, got %s", who, name, show(labels)) end
+  local out = {}
+  for i, label in ipairs(labels) do
+    if type(label) ~= "string" and type(label) ~= "number" then fail("%s: %s[%d] is a string, got %s", who, name, i, show(label)) end
+    out[i] = tostring(label)
+  end
+  return out
+end
+
+--- Any accepted picture as {width=, height=, dtype=, bytes=}: a copy, since a tensor may be freed before the figure is drawn.
+function check.image(img, who)
+  if type(img) == "table" and rawget(img, "rgb") then
+    local w, h, rgb = check.whole(img.width, "image.width", who), check.whole(img.height, "image.height", who), img.rgb
+    if type(rgb) ~= "string" or #rgb ~= 3 * w * h then
+      fail("%s: a %dx%d image has an rgb string of %d bytes, got %s", who, w, h, 3 * w * h, type(rgb) == "string" and #rgb or show(rgb))
+    end
+    return {width = w, height = h, dtype = "u8", bytes = rgb}
+  end
+  local ok, shape, dtype = pcall(function() return img:shape(), img:dtype() end)
+  if not ok or type(shape) ~= "table" then
+    fail("%s: an image is {width=, height=, rgb=} or an object with shape, dtype and bytes, got %s", who, show(img))
+  end
+  local text = ("(%s) of %s"):format(table.concat(shape, ", "), tostring(dtype))
+  if #shape ~= 3 or shape[3] ~= 3 or shape[1] < 1 or shape[2] < 1 or not (dtype == "u8" or dtype == "f32") then
+    fail("%s: an image object is (H, W, 3) of u8 or f32, got %s", who, text)
+  end
+  local bytes = img:bytes()
+  if #bytes ~= shape[1] * shape[2] * 3 * (dtype == "u8" and 1 or 4) then fail("%s: %s does not fill %d bytes", who, text, #bytes) end
+  return {width = shape[2], height = shape[1], dtype = dtype, bytes = bytes}
+end
+
+return check

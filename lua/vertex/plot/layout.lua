@@ -1,0 +1,129 @@
+--- Layout: which ticks fit an axis, how much room labels, titles, legends and colour bars need, and where the axes of a figure
+-- go. Measures on a canvas, draws nothing.
+
+local scales = require "vertex.plot.scales"
+local legend = require "vertex.plot.legend"
+local floor, ceil, abs, min, max, cos, sin = math.floor, math.ceil, math.abs, math.min, math.max, math.cos, math.sin
+
+local layout = {}
+
+--- The slope of labels that do not fit side by side.
+layout.LABEL_ANGLE = -40 * math.pi / 180
+local LABEL_ANGLE = layout.LABEL_ANGLE
+
+--- Space around what a figure holds, in points.
+layout.PAD = 8
+local PAD = layout.PAD
+
+-- Ticks --------------------------------------------------------------------------------------------------------------
+
+-- Ticks with the width that each label takes.
+local function with_widths(canvas, ticks, size)
+  for _, tick in ipairs(ticks) do tick.width = canvas:text_width(tick.label, size) end
+  return ticks
+end
+
+local function fit_side_by_side(ticks, map, size)
+  for i = 2, #ticks do
+    local gap = abs(map(ticks[i].value) - map(ticks[i - 1].value))
+    if gap < (ticks[i].width + ticks[i - 1].width) / 2 + size * 0.6 then return false end
+  end
+  return true
+end
+
+--- Ticks {value=, label=, width=} for an axis `length` points long. Second result: true when the labels of an x axis must be turned.
+function layout.fit_ticks(canvas, scale, length, name, size)
+  local map = scales.mapper(scale, 0, length)
+  if scale.labels then            -- every n-th only where they would touch even when turned
+    local n = max(1, ceil(size * 1.15 / abs(map(2) - map(1))))
+    local ticks = with_widths(canvas, scales.label_ticks(scale, n), size)
+    return ticks, name == "x" and not fit_side_by_side(ticks, map, size)
+  end
+  local count = name == "x" and min(10, floor(length / 45)) or min(9, floor(length / (size * 2.6)))
+  local ticks
+  count = max(count, 4)                               -- fewer may find no round value in the range
+  repeat
+    ticks = with_widths(canvas, scales.number_ticks(scale, count), size)
+    count = count - 1
+  until count < 3 or name == "y" or fit_side_by_side(ticks, map, size)
+  return ticks, false
+end
+
+local function widest(ticks)
+  local w = 0
+  for _, tick in ipairs(ticks) do w = max(w, tick.width) end
+  return w
+end
+
+-- Margins ------------------------------------------------------------------------------------------------------------
+
+-- Space that labels, titles, legend and colour bar need on each side of a plot area in a cell of w by h points.
+local function margins(ax, canvas, w, h)
+  local size, o = ax.figure.font, ax.options
+  local m = {left = 50, right = 20, top = 20, bottom = 40}
+  local xscale, yscale = scales.of_axes(ax, "x"), scales.of_axes(ax, "y")
+  local box = legend.measure(ax, canvas, size * 0.9, h * 0.8)
+  for _ = 1, 2 do                                     -- ticks depend on the space, the space on the ticks
+    local width, height = max(w - m.left - m.right, 20), max(h - m.top - m.bottom, 20)
+    local xticks, turned = layout.fit_ticks(canvas, xscale, width, "x", size * 0.9)
+    local map, over_left, over_right = scales.mapper(xscale, 0, width), 0, 0
+    for _, tick in ipairs(xticks) do
+      local at = map(tick.value)
+      over_left = max(over_left, (turned and cos(LABEL_ANGLE) or 0.5) * tick.width - at)
+      over_right = max(over_right, turned and 0 or at + tick.width / 2 - width)
+    end
+    local drop = turned and widest(xticks) * -sin(LABEL_ANGLE) + size * 0.6 or size * 0.9
+    m.xlabel_at = 8 + drop + size * 0.7
+    m.bottom = 8 + drop + (o.xlabel and size * 1.5 or 0) + 4
+    m.left = 8 + widest(layout.fit_ticks(canvas, yscale, height, "y", size * 0.9)) + (o.ylabel and size * 1.7 or 0) + 6
+    m.left = max(m.left, over_left + (o.ylabel and size * 1.7 or 0) + 4)
+    m.top = o.title and size * 2.1 or size * 0.8
+    m.right = max(over_right, 4) + 8
+    if ax.color_scale then
+      m.right = m.right + 24 + widest(with_widths(canvas, scales.number_ticks(ax.color_scale, 6), size * 0.9))
+    end
+    if box and legend.outside(ax, box, w - m.left - m.right, h - m.top - m.bottom) then
+      m.legend_at = m.right
+      m.right = m.right + box.width + 4
+    end
+  end
+  return m
+end
+
+--- Where each of the axes of a figure goes: array of {ax=, x=, y=, w=, h=, margins=}; a picture has no margins. Cells of one
+-- column share left and right margins, cells of one row top and bottom: plot areas line up.
+function layout.cells(fig, canvas)
+  local head = fig.title and fig.font * 2.4 or 0
+  local w, h = (fig.width - 2 * PAD) / fig.cols, (fig.height - 2 * PAD - head) / fig.rows
+  local out, columns, rows = {}, {}, {}
+  for i, ax in pairs(fig.cells) do
+    local r, c = floor((i - 1) / fig.cols), (i - 1) % fig.cols
+    local cell = {ax = ax, x = PAD + c * w, y = PAD + head + r * h, w = w, h = h, row = r, column = c}
+    out[#out + 1] = cell
+    if not ax.picture then
+      local m = margins(ax, canvas, w, h)
+      local column, row = columns[c] or {left = 0, right = 0}, rows[r] or {top = 0, bottom = 0}
+      cell.margins, columns[c], rows[r] = m, column, row
+      column.left, column.right = max(column.left, m.left), max(column.right, m.right)
+      row.top, row.bottom = max(row.top, m.top), max(row.bottom, m.bottom)
+    end
+  end
+  for _, cell in ipairs(out) do
+    local m, column, row = cell.margins, columns[cell.column], rows[cell.row]
+    if m then m.left, m.right, m.top, m.bottom = column.left, column.right, row.top, row.bottom end
+  end
+  return out
+end
+
+--- The plot area of a cell, its scales and the maps from data to the page.
+function layout.view(cell)
+  local m, ax = cell.margins, cell.ax
+  local view = {left = cell.x + m.left, top = cell.y + m.top,
+    width = max(cell.w - m.left - m.right, 10), height = max(cell.h - m.top - m.bottom, 10),
+    xscale = scales.of_axes(ax, "x"), yscale = scales.of_axes(ax, "y")}
+  view.x = scales.mapper(view.xscale, view.left, view.left + view.width)
+  view.y = scales.mapper(view.yscale, view.top + view.height, view.top)
+  return view
+end
+
+return layout

@@ -1,0 +1,247 @@
+--- Marks: how lines, points, bars and heat maps look on a canvas. Each kind of layer has
+--   draw(canvas, layer, view): the data itself; view.x and view.y map data to the page and give NaN where there is no place
+--     (a gap, or nothing positive on a log axis);
+--   swatch(canvas, layer, x, y): its sample in a legend, where a legend can name it;
+--   ink(layer, view, add): calls add(x, y) for places of the page that a legend should not hide.
+-- A layer is what plot/axes.lua records; layer.x and layer.y are the arrays that the axes must cover.
+
+local scales = require "vertex.plot.scales"
+local colors = require "vertex.plot.colors"
+local check = require "vertex.plot.check"
+local floor, ceil, abs, min, max, nan = math.floor, math.ceil, math.abs, math.min, math.max, 0 / 0
+local finite = scales.finite
+
+-- In SVG and PDF a layer with more marks than this becomes a picture: 20,000 dots would be 5 MB of paths.
+local MAX_VECTOR_MARKS = 2000
+
+local marks = {}
+
+--- Width of a swatch in points.
+marks.SWATCH = 24
+local SWATCH = marks.SWATCH
+
+-- Markers ------------------------------------------------------------------------------------------------------------
+
+--- In the order in which series take them.
+marks.names = {"circle", "square", "triangle", "diamond", "cross", "plus"}
+
+-- A filled shape from its corners x, y, x, y, ... for a radius of 1.
+local function polygon(corners)
+  return function(canvas, x, y, r)
+    for i = 1, #corners, 2 do canvas:line_to(x + r * corners[i], y + r * corners[i + 1]) end
+    canvas:fill()
+  end
+end
+
+local shapes = {
+  circle = function(canvas, x, y, r) canvas:disc(x, y, r) end,
+  square = function(canvas, x, y, r) canvas:box(x - 0.9 * r, y - 0.9 * r, 1.8 * r, 1.8 * r) end,
+  triangle = polygon {0, -1.15, 1.035, 0.805, -1.035, 0.805},
+  diamond = polygon {0, -1.25, 1, 0, 0, 1.25, -1, 0},
+  cross = polygon {-1, -0.6, -0.6, -1, 0, -0.4, 0.6, -1, 1, -0.6, 0.4, 0, 1, 0.6, 0.6, 1, 0, 0.4, -0.6, 1, -1, 0.6, -0.4, 0},
+  plus = polygon {-0.3, -1, 0.3, -1, 0.3, -0.3, 1, -0.3, 1, 0.3, 0.3, 0.3, 0.3, 1, -0.3, 1, -0.3, 0.3, -1, 0.3, -1, -0.3, -0.3, -0.3},
+}
+
+function marks.check_marker(name, who) return check.key(name, shapes, "marker", who) end
+
+local function draw_marker(canvas, name, x, y, size) shapes[name](canvas, x, y, size / 2) end
+
+-- Lines --------------------------------------------------------------------------------------------------------------
+
+-- The stretches of a curve without a gap, on the page: array of {x = {}, y = {}, z = {}}; z belongs to `lower`, if given.
+local function runs(view, xs, ys, lower)
+  local out, run = {}, nil
+  for i = 1, #xs do
+    local x, y, z = view.x(xs[i]), view.y(ys[i]), lower and view.y(lower[i]) or 0
+    if finite(x + y + z) then
+      if not run then
+        run = {x = {}, y = {}, z = {}}
+        out[#out + 1] = run
+      end
+      local n = #run.x + 1
+      run.x[n], run.y[n], run.z[n] = x, y, z
+    else
+      run = nil
+    end
+  end
+  return out
+end
+
+-- A run with at most four points (first, lowest, highest, last) per half point of width: looks the same, and a stroke of
+-- 200,000 points would take cairo 12 seconds.
+local function thin(run)
+  local xs, ys, out, i = run.x, run.y, {x = {}, y = {}}, 1
+  while i <= #xs do
+    local bucket, last, low, high = floor(xs[i] * 2), i, i, i
+    while last < #xs and floor(xs[last + 1] * 2) == bucket do
+      last = last + 1
+      if ys[last] < ys[low] then low = last end
+      if ys[last] > ys[high] then high = last end
+    end
+    local previous
+    for _, k in ipairs {i, min(low, high), max(low, high), last} do
+      if k ~= previous then out.x[#out.x + 1], out.y[#out.y + 1] = xs[k], ys[k] end
+      previous = k
+    end
+    i = last + 1
+  end
+  return out
+end
+
+local function draw_band(canvas, layer, view)
+  canvas:color(layer.color, 0.18)
+  for _, run in ipairs(runs(view, layer.x[1], layer.band[2], layer.band[1])) do
+    for i = 1, #run.x do canvas:line_to(run.x[i], run.y[i]) end
+    for i = #run.x, 1, -1 do canvas:line_to(run.x[i], run.z[i]) end
+    canvas:fill()
+  end
+end
+
+local line = {}
+
+function line.draw(canvas, layer, view)
+  if layer.band then draw_band(canvas, layer, view) end
+  canvas:color(layer.color)
+  canvas:pen(layer.width, layer.dash)
+  canvas:round_joins()
+  for _, run in ipairs(runs(view, layer.x[1], layer.y[1])) do
+    if not layer.marker then run = thin(run) end
+    for i = 1, #run.x do canvas:line_to(run.x[i], run.y[i]) end
+    canvas:stroke()
+    local marker = layer.marker or #run.x == 1 and "circle"     -- a lone point has no line to show it
+    for i = 1, marker and #run.x or 0 do
+      draw_marker(canvas, marker, run.x[i], run.y[i], layer.width + (layer.marker and 4 or 1))
+    end
+  end
+end
+
+function line.swatch(canvas, layer, x, y)
+  canvas:pen(layer.width, layer.dash)
+  canvas:segment(x, y, x + SWATCH, y)
+  canvas:stroke()
+  if layer.marker then draw_marker(canvas, layer.marker, x + SWATCH / 2, y, layer.width + 4) end
+end
+
+function line.ink(layer, view, add)
+  for _, run in ipairs(runs(view, layer.x[1], layer.y[1])) do
+    for i = 1, #run.x do
+      local dx, dy = run.x[i] - (run.x[i - 1] or run.x[i]), run.y[i] - (run.y[i - 1] or run.y[i])
+      local steps = min(ceil(max(abs(dx), abs(dy)) / 5), 200)
+      for k = 0, max(steps - 1, 0) do add(run.x[i] - dx * k / max(steps, 1), run.y[i] - dy * k / max(steps, 1)) end
+    end
+  end
+end
+
+-- Points -------------------------------------------------------------------------------------------------------------
+
+local scatter = {}
+
+function scatter.draw(canvas, layer, view)
+  canvas:color(layer.color, layer.alpha)
+  local xs, ys = layer.x[1], layer.y[1]
+  for i = 1, #xs do
+    local x, y = view.x(xs[i]), view.y(ys[i])
+    if finite(x + y) then draw_marker(canvas, layer.marker, x, y, layer.size) end
+  end
+end
+
+function scatter.swatch(canvas, layer, x, y) draw_marker(canvas, layer.marker, x + SWATCH / 2, y, max(layer.size, 5)) end
+
+function scatter.ink(layer, view, add)
+  for i = 1, #layer.x[1] do add(view.x(layer.x[1][i]), view.y(layer.y[1][i])) end
+end
+
+-- Bars ---------------------------------------------------------------------------------------------------------------
+
+-- Page box of bar i; NaN for a gap. On a log axis, which has no zero, bars stand on the frame.
+local function bar_box(layer, view, i)
+  local x0, x1, y, zero = view.x(layer.x[1][i]), view.x(layer.x[2][i]), view.y(layer.y[1][i]), view.y(0)
+  if not finite(zero) then zero = view.top + view.height end
+  return x0, min(y, zero), x1 - x0, max(y, zero) - min(y, zero)
+end
+
+-- The error bar of bar i, whose box begins at x and is w wide.
+local function draw_error(canvas, layer, view, i, x, w)
+  local lo, hi = layer.y[2] and view.y(layer.y[2][i]) or nan, layer.y[3] and view.y(layer.y[3][i]) or nan
+  if not finite(hi) then return end
+  if not finite(lo) then lo = view.top + view.height end
+  local middle, cap = x + w / 2, min(w * 0.2, 4)
+  canvas:color(colors.ink)
+  canvas:pen(1)
+  canvas:segment(middle, lo, middle, hi)
+  canvas:segment(middle - cap, hi, middle + cap, hi)
+  canvas:segment(middle - cap, lo, middle + cap, lo)
+  canvas:stroke()
+end
+
+local bars = {}
+
+function bars.draw(canvas, layer, view)
+  for i, value in ipairs(layer.y[1]) do
+    local x, y, w, h = bar_box(layer, view, i)
+    if finite(x + y + w + h) and finite(value) then
+      canvas:color(layer.color, layer.alpha)
+      canvas:box(x, y, w, h)
+      draw_error(canvas, layer, view, i, x, w)
+    end
+  end
+end
+
+function bars.swatch(canvas, _, x, y) canvas:box(x + 3, y - 4, SWATCH - 6, 8) end
+
+function bars.ink(layer, view, add)
+  for i = 1, #layer.y[1] do
+    local x, y, w, h = bar_box(layer, view, i)
+    for k = 0, finite(h) and ceil(h / 5) or -1 do add(x + w / 2, y + min(5 * k, h)) end
+  end
+end
+
+-- Heat maps: no swatch, and no ink, for a legend hides part of them wherever it stands --------------------------------
+
+local heatmap = {}
+
+function heatmap.draw(canvas, layer, view)
+  local e, lo, hi = layer.extent, layer.range[1], layer.range[2]
+  canvas:sharp_edges()      -- else neighbours leave hairlines between them
+  for r, row in ipairs(layer.rows) do
+    local y0 = view.y(e[3] + (e[4] - e[3]) * (r - 1) / #layer.rows)
+    local y1 = view.y(e[3] + (e[4] - e[3]) * r / #layer.rows)
+    for c, v in ipairs(row) do
+      local x0 = view.x(e[1] + (e[2] - e[1]) * (c - 1) / #row)
+      local x1 = view.x(e[1] + (e[2] - e[1]) * c / #row)
+      if finite(v) then
+        canvas:color {colors.map(layer.palette, (v - lo) / (hi - lo))}
+        canvas:box(x0, y0, x1 - x0, y1 - y0)
+      end
+    end
+  end
+end
+
+-- Any kind -----------------------------------------------------------------------------------------------------------
+
+local kinds = {line = line, scatter = scatter, bars = bars, heatmap = heatmap}
+
+--- Draw a layer within the view.
+function marks.draw(canvas, layer, view)
+  local function draw(on) kinds[layer.kind].draw(on, layer, view) end
+  canvas:save()
+  canvas:clip(view.left - 1, view.top - 1, view.width + 2, view.height + 2)
+  if canvas.vector and (layer.marks or 0) > MAX_VECTOR_MARKS then
+    canvas:raster(view.left, view.top, view.width, view.height, draw)
+  else
+    draw(canvas)
+  end
+  canvas:restore()
+end
+
+function marks.swatch(canvas, layer, x, y)
+  canvas:color(layer.color, layer.alpha)
+  kinds[layer.kind].swatch(canvas, layer, x, y)
+end
+
+function marks.ink(layer, view, add)
+  local ink = kinds[layer.kind].ink
+  if ink then ink(layer, view, add) end
+end
+
+return marks

@@ -1,0 +1,186 @@
+--- Scales: the range of an axis, its map from data to the page, its ticks and how their numbers are written; linear and
+-- logarithmic. A scale is {lo=, hi=, log=, labels=}; hi may lie below lo. Nothing here draws.
+
+local floor, ceil, abs, min, max, huge = math.floor, math.ceil, math.abs, math.min, math.max, math.huge
+local log10 = math.log10
+local nan = 0 / 0
+
+local scales = {}
+
+function scales.finite(v) return v - v == 0 end
+local finite = scales.finite
+
+-- Ranges -------------------------------------------------------------------------------------------------------------
+
+-- The least and greatest finite value so far; only positive ones count where `positive` is set.
+local function widen(lo, hi, values, positive)
+  for _, v in ipairs(values) do
+    if finite(v) and (v > 0 or not positive) then lo, hi = min(lo, v), max(hi, v) end
+  end
+  return lo, hi
+end
+
+-- lo, hi made into a range that can be divided by: empty becomes 0..1, a single value gets room on both sides.
+local function open_range(lo, hi)
+  if lo > hi then return 0, 1 end
+  if hi - lo > 1e-12 * max(abs(lo), abs(hi)) then return lo, hi end
+  local room = lo == 0 and 1 or abs(lo) * 0.1
+  return lo - room, hi + room
+end
+
+--- Least and greatest of the finite values of some arrays, never the same.
+function scales.range(arrays)
+  local lo, hi = huge, -huge
+  for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values) end
+  return open_range(lo, hi)
+end
+
+--- The "x" or "y" scale of axes, from limits given or from the data with a little air; reversed ends are kept.
+function scales.of_axes(ax, name)
+  local o, lo, hi, air, zero = ax.options, huge, -huge, false, false
+  local log, limits = o[name .. "log"], o[name .. "lim"] or {}
+  for _, layer in ipairs(ax.layers) do
+    for _, values in ipairs(layer[name]) do lo, hi = widen(lo, hi, values, log) end
+    air = air or not layer.tight
+    zero = zero or name == "y" and layer.kind == "bars"
+  end
+  if zero and not log then lo, hi = min(lo, 0), max(hi, 0) end
+  if log and lo > hi then lo, hi = 1, 10 end
+  lo, hi = open_range(lo, hi)
+  if air then
+    local pad = (log and log10(hi / lo) or hi - lo) * 0.035
+    local from, to = lo, hi
+    lo, hi = log and lo / 10 ^ pad or lo - pad, log and hi * 10 ^ pad or hi + pad
+    if zero and from == 0 then lo = 0 end
+    if zero and to == 0 then hi = 0 end
+  end
+  if ax.reversed and name == "y" then lo, hi = hi, lo end
+  return {lo = limits[1] or lo, hi = limits[2] or hi, log = log, labels = ax[name .. "labels"]}
+end
+
+--- A function from data to the page, where the scale lies on from..to; NaN for what has no place. Far outside is cut to what
+-- cairo's fixed point holds.
+function scales.mapper(scale, from, to)
+  local lo, hi = scale.lo, scale.hi
+  if scale.log then lo, hi = log10(lo), log10(hi) end
+  return function(v)
+    if scale.log then v = v > 0 and log10(v) or nan end
+    local p = from + (v - lo) / (hi - lo) * (to - from)
+    return finite(p) and min(max(p, -1e5), 1e5) or nan
+  end
+end
+
+-- Numbers ------------------------------------------------------------------------------------------------------------
+
+local function power10(e) return tonumber("1e" .. e) end       -- exact, which 10^e need not be
+local function exponent(v) return floor(log10(abs(v)) + 1e-9) end
+
+local function fixed(v, digits) return ("%%.%df"):format(max(0, digits)):format(v) end
+
+local function trim(text)
+  if not text:find ".%..*" then return text end
+  return (text:gsub("0+$", ""):gsub("%.$", ""))
+end
+
+--- A number as an axis writes it: 0, 0.05, 1200, 16k, 2.5M, 1e-4.
+-- @param v number
+-- @param[opt] step distance to the next tick, which fixes the decimals; without it four digits are kept, zeros dropped
+-- @param[opt] magnitude the largest |tick| of the axis, so that all its ticks share one unit; default |v|
+-- @return string
+function scales.format_number(v, step, magnitude)
+  if v == 0 then return "0" end
+  if not finite(v) then return tostring(v) end
+  magnitude = magnitude or abs(v)
+  if magnitude < 1e-3 * (1 - 1e-9) or magnitude >= 1e12 then
+    local e = exponent(v)
+    local mantissa = v / power10(e)
+    return trim(fixed(mantissa, step and e - exponent(step) or 3)) .. "e" .. e
+  end
+  local unit, suffix = 1, ""
+  for _, u in ipairs {{1e9, "G"}, {1e6, "M"}, {1e3, "k"}} do
+    if magnitude >= max(u[1], 1e4) and (step or u[1]) >= u[1] / 100 then unit, suffix = u[1], u[2] break end
+  end
+  if step then return fixed(v / unit, -exponent(step / unit)) .. suffix end
+  return trim(fixed(v / unit, 3 - exponent(v / unit))) .. suffix
+end
+
+-- Ticks --------------------------------------------------------------------------------------------------------------
+
+--- Round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
+-- @param lo lower end
+-- @param hi upper end, above lo
+-- @param count the most ticks wanted, at least 2
+-- @return array of values within lo..hi, ascending
+-- @return the step
+function scales.ticks(lo, hi, count)
+  local raw = (hi - lo) / max(count - 1, 1)
+  local e, mantissa = exponent(raw), 10
+  for _, m in ipairs {5, 2, 1} do
+    if m * power10(e) >= raw * (1 - 1e-9) then mantissa = m end
+  end
+  local step, out = mantissa * power10(e), {}
+  local first = ceil(lo / step - 1e-9)
+  for i = 0, min(floor(hi / step + 1e-9) - first, count) do
+    local k = first + i
+    out[i + 1] = e < 0 and k * mantissa / power10(-e) or k * step     -- dividing gives 0.3, multiplying 0.30000000000000004
+  end
+  return out, step
+end
+
+-- The values m * 10^e within lo..hi, for the mantissas m and every exponent e that is a multiple of `stride`; ascending.
+local function decades(lo, hi, mantissas, stride)
+  local out = {}
+  for e = floor(log10(lo)), ceil(log10(hi)) do
+    for _, m in ipairs(e % stride == 0 and mantissas or {}) do
+      local v = m * power10(e)
+      if v >= lo * (1 - 1e-9) and v <= hi * (1 + 1e-9) then out[#out + 1] = v end
+    end
+  end
+  return out
+end
+
+--- Round values for a logarithmic axis: 1, 2, 5 of each decade where they fit, else decades, else every n-th decade;
+-- linear ticks where the range holds fewer than two of those.
+-- @param lo lower end, above 0
+-- @param hi upper end, above lo
+-- @param count the most ticks wanted, at least 2
+-- @return array of values within lo..hi, ascending
+-- @return the step where the ticks are linear, else nil
+function scales.log_ticks(lo, hi, count)
+  local out, stride = decades(lo, hi, {1, 2, 5}, 1), 1
+  if #out >= 2 and #out <= count then return out end
+  if #out >= 2 then out = decades(lo, hi, {1}, 1) end
+  if #out < 2 then return scales.ticks(lo, hi, count) end
+  while #out > max(count, 2) do
+    stride = stride + 1
+    out = decades(lo, hi, {1}, stride)
+  end
+  return out
+end
+
+--- The ticks of a scale as {value=, label=}, at most `count` of them.
+function scales.number_ticks(scale, count)
+  local out, lo, hi = {}, min(scale.lo, scale.hi), max(scale.lo, scale.hi)
+  local values, step = (scale.log and scales.log_ticks or scales.ticks)(lo, hi, count)
+  local magnitude = step and max(abs(lo), abs(hi))
+  for i, v in ipairs(values) do
+    out[i] = {value = v, label = (scales.format_number(v, step, magnitude):gsub("-", "−"))}
+  end
+  return out
+end
+
+--- Every n-th of a scale's given labels, which stand at the whole numbers, as {value=, label=}.
+function scales.label_ticks(scale, n)
+  local out = {}
+  for i = 1, #scale.labels, n do out[#out + 1] = {value = i, label = scale.labels[i]} end
+  return out
+end
+
+--- Where small marks go: 2..9 of each decade, on a log scale of few enough decades to keep them apart.
+function scales.minor_ticks(scale)
+  local lo, hi = min(scale.lo, scale.hi), max(scale.lo, scale.hi)
+  if not scale.log or ceil(log10(hi)) - floor(log10(lo)) > 8 then return {} end
+  return decades(lo, hi, {2, 3, 4, 5, 6, 7, 8, 9}, 1)
+end
+
+return scales
