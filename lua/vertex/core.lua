@@ -35,8 +35,12 @@ local function open_library()
   error("vertex: no library found. Build it with ./setup.sh, or name one in VERTEX_LIB. Tried:\n" .. table.concat(tried, "\n"), 0)
 end
 
-assert(ffi.abi "64bit" and ffi.abi "gc64" or ffi.abi "64bit", "vertex needs a 64-bit LuaJIT")
-ffi.cdef "int vx_abi(void); const char *vx_cdef(void);"
+assert(ffi.abi "64bit", "vertex needs a 64-bit LuaJIT")
+ffi.cdef "int vx_abi(void); const char *vx_cdef(void); int setenv(const char *, const char *, int);"
+if not os.getenv "OMP_WAIT_POLICY" then
+  -- idle OpenMP threads spin this often before they sleep; the default of 300,000 costs up to tenfold where cores are shared
+  ffi.C.setenv("GOMP_SPINCOUNT", "5000", 0)
+end
 local C = open_library()
 core.C = C -- anchored for the life of the state: finalizers call into it
 if C.vx_abi() ~= ABI then
