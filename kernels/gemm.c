@@ -105,6 +105,23 @@ void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
             for (; row + height[h] <= rows; row += height[h]) shapes[h](q, row, tail);
 }
 
+typedef float four __attribute__((vector_size(16)));
+typedef float four_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t four_lanes __attribute__((vector_size(16)));
+
+/* to[i to_stride + j] = from[j from_stride + i] for i, j < 4 */
+static inline void transpose4(float *to, int64_t to_stride, const float *from, int64_t from_stride)
+{
+    const four a = *(const four_unaligned *)from, b = *(const four_unaligned *)(from + from_stride);
+    const four c = *(const four_unaligned *)(from + 2 * from_stride), d = *(const four_unaligned *)(from + 3 * from_stride);
+    const four ab = __builtin_shuffle(a, b, (four_lanes){0, 4, 1, 5}), cd = __builtin_shuffle(c, d, (four_lanes){0, 4, 1, 5});
+    const four AB = __builtin_shuffle(a, b, (four_lanes){2, 6, 3, 7}), CD = __builtin_shuffle(c, d, (four_lanes){2, 6, 3, 7});
+    *(four_unaligned *)to = __builtin_shuffle(ab, cd, (four_lanes){0, 1, 4, 5});
+    *(four_unaligned *)(to + to_stride) = __builtin_shuffle(ab, cd, (four_lanes){2, 3, 6, 7});
+    *(four_unaligned *)(to + 2 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){0, 1, 4, 5});
+    *(four_unaligned *)(to + 3 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){2, 3, 6, 7});
+}
+
 int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride, int64_t column_stride)
 {
     const int width = vx_panel_vectors(columns) * VX_LANES;
@@ -118,12 +135,17 @@ int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns
         }
         return width;
     }
-    /* Transposed: blocks of 16 of k, so that both sides stay within a few cache lines per column. */
-    for (int64_t p0 = 0; p0 < k; p0 += 16) {
-        const int64_t p1 = vx_min64(p0 + 16, k);
-        for (int j = 0; j < width; j++)
-            for (int64_t p = p0; p < p1; p++) packed[p * width + j] = j < columns ? b[p * k_stride + j * column_stride] : 0;
-    }
+    /* Transposed: 4 x 4 blocks turned in registers. */
+    int64_t p = 0;
+    if (k_stride == 1)
+        for (; p + 4 <= k; p += 4) {
+            int j = 0;
+            for (; j + 4 <= columns; j += 4) transpose4(packed + p * width + j, width, b + p + j * column_stride, column_stride);
+            for (; j < width; j++)
+                for (int i = 0; i < 4; i++) packed[(p + i) * width + j] = j < columns ? b[p + i + j * column_stride] : 0;
+        }
+    for (; p < k; p++)
+        for (int j = 0; j < width; j++) packed[p * width + j] = j < columns ? b[p * k_stride + j * column_stride] : 0;
     return width;
 }
 

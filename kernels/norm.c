@@ -36,21 +36,51 @@ static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
 
 /* -- Activations ------------------------------------------------------------------------------------------------------------- */
 
+/* 1 / (1 + e^-z) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and less.) */
+static inline vf sigmoid(vf z)
+{
+    return vf_reciprocal(1.0f + vf_exp2(vf_min(vf_set1(126.0f), z * -1.44269504088896341f)));
+}
+
+/* Distribution function of a standard normal, and bell = e^(-z^2/2). Its tail Phi(-a) is bell times a polynomial in
+ * 1 / (1 + 0.26 a), fitted on [0, 14] to 2.5e-8 of the value: a tail without cancellation, and the slope gets its density for
+ * nothing. */
+static inline vf normal_cdf(vf z, vf *bell)
+{
+    const vf a = vf_min(vf_set1(14.0f), vf_abs(z)), t = vf_reciprocal(1.0f + 0.26f * a);
+    vf p = vf_set1(0.03050520457f);
+    p = p * t - 0.1528303027f;
+    p = p * t + 0.2514941990f;
+    p = p * t - 0.1509521156f;
+    p = p * t + 0.1609499007f;
+    p = p * t + 0.05102686211f;
+    p = p * t + 0.1030304507f;
+    p = p * t + 0.1030167267f;
+    p = p * t + 0.1037590578f;
+    *bell = vf_exp2(a * a * -0.72134752044448170f);
+    const vf tail = *bell * (p * t);
+    return vf_select(z < 0.0f, tail, 1.0f - tail);
+}
+
 static inline __attribute__((always_inline)) vf activate(int act, vf z)
 {
-    if (act == VX_ACT_SILU) return z * vf_sigmoid(z);
-    if (act == VX_ACT_GELU) return 0.5f * z * (1.0f + vf_erf(z * 0.70710678118654752f));
+    vf bell;
+    if (act == VX_ACT_SILU) return z * sigmoid(z);
+    if (act == VX_ACT_GELU) return z * normal_cdf(z, &bell);
     return z;
 }
 
 static inline __attribute__((always_inline)) vf activate_slope(int act, vf z)
 {
     if (act == VX_ACT_SILU) {
-        const vf s = vf_sigmoid(z);
+        const vf s = sigmoid(z);
         return s + z * s * (1.0f - s);
     }
-    if (act == VX_ACT_GELU) /* the distribution function and density of a standard normal */
-        return 0.5f * (1.0f + vf_erf(z * 0.70710678118654752f)) + z * 0.39894228040143268f * vf_exp(-0.5f * z * z);
+    if (act == VX_ACT_GELU) {
+        vf bell;
+        const vf cdf = normal_cdf(z, &bell);
+        return cdf + z * 0.39894228040143268f * bell;
+    }
     return vf_set1(1);
 }
 
