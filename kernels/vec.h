@@ -39,10 +39,10 @@ static inline vf vf_load_n(const float *p, int n)
 {
 #if defined(__AVX512F__)
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
 #else
-    float t[VX_LANES] = {0};
-    memcpy(t, p, sizeof(float) * (size_t)n);
-    return vf_load(t);
+    return (vf){n > 0 ? p[0] : 0, n > 1 ? p[1] : 0, n > 2 ? p[2] : 0, n > 3 ? p[3] : 0};
 #endif
 }
 
@@ -50,8 +50,13 @@ static inline void vf_store_n(float *p, vf x, int n)
 {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), x);
 #else
-    memcpy(p, &x, sizeof(float) * (size_t)n);
+    if (n > 0) p[0] = x[0];
+    if (n > 1) p[1] = x[1];
+    if (n > 2) p[2] = x[2];
+    if (n > 3) p[3] = x[3];
 #endif
 }
 
