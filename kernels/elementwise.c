@@ -255,16 +255,47 @@ static void convert_tile(const void *context, const tile *t)
         c->row(t->p[0] + r * t->row[0], t->column[0], t->p[1] + r * t->row[1], t->column[1], t->columns);
 }
 
+typedef uint32_t quad __attribute__((vector_size(16)));
+typedef uint32_t quad_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* y[r][i] = x[i][r], 4 bytes an element, pitches in bytes: squares of 4 x 4 in registers. */
+static void transpose_4(char *y, int64_t y_pitch, const char *x, int64_t x_pitch, int64_t rows, int64_t columns)
+{
+    for (int64_t r = 0; r < rows; r += 4)
+        for (int64_t i = 0; i < columns; i += 4) {
+            const char *from = x + i * x_pitch + r * 4;
+            char *to = y + r * y_pitch + i * 4;
+            if (r + 4 > rows || i + 4 > columns) {
+                for (int64_t a = 0; a < vx_min64(4, rows - r); a++)
+                    copy_4(to + a * y_pitch, 4, from + a * 4, x_pitch, vx_min64(4, columns - i));
+                continue;
+            }
+            quad a = *(const quad_unaligned *)from, b = *(const quad_unaligned *)(from + x_pitch);
+            quad c = *(const quad_unaligned *)(from + 2 * x_pitch), d = *(const quad_unaligned *)(from + 3 * x_pitch);
+            const quad low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+            quad ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+            quad ef = __builtin_shuffle(a, b, high), gh = __builtin_shuffle(c, d, high);
+            *(quad_unaligned *)to = __builtin_shuffle(ab, cd, first);
+            *(quad_unaligned *)(to + y_pitch) = __builtin_shuffle(ab, cd, second);
+            *(quad_unaligned *)(to + 2 * y_pitch) = __builtin_shuffle(ef, gh, first);
+            *(quad_unaligned *)(to + 3 * y_pitch) = __builtin_shuffle(ef, gh, second);
+        }
+}
+
 /* A tile whose input is contiguous down the columns. Through a buffer, so that memory is only touched along cache lines,
- * however large and however round the strides; the odd pitch spreads its columns over the cache's sets. */
+ * however large and however round the strides; its pitch, no power of two, spreads its columns over the cache's sets. */
 static void transpose_tile(const void *context, const tile *t)
 {
     const conversion *c = context;
-    enum { PITCH = SQUARE + 1 };
+    enum { PITCH = SQUARE + 4 };
     uint32_t buffer[SQUARE * PITCH];
     char *b = (char *)buffer;
     for (int64_t i = 0; i < t->columns; i++)
         c->row(b + i * PITCH * c->to, c->to, t->p[1] + i * t->column[1], t->row[1], t->rows);
+    if (c->to == 4 && t->column[0] == 4) {
+        transpose_4(t->p[0], t->row[0], b, PITCH * 4, t->rows, t->columns);
+        return;
+    }
     for (int64_t r = 0; r < t->rows; r++)
         c->move(t->p[0] + r * t->row[0], t->column[0], b + r * c->to, PITCH * c->to, t->columns);
 }

@@ -4,7 +4,8 @@
  *
  * Order of a sum, a function of the sizes alone. A float32 chain is never longer than 8 additions and the few that join the
  * lanes' registers; from there on everything is added in double:
- *   inner dimension reduced    four vector accumulators over blocks of 32 vectors, whose sum goes into a vector of doubles
+ *   inner dimension reduced    four vector accumulators over blocks of 32 vectors, whose sum goes into a vector of doubles;
+ *                              a row of one block or less stays in float32
  *   inner dimension kept       eight rows at a time as a tree, into one double per column
  * Both cut the elements of one result into parts of a fixed length. Threads take parts; the parts' doubles are added in
  * ascending order. The relative error of a sum of positive numbers is then about 1e-7 at any length.
@@ -56,13 +57,35 @@ INLINE vd join_vd(int kind, vd a, vd b)
     return (vd)(((vl)b & take) | ((vl)a & ~take));
 }
 
+/* All lanes joined, as a tree: halves, quarters, ... pairs. */
 INLINE double vd_fold(int kind, vd x)
 {
     double t[VX_LANES];
     memcpy(t, &x, sizeof t);
-    for (int n = VX_LANES / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) t[i] = join(kind, t[i], t[i + n]);
+#define FOLD(n) for (int i = 0; i < n; i++) t[i] = join(kind, t[i], t[i + n]);
+#if VX_LANES > 8
+    FOLD(8)
+#endif
+#if VX_LANES > 4
+    FOLD(4)
+#endif
+    FOLD(2)
+    FOLD(1)
+#undef FOLD
     return t[0];
+}
+
+INLINE float vf_fold(int kind, vf x)
+{
+#if VX_LANES > 8
+    x = join_vf(kind, x, vf_swap(x, 8));
+#endif
+#if VX_LANES > 4
+    x = join_vf(kind, x, vf_swap(x, 4));
+#endif
+    x = join_vf(kind, x, vf_swap(x, 2));
+    x = join_vf(kind, x, vf_swap(x, 1));
+    return x[0];
 }
 
 /* Lanes 0 .. n-1 from p, `step` elements apart; step is the constant 1 in the fast copies of the loops. */
@@ -86,25 +109,38 @@ INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
 
 /* -- Long rows ------------------------------------------------------------------------------------------------------------ */
 
-/* acc joined with x[0], x[step], ... x[(n - 1) step] */
-INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
+/* x[0], x[step], ... x[(n - 1) step] joined lane by lane; n <= BLOCK */
+INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
 {
     const vf none = vf_set1((float)neutral(kind));
-    for (int64_t first = 0; first < n; first += BLOCK) {
-        int64_t end = vx_min64(first + BLOCK, n), i = first;
-        vf s0 = none, s1 = none, s2 = none, s3 = none;
-        for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES) {
-            const float *p = x + i * step;
-            s0 = join_vf(kind, s0, load(p, step, VX_LANES));
-            s1 = join_vf(kind, s1, load(p + VX_LANES * step, step, VX_LANES));
-            s2 = join_vf(kind, s2, load(p + 2 * VX_LANES * step, step, VX_LANES));
-            s3 = join_vf(kind, s3, load(p + 3 * VX_LANES * step, step, VX_LANES));
-        }
-        for (; i + VX_LANES <= end; i += VX_LANES) s0 = join_vf(kind, s0, load(x + i * step, step, VX_LANES));
-        if (i < end) s1 = join_vf(kind, s1, load_or_neutral(kind, x + i * step, step, (int)(end - i)));
-        acc = join_vd(kind, acc, vd_of(join_vf(kind, join_vf(kind, s0, s1), join_vf(kind, s2, s3))));
+    vf s0 = none, s1 = none, s2 = none, s3 = none;
+    int64_t i = 0;
+    for (; i + 4 * VX_LANES <= n; i += 4 * VX_LANES) {
+        const float *p = x + i * step;
+        s0 = join_vf(kind, s0, load(p, step, VX_LANES));
+        s1 = join_vf(kind, s1, load(p + VX_LANES * step, step, VX_LANES));
+        s2 = join_vf(kind, s2, load(p + 2 * VX_LANES * step, step, VX_LANES));
+        s3 = join_vf(kind, s3, load(p + 3 * VX_LANES * step, step, VX_LANES));
     }
+    for (; i + VX_LANES <= n; i += VX_LANES) s0 = join_vf(kind, s0, load(x + i * step, step, VX_LANES));
+    if (i < n) s1 = join_vf(kind, s1, load_or_neutral(kind, x + i * step, step, (int)(n - i)));
+    return join_vf(kind, join_vf(kind, s0, s1), join_vf(kind, s2, s3));
+}
+
+/* acc joined with n elements */
+INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += BLOCK) acc = join_vd(kind, acc, vd_of(block(kind, step, x + i * step, vx_min64(BLOCK, n - i))));
     return acc;
+}
+
+/* One short row, n <= BLOCK: the lanes are joined in float32 too. */
+INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
+{
+    if (n > 4) return vf_fold(kind, block(kind, step, x, n));
+    double v = neutral(kind);
+    for (int64_t i = 0; i < n; i++) v = join(kind, v, x[i * step]);
+    return v;
 }
 
 /* -- Kept columns --------------------------------------------------------------------------------------------------------- */
@@ -185,6 +221,14 @@ INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t k, 
 INLINE void reduce_rows(int kind, int64_t step, const plan *p)
 {
     int64_t units = p->kept.count * p->parts, work = p->kept.count * p->reduced.count * p->n;
+    if (p->reduced.count == 1 && p->n <= BLOCK) {
+#pragma omp parallel for schedule(static) if (work >= SERIAL)
+        for (int64_t k = 0; k < units; k++) {
+            double v = short_row(kind, step, p->x + dims_offset(&p->kept, p->kept.x, k), p->n);
+            p->y[dims_offset(&p->kept, p->kept.y, k)] = (float)(v * p->scale);
+        }
+        return;
+    }
 #pragma omp parallel for schedule(static) if (work >= SERIAL)
     for (int64_t u = 0; u < units; u++) {
         double v = reduce_row_part(kind, step, p, u / p->parts, u % p->parts);
@@ -209,15 +253,31 @@ INLINE void reduce_columns(int kind, int64_t step, const plan *p)
 {
     int64_t cuts = vx_ceil_div(p->n, WIDTH), rows = rows_of_part(p->n), units = p->kept.count * p->parts * cuts;
     int64_t work = p->kept.count * p->reduced.count * p->n;
+    /* dense rows that would leave lanes of their only vectors empty */
+    bool narrow = step == 1 && p->n % VX_LANES && p->n * VX_LANES <= WIDTH && p->reduced.n == 1 && p->reduced.x[0] == p->n &&
+                  p->reduced.count >= 16 * VX_LANES;
 #pragma omp parallel for schedule(static) if (work >= SERIAL)
     for (int64_t u = 0; u < units; u++) {
         int64_t k = u / cuts / p->parts, part = u / cuts % p->parts, first = u % cuts * WIDTH;
         int64_t width = vx_min64(WIDTH, p->n - first), end = vx_min64((part + 1) * rows, p->reduced.count);
         const float *x = p->x + dims_offset(&p->kept, p->kept.x, k) + first * step;
         double sum[WIDTH + VX_LANES];
-        for (int64_t c = 0; c < width + VX_LANES; c++) sum[c] = neutral(kind);
-        for (int64_t q = part * rows; q < end; q += GROUP) {
-            const float *row[GROUP];
+        const float *row[GROUP];
+        int64_t q = part * rows;
+        if (narrow) { /* the part, seen as fewer rows of n VX_LANES columns, in whole vectors; then VX_LANES of them become one */
+            int64_t wide = p->n * VX_LANES;
+            for (int64_t c = 0; c < wide; c++) sum[c] = neutral(kind);
+            while (q + VX_LANES <= end) {
+                int count = (int)vx_min64(GROUP, (end - q) / VX_LANES);
+                for (int i = 0; i < count; i++) row[i] = x + (q + i * VX_LANES) * p->n;
+                columns_into(kind, 1, sum, row, count, wide);
+                q += count * VX_LANES;
+            }
+            for (int64_t c = p->n; c < wide; c++) sum[c % p->n] = join(kind, sum[c % p->n], sum[c]);
+        } else {
+            for (int64_t c = 0; c < width + VX_LANES; c++) sum[c] = neutral(kind);
+        }
+        for (; q < end; q += GROUP) {
             int count = (int)vx_min64(GROUP, end - q);
             for (int i = 0; i < count; i++) row[i] = x + dims_offset(&p->reduced, p->reduced.x, q + i);
             columns_into(kind, step, sum, row, count, width);
