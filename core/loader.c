@@ -152,97 +152,99 @@ static int64_t centered(int64_t d)
     return d / 2 + (d & 1 & (d / 2));
 }
 
-static void copy_window(uint8_t *dst, const uint8_t *src, int64_t src_width, int64_t top, int64_t left, int64_t size)
+/* A window of an image: `height` rows of `width` pixels, `row` pixels from one to the next. */
+typedef struct window {
+    const uint8_t *pixels;
+    int64_t height, width, row;
+} window;
+
+static window part(window w, int64_t top, int64_t left, int64_t size)
 {
-    src += (top * src_width + left) * 3;
-    for (int64_t y = 0; y < size; y++, src += src_width * 3, dst += size * 3)
-        memcpy(dst, src, (size_t)size * 3);
+    return (window){w.pixels + (top * w.row + left) * 3, size, size, w.row};
 }
 
-/* The image before random crop and flip: (height, width) at the returned address, which stays valid until the worker's next
- * call. What a center crop would drop is dropped here, before it is cached. */
-static int prepared(worker *w, int32_t file, const uint8_t **pixels, int64_t *height, int64_t *width)
+static void copy_rows(uint8_t *dst, window w)
+{
+    for (int64_t y = 0; y < w.height; y++)
+        memcpy(dst + y * w.width * 3, w.pixels + y * w.row * 3, (size_t)w.width * 3);
+}
+
+/* Makes the image of a file, resized, in the worker's buffers. */
+static int make_image(worker *w, int32_t file, window *out)
 {
     vx_loader *l = w->loader;
-    int64_t size = l->o.size, h, wd;
-    cached *c = atomic_load_explicit(&l->cache[file], memory_order_acquire);
-    if (c) {
-        *height = c->height;
-        *width = c->width;
-        *pixels = c->pixels;
-        return VX_OK;
-    }
-    int status;
+    int64_t height = l->o.size, width = l->o.size;
     if (!l->paths) {
-        h = wd = size;
-        status = vx_bytes_reserve(&w->resized, (size_t)size * size * 3);
-        if (status)
-            return status;
-        vx_pixels_procedural(w->resized.data, size, size, (uint64_t)l->o.image_seed, (uint64_t)(l->o.first + file));
-        *pixels = w->resized.data;
-    } else {
-        status = vx_decoder_file(&w->decoder, l->paths[file], &w->image);
+        int status = vx_bytes_reserve(&w->resized, l->sample_bytes);
         if (!status)
-            status = target_size(l, w->image.height, w->image.width, &h, &wd);
-        if (status)
-            return status;
-        *pixels = w->image.bytes.data;
-        if (h != w->image.height || wd != w->image.width) {
-            status = vx_bytes_reserve(&w->resized, (size_t)h * wd * 3);
-            if (!status)
-                status = vx_pixels_resize(w->resized.data, h, wd, w->image.bytes.data, w->image.height, w->image.width,
-                                          l->o.filter, &w->scratch);
-            if (status)
-                return status;
-            *pixels = w->resized.data;
-        }
+            vx_pixels_procedural(w->resized.data, height, width, (uint64_t)l->o.image_seed, (uint64_t)(l->o.first + file));
+        *out = (window){w->resized.data, height, width, width};
+        return status;
     }
-    int64_t top = 0, left = 0;
-    *height = h;
-    *width = wd;
-    if (l->o.crop == VX_CROP_CENTER) {
-        top = centered(h - size);
-        left = centered(wd - size);
-        *height = *width = size;
-    }
-    const uint8_t *whole = *pixels;
-    int64_t bytes = (int64_t)sizeof *c + *height * *width * 3;
-    if (atomic_fetch_sub(&l->cache_left, bytes) >= bytes && (c = malloc((size_t)bytes))) {
-        c->height = *height;
-        c->width = *width;
-        if (*width == wd)
-            memcpy(c->pixels, whole + top * wd * 3, (size_t)(bytes - (int64_t)sizeof *c));
-        else
-            copy_window(c->pixels, whole, wd, top, left, size);
-        cached *none = NULL;
-        if (atomic_compare_exchange_strong(&l->cache[file], &none, c)) {
-            *pixels = c->pixels;
-            return VX_OK;
-        }
+    int status = vx_decoder_file(&w->decoder, l->paths[file], &w->image);
+    if (!status)
+        status = target_size(l, w->image.height, w->image.width, &height, &width);
+    if (status)
+        return status;
+    *out = (window){w->image.bytes.data, height, width, width};
+    if (height == w->image.height && width == w->image.width)
+        return VX_OK;
+    status = vx_bytes_reserve(&w->resized, (size_t)height * width * 3);
+    if (!status)
+        status = vx_pixels_resize(w->resized.data, height, width, w->image.bytes.data, w->image.height, w->image.width, l->o.filter,
+                                  &w->scratch);
+    out->pixels = w->resized.data;
+    return status;
+}
+
+/* Keeps a copy of the image where the cache has room. */
+static void keep(vx_loader *l, int32_t file, window image)
+{
+    int64_t bytes = (int64_t)sizeof(cached) + image.height * image.width * 3;
+    cached *c = NULL, *none = NULL;
+    if (atomic_fetch_sub(&l->cache_left, bytes) >= bytes)
+        c = malloc((size_t)bytes);
+    if (c) {
+        c->height = image.height;
+        c->width = image.width;
+        copy_rows(c->pixels, image);
+        if (atomic_compare_exchange_strong(&l->cache[file], &none, c))
+            return;
         free(c); /* another worker met the same file at the same time */
     }
     atomic_fetch_add(&l->cache_left, bytes);
-    if (*height != h || *width != wd) {
-        int status2 = vx_bytes_reserve(&w->scratch, l->sample_bytes);
-        if (status2)
-            return status2;
-        copy_window(w->scratch.data, whole, wd, top, left, size);
-        *pixels = w->scratch.data;
+}
+
+/* The image before random crop and flip, from the cache or made now; it stays where it is until the worker's next call. What
+ * a center crop drops is dropped here, before it is cached. */
+static int prepared(worker *w, int32_t file, window *image)
+{
+    vx_loader *l = w->loader;
+    const cached *c = atomic_load_explicit(&l->cache[file], memory_order_acquire);
+    if (c) {
+        *image = (window){c->pixels, c->height, c->width, c->width};
+        return VX_OK;
     }
+    int status = make_image(w, file, image);
+    if (status)
+        return status;
+    if (l->o.crop == VX_CROP_CENTER)
+        *image = part(*image, centered(image->height - l->o.size), centered(image->width - l->o.size), l->o.size);
+    keep(l, file, *image);
     return VX_OK;
 }
 
 static int make_sample(worker *w, uint8_t *to, int32_t file, int64_t epoch)
 {
     vx_loader *l = w->loader;
-    const uint8_t *pixels = NULL;
-    int64_t size = l->o.size, height = 0, width = 0;
-    int status = prepared(w, file, &pixels, &height, &width);
+    window image;
+    int64_t size = l->o.size;
+    int status = prepared(w, file, &image);
     if (status)
         return status;
     vx_philox4 place = vx_philox((uint64_t)l->o.seed, STREAM_CROP + (uint64_t)epoch, (uint64_t)file * 2);
     vx_philox4 mirror = vx_philox((uint64_t)l->o.seed, STREAM_CROP + (uint64_t)epoch, (uint64_t)file * 2 + 1);
-    copy_window(to, pixels, width, below(&place, 0, height - size + 1), below(&place, 1, width - size + 1), size);
+    copy_rows(to, part(image, below(&place, 0, image.height - size + 1), below(&place, 1, image.width - size + 1), size));
     if (l->o.flip && mirror.word[0] >> 31) {
         for (int64_t y = 0; y < size; y++) {
             uint8_t *a = to + y * size * 3, *b = a + (size - 1) * 3;

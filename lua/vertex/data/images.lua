@@ -15,7 +15,7 @@
 local lfs = require "lfs"
 local bit = require "bit"
 local core = require "vertex.core"
-local ops = require "vertex.ops"
+require "vertex.ops" -- gives tensors their arithmetic
 
 local fail = core.fail
 local data = {}
