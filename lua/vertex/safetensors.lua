@@ -1,8 +1,8 @@
 --- safetensors.lua: tensors in files, in the format of huggingface/safetensors: 8 bytes N (little-endian), N bytes of JSON header, then
 -- the raw elements, little-endian and row-major. Written atomically, in the order of the reference writer (dtype by size, then name),
--- header padded to 8 bytes. Reading trusts nothing: offsets must cover the data without holes or overlap.
+-- header padded to 8 bytes. Reading trusts nothing: offsets must cover the data without holes or overlap, and the header must be JSON
+-- to the letter (UTF-8, no key twice, no NaN), which general JSON readers do not insist on.
 
-local cjson = require "cjson.safe"
 local core = require "vertex.core"
 
 local safetensors = {}
@@ -10,11 +10,136 @@ local fail = core.fail
 
 local WRITTEN = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
 --- Stored dtype → {bytes of an element, dtype it is read as}.
-local READ = { F32 = { 4, "f32" }, F64 = { 8, "f32" }, F16 = { 2, "f32" }, BF16 = { 2, "bf16" }, I64 = { 8, "i32" }, I32 = { 4, "i32" }, U8 = { 1, "u8" }, BOOL = { 1, "u8" } }
+local READ = { F32 = { 4, "f32" }, F64 = { 8, "f32" }, F16 = { 2, "f32" }, BF16 = { 2, "bf16" },
+  I64 = { 8, "i32" }, I32 = { 4, "i32" }, U8 = { 1, "u8" }, BOOL = { 1, "u8" } }
 local RANK = { F32 = 1, I32 = 2, BF16 = 3, U8 = 4 }
 local MAX_HEADER = 100e6
 
-local function quote(s) return (cjson.encode(s):gsub("\\/", "/")) end
+-- -- JSON, as far as a header needs it ----------------------------------------------------------------------------------------------
+
+local ESCAPES = { ['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
+local ESCAPED = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
+
+local function quote(s)
+  return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPED[c] or (c:byte() < 32 and ("\\u%04x"):format(c:byte())) or c end) .. '"'
+end
+
+local function utf8(code)
+  if code < 0x80 then return string.char(code) end
+  local tail = string.char(0x80 + code % 64)
+  code = math.floor(code / 64)
+  if code < 0x20 then return string.char(0xc0 + code) .. tail end
+  tail = string.char(0x80 + code % 64) .. tail
+  code = math.floor(code / 64)
+  if code < 0x10 then return string.char(0xe0 + code) .. tail end
+  return string.char(0xf0 + math.floor(code / 64), 0x80 + code % 64) .. tail
+end
+
+local SEQUENCES = { -- well-formed ones of two to four bytes, by their first byte (Unicode 15, table 3-7)
+  "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^\237[\128-\159][\128-\191]", "^[\225-\239][\128-\191][\128-\191]",
+  "^\240[\144-\191][\128-\191][\128-\191]", "^[\241-\243][\128-\191][\128-\191][\128-\191]", "^\244[\128-\143][\128-\191][\128-\191]",
+}
+
+local function is_utf8(s)
+  local at = s:find "[\128-\255]"
+  while at do
+    local stop
+    for i, sequence in ipairs(SEQUENCES) do
+      if not (i == 4 and s:byte(at) == 237) then stop = stop or select(2, s:find(sequence, at)) end
+    end
+    if not stop then return false end
+    at = s:find("[\128-\255]", stop + 1)
+  end
+  return true
+end
+
+local Object, Array = {}, {}                                                -- metatables that tell {} from []
+local Other = { __tostring = function(x) return x.text end }                -- true, false, null, and numbers that are no size
+
+local value -- value(text, position) → value, position after it; raises a text where there is none
+
+local function spaces(text, at) return text:find("[^ \t\n\r]", at) or #text + 1 end
+
+local function unexpected(text, at) error(at > #text and "it ends too early" or ("'%s' at byte %d"):format(text:sub(at, at), at - 1), 0) end
+
+local function unicode(text, at) -- at the four digits of \uXXXX
+  local digits = text:match("^%x%x%x%x", at) or unexpected(text, at)
+  local code = tonumber(digits, 16)
+  if code < 0xd800 or code > 0xdfff then return utf8(code), at + 4 end
+  local low = code < 0xdc00 and text:match("^\\u([dD][c-fC-F]%x%x)", at + 4) or unexpected(text, at)
+  return utf8(0x10000 + (code - 0xd800) * 1024 + tonumber(low, 16) - 0xdc00), at + 10
+end
+
+local function text_value(text, at)
+  local parts = {}
+  at = at + 1
+  while true do
+    local stop = text:find('[%z\1-\31"\\]', at) or unexpected(text, #text + 1)
+    parts[#parts + 1] = text:sub(at, stop - 1)
+    local c = text:sub(stop, stop)
+    if c == '"' then return table.concat(parts), stop + 1 end
+    if c ~= "\\" then unexpected(text, stop) end
+    local escape = text:sub(stop + 1, stop + 1)
+    if escape == "u" then
+      parts[#parts + 1], at = unicode(text, stop + 2)
+    else
+      parts[#parts + 1], at = ESCAPES[escape] or unexpected(text, stop + 1), stop + 2
+    end
+  end
+end
+
+--- Members of an object or array up to `close`; each(text, position) reads one and returns the position after it.
+local function members(text, at, close, each)
+  at = spaces(text, at + 1)
+  if text:sub(at, at) == close then return at + 1 end
+  while true do
+    at = spaces(text, each(text, at))
+    local c = text:sub(at, at)
+    if c == close then return at + 1 end
+    if c ~= "," then unexpected(text, at) end
+    at = spaces(text, at + 1)
+  end
+end
+
+function value(text, at, depth)
+  local c = text:sub(at, at)
+  if c == '"' then return text_value(text, at) end
+  if (c == "{" or c == "[") and (depth or 0) > 8 then error("it is nested too deep", 0) end
+  local inside = (depth or 0) + 1
+  if c == "{" then
+    local object = setmetatable({}, Object)
+    return object, members(text, at, "}", function(_, from)
+      if text:sub(from, from) ~= '"' then unexpected(text, from) end
+      local key, after = text_value(text, from)
+      after = spaces(text, after)
+      if text:sub(after, after) ~= ":" then unexpected(text, after) end
+      if rawget(object, key) ~= nil then error(("it names '%s' twice"):format(key), 0) end
+      object[key], after = value(text, spaces(text, after + 1), inside)
+      return after
+    end)
+  elseif c == "[" then
+    local array = setmetatable({}, Array)
+    return array, members(text, at, "]", function(_, from)
+      array[#array + 1], from = value(text, from, inside)
+      return from
+    end)
+  end
+  local word = text:match("^[%w%+%-%.]+", at) or unexpected(text, at)
+  if word:match "^%d+$" and (word == "0" or c ~= "0") then return tonumber(word), at + #word end
+  local number = word:match "^%-?%d+%.%d+$" or word:match "^%-?%d+$" or word:match "^%-?%d+[eE][%+%-]?%d+$" or word:match "^%-?%d+%.%d+[eE][%+%-]?%d+$"
+  if number or word == "true" or word == "false" or word == "null" then return setmetatable({ text = word }, Other), at + #word end
+  unexpected(text, at)
+end
+
+local function decode(text)
+  if not is_utf8(text) then error("it is not UTF-8", 0) end
+  local object, after = value(text, 1)
+  after = spaces(text, after)
+  if after <= #text then unexpected(text, after) end
+  return object
+end
+
+-- -- Writing ------------------------------------------------------------------------------------------------------------------------------
 
 --- Saves {name = tensor} and optional {key = text} metadata. Strided views are written as their values.
 function safetensors.save(path, tensors, metadata)
@@ -22,6 +147,7 @@ function safetensors.save(path, tensors, metadata)
   for name, x in pairs(tensors) do
     if type(name) ~= "string" then fail("save %s: a tensor is named by a %s, expected a text", path, type(name)) end
     if not core.is_tensor(x) then fail("save %s: '%s' is a %s, expected a tensor", path, name, type(x)) end
+    if name == "__metadata__" or not is_utf8(name) then fail("save %s: '%s' cannot be a tensor's name (kept for metadata, or not UTF-8)", path, name) end
     core.handle(x)
     names[#names + 1] = name
   end
@@ -35,6 +161,7 @@ function safetensors.save(path, tensors, metadata)
     local keys, entries = {}, {}
     for key, text in pairs(metadata) do
       if type(key) ~= "string" or type(text) ~= "string" then fail("save %s: metadata must be texts under texts", path) end
+      if not is_utf8(key) or not is_utf8(text) then fail("save %s: metadata '%s' is not UTF-8", path, key) end
       keys[#keys + 1] = key
     end
     table.sort(keys)
@@ -64,7 +191,10 @@ function safetensors.save(path, tensors, metadata)
   end
 end
 
-local function is_index(v) return type(v) == "number" and v >= 0 and v == math.floor(v) and v <= 2 ^ 53 end
+-- -- Reading ------------------------------------------------------------------------------------------------------------------------------
+
+local function is_index(v) return type(v) == "number" and v < 2 ^ 53 end -- the reader lets only whole numbers of 0 or more be numbers
+local function is_array(x) return getmetatable(x) == Array end
 
 --- Reads and checks a header: entries {name = {dtype, shape, begin, stop}}, metadata, and the byte where data starts.
 local function read_header(path)
@@ -83,28 +213,30 @@ local function read_header(path)
   end
   local text = f:read(n)
   f:close()
-  local header = text and #text == n and text:sub(1, 1) == "{" and cjson.decode(text)
-  if type(header) ~= "table" then fail("load %s: not a safetensors file (its header is no JSON object)", path) end
+  if not text or #text ~= n or text:sub(1, 1) ~= "{" then fail("load %s: not a safetensors file (its header is no JSON object)", path) end
+  local ok, header = pcall(decode, text)
+  if not ok then fail("load %s: not a safetensors file (in its JSON header: %s)", path, header) end
   local metadata = header.__metadata__
   header.__metadata__ = nil
   if metadata ~= nil then
-    if type(metadata) ~= "table" then fail("load %s: __metadata__ is not an object", path) end
-    for key, value in pairs(metadata) do
-      if type(key) ~= "string" or type(value) ~= "string" then fail("load %s: __metadata__ holds something that is no text", path) end
+    if getmetatable(metadata) ~= Object then fail("load %s: __metadata__ is not an object", path) end
+    for _, v in pairs(metadata) do
+      if type(v) ~= "string" then fail("load %s: __metadata__ holds something that is no text", path) end
     end
+    setmetatable(metadata, nil)
   end
   local spans, bytes = {}, size - 8 - n
   for name, entry in pairs(header) do
-    if type(name) ~= "string" or type(entry) ~= "table" then fail("load %s: entry '%s' is not an object", path, tostring(name)) end
+    if getmetatable(entry) ~= Object then fail("load %s: entry '%s' is not an object", path, name) end
     local format = READ[entry.dtype]
     if not format then fail("load %s: '%s' has dtype %s; read are F32 F64 F16 BF16 I64 I32 U8 BOOL", path, name, tostring(entry.dtype)) end
     local shape, offsets, count = entry.shape, entry.data_offsets, 1
-    if type(shape) ~= "table" or #shape > 8 then fail("load %s: '%s' has no shape of at most 8 sizes", path, name) end
+    if not is_array(shape) or #shape > 8 then fail("load %s: '%s' has no shape of at most 8 sizes", path, name) end
     for i = 1, #shape do
       if not is_index(shape[i]) then fail("load %s: '%s' has the size %s in its shape", path, name, tostring(shape[i])) end
       count = count * shape[i]
     end
-    if type(offsets) ~= "table" or not is_index(offsets[1]) or not is_index(offsets[2]) or offsets[3] ~= nil or offsets[1] > offsets[2] or offsets[2] > bytes then
+    if not is_array(offsets) or #offsets ~= 2 or not is_index(offsets[1]) or not is_index(offsets[2]) or offsets[1] > offsets[2] or offsets[2] > bytes then
       fail("load %s: '%s' has offsets outside the file's %d bytes of data", path, name, bytes)
     end
     if count * format[1] ~= offsets[2] - offsets[1] then
