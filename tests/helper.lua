@@ -18,6 +18,7 @@ setmetatable(_G, {
   end,
 })
 
+local lfs = require "lfs"
 local vx = require "vertex"
 vx.device "cpu"
 vx.threads(2)
@@ -152,7 +153,8 @@ function H.scratch(name)
   if not folder then
     folder = os.tmpname()
     os.remove(folder)
-    assert(require("lfs").mkdir(folder))
+    local in_memory = "/dev/shm/" .. folder:match "[^/]+$" -- thousands of small files: quicker where there is no disk behind them
+    if lfs.mkdir(in_memory) then folder = in_memory else assert(lfs.mkdir(folder)) end
   end
   return folder .. "/" .. name
 end
