@@ -19,7 +19,10 @@ local is_tensor, fail = core.is_tensor, core.fail
 local Module = { training = true }
 Module.__index = Module
 
-local function is_module(x) return type(x) == "table" and not is_tensor(x) and getmetatable(x) and getmetatable(x).is_module == true end
+local function is_module(x)
+  local class = type(x) == "table" and not is_tensor(x) and getmetatable(x)
+  return type(class) == "table" and class.is_module == true
+end
 nn.is_module = is_module
 
 --- New fields remember the order of their assignment; state names and printing follow it.

@@ -72,7 +72,7 @@ function optim.warmup_cosine(options)
   local peak, final, warmup, total = options.peak, options.final or 0, options.warmup or 0, options.total
   if not (peak and total) then fail "warmup_cosine: needs peak and total" end
   return function(step)
-    if step <= warmup then return peak * step / warmup end
+    if step < warmup then return peak * step / warmup end
     local t = math.min(1, (step - warmup) / math.max(1, total - warmup))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * t))
   end
