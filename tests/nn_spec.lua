@@ -1,0 +1,321 @@
+-- Layers, modules and their state, AdamW, schedules.
+
+local H = require "tests.helper"
+local vx = H.vx
+local nn, ops, optim = vx.nn, vx.ops, vx.optim
+
+local function data(seed, shape) return H.generator(seed)(shape, { grad = false }) end
+
+describe("a layer", function()
+  it("has the parameters its formula needs", function()
+    for _, case in ipairs {
+      { nn.Linear(5, 7), 5 * 7 + 7, { 4, 5 }, { 4, 7 } },
+      { nn.Linear(5, 7, { bias = false }), 5 * 7, { 2, 3, 5 }, { 2, 3, 7 } },
+      { nn.Conv3x3(3, 8), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
+      { nn.Depthwise3x3(4), 9 * 4, { 1, 5, 5, 4 }, { 1, 5, 5, 4 } },
+      { nn.Depthwise3x3(4, 2), 9 * 4, { 1, 5, 6, 4 }, { 1, 3, 3, 4 } },
+      { nn.SeparableConv3x3(4, 9, 2), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
+      { nn.GroupNorm(12, 3), 24, { 2, 4, 4, 12 }, { 2, 4, 4, 12 } },
+      { nn.LayerNorm(6), 12, { 3, 6 }, { 3, 6 } },
+      { nn.Apply("upsample2x", ops.upsample2x), 0, { 1, 2, 2, 3 }, { 1, 4, 4, 3 } },
+    } do
+      local layer = case[1]
+      assert.equal(case[2], layer:parameter_count(), layer.name)
+      assert.same(case[4], layer(data(1, case[3])):shape(), layer.name)
+      for _, p in ipairs(layer:parameters()) do assert.is_true(p.requires_grad) end
+    end
+  end)
+
+  it("computes what its op computes", function()
+    local x = data(2, { 2, 4, 6, 12 })
+    local linear = nn.Linear(12, 3)
+    assert.equal(ops.linear(x, linear.weight, linear.bias):bytes(), linear(x):bytes())
+    local norm = nn.GroupNorm(12, 4, { activation = "silu" })
+    assert.equal(ops.group_norm(x, norm.weight, norm.bias, 4, "silu"):bytes(), norm(x):bytes())
+    local separable = nn.SeparableConv3x3(12, 5, 2)
+    local expected = ops.linear(ops.depthwise3x3(x, separable.depthwise.weight, nil, 2), separable.pointwise.weight, separable.pointwise.bias)
+    assert.equal(expected:bytes(), separable(x):bytes())
+  end)
+
+  it("starts with the variance of its inputs, zero biases, unit norms", function()
+    vx.seed(1)
+    local layer = nn.Linear(300, 200)
+    local bound = math.sqrt(3 / 300)
+    assert.is_true(layer.weight:max():item() <= bound and layer.weight:max():item() > 0.99 * bound)
+    H.close({ layer.weight:square():mean():item() }, { 1 / 300 }, 0.02, 0) -- 60,000 numbers: deviation 0.4 %
+    assert.equal(0, layer.bias:abs():sum():item())
+    local norm = nn.GroupNorm(8)
+    assert.equal(8, norm.weight:sum():item())
+    assert.equal(0, norm.bias:sum():item())
+    assert.is_true(layer.bias.no_decay and norm.weight.no_decay and norm.bias.no_decay)
+    assert.is_falsy(layer.weight.no_decay)
+  end)
+
+  it("group norm chooses up to 32 groups of at least 4 channels", function()
+    for channels, groups in pairs { [3] = 1, [8] = 2, [12] = 3, [128] = 32, [256] = 32, [20] = 5, [7] = 1, [36] = 9, [1024] = 32 } do
+      assert.equal(groups, nn.GroupNorm(channels).groups, channels .. " channels")
+    end
+  end)
+
+  it("refuses sizes that are none", function()
+    H.raises(function() nn.Linear(0, 3) end, "Linear", "inputs is 0")
+    H.raises(function() nn.Linear(3) end, "Linear", "outputs is nil")
+    H.raises(function() nn.Conv3x3(3, 1.5) end, "Conv3x3", "1.5")
+    H.raises(function() nn.GroupNorm(10, 3) end, "GroupNorm", "10 channels", "3 groups")
+    H.raises(function() nn.LayerNorm "x" end, "LayerNorm")
+    H.raises(function() nn.Depthwise3x3(-1) end, "Depthwise3x3")
+    H.raises(function() nn.Sequential(5) end, "Sequential", "number")
+  end)
+end)
+
+describe("a module", function()
+  local Net = nn.module "Net"
+  function Net:init()
+    self.first = nn.Linear(4, 6)
+    self.body = nn.Sequential(nn.LayerNorm(6), nn.Apply("silu", ops.silu), nn.Linear(6, 2, { bias = false }))
+    self.offset = nn.parameter({ 2 }, 0.5)
+    self.counter = vx.zeros { 1 } -- a buffer: state without a gradient
+    self.note = "no state"
+  end
+  function Net:forward(x) return self.body(self.first(x)) + self.offset end
+
+  it("finds its own parameters and buffers, then those of its modules, in the order of assignment", function()
+    local net = Net()
+    local order = {}
+    for _, entry in ipairs(net:tensors()) do order[#order + 1] = entry[1] end
+    assert.same({ "offset", "counter", "first.weight", "first.bias", "body.1.weight", "body.1.bias", "body.3.weight" }, order)
+    assert.equal(6, #net:parameters())
+    assert.equal(4 * 6 + 6 + 12 + 12 + 2, net:parameter_count())
+    assert.same({ 5, 2 }, net(data(1, { 5, 4 })):shape())
+    assert.is_true(nn.is_module(net))
+    assert.is_false(nn.is_module {})
+    assert.is_false(nn.is_module(vx.ones { 1 }))
+  end)
+
+  it("saves and loads its state", function()
+    vx.seed(1)
+    local a = Net()
+    vx.seed(2)
+    local b = Net()
+    a.counter:fill(7)
+    local x = data(1, { 5, 4 })
+    assert.not_equal(a(x):bytes(), b(x):bytes())
+    local path = H.scratch "net.safetensors"
+    vx.save(path, a:state_dict())
+    b:load_state_dict((vx.load(path)))
+    assert.equal(a(x):bytes(), b(x):bytes())
+    assert.equal(7, b.counter:item())
+    assert.is_true(b.offset.requires_grad) -- values were copied into the same parameters
+  end)
+
+  it("names what does not fit, and then changes nothing", function()
+    local net = Net()
+    local before = net.first.weight:bytes()
+    local function state()
+      local s = {}
+      for name, x in pairs(net:state_dict()) do s[name] = vx.zeros(x:shape()) end
+      return s
+    end
+    local missing, extra, shape = state(), state(), state()
+    missing["body.1.bias"] = nil
+    extra["first.scale"] = vx.ones { 1 }
+    shape["body.3.weight"] = vx.zeros { 6, 2 }
+    H.raises(function() net:load_state_dict(missing) end, "'body.1.bias'", "missing")
+    H.raises(function() net:load_state_dict(extra) end, "'first.scale'", "no place")
+    H.raises(function() net:load_state_dict(shape) end, "'body.3.weight'", "(6,2)", "(2,6)")
+    assert.equal(before, net.first.weight:bytes())
+  end)
+
+  it("prints a tree with counts", function()
+    local text = tostring(Net())
+    assert.equal([[
+Net(offset (2), counter (1))  56 parameters
+  first: Linear(4 -> 6)  30 parameters
+  body: Sequential  24 parameters
+    1: LayerNorm(weight (6), bias (6))  12 parameters
+    2: Apply(silu)
+    3: Linear(6 -> 2, no bias)  12 parameters]], text)
+    assert.is_truthy(tostring(nn.Linear(1000, 1234)):find("1,235,234 parameters", 1, true))
+    assert.is_truthy(tostring(nn.Depthwise3x3(3, 2)):find("3, stride 2", 1, true))
+    assert.is_truthy(tostring(nn.GroupNorm(8, 2, { activation = "gelu" })):find("8 channels in 2 groups, gelu", 1, true))
+  end)
+
+  it("switches between training and evaluation, inside too", function()
+    local net = Net()
+    assert.is_true(net.training and net.body[1].training)
+    assert.equal(net, net:eval())
+    assert.is_false(net.training or net.first.training or net.body[3].training)
+    net:train()
+    assert.is_true(net.training and net.body[3].training)
+  end)
+
+  it("moves to a device, and forgets gradients", function()
+    local net = Net()
+    assert.equal(net, net:to "cpu")
+    ops.sum(net(data(1, { 5, 4 }))):backward()
+    for _, p in ipairs(net:parameters()) do assert.is_truthy(p.grad) end
+    net:zero_grad()
+    for _, p in ipairs(net:parameters()) do assert.is_nil(p.grad) end
+  end)
+
+  it("made inside a step keeps its parameters", function()
+    local net
+    vx.step(function() net = nn.Linear(3, 3) end)
+    assert.equal(9, net.weight:numel())
+    assert.same({ 2, 3 }, net(vx.ones { 2, 3 }):shape())
+  end)
+
+  it("may inherit, and hold layers made later", function()
+    local Child = nn.module("Child", Net)
+    function Child:init()
+      Net.init(self)
+      self.extra = nn.Linear(2, 2)
+    end
+    function Child:forward(x) return self.extra(Net.forward(self, x)) end
+    local child = Child()
+    assert.equal(56 + 6, child:parameter_count())
+    assert.same({ 1, 2 }, child(vx.ones { 1, 4 }):shape())
+    local s = nn.Sequential()
+    assert.equal(s, s:add(nn.Linear(2, 3)))
+    s:add(nn.Linear(3, 4))
+    assert.same({ 1, 4 }, s(vx.ones { 1, 2 }):shape())
+    assert.equal(9 + 16, s:parameter_count())
+  end)
+
+  it("assigned a field twice keeps one, the last", function()
+    local net = Net()
+    net.first = nn.Linear(4, 6)
+    local names = {}
+    for _, entry in ipairs(net:tensors()) do names[entry[1]] = (names[entry[1]] or 0) + 1 end
+    for name, n in pairs(names) do assert.equal(1, n, name) end
+    assert.equal(56, net:parameter_count())
+    net.offset = nil
+    assert.equal(54, net:parameter_count())
+  end)
+end)
+
+describe("AdamW", function()
+  it("does what its formula says, with decay where it belongs", function()
+    local w, b = vx.tensor({ 1, -2, 3 }, { requires_grad = true }), vx.tensor({ 0.5 }, { requires_grad = true })
+    b.no_decay = true
+    local opt = optim.AdamW({ w, b }, { lr = 0.1, betas = { 0.8, 0.95 }, eps = 1e-6, weight_decay = 0.3 })
+    local rw, rb = { 1, -2, 3 }, { 0.5 }
+    local moments = {}
+    local function reference(p, g, decay, step, lr, key)
+      for i = 1, #p do
+        local m = moments[key .. i] or { 0, 0 }
+        moments[key .. i] = m
+        p[i] = p[i] * (1 - lr * decay)
+        m[1] = 0.8 * m[1] + 0.2 * g[i]
+        m[2] = 0.95 * m[2] + 0.05 * g[i] ^ 2
+        p[i] = p[i] - lr * (m[1] / (1 - 0.8 ^ step)) / (math.sqrt(m[2] / (1 - 0.95 ^ step)) + 1e-6)
+      end
+    end
+    for step = 1, 6 do
+      local lr = step < 4 and 0.1 or 0.02
+      local gw, gb = {}, { 2 * rb[1] }
+      for i = 1, 3 do gw[i] = 2 * rw[i] end
+      ops.add(ops.sum(w:square()), ops.sum(b:square())):backward()
+      opt:step(step >= 4 and 0.02 or nil)
+      opt:zero_grad()
+      reference(rw, gw, 0.3, step, lr, "w")
+      reference(rb, gb, 0, step, lr, "b")
+      H.close(w:totable(), rw, 2e-6, 2e-6, "w at step " .. step)
+      H.close(b:totable(), rb, 2e-6, 2e-6, "b at step " .. step)
+    end
+    assert.equal(6, opt.steps)
+    assert.equal(0.02, opt.lr)
+  end)
+
+  it("leaves parameters without a gradient alone", function()
+    local w, v = vx.ones({ 2 }, { requires_grad = true }), vx.ones({ 2 }, { requires_grad = true })
+    local opt = optim.AdamW({ w, v }, { lr = 0.1, weight_decay = 0.5 })
+    ops.sum(w):backward()
+    opt:step()
+    assert.same({ 1, 1 }, v:totable())
+    assert.not_same({ 1, 1 }, w:totable())
+  end)
+
+  it("goes on from saved moments as if it had not stopped", function()
+    local function start() return vx.tensor({ 1, -2, 3 }, { requires_grad = true }) end
+    local function steps(w, opt, n)
+      for _ = 1, n do
+        ops.sum(w:square()):backward()
+        opt:step()
+        opt:zero_grad()
+      end
+    end
+    local a = start()
+    local whole = optim.AdamW({ a }, { lr = 0.1 })
+    steps(a, whole, 6)
+    local b = start()
+    local first = optim.AdamW({ b }, { lr = 0.1 })
+    steps(b, first, 3)
+    local path = H.scratch "moments.safetensors"
+    vx.save(path, first:state_dict())
+    local second = optim.AdamW({ b }, { lr = 0.1 })
+    local state = vx.load(path)
+    for name, x in pairs(second:state_dict()) do x:copy(state[name]) end
+    second.steps = first.steps
+    steps(b, second, 3)
+    assert.equal(a:bytes(), b:bytes())
+  end)
+
+  it("made inside a step keeps its moments", function()
+    local w, opt = vx.ones({ 2 }, { requires_grad = true }), nil
+    vx.step(function() opt = optim.AdamW({ w }) end)
+    ops.sum(w):backward()
+    opt:step()
+    assert.is_true(w[1]:item() < 1)
+  end)
+
+  it("refuses what it cannot use", function()
+    local w = { vx.ones({ 1 }, { requires_grad = true }) }
+    H.raises(function() optim.AdamW({}) end, "AdamW", "no parameters")
+    H.raises(function() optim.AdamW(w, { rate = 1 }) end, "'rate'", "lr", "weight_decay")
+    H.raises(function() optim.AdamW(w, { lr = -1 }) end, "lr")
+    H.raises(function() optim.AdamW(w, { lr = 0 / 0 }) end, "lr")
+    H.raises(function() optim.AdamW(w, { betas = { 2, 0.9 } }) end, "betas[1]")
+    H.raises(function() optim.AdamW(w, { betas = { 0.9 } }) end, "betas[2]")
+    H.raises(function() optim.AdamW(w, { eps = 0 }) end, "eps")
+    H.raises(function() optim.AdamW(w, { weight_decay = "x" }) end, "weight_decay")
+  end)
+
+  it("brings a quadratic to its minimum", function()
+    local target = vx.tensor { 3, -1, 0.5 }
+    local w = vx.zeros({ 3 }, { requires_grad = true })
+    local opt = optim.AdamW({ w }, { lr = 0.1, weight_decay = 0 })
+    local rate = optim.warmup_cosine { peak = 0.1, final = 0, warmup = 20, total = 400 }
+    for step = 1, 400 do
+      vx.step(function()
+        ops.mse(w, target):backward()
+        opt:step(rate(step))
+        opt:zero_grad()
+      end)
+    end
+    H.close(w:totable(), target:totable(), 1e-3, 1e-3)
+  end)
+end)
+
+describe("schedules", function()
+  it("warm up linearly and fall along half a cosine", function()
+    local rate = optim.warmup_cosine { peak = 2, final = 1, warmup = 10, total = 30 }
+    H.close({ rate(0), rate(1), rate(5), rate(10), rate(15), rate(20), rate(25), rate(30), rate(31), rate(1000) },
+      { 0, 0.2, 1, 2, 1 + 0.5 * (1 + math.cos(math.pi / 4)), 1.5, 1 + 0.5 * (1 + math.cos(3 * math.pi / 4)), 1, 1, 1 }, 1e-12, 1e-12)
+  end)
+
+  it("hold at their corners", function()
+    local no_warmup = optim.warmup_cosine { peak = 1, total = 10 }
+    H.close({ no_warmup(0), no_warmup(5), no_warmup(10), no_warmup(11) }, { 1, 0.5, 0, 0 }, 1e-12, 1e-12)
+    local all_warmup = optim.warmup_cosine { peak = 1, final = 0.5, warmup = 10, total = 10 }
+    H.close({ all_warmup(5), all_warmup(10), all_warmup(11) }, { 0.5, 1, 0.5 }, 1e-12, 0)
+    local previous = math.huge
+    local rate = optim.warmup_cosine { peak = 1e-4, final = 5e-5, warmup = 16000, total = 100000 }
+    for step = 16000, 100000, 500 do
+      assert.is_true(rate(step) <= previous)
+      previous = rate(step)
+    end
+    assert.equal(3, optim.constant(3)(12345))
+    H.raises(function() optim.warmup_cosine { peak = 1 } end, "peak and total")
+  end)
+end)
