@@ -531,7 +531,7 @@ static int collect(vx_loader *l)
         slot *s = &l->ring[l->taken % l->capacity];
         if (s->state != MADE) {
             if (vx_interrupted()) {
-                status = vx_fail(VX_EIO, "loader: interrupted");
+                status = vx_fail(VX_EINTR, "loader: interrupted");
                 break;
             }
             struct timespec until;

@@ -43,6 +43,7 @@ enum {
     VX_ENONFINITE = 5,      /* a NaN or Inf where none may be; the text names the row */
     VX_EDEVICE = 6,         /* the device reported a failure */
     VX_EEND = 7,            /* a loader has no further batch */
+    VX_EINTR = 8,           /* a wait ended because vx_interrupted() is true; the same call may be made again */
 };
 
 enum { VX_F32 = 0, VX_BF16 = 1, VX_I32 = 2, VX_U8 = 3 };

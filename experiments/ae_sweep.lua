@@ -67,6 +67,7 @@ local function train_method(method)
     quantizer.with_stats = log
     local stats = vx.step(function()
       local x = images:next()
+      if not x then return nil end -- interrupted
       local y, q = model(x)
       local mse = vx.mse(y, x)
       local loss = mse + q.reg
@@ -77,6 +78,11 @@ local function train_method(method)
       meter:add { loss = loss:item(), mse = mse:item(), reg = q.reg:item() }
       return q.stats
     end)
+    if not stats then
+      run:save { step = step - 1, position = images:position() }
+      progress:finish()
+      return nil
+    end
     if log then
       local m = meter:take()
       local share = vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, used:to "f32")):item() end)
@@ -91,9 +97,9 @@ local function train_method(method)
     if core.interrupted() then
       run:save(extra)
       progress:finish()
-      return false
+      return nil
     end
-    run:save(extra, 10)
+    run:save(extra, step < steps and 10 or nil)
   end
   for _, broken in ipairs(images:broken()) do io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason)) end
   images:close()
@@ -105,7 +111,7 @@ end
 
 local STD = { 0.229, 0.224, 0.225 } -- ImageNet's, to turn standardized errors into pixels
 
---- Sums of squared errors over the split: in standardized units, in [0,1] pixels; rows; and each code's count, whole and by 256 images.
+--- {rmse, psnr, code_use, code_use_256, perplexity} over the split, and the first batch with its reconstruction; nil when interrupted.
 local function evaluate(model, M)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
   local total = vx.zeros({ 1, M }, { dtype = "i32" })
@@ -137,6 +143,7 @@ local function evaluate(model, M)
     end
   until n == 0
   images:close()
+  if core.interrupted() then return nil end
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
   local sum = 0
   for _, g in ipairs(groups) do sum = sum + g end
@@ -151,15 +158,17 @@ end
 local function finish_method(state, steps)
   local model, M = state.model:eval(), preset.codes
   local result, first = evaluate(model, M)
-  if model.quantizer.log_tau then -- the gap between training's soft quantizers and inference's hard ones
+  if result and model.quantizer.log_tau then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()
-    result.rmse_soft = evaluate(model, M).rmse
+    result.rmse_soft = (evaluate(model, M) or {}).rmse
   end
+  if core.interrupted() then return false end
   local n = math.min(10, first[1]:size(1))
-  local function pictures(x) return core.keep(vx.data.to_pixels(x:narrow(1, 1, n))) end
+  local function pictures(x) return vx.data.to_u8(vx.data.denormalize(x:narrow(1, 1, n))) end
   state.tensors = { originals = pictures(first[1]), reconstructions = pictures(first[2]) }
   result.steps = steps
   run:finish_method({ step = steps }, result)
+  return true
 end
 
 -- -- The sweep ----------------------------------------------------------------------------------------------------------------------------
@@ -173,11 +182,10 @@ local function main()
       say("%-15s  finished before", method)
     else
       local state, steps = train_method(method)
-      if not state then
+      if not state or not finish_method(state, steps) then
         say("stopped; go on with: luajit %s --out %s --resume", arg[0], run.out)
         return 130
       end
-      finish_method(state, steps)
       local r = run.results[method]
       say("%-15s  code use %5.1f%%  rMSE %.3f  %.0f s", method, 100 * r.code_use, r.rmse, r.seconds)
     end

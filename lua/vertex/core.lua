@@ -71,7 +71,7 @@ local function check(status)
   if status ~= 0 then fail("%s", ffi.string(C.vx_error())) end
 end
 
-local ENOMEM, EEND = ffi.C and 2, 7 -- VX_ENOMEM, VX_EEND
+local ENOMEM, EEND, EINTR = 2, 7, 8 -- as numbers: VX_ENOMEM, VX_EEND, VX_EINTR of vertex.h
 
 --- Calls a C function that returns a status; out of memory is tried once more after a collection, since dead tensors may
 -- still wait for Lua's collector. A failed op has written nothing, so that is safe.
@@ -674,10 +674,10 @@ function core.loader(paths, options)
   return setmetatable({ l = ffi.gc(out[0], C.vx_loader_free) }, Loader)
 end
 
---- Fills images f32 (B, S, S, 3) and index i32 (B), both on the CPU: how many, or nil at the end.
+--- Fills images f32 (B, S, S, 3) and index i32 (B), both on the CPU: how many, or nil at the end and when Ctrl-C ended the wait.
 function Loader:next(images, index)
   local status = C.vx_loader_next(self.l, handle(images), handle(index), int_out)
-  if status == EEND then return nil end
+  if status == EEND or status == EINTR then return nil end
   check(status)
   return int_out[0]
 end
@@ -701,7 +701,5 @@ function Loader:close()
     self.l = nil
   end
 end
-
-core.EEND = EEND
 
 return core

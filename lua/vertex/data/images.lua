@@ -255,7 +255,7 @@ local function open_loader(self)
 end
 
 --- The next batch, f32 (B, size, size, 3) standardized, and the images' numbers, i32 (B), 0-based in the order of self.files.
--- nil after the last epoch, whose last batch may be smaller.
+-- nil after the last epoch, whose last batch may be smaller, and where Ctrl-C ended the wait (core.interrupted()).
 function Images:next()
   local o, loader = self.options, open_loader(self)
   local x = core.new({ o.batch, o.size, o.size, 3 }, { dtype = "f32", device = "cpu" })
