@@ -75,13 +75,13 @@ static void assign_rows(const assign_call *c, const float *a, int32_t code[ROWS]
                 for (int v = 0; v < VECTORS; v++) sum[i][v] += x * column[v];
             }
         }
+        const vi codes = lane + (int32_t)(panel * PANEL);
 #pragma GCC unroll 6
         for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) {
-                vi better = sum[i][v] > best[i];
-                best[i] = vf_select(better, sum[i][v], best[i]);
-                best_code[i] = (vi)vf_select(better, (vf)(lane + (int32_t)(panel * PANEL + v * VX_LANES)), (vf)best_code[i]);
+                best_code[i] = vi_where_greater(sum[i][v], best[i], codes + v * VX_LANES, best_code[i]);
+                best[i] = vf_max(sum[i][v], best[i]);
             }
     }
     for (int i = 0; i < ROWS; i++) {

@@ -33,10 +33,17 @@ static inline int64_t neighbour_row(uint64_t entry) { return (int64_t)(uint32_t)
 /* An entry that any row replaces. */
 static inline uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }
 
-/* Inserts x into a descending list of K entries if it is larger than the last; returns the new K-th key. */
+/* Inserts x into a descending list of K entries if it is larger than the last; returns the new K-th key. Short lists are
+ * passed through from the front without a branch, since where x belongs cannot be predicted. */
 static inline float neighbour_insert(uint64_t *list, int64_t K, uint64_t x)
 {
-    if (x > list[K - 1]) {
+    if (K <= 16)
+        for (int64_t j = 0; j < K; j++) {
+            uint64_t here = list[j];
+            list[j] = here > x ? here : x;
+            x = here > x ? x : here;
+        }
+    else if (x > list[K - 1]) {
         int64_t j = K - 1;
         for (; j > 0 && list[j - 1] < x; j--) list[j] = list[j - 1];
         list[j] = x;

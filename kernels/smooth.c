@@ -36,9 +36,13 @@
 #include <omp.h>
 
 #include "neighbours.h"
-#include "smooth.h"
+#include "thin.h"
 
-enum { PARTS = 32 };             /* row ranges whose partial sums are added in order */
+enum {
+    PARTS = 32,                  /* row ranges whose partial sums are added in order */
+    THIN_BLOCK = 8,
+    THIN_STRIP = 4,              /* panels that two rows meet before the next two do, from the L1 cache */
+};
 #define LIMIT 50.0f              /* 2^50 squared, summed over 2^20 codes, is still a float32 */
 
 typedef struct part {
@@ -51,7 +55,8 @@ typedef struct forward {
     smooth_book book;
     int64_t g;
     int block;                   /* rows of a block */
-    int keep_powers;             /* the second sweep needs 2^logit, not the logit */
+    int keep_logits;             /* the second sweep needs the logits */
+    int keep_powers;             /* the second sweep needs 2^logit */
     const float *inverse;        /* (N,G) 1/|z| */
     int32_t *slot;               /* (M) the vertex that looks at a code, or -1 */
     part *parts;
@@ -65,11 +70,11 @@ typedef struct forward {
 
 /* What each thread has, for one block of rows at a time. */
 typedef struct worker {
-    float *a;                    /* (block, D) rows of z, normalized, times scale */
+    float *a;                    /* (block, D or thin) rows of z, normalized, times scale */
     float *s;                    /* (block, Mp) logits relative to ref */
-    float *e;                    /* (block, Mp) 2^s, where keep_powers; else (block, 64) */
-    float *w;                    /* (block, 64) weights of one panel, where the sampler is noisy */
-    float *noise;                /* (64) */
+    float *e;                    /* (block, Mp) 2^s, where keep_powers */
+    float *w;                    /* (block, 64) weights of one panel */
+    float *noise;                /* (64), thin (2, THIN_STRIP 64) */
     float *o;                    /* (block, Dp) sum of weight times code */
     uint64_t *lists;             /* (shards, S, K/shards) */
     float *threshold;            /* (shards, Mp) */
@@ -88,7 +93,9 @@ static void load_rows(const forward *f, worker *t, int64_t first, int rows)
     for (int i = 0; i < f->block; i++) {
         int64_t row = (first + i) * c->G + f->g;
         float factor = i < rows ? f->inverse[row] * c->scale : 0;
-        for (int64_t d = 0; d < c->D; d++) t->a[i * c->D + d] = i < rows ? c->z[row * c->D + d] * factor : 0;
+        float *a = t->a + i * (c->thin ? c->thin : c->D);
+        for (int64_t d = 0; d < c->D; d++) a[d] = i < rows ? c->z[row * c->D + d] * factor : 0;
+        for (int64_t d = c->D; d < c->thin; d++) a[d] = 0;
         t->ref[i] = t->negative_ref[i] = t->noisy_ref[i] = 0;
         t->sum[i] = t->squares[i] = t->noisy_sum[i] = vf_zero();
         t->best[i] = vf_set1(-INFINITY);
@@ -122,11 +129,11 @@ static void move_reference(const forward *f, worker *t, int i, int64_t panel, fl
 {
     const smooth_call *c = &f->c;
     float factor = exp2f(-change);
-    float *s = t->s + i * c->Mp, *e = t->e + i * c->Mp;
+    float *s = t->s + i * c->Mp, *e = f->keep_powers ? t->e + i * c->Mp : 0;
     t->ref[i] += change;
     t->negative_ref[i] = -t->ref[i];
     for (int64_t m = 0; m < (panel + 1) * PANEL; m++) s[m] -= change;
-    if (f->keep_powers)
+    if (e)
         for (int64_t m = 0; m < panel * PANEL; m++) e[m] *= factor;
     t->sum[i] *= factor;
     t->squares[i] *= factor * factor;
@@ -156,44 +163,65 @@ static void limit_panel(const forward *f, worker *t, int64_t panel)
 }
 
 /* The larger of two candidates per lane, the earlier of equals. */
-static inline void keep_best(worker *t, int i, vf x, int64_t code)
+VX_INLINE void keep_best(vf *best, vi *best_code, vf x, vi code)
+{
+    *best_code = vi_where_greater(x, *best, code, *best_code);
+    *best = vf_max(x, *best);
+}
+
+/* Codes of a panel's first vector. */
+VX_INLINE vi first_codes(int64_t panel)
 {
     vi lane;
     for (int l = 0; l < VX_LANES; l++) lane[l] = l;
-    vi better = x > t->best[i];
-    t->best[i] = vf_select(better, x, t->best[i]);
-    t->best_code[i] = (vi)vf_select(better, (vf)(lane + (int32_t)code), (vf)t->best_code[i]);
+    return lane + (int32_t)(panel * PANEL);
 }
 
-/* Powers of one row's panel: e = 2^s and its sums. */
-static inline void power_row(worker *t, int i, const float *s, float *e)
+/* Powers of one row's panel, w = 2^s, with their sums and the largest logit; kept in e too unless NULL. */
+VX_INLINE void weigh_plainly(worker *t, int i, const float *s, float *w, float *e, int64_t panel)
 {
-    for (int v = 0; v < VECTORS; v++) {
-        vf x = vf_exp2(vf_load(s + v * VX_LANES));
-        vf_store(e + v * VX_LANES, x);
-        t->sum[i] += x;
-        t->squares[i] += x * x;
+    vf sum = t->sum[i], squares = t->squares[i], best = t->best[i];
+    vi best_code = t->best_code[i], code = first_codes(panel);
+#pragma GCC unroll 4
+    for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
+        vf x = vf_load(s + v), power = vf_exp2(x);
+        vf_store(w + v, power);
+        if (e) vf_store(e + v, power);
+        sum += power;
+        squares += power * power;
+        keep_best(&best, &best_code, x, code);
     }
+    t->sum[i] = sum, t->squares[i] = squares, t->best[i] = best, t->best_code[i] = best_code;
 }
 
-/* Noisy weights w = 2^s / E of one row's panel. */
-static inline void weigh_by_rates(worker *t, int i, const float *e, float *w, int64_t panel)
+/* Noisy weights of one row's panel, w = 2^s / E, with both sums and the largest weight. */
+VX_INLINE void weigh_by_rates(worker *t, int i, const float *s, float *w, float *e, int64_t panel)
 {
-    for (int v = 0; v < VECTORS; v++) {
-        vf x = vf_load(e + v * VX_LANES) * vf_load(t->noise + v * VX_LANES);
-        vf_store(w + v * VX_LANES, x);
-        t->noisy_sum[i] += x;
-        keep_best(t, i, x, panel * PANEL + v * VX_LANES);
+    vf sum = t->sum[i], squares = t->squares[i], noisy_sum = t->noisy_sum[i], best = t->best[i];
+    vi best_code = t->best_code[i], code = first_codes(panel);
+#pragma GCC unroll 4
+    for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
+        vf power = vf_exp2(vf_load(s + v)), weight = power * vf_load(t->noise + v);
+        vf_store(w + v, weight);
+        if (e) vf_store(e + v, power);
+        sum += power;
+        squares += power * power;
+        noisy_sum += weight;
+        keep_best(&best, &best_code, weight, code);
     }
+    t->sum[i] = sum, t->squares[i] = squares, t->noisy_sum[i] = noisy_sum, t->best[i] = best, t->best_code[i] = best_code;
 }
 
 /* Noisy weights w = 2^((s + g)/t - noisy_ref) of one row's panel, with a reference of their own. */
-static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, float *w, int64_t panel)
+static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, float *w, float *e, int64_t panel)
 {
     const smooth_call *c = &f->c;
-    for (int v = 0; v < VECTORS; v++) {
-        vf x = (vf_load(s + v * VX_LANES) + vf_load(t->noise + v * VX_LANES)) / c->gumbel_tau - t->noisy_ref[i];
-        vf_store(w + v * VX_LANES, x);
+    for (int v = 0; v < PANEL; v += VX_LANES) {
+        vf power = vf_exp2(vf_load(s + v));
+        if (e) vf_store(e + v, power);
+        t->sum[i] += power;
+        t->squares[i] += power * power;
+        vf_store(w + v, (vf_load(s + v) + vf_load(t->noise + v)) / c->gumbel_tau - t->noisy_ref[i]);
     }
     if (c->M < (panel + 1) * PANEL) pad_tile(w, PANEL, 1, c->M - panel * PANEL);
     float largest = row_maximum(w);
@@ -207,11 +235,12 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, fl
         }
         for (int m = 0; m < PANEL; m++) w[m] -= change;
     }
-    for (int v = 0; v < VECTORS; v++) {
-        vf x = vf_load(w + v * VX_LANES), power = vf_exp2(x);
-        keep_best(t, i, x, panel * PANEL + v * VX_LANES);
-        vf_store(w + v * VX_LANES, power);
-        t->noisy_sum[i] += power;
+    vi code = first_codes(panel);
+    for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
+        vf x = vf_load(w + v), weight = vf_exp2(x);
+        keep_best(&t->best[i], &t->best_code[i], x, code);
+        vf_store(w + v, weight);
+        t->noisy_sum[i] += weight;
     }
 }
 
@@ -219,28 +248,21 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, fl
 static void sweep_panel(const forward *f, worker *t, int64_t first, int rows, int64_t panel)
 {
     const smooth_call *c = &f->c;
-    float *s = t->s + panel * PANEL, *e = f->keep_powers ? t->e + panel * PANEL : t->e;
-    int64_t lde = f->keep_powers ? c->Mp : PANEL;
+    float *s = t->s + panel * PANEL;
     tile_logits(s, c->Mp, f->block, t->negative_ref, t->a, c->D, f->book.hat + panel * PANEL * c->D, c->D);
     if (c->M < (panel + 1) * PANEL) pad_tile(s, c->Mp, f->block, c->M - panel * PANEL);
     limit_panel(f, t, panel);
     for (int i = 0; i < f->block; i++) {
-        power_row(t, i, s + i * c->Mp, e + i * lde);
-        if (c->noise_kind == NOISE_NONE) {
-            for (int v = 0; v < VECTORS; v++) keep_best(t, i, vf_load(s + i * c->Mp + v * VX_LANES), panel * PANEL + v * VX_LANES);
-            continue;
-        }
-        noise_panel(c, (first + (i < rows ? i : 0)) * c->G + f->g, panel, t->noise);
-        if (c->noise_kind == NOISE_RATES)
-            weigh_by_rates(t, i, e + i * lde, t->w + i * PANEL, panel);
+        float *w = t->w + i * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
+        if (c->noise_kind != NOISE_NONE) noise_panel(c, (first + (i < rows ? i : 0)) * c->G + f->g, panel, t->noise);
+        if (c->noise_kind == NOISE_NONE)
+            weigh_plainly(t, i, s + i * c->Mp, w, e, panel);
+        else if (c->noise_kind == NOISE_RATES)
+            weigh_by_rates(t, i, s + i * c->Mp, w, e, panel);
         else
-            weigh_by_logs(f, t, i, s + i * c->Mp, t->w + i * PANEL, panel);
+            weigh_by_logs(f, t, i, s + i * c->Mp, w, e, panel);
     }
-    const float *q = f->book.rows + panel * PANEL * c->Dp;
-    if (c->noise_kind == NOISE_NONE)
-        tile_mix(t->o, f->block, e, lde, q, c->Dp);
-    else
-        tile_mix(t->o, f->block, t->w, PANEL, q, c->Dp);
+    tile_mix(t->o, f->block, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
 }
 
 /* The lowest code among the lanes that hold the largest value. */
@@ -257,6 +279,83 @@ static inline int64_t best_code(const worker *t, int i, float *value)
     return code[at];
 }
 
+/* The first sweep of a narrow block: pairs of rows take turns at strips of panels. D is a constant. */
+VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker *t, int64_t first, int rows)
+{
+    const smooth_call *c = &f->c;
+    const float *hat = f->book.hat, *raw = f->book.raw;
+    const int64_t strip = THIN_STRIP, full = c->M / PANEL;
+    thin_row state[THIN_BLOCK];
+    for (int i = 0; i < THIN_BLOCK; i++) {
+        state[i] = (thin_row){.best = vf_set1(-INFINITY)};
+        if (c->scale <= LIMIT) continue;
+        t->ref[i] = ceilf(thin_maximum(D, t->a + i * D, hat, c->M));
+        t->negative_ref[i] = -t->ref[i];
+    }
+    for (int64_t panel = 0; panel < c->panels; panel += strip)
+        for (int i = 0; i < rows; i += PAIR) {
+            const int64_t end = vx_min64(panel + strip, c->panels);
+            float *s = f->keep_logits ? t->s + i * c->Mp : 0, *e = f->keep_powers ? t->e + i * c->Mp : 0;
+            const float *a = t->a + i * D, *start = t->negative_ref + i;
+            for (int r = 0; noisy && r < PAIR; r++)
+                for (int64_t p = panel; p < end; p++)
+                    noise_panel(c, vx_min64(first + i + r, c->N - 1) * c->G + f->g, p, t->noise + (r * strip + p - panel) * PANEL);
+            thin_forward(D, noisy, 0, state + i, a, start, hat, raw, panel, vx_min64(end, full), s, e, c->Mp, t->noise, strip * PANEL, c->M);
+            if (end > full) {
+                const float *noise = t->noise + (full - panel) * PANEL;
+                thin_forward(D, noisy, 1, state + i, a, start, hat, raw, full, end, s, e, c->Mp, noise, strip * PANEL, c->M);
+            }
+        }
+    for (int i = 0; i < THIN_BLOCK; i++) {
+        t->sum[i] = state[i].sum, t->squares[i] = state[i].squares, t->noisy_sum[i] = state[i].noisy_sum;
+        t->best[i] = state[i].best, t->best_code[i] = state[i].best_panel;
+        for (int d = 0; d < D; d++) t->o[i * D + d] = vf_sum(state[i].o[d]);
+    }
+}
+
+/* The lowest code of row i whose logit (or weight) is the largest: thin_forward only noted in which panel each lane met it. */
+VX_INLINE int64_t find_thin(const int D, const forward *f, worker *t, int64_t first, int i, float *value)
+{
+    const smooth_call *c = &f->c;
+    *value = vf_maximum(t->best[i]);
+    int64_t panel = INT32_MAX;
+    for (int l = 0; l < VX_LANES; l++)
+        if (t->best[i][l] == *value) panel = vx_min64(panel, t->best_code[i][l]);
+    if (c->noise_kind != NOISE_NONE) noise_panel(c, (first + i) * c->G + f->g, panel, t->noise);
+    for (int v = 0; v < PANEL; v += VX_LANES) {
+        int64_t code = panel * PANEL + v;
+        vf x = thin_logits(D, t->negative_ref[i], t->a + i * D, f->book.hat + panel * PANEL * D + v);
+        if (code + VX_LANES > c->M) x = thin_pad(x, code, c->M);
+        if (c->noise_kind != NOISE_NONE) x = vf_exp2(x) * vf_load(t->noise + v);
+        for (int l = 0; l < VX_LANES; l++)
+            if (x[l] == *value) return code + l;
+    }
+    return panel * PANEL;
+}
+
+static void sweep_narrow(const forward *f, worker *t, int64_t first, int rows)
+{
+    const int noisy = f->c.noise_kind != NOISE_NONE;
+    switch (f->c.thin * 2 + noisy) {
+    case 6: sweep_thin(3, 0, f, t, first, rows); break;
+    case 7: sweep_thin(3, 1, f, t, first, rows); break;
+    case 8: sweep_thin(4, 0, f, t, first, rows); break;
+    case 9: sweep_thin(4, 1, f, t, first, rows); break;
+    case 16: sweep_thin(8, 0, f, t, first, rows); break;
+    case 17: sweep_thin(8, 1, f, t, first, rows); break;
+    }
+}
+
+static int64_t find_code(const forward *f, worker *t, int64_t first, int i, float *value)
+{
+    switch (f->c.thin) {
+    case 3: return find_thin(3, f, t, first, i, value);
+    case 4: return find_thin(4, f, t, first, i, value);
+    case 8: return find_thin(8, f, t, first, i, value);
+    default: return best_code(t, i, value);
+    }
+}
+
 /* Writes a block's outputs; returns the sum of its rows' largest p. */
 static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
 {
@@ -265,7 +364,7 @@ static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
     for (int i = 0; i < rows; i++) {
         int64_t row = (first + i) * c->G + f->g;
         float best, sum = vf_sum(t->sum[i]), weights = c->noise_kind == NOISE_NONE ? sum : vf_sum(t->noisy_sum[i]);
-        int64_t code = best_code(t, i, &best);
+        int64_t code = find_code(f, t, first, i, &best);
         double lse = LN2 * (t->ref[i] + log2((double)sum)), noisy = lse;
         if (c->noise_kind == NOISE_RATES) noisy = LN2 * (t->ref[i] + log2((double)weights));
         if (c->noise_kind == NOISE_LOGS) noisy = LN2 * (t->ref[i] / c->gumbel_tau + t->noisy_ref[i] + log2((double)weights));
@@ -287,6 +386,15 @@ static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
 
 /* -- One block of rows: second sweep --------------------------------------------------------------------------------------- */
 
+/* Bit m says whether the panel's key m passes its threshold. */
+VX_INLINE uint64_t panel_hits(const vf key[VECTORS], const vf limit[VECTORS])
+{
+    uint64_t hits = 0;
+#pragma GCC unroll 16
+    for (int v = 0; v < VECTORS; v++) hits |= (uint64_t)vf_greater_bits(key[v], limit[v]) << (v * VX_LANES);
+    return hits;
+}
+
 /* Offers the rows whose keys pass a threshold to the vertices' lists. knn-ce: key = log2 pi = s - log2(sum). knn-l2: key =
  * 2 pi - |pi|^2, which is 1 - distance. */
 static void select_rows(const forward *f, worker *t, int64_t first, int rows, int64_t shard)
@@ -302,23 +410,23 @@ static void select_rows(const forward *f, worker *t, int64_t first, int rows, in
         factor[i] = ce ? 1 : 2 / sum;
         offset[i] = ce ? -log2f(sum) : -(vf_sum(t->squares[i]) / sum / sum);
     }
+    const float *source = ce ? t->s : t->e;
     for (int64_t panel = 0; panel < c->panels; panel++) {
-        float *limit = threshold + panel * PANEL;
+        vf limit[VECTORS]; /* as of the block's start, in registers: a list checks again what is offered to it */
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; v++) limit[v] = vf_load(threshold + panel * PANEL + v * VX_LANES);
         for (int i = 0; i < rows; i++) {
-            const float *x = (ce ? t->s : t->e) + i * c->Mp + panel * PANEL;
+            const float *x = source + i * c->Mp + panel * PANEL;
             vf key[VECTORS];
-            uint64_t hits = 0;
-            for (int v = 0; v < VECTORS; v++) {
-                key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
-                hits |= (uint64_t)vf_greater_bits(key[v], vf_load(limit + v * VX_LANES)) << (v * VX_LANES);
-            }
-            if (!hits) continue;
+#pragma GCC unroll 16
+            for (int v = 0; v < VECTORS; v++) key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
+            if (!vf_any_greater(VECTORS, key, limit)) continue;
             float keys[PANEL];
             memcpy(keys, key, sizeof keys);
-            for (; hits; hits &= hits - 1) {
+            for (uint64_t hits = panel_hits(key, limit); hits; hits &= hits - 1) {
                 int m = __builtin_ctzll(hits);
-                int64_t slot = f->slot[panel * PANEL + m];
-                limit[m] = neighbour_insert(lists + slot * each, each, neighbour_pack(keys[m], first + i));
+                int64_t code = panel * PANEL + m;
+                threshold[code] = neighbour_insert(lists + f->slot[code] * each, each, neighbour_pack(keys[m], first + i));
             }
         }
     }
@@ -347,8 +455,12 @@ static void forward_part(const forward *f, worker *t, int64_t p)
     for (int64_t first = range->first; first < range->end; first += f->block) {
         int rows = (int)vx_min64(f->block, range->end - first);
         load_rows(f, t, first, rows);
-        choose_references(f, t);
-        for (int64_t panel = 0; panel < f->c.panels; panel++) sweep_panel(f, t, first, rows, panel);
+        if (f->c.thin)
+            sweep_narrow(f, t, first, rows);
+        else {
+            choose_references(f, t);
+            for (int64_t panel = 0; panel < f->c.panels; panel++) sweep_panel(f, t, first, rows, panel);
+        }
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);
         if (f->mean) add_mean(f, t, rows, f->mean + p * f->c.Mp);
@@ -429,11 +541,11 @@ static void carve_forward(smooth_arena *a, forward *f, worker **workers, int thr
         worker *t = carve(a, 1, sizeof *t), nowhere;
         workers[i] = t;
         if (!a->base) t = &nowhere;
-        t->a = carve_f32(a, f->block * c->D);
-        t->s = carve_f32(a, f->block * c->Mp);
-        t->e = carve_f32(a, f->block * (f->keep_powers ? c->Mp : PANEL));
+        t->a = carve_f32(a, f->block * (c->thin ? c->thin : c->D));
+        t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
+        t->e = f->keep_powers ? carve_f32(a, f->block * c->Mp) : 0;
         t->w = carve_f32(a, f->block * PANEL);
-        t->noise = carve_f32(a, PANEL);
+        t->noise = carve_f32(a, PANEL * PAIR * THIN_STRIP);
         t->o = carve_f32(a, f->block * c->Dp);
         t->lists = carve(a, c->S * c->K, sizeof(uint64_t));
         t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
@@ -462,7 +574,8 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     worker *workers[threads];
     smooth_arena arena = {0};
     double *loss;
-    f.block = c->D >= 128 ? 24 : 12;
+    f.block = c->thin ? THIN_BLOCK : BLOCK;
+    f.keep_logits = regularizer == VX_REG_KNN_CE || !c->thin;
     f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;
     if (!status) {
         f.part_count = cut_parts(c, f.block, 0);

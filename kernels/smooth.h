@@ -3,7 +3,7 @@
  *
  * Layout. The M codes are cut into panels of 64, the last one filled up with zero codes; Mp = 64 ceil(M / 64). A panel of 64
  * logits is 4, 8 or 16 vectors of the three SIMD variants. Rows are handled in blocks of at most BLOCK. Dp is D rounded up
- * to whole vectors.
+ * to whole vectors, or to thin.h's width.
  *
  * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z, so that a power is one vf_exp2.
  */
@@ -31,6 +31,7 @@ enum { NOISE_NONE = 0, NOISE_RATES, NOISE_LOGS };
 typedef struct smooth_call {
     int64_t N, G, D, M, S, K, shards;
     int64_t Mp, Dp, panels;
+    int thin;                    /* D as thin.h pads it (3, 4 or 8), where its loops are used; else 0 */
     int sampler, regularizer, noise_kind;
     float gumbel_tau, tau;
     float scale;                 /* log2(e) / tau */
@@ -41,7 +42,8 @@ typedef struct smooth_call {
 
 /* The codes of one group. */
 typedef struct smooth_book {
-    float *hat;                  /* (panels, D, 64): normalized, a panel's codes side by side */
+    float *hat;                  /* (panels, D or thin, 64): normalized, a panel's codes side by side */
+    float *raw;                  /* (panels, thin, 64): as stored; thin only */
     float *rows;                 /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
     float *norm;                 /* (Mp): max(|q|, GUARD) */
 } smooth_book;
@@ -127,8 +129,9 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
     };
     c->panels = vx_ceil_div(c->M, PANEL);
     c->Mp = c->panels * PANEL;
-    c->Dp = vx_ceil_div(c->D, VX_LANES) * VX_LANES;
     c->noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c->noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
+    c->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
+    c->Dp = c->thin ? c->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
     if (!(tau >= 1e-7 && tau <= 1e7)) return vx_fail(VX_ENONFINITE, "smooth: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", tau);
     if (c->N > INT32_MAX) return vx_fail(VX_EINVAL, "smooth: %lld rows, of at most 2^31 - 1", (long long)c->N);
     if (regularizer == VX_REG_PPL && !mean_pi) return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
@@ -153,7 +156,8 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
 
 static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b)
 {
-    b->hat = carve_f32(a, c->Mp * c->D);
+    b->hat = carve_f32(a, c->Mp * (c->thin ? c->thin : c->D));
+    b->raw = carve_f32(a, c->Mp * c->thin);
     b->rows = carve_f32(a, c->Mp * c->Dp);
     b->norm = carve_f32(a, c->Mp);
 }
@@ -165,15 +169,16 @@ static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < c->Mp; m++) {
         const float *q = c->codebook + (g * c->M + m) * D;
-        float *hat = b->hat + m / PANEL * PANEL * D + m % PANEL, *row = b->rows + m * c->Dp;
+        const int64_t depth = c->thin ? c->thin : D, at = m / PANEL * PANEL * depth + m % PANEL;
+        float *row = b->rows + m * c->Dp;
         double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
         b->norm[m] = (float)norm;
-        for (int64_t d = 0; d < D; d++) {
-            float x = m < c->M ? q[d] : 0, normal = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
-            hat[d * PANEL] = normal;
-            row[d] = hat_rows ? normal : x;
+        for (int64_t d = 0; d < vx_max64(depth, c->Dp); d++) {
+            float x = m < c->M && d < D ? q[d] : 0, hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
+            if (d < depth) b->hat[at + d * PANEL] = hat;
+            if (d < c->thin) b->raw[at + d * PANEL] = x;
+            if (d < c->Dp) row[d] = hat_rows ? hat : x;
         }
-        for (int64_t d = D; d < c->Dp; d++) row[d] = 0;
     }
 }
 
@@ -185,26 +190,35 @@ enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8 };
 enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4 };
 #endif
 
-/* c[i][v] = (start ? start[i] : c[i][v]) + sum over k of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors (in vectors) */
+/* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */
+VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, const float *b)
+{
+    vf column[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) column[v] = vf_load(b + v * VX_LANES);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        vf x = vf_set1(a[i * ai]);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[i][v] += x * column[v];
+    }
+}
+
+/* c[i][v] = (start ? start[i] : c[i][v]) + sum over k < count of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors, all in
+ * registers; v counts vectors. Steps are unrolled by four, so that the loop's end is predicted. */
 VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, const float *start, const float *a, int64_t ai,
-                    int64_t ak, const float *b, int64_t ldb, int64_t k_count)
+                    int64_t ak, const float *b, int64_t ldb, int64_t count)
 {
     vf sum[12][4];
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sum[i][v] = start ? vf_set1(start[i]) : vf_load(c + i * ldc + v * VX_LANES);
-    for (int64_t k = 0; k < k_count; k++) {
-        vf bv[4];
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) bv[v] = vf_load(b + k * ldb + v * VX_LANES);
-#pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
-            vf x = vf_set1(a[i * ai + k * ak]);
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[i][v] += x * bv[v];
-        }
-    }
+        for (int j = 0; j < 4; j++) tile_step(rows, vectors, sum, a + (k + j) * ak, ai, b + (k + j) * ldb);
+    for (; k < count; k++) tile_step(rows, vectors, sum, a + k * ak, ai, b + k * ldb);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -219,14 +233,14 @@ static inline void tile_logits(float *s, int64_t ld, int rows, const float *star
             tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, start + i, a + i * lda, lda, 1, hat + v, PANEL, D);
 }
 
-/* o (rows,Dp) += p (rows,64; ld) q (64,Dp); rows a multiple of MIX_ROWS */
-static inline void tile_mix(float *o, int rows, const float *p, int64_t ld, const float *q, int64_t Dp)
+/* o (rows,Dp) += p (rows,64) q (64,Dp); rows a multiple of MIX_ROWS */
+static inline void tile_mix(float *o, int rows, const float *p, const float *q, int64_t Dp)
 {
     int64_t d = 0;
     for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
-        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * ld, ld, 1, q + d, Dp, PANEL);
+        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
     if (d < Dp)
-        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * ld, ld, 1, q + d, Dp, PANEL);
+        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
 }
 
 /* w (64,Dp) += x (rows,64)' a (rows,Dp) */

@@ -32,10 +32,11 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "smooth.h"
+#include "thin.h"
 
 enum {
     STRIPS = 32,                 /* hand-overs of a panel's gradient per chunk */
+    RUN = 64,                    /* thin: rows whose noise is at hand, in the L1 cache */
     CHUNK_BYTES = 384 << 10,     /* of a chunk's rows of z, dy and dz^, which pass through the L2 cache once a panel */
 };
 
@@ -64,8 +65,8 @@ typedef struct backward {
     pairs pair;
     float knn;                   /* c of the banner */
     float *ppl;                  /* (Mp) b of the banner, or NULL */
-    float *dhat;                 /* (Mp, Dp) sum of x_im times the scaled row: log2(e) dL/dq^, dense terms */
-    float *dmix;                 /* (Mp, Dp) sum of p_im dy_i; not under hard Gumbel */
+    float *dhat;                 /* (Mp, Dp), thin (panels, thin, 64): sum of x_im times the scaled row: log2(e) dL/dq^, dense terms */
+    float *dmix;                 /* likewise, sum of p_im dy_i; not under hard Gumbel */
     int32_t *code_order, *code_start; /* hard Gumbel: rows sorted by code */
     const float *inverse;        /* (N,G) 1/|z| */
     const float *dy, *mixed, *lse, *sumsq; /* mixed = sum_m p_im q_m: y or soft */
@@ -82,6 +83,7 @@ typedef struct worker {
     vf *x_sum;                   /* (chunk) sum over m of x_im, lane by lane */
     float *noisy;                /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
     float *p, *x, *noise;        /* (block,64), (block,64), (64) */
+    vf *thin_dhat;               /* thin (chunk, thin + 1): dhat and x_sum, lane by lane */
     float zero[BLOCK];
 } worker;
 
@@ -178,7 +180,8 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
 static inline void log_pi_tile(const backward *b, worker *t, int64_t i, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    tile_logits(t->p, PANEL, b->block, t->start + i, t->z + i * c->Dp, c->Dp, b->book.hat + panel * PANEL * c->D, c->D);
+    const int64_t depth = c->thin ? c->thin : c->D;
+    tile_logits(t->p, PANEL, b->block, t->start + i, t->z + i * c->Dp, c->Dp, b->book.hat + panel * PANEL * depth, depth);
     if (c->M < (panel + 1) * PANEL) pad_tile(t->p, PANEL, b->block, c->M - panel * PANEL);
 }
 
@@ -254,7 +257,7 @@ static void chunk_panel(const backward *b, worker *t, int64_t first, int64_t row
                 gumbel_row(b, t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
             }
         }
-        tile_mix(t->dhat + i * c->Dp, b->block, t->x, PANEL, hat_rows, c->Dp);
+        tile_mix(t->dhat + i * c->Dp, b->block, t->x, hat_rows, c->Dp);
         tile_collect(b->dhat + panel * PANEL * c->Dp, t->x, b->block, t->z + i * c->Dp, c->Dp);
         if (b->dmix) tile_collect(b->dmix + panel * PANEL * c->Dp, t->p, b->block, t->dy + i * c->Dp, c->Dp);
     }
@@ -277,6 +280,60 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
     return dlog_tau;
 }
 
+/* chunk_panel for narrow rows: runs of RUN rows against two vectors of codes at a time. D is a constant. */
+VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
+{
+    const smooth_call *c = &b->c;
+    const int64_t at = panel * PANEL * D, filled = c->M - panel * PANEL;
+    const int noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2;
+    for (int64_t i = 0; i < rows; i += RUN) {
+        thin_run run = {
+            .z = t->z + i * D, .dy = t->dy + i * D, .start = t->start + i, .mix_offset = t->mix_offset + i, .pi_factor = t->pi_factor + i,
+            .pi_offset = t->pi_offset + i, .noisy = t->noisy + i, .noise = t->noise, .dhat = t->thin_dhat + i * (D + 1),
+            .rows = vx_min64(RUN, rows - i),
+        };
+        for (int64_t r = 0; noisy && r < run.rows; r++) noise_panel(c, (first + i + r) * c->G + b->g, panel, t->noise + r * PANEL);
+        for (int v = 0; v < PANEL; v += PAIR * VX_LANES) {
+            const float *hat = b->book.hat + at + v, *raw = b->book.raw + at + v, *ppl = b->ppl ? b->ppl + panel * PANEL + v : 0;
+            float *dhat = b->dhat + at + v, *dmix = b->dmix ? b->dmix + at + v : 0;
+            int64_t left = filled - v;
+            if (left <= 0) break;
+#define THIN(noisy_, square_, ppl_, mix_, tail_) \
+    thin_backward(D, noisy_, square_, ppl_, mix_, tail_, &run, v, hat, raw, ppl, dhat, dmix, left)
+            if (left < PAIR * VX_LANES) {
+                if (!noisy) ppl ? THIN(0, 1, 1, 1, 1) : THIN(0, 1, 0, 1, 1);
+                else if (dmix) ppl ? THIN(1, 1, 1, 1, 1) : THIN(1, 1, 0, 1, 1);
+                else ppl ? THIN(1, 1, 1, 0, 1) : THIN(1, 1, 0, 0, 1);
+            } else if (!noisy)
+                ppl ? THIN(0, 0, 1, 1, 0) : square ? THIN(0, 1, 0, 1, 0) : THIN(0, 0, 0, 1, 0);
+            else if (dmix)
+                ppl ? THIN(1, 0, 1, 1, 0) : THIN(1, 1, 0, 1, 0);
+            else
+                ppl ? THIN(1, 0, 1, 0, 0) : THIN(1, 1, 0, 0, 0);
+#undef THIN
+        }
+    }
+}
+
+static void meet_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
+{
+    switch (b->c.thin) {
+    case 3: thin_panel(3, b, t, first, rows, panel); break;
+    case 4: thin_panel(4, b, t, first, rows, panel); break;
+    case 8: thin_panel(8, b, t, first, rows, panel); break;
+    default: chunk_panel(b, t, first, rows, panel);
+    }
+}
+
+/* Adds up what thin_panel left lane by lane. */
+static void gather_thin(const smooth_call *c, worker *t, int64_t rows)
+{
+    for (int64_t i = 0; c->thin && i < rows; i++) {
+        for (int d = 0; d < c->thin; d++) t->dhat[i * c->Dp + d] += vf_sum(t->thin_dhat[i * (c->thin + 1) + d]);
+        t->x_sum[i] += t->thin_dhat[i * (c->thin + 1) + c->thin];
+    }
+}
+
 static void wait_for(turn *before, int strip)
 {
     for (int tries = 0; atomic_load_explicit(&before->strips, memory_order_acquire) <= strip; tries++)
@@ -290,15 +347,23 @@ static void backward_chunk(const backward *b, worker *t, int64_t chunk)
     load_chunk(b, t, first, rows);
     load_row_numbers(b, t, first, rows);
     if (b->ppl) add_ppl_sums(b, t, rows);
+    if (c->thin) memset(t->thin_dhat, 0, sizeof(vf) * (size_t)(rows * (c->thin + 1)));
     for (int64_t panel = 0, strip = 0; panel < c->panels; strip++) {
         if (chunk) wait_for(&b->turns[chunk - 1], (int)strip);
-        for (int64_t end = vx_min64(panel + b->strip, c->panels); panel < end; panel++) chunk_panel(b, t, first, rows, panel);
+        for (int64_t end = vx_min64(panel + b->strip, c->panels); panel < end; panel++) meet_panel(b, t, first, rows, panel);
         atomic_store_explicit(&b->turns[chunk].strips, (int)strip + 1, memory_order_release);
     }
+    gather_thin(c, t, rows);
     b->dlog_tau[chunk] += finish_chunk(b, t, first, rows);
 }
 
 /* -- All of a group ------------------------------------------------------------------------------------------------------------- */
+
+/* Code m's part of dhat or dmix. */
+static inline void read_code(const smooth_call *c, const float *from, int64_t m, float *out)
+{
+    for (int64_t d = 0; d < c->Dp; d++) out[d] = c->thin ? from[(m / PANEL * c->thin + d) * PANEL + m % PANEL] : from[m * c->Dp + d];
+}
 
 /* dcodebook of the group. To be called by all threads of a parallel region. */
 static void finish_codes(const backward *b, const int32_t *slot)
@@ -308,7 +373,9 @@ static void finish_codes(const backward *b, const int32_t *slot)
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < c->M; m++) {
         const float *hat = b->book.rows + m * c->Dp;
-        float *dhat = b->dhat + m * c->Dp, *out = b->dcodebook + (b->g * c->M + m) * D;
+        float dhat[c->Dp], dmix[c->Dp], *out = b->dcodebook + (b->g * c->M + m) * D;
+        read_code(c, b->dhat, m, dhat);
+        if (b->dmix) read_code(c, b->dmix, m, dmix);
         for (int64_t k = 0; slot && slot[m] >= 0 && k < c->K; k++) { /* the sparse terms */
             int64_t pair = slot[m] * c->K + k, row = b->pair.near[pair] * c->G + b->g;
             float factor = b->pair.weight[pair] * b->inverse[row] * c->scale;
@@ -318,7 +385,7 @@ static void finish_codes(const backward *b, const int32_t *slot)
         float factor = (float)LN2 / b->book.norm[m];
         for (int64_t d = 0; d < D; d++) out[d] = (dhat[d] - projection * hat[d]) * factor;
         if (b->dmix) {
-            for (int64_t d = 0; d < D; d++) out[d] += b->dmix[m * c->Dp + d];
+            for (int64_t d = 0; d < D; d++) out[d] += dmix[d];
             continue;
         }
         for (int32_t j = b->code_start[m]; j < b->code_start[m + 1]; j++) {
@@ -373,7 +440,8 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
         t->noisy = carve_f32(a, b->chunk);
         t->p = carve_f32(a, b->block * PANEL);
         t->x = carve_f32(a, b->block * PANEL);
-        t->noise = carve_f32(a, PANEL);
+        t->noise = carve_f32(a, (c->thin ? RUN : 1) * PANEL);
+        t->thin_dhat = c->thin ? carve(a, b->chunk * (c->thin + 1), sizeof(vf)) : 0;
         if (a->base) memset(t->zero, 0, sizeof t->zero);
     }
 }
@@ -410,9 +478,10 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     worker *workers[threads];
     smooth_arena arena = {0};
     int32_t *slot;
-    b.block = c->D >= 128 ? 24 : 12;
+    b.block = BLOCK;
     if (!status) {
-        int64_t most = CHUNK_BYTES / (3 * (int64_t)sizeof(float) * c->Dp) / BLOCK * BLOCK;
+        int64_t row_bytes = c->thin ? (c->thin + 1) * (int64_t)sizeof(vf) : 3 * (int64_t)sizeof(float) * c->Dp;
+        int64_t most = CHUNK_BYTES / row_bytes / BLOCK * BLOCK;
         b.chunk = vx_max64(BLOCK, vx_min64(most, vx_ceil_div(vx_ceil_div(c->N, 16), BLOCK) * BLOCK));
         b.chunks = vx_ceil_div(c->N, b.chunk);
         b.strip = vx_ceil_div(c->panels, STRIPS);

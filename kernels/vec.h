@@ -361,6 +361,35 @@ static inline uint32_t vf_greater_bits(vf a, vf b)
 #endif
 }
 
+/* a > b ? yes : no, lane by lane, without a vector of masks in between. */
+static inline vi vi_where_greater(vf a, vf b, vi yes, vi no)
+{
+#if defined(__AVX512F__)
+    return (vi)_mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), (__m512i)no, (__m512i)yes);
+#elif defined(__AVX2__)
+    return (vi)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)(a > b));
+#else
+    vi mask = a > b;
+    return (yes & mask) | (no & ~mask);
+#endif
+}
+
+/* Whether a[v] > b[v] in any lane of count (1 .. 16, a constant) vectors. */
+static inline __attribute__((always_inline)) int vf_any_greater(const int count, const vf *a, const vf *b)
+{
+#if defined(__AVX512F__)
+    __mmask16 none = 0xffff; /* each comparison keeps the lanes that have not passed */
+#pragma GCC unroll 16
+    for (int v = 0; v < count; v++) none = _mm512_mask_cmp_ps_mask(none, a[v], b[v], _CMP_NGT_UQ);
+    return none != 0xffff;
+#else
+    vi any = {0};
+#pragma GCC unroll 16
+    for (int v = 0; v < count; v++) any |= (vi)(a[v] > b[v]);
+    return vf_greater_bits((vf)(any & 0x3f800000), vf_zero()) != 0;
+#endif
+}
+
 /* While denormals are off (this thread; x86 only), results below 2^-126 become 0 instead of costing a hundred cycles each. */
 static inline unsigned vx_denormals_off(void)
 {
