@@ -34,6 +34,30 @@ static inline vf vf_set1(float x) { return x - (vf){0}; }
 static inline vf vf_zero(void) { return (vf){0}; }
 static inline vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
 
+/* A store that bypasses the caches, of which p's line is written whole and need not be read first: two thirds of the traffic,
+ * where nothing will read it soon. For outputs that vf_streams() approves; vf_stream_end() before another thread reads them. */
+static inline void vf_stream(float *p, vf x)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, x);
+#else
+    vf_store(p, x);
+#endif
+}
+
+static inline void vf_stream_end(void)
+{
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
+/* Output of this size, its rows a multiple of `row` floats apart: too large for the caches, and every vector a whole line. */
+static inline int vf_streams(const float *p, int64_t floats, int64_t row)
+{
+    return VX_LANES == 16 && floats >= 1 << 20 && row % 16 == 0 && (uintptr_t)p % 64 == 0;
+}
+
 /* First n lanes of p (0 <= n <= VX_LANES), the others 0; and the store that matches. */
 static inline vf vf_load_n(const float *p, int n)
 {
@@ -186,6 +210,34 @@ static inline vf vf_exp2(vf t)
     r = vf_select(t < vf_set1(-126.0f), vf_zero(), r);
     r = vf_select(t >= vf_set1(128.0f), vf_set1(INFINITY), r);
     return vf_select(t != t, t, r);
+#endif
+}
+
+/* x[i] = 2^x[i] for count (a constant) vectors, step by step for all of them: a vf_exp2 is a chain of eight operations, and
+ * processors do not look far enough ahead to overlap chains that stand one behind the other. */
+static inline __attribute__((always_inline)) void vf_exp2_many(const int count, vf *x)
+{
+#if defined(__AVX512F__)
+    vf n[16], p[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) n[i] = _mm512_roundscale_ps(x[i], 8);
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) x[i] -= n[i];
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) p[i] = x[i] * 1.32647271e-3f + 9.67151268e-3f;
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + 5.55073374e-2f;
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + 2.40222421e-1f;
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + 6.93146978e-1f;
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + 1.0f;
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) x[i] = _mm512_scalef_ps(p[i], n[i]);
+#else
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) x[i] = vf_exp2(x[i]);
 #endif
 }
 
