@@ -67,6 +67,34 @@ describe("backward", function()
     near({ 1 }, g)
   end)
 
+  it("does not add in place into a gradient that two nodes hold", function()
+    local x, w = leaf { 1, 1 }, leaf { 1, 1 }
+    local a, b = ops.affine(x, 1, 0), ops.affine(w, 1, 0)
+    local c = ops.affine(a, 2, 0)
+    -- the sum hands one gradient to a and to b; then c's arrives at a, before b has passed its own on
+    local y = ops.add(a, b)
+    ops.add(y, c):backward(vx.ones { 2 })
+    near({ 3, 3 }, x.grad)
+    near({ 1, 1 }, w.grad)
+    -- the same where that gradient was itself added up
+    x:zero_grad()
+    w:zero_grad()
+    local d, e = ops.affine(x, 1, 0), ops.affine(w, 1, 0)
+    local f = ops.affine(d, 2, 0)
+    local s = ops.add(d, e)
+    ops.add(ops.add(ops.affine(s, 1, 0), ops.affine(s, 1, 0)), f):backward(vx.ones { 2 })
+    near({ 4, 4 }, x.grad)
+    near({ 2, 2 }, w.grad)
+    -- and through views of one gradient
+    x:zero_grad()
+    w:zero_grad()
+    local p, q = ops.affine(x, 1, 0), ops.affine(w, 1, 0)
+    local r = ops.affine(p, 2, 0)
+    ops.add(ops.add(ops.reshape(p, { 2, 1 }), ops.reshape(q, { 2, 1 })), ops.reshape(r, { 2, 1 })):backward(vx.ones { 2, 1 })
+    near({ 3, 3 }, x.grad)
+    near({ 1, 1 }, w.grad)
+  end)
+
   it("of x + x and of x - x adds the two paths", function()
     local x = leaf { 3 }
     ops.add(x, x):backward()

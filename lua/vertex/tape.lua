@@ -113,8 +113,9 @@ function core.Tensor:backward(gradient)
   end
   if not root then return add_to_leaf(self, core.contiguous(gradient)) end
 
-  -- holders[g]: how many slots hold gradient g; at 0 its memory is free again, at 1 it may be added to in place
-  local nodes, holders = nodes_before(root), { [gradient] = 2 }
+  -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and waits in one slot,
+  -- so it may be added to in place; what an op returned may share its memory with another gradient (a view, or dy itself)
+  local nodes, holders, sums = nodes_before(root), { [gradient] = 2 }, {}
   root.gradients = { [self._slot] = gradient }
 
   local function drop(g)
@@ -131,17 +132,14 @@ function core.Tensor:backward(gradient)
     if not before then
       holders[g] = (holders[g] or 0) + 1
       node.gradients[x._slot] = g
+    elseif sums[before] then
+      core.call(core.C.vx_binary, before._h, before._h, g._h, 0)
     else
-      local sum = before
-      if holders[before] > 1 or not before:is_contiguous() then
-        sum = core.new_like(x)
-        holders[sum] = 1
-        node.gradients[x._slot] = sum
-        core.call(core.C.vx_binary, sum._h, before._h, g._h, 0)
-        drop(before)
-      else
-        core.call(core.C.vx_binary, sum._h, before._h, g._h, 0)
-      end
+      local sum = core.new_like(x)
+      holders[sum], sums[sum] = 1, true
+      node.gradients[x._slot] = sum
+      core.call(core.C.vx_binary, sum._h, before._h, g._h, 0)
+      drop(before)
     end
   end
 
@@ -166,6 +164,7 @@ function core.Tensor:backward(gradient)
     if g then
       local outputs = node.op.outputs or 1
       for slot = 1, outputs do
+        if g[slot] then sums[g[slot]] = nil end -- it may now be handed on
         if g[slot] and not g[slot]:is_contiguous() then
           local whole = core.contiguous(g[slot])
           holders[whole] = 1
