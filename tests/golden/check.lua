@@ -1,5 +1,5 @@
 --- check.lua: runs one golden file through the library and compares. As a program it does so for all of them and prints what differs:
---     luajit tests/golden/check.lua            (with LUA_PATH as in README, VERTEX_SIMD as you like)
+--     LUA_PATH="./lua/?.lua;./lua/?/init.lua;;" VERTEX_SIMD=portable luajit tests/golden/check.lua
 
 local vx = require "vertex"
 
