@@ -99,7 +99,7 @@ local function train_method(method)
       progress:finish()
       return nil
     end
-    run:save(extra, step < steps and 10 or nil)
+    run:save(extra, step < steps)
   end
   for _, broken in ipairs(images:broken()) do io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason)) end
   images:close()

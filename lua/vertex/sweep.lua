@@ -84,12 +84,18 @@ function sweep.flags(spec, argv)
   parser:option("--epochs", "Passes over the data instead of steps."):argname "N":convert(integer(1, 1e6))
   parser:option("--batch", "Images per step."):argname "N":convert(integer(1, 65536))
   parser:option("--threads", "CPU threads; results do not depend on it."):argname "N":convert(integer(1, 4096))
+  parser:option("--checkpoint", "Seconds between checkpoints; 0: after every step; default 10."):argname "N":convert(integer(0, 1e6))
   parser:option("--quantizers", "Folder with more quantizers, one file each."):argname "DIR"
   parser:flag("--strict", "A broken file in --data ends the run instead of being skipped.")
   parser:flag("--resume", "Go on with an interrupted run (of --out, or the newest of this preset).")
   parser:flag("--quiet", "Only the final table.")
   for _, add in ipairs(spec.more or {}) do add(parser) end
-  local ok, args = parser:pparse(argv)
+  local joined = {} -- "--steps -3" as "--steps=-3", so that the number is what is complained about
+  for _, a in ipairs(argv) do
+    local before = joined[#joined]
+    if a:match "^%-[%d.]" and before and before:match "^%-%-[^=]+$" then joined[#joined] = before .. "=" .. a else joined[#joined + 1] = a end
+  end
+  local ok, args = parser:pparse(joined)
   if not ok then exit_with(("%s\n\n%s"):format(args, parser:get_usage())) end
   if args.preset and not spec.presets[args.preset] then exit_with(("unknown preset '%s'; known: %s"):format(args.preset, table.concat(presets, ", "))) end
   if args.steps and args.epochs then exit_with "--steps and --epochs: give one of them" end
@@ -214,9 +220,9 @@ end
 
 function Run:seconds() return self.before + core.time() - self.began end
 
---- Writes the method's checkpoint with `extra` (at least {step}); with `every`, only where that many seconds have passed.
-function Run:save(extra, every)
-  if every and core.time() - self.saved < every then return end
+--- Writes the method's checkpoint with `extra` (at least {step}); with `now_and_then` only every --checkpoint seconds.
+function Run:save(extra, now_and_then)
+  if now_and_then and core.time() - self.saved < (self.flags.checkpoint or 10) then return end
   extra.identity, extra.method, extra.seconds = self.identity, self.method, self:seconds()
   train.save_checkpoint(self:checkpoint_path(self.method), self.state, extra)
   self.saved = core.time()

@@ -1,0 +1,220 @@
+-- The main job as a user runs it: flags, output folder, results, kill and resume. Runs experiments/ae_sweep.lua in child processes.
+
+local lfs = require "lfs"
+local train = require "vertex.train"
+local core = require "vertex.core"
+local vx = require "vertex"
+
+local root = core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root -- children run elsewhere
+local scratch
+
+--- Runs a shell command; returns its output (both streams) and exit status.
+local function shell(command)
+  local p = io.popen("{ (" .. command .. ") 2>&1; echo \"status $?\"; } 2>/dev/null")
+  local text = p:read "*a"
+  p:close()
+  local output, status = text:match "^(.*)status (%d+)%s*$"
+  return output, tonumber(status)
+end
+
+local function sweep(arguments, before)
+  return shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s/experiments/ae_sweep.lua' %s"):format(scratch, os.getenv "VERTEX_LIB" or root .. "/build/libvertex.so",
+    before or "", root, arguments))
+end
+
+local function read(path)
+  local f = assert(io.open(scratch .. "/" .. path, "rb"))
+  local text = f:read "*a"
+  f:close()
+  return text
+end
+
+local function write(path, text)
+  local f = assert(io.open(scratch .. "/" .. path, "wb"))
+  f:write(text)
+  f:close()
+end
+
+--- results.csv without the column that depends on the clock.
+local function results(out)
+  local lines, skip = {}, nil
+  for line in read(out .. "/results.csv"):gmatch "[^\n]+" do
+    local cells = {}
+    for c in (line .. ","):gmatch "([^,]*)," do cells[#cells + 1] = c end
+    for i, c in ipairs(cells) do
+      if c == "seconds" then skip = i end
+    end
+    table.remove(cells, skip)
+    lines[#lines + 1] = table.concat(cells, ",")
+  end
+  return table.concat(lines, "\n")
+end
+
+--- Bytes of every tensor of a checkpoint, in one string.
+local function tensors(out, method)
+  local loaded, names, parts = vx.load(("%s/%s/checkpoints/%s.safetensors"):format(scratch, out, method)), {}, {}
+  for name in pairs(loaded) do names[#names + 1] = name end
+  table.sort(names)
+  for i, name in ipairs(names) do parts[i] = name .. loaded[name]:bytes() end
+  return table.concat(parts)
+end
+
+describe("ae_sweep", function()
+  setup(function()
+    scratch = os.tmpname()
+    os.remove(scratch)
+    lfs.mkdir(scratch)
+  end)
+  teardown(function() os.execute(("rm -rf '%s'"):format(scratch)) end)
+
+  it("trains, evaluates and leaves every file", function()
+    local output, status = sweep "--steps 3 --batch 4 --out a/b --methods softmax-knn-ce,ste-euclid"
+    assert.equal(0, status, output)
+    for _, file in ipairs { "config.json", "results.csv", "table.md", "metrics.jsonl", "curves.png", "reconstructions.png", "checkpoints/ste-euclid.safetensors" } do
+      assert.truthy(core.file_size(scratch .. "/a/b/" .. file), file)
+    end
+    local csv = read "a/b/results.csv"
+    assert.truthy(csv:find("method,seed,code_use,perplexity,rmse,psnr,fid_tv,is_tv,steps,seconds", 1, true))
+    assert.truthy(csv:find("\nste-euclid,1,", 1, true))
+    assert.truthy(output:find("softmax-knn-ce", 1, true) and output:find("Code use", 1, true))
+    for line in read("a/b/metrics.jsonl"):gmatch "[^\n]+" do
+      local entry = assert(train.parse_json(line))
+      assert.truthy(entry.loss > 0 and entry.code_use > 0 and entry.step >= 1)
+    end
+    assert.truthy(read("a/b/table.md"):find("| softmax-knn-ce |", 1, true))
+  end)
+
+  it("refuses a folder that holds an experiment, or something else, and changes nothing", function()
+    local before = read "a/b/config.json"
+    local output, status = sweep "--steps 3 --batch 4 --out a/b"
+    assert.equal(2, status)
+    assert.truthy(output:find("holds an experiment already", 1, true), output)
+    output, status = sweep "--steps 4 --out a/b --resume"
+    assert.equal(2, status)
+    assert.truthy(output:find("its steps is 3, asked for is 4", 1, true), output)
+    assert.equal(before, read "a/b/config.json")
+    lfs.mkdir(scratch .. "/other")
+    write("other/thesis.txt", "words")
+    output, status = sweep "--out other"
+    assert.equal(2, status)
+    assert.truthy(output:find("thesis.txt", 1, true), output)
+    write("file", "")
+    output, status = sweep "--out file"
+    assert.equal(2, status)
+    assert.truthy(output:find("expected a folder", 1, true), output)
+    output, status = sweep "--out /proc/nowhere/x"
+    assert.equal(2, status)
+    assert.truthy(output:find("cannot make", 1, true), output)
+    output, status = sweep "--resume --out nothing"
+    assert.equal(2, status)
+    assert.truthy(output:find("holds no experiment", 1, true), output)
+  end)
+
+  it("does not run finished methods again, and takes new ones", function()
+    local before = read "a/b/checkpoints/ste-euclid.safetensors"
+    local output, status = sweep "--out a/b --resume --methods ste-euclid,hgumbel-ppl"
+    assert.equal(0, status, output)
+    assert.truthy(output:find("ste%-euclid +finished before"))
+    assert.equal(before, read "a/b/checkpoints/ste-euclid.safetensors")
+    assert.truthy(read("a/b/results.csv"):find("\nhgumbel-ppl,", 1, true))
+    assert.truthy(read("a/b/results.csv"):find("\nsoftmax-knn-ce,", 1, true))
+  end)
+
+  it("names what it does not know, and lists what it does", function()
+    for arguments, expected in pairs {
+      ["--methods softmax-knn"] = "unknown method 'softmax-knn'; known: ste-euclid, ste-cosine",
+      ["--preset huge"] = "unknown preset 'huge'; known: 16x16x32-1024",
+      ["--stepps 3"] = "--steps",
+      ["--steps -3"] = "expected an integer from 1",
+      ["--steps 1.5"] = "expected an integer from 1",
+      ["--batch 1e99"] = "expected an integer from 1",
+      ["--seed x"] = "expected an integer from 0",
+      ["--steps 1 --epochs 1"] = "give one of them",
+      ["--methods ,"] = "names none",
+      ["--device tpu --out t1"] = "device 'tpu': expected \"cpu\"",
+      ["--data nowhere --out t2 --steps 1"] = "nowhere",
+      ["--data other --out t3 --steps 1"] = "other",
+      ["--quantizers nowhere"] = "'nowhere' is no folder",
+    } do
+      local output, status = sweep(arguments)
+      assert.truthy(status ~= 0, arguments)
+      assert.truthy(output:find(expected, 1, true), arguments .. ": " .. output)
+      assert.falsy(output:find("stack traceback", 1, true), output)
+    end
+    local output, status = sweep "--help"
+    assert.equal(0, status)
+    for _, item in ipairs(vx.quantizers()) do assert.truthy(output:find(item.name, 1, true), item.name) end
+  end)
+
+  it("gives bit for bit the uninterrupted result after kills at any moment", function()
+    local common = "--steps 40 --batch 4 --checkpoint 0 --quiet --methods sgumbel-knn-ce,re-cosine"
+    local output, status = sweep(common .. " --out whole")
+    assert.equal(0, status, output)
+    local tries, done = 0, false
+    sweep(common .. " --out killed", "timeout -s KILL 0.6")
+    while not done and tries < 60 do
+      tries = tries + 1
+      local again = lfs.attributes(scratch .. "/killed/config.json", "mode") and " --out killed --resume" or " --out killed"
+      output, status = sweep(common .. again, ("timeout -s KILL %.2f"):format(0.6 + 0.13 * tries))
+      done = status == 0
+    end
+    assert.truthy(done, output)
+    assert.truthy(tries > 1, "the run was never interrupted")
+    assert.equal(results "whole", results "killed")
+    assert.equal(read "whole/metrics.jsonl", read "killed/metrics.jsonl")
+    for _, method in ipairs { "sgumbel-knn-ce", "re-cosine" } do assert.equal(tensors("whole", method), tensors("killed", method)) end
+  end)
+
+  it("stops cleanly at Ctrl-C and goes on", function()
+    local output, status = sweep("--steps 400000 --batch 4 --out stopped --methods softmax-ppl", "timeout -s INT 2")
+    assert.truthy(status == 124 or status == 130, output)
+    assert.truthy(output:find("stopped; go on with: luajit", 1, true), output)
+    local extra = train.peek_checkpoint(scratch .. "/stopped/checkpoints/softmax-ppl.safetensors")
+    assert.truthy(extra.step >= 1)
+  end)
+
+  it("refuses a damaged or foreign checkpoint by name", function()
+    local path = "a/b/checkpoints/softmax-knn-ce.safetensors"
+    local good = read(path)
+    for what, bytes in pairs { truncated = good:sub(1, #good - 100), foreign = read "whole/checkpoints/re-cosine.safetensors", text = "hello" } do
+      write(path, bytes)
+      local output, status = sweep "--out a/b --resume"
+      assert.equal(2, status, what)
+      assert.truthy(output:find("softmax-knn-ce.safetensors", 1, true), output)
+      assert.equal(bytes, read(path), what)
+    end
+    write(path, good)
+  end)
+
+  it("takes quantizers from another folder", function()
+    lfs.mkdir(scratch .. "/more")
+    write("more/mine.lua", [[
+      local registry = require "vertex.quantizers"
+      local ops = require "vertex.ops"
+      local Mine = registry.Quantizer.extend "Mine"
+      function Mine:setup() end
+      function Mine:quantize(z) return ops.quantize_hard(z, self.codebook, { metric = "euclid", estimator = "ste", beta = 0.5, reduction = "sum" }) end
+      function Mine:nearest(z) return ops.assign(z, self.codebook, "euclid") end
+      function Mine:lookup(codes) return self:take(self.codebook, codes) end
+      return { names = { { name = "mine", summary = "half the commitment" } }, paper = "none", class = Mine }
+    ]])
+    local output, status = sweep "--quantizers more --methods mine --steps 2 --batch 4 --out m"
+    assert.equal(0, status, output)
+    assert.truthy(read("m/results.csv"):find("\nmine,", 1, true))
+    output = sweep "--quantizers more --help"
+    assert.truthy(output:find("half the commitment", 1, true))
+  end)
+
+  it("names and counts a broken image and goes on; --strict ends there", function()
+    lfs.mkdir(scratch .. "/photos")
+    for i = 1, 12 do vx.data.save(("%s/photos/%02d.png"):format(scratch, i), vx.data.procedural(40, 1, i)) end
+    local bytes = read "photos/03.png"
+    write("photos/03.png", bytes:sub(1, #bytes / 2))
+    local output, status = sweep "--data photos --steps 6 --batch 4 --out p --methods ste-euclid"
+    assert.equal(0, status, output)
+    assert.truthy(output:find("03.png", 1, true), output)
+    output, status = sweep "--data photos --steps 6 --batch 4 --out q --methods ste-euclid --strict"
+    assert.truthy(status ~= 0)
+    assert.truthy(output:find("03.png", 1, true), output)
+  end)
+end)
