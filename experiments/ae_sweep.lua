@@ -16,8 +16,6 @@ local spec = {
   summary = "Discrete image autoencoding with thirteen quantizers (Morita 2025, Section 4.1).",
 }
 local flags = sweep.flags(spec, arg)
-if flags.threads then vx.threads(flags.threads) end
-if flags.device then vx.device(flags.device) end
 
 --- What decides the results, from the flags or, when resuming, from the stored experiment. Epochs become steps once the data is known.
 local function define(stored)

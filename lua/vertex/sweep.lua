@@ -61,7 +61,8 @@ local function methods_help()
 end
 
 --- The flags every experiment takes. spec {name, summary, presets = {name = table}, default_preset}. Returns a table of the flags
--- given (nil where not given); prints help or an error and ends the process where that is what was asked for or deserved.
+-- given (nil where not given), --device and --threads already in force; prints help or an error and ends the process where that is
+-- what was asked for or deserved.
 function sweep.flags(spec, argv)
   local folder -- families of --quantizers must be known before --methods and the help are read
   for i, a in ipairs(argv) do
@@ -100,6 +101,11 @@ function sweep.flags(spec, argv)
   if args.preset and not spec.presets[args.preset] then exit_with(("unknown preset '%s'; known: %s"):format(args.preset, table.concat(presets, ", "))) end
   if args.steps and args.epochs then exit_with "--steps and --epochs: give one of them" end
   args.methods = args.methods and parse_methods(args.methods)
+  if args.threads then core.threads(args.threads) end
+  if args.device then
+    local found, reason = pcall(core.device, args.device)
+    if not found then exit_with("--device: " .. tostring(reason):gsub("^[^:]*:%d+: ", "")) end
+  end
   return args
 end
 
