@@ -18,8 +18,8 @@ local function shell(command)
 end
 
 local function sweep(arguments, before)
-  return shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s/experiments/ae_sweep.lua' %s"):format(scratch, os.getenv "VERTEX_LIB" or root .. "/build/libvertex.so",
-    before or "", root, arguments))
+  local library = os.getenv "VERTEX_LIB" or root .. "/build/libvertex.so"
+  return shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s/experiments/ae_sweep.lua' %s"):format(scratch, library, before or "", root, arguments))
 end
 
 local function read(path)
@@ -70,7 +70,8 @@ describe("ae_sweep", function()
   it("trains, evaluates and leaves every file", function()
     local output, status = sweep "--steps 3 --batch 4 --out a/b --methods softmax-knn-ce,ste-euclid"
     assert.equal(0, status, output)
-    for _, file in ipairs { "config.json", "results.csv", "table.md", "metrics.jsonl", "curves.png", "reconstructions.png", "checkpoints/ste-euclid.safetensors" } do
+    for _, file in ipairs { "config.json", "results.csv", "table.md", "metrics.jsonl", "curves.png", "reconstructions.png",
+      "checkpoints/ste-euclid.safetensors" } do
       assert.truthy(core.file_size(scratch .. "/a/b/" .. file), file)
     end
     local csv = read "a/b/results.csv"

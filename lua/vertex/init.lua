@@ -48,7 +48,9 @@ function vx.arange(...)
   local options = type(a[#a]) == "table" and table.remove(a) or nil
   local first, stop, step = a[1], a[2], a[3] or 1
   if stop == nil then first, stop = 0, first end
-  if type(first) ~= "number" or type(stop) ~= "number" or type(step) ~= "number" or step == 0 then core.fail "arange: expected numbers and a step other than 0" end
+  if type(first) ~= "number" or type(stop) ~= "number" or type(step) ~= "number" or step == 0 then
+    core.fail "arange: expected numbers and a step other than 0"
+  end
   local values = {}
   for v = first, stop - step * 1e-9, step do values[#values + 1] = v end
   return finish(core.new({ #values }, options):fromtable(values), options)

@@ -51,7 +51,7 @@ function nn.module(name, parent)
   return class
 end
 
-function Module:init() end
+function Module.init() end
 
 --- Iterates over own fields that are tensors or modules, in order of assignment.
 function Module:fields()

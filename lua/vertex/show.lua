@@ -32,7 +32,7 @@ end
 --- The shown corners of x as text; reads only those rows.
 local function values(x)
   local format, shape = number_format(x:dtype()), x:shape()
-  local cells, width = {}, 0
+  local width = 0
   local function collect(view, d)
     if d == #shape then
       local row, out = d == 0 and { view:item() } or view:totable(), {}
@@ -47,7 +47,7 @@ local function values(x)
     for _, i in ipairs(shown(shape[d])) do out[#out + 1] = i == 0 and "..." or collect(view[i], d + 1) end
     return out
   end
-  cells = collect(x, #shape == 0 and 0 or 1)
+  local cells = collect(x, #shape == 0 and 0 or 1)
   if #shape == 0 then return cells[1] end
   local function render(level, d)
     if type(level) == "string" then return level end
