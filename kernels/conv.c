@@ -80,7 +80,7 @@ static void pack(float *packed, const float *w, int64_t C, int64_t O, int flip)
 }
 
 static void wide(float *y, const float *x, const float *packed, const float *bias, float *buffer, int64_t H, int64_t W, int64_t C,
-                 int64_t O, int64_t h0)
+                 int64_t O, int64_t h0, int stream)
 {
     window in = window_new(buffer, H, W, C);
     for (int64_t h = h0; h < vx_min64(h0 + STRIP, H); h++) {
@@ -90,7 +90,7 @@ static void wide(float *y, const float *x, const float *packed, const float *bia
             const int columns = (int)vx_min64(VX_PANEL, O - j);
             const int64_t width = padded(columns);
             vx_product q = {.k = 3 * C, .row_stride = C, .k_stride = 1, .b_stride = width, .c = y + h * W * O + j, .c_stride = O,
-                            .alpha = 1, .bias = bias ? bias + j : 0};
+                            .alpha = 1, .bias = bias ? bias + j : 0, .stream = stream};
             for (int i = 0; i < 3; i++)
                 if (window_has(&in, h + i - 1)) {
                     q.a[q.segments] = window_at(&in, h + i - 1);
@@ -161,12 +161,14 @@ static int convolve(const char *op, float *y, const float *x, const float *w, co
     buffers = packed + padded(weights);
     if (is_narrow) pack_narrow(packed, packed + C * padded(9 * O), w, C, O, flip);
     else pack(packed, w, C, O, flip);
+    const int stream = !is_narrow && vf_streams(y, B * H * W * O, O);
 #pragma omp parallel for schedule(static) if (9 * B * H * W * C * O > SERIAL_BELOW)
     for (int64_t task = 0; task < B * strips; task++) {
         const int64_t image = task / strips, h0 = task % strips * strip;
         float *own = buffers + omp_get_thread_num() * buffer;
         if (is_narrow) narrow(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0);
-        else wide(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0);
+        else wide(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0, stream);
+        if (stream) vf_stream_end();
     }
     vx_scratch_free(packed);
     return VX_OK;
@@ -273,12 +275,21 @@ int VX_CPU(conv3x3_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *
 int VX_CPU(upsample2x)(vx_tensor *y, vx_tensor *x)
 {
     const int64_t rows = x->shape[0] * x->shape[1], W = x->shape[2], C = x->shape[3];
+    const int stream = vf_streams(vx_f32(y), y->numel, C);
 #pragma omp parallel for schedule(static) if (4 * rows * W * C > SERIAL_BELOW)
     for (int64_t r = 0; r < rows; r++) {
         const float *from = vx_f32(x) + r * W * C;
         float *to = vx_f32(y) + 4 * r * W * C;
         for (int64_t w = 0; w < W; w++, from += C, to += 2 * C) {
             int64_t c = 0;
+            if (stream)
+                for (; c < C; c += VX_LANES) {
+                    const vf v = vf_load(from + c);
+                    vf_stream(to + c, v);
+                    vf_stream(to + C + c, v);
+                    vf_stream(to + 2 * W * C + c, v);
+                    vf_stream(to + (2 * W + 1) * C + c, v);
+                }
             for (; c + VX_LANES <= C; c += VX_LANES) {
                 const vf v = vf_load(from + c);
                 vf_store(to + c, v);
@@ -286,7 +297,8 @@ int VX_CPU(upsample2x)(vx_tensor *y, vx_tensor *x)
             }
             for (; c < C; c++) to[c] = to[C + c] = from[c];
         }
-        memcpy(to, to - 2 * W * C, sizeof(float) * (size_t)(2 * W * C));
+        if (stream) vf_stream_end();
+        else memcpy(to, to - 2 * W * C, sizeof(float) * (size_t)(2 * W * C));
     }
     return VX_OK;
 }

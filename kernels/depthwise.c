@@ -16,6 +16,7 @@
 enum {
     SERIAL_BELOW = 20000, /* multiply-adds that are not worth waking a thread for */
     PARTS = 64,           /* most parts of the weight gradient */
+    AHEAD = 8,            /* pixels to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
 };
 
 /* A function with n = VX_LANES at compile time, or the masked one. */
@@ -24,6 +25,11 @@ static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
 {
     if (n == VX_LANES) vf_store(p, x);
     else vf_store_n(p, x, n);
+}
+static inline __attribute__((always_inline)) void put(float *p, vf x, int n, int stream)
+{
+    if (stream) vf_stream(p, x);
+    else store(p, x, n);
 }
 
 /* -- Stride 1: forward, and the gradient of x ---------------------------------------------------------------------------- */
@@ -37,7 +43,7 @@ static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
 /* T output rows of width W, n channels; row[0 .. T + 1] are the input rows around them (a row of zeros off the image). The
  * pixel at column j ends output j - 1, continues output j and begins output j + 1. */
 static inline __attribute__((always_inline)) void walk(const int T, int n, float *y, const float *const *row, const float *w,
-                                                       const float *bias, int64_t W, int64_t C, int flip)
+                                                       const float *bias, int64_t W, int64_t C, int flip, int stream)
 {
     vf k[9], first[BAND], second[BAND], start = bias ? load(bias, n) : vf_zero();
 #pragma GCC unroll 9
@@ -49,28 +55,32 @@ static inline __attribute__((always_inline)) void walk(const int T, int n, float
 #pragma GCC unroll 6
         for (int t = 0; t < T + 2; t++) x[t] = load(row[t] + j * C, n);
 #pragma GCC unroll 4
+        for (int t = 2; t < T + 2; t++) __builtin_prefetch(row[t] + (j + AHEAD) * C);
+#pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
             vf done = vf_fma(x[t + 2], k[8], vf_fma(x[t + 1], k[5], vf_fma(x[t], k[2], first[t])));
             first[t] = vf_fma(x[t + 2], k[7], vf_fma(x[t + 1], k[4], vf_fma(x[t], k[1], second[t])));
             second[t] = vf_fma(x[t + 2], k[6], vf_fma(x[t + 1], k[3], vf_fma(x[t], k[0], start)));
-            if (j) store(y + (t * W + j - 1) * C, done, n);
+            if (j) put(y + (t * W + j - 1) * C, done, n, stream);
         }
     }
 #pragma GCC unroll 4
-    for (int t = 0; t < T; t++) store(y + (t * W + W - 1) * C, first[t], n);
+    for (int t = 0; t < T; t++) put(y + (t * W + W - 1) * C, first[t], n, stream);
 }
 
-static void band(int rows, float *y, const float *const *row, const float *w, const float *bias, int64_t W, int64_t C, int flip)
+static void band(int rows, float *y, const float *const *row, const float *w, const float *bias, int64_t W, int64_t C, int flip,
+                 int stream)
 {
     for (int64_t c = 0; c < C; c += VX_LANES) {
         const int n = (int)vx_min64(VX_LANES, C - c);
         const float *at[BAND + 2], *b = bias ? bias + c : 0;
         for (int t = 0; t < rows + 2; t++) at[t] = row[t] + c;
-        if (rows == BAND && n == VX_LANES) walk(BAND, VX_LANES, y + c, at, w + c, b, W, C, flip);
+        if (rows == BAND && stream) walk(BAND, VX_LANES, y + c, at, w + c, b, W, C, flip, 1);
+        else if (rows == BAND && n == VX_LANES) walk(BAND, VX_LANES, y + c, at, w + c, b, W, C, flip, 0);
         else
             for (int t = 0; t < rows; t++) {
-                if (n == VX_LANES) walk(1, VX_LANES, y + t * W * C + c, at + t, w + c, b, W, C, flip);
-                else walk(1, n, y + t * W * C + c, at + t, w + c, b, W, C, flip);
+                if (n == VX_LANES) walk(1, VX_LANES, y + t * W * C + c, at + t, w + c, b, W, C, flip, 0);
+                else walk(1, n, y + t * W * C + c, at + t, w + c, b, W, C, flip, 0);
             }
     }
 }
@@ -82,6 +92,7 @@ static int stride1(const char *op, float *y, const float *x, const float *w, con
     if (!zeros) return VX_ENOMEM;
     memset(zeros, 0, sizeof(float) * (size_t)(W * C));
     const int64_t bands = vx_ceil_div(H, BAND);
+    const int stream = vf_streams(y, B * H * W * C, C);
 #pragma omp parallel for schedule(static) if (9 * B * H * W * C > SERIAL_BELOW)
     for (int64_t task = 0; task < B * bands; task++) {
         const int64_t image = task / bands, h = task % bands * BAND;
@@ -91,7 +102,8 @@ static int stride1(const char *op, float *y, const float *x, const float *w, con
             const int64_t from = h + t - 1;
             row[t] = from < 0 || from >= H ? zeros : x + (image * H + from) * W * C;
         }
-        band(rows, y + (image * H + h) * W * C, row, w, bias, W, C, flip);
+        band(rows, y + (image * H + h) * W * C, row, w, bias, W, C, flip, stream);
+        if (stream) vf_stream_end();
     }
     vx_scratch_free(zeros);
     return VX_OK;
@@ -101,7 +113,7 @@ static int stride1(const char *op, float *y, const float *x, const float *w, con
 
 /* One output row of Q pixels. Columns 2q - 1, 2q, 2q + 1 meet the three taps; the last serves the next pixel as its first. */
 static inline __attribute__((always_inline)) void walk2(int n, float *y, const float *const *row, const float *w, const float *bias,
-                                                        int64_t W, int64_t Q, int64_t C)
+                                                        int64_t W, int64_t Q, int64_t C, int stream)
 {
     vf k[9], left[3], start = bias ? load(bias, n) : vf_zero();
 #pragma GCC unroll 9
@@ -120,7 +132,7 @@ static inline __attribute__((always_inline)) void walk2(int n, float *y, const f
                 left[i] = load(row[i] + (2 * q + 1) * C, n);
                 odd = vf_fma(left[i], k[3 * i + 2], odd);
             }
-        store(y + q * C, even + odd, n);
+        put(y + q * C, even + odd, n, stream);
     }
 }
 
@@ -130,6 +142,7 @@ static int stride2(float *y, const float *x, const float *w, const float *bias, 
     float *zeros = vx_scratch("depthwise3x3", sizeof(float) * (size_t)(W * C));
     if (!zeros) return VX_ENOMEM;
     memset(zeros, 0, sizeof(float) * (size_t)(W * C));
+    const int stream = vf_streams(y, B * P * Q * C, C);
 #pragma omp parallel for schedule(static) if (9 * B * P * Q * C > SERIAL_BELOW)
     for (int64_t task = 0; task < B * P; task++) {
         const int64_t image = task / P, p = task % P;
@@ -141,9 +154,11 @@ static int stride2(float *y, const float *x, const float *w, const float *bias, 
         for (int64_t c = 0; c < C; c += VX_LANES) {
             const float *at[3] = {row[0] + c, row[1] + c, row[2] + c}, *b = bias ? bias + c : 0;
             float *out = y + task * Q * C + c;
-            if (c + VX_LANES <= C) walk2(VX_LANES, out, at, w + c, b, W, Q, C);
-            else walk2((int)(C - c), out, at, w + c, b, W, Q, C);
+            if (stream) walk2(VX_LANES, out, at, w + c, b, W, Q, C, 1);
+            else if (c + VX_LANES <= C) walk2(VX_LANES, out, at, w + c, b, W, Q, C, 0);
+            else walk2((int)(C - c), out, at, w + c, b, W, Q, C, 0);
         }
+        if (stream) vf_stream_end();
     }
     vx_scratch_free(zeros);
     return VX_OK;
@@ -152,7 +167,7 @@ static int stride2(float *y, const float *x, const float *w, const float *bias, 
 /* Rows 2p and 2p + 1 of dx from rows p and p + 1 of dy (the second a row of zeros below the image; dx's second row may be off
  * the image, NULL then). An even row or column meets the middle tap only, an odd one the outer two. */
 static inline __attribute__((always_inline)) void walk2_input(int n, float *even, float *odd, const float *dy, const float *below,
-                                                              const float *w, int64_t W, int64_t Q, int64_t C)
+                                                              const float *w, int64_t W, int64_t Q, int64_t C, int stream)
 {
     vf k[9];
 #pragma GCC unroll 9
@@ -161,11 +176,11 @@ static inline __attribute__((always_inline)) void walk2_input(int n, float *even
     for (int64_t q = 0; q < Q; q++) {
         vf a1 = vf_zero(), b1 = vf_zero();
         if (q + 1 < Q) a1 = load(dy + (q + 1) * C, n), b1 = load(below + (q + 1) * C, n);
-        store(even + 2 * q * C, a * k[4], n);
-        if (odd) store(odd + 2 * q * C, vf_fma(a, k[7], b * k[1]), n);
+        put(even + 2 * q * C, a * k[4], n, stream);
+        if (odd) put(odd + 2 * q * C, vf_fma(a, k[7], b * k[1]), n, stream);
         if (2 * q + 1 < W) {
-            store(even + (2 * q + 1) * C, vf_fma(a, k[5], a1 * k[3]), n);
-            if (odd) store(odd + (2 * q + 1) * C, vf_fma(a, k[8], a1 * k[6]) + vf_fma(b, k[2], b1 * k[0]), n);
+            put(even + (2 * q + 1) * C, vf_fma(a, k[5], a1 * k[3]), n, stream);
+            if (odd) put(odd + (2 * q + 1) * C, vf_fma(a, k[8], a1 * k[6]) + vf_fma(b, k[2], b1 * k[0]), n, stream);
         }
         a = a1, b = b1;
     }
@@ -177,6 +192,7 @@ static int stride2_input(float *dx, const float *dy, const float *w, int64_t B, 
     float *zeros = vx_scratch("depthwise3x3_backward_input", sizeof(float) * (size_t)(Q * C));
     if (!zeros) return VX_ENOMEM;
     memset(zeros, 0, sizeof(float) * (size_t)(Q * C));
+    const int stream = vf_streams(dx, B * H * W * C, C);
 #pragma omp parallel for schedule(static) if (9 * B * P * Q * C > SERIAL_BELOW)
     for (int64_t task = 0; task < B * P; task++) {
         const int64_t image = task / P, p = task % P;
@@ -184,9 +200,11 @@ static int stride2_input(float *dx, const float *dy, const float *w, int64_t B, 
         float *even = dx + (image * H + 2 * p) * W * C, *odd = 2 * p + 1 < H ? even + W * C : 0;
         for (int64_t c = 0; c < C; c += VX_LANES) {
             float *second = odd ? odd + c : 0;
-            if (c + VX_LANES <= C) walk2_input(VX_LANES, even + c, second, row + c, below + c, w + c, W, Q, C);
-            else walk2_input((int)(C - c), even + c, second, row + c, below + c, w + c, W, Q, C);
+            if (stream) walk2_input(VX_LANES, even + c, second, row + c, below + c, w + c, W, Q, C, 1);
+            else if (c + VX_LANES <= C) walk2_input(VX_LANES, even + c, second, row + c, below + c, w + c, W, Q, C, 0);
+            else walk2_input((int)(C - c), even + c, second, row + c, below + c, w + c, W, Q, C, 0);
         }
+        if (stream) vf_stream_end();
     }
     vx_scratch_free(zeros);
     return VX_OK;
@@ -208,6 +226,7 @@ static inline __attribute__((always_inline)) void walk_weight(int n, float *sum,
 #pragma GCC unroll 3
         for (int i = 0; i < 3; i++) {
             vf x = load(row[i] + j * C, n);
+            if (i == 2) __builtin_prefetch(row[2] + (j + AHEAD) * C), __builtin_prefetch(dy + (j + AHEAD) * C);
             k[3 * i] = vf_fma(x, next, k[3 * i]);
             k[3 * i + 1] = vf_fma(x, now, k[3 * i + 1]);
             k[3 * i + 2] = vf_fma(x, before, k[3 * i + 2]);

@@ -12,6 +12,12 @@
  */
 #include "tile.h"
 
+enum {
+    K_BLOCK = 256,      /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
+    K_BLOCK_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
+    ROW_BLOCK = 256,
+};
+
 /* -- The tile ---------------------------------------------------------------------------------------------------------- */
 
 /* R rows by V vectors, with R, V and which of a's strides is 1 known at compile time: the accumulators stay in registers,
@@ -28,8 +34,16 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
     const int64_t b_stride = q->b_stride;
     for (int s = 0; s < q->segments; s++) {
         const float *a = q->a[s] + row * row_stride, *b = q->b[s];
+        /* fetch ahead: the rows two tiles on, a line every few steps; where a is transposed, the next steps of a and b, of which
+         * the tiles below one another take different lines, no nearer than L2 */
+        const float *ahead = a_transposed ? a + K_BLOCK_DIRECT * k_stride : a + 2 * R * row_stride;
+        const float *ahead_b = b + K_BLOCK_DIRECT * b_stride + row / 2 % VX_PANEL_VECTORS * VX_LANES;
 #pragma GCC unroll 1
         for (int64_t p = 0; p < k; p++, b += b_stride) {
+            if (a_transposed) {
+                __builtin_prefetch(ahead + p * k_stride, 0, 2);
+                __builtin_prefetch(ahead_b + p * b_stride, 0, 2);
+            } else __builtin_prefetch(ahead + p * R);
             vf column[VX_PANEL_VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) column[v] = vf_load(b + v * VX_LANES);
@@ -54,7 +68,8 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
             } else {
                 if (q->beta != 0) y += q->beta * vf_load(c);
                 if (q->bias) y += vf_load(q->bias + v * VX_LANES);
-                vf_store(c, y);
+                if (q->stream) vf_stream(c, y);
+                else vf_store(c, y);
             }
         }
     }
@@ -151,12 +166,6 @@ int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns
 
 /* -- One thread's product ------------------------------------------------------------------------------------------------ */
 
-enum {
-    K_BLOCK = 256,      /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
-    K_BLOCK_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
-    ROW_BLOCK = 256,
-};
-
 typedef struct matrix {
     const float *data;
     int64_t row_stride, column_stride;
@@ -165,7 +174,7 @@ typedef struct matrix {
 /* C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no short rest pays
  * for another pass over C. */
 static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c, int64_t c_stride,
-                    const float *bias)
+                    const float *bias, int stream)
 {
     if (m <= 0 || n <= 0) return;
     _Alignas(64) float packed[K_BLOCK * VX_PANEL];
@@ -189,7 +198,8 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
                                             .row_stride = a.row_stride, .k_stride = a.column_stride, .b = {panel},
                                             .b_stride = b_stride, .c = c + i * c_stride + j, .c_stride = c_stride,
                                             .alpha = alpha, .beta = block ? 1 : beta,
-                                            .bias = bias && block == 0 ? bias + j : 0},
+                                            .bias = bias && block == 0 ? bias + j : 0,
+                                            .stream = stream && blocks == 1},
                               rows, columns);
             }
         }
@@ -199,7 +209,7 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
 void VX_CPU(sgemm)(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
                    int64_t ldb, float beta, float *c, int64_t ldc)
 {
-    product(m, n, k, alpha, (matrix){a, ta ? 1 : lda, ta ? lda : 1}, (matrix){b, tb ? 1 : ldb, tb ? ldb : 1}, beta, c, ldc, 0);
+    product(m, n, k, alpha, (matrix){a, ta ? 1 : lda, ta ? lda : 1}, (matrix){b, tb ? 1 : ldb, tb ? ldb : 1}, beta, c, ldc, 0, 0);
 }
 
 /* -- The op -------------------------------------------------------------------------------------------------------------- */
@@ -235,7 +245,7 @@ static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const flo
                 const int64_t p = part * length, depth = vx_max64(vx_min64(length, k - p), 0);
                 product(m, n, depth, 1, (matrix){left.data + p * left.column_stride, left.row_stride, left.column_stride},
                         (matrix){right.data + p * right.row_stride, right.row_stride, right.column_stride}, 0,
-                        partial + part * m * n, n, 0);
+                        partial + part * m * n, n, 0, 0);
             }
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < m; i++) {
@@ -266,12 +276,14 @@ int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, floa
         return vx_fail(VX_EINVAL, "gemm: c has last stride %lld, expected 1", (long long)c->stride[2]);
     if (!batch || !m || !n) return VX_OK;
 
-    const int64_t parts = vx_min64(vx_min64(PARTS, k / (CUT_K_FROM / 4)), PARTS_FLOATS / (m * n));
+    /* parts long enough that adding them up is a twentieth of the work */
+    const int64_t parts = vx_min64(vx_min64(PARTS, k / 1024), PARTS_FLOATS / (m * n));
     const int64_t row_blocks = vx_ceil_div(m, ROW_BLOCK), column_blocks = vx_ceil_div(n, COLUMN_BLOCK);
     if (k >= CUT_K_FROM && parts > batch * row_blocks * column_blocks)
         return cut_k(c, a, b, vx_f32(bias), alpha, beta, parts);
 
     const int64_t tasks = batch * row_blocks * column_blocks;
+    const int stream = beta == 0 && vf_streams(vx_f32(c), batch * m * n, c->stride[0] | c->stride[1] | n);
 #pragma omp parallel for schedule(static) if (batch * m * n * k > SERIAL_BELOW && tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t index = task / (row_blocks * column_blocks), rest = task % (row_blocks * column_blocks);
@@ -280,7 +292,8 @@ int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, floa
         left.data += i * left.row_stride;
         right.data += j * right.column_stride;
         product(vx_min64(ROW_BLOCK, m - i), vx_min64(COLUMN_BLOCK, n - j), k, alpha, left, right, beta,
-                vx_f32(c) + index * c->stride[0] + i * out.row_stride + j, out.row_stride, bias ? vx_f32(bias) + j : 0);
+                vx_f32(c) + index * c->stride[0] + i * out.row_stride + j, out.row_stride, bias ? vx_f32(bias) + j : 0, stream);
+        if (stream) vf_stream_end();
     }
     return VX_OK;
 }

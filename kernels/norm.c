@@ -25,6 +25,7 @@ enum {
     SERIAL_BELOW = 20000, /* elements times flops that are not worth waking a thread for */
     CHUNK_FLOATS = 8192,  /* 32 KiB */
     PARTS = 64,           /* of the rows in layer_norm_backward */
+    AHEAD = 16,           /* positions to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
 };
 
 static inline __attribute__((always_inline)) vf load(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
@@ -32,6 +33,11 @@ static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
 {
     if (n == VX_LANES) vf_store(p, x);
     else vf_store_n(p, x, n);
+}
+static inline __attribute__((always_inline)) void put(float *p, vf x, int n, int stream)
+{
+    if (stream) vf_stream(p, x);
+    else store(p, x, n);
 }
 
 /* -- Activations ------------------------------------------------------------------------------------------------------------- */
@@ -95,6 +101,7 @@ typedef struct group {
     double *total;      /* (B,2,C): the same over an image */
     float *channel;     /* (B,4,C): what apply() needs for each channel */
     int act;
+    int stream; /* out bypasses the caches */
 } group;
 
 static group group_of(const vx_tensor *x, const vx_tensor *mean)
@@ -127,7 +134,10 @@ static inline __attribute__((always_inline)) void moments(int n, int vectors, fl
     for (int v = 0; v < vectors; v++) m[v] = r[v] = q[v] = vf_zero();
     for (int64_t i = 0; i < count; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) m[v] += load(x + i * C + v * VX_LANES, n);
+        for (int v = 0; v < vectors; v++) {
+            __builtin_prefetch(x + (i + AHEAD) * C + v * VX_LANES);
+            m[v] += load(x + i * C + v * VX_LANES, n);
+        }
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) m[v] *= share;
     for (int64_t i = 0; i < count; i++)
@@ -198,7 +208,7 @@ static inline __attribute__((always_inline)) void normalize_as(const group *q, i
         float *y = q->out + i * C;
         int64_t c = 0;
         for (; c + VX_LANES <= C; c += VX_LANES)
-            vf_store(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c)));
+            put(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c)), VX_LANES, q->stream);
         if (c < C) {
             const int n = (int)(C - c);
             vf_store_n(y + c, activate(act, (vf_load_n(x + c, n) - vf_load_n(mean + c, n)) * vf_load_n(scale + c, n) +
@@ -229,6 +239,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     if (!q.B || !q.C) return VX_OK;
     if (group_scratch(&q, "group_norm")) return VX_ENOMEM;
     const int whole = by_image(&q);
+    q.stream = vf_streams(q.out, q.B * q.S * q.C, q.C);
 #pragma omp parallel if (16 * q.B * q.S * q.C > SERIAL_BELOW)
     if (whole) {
 #pragma omp for schedule(static)
@@ -236,6 +247,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
             for (int64_t k = 0; k < q.chunks; k++) measure(&q, b, k);
             measured(&q, b, eps);
             for (int64_t k = q.chunks; k-- > 0;) normalize(&q, b, k);
+            if (q.stream) vf_stream_end();
         }
     } else {
 #pragma omp for schedule(static)
@@ -243,7 +255,10 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < q.B; b++) measured(&q, b, eps);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < q.B * q.chunks; i++) normalize(&q, i / q.chunks, i % q.chunks);
+        for (int64_t i = 0; i < q.B * q.chunks; i++) {
+            normalize(&q, i / q.chunks, i % q.chunks);
+            if (q.stream) vf_stream_end();
+        }
     }
     vx_scratch_free(q.total);
     return VX_OK;
@@ -272,6 +287,8 @@ static inline __attribute__((always_inline)) void gather_as(const group *q, int6
     const vf mean = load(channel, n), rstd = load(channel + C, n), gamma = load(q->gamma + c, n), beta = load(q->beta + c, n);
     vf s = vf_zero(), t = vf_zero();
     for (int64_t i = 0; i < count; i++) {
+        __builtin_prefetch(x + (i + AHEAD) * C);
+        __builtin_prefetch(dy + (i + AHEAD) * C);
         const vf xhat = (load(x + i * C, n) - mean) * rstd, dz = slope_times(act, load(dy + i * C, n), xhat, gamma, beta);
         s += dz;
         t += dz * xhat;
@@ -313,7 +330,7 @@ static inline __attribute__((always_inline)) void scatter_as(const group *q, int
     const float *channel = q->channel + b * 4 * C + c;
     const vf away = load(q->x + at, n) - load(channel, n), rstd = load(channel + C, n), gamma = load(q->gamma + c, n);
     const vf dz = slope_times(act, load(q->dy + at, n), away * rstd, gamma, load(q->beta + c, n));
-    store(q->out + at, (gamma * rstd) * dz - (away * load(channel + 2 * C, n) + load(channel + 3 * C, n)), n);
+    put(q->out + at, (gamma * rstd) * dz - (away * load(channel + 2 * C, n) + load(channel + 3 * C, n)), n, q->stream);
 }
 
 static inline __attribute__((always_inline)) void scatter(const group *q, int64_t b, int64_t k, int act)
@@ -349,6 +366,7 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     if (!q.C) return VX_OK;
     if (group_scratch(&q, "group_norm_backward")) return VX_ENOMEM;
     const int whole = by_image(&q);
+    q.stream = vf_streams(q.out, q.B * q.S * q.C, q.C);
 #pragma omp parallel if (32 * q.B * q.S * q.C > SERIAL_BELOW)
     if (whole) {
 #pragma omp for schedule(static)
@@ -357,6 +375,7 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
             for (int64_t k = 0; k < q.chunks; k++) gather_chunk(&q, b, k);
             settle(&q, b);
             for (int64_t k = q.chunks; k-- > 0;) scatter_chunk(&q, b, k);
+            if (q.stream) vf_stream_end();
         }
     } else {
 #pragma omp for schedule(static)
@@ -366,7 +385,10 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < q.B; b++) settle(&q, b);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < q.B * q.chunks; i++) scatter_chunk(&q, i / q.chunks, i % q.chunks);
+        for (int64_t i = 0; i < q.B * q.chunks; i++) {
+            scatter_chunk(&q, i / q.chunks, i % q.chunks);
+            if (q.stream) vf_stream_end();
+        }
     }
     for (int64_t c = 0; c < q.C; c++) {
         double plain = 0, along = 0;

@@ -31,6 +31,7 @@ typedef struct vx_product {
     int64_t c_stride;
     float alpha, beta;
     const float *bias; /* may be NULL */
+    int stream;        /* store past the caches (vf_streams); beta is 0 then */
 } vx_product;
 
 /* rows >= 0, 1 <= columns <= VX_PANEL */
