@@ -13,7 +13,8 @@
  *     ppl     1 - exp(H(mean_i pi_i)) / M                                                                   (Eq. 11, 12)
  * where n(m, 1..K) are the K rows nearest to vertex m. A subset of `vertices` and `shards` concern the KNN regularizers only.
  *
- * Left for the backward pass: lse (log-sum-exp of l, and of (l + g)/t), sumsq = |pi_i|^2, soft = sum_m p_im q_m, near, mean_pi.
+ * Left for the backward pass: lse (log-sum-exp of l, and of (l + g)/t), sumsq = |pi_i|^2 (under knn-l2, else 0),
+ * soft = sum_m p_im q_m, near, mean_pi.
  *
  * One sweep per block of rows. A block (12 or 24 rows) meets all M codes before the next block starts: logits of a panel of 64
  * codes, power, sums, mixing with the codes; the block's logits (or powers) stay in the L2 cache, where a second sweep compares
@@ -41,8 +42,10 @@
 enum {
     PARTS = 32,                  /* row ranges whose partial sums are added in order */
     THIN_BLOCK = 8,
-    THIN_STRIP = 4,              /* panels that two rows meet before the next two do, from the L1 cache */
+    THIN_STRIP = 16,             /* panels that two rows meet before the next two do, from the L1 cache */
+    SELECT_STRIP = 16,           /* panels whose thresholds a row is compared with before the next row is */
 };
+#define ALL_LANES ((1u << VX_LANES) - 1)
 #define LIMIT 50.0f              /* 2^50 squared, summed over 2^20 codes, is still a float32 */
 
 typedef struct part {
@@ -300,11 +303,23 @@ VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker
             for (int r = 0; noisy && r < PAIR; r++)
                 for (int64_t p = panel; p < end; p++)
                     noise_panel(c, vx_min64(first + i + r, c->N - 1) * c->G + f->g, p, t->noise + (r * strip + p - panel) * PANEL);
-            thin_forward(D, noisy, 0, state + i, a, start, hat, raw, panel, vx_min64(end, full), s, e, c->Mp, t->noise, strip * PANEL, c->M);
+#define THIN(keep_s, keep_e, square, tail, from, to)                                                                      \
+    thin_forward(D, noisy, keep_s, keep_e, square, tail, state + i, a, start, hat, raw, from, to, s, e, c->Mp,            \
+                 t->noise + ((from) - panel) * PANEL, strip * PANEL, c->M)
+            const int64_t middle = vx_min64(end, full);
+            if (c->regularizer == VX_REG_KNN_L2)
+                THIN(0, 1, 1, 0, panel, middle);
+            else
+                s ? e ? THIN(1, 1, 0, 0, panel, middle) : THIN(1, 0, 0, 0, panel, middle)
+                  : e ? THIN(0, 1, 0, 0, panel, middle) : THIN(0, 0, 0, 0, panel, middle);
             if (end > full) {
-                const float *noise = t->noise + (full - panel) * PANEL;
-                thin_forward(D, noisy, 1, state + i, a, start, hat, raw, full, end, s, e, c->Mp, noise, strip * PANEL, c->M);
+                if (c->regularizer == VX_REG_KNN_L2)
+                    THIN(0, 1, 1, 1, full, end);
+                else
+                    s ? e ? THIN(1, 1, 0, 1, full, end) : THIN(1, 0, 0, 1, full, end)
+                      : e ? THIN(0, 1, 0, 1, full, end) : THIN(0, 0, 0, 1, full, end);
             }
+#undef THIN
         }
     for (int i = 0; i < THIN_BLOCK; i++) {
         t->sum[i] = state[i].sum, t->squares[i] = state[i].squares, t->noisy_sum[i] = state[i].noisy_sum;
@@ -319,16 +334,18 @@ VX_INLINE int64_t find_thin(const int D, const forward *f, worker *t, int64_t fi
     const smooth_call *c = &f->c;
     *value = vf_maximum(t->best[i]);
     int64_t panel = INT32_MAX;
-    for (int l = 0; l < VX_LANES; l++)
-        if (t->best[i][l] == *value) panel = vx_min64(panel, t->best_code[i][l]);
+    int32_t panels[VX_LANES];
+    memcpy(panels, &t->best_code[i], sizeof panels);
+    for (uint32_t lanes = ALL_LANES & ~vf_greater_bits(vf_set1(*value), t->best[i]); lanes; lanes &= lanes - 1)
+        panel = vx_min64(panel, panels[__builtin_ctz(lanes)]);
     if (c->noise_kind != NOISE_NONE) noise_panel(c, (first + i) * c->G + f->g, panel, t->noise);
     for (int v = 0; v < PANEL; v += VX_LANES) {
         int64_t code = panel * PANEL + v;
         vf x = thin_logits(D, t->negative_ref[i], t->a + i * D, f->book.hat + panel * PANEL * D + v);
         if (code + VX_LANES > c->M) x = thin_pad(x, code, c->M);
         if (c->noise_kind != NOISE_NONE) x = vf_exp2(x) * vf_load(t->noise + v);
-        for (int l = 0; l < VX_LANES; l++)
-            if (x[l] == *value) return code + l;
+        uint32_t lanes = ALL_LANES & ~vf_greater_bits(vf_set1(*value), x);
+        if (lanes) return code + __builtin_ctz(lanes);
     }
     return panel * PANEL;
 }
@@ -370,7 +387,7 @@ static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
         if (c->noise_kind == NOISE_LOGS) noisy = LN2 * (t->ref[i] / c->gumbel_tau + t->noisy_ref[i] + log2((double)weights));
         f->lse[row * 2] = (float)lse;
         f->lse[row * 2 + 1] = (float)noisy;
-        f->sumsq[row] = vf_sum(t->squares[i]) / sum / sum;
+        f->sumsq[row] = c->regularizer == VX_REG_KNN_L2 ? vf_sum(t->squares[i]) / sum / sum : 0;
         f->codes[row] = (int32_t)code;
         max_p += (c->noise_kind == NOISE_RATES ? best : exp2f(best)) / weights;
         const float *o = t->o + i * c->Dp, *q = c->codebook + (f->g * c->M + code) * c->D;
@@ -411,25 +428,26 @@ static void select_rows(const forward *f, worker *t, int64_t first, int rows, in
         offset[i] = ce ? -log2f(sum) : -(vf_sum(t->squares[i]) / sum / sum);
     }
     const float *source = ce ? t->s : t->e;
-    for (int64_t panel = 0; panel < c->panels; panel++) {
-        vf limit[VECTORS]; /* as of the block's start, in registers: a list checks again what is offered to it */
+    /* backwards: the panels met last are still in the cache */
+    for (int64_t strip = (c->panels - 1) / SELECT_STRIP * SELECT_STRIP; strip >= 0; strip -= SELECT_STRIP)
+        for (int i = 0; i < rows; i++)
+            for (int64_t panel = strip; panel < vx_min64(strip + SELECT_STRIP, c->panels); panel++) {
+                const float *x = source + i * c->Mp + panel * PANEL;
+                float *limit = threshold + panel * PANEL, keys[PANEL];
+                vf key[VECTORS], least[VECTORS];
 #pragma GCC unroll 16
-        for (int v = 0; v < VECTORS; v++) limit[v] = vf_load(threshold + panel * PANEL + v * VX_LANES);
-        for (int i = 0; i < rows; i++) {
-            const float *x = source + i * c->Mp + panel * PANEL;
-            vf key[VECTORS];
-#pragma GCC unroll 16
-            for (int v = 0; v < VECTORS; v++) key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
-            if (!vf_any_greater(VECTORS, key, limit)) continue;
-            float keys[PANEL];
-            memcpy(keys, key, sizeof keys);
-            for (uint64_t hits = panel_hits(key, limit); hits; hits &= hits - 1) {
-                int m = __builtin_ctzll(hits);
-                int64_t code = panel * PANEL + m;
-                threshold[code] = neighbour_insert(lists + f->slot[code] * each, each, neighbour_pack(keys[m], first + i));
+                for (int v = 0; v < VECTORS; v++) {
+                    key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
+                    least[v] = vf_load(limit + v * VX_LANES);
+                }
+                if (!vf_any_greater(VECTORS, key, least)) continue;
+                memcpy(keys, key, sizeof keys);
+                for (uint64_t hits = panel_hits(key, least); hits; hits &= hits - 1) {
+                    int m = __builtin_ctzll(hits);
+                    uint64_t *list = lists + f->slot[panel * PANEL + m] * each;
+                    limit[m] = neighbour_insert(list, each, neighbour_pack(keys[m], first + i));
+                }
             }
-        }
-    }
 }
 
 /* mean += pi of the block's rows */

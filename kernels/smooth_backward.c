@@ -36,7 +36,7 @@
 
 enum {
     STRIPS = 32,                 /* hand-overs of a panel's gradient per chunk */
-    RUN = 64,                    /* thin: rows whose noise is at hand, in the L1 cache */
+    THIN_CHUNK = 96,             /* rows whose lane-by-lane sums stay in the L1 cache */
     CHUNK_BYTES = 384 << 10,     /* of a chunk's rows of z, dy and dz^, which pass through the L2 cache once a panel */
 };
 
@@ -78,7 +78,7 @@ typedef struct backward {
 typedef struct worker {
     float *z, *dy, *dhat;        /* (chunk, Dp): scaled row, dy, sum over m of x_im q^_m */
     float *start;                /* (chunk) -log2 sum 2^l, so that a tile's logits start as log2 pi */
-    float *mix_offset;           /* (chunk) what is subtracted from <dy, q_m> */
+    float *mix_offset;           /* (chunk) what is added to <dy, q_m> */
     float *pi_factor, *pi_offset; /* (chunk) x += pi (pi_factor pi + pi_offset) */
     vf *x_sum;                   /* (chunk) sum over m of x_im, lane by lane */
     float *noisy;                /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
@@ -160,7 +160,7 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
         int64_t row = (first + i) * c->G + b->g;
         double lse = b->lse[row * 2] * LOG2E, noisy = b->lse[row * 2 + 1] * LOG2E;
         t->start[i] = (float)-lse;
-        t->mix_offset[i] = dot(b->dy + row * c->D, b->mixed + row * c->D, c->D);
+        t->mix_offset[i] = -dot(b->dy + row * c->D, b->mixed + row * c->D, c->D);
         t->noisy[i] = (float)(c->noise_kind == NOISE_RATES ? exp2(lse - noisy) : lse / c->gumbel_tau - noisy);
         if (c->K) {
             float count = (float)(b->pair.start[first + i + 1] - b->pair.start[first + i]);
@@ -203,7 +203,7 @@ static void add_ppl_sums(const backward *b, worker *t, int64_t rows)
 /* One row of a panel under softmax: p = pi and x from log2 pi (in p) and <dy, q^> (in x). */
 VX_INLINE void softmax_row(const backward *b, worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
 {
-    vf offset = vf_set1(t->pi_offset[i] - t->mix_offset[i]), factor = vf_set1(t->pi_factor[i]);
+    vf offset = vf_set1(t->pi_offset[i] + t->mix_offset[i]), factor = vf_set1(t->pi_factor[i]);
     vf sum = t->x_sum[i];
     (void)b;
     for (int v = 0; v < PANEL; v += VX_LANES) {
@@ -230,7 +230,7 @@ VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, float *p, flo
             w = pi * noise * t->noisy[i];
         else
             w = vf_select(log_pi > PADDING / 2, vf_exp2((log_pi + noise) * cooling + t->noisy[i]), vf_zero());
-        vf mix = (vf_load(x + v) * vf_load(norm + v) - t->mix_offset[i]) * cooling;
+        vf mix = (vf_load(x + v) * vf_load(norm + v) + t->mix_offset[i]) * cooling;
         vf inner = t->pi_factor[i] * pi + t->pi_offset[i];
         if (ppl) inner += vf_load(ppl + v);
         vf_store(p + v, w);
@@ -280,36 +280,33 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
     return dlog_tau;
 }
 
-/* chunk_panel for narrow rows: runs of RUN rows against two vectors of codes at a time. D is a constant. */
+/* chunk_panel for narrow rows: runs of RUN rows against one vector of codes at a time. D is a constant. */
 VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    const int64_t at = panel * PANEL * D, filled = c->M - panel * PANEL;
     const int noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2;
     for (int64_t i = 0; i < rows; i += RUN) {
         thin_run run = {
             .z = t->z + i * D, .dy = t->dy + i * D, .start = t->start + i, .mix_offset = t->mix_offset + i, .pi_factor = t->pi_factor + i,
             .pi_offset = t->pi_offset + i, .noisy = t->noisy + i, .noise = t->noise, .dhat = t->thin_dhat + i * (D + 1),
-            .rows = vx_min64(RUN, rows - i),
+            .rows = vx_min64(RUN, vx_ceil_div(rows - i, QUAD) * QUAD),
         };
-        for (int64_t r = 0; noisy && r < run.rows; r++) noise_panel(c, (first + i + r) * c->G + b->g, panel, t->noise + r * PANEL);
-        for (int v = 0; v < PANEL; v += PAIR * VX_LANES) {
-            const float *hat = b->book.hat + at + v, *raw = b->book.raw + at + v, *ppl = b->ppl ? b->ppl + panel * PANEL + v : 0;
-            float *dhat = b->dhat + at + v, *dmix = b->dmix ? b->dmix + at + v : 0;
-            int64_t left = filled - v;
+        for (int64_t r = 0; noisy && r < run.rows; r++)
+            noise_panel(c, vx_min64(first + i + r, c->N - 1) * c->G + b->g, panel, t->noise + r * PANEL);
+        for (int v = 0; v < PANEL; v += VX_LANES) {
+            const int64_t at = panel * PANEL * D + v, left = c->M - panel * PANEL - v;
+            const float *hat = b->book.hat + at, *raw = b->book.raw + at, *ppl = b->ppl ? b->ppl + panel * PANEL + v : 0;
+            float *dhat = b->dhat + at, *dmix = b->dmix ? b->dmix + at : 0;
             if (left <= 0) break;
 #define THIN(noisy_, square_, ppl_, mix_, tail_) \
     thin_backward(D, noisy_, square_, ppl_, mix_, tail_, &run, v, hat, raw, ppl, dhat, dmix, left)
-            if (left < PAIR * VX_LANES) {
-                if (!noisy) ppl ? THIN(0, 1, 1, 1, 1) : THIN(0, 1, 0, 1, 1);
-                else if (dmix) ppl ? THIN(1, 1, 1, 1, 1) : THIN(1, 1, 0, 1, 1);
-                else ppl ? THIN(1, 1, 1, 0, 1) : THIN(1, 1, 0, 0, 1);
-            } else if (!noisy)
-                ppl ? THIN(0, 0, 1, 1, 0) : square ? THIN(0, 1, 0, 1, 0) : THIN(0, 0, 0, 1, 0);
-            else if (dmix)
-                ppl ? THIN(1, 0, 1, 1, 0) : THIN(1, 1, 0, 1, 0);
+            if (left < VX_LANES)
+                noisy ? dmix ? ppl ? THIN(1, 1, 1, 1, 1) : THIN(1, 1, 0, 1, 1) : ppl ? THIN(1, 1, 1, 0, 1) : THIN(1, 1, 0, 0, 1)
+                      : ppl ? THIN(0, 1, 1, 1, 1) : THIN(0, 1, 0, 1, 1);
+            else if (noisy)
+                dmix ? ppl ? THIN(1, 0, 1, 1, 0) : THIN(1, 1, 0, 1, 0) : ppl ? THIN(1, 0, 1, 0, 0) : THIN(1, 1, 0, 0, 0);
             else
-                ppl ? THIN(1, 0, 1, 0, 0) : THIN(1, 1, 0, 0, 0);
+                ppl ? THIN(0, 0, 1, 1, 0) : square ? THIN(0, 1, 0, 1, 0) : THIN(0, 0, 0, 1, 0);
 #undef THIN
         }
     }
@@ -347,7 +344,8 @@ static void backward_chunk(const backward *b, worker *t, int64_t chunk)
     load_chunk(b, t, first, rows);
     load_row_numbers(b, t, first, rows);
     if (b->ppl) add_ppl_sums(b, t, rows);
-    if (c->thin) memset(t->thin_dhat, 0, sizeof(vf) * (size_t)(rows * (c->thin + 1)));
+    for (int64_t i = 0; c->thin && c->noise_kind == NOISE_NONE && i < rows; i++) t->mix_offset[i] += t->pi_offset[i];
+    if (c->thin) memset(t->thin_dhat, 0, sizeof(vf) * (size_t)(b->chunk * (c->thin + 1)));
     for (int64_t panel = 0, strip = 0; panel < c->panels; strip++) {
         if (chunk) wait_for(&b->turns[chunk - 1], (int)strip);
         for (int64_t end = vx_min64(panel + b->strip, c->panels); panel < end; panel++) meet_panel(b, t, first, rows, panel);
@@ -480,8 +478,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     int32_t *slot;
     b.block = BLOCK;
     if (!status) {
-        int64_t row_bytes = c->thin ? (c->thin + 1) * (int64_t)sizeof(vf) : 3 * (int64_t)sizeof(float) * c->Dp;
-        int64_t most = CHUNK_BYTES / row_bytes / BLOCK * BLOCK;
+        int64_t most = c->thin ? THIN_CHUNK : CHUNK_BYTES / (3 * (int64_t)sizeof(float) * c->Dp) / BLOCK * BLOCK;
         b.chunk = vx_max64(BLOCK, vx_min64(most, vx_ceil_div(vx_ceil_div(c->N, 16), BLOCK) * BLOCK));
         b.chunks = vx_ceil_div(c->N, b.chunk);
         b.strip = vx_ceil_div(c->panels, STRIPS);

@@ -39,42 +39,83 @@ VX_INLINE vf thin_pad(vf s, int64_t first_code, int64_t M)
     return vf_select(lane + (int32_t)first_code < (vi){0} + (int32_t)M, s, vf_set1(PADDING));
 }
 
-/* Panels first .. end - 1 for the rows a (2,D). s, e: where the rows' logits and powers are kept, or NULL. noise: (2, strip
- * length in codes) rates where noisy. M: number of codes, looked at where tail is 1. */
-VX_INLINE void thin_forward(const int D, const int noisy, const int tail, thin_row *row, const float *a, const float *start,
-                            const float *hat, const float *raw, int64_t first, int64_t end, float *s, float *e, int64_t ld,
-                            const float *noise, int64_t ld_noise, int64_t M)
+/* powers = 2^powers of count vectors, a multiple of 4 */
+VX_INLINE void thin_powers(float *powers, int count)
 {
-    thin_row t[PAIR] = {row[0], row[1]};
+    for (int v = 0; v < count; v += 4) {
+        vf x[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) x[j] = vf_load(powers + (v + j) * VX_LANES);
+        vf_exp2_many(4, x);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) vf_store(powers + (v + j) * VX_LANES, x[j]);
+    }
+}
+
+/* Panels first .. end - 1 for the rows a (2,D). s, e: where the rows' logits and powers are kept, where keep_s, keep_e. noise:
+ * (2, strip length in codes) rates where noisy. M: number of codes, looked at where tail is 1.
+ *
+ * A panel passes through three short loops (logits, powers, use) with a buffer in between, since one long loop would hold more
+ * than a processor's scheduler sees, and its chains of dependent operations would stand still. */
+VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, const int keep_e, const int square, const int tail,
+                            thin_row *row, const float *a, const float *start, const float *hat, const float *raw, int64_t first,
+                            int64_t end, float *s, float *e, int64_t ld, const float *noise, int64_t ld_noise, int64_t M)
+{
+    _Alignas(64) float power[PAIR * PANEL];
+    vf sum[PAIR], squares[PAIR], noisy_sum[PAIR], o[PAIR][THIN_MAX];
+#pragma GCC unroll 2
+    for (int r = 0; r < PAIR; r++) {
+        sum[r] = row[r].sum, squares[r] = row[r].squares, noisy_sum[r] = row[r].noisy_sum;
+#pragma GCC unroll 8
+        for (int d = 0; d < D; d++) o[r][d] = row[r].o[d];
+    }
     for (int64_t panel = first; panel < end; panel++) {
+        const float *q = hat + panel * PANEL * D, *values = raw + panel * PANEL * D;
         vf top[PAIR] = {vf_set1(-INFINITY), vf_set1(-INFINITY)};
+#pragma GCC unroll 4
         for (int v = 0; v < PANEL; v += VX_LANES) {
-            const int64_t code = panel * PANEL + v;
-            const float *q = hat + panel * PANEL * D + v, *values = raw + panel * PANEL * D + v;
+            vf x[PAIR] = {vf_set1(start[0]), vf_set1(start[1])};
+#pragma GCC unroll 8
+            for (int d = 0; d < D; d++)
+#pragma GCC unroll 2
+                for (int r = 0; r < PAIR; r++) x[r] += vf_load(q + d * PANEL + v) * a[r * D + d];
 #pragma GCC unroll 2
             for (int r = 0; r < PAIR; r++) {
-                vf x = thin_logits(D, start[r], a + r * D, q);
-                if (tail) x = thin_pad(x, code, M);
-                if (s) vf_store(s + r * ld + code, x);
-                vf power = vf_exp2(x), weight = power;
-                if (e) vf_store(e + r * ld + code, power);
-                t[r].sum += power;
-                t[r].squares += power * power;
-                if (noisy) {
-                    weight = power * vf_load(noise + r * ld_noise + (code - first * PANEL));
-                    t[r].noisy_sum += weight;
-                }
-                top[r] = vf_max(top[r], noisy ? weight : x);
-#pragma GCC unroll 8
-                for (int d = 0; d < D; d++) t[r].o[d] += weight * vf_load(values + d * PANEL);
+                if (tail) x[r] = thin_pad(x[r], panel * PANEL + v, M);
+                if (keep_s) vf_store(s + r * ld + panel * PANEL + v, x[r]);
+                if (!noisy) top[r] = vf_max(top[r], x[r]);
+                vf_store(power + r * PANEL + v, x[r]);
             }
         }
+        thin_powers(power, PAIR * VECTORS);
+#pragma GCC unroll 4
+        for (int v = 0; v < PANEL; v += VX_LANES)
+#pragma GCC unroll 2
+            for (int r = 0; r < PAIR; r++) {
+                vf x = vf_load(power + r * PANEL + v);
+                if (keep_e) vf_store(e + r * ld + panel * PANEL + v, x);
+                sum[r] += x;
+                if (square) squares[r] += x * x;
+                if (noisy) {
+                    x *= vf_load(noise + r * ld_noise + (panel - first) * PANEL + v);
+                    noisy_sum[r] += x;
+                    top[r] = vf_max(top[r], x);
+                }
+#pragma GCC unroll 8
+                for (int d = 0; d < D; d++) o[r][d] += x * vf_load(values + d * PANEL + v);
+            }
+#pragma GCC unroll 2
         for (int r = 0; r < PAIR; r++) {
-            t[r].best_panel = vi_where_greater(top[r], t[r].best, (vi){0} + (int32_t)panel, t[r].best_panel);
-            t[r].best = vf_max(top[r], t[r].best);
+            row[r].best_panel = vi_where_greater(top[r], row[r].best, (vi){0} + (int32_t)panel, row[r].best_panel);
+            row[r].best = vf_max(top[r], row[r].best);
         }
     }
-    row[0] = t[0], row[1] = t[1];
+#pragma GCC unroll 2
+    for (int r = 0; r < PAIR; r++) {
+        row[r].sum = sum[r], row[r].squares = squares[r], row[r].noisy_sum = noisy_sum[r];
+#pragma GCC unroll 8
+        for (int d = 0; d < D; d++) row[r].o[d] = o[r][d];
+    }
 }
 
 /* Largest logit of a row. */
@@ -88,7 +129,9 @@ VX_INLINE float thin_maximum(const int D, const float *a, const float *hat, int6
     return vf_maximum(top);
 }
 
-/* -- Backward: two vectors of codes meet a run of rows ------------------------------------------------------------------------- */
+/* -- Backward: one vector of codes meets a run of rows ------------------------------------------------------------------------ */
+
+enum { RUN = 48, QUAD = 4 }; /* most rows of a run; rows side by side */
 
 /* What a run of rows brings; see smooth_backward.c's worker for the meaning. */
 typedef struct thin_run {
@@ -96,64 +139,74 @@ typedef struct thin_run {
     const float *start, *mix_offset, *pi_factor, *pi_offset, *noisy; /* (rows) */
     const float *noise;                     /* (rows, 64) rates of the panel, where noisy */
     vf *dhat;                               /* (rows, D + 1) sum of x q^, and of x, lane by lane */
-    int64_t rows;
+    int64_t rows;                           /* a multiple of QUAD, at most RUN */
 } thin_run;
 
-/* Codes v .. v + 2 vectors - 1 of a panel (hat, raw (D,64) and ppl (64) point there); their dhat and dmix (D,64) grow.
- * square: pi_factor is used. mix: dmix is wanted. filled: codes that exist, from v on, looked at where tail is 1. */
+/* Codes v .. v + VX_LANES - 1 of a panel (hat, raw (D,64) and ppl (64) point there); their dhat and dmix (D,64) grow.
+ * square: pi_factor is used. mix: dmix is wanted. filled: codes that exist, from v on, looked at where tail is 1. Four rows are
+ * four chains of operations side by side. */
 VX_INLINE void thin_backward(const int D, const int noisy, const int square, const int with_ppl, const int mix, const int tail,
                              const thin_run *run, int v, const float *hat, const float *raw, const float *ppl, float *dhat, float *dmix,
                              int64_t filled)
 {
-    vf q[THIN_MAX][PAIR], values[THIN_MAX][PAIR], dq[THIN_MAX][PAIR], dv[THIN_MAX][PAIR];
+    vf q[THIN_MAX], values[THIN_MAX], dq[THIN_MAX], dv[THIN_MAX];
 #pragma GCC unroll 8
-    for (int d = 0; d < D; d++)
-#pragma GCC unroll 2
-        for (int j = 0; j < PAIR; j++) {
-            q[d][j] = vf_load(hat + d * PANEL + j * VX_LANES);
-            values[d][j] = vf_load(raw + d * PANEL + j * VX_LANES);
-            dq[d][j] = vf_load(dhat + d * PANEL + j * VX_LANES);
-            dv[d][j] = mix ? vf_load(dmix + d * PANEL + j * VX_LANES) : vf_zero();
-        }
-    for (int64_t i = 0; i < run->rows; i++) {
+    for (int d = 0; d < D; d++) {
+        q[d] = vf_load(hat + d * PANEL);
+        values[d] = vf_load(raw + d * PANEL);
+        dq[d] = vf_load(dhat + d * PANEL);
+        dv[d] = mix ? vf_load(dmix + d * PANEL) : vf_zero();
+    }
+    for (int64_t i = 0; i < run->rows; i += QUAD) {
         const float *z = run->z + i * D, *dy = run->dy + i * D;
-        vf *sum = run->dhat + i * (D + 1), x[PAIR];
-#pragma GCC unroll 2
-        for (int j = 0; j < PAIR; j++) {
-            vf log_pi = vf_set1(run->start[i]), inner = vf_set1(noisy ? -run->mix_offset[i] : run->pi_offset[i] - run->mix_offset[i]);
+        vf *sum = run->dhat + i * (D + 1), pi[QUAD], x[QUAD], weight[QUAD];
+#pragma GCC unroll 4
+        for (int r = 0; r < QUAD; r++) pi[r] = vf_set1(run->start[i + r]);
 #pragma GCC unroll 8
-            for (int d = 0; d < D; d++) log_pi += q[d][j] * z[d];
-            if (tail) log_pi = thin_pad(log_pi, j * VX_LANES, filled);
-            vf pi = vf_exp2(log_pi), weight = pi;
+        for (int d = 0; d < D; d++)
+#pragma GCC unroll 4
+            for (int r = 0; r < QUAD; r++) pi[r] += q[d] * z[r * D + d];
+#pragma GCC unroll 4
+        for (int r = 0; r < QUAD; r++)
+            if (tail) pi[r] = thin_pad(pi[r], 0, filled);
+        vf_exp2_many(QUAD, pi);
+#pragma GCC unroll 4
+        for (int r = 0; r < QUAD; r++) x[r] = vf_set1(run->mix_offset[i + r]);
 #pragma GCC unroll 8
-            for (int d = 0; d < D; d++) inner += values[d][j] * dy[d];
+        for (int d = 0; d < D; d++)
+#pragma GCC unroll 4
+            for (int r = 0; r < QUAD; r++) x[r] += values[d] * dy[r * D + d];
+#pragma GCC unroll 4
+        for (int r = 0; r < QUAD; r++) {
             if (noisy) {
-                weight = pi * vf_load(run->noise + i * PANEL + v + j * VX_LANES) * run->noisy[i];
-                vf regular = pi * run->pi_factor[i] + run->pi_offset[i];
-                if (with_ppl) regular += vf_load(ppl + j * VX_LANES);
-                x[j] = weight * inner + pi * regular;
+                weight[r] = pi[r] * vf_load(run->noise + (i + r) * PANEL + v) * run->noisy[i + r];
+                vf regular = vf_set1(run->pi_offset[i + r]);
+                if (square) regular += pi[r] * run->pi_factor[i + r];
+                if (with_ppl) regular += vf_load(ppl);
+                x[r] = weight[r] * x[r] + pi[r] * regular;
             } else {
-                if (square) inner += pi * run->pi_factor[i];
-                if (with_ppl) inner += vf_load(ppl + j * VX_LANES);
-                x[j] = pi * inner;
-            }
-#pragma GCC unroll 8
-            for (int d = 0; d < D; d++) {
-                dq[d][j] += x[j] * z[d];
-                if (mix) dv[d][j] += weight * dy[d];
+                weight[r] = pi[r];
+                if (square) x[r] += pi[r] * run->pi_factor[i + r];
+                if (with_ppl) x[r] += vf_load(ppl);
+                x[r] *= pi[r];
             }
         }
 #pragma GCC unroll 8
-        for (int d = 0; d < D; d++) sum[d] += x[0] * q[d][0] + x[1] * q[d][1];
-        sum[D] += x[0] + x[1];
+        for (int d = 0; d < D; d++)
+#pragma GCC unroll 4
+            for (int r = 0; r < QUAD; r++) {
+                dq[d] += x[r] * z[r * D + d];
+                if (mix) dv[d] += weight[r] * dy[r * D + d];
+                sum[r * (D + 1) + d] += x[r] * q[d];
+            }
+#pragma GCC unroll 4
+        for (int r = 0; r < QUAD; r++) sum[r * (D + 1) + D] += x[r];
     }
 #pragma GCC unroll 8
-    for (int d = 0; d < D; d++)
-#pragma GCC unroll 2
-        for (int j = 0; j < PAIR; j++) {
-            vf_store(dhat + d * PANEL + j * VX_LANES, dq[d][j]);
-            if (mix) vf_store(dmix + d * PANEL + j * VX_LANES, dv[d][j]);
-        }
+    for (int d = 0; d < D; d++) {
+        vf_store(dhat + d * PANEL, dq[d]);
+        if (mix) vf_store(dmix + d * PANEL, dv[d]);
+    }
 }
 
 #endif
