@@ -26,7 +26,7 @@ typedef struct assign_call {
     int64_t N, G, D, M, panels;
     int metric;
     const float *z, *codebook;
-    const float *inverse; /* (N,G) 1/|z| */
+    const float *norms;   /* (N,G) |z| */
     float *columns;       /* (panels, D, PANEL) */
     float *offset;        /* (panels, PANEL) what a code's score starts from */
     int32_t *codes;
@@ -103,8 +103,8 @@ static void assign_block(const assign_call *c, int64_t g, int64_t first, float *
     int32_t code[ROWS];
     for (int i = 0; i < ROWS; i++) {
         int64_t row = (first + (i < rows ? i : 0)) * c->G + g;
-        float factor = c->metric == VX_COSINE ? c->inverse[row] : 1;
-        for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = c->z[row * c->D + d] * factor;
+        float divided = c->metric == VX_COSINE ? c->norms[row] : 1;
+        for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = c->z[row * c->D + d] / divided;
     }
     assign_rows(c, a, code);
     for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = code[i];
@@ -117,15 +117,15 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         .z = vx_f32(z), .codebook = vx_f32(codebook), .codes = vx_i32(codes),
     };
     c.panels = vx_ceil_div(c.M, PANEL);
-    const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, inverses = c.N * c.G, line = 16;
-    float *memory = vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + inverses + line));
+    const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, rows = c.N * c.G;
+    float *memory = vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + rows));
     if (!memory) return VX_ENOMEM;
     c.columns = memory;
     c.offset = memory + columns;
-    float *inverse = c.offset + offsets;
-    c.inverse = inverse;
+    float *norms = c.offset + offsets;
+    c.norms = norms;
 
-    int64_t bad = first_nonfinite(c.codebook, c.G * c.M, c.D, 0), bad_row = first_nonfinite(c.z, inverses, c.D, inverse);
+    int64_t bad = first_nonfinite(c.codebook, c.G * c.M, c.D, 0), bad_row = first_nonfinite(c.z, rows, c.D, norms);
     if (bad >= 0 || bad_row >= 0) {
         vx_scratch_free(memory);
         if (bad >= 0)

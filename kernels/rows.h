@@ -30,15 +30,15 @@ static inline double row_norm(const float *x, int64_t D)
     return exact <= 1e300 ? sqrt(exact) : NAN;
 }
 
-/* Index of the first of `count` rows with a NaN or Inf, or -1; inverse[i] = 1 / max(|x_i|, GUARD) unless NULL. */
-static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, float *inverse)
+/* Index of the first of `count` rows with a NaN or Inf, or -1; norms[i] = max(|x_i|, GUARD) unless NULL. */
+static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, float *norms)
 {
     int64_t first = INT64_MAX;
 #pragma omp parallel for schedule(static) reduction(min : first)
     for (int64_t i = 0; i < count; i++) {
         double norm = row_norm(x + i * D, D);
         if (norm != norm) first = vx_min64(first, i);
-        if (inverse) inverse[i] = (float)(1 / fmax(norm, GUARD));
+        if (norms) norms[i] = (float)fmax(norm, GUARD);
     }
     return first == INT64_MAX ? -1 : first;
 }

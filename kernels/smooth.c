@@ -60,7 +60,7 @@ typedef struct forward {
     int block;                   /* rows of a block */
     int keep_logits;             /* the second sweep needs the logits */
     int keep_powers;             /* the second sweep needs 2^logit */
-    const float *inverse;        /* (N,G) 1/|z| */
+    const float *norms;          /* (N,G) |z| */
     int32_t *slot;               /* (M) the vertex that looks at a code, or -1 */
     part *parts;
     int64_t part_count;
@@ -77,7 +77,7 @@ typedef struct worker {
     float *s;                    /* (block, Mp) logits relative to ref */
     float *e;                    /* (block, Mp) 2^s, where keep_powers */
     float *w;                    /* (block, 64) weights of one panel */
-    float *noise;                /* (64), thin (2, THIN_STRIP 64) */
+    float *noise;                /* (block, 64), thin (THIN_STRIP, 2, 64) */
     float *o;                    /* (block, Dp) sum of weight times code */
     uint64_t *lists;             /* (shards, S, K/shards) */
     float *threshold;            /* (shards, Mp) */
@@ -95,9 +95,9 @@ static void load_rows(const forward *f, worker *t, int64_t first, int rows)
     const smooth_call *c = &f->c;
     for (int i = 0; i < f->block; i++) {
         int64_t row = (first + i) * c->G + f->g;
-        float factor = i < rows ? f->inverse[row] * c->scale : 0;
+        float norm = i < rows ? f->norms[row] : 1;
         float *a = t->a + i * (c->thin ? c->thin : c->D);
-        for (int64_t d = 0; d < c->D; d++) a[d] = i < rows ? c->z[row * c->D + d] * factor : 0;
+        for (int64_t d = 0; d < c->D; d++) a[d] = i < rows ? c->z[row * c->D + d] / norm * c->scale : 0;
         for (int64_t d = c->D; d < c->thin; d++) a[d] = 0;
         t->ref[i] = t->negative_ref[i] = t->noisy_ref[i] = 0;
         t->sum[i] = t->squares[i] = t->noisy_sum[i] = vf_zero();
@@ -198,13 +198,13 @@ VX_INLINE void weigh_plainly(worker *t, int i, const float *s, float *w, float *
 }
 
 /* Noisy weights of one row's panel, w = 2^s / E, with both sums and the largest weight. */
-VX_INLINE void weigh_by_rates(worker *t, int i, const float *s, float *w, float *e, int64_t panel)
+VX_INLINE void weigh_by_rates(worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
 {
     vf sum = t->sum[i], squares = t->squares[i], noisy_sum = t->noisy_sum[i], best = t->best[i];
     vi best_code = t->best_code[i], code = first_codes(panel);
 #pragma GCC unroll 4
     for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
-        vf power = vf_exp2(vf_load(s + v)), weight = power * vf_load(t->noise + v);
+        vf power = vf_exp2(vf_load(s + v)), weight = power * vf_load(noise + v);
         vf_store(w + v, weight);
         if (e) vf_store(e + v, power);
         sum += power;
@@ -216,7 +216,7 @@ VX_INLINE void weigh_by_rates(worker *t, int i, const float *s, float *w, float 
 }
 
 /* Noisy weights w = 2^((s + g)/t - noisy_ref) of one row's panel, with a reference of their own. */
-static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, float *w, float *e, int64_t panel)
+static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
 {
     const smooth_call *c = &f->c;
     for (int v = 0; v < PANEL; v += VX_LANES) {
@@ -224,7 +224,7 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, fl
         if (e) vf_store(e + v, power);
         t->sum[i] += power;
         t->squares[i] += power * power;
-        vf_store(w + v, (vf_load(s + v) + vf_load(t->noise + v)) / c->gumbel_tau - t->noisy_ref[i]);
+        vf_store(w + v, (vf_load(s + v) + vf_load(noise + v)) / c->gumbel_tau - t->noisy_ref[i]);
     }
     if (c->M < (panel + 1) * PANEL) pad_tile(w, PANEL, 1, c->M - panel * PANEL);
     float largest = row_maximum(w);
@@ -248,22 +248,23 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, fl
 }
 
 /* Logits, powers, weights and the mixture of one panel. */
-static void sweep_panel(const forward *f, worker *t, int64_t first, int rows, int64_t panel)
+static void sweep_panel(const forward *f, worker *t, int64_t first, int64_t panel)
 {
     const smooth_call *c = &f->c;
     float *s = t->s + panel * PANEL;
     tile_logits(s, c->Mp, f->block, t->negative_ref, t->a, c->D, f->book.hat + panel * PANEL * c->D, c->D);
     if (c->M < (panel + 1) * PANEL) pad_tile(s, c->Mp, f->block, c->M - panel * PANEL);
     limit_panel(f, t, panel);
+    if (c->noise_kind != NOISE_NONE) noise_rows(c, first, f->block, f->g, panel, t->noise);
     for (int i = 0; i < f->block; i++) {
         float *w = t->w + i * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
-        if (c->noise_kind != NOISE_NONE) noise_panel(c, (first + (i < rows ? i : 0)) * c->G + f->g, panel, t->noise);
+        const float *noise = t->noise + i * PANEL;
         if (c->noise_kind == NOISE_NONE)
             weigh_plainly(t, i, s + i * c->Mp, w, e, panel);
         else if (c->noise_kind == NOISE_RATES)
-            weigh_by_rates(t, i, s + i * c->Mp, w, e, panel);
+            weigh_by_rates(t, i, s + i * c->Mp, noise, w, e, panel);
         else
-            weigh_by_logs(f, t, i, s + i * c->Mp, w, e, panel);
+            weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
     tile_mix(t->o, f->block, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
 }
@@ -300,12 +301,10 @@ VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker
             const int64_t end = vx_min64(panel + strip, c->panels);
             float *s = f->keep_logits ? t->s + i * c->Mp : 0, *e = f->keep_powers ? t->e + i * c->Mp : 0;
             const float *a = t->a + i * D, *start = t->negative_ref + i;
-            for (int r = 0; noisy && r < PAIR; r++)
-                for (int64_t p = panel; p < end; p++)
-                    noise_panel(c, vx_min64(first + i + r, c->N - 1) * c->G + f->g, p, t->noise + (r * strip + p - panel) * PANEL);
+            for (int64_t p = panel; noisy && p < end; p++) noise_rows(c, first + i, PAIR, f->g, p, t->noise + (p - panel) * PAIR * PANEL);
 #define THIN(keep_s, keep_e, square, tail, from, to)                                                                      \
     thin_forward(D, noisy, keep_s, keep_e, square, tail, state + i, a, start, hat, raw, from, to, s, e, c->Mp,            \
-                 t->noise + ((from) - panel) * PANEL, strip * PANEL, c->M)
+                 t->noise + ((from) - panel) * PAIR * PANEL, c->M)
             const int64_t middle = vx_min64(end, full);
             if (c->regularizer == VX_REG_KNN_L2)
                 THIN(0, 1, 1, 0, panel, middle);
@@ -338,7 +337,7 @@ VX_INLINE int64_t find_thin(const int D, const forward *f, worker *t, int64_t fi
     memcpy(panels, &t->best_code[i], sizeof panels);
     for (uint32_t lanes = ALL_LANES & ~vf_greater_bits(vf_set1(*value), t->best[i]); lanes; lanes &= lanes - 1)
         panel = vx_min64(panel, panels[__builtin_ctz(lanes)]);
-    if (c->noise_kind != NOISE_NONE) noise_panel(c, (first + i) * c->G + f->g, panel, t->noise);
+    if (c->noise_kind != NOISE_NONE) noise_rows(c, first + i, PAIR, f->g, panel, t->noise);
     for (int v = 0; v < PANEL; v += VX_LANES) {
         int64_t code = panel * PANEL + v;
         vf x = thin_logits(D, t->negative_ref[i], t->a + i * D, f->book.hat + panel * PANEL * D + v);
@@ -477,7 +476,7 @@ static void forward_part(const forward *f, worker *t, int64_t p)
             sweep_narrow(f, t, first, rows);
         else {
             choose_references(f, t);
-            for (int64_t panel = 0; panel < f->c.panels; panel++) sweep_panel(f, t, first, rows, panel);
+            for (int64_t panel = 0; panel < f->c.panels; panel++) sweep_panel(f, t, first, panel);
         }
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);
@@ -563,7 +562,7 @@ static void carve_forward(smooth_arena *a, forward *f, worker **workers, int thr
         t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
         t->e = f->keep_powers ? carve_f32(a, f->block * c->Mp) : 0;
         t->w = carve_f32(a, f->block * PANEL);
-        t->noise = carve_f32(a, PANEL * PAIR * THIN_STRIP);
+        t->noise = carve_f32(a, PANEL * (c->thin ? PAIR * THIN_STRIP : f->block));
         t->o = carve_f32(a, f->block * c->Dp);
         t->lists = carve(a, c->S * c->K, sizeof(uint64_t));
         t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
@@ -582,12 +581,12 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                            vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau, int shards,
                            uint64_t seed, uint64_t stream)
 {
-    float *inverse = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
-    if (!inverse) return VX_ENOMEM;
-    forward f = {.inverse = inverse, .y = vx_f32(y), .lse = vx_f32(lse), .sumsq = vx_f32(sumsq), .soft = vx_f32(soft), .codes = vx_i32(codes)};
+    float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
+    if (!norms) return VX_ENOMEM;
+    forward f = {.norms = norms, .y = vx_f32(y), .lse = vx_f32(lse), .sumsq = vx_f32(sumsq), .soft = vx_f32(soft), .codes = vx_i32(codes)};
     smooth_call *c = &f.c;
     int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau, shards, seed,
-                              stream, inverse);
+                              stream, norms);
     int threads = omp_get_max_threads();
     worker *workers[threads];
     smooth_arena arena = {0};
@@ -602,7 +601,7 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
         if (!arena.base) status = VX_ENOMEM;
     }
     if (status) {
-        vx_scratch_free(inverse);
+        vx_scratch_free(norms);
         return status;
     }
     carve_forward(&arena, &f, workers, threads, mean_pi != 0, &loss);
@@ -637,6 +636,6 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     vx_f32(reg)[0] = (float)(reg_sum / (double)c->G);
     vx_f32(max_p)[0] = (float)(max_sum / (double)(c->N * c->G));
     vx_scratch_free(arena.base);
-    vx_scratch_free(inverse);
+    vx_scratch_free(norms);
     return VX_OK;
 }

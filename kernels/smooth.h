@@ -10,6 +10,7 @@
 #ifndef VX_SMOOTH_H
 #define VX_SMOOTH_H
 
+#include "gumbel.h"
 #include "rows.h"
 
 enum {
@@ -111,11 +112,11 @@ static inline int check_neighbours(const smooth_call *c, const vx_tensor *near)
     return c->vertices ? check_vertices(c) : VX_OK;
 }
 
-/* Fills c from the arguments that both directions have, checks them, and fills inverse (N,G) with 1/|z|; writes nothing else. */
+/* Fills c from the arguments that both directions have, checks them, and fills norms (N,G) with max(|z|, GUARD); writes nothing else. */
 static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
                                const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near, const vx_tensor *mean_pi,
                                int sampler, int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream,
-                               float *inverse)
+                               float *norms)
 {
     int knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2;
     double tau = exp((double)vx_f32(log_tau)[0]);
@@ -143,7 +144,7 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
     if (bad >= 0)
         return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf", (long long)(bad % c->M),
                        (long long)(bad / c->M));
-    bad = first_nonfinite(c->z, c->N * c->G, c->D, inverse);
+    bad = first_nonfinite(c->z, c->N * c->G, c->D, norms);
     if (bad >= 0)
         return vx_fail(VX_ENONFINITE, "smooth: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad / c->G), (long long)(bad % c->G));
     if (c->noise && (bad = first_nonfinite(c->noise, c->N * c->G, c->M, 0)) >= 0)
@@ -262,23 +263,33 @@ static inline void pad_tile(float *s, int64_t ld, int rows, int64_t filled)
 
 /* -- Gumbel noise ---------------------------------------------------------------------------------------------------------- */
 
-/* The noise of row `row` (= n G + g) for one panel, as noise_kind says; see rng.h for its layout. */
-static inline void noise_panel(const smooth_call *c, int64_t row, int64_t panel, float out[PANEL])
+/* The noise of one panel for GUMBEL_ROWS rows (n G + g; may be the same), (GUMBEL_ROWS,64), as noise_kind says. */
+static inline void noise_panel(const smooth_call *c, const int64_t row[GUMBEL_ROWS], int64_t panel, float *out)
 {
     if (c->noise) {
-        const float *g = c->noise + row * c->M + panel * PANEL;
         int64_t filled = vx_min64(PANEL, c->M - panel * PANEL);
-        for (int64_t m = 0; m < PANEL; m++) out[m] = m < filled ? g[m] * (float)LOG2E : 0;
+        for (int r = 0; r < GUMBEL_ROWS; r++)
+            for (int64_t m = 0; m < PANEL; m++)
+                out[r * PANEL + m] = m < filled ? c->noise[row[r] * c->M + panel * PANEL + m] * (float)LOG2E : 0;
         return;
     }
-    uint64_t block = vx_gumbel_block((uint64_t)row, (uint64_t)panel * PANEL, (uint64_t)c->M);
-    for (int first = 0; first < 16; first += VX_LANES) {
-        vu word[4];
-        vu_philox(c->seed, c->stream, block + (uint64_t)first, word);
-        for (int w = 0; w < 4; w++) {
-            vf e = -vf_log(vf_unit(word[w]));
-            vf_store(out + w * 16 + first, c->noise_kind == NOISE_RATES ? 1.0f / e : vf_log(e) * (float)-LOG2E);
-        }
+    uint64_t block[GUMBEL_ROWS];
+    float *rates[GUMBEL_ROWS];
+    for (int r = 0; r < GUMBEL_ROWS; r++) {
+        block[r] = vx_gumbel_block((uint64_t)row[r], (uint64_t)panel * PANEL, (uint64_t)c->M);
+        rates[r] = out + r * PANEL;
+    }
+    gumbel_rates(c->seed, c->stream, block, rates);
+    for (int m = 0; c->noise_kind == NOISE_LOGS && m < GUMBEL_ROWS * PANEL; m += VX_LANES)
+        vf_store(out + m, vf_log(vf_load(out + m)) * (float)LOG2E);
+}
+
+/* The same for rows first .. first + count - 1 of group g, (count,64), count even; rows past the last are read as the last. */
+static inline void noise_rows(const smooth_call *c, int64_t first, int64_t count, int64_t g, int64_t panel, float *out)
+{
+    for (int64_t i = 0; i < count; i += GUMBEL_ROWS) {
+        const int64_t row[GUMBEL_ROWS] = {vx_min64(first + i, c->N - 1) * c->G + g, vx_min64(first + i + 1, c->N - 1) * c->G + g};
+        noise_panel(c, row, panel, out + i * PANEL);
     }
 }
 

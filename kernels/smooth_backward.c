@@ -68,7 +68,7 @@ typedef struct backward {
     float *dhat;                 /* (Mp, Dp), thin (panels, thin, 64): sum of x_im times the scaled row: log2(e) dL/dq^, dense terms */
     float *dmix;                 /* likewise, sum of p_im dy_i; not under hard Gumbel */
     int32_t *code_order, *code_start; /* hard Gumbel: rows sorted by code */
-    const float *inverse;        /* (N,G) 1/|z| */
+    const float *norms;          /* (N,G) |z| */
     const float *dy, *mixed, *lse, *sumsq; /* mixed = sum_m p_im q_m: y or soft */
     const int32_t *codes;
     float *dz, *dcodebook;
@@ -82,7 +82,7 @@ typedef struct worker {
     float *pi_factor, *pi_offset; /* (chunk) x += pi (pi_factor pi + pi_offset) */
     vf *x_sum;                   /* (chunk) sum over m of x_im, lane by lane */
     float *noisy;                /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
-    float *p, *x, *noise;        /* (block,64), (block,64), (64) */
+    float *p, *x, *noise;        /* (block,64); noise thin (RUN,64) */
     vf *thin_dhat;               /* thin (chunk, thin + 1): dhat and x_sum, lane by lane */
     float zero[BLOCK];
 } worker;
@@ -102,7 +102,7 @@ static void weigh_pairs(const backward *b)
         }
         int64_t row = q->near[j] * c->G + b->g;
         const float *hat = b->book.rows + vertex_code(c, b->g, j / c->K) * c->Dp;
-        double logit = (double)dot(c->z + row * c->D, hat, c->D) * b->inverse[row] / c->tau;
+        double logit = (double)dot(c->z + row * c->D, hat, c->D) / b->norms[row] / c->tau;
         q->weight[j] = -2 * b->knn * (float)exp(logit - b->lse[row * 2]);
     }
     if (c->regularizer == VX_REG_KNN_L2)
@@ -136,8 +136,7 @@ static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows
     memset(t->dhat, 0, sizeof(float) * (size_t)(filled * Dp));
     for (int64_t i = 0; i < rows; i++) {
         int64_t row = (first + i) * c->G + b->g;
-        float factor = b->inverse[row] * c->scale;
-        for (int64_t d = 0; d < D; d++) t->z[i * Dp + d] = c->z[row * D + d] * factor;
+        for (int64_t d = 0; d < D; d++) t->z[i * Dp + d] = c->z[row * D + d] / b->norms[row] * c->scale;
         memcpy(t->dy + i * Dp, b->dy + row * D, sizeof(float) * (size_t)D);
         for (int32_t j = c->K ? b->pair.start[first + i] : 0, end = c->K ? b->pair.start[first + i + 1] : 0; j < end; j++) {
             int32_t pair = b->pair.order[j];
@@ -219,13 +218,13 @@ VX_INLINE void softmax_row(const backward *b, worker *t, int64_t i, float *p, fl
     t->x_sum[i] = sum;
 }
 
-/* The same under the Gumbel samplers, with the noise of the row's panel in t->noise. */
-VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
+/* The same under the Gumbel samplers, with the noise of the row's panel. */
+VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, const float *noises, float *p, float *x, const float *norm, const float *ppl)
 {
     const float cooling = 1 / b->c.gumbel_tau;
     const int rates = b->c.noise_kind == NOISE_RATES;
     for (int v = 0; v < PANEL; v += VX_LANES) {
-        vf log_pi = vf_load(p + v), noise = vf_load(t->noise + v), pi = vf_exp2(log_pi), w;
+        vf log_pi = vf_load(p + v), noise = vf_load(noises + v), pi = vf_exp2(log_pi), w;
         if (rates)
             w = pi * noise * t->noisy[i];
         else
@@ -249,14 +248,12 @@ static void chunk_panel(const backward *b, worker *t, int64_t first, int64_t row
     for (int64_t i = 0; i < rows; i += b->block) {
         log_pi_tile(b, t, i, panel);
         tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * c->Dp, c->Dp, hat, c->D);
-        for (int r = 0; r < b->block; r++) {
+        if (c->noise_kind != NOISE_NONE) noise_rows(c, first + i, b->block, b->g, panel, t->noise);
+        for (int r = 0; r < b->block; r++)
             if (c->noise_kind == NOISE_NONE)
                 softmax_row(b, t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
-            else {
-                noise_panel(c, vx_min64(first + i + r, c->N - 1) * c->G + b->g, panel, t->noise);
-                gumbel_row(b, t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
-            }
-        }
+            else
+                gumbel_row(b, t, i + r, t->noise + r * PANEL, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
         tile_mix(t->dhat + i * c->Dp, b->block, t->x, hat_rows, c->Dp);
         tile_collect(b->dhat + panel * PANEL * c->Dp, t->x, b->block, t->z + i * c->Dp, c->Dp);
         if (b->dmix) tile_collect(b->dmix + panel * PANEL * c->Dp, t->p, b->block, t->dy + i * c->Dp, c->Dp);
@@ -272,8 +269,8 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
         int64_t row = (first + i) * c->G + b->g;
         const float *z = t->z + i * c->Dp, *dhat = t->dhat + i * c->Dp;
         float along = dot(dhat, z, c->D) / c->scale; /* <sum_m x_im q^_m, z^> */
-        float projection = b->inverse[row] < (float)(1 / GUARD) ? along / c->scale : 0; /* under the guard, |z| is a constant */
-        float factor = b->inverse[row] / c->tau;
+        float projection = b->norms[row] > (float)GUARD ? along / c->scale : 0; /* under the guard, |z| is a constant */
+        float factor = 1 / (b->norms[row] * c->tau);
         for (int64_t d = 0; d < c->D; d++) b->dz[row * c->D + d] = (dhat[d] - projection * z[d]) * factor;
         dlog_tau -= (double)along / c->tau - (double)b->lse[row * 2] * vf_sum(t->x_sum[i]);
     }
@@ -291,8 +288,7 @@ VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t fir
             .pi_offset = t->pi_offset + i, .noisy = t->noisy + i, .noise = t->noise, .dhat = t->thin_dhat + i * (D + 1),
             .rows = vx_min64(RUN, vx_ceil_div(rows - i, QUAD) * QUAD),
         };
-        for (int64_t r = 0; noisy && r < run.rows; r++)
-            noise_panel(c, vx_min64(first + i + r, c->N - 1) * c->G + b->g, panel, t->noise + r * PANEL);
+        if (noisy) noise_rows(c, first + i, run.rows, b->g, panel, t->noise);
         for (int v = 0; v < PANEL; v += VX_LANES) {
             const int64_t at = panel * PANEL * D + v, left = c->M - panel * PANEL - v;
             const float *hat = b->book.hat + at, *raw = b->book.raw + at, *ppl = b->ppl ? b->ppl + panel * PANEL + v : 0;
@@ -376,7 +372,7 @@ static void finish_codes(const backward *b, const int32_t *slot)
         if (b->dmix) read_code(c, b->dmix, m, dmix);
         for (int64_t k = 0; slot && slot[m] >= 0 && k < c->K; k++) { /* the sparse terms */
             int64_t pair = slot[m] * c->K + k, row = b->pair.near[pair] * c->G + b->g;
-            float factor = b->pair.weight[pair] * b->inverse[row] * c->scale;
+            float factor = b->pair.weight[pair] / b->norms[row] * c->scale;
             for (int64_t d = 0; d < D; d++) dhat[d] += factor * c->z[row * D + d];
         }
         float projection = b->book.norm[m] > (float)GUARD ? dot(dhat, hat, D) : 0;
@@ -438,7 +434,7 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
         t->noisy = carve_f32(a, b->chunk);
         t->p = carve_f32(a, b->block * PANEL);
         t->x = carve_f32(a, b->block * PANEL);
-        t->noise = carve_f32(a, (c->thin ? RUN : 1) * PANEL);
+        t->noise = carve_f32(a, (c->thin ? RUN : b->block) * PANEL);
         t->thin_dhat = c->thin ? carve(a, b->chunk * (c->thin + 1), sizeof(vf)) : 0;
         if (a->base) memset(t->zero, 0, sizeof t->zero);
     }
@@ -462,15 +458,15 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
                             int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream)
 {
     if (sampler == VX_HARD_GUMBEL && !soft) return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
-    float *inverse = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
-    if (!inverse) return VX_ENOMEM;
+    float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
+    if (!norms) return VX_ENOMEM;
     backward b = {
-        .inverse = inverse, .dy = vx_f32(dy), .mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y), .lse = vx_f32(lse),
+        .norms = norms, .dy = vx_f32(dy), .mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y), .lse = vx_f32(lse),
         .sumsq = vx_f32(sumsq), .codes = vx_i32(codes), .dz = vx_f32(dz), .dcodebook = vx_f32(dcodebook),
     };
     smooth_call *c = &b.c;
     int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau, shards, seed,
-                              stream, inverse);
+                              stream, norms);
     if (!status) status = check_indices(c, b.codes, vx_i32(near));
     int threads = omp_get_max_threads();
     worker *workers[threads];
@@ -487,7 +483,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         if (!arena.base) status = VX_ENOMEM;
     }
     if (status) {
-        vx_scratch_free(inverse);
+        vx_scratch_free(norms);
         return status;
     }
     carve_backward(&arena, &b, workers, threads, &slot);
@@ -516,6 +512,6 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     for (int64_t i = 0; i < b.chunks; i++) sum += b.dlog_tau[i];
     vx_f32(dlog_tau)[0] = (float)sum;
     vx_scratch_free(arena.base);
-    vx_scratch_free(inverse);
+    vx_scratch_free(norms);
     return VX_OK;
 }

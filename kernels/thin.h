@@ -53,13 +53,13 @@ VX_INLINE void thin_powers(float *powers, int count)
 }
 
 /* Panels first .. end - 1 for the rows a (2,D). s, e: where the rows' logits and powers are kept, where keep_s, keep_e. noise:
- * (2, strip length in codes) rates where noisy. M: number of codes, looked at where tail is 1.
+ * (end - first, 2, 64) rates where noisy. M: number of codes, looked at where tail is 1.
  *
  * A panel passes through three short loops (logits, powers, use) with a buffer in between, since one long loop would hold more
  * than a processor's scheduler sees, and its chains of dependent operations would stand still. */
 VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, const int keep_e, const int square, const int tail,
                             thin_row *row, const float *a, const float *start, const float *hat, const float *raw, int64_t first,
-                            int64_t end, float *s, float *e, int64_t ld, const float *noise, int64_t ld_noise, int64_t M)
+                            int64_t end, float *s, float *e, int64_t ld, const float *noise, int64_t M)
 {
     _Alignas(64) float power[PAIR * PANEL];
     vf sum[PAIR], squares[PAIR], noisy_sum[PAIR], o[PAIR][THIN_MAX];
@@ -97,7 +97,7 @@ VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, cons
                 sum[r] += x;
                 if (square) squares[r] += x * x;
                 if (noisy) {
-                    x *= vf_load(noise + r * ld_noise + (panel - first) * PANEL + v);
+                    x *= vf_load(noise + ((panel - first) * PAIR + r) * PANEL + v);
                     noisy_sum[r] += x;
                     top[r] = vf_max(top[r], x);
                 }
