@@ -5,17 +5,15 @@
 -- image, with nearest-neighbour enlargement before each stage's convolution, and a dense 3x3 convolution to RGB.
 
 local vx = require "vertex"
-local nn, ops = vx.nn, vx.ops
+local nn = vx.nn
 
 --- x + sepconv(silu(gn(sepconv(silu(gn(x)))))): Table 3's "residual block", pre-activation.
 local Residual = nn.module "Residual"
 function Residual:init(channels)
-  self.norm1 = nn.GroupNorm(channels, nil, { activation = "silu" })
-  self.conv1 = nn.SeparableConv3x3(channels, channels)
-  self.norm2 = nn.GroupNorm(channels, nil, { activation = "silu" })
-  self.conv2 = nn.SeparableConv3x3(channels, channels)
+  self.conv1 = nn.SeparableConv3x3(channels, channels, { activation = "silu" })
+  self.conv2 = nn.SeparableConv3x3(channels, channels, { activation = "silu" })
 end
-function Residual:forward(x) return x + self.conv2(self.norm2(self.conv1(self.norm1(x)))) end
+function Residual:forward(x) return self.conv2(self.conv1(x), x) end
 
 local Autoencoder = nn.module "Autoencoder"
 
@@ -24,15 +22,14 @@ function Autoencoder:init(channels, quantizer)
   local n = #channels
   self.encoder = nn.Sequential(nn.Conv3x3(3, channels[1]))
   for i = 2, n - 1 do
-    self.encoder:add(nn.SeparableConv3x3(channels[i - 1], channels[i], 2))
+    self.encoder:add(nn.SeparableConv3x3(channels[i - 1], channels[i], { stride = 2 }))
     self.encoder:add(Residual(channels[i]))
   end
   self.encoder:add(nn.SeparableConv3x3(channels[n - 1], channels[n]))
   self.quantizer = quantizer
   self.decoder = nn.Sequential(nn.SeparableConv3x3(channels[n], channels[n - 1]))
   for i = n - 1, 2, -1 do
-    self.decoder:add(nn.Apply("nearest x2", ops.upsample2x))
-    self.decoder:add(nn.SeparableConv3x3(channels[i], channels[i - 1]))
+    self.decoder:add(nn.SeparableConv3x3(channels[i], channels[i - 1], { up = 2 }))
     self.decoder:add(Residual(channels[i - 1]))
   end
   self.decoder:add(nn.Conv3x3(channels[1], 3))

@@ -14,7 +14,7 @@ describe("a layer", function()
       { nn.Conv3x3(3, 8), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
       { nn.Depthwise3x3(4), 9 * 4, { 1, 5, 5, 4 }, { 1, 5, 5, 4 } },
       { nn.Depthwise3x3(4, 2), 9 * 4, { 1, 5, 6, 4 }, { 1, 3, 3, 4 } },
-      { nn.SeparableConv3x3(4, 9, 2), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
+      { nn.SeparableConv3x3(4, 9, { stride = 2 }), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
       { nn.GroupNorm(12, 3), 24, { 2, 4, 4, 12 }, { 2, 4, 4, 12 } },
       { nn.LayerNorm(6), 12, { 3, 6 }, { 3, 6 } },
       { nn.Apply("upsample2x", ops.upsample2x), 0, { 1, 2, 2, 3 }, { 1, 4, 4, 3 } },
@@ -32,9 +32,15 @@ describe("a layer", function()
     assert.equal(ops.linear(x, linear.weight, linear.bias):bytes(), linear(x):bytes())
     local norm = nn.GroupNorm(12, 4, { activation = "silu" })
     assert.equal(ops.group_norm(x, norm.weight, norm.bias, 4, "silu"):bytes(), norm(x):bytes())
-    local separable = nn.SeparableConv3x3(12, 5, 2)
+    local separable = nn.SeparableConv3x3(12, 5, { stride = 2 })
     local expected = ops.linear(ops.depthwise3x3(x, separable.depthwise.weight, nil, 2), separable.pointwise.weight, separable.pointwise.bias)
     assert.equal(expected:bytes(), separable(x):bytes())
+    local block = nn.SeparableConv3x3(12, 5, { activation = "silu", groups = 3, up = 2 })
+    local n = ops.upsample2x(ops.group_norm(x, block.norm.weight, block.norm.bias, 3, "silu"))
+    local residual = data(3, { 2, 8, 12, 5 })
+    expected = ops.linear(ops.depthwise3x3(n, block.depthwise.weight), block.pointwise.weight, block.pointwise.bias)
+    assert.equal(expected:bytes(), block(x):bytes())
+    H.close(block(x, residual):reshape({ -1 }):totable(), ops.add(expected, residual):reshape({ -1 }):totable(), 1e-6, 1e-6)
   end)
 
   it("starts with the variance of its inputs, zero biases, unit norms", function()

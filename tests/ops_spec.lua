@@ -205,6 +205,12 @@ local larger = {
       { T { 1, 31, 33, 17 }, T { 17 }, T { 17 }, 17 }, { T { 5, 40, 128 }, T { 128 }, T { 128 }, 32, "gelu" },
       { T { 1, 3000, 3 }, T { 3 }, T { 3 }, 1, "silu" }, { T { 9, 4, 6 }, T { 6 }, T { 6 }, 2, "none", 1e-3 } }
   end,
+  separable = function(T)
+    return { { T { 3, 9, 8, 64 }, T { 3, 3, 64 }, T { 64, 64 }, T { 64 }, T { 64 }, T { 64 }, T { 3, 9, 8, 64 }, { groups = 16, activation = "silu" } },
+      { T { 1, 31, 9, 17 }, T { 3, 3, 17 }, T { 3, 17 }, T { 3 }, T { 17 }, T { 17 }, nil, { stride = 2, groups = 17, activation = "gelu" } },
+      { T { 5, 4, 3, 3 }, T { 3, 3, 3 }, T { 64, 3 }, nil, nil, nil, nil, { up = 2 } },
+      { T { 2, 7, 5, 17 }, T { 3, 3, 17 }, T { 5, 17 }, T { 5 }, T { 17 }, T { 17 }, T { 2, 7, 5, 5 }, { up = 2, stride = 2 } } }
+  end,
   layer_norm = function(T)
     return { { T { 200, 128 }, T { 128 }, T { 128 } }, { T { 7, 13, 17 }, T { 17 }, T { 17 } }, { T { 3, 1000 }, T { 1000 }, T { 1000 } },
       { T { 700, 3 }, T { 3 }, T { 3 } } }
@@ -369,7 +375,8 @@ local through = {
   binary = "add", unary = "exp", unary_backward = "exp", reduce = "sum", gather = "gather", scatter_add = "gather", gemm = "matmul",
   conv3x3 = "conv3x3", conv3x3_backward_input = "conv3x3", conv3x3_backward_weight = "conv3x3", depthwise3x3 = "depthwise3x3",
   depthwise3x3_backward_input = "depthwise3x3", depthwise3x3_backward_weight = "depthwise3x3", upsample2x = "upsample2x",
-  upsample2x_backward = "upsample2x", group_norm = "group_norm", group_norm_backward = "group_norm", layer_norm = "layer_norm",
+  upsample2x_backward = "upsample2x", separable = "separable", separable_backward = "separable",
+  group_norm = "group_norm", group_norm_backward = "group_norm", layer_norm = "layer_norm",
   layer_norm_backward = "layer_norm", softmax = "softmax", softmax_backward = "softmax", mse = "mse", mse_backward = "mse",
   hard_forward = "quantize_hard", hard_backward = "quantize_hard", smooth_forward = "quantize_smooth", smooth_backward = "quantize_smooth",
 }

@@ -378,6 +378,14 @@ function ops.group_norm(x, gamma, beta, groups, activation, eps)
   return y
 end
 
+function ops.separable(x, w, v, bias, gamma, beta, residual, options)
+  local o = options or {}
+  if gamma then x = ops.group_norm(x, gamma, beta, o.groups or 1, o.activation) end
+  if o.up == 2 then x = ops.upsample2x(x) end
+  local y = ops.linear(ops.depthwise3x3(x, w, nil, o.stride), v, bias)
+  return residual and ops.add(y, residual) or y
+end
+
 function ops.layer_norm(x, gamma, beta, eps)
   local C = x.shape[#x.shape]
   local flat = ops.reshape(x, { x.n / C, 1, C })

@@ -250,14 +250,6 @@ end
 function nn.Depthwise3x3:forward(x) return ops.depthwise3x3(x, self.weight, nil, self.stride) end
 function nn.Depthwise3x3:summary() return ("%d, stride %d"):format(self.weight:size(3), self.stride) end
 
---- Depthwise separable 3x3 convolution [Chollet 2017]: depthwise, then pointwise.
-nn.SeparableConv3x3 = nn.module "SeparableConv3x3"
-function nn.SeparableConv3x3:init(inputs, outputs, stride)
-  self.depthwise = nn.Depthwise3x3(inputs, stride)
-  self.pointwise = nn.Linear(inputs, outputs)
-end
-function nn.SeparableConv3x3:forward(x) return self.pointwise(self.depthwise(x)) end
-
 --- Group norm over (B,...,channels) with an optional activation ("silu", "gelu") in the same pass. groups defaults to up to 32
 -- of at least 4 channels each.
 nn.GroupNorm = nn.module "GroupNorm"
@@ -276,6 +268,22 @@ function nn.GroupNorm:forward(x) return ops.group_norm(x, self.weight, self.bias
 function nn.GroupNorm:summary()
   return ("%d channels in %d groups%s"):format(self.weight:size(1), self.groups, self.activation ~= "none" and ", " .. self.activation or "")
 end
+
+--- Depthwise separable 3x3 convolution [Chollet 2017]: depthwise, then pointwise, computed as one op. options {stride = 1 or 2; up = 2:
+-- nearest-neighbour enlargement first; activation = "silu", ...: group norm and this activation first}. forward(x, residual) adds residual.
+nn.SeparableConv3x3 = nn.module "SeparableConv3x3"
+function nn.SeparableConv3x3:init(inputs, outputs, options)
+  options = options or {}
+  if options.activation then self.norm = nn.GroupNorm(inputs, options.groups, { activation = options.activation }) end
+  self.depthwise = nn.Depthwise3x3(inputs, options.stride)
+  self.pointwise = nn.Linear(inputs, outputs)
+  self.how = { stride = options.stride, up = options.up, groups = self.norm and self.norm.groups, activation = options.activation }
+end
+function nn.SeparableConv3x3:forward(x, residual)
+  local norm, pointwise = self.norm, self.pointwise
+  return ops.separable(x, self.depthwise.weight, pointwise.weight, pointwise.bias, norm and norm.weight, norm and norm.bias, residual, self.how)
+end
+function nn.SeparableConv3x3:summary() return self.how.up == 2 and "enlarging x2" or "" end
 
 nn.LayerNorm = nn.module "LayerNorm"
 function nn.LayerNorm:init(width)

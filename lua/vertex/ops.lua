@@ -554,13 +554,52 @@ define("upsample2x", { -- nearest neighbour; (B,H,W,C) → (B,2H,2W,C)
   cases = function(T) return { { T { 2, 3, 2, 5 } }, { T { 1, 1, 1, 1 } } } end,
 })
 
--- -- Normalization, softmax -----------------------------------------------------------------------------------------------------
-
 local ACTIVATIONS = { none = C.VX_ACT_NONE, silu = C.VX_ACT_SILU, gelu = C.VX_ACT_GELU }
+local function activation_number(name, op)
+  return ACTIVATIONS[name or "none"] or fail("%s: activation '%s', expected none, silu or gelu", op, tostring(name))
+end
+
+--- separable(x, w, v, bias, gamma, beta, residual, options): pointwise(depthwise3x3(act(group_norm(x)))) + residual, image by image in cache.
+-- x (B,H,W,C), w (3,3,C), v (O,C), bias (O) or nil; gamma and beta (C), or nil for neither norm nor activation; residual like the result, or
+-- nil; options {groups, activation} of the norm, {stride = 1 or 2}, {up = 1 or 2}: nearest-neighbour enlargement before the convolution.
+define("separable", {
+  forward = function(ctx, x, w, v, bias, gamma, beta, residual, options)
+    x = contiguous(expect_tensor(x, "separable", "x"))
+    local o = options or {}
+    local s, stride, up = x:shape(), o.stride or 1, o.up or 1
+    if #s ~= 4 then fail("separable: x %s should have the shape (B,H,W,C)", shape_text(x)) end
+    local act = activation_number(o.activation, "separable")
+    local y = beside(x, { s[1], math.ceil(s[2] * up / stride), math.ceil(s[3] * up / stride), expect_tensor(v, "separable", "v"):size(1) })
+    local mean, rstd = gamma and beside(x, { s[1], o.groups or 1 }), gamma and beside(x, { s[1], o.groups or 1 })
+    residual = residual and contiguous(residual)
+    call(C.vx_separable, y._h, handle(mean or nil), handle(rstd or nil), x._h, handle(gamma), handle(beta), handle(w), handle(v), handle(bias),
+      handle(residual), act, 1e-5, stride, up)
+    if ctx.needs then
+      ctx.x, ctx.w, ctx.v, ctx.bias, ctx.gamma, ctx.beta, ctx.mean, ctx.rstd = x, w, v, bias, gamma, beta, mean or nil, rstd or nil
+      ctx.act, ctx.stride, ctx.up = act, stride, up
+    end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local dx, dw, dv, db = new_like(ctx.x), new_like(ctx.w), new_like(ctx.v), ctx.bias and new_like(ctx.bias)
+    local dgamma, dbeta = ctx.gamma and new_like(ctx.gamma), ctx.gamma and new_like(ctx.beta)
+    call(C.vx_separable_backward, dx._h, handle(dgamma), handle(dbeta), dw._h, dv._h, handle(db), dy._h, handle(ctx.x), handle(ctx.gamma),
+      handle(ctx.beta), handle(ctx.mean), handle(ctx.rstd), handle(ctx.w), handle(ctx.v), ctx.act, 1e-5, ctx.stride, ctx.up)
+    return dx, dw, dv, db, dgamma, dbeta, dy
+  end,
+  cases = function(T)
+    return { { T { 2, 4, 5, 3 }, T { 3, 3, 3 }, T { 6, 3 }, T { 6 } },
+      { T { 2, 3, 4, 8 }, T { 3, 3, 8 }, T { 8, 8 }, T { 8 }, T { 8 }, T { 8 }, T { 2, 3, 4, 8 }, { groups = 2, activation = "silu" } },
+      { T { 1, 5, 4, 17 }, T { 3, 3, 17 }, T { 4, 17 }, nil, nil, nil, nil, { stride = 2 } },
+      { T { 3, 2, 3, 4 }, T { 3, 3, 4 }, T { 5, 4 }, T { 5 }, T { 4 }, T { 4 }, nil, { up = 2, groups = 1, activation = "gelu" } } }
+  end,
+})
+
+-- -- Normalization, softmax -----------------------------------------------------------------------------------------------------
 
 define("group_norm", { -- x (B,...,C), gamma and beta (C); y = act(gamma (x - mean) / sd + beta)
   forward = function(ctx, x, gamma, beta, groups, activation, eps)
-    local act = ACTIVATIONS[activation or "none"] or fail("group_norm: activation '%s', expected none, silu or gelu", tostring(activation))
+    local act = activation_number(activation, "group_norm")
     x = contiguous(expect_tensor(x, "group_norm", "x"))
     local s = x:shape()
     if #s < 2 then fail("group_norm: x %s should have the shape (B,...,C)", shape_text(x)) end
