@@ -167,7 +167,7 @@ describe("ae_sweep", function()
   end)
 
   it("stops cleanly at Ctrl-C and goes on", function()
-    local output, status = sweep("--steps 400000 --batch 4 --out stopped --methods softmax-ppl", "timeout -s INT 2")
+    local output, status = sweep("--steps 400000 --batch 4 --out stopped --methods softmax-ppl", "timeout --foreground -s INT 2") -- once, to the child alone
     assert.truthy(status == 124 or status == 130, output)
     assert.truthy(output:find("stopped; go on with: luajit", 1, true), output)
     local extra = train.peek_checkpoint(scratch .. "/stopped/checkpoints/softmax-ppl.safetensors")
