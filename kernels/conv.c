@@ -282,23 +282,17 @@ int VX_CPU(upsample2x)(vx_tensor *y, vx_tensor *x)
         float *to = vx_f32(y) + 4 * r * W * C;
         for (int64_t w = 0; w < W; w++, from += C, to += 2 * C) {
             int64_t c = 0;
-            if (stream)
-                for (; c < C; c += VX_LANES) {
-                    const vf v = vf_load(from + c);
-                    vf_stream(to + c, v);
-                    vf_stream(to + C + c, v);
-                    vf_stream(to + 2 * W * C + c, v);
-                    vf_stream(to + (2 * W + 1) * C + c, v);
-                }
             for (; c + VX_LANES <= C; c += VX_LANES) {
                 const vf v = vf_load(from + c);
-                vf_store(to + c, v);
-                vf_store(to + C + c, v);
+                float *corner[4] = {to + c, to + C + c, to + 2 * W * C + c, to + (2 * W + 1) * C + c};
+                for (int i = 0; i < 4; i++) {
+                    if (stream) vf_stream(corner[i], v);
+                    else vf_store(corner[i], v);
+                }
             }
-            for (; c < C; c++) to[c] = to[C + c] = from[c];
+            for (; c < C; c++) to[c] = to[C + c] = to[2 * W * C + c] = to[(2 * W + 1) * C + c] = from[c];
         }
         if (stream) vf_stream_end();
-        else memcpy(to, to - 2 * W * C, sizeof(float) * (size_t)(2 * W * C));
     }
     return VX_OK;
 }
