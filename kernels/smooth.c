@@ -41,6 +41,7 @@
 
 enum {
     PARTS = 32,                  /* row ranges whose partial sums are added in order */
+    MOST_ROWS = 4 * BLOCK,
     THIN_BLOCK = 8,
     THIN_STRIP = 16,             /* panels that two rows meet before the next two do, from the L1 cache */
     SELECT_STRIP = 16,           /* panels whose thresholds a row is compared with before the next row is */
@@ -81,11 +82,11 @@ typedef struct worker {
     float *o;                    /* (block, Dp) sum of weight times code */
     uint64_t *lists;             /* (shards, S, K/shards) */
     float *threshold;            /* (shards, Mp) */
-    float ref[BLOCK], negative_ref[BLOCK];
-    float noisy_ref[BLOCK];      /* the noisy logits' own reference, where noise_kind is NOISE_LOGS */
-    vf sum[BLOCK], squares[BLOCK], noisy_sum[BLOCK]; /* of the powers, lane by lane */
-    vf best[BLOCK];              /* largest logit (or noisy weight) so far, lane by lane, and its code */
-    vi best_code[BLOCK];
+    float ref[MOST_ROWS], negative_ref[MOST_ROWS];
+    float noisy_ref[MOST_ROWS];    /* the noisy logits' own reference, where noise_kind is NOISE_LOGS */
+    vf sum[MOST_ROWS], squares[MOST_ROWS], noisy_sum[MOST_ROWS]; /* of the powers, lane by lane */
+    vf best[MOST_ROWS];          /* largest logit (or noisy weight) so far, lane by lane, and its code */
+    vi best_code[MOST_ROWS];
 } worker;
 
 /* -- One block of rows: first sweep ---------------------------------------------------------------------------------------- */
@@ -150,16 +151,16 @@ static void move_reference(const forward *f, worker *t, int i, int64_t panel, fl
 }
 
 /* Requirement R2 for one panel. */
-static void limit_panel(const forward *f, worker *t, int64_t panel)
+static void limit_panel(const forward *f, worker *t, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
     if (c->scale <= LIMIT) return;
     const float *s = t->s + panel * PANEL;
     vf top = vf_set1(-INFINITY);
-    for (int i = 0; i < f->block; i++)
+    for (int i = from; i < from + BLOCK; i++)
         for (int v = 0; v < VECTORS; v++) top = vf_max(top, vf_load(s + i * c->Mp + v * VX_LANES));
     if (!vf_greater_bits(top, vf_set1(LIMIT))) return;
-    for (int i = 0; i < f->block; i++) {
+    for (int i = from; i < from + BLOCK; i++) {
         float largest = row_maximum(s + i * c->Mp);
         if (largest > LIMIT) move_reference(f, t, i, panel, ceilf(largest));
     }
@@ -180,37 +181,32 @@ VX_INLINE vi first_codes(int64_t panel)
     return lane + (int32_t)(panel * PANEL);
 }
 
-/* Powers of one row's panel, w = 2^s, with their sums and the largest logit; kept in e too unless NULL. */
-VX_INLINE void weigh_plainly(worker *t, int i, const float *s, float *w, float *e, int64_t panel)
-{
-    vf sum = t->sum[i], squares = t->squares[i], best = t->best[i];
-    vi best_code = t->best_code[i], code = first_codes(panel);
-#pragma GCC unroll 4
-    for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
-        vf x = vf_load(s + v), power = vf_exp2(x);
-        vf_store(w + v, power);
-        if (e) vf_store(e + v, power);
-        sum += power;
-        squares += power * power;
-        keep_best(&best, &best_code, x, code);
-    }
-    t->sum[i] = sum, t->squares[i] = squares, t->best[i] = best, t->best_code[i] = best_code;
-}
-
-/* Noisy weights of one row's panel, w = 2^s / E, with both sums and the largest weight. */
-VX_INLINE void weigh_by_rates(worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
+/* Weights of one row's panel with their sums: w = 2^s, or 2^s / E under noise (the panel's rates), and the largest logit, or
+ * weight; 2^s is kept in e too unless NULL. */
+VX_INLINE void weigh_row(const int noisy, worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
 {
     vf sum = t->sum[i], squares = t->squares[i], noisy_sum = t->noisy_sum[i], best = t->best[i];
     vi best_code = t->best_code[i], code = first_codes(panel);
+    for (int v = 0; v < PANEL; v += 4 * VX_LANES) {
+        vf x[4];
 #pragma GCC unroll 4
-    for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
-        vf power = vf_exp2(vf_load(s + v)), weight = power * vf_load(noise + v);
-        vf_store(w + v, weight);
-        if (e) vf_store(e + v, power);
-        sum += power;
-        squares += power * power;
-        noisy_sum += weight;
-        keep_best(&best, &best_code, weight, code);
+        for (int j = 0; j < 4; j++) {
+            x[j] = vf_load(s + v + j * VX_LANES);
+            if (!noisy) keep_best(&best, &best_code, x[j], code + v + j * VX_LANES);
+        }
+        vf_exp2_many(4, x);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            if (e) vf_store(e + v + j * VX_LANES, x[j]);
+            sum += x[j];
+            squares += x[j] * x[j];
+            if (noisy) {
+                x[j] *= vf_load(noise + v + j * VX_LANES);
+                noisy_sum += x[j];
+                keep_best(&best, &best_code, x[j], code + v + j * VX_LANES);
+            }
+            vf_store(w + v + j * VX_LANES, x[j]);
+        }
     }
     t->sum[i] = sum, t->squares[i] = squares, t->noisy_sum[i] = noisy_sum, t->best[i] = best, t->best_code[i] = best_code;
 }
@@ -247,26 +243,34 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, co
     }
 }
 
-/* Logits, powers, weights and the mixture of one panel. */
-static void sweep_panel(const forward *f, worker *t, int64_t first, int64_t panel)
+/* Logits, powers, weights and the mixture of one panel, for BLOCK of the block's rows: `from` and on. */
+static void sweep_tile(const forward *f, worker *t, int64_t first, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
     float *s = t->s + panel * PANEL;
-    tile_logits(s, c->Mp, f->block, t->negative_ref, t->a, c->D, f->book.hat + panel * PANEL * c->D, c->D);
-    if (c->M < (panel + 1) * PANEL) pad_tile(s, c->Mp, f->block, c->M - panel * PANEL);
-    limit_panel(f, t, panel);
-    if (c->noise_kind != NOISE_NONE) noise_rows(c, first, f->block, f->g, panel, t->noise);
-    for (int i = 0; i < f->block; i++) {
-        float *w = t->w + i * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
-        const float *noise = t->noise + i * PANEL;
+    tile_logits(s + from * c->Mp, c->Mp, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D, f->book.hat + panel * PANEL * c->D, c->D);
+    if (c->M < (panel + 1) * PANEL) pad_tile(s + from * c->Mp, c->Mp, BLOCK, c->M - panel * PANEL);
+    limit_panel(f, t, from, panel);
+    if (c->noise_kind != NOISE_NONE) noise_rows(c, first + from, BLOCK, f->g, panel, t->noise);
+    for (int r = 0, i = from; r < BLOCK; r++, i++) {
+        float *w = t->w + r * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
+        const float *noise = t->noise + r * PANEL;
         if (c->noise_kind == NOISE_NONE)
-            weigh_plainly(t, i, s + i * c->Mp, w, e, panel);
+            weigh_row(0, t, i, s + i * c->Mp, 0, w, e, panel);
         else if (c->noise_kind == NOISE_RATES)
-            weigh_by_rates(t, i, s + i * c->Mp, noise, w, e, panel);
+            weigh_row(1, t, i, s + i * c->Mp, noise, w, e, panel);
         else
             weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
-    tile_mix(t->o, f->block, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
+    tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
+}
+
+/* The first sweep of a block. */
+static void sweep_block(const forward *f, worker *t, int64_t first, int rows)
+{
+    choose_references(f, t);
+    for (int64_t panel = 0; panel < f->c.panels; panel++)
+        for (int from = 0; from < rows; from += BLOCK) sweep_tile(f, t, first, from, panel);
 }
 
 /* The lowest code among the lanes that hold the largest value. */
@@ -420,7 +424,7 @@ static void select_rows(const forward *f, worker *t, int64_t first, int rows, in
     float *threshold = t->threshold + shard * c->Mp;
     uint64_t *lists = t->lists + shard * c->S * each;
     const int ce = c->regularizer == VX_REG_KNN_CE;
-    float factor[BLOCK], offset[BLOCK];
+    float factor[MOST_ROWS], offset[MOST_ROWS];
     for (int i = 0; i < rows; i++) {
         float sum = vf_sum(t->sum[i]);
         factor[i] = ce ? 1 : 2 / sum;
@@ -453,7 +457,7 @@ static void select_rows(const forward *f, worker *t, int64_t first, int rows, in
 static void add_mean(const forward *f, const worker *t, int rows, float *mean)
 {
     const smooth_call *c = &f->c;
-    float inverse[BLOCK];
+    float inverse[MOST_ROWS];
     for (int i = 0; i < rows; i++) inverse[i] = 1 / vf_sum(t->sum[i]);
     for (int64_t m = 0; m < c->Mp; m += VX_LANES) {
         vf sum = vf_zero();
@@ -474,10 +478,8 @@ static void forward_part(const forward *f, worker *t, int64_t p)
         load_rows(f, t, first, rows);
         if (f->c.thin)
             sweep_narrow(f, t, first, rows);
-        else {
-            choose_references(f, t);
-            for (int64_t panel = 0; panel < f->c.panels; panel++) sweep_panel(f, t, first, panel);
-        }
+        else
+            sweep_block(f, t, first, rows);
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);
         if (f->mean) add_mean(f, t, rows, f->mean + p * f->c.Mp);
@@ -561,8 +563,8 @@ static void carve_forward(smooth_arena *a, forward *f, worker **workers, int thr
         t->a = carve_f32(a, f->block * (c->thin ? c->thin : c->D));
         t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
         t->e = f->keep_powers ? carve_f32(a, f->block * c->Mp) : 0;
-        t->w = carve_f32(a, f->block * PANEL);
-        t->noise = carve_f32(a, PANEL * (c->thin ? PAIR * THIN_STRIP : f->block));
+        t->w = carve_f32(a, BLOCK * PANEL);
+        t->noise = carve_f32(a, PANEL * (c->thin ? PAIR * THIN_STRIP : BLOCK));
         t->o = carve_f32(a, f->block * c->Dp);
         t->lists = carve(a, c->S * c->K, sizeof(uint64_t));
         t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
@@ -591,7 +593,7 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     worker *workers[threads];
     smooth_arena arena = {0};
     double *loss;
-    f.block = c->thin ? THIN_BLOCK : BLOCK;
+    f.block = c->thin ? THIN_BLOCK : c->D <= 48 ? BLOCK : c->D < 128 ? 2 * BLOCK : MOST_ROWS; /* the codes pass through the cache once a block */
     f.keep_logits = regularizer == VX_REG_KNN_CE || !c->thin;
     f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;
     if (!status) {

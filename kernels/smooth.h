@@ -226,12 +226,16 @@ VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, co
         for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
 }
 
+enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a block of rows passes */
+
 /* s (rows,64; ld) = start[row] + a (rows,D) hat (D,64); rows a multiple of LOGIT_ROWS */
 static inline void tile_logits(float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda, const float *hat, int64_t D)
 {
-    for (int v = 0; v < PANEL; v += LOGIT_VECTORS * VX_LANES)
-        for (int i = 0; i < rows; i += LOGIT_ROWS)
-            tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, start + i, a + i * lda, lda, 1, hat + v, PANEL, D);
+    for (int64_t d = 0; d < D; d += SLICE)
+        for (int v = 0; v < PANEL; v += LOGIT_VECTORS * VX_LANES)
+            for (int i = 0; i < rows; i += LOGIT_ROWS)
+                tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, d ? 0 : start + i, a + i * lda + d, lda, 1, hat + d * PANEL + v,
+                     PANEL, vx_min64(SLICE, D - d));
 }
 
 /* o (rows,Dp) += p (rows,64) q (64,Dp); rows a multiple of MIX_ROWS */

@@ -200,20 +200,25 @@ static void add_ppl_sums(const backward *b, worker *t, int64_t rows)
 }
 
 /* One row of a panel under softmax: p = pi and x from log2 pi (in p) and <dy, q^> (in x). */
-VX_INLINE void softmax_row(const backward *b, worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
+VX_INLINE void softmax_row(worker *t, int64_t i, float *p, float *x, const float *norm, const float *ppl)
 {
-    vf offset = vf_set1(t->pi_offset[i] + t->mix_offset[i]), factor = vf_set1(t->pi_factor[i]);
-    vf sum = t->x_sum[i];
-    (void)b;
-    for (int v = 0; v < PANEL; v += VX_LANES) {
-        vf pi = vf_exp2(vf_load(p + v));
-        vf inner = vf_load(x + v) * vf_load(norm + v) + offset;
-        inner += factor * pi;
-        if (ppl) inner += vf_load(ppl + v);
-        inner *= pi;
-        sum += inner;
-        vf_store(p + v, pi);
-        vf_store(x + v, inner);
+    vf offset = vf_set1(t->pi_offset[i] + t->mix_offset[i]), factor = vf_set1(t->pi_factor[i]), sum = t->x_sum[i];
+    for (int v = 0; v < PANEL; v += 4 * VX_LANES) {
+        vf pi[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) pi[j] = vf_load(p + v + j * VX_LANES);
+        vf_exp2_many(4, pi);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const int at = v + j * VX_LANES;
+            vf inner = vf_load(x + at) * vf_load(norm + at) + offset;
+            inner += factor * pi[j];
+            if (ppl) inner += vf_load(ppl + at);
+            inner *= pi[j];
+            sum += inner;
+            vf_store(p + at, pi[j]);
+            vf_store(x + at, inner);
+        }
     }
     t->x_sum[i] = sum;
 }
@@ -251,7 +256,7 @@ static void chunk_panel(const backward *b, worker *t, int64_t first, int64_t row
         if (c->noise_kind != NOISE_NONE) noise_rows(c, first + i, b->block, b->g, panel, t->noise);
         for (int r = 0; r < b->block; r++)
             if (c->noise_kind == NOISE_NONE)
-                softmax_row(b, t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
+                softmax_row(t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
             else
                 gumbel_row(b, t, i + r, t->noise + r * PANEL, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
         tile_mix(t->dhat + i * c->Dp, b->block, t->x, hat_rows, c->Dp);
