@@ -27,8 +27,8 @@
  *   R1  The bits of all outputs depend on the arguments only, not on threads: sums over rows are cut into PARTS parts that
  *       depend on the sizes alone; the K nearest are chosen by the total order of neighbours.h.
  *   R2  No power overflows, for tau from 1e-5 to 1: logits are kept relative to a reference r_i, an integer, such that the largest
- *       is at most LIMIT above it. r_i depends on row i alone (so equal rows have equal keys), and moves by integers, so that
- *       scaling by 2^-change is exact.
+ *       is at most LIMIT above it, and from the start of the sum, in which -r_i is the first term. r_i depends on row i alone, so
+ *       that equal rows have equal keys, and is the same for all of its codes, so that equal codes have equal logits.
  *   R3  Equal logits of a row tie to the lower code, equal keys of a vertex to the lower row.
  *   R4  After an error nothing has been written; a NaN or Inf in z or in the codebook is such an error.
  *
@@ -91,6 +91,17 @@ typedef struct worker {
 
 /* -- One block of rows: first sweep ---------------------------------------------------------------------------------------- */
 
+static void clear_sums(const forward *f, worker *t)
+{
+    for (int i = 0; i < f->block; i++) {
+        t->noisy_ref[i] = 0;
+        t->sum[i] = t->squares[i] = t->noisy_sum[i] = vf_zero();
+        t->best[i] = vf_set1(-INFINITY);
+        t->best_code[i] = (vi){0};
+    }
+    memset(t->o, 0, sizeof(float) * (size_t)(f->block * f->c.Dp));
+}
+
 static void load_rows(const forward *f, worker *t, int64_t first, int rows)
 {
     const smooth_call *c = &f->c;
@@ -100,12 +111,9 @@ static void load_rows(const forward *f, worker *t, int64_t first, int rows)
         float *a = t->a + i * (c->thin ? c->thin : c->D);
         for (int64_t d = 0; d < c->D; d++) a[d] = i < rows ? c->z[row * c->D + d] / norm * c->scale : 0;
         for (int64_t d = c->D; d < c->thin; d++) a[d] = 0;
-        t->ref[i] = t->negative_ref[i] = t->noisy_ref[i] = 0;
-        t->sum[i] = t->squares[i] = t->noisy_sum[i] = vf_zero();
-        t->best[i] = vf_set1(-INFINITY);
-        t->best_code[i] = (vi){0};
+        t->ref[i] = t->negative_ref[i] = 0;
     }
-    memset(t->o, 0, sizeof(float) * (size_t)(f->block * c->Dp));
+    clear_sums(f, t);
 }
 
 static inline float row_maximum(const float *s)
@@ -115,55 +123,42 @@ static inline float row_maximum(const float *s)
     return vf_maximum(top);
 }
 
-/* The first reference. |logit| <= scale, so that 0 serves every row unless tau is small; then it is the first panel's largest. */
-static void choose_references(const forward *f, worker *t)
+/* largest[i] = the largest of row i's relative logits in the panels before `end`. */
+static void find_maxima(const forward *f, worker *t, int64_t end, float *largest)
 {
     const smooth_call *c = &f->c;
+    for (int i = 0; i < f->block; i++) largest[i] = -INFINITY;
+    for (int64_t panel = 0; panel < end; panel++)
+        for (int from = 0; from < f->block; from += BLOCK) {
+            tile_logits(t->w, PANEL, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D, f->book.hat + panel * PANEL * c->D, c->D);
+            if (c->M < (panel + 1) * PANEL) pad_tile(t->w, PANEL, BLOCK, c->M - panel * PANEL);
+            for (int i = 0; i < BLOCK; i++) largest[from + i] = fmaxf(largest[from + i], row_maximum(t->w + i * PANEL));
+        }
+}
+
+/* Requirement R2. |logit| <= scale, so that 0 serves every row unless tau is small; then it is the largest logit of the first
+ * panel, or, where that turns out to be more than LIMIT too low (exactly), the largest of all. */
+static void choose_references(const forward *f, worker *t, int exactly)
+{
+    const smooth_call *c = &f->c;
+    float largest[MOST_ROWS];
     if (c->scale <= LIMIT) return;
-    tile_logits(t->s, c->Mp, f->block, t->negative_ref, t->a, c->D, f->book.hat, c->D);
-    if (c->M < PANEL) pad_tile(t->s, c->Mp, f->block, c->M);
+    find_maxima(f, t, exactly ? c->panels : 1, largest);
     for (int i = 0; i < f->block; i++) {
-        t->ref[i] = ceilf(row_maximum(t->s + i * c->Mp));
+        if (!exactly || largest[i] > LIMIT) t->ref[i] += ceilf(largest[i]);
         t->negative_ref[i] = -t->ref[i];
     }
 }
 
-/* Moves row i's reference up by an integer; panels 0 .. panel of its logits and all its sums follow. */
-static void move_reference(const forward *f, worker *t, int i, int64_t panel, float change)
+/* Whether a logit of the tile, rows `from` and on, is too far above its row's reference. */
+static int exceeds_limit(const forward *f, const worker *t, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
-    float factor = exp2f(-change);
-    float *s = t->s + i * c->Mp, *e = f->keep_powers ? t->e + i * c->Mp : 0;
-    t->ref[i] += change;
-    t->negative_ref[i] = -t->ref[i];
-    for (int64_t m = 0; m < (panel + 1) * PANEL; m++) s[m] -= change;
-    if (e)
-        for (int64_t m = 0; m < panel * PANEL; m++) e[m] *= factor;
-    t->sum[i] *= factor;
-    t->squares[i] *= factor * factor;
-    if (c->noise_kind == NOISE_LOGS) { /* the noisy logits stay where they are */
-        t->noisy_ref[i] -= change / c->gumbel_tau;
-        return;
-    }
-    t->noisy_sum[i] *= factor;
-    t->best[i] = c->noise_kind == NOISE_NONE ? t->best[i] - change : t->best[i] * factor;
-    for (int64_t d = 0; d < c->Dp; d++) t->o[i * c->Dp + d] *= factor;
-}
-
-/* Requirement R2 for one panel. */
-static void limit_panel(const forward *f, worker *t, int from, int64_t panel)
-{
-    const smooth_call *c = &f->c;
-    if (c->scale <= LIMIT) return;
-    const float *s = t->s + panel * PANEL;
+    if (c->scale <= LIMIT) return 0;
     vf top = vf_set1(-INFINITY);
     for (int i = from; i < from + BLOCK; i++)
-        for (int v = 0; v < VECTORS; v++) top = vf_max(top, vf_load(s + i * c->Mp + v * VX_LANES));
-    if (!vf_greater_bits(top, vf_set1(LIMIT))) return;
-    for (int i = from; i < from + BLOCK; i++) {
-        float largest = row_maximum(s + i * c->Mp);
-        if (largest > LIMIT) move_reference(f, t, i, panel, ceilf(largest));
-    }
+        for (int v = 0; v < PANEL; v += VX_LANES) top = vf_max(top, vf_load(t->s + i * c->Mp + panel * PANEL + v));
+    return vf_greater_bits(top, vf_set1(LIMIT)) != 0;
 }
 
 /* The larger of two candidates per lane, the earlier of equals. */
@@ -211,46 +206,44 @@ VX_INLINE void weigh_row(const int noisy, worker *t, int i, const float *s, cons
     t->sum[i] = sum, t->squares[i] = squares, t->noisy_sum[i] = noisy_sum, t->best[i] = best, t->best_code[i] = best_code;
 }
 
-/* Noisy weights w = 2^((s + g)/t - noisy_ref) of one row's panel, with a reference of their own. */
+/* Noisy weights of one row's panel, w = 2^(u - noisy_ref) with u = (s + g)/t: noise may be far larger than a logit, so u has a
+ * reference of its own, which moves up by integers. */
 static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
 {
     const smooth_call *c = &f->c;
+    vi code = first_codes(panel);
     for (int v = 0; v < PANEL; v += VX_LANES) {
         vf power = vf_exp2(vf_load(s + v));
         if (e) vf_store(e + v, power);
         t->sum[i] += power;
         t->squares[i] += power * power;
-        vf_store(w + v, (vf_load(s + v) + vf_load(noise + v)) / c->gumbel_tau - t->noisy_ref[i]);
+        vf_store(w + v, (vf_load(s + v) + vf_load(noise + v)) / c->gumbel_tau);
     }
     if (c->M < (panel + 1) * PANEL) pad_tile(w, PANEL, 1, c->M - panel * PANEL);
-    float largest = row_maximum(w);
+    float largest = row_maximum(w) - t->noisy_ref[i];
     if (panel == 0 || largest > LIMIT) {
-        float change = ceilf(largest), factor = exp2f(-change);
+        float change = ceilf(largest), factor = panel ? exp2f(-change) : 0;
         t->noisy_ref[i] += change;
-        t->best[i] = t->best[i] - change;
-        if (panel) {
-            t->noisy_sum[i] *= factor;
-            for (int64_t d = 0; d < c->Dp; d++) t->o[i * c->Dp + d] *= factor;
-        }
-        for (int m = 0; m < PANEL; m++) w[m] -= change;
+        t->noisy_sum[i] *= factor;
+        for (int64_t d = 0; d < c->Dp; d++) t->o[i * c->Dp + d] *= factor;
     }
-    vi code = first_codes(panel);
-    for (int v = 0; v < PANEL; v += VX_LANES, code += VX_LANES) {
-        vf x = vf_load(w + v), weight = vf_exp2(x);
-        keep_best(&t->best[i], &t->best_code[i], x, code);
+    for (int v = 0; v < PANEL; v += VX_LANES) {
+        vf u = vf_load(w + v), weight = vf_exp2(u - t->noisy_ref[i]);
+        keep_best(&t->best[i], &t->best_code[i], u, code + v);
         vf_store(w + v, weight);
         t->noisy_sum[i] += weight;
     }
 }
 
-/* Logits, powers, weights and the mixture of one panel, for BLOCK of the block's rows: `from` and on. */
-static void sweep_tile(const forward *f, worker *t, int64_t first, int from, int64_t panel)
+/* Logits, powers, weights and the mixture of one panel, for BLOCK of the block's rows: `from` and on. 0 where a reference is too
+ * low, and nothing has been added up. */
+static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
     float *s = t->s + panel * PANEL;
     tile_logits(s + from * c->Mp, c->Mp, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D, f->book.hat + panel * PANEL * c->D, c->D);
     if (c->M < (panel + 1) * PANEL) pad_tile(s + from * c->Mp, c->Mp, BLOCK, c->M - panel * PANEL);
-    limit_panel(f, t, from, panel);
+    if (exceeds_limit(f, t, from, panel)) return 0;
     if (c->noise_kind != NOISE_NONE) noise_rows(c, first + from, BLOCK, f->g, panel, t->noise);
     for (int r = 0, i = from; r < BLOCK; r++, i++) {
         float *w = t->w + r * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
@@ -263,14 +256,21 @@ static void sweep_tile(const forward *f, worker *t, int64_t first, int from, int
             weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
     tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
+    return 1;
 }
 
-/* The first sweep of a block. */
-static void sweep_block(const forward *f, worker *t, int64_t first, int rows)
+/* The first sweep of a block; once more from its start where a reference proves too low. */
+static void sweep_block(const forward *f, worker *t, int rows, int64_t first)
 {
-    choose_references(f, t);
+    choose_references(f, t, 0);
     for (int64_t panel = 0; panel < f->c.panels; panel++)
-        for (int from = 0; from < rows; from += BLOCK) sweep_tile(f, t, first, from, panel);
+        for (int from = 0; from < rows; from += BLOCK)
+            if (!sweep_tile(f, t, first, from, panel)) {
+                choose_references(f, t, 1);
+                clear_sums(f, t);
+                panel = -1;
+                break;
+            }
 }
 
 /* The lowest code among the lanes that hold the largest value. */
@@ -392,7 +392,7 @@ static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
         f->lse[row * 2 + 1] = (float)noisy;
         f->sumsq[row] = c->regularizer == VX_REG_KNN_L2 ? vf_sum(t->squares[i]) / sum / sum : 0;
         f->codes[row] = (int32_t)code;
-        max_p += (c->noise_kind == NOISE_RATES ? best : exp2f(best)) / weights;
+        max_p += (c->noise_kind == NOISE_RATES ? best : exp2f(best - t->noisy_ref[i])) / weights;
         const float *o = t->o + i * c->Dp, *q = c->codebook + (f->g * c->M + code) * c->D;
         float *y = f->y + row * c->D, *soft = f->soft ? f->soft + row * c->D : 0;
         for (int64_t d = 0; d < c->D; d++) {
@@ -479,7 +479,7 @@ static void forward_part(const forward *f, worker *t, int64_t p)
         if (f->c.thin)
             sweep_narrow(f, t, first, rows);
         else
-            sweep_block(f, t, first, rows);
+            sweep_block(f, t, rows, first);
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);
         if (f->mean) add_mean(f, t, rows, f->mean + p * f->c.Mp);
