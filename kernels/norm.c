@@ -18,7 +18,7 @@
  */
 #include <omp.h>
 
-#include "cpu.h"
+#include "norm.h"
 #include "vec.h"
 
 enum {
@@ -262,6 +262,31 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     }
     vx_scratch_free(q.total);
     return VX_OK;
+}
+
+/* -- The two halves of group norm, for one image (norm.h) ------------------------------------------------------------------------ */
+
+int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps)
+{
+    vx_tensor like = {.shape = {1, S, C}}, groups = {.shape = {1, G}};
+    group q = group_of(&like, &groups);
+    if (group_scratch(&q, "group_norm")) return VX_ENOMEM;
+    memset(q.channel, 0, sizeof(float) * (size_t)(4 * C));
+    q.x = x, q.mean = mean, q.rstd = rstd, q.gamma = q.channel + 2 * C; /* its factors are not wanted here */
+    for (int64_t k = 0; k < q.chunks; k++) measure(&q, 0, k);
+    measured(&q, 0, eps);
+    vx_scratch_free(q.total);
+    return VX_OK;
+}
+
+void VX_CPU(group_apply)(float *y, const float *x, const float *gamma, const float *beta, const float *mean, const float *rstd,
+                         float *channel, int64_t S, int64_t C, int64_t G, int act)
+{
+    vx_tensor like = {.shape = {1, S, C}}, groups = {.shape = {1, G}};
+    group q = group_of(&like, &groups);
+    q.x = x, q.out = y, q.beta = beta, q.act = act, q.channel = channel;
+    for (int64_t c = 0; c < C; c++) channel[c] = mean[c / (C / G)], channel[C + c] = rstd[c / (C / G)] * gamma[c];
+    for (int64_t k = 0; k < q.chunks; k++) normalize(&q, 0, k);
 }
 
 /* -- Group norm: gradient ------------------------------------------------------------------------------------------------------ */

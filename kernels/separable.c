@@ -6,20 +6,22 @@
  *   y = d vT + bias + residual   the pointwise convolution
  *
  * Each of these alone is bound by memory: at 64 x 64 pixels and 64 channels a batch of 16 is 17 MB, and an op that reads and writes
- * it moves twice that. But nothing couples two images before the sums over the batch, and one image (1 MB) stays in a core's L2. So
- * a thread takes an image through all steps, and only x, y and their gradients travel: 3 passes over memory instead of 8 forward,
- * 4 instead of 17 backward. n, u and d are not stored; the backward pass makes them again (a sixth of its multiply-adds).
+ * it moves twice that. But nothing couples two images before the sums over the batch, and one image is 1 MB. So
+ * a thread takes an image through all steps, and within the image a strip of rows whose arrays fit the L2 together. Only x, y and
+ * their gradients travel: 3 passes over memory instead of 8 forward, 7 instead of 17 backward. n, u and d are not stored; the
+ * backward pass makes them again (a sixth of its multiply-adds).
  *
- * The steps are the other kernels, called on one image; inside a parallel region they find themselves alone and run on one thread.
- * With fewer images than threads the images run one after another and the steps share the threads. Gradients of weights are summed
- * per image, and the images' sums added in order, so the bits depend on neither.
+ * The steps are the other kernels, called on a strip with the rows around it that the 3x3 window needs; the outputs of those rows,
+ * wrong at a strip's edge where the kernels pad with zeros, are not used. Inside a parallel region the kernels find themselves alone
+ * and run on one thread. With fewer images than threads the images run one after another and the steps share the threads. Gradients
+ * of weights are summed strip by strip within an image, and the images' sums added in order: the bits depend on the sizes alone.
  *
  * [1] Chollet 2017, Xception.
  */
 #include <omp.h>
 #include <string.h>
 
-#include "cpu.h"
+#include "norm.h"
 
 /* A contiguous tensor over memory of ours, for calling a kernel. */
 static vx_tensor over(float *data, int ndim, const int64_t *shape)
@@ -46,11 +48,14 @@ static vx_tensor transposed(vx_tensor x)
     return x;
 }
 
+enum { STRIP_FLOATS = 1 << 18 }; /* of all arrays of a strip together: 1 MiB, half of an L2 of today */
+
 typedef struct separable {
-    int64_t B, H, W, C, P, Q, O, G, U; /* U: pixels that the depthwise convolution sees */
+    int64_t B, H, W, C, P, Q, O, G;
     int act, stride, up;
     float eps;
     float *x, *gamma, *beta, *w, *v, *bias, *residual, *y, *mean, *rstd;
+    int64_t strip; /* rows of x in a strip; even, or all of them */
 } separable;
 
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
@@ -60,50 +65,93 @@ static int describe(separable *s, const char *op, const vx_tensor *x, const vx_t
     if (given != 0 && given != 4) return vx_fail(VX_EINVAL, "%s: gamma, beta, mean and rstd must all be there or none", op);
     s->B = x->shape[0], s->H = x->shape[1], s->W = x->shape[2], s->C = x->shape[3];
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
-    s->U = s->H * s->W * s->up * s->up;
     s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
+    /* a row of x is a row of n, up^2 of u and of du, up^2 / stride^2 of d and twice of dd */
+    const int64_t row = s->W * s->C * (1 + 2 * s->up * s->up + 3 * s->up * s->up / (s->stride * s->stride));
+    s->strip = vx_max64(STRIP_FLOATS / row / 2 * 2 - 2, 8);
+    if (s->strip + 4 >= s->H) s->strip = s->H;
     return VX_OK;
 }
 
-/* d of image b, and what the depthwise convolution saw (n, u or x itself). n and u have room for H W C and U C floats, mean_b and
- * rstd_b (G) for the statistics. */
-static int up_to_depthwise(const separable *s, int64_t b, float *mean_b, float *rstd_b, float *n, float *u, float *d, float **seen)
+/* The rows a strip touches: x rows first .. end - 1 give d rows p0 .. p1 - 1 of its own; to make those, rows i0 .. i1 - 1 of x are
+ * needed, from which the depthwise kernel makes `made` d rows from d0 on. The gradient of its x rows needs d rows pa .. pb - 1. */
+typedef struct strip {
+    int64_t first, end, p0, p1, i0, i1, d0, made, pa, pb;
+} strip;
+
+static strip strip_at(const separable *s, int64_t first)
 {
-    const int64_t H = s->H, W = s->W, C = s->C;
-    vx_tensor x = OVER(s->x + b * H * W * C, 1, H, W, C), w = OVER(s->w, 3, 3, C), out = OVER(d, 1, s->P, s->Q, C);
-    int status = VX_OK;
+    const int64_t up = s->up, stride = s->stride, rows = s->H * up; /* of u */
+    strip t = {.first = first, .end = vx_min64(first + s->strip, s->H)};
+    t.p0 = t.first * up / stride;
+    t.p1 = t.end == s->H ? s->P : t.end * up / stride;
+    t.i0 = vx_max64(t.p0 * stride - stride, 0) / up;
+    t.i1 = vx_min64(vx_ceil_div(vx_min64((t.p1 - 1) * stride + 2, rows), up), s->H);
+    t.d0 = t.i0 * up / stride;
+    t.made = vx_ceil_div((t.i1 - t.i0) * up, stride);
+    t.pa = vx_max64(vx_ceil_div(vx_max64(t.first * up - 1, 0), stride), 0);
+    t.pb = vx_min64(t.end * up / stride + 1, s->P);
+    return t;
+}
+
+/* A thread's working space for one strip. */
+typedef struct space {
+    float *n, *u, *d, *dd, *du, *channel, *dw;
+} space;
+
+static int64_t space_floats(const separable *s, space *at, float *p)
+{
+    const int64_t rows = vx_min64(s->strip + 4, s->H), C = s->C, u = rows * s->up * s->up * s->W * C;
+    const int64_t d = (rows * s->up / s->stride + 3) * s->Q * C;
+    float *start = p;
+    at->n = p, p += s->gamma ? rows * s->W * C : 0;
+    at->u = p, p += s->up == 2 ? u : 0;
+    at->d = p, p += d;
+    at->dd = p, p += d;
+    at->du = p, p += u + 4 * s->W * s->up * C;
+    at->channel = p, p += 2 * C + 2 * s->G;
+    at->dw = p, p += 9 * C;
+    return vx_ceil_div(p - start, 16) * 16;
+}
+
+/* d rows t.d0 .. of image b, and what the depthwise convolution saw: (i1 - i0) up rows of n, u or x itself. */
+static int up_to_depthwise(const separable *s, int64_t b, const strip *t, const float *mean, const float *rstd, const space *at, float **seen)
+{
+    const int64_t W = s->W, C = s->C, rows = t->i1 - t->i0;
+    *seen = s->x + (b * s->H + t->i0) * W * C;
     if (s->gamma) {
-        vx_tensor flat = OVER(s->x + b * H * W * C, 1, H * W, C), to = OVER(n, 1, H * W, C), gamma = OVER(s->gamma, C),
-                  beta = OVER(s->beta, C), mean = OVER(mean_b, 1, s->G), rstd = OVER(rstd_b, 1, s->G);
-        status = VX_CPU(group_norm)(&to, &mean, &rstd, &flat, &gamma, &beta, s->act, s->eps);
-        x = OVER(n, 1, H, W, C);
+        VX_CPU(group_apply)(at->n, *seen, s->gamma, s->beta, mean, rstd, at->channel, rows * W, C, s->G, s->act);
+        *seen = at->n;
     }
-    if (!status && s->up == 2) {
-        vx_tensor large = OVER(u, 1, 2 * H, 2 * W, C);
-        status = VX_CPU(upsample2x)(&large, &x);
-        x = large;
+    int status = VX_OK;
+    if (s->up == 2) {
+        vx_tensor small = OVER(*seen, 1, rows, W, C), large = OVER(at->u, 1, 2 * rows, 2 * W, C);
+        status = VX_CPU(upsample2x)(&large, &small);
+        *seen = at->u;
     }
-    *seen = (float *)x.data;
-    return status ? status : VX_CPU(depthwise3x3)(&out, &x, &w, 0, s->stride);
+    vx_tensor in = OVER(*seen, 1, rows * s->up, W * s->up, C), w = OVER(s->w, 3, 3, C), d = OVER(at->d, 1, t->made, s->Q, C);
+    return status ? status : VX_CPU(depthwise3x3)(&d, &in, &w, 0, s->stride);
 }
 
-static int forward_image(const separable *s, int64_t b, float *n, float *u, float *d)
+static int forward_image(const separable *s, int64_t b, const space *at)
 {
-    const int64_t S = s->P * s->Q, C = s->C, O = s->O;
-    float *seen, *to = s->y + b * S * O;
-    int status = up_to_depthwise(s, b, s->mean + b * s->G, s->rstd + b * s->G, n, u, d, &seen);
-    if (status) return status;
-    if (s->residual) memcpy(to, s->residual + b * S * O, sizeof(float) * (size_t)(S * O));
-    vx_tensor y = OVER(to, 1, S, O), left = OVER(d, 1, S, C), right = transposed(OVER(s->v, 1, O, C)), bias = OVER(s->bias, O);
-    return VX_CPU(gemm)(&y, &left, &right, s->bias ? &bias : 0, 1, s->residual ? 1 : 0);
+    const int64_t Q = s->Q, C = s->C, O = s->O;
+    float *mean = s->mean + b * s->G, *rstd = s->rstd + b * s->G, *seen;
+    vx_tensor right = transposed(OVER(s->v, 1, O, C)), bias = OVER(s->bias, O);
+    int status = s->gamma ? VX_CPU(group_statistics)(mean, rstd, s->x + b * s->H * s->W * C, s->H * s->W, C, s->G, s->eps) : VX_OK;
+    for (int64_t first = 0; !status && first < s->H; first += s->strip) {
+        const strip t = strip_at(s, first);
+        const int64_t count = (t.p1 - t.p0) * Q, offset = (b * s->P + t.p0) * Q * O;
+        status = up_to_depthwise(s, b, &t, mean, rstd, at, &seen);
+        if (s->residual) memcpy(s->y + offset, s->residual + offset, sizeof(float) * (size_t)(count * O));
+        vx_tensor y = OVER(s->y + offset, 1, count, O), left = OVER(at->d + (t.p0 - t.d0) * Q * C, 1, count, C);
+        if (!status) status = VX_CPU(gemm)(&y, &left, &right, s->bias ? &bias : 0, 1, s->residual ? 1 : 0);
+    }
+    return status;
 }
 
-/* Scratch of `count` threads, `floats` each; slots lie a cache line apart. */
-static float *slots(const char *op, int count, int64_t *floats)
-{
-    *floats = vx_ceil_div(*floats, 16) * 16;
-    return vx_scratch(op, sizeof(float) * (size_t)(count * *floats));
-}
+/* Threads that take an image each; 1 where the steps share the threads instead. */
+static int image_threads(const separable *s) { return s->B >= omp_get_max_threads() ? omp_get_max_threads() : 1; }
 
 int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, vx_tensor *w,
                       vx_tensor *v, vx_tensor *bias, vx_tensor *residual, int act, float eps, int stride, int up)
@@ -111,16 +159,17 @@ int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .w = vx_f32(w), .v = vx_f32(v), .bias = vx_f32(bias),
                    .residual = vx_f32(residual), .y = vx_f32(y)};
     if (describe(&s, "separable", x, y, gamma, beta, mean, rstd)) return VX_EINVAL;
-    const int threads = s.B >= omp_get_max_threads() ? omp_get_max_threads() : 1;
-    const int64_t n = s.gamma ? s.H * s.W * s.C : 0, u = up == 2 ? s.U * s.C : 0;
-    int64_t floats = n + u + s.P * s.Q * s.C;
-    float *scratch = slots("separable", threads, &floats);
+    space at;
+    const int threads = image_threads(&s);
+    const int64_t floats = space_floats(&s, &at, 0);
+    float *scratch = vx_scratch("separable", sizeof(float) * (size_t)(threads * floats));
     if (!scratch) return VX_ENOMEM;
     int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : failed)
     for (int64_t b = 0; b < s.B; b++) {
-        float *mine = scratch + omp_get_thread_num() * floats;
-        failed = forward_image(&s, b, mine, mine + n, mine + n + u) || failed;
+        space mine;
+        space_floats(&s, &mine, scratch + omp_get_thread_num() * floats);
+        failed = forward_image(&s, b, &mine) || failed;
     }
     vx_scratch_free(scratch);
     return failed ? vx_fail(VX_ENOMEM, "separable: out of memory") : VX_OK;
@@ -145,32 +194,59 @@ static gradients gradients_at(const separable *s, float *p)
     return g;
 }
 
-/* dx and the sums of image b. n (H W C), u (U C), d and dd (P Q C), du (U C), again (2 G) are scratch; n's turns into dn. */
-static int backward_image(const separable *s, int64_t b, const float *dy, float *dx, gradients g, float *n, float *u, float *d,
-                          float *dd, float *du, float *again)
+/* One strip: the gradient of n (or of x, without norm) into dn (image b's rows of dx), the weights' sums into g. */
+static int backward_strip(const separable *s, int64_t b, const strip *t, const float *dy, float *dn, gradients g, const float *mean,
+                          const float *rstd, const space *at)
 {
-    const int64_t H = s->H, W = s->W, C = s->C, P = s->P, Q = s->Q, S = P * Q, O = s->O;
-    float *seen, *dx_b = dx + b * H * W * C, *dn = s->gamma ? n : dx_b;
-    int status = up_to_depthwise(s, b, again, again + s->G, n, u, d, &seen);
-    vx_tensor dy_b = OVER((float *)dy + b * S * O, 1, S, O), dy_rows = OVER((float *)dy + b * S * O, S, O), v = OVER(s->v, 1, O, C);
-    vx_tensor w = OVER(s->w, 3, 3, C), depth = OVER(d, 1, S, C), flat = OVER(dd, 1, S, C), grid = OVER(dd, 1, P, Q, C);
-    vx_tensor input = OVER(seen, 1, H * s->up, W * s->up, C), dv = OVER(g.dv, 1, O, C), dbias = OVER(g.dbias, 1, O), dw = OVER(g.dw, 3, 3, C);
-    vx_tensor across = transposed(dy_b);
-    if (!status) status = VX_CPU(gemm)(&dv, &across, &depth, 0, 1, 0);
-    if (!status) status = VX_CPU(reduce)(&dbias, &dy_rows, VX_REDUCE_SUM);
-    if (!status) status = VX_CPU(gemm)(&flat, &dy_b, &v, 0, 1, 0);
-    if (!status) status = VX_CPU(depthwise3x3_backward_weight)(&dw, 0, &input, &grid, s->stride);
-    vx_tensor dinput = OVER(s->up == 2 ? du : dn, 1, H * s->up, W * s->up, C);
-    if (!status) status = VX_CPU(depthwise3x3_backward_input)(&dinput, &grid, &w, s->stride);
-    if (!status && s->up == 2) {
-        vx_tensor small = OVER(dn, 1, H, W, C);
-        status = VX_CPU(upsample2x_backward)(&small, &dinput);
+    const int64_t W = s->W, C = s->C, Q = s->Q, O = s->O, up = s->up, row = Q * C, count = (t->p1 - t->p0) * Q;
+    float *seen, *own = (float *)dy + (b * s->P + t->p0) * Q * O;
+    int status = up_to_depthwise(s, b, t, mean, rstd, at, &seen);
+
+    vx_tensor across = transposed(OVER(own, 1, count, O)), d = OVER(at->d + (t->p0 - t->d0) * row, 1, count, C), dv = OVER(g.dv, 1, O, C);
+    if (!status) status = VX_CPU(gemm)(&dv, &across, &d, 0, 1, t->first ? 1 : 0);
+
+    const int64_t needed = t->pb - t->pa;
+    vx_tensor dy_needed = OVER((float *)dy + (b * s->P + t->pa) * Q * O, 1, needed * Q, O), v = OVER(s->v, 1, O, C);
+    vx_tensor dd_flat = OVER(at->dd, 1, needed * Q, C), dd = OVER(at->dd, 1, needed, Q, C), w = OVER(s->w, 3, 3, C);
+    if (!status) status = VX_CPU(gemm)(&dd_flat, &dy_needed, &v, 0, 1, 0);
+
+    /* rows of du from pa stride on; the strip's own begin at first up */
+    const int64_t from = t->pa * s->stride, made = vx_min64(needed * s->stride, s->H * up - from);
+    vx_tensor du = OVER(at->du, 1, made, W * up, C);
+    if (!status) status = VX_CPU(depthwise3x3_backward_input)(&du, &dd, &w, s->stride);
+    float *mine = at->du + (t->first * up - from) * W * up * C, *to = dn + t->first * W * C;
+    if (!status && up == 2) {
+        vx_tensor large = OVER(mine, 1, (t->end - t->first) * 2, W * 2, C), small = OVER(to, 1, t->end - t->first, W, C);
+        status = VX_CPU(upsample2x_backward)(&small, &large);
+    } else if (!status) {
+        memcpy(to, mine, sizeof(float) * (size_t)((t->end - t->first) * W * C));
     }
-    if (!status && s->gamma) {
-        vx_tensor to = OVER(dx_b, 1, H * W, C), from = OVER(dn, 1, H * W, C), x = OVER(s->x + b * H * W * C, 1, H * W, C);
-        vx_tensor gamma = OVER(s->gamma, C), beta = OVER(s->beta, C), dgamma = OVER(g.dgamma, C), dbeta = OVER(g.dbeta, C);
-        vx_tensor mean = OVER(s->mean + b * s->G, 1, s->G), rstd = OVER(s->rstd + b * s->G, 1, s->G);
-        status = VX_CPU(group_norm_backward)(&to, &dgamma, &dbeta, &from, &x, &gamma, &beta, &mean, &rstd, s->act);
+
+    /* dw from the strip's own d rows: the others are zero; d is not needed any more and holds them */
+    memset(at->d, 0, sizeof(float) * (size_t)((t->p0 - t->d0) * row));
+    memcpy(at->d + (t->p0 - t->d0) * row, at->dd + (t->p0 - t->pa) * row, sizeof(float) * (size_t)(count * C));
+    memset(at->d + (t->p1 - t->d0) * row, 0, sizeof(float) * (size_t)((t->made - (t->p1 - t->d0)) * row));
+    vx_tensor in = OVER(seen, 1, (t->i1 - t->i0) * up, W * up, C), only = OVER(at->d, 1, t->made, Q, C), dw = OVER(at->dw, 3, 3, C);
+    if (!status) status = VX_CPU(depthwise3x3_backward_weight)(&dw, 0, &in, &only, s->stride);
+    for (int64_t i = 0; i < 9 * C; i++) g.dw[i] = t->first ? g.dw[i] + at->dw[i] : at->dw[i];
+    return status;
+}
+
+static int backward_image(const separable *s, int64_t b, const float *dy, float *dx, gradients g, const space *at)
+{
+    const int64_t S = s->H * s->W, C = s->C;
+    const float *mean = s->mean + b * s->G, *rstd = s->rstd + b * s->G;
+    float *dx_b = dx + b * S * C;
+    vx_tensor rows = OVER((float *)dy + b * s->P * s->Q * s->O, s->P * s->Q, s->O), dbias = OVER(g.dbias, 1, s->O);
+    int status = VX_CPU(reduce)(&dbias, &rows, VX_REDUCE_SUM);
+    for (int64_t first = 0; !status && first < s->H; first += s->strip) {
+        const strip t = strip_at(s, first);
+        status = backward_strip(s, b, &t, dy, dx_b, g, mean, rstd, at);
+    }
+    if (!status && s->gamma) { /* in place: dx_b holds dn */
+        vx_tensor to = OVER(dx_b, 1, S, C), x = OVER(s->x + b * S * C, 1, S, C), gamma = OVER(s->gamma, C), beta = OVER(s->beta, C);
+        vx_tensor dgamma = OVER(g.dgamma, C), dbeta = OVER(g.dbeta, C), m = OVER((float *)mean, 1, s->G), r = OVER((float *)rstd, 1, s->G);
+        status = VX_CPU(group_norm_backward)(&to, &dgamma, &dbeta, &to, &x, &gamma, &beta, &m, &r, s->act);
     }
     return status;
 }
@@ -182,10 +258,10 @@ int VX_CPU(separable_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .w = vx_f32(w), .v = vx_f32(v)};
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd)) return VX_EINVAL;
     if (s.gamma && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
-    const int threads = s.B >= omp_get_max_threads() ? omp_get_max_threads() : 1;
-    const int64_t n = s.gamma ? s.H * s.W * s.C : 0, u = up == 2 ? s.U * s.C : 0, d = s.P * s.Q * s.C, sums = gradient_floats(&s);
-    int64_t floats = n + 2 * u + 2 * d + 2 * s.G;
-    float *scratch = slots("separable_backward", threads, &floats);
+    space at;
+    const int threads = image_threads(&s);
+    const int64_t floats = space_floats(&s, &at, 0), sums = gradient_floats(&s);
+    float *scratch = vx_scratch("separable_backward", sizeof(float) * (size_t)(threads * floats));
     float *partial = scratch ? vx_scratch("separable_backward", sizeof(float) * (size_t)(vx_max64(s.B, 1) * sums)) : 0;
     if (!partial) {
         vx_scratch_free(scratch);
@@ -195,10 +271,9 @@ int VX_CPU(separable_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     if (s.B == 0) memset(partial, 0, sizeof(float) * (size_t)sums);
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : failed)
     for (int64_t b = 0; b < s.B; b++) {
-        float *mine = scratch + omp_get_thread_num() * floats;
-        failed = backward_image(&s, b, vx_f32(dy), vx_f32(dx), gradients_at(&s, partial + b * sums), mine, mine + n, mine + n + u,
-                                mine + n + u + d, mine + n + u + 2 * d, mine + n + 2 * u + 2 * d) ||
-                 failed;
+        space mine;
+        space_floats(&s, &mine, scratch + omp_get_thread_num() * floats);
+        failed = backward_image(&s, b, vx_f32(dy), vx_f32(dx), gradients_at(&s, partial + b * sums), &mine) || failed;
     }
     for (int64_t b = 1; b < s.B; b++)
         for (int64_t i = 0; i < sums; i++) partial[i] += partial[b * sums + i];

@@ -43,6 +43,40 @@ describe("a layer", function()
     H.close(block(x, residual):reshape({ -1 }):totable(), ops.add(expected, residual):reshape({ -1 }):totable(), 1e-6, 1e-6)
   end)
 
+  it("gives in strips what the ops of a separable convolution give one by one", function()
+    for number, case in ipairs {
+      { { 2, 41, 64, 64 }, 64, { activation = "silu" } }, { { 1, 41, 63, 64 }, 5, { stride = 2, activation = "silu" } },
+      { { 3, 40, 64, 48 }, 33, { stride = 2 } }, { { 2, 37, 40, 32 }, 16, { up = 2, activation = "gelu" } }, { { 1, 30, 64, 64 }, 8, { up = 2 } },
+      { { 1, 35, 64, 40 }, 7, { up = 2, stride = 2 } },
+    } do
+      local shape, outputs, options = case[1], case[2], case[3]
+      local block, x = nn.SeparableConv3x3(shape[4], outputs, options), data(number, shape)
+      local up, stride = options.up or 1, options.stride or 1
+      local weights = block:parameters()
+      local dy = data(number + 50, { shape[1], math.ceil(shape[2] * up / stride), math.ceil(shape[3] * up / stride), outputs })
+      local function run(f)
+        x.requires_grad = true
+        x:zero_grad()
+        block:zero_grad()
+        local y = f()
+        y:backward(dy)
+        local all = { y:clone(), x.grad:clone() }
+        for i, p in ipairs(weights) do all[i + 2] = p.grad:clone() end
+        return all
+      end
+      local whole = run(function() return block(x) end)
+      local parts = run(function()
+        local n = block.norm and block.norm(x) or x
+        if up == 2 then n = ops.upsample2x(n) end
+        return block.pointwise(block.depthwise(n))
+      end)
+      for i, expected in ipairs(parts) do
+        local off = ops.sum(ops.square(whole[i] - expected)):item() / ops.sum(ops.square(expected)):item()
+        assert.is_true(off < 1e-12, ("case %d, tensor %d: relative error %g"):format(number, i, math.sqrt(off)))
+      end
+    end
+  end)
+
   it("starts with the variance of its inputs, zero biases, unit norms", function()
     vx.seed(1)
     local layer = nn.Linear(300, 200)
