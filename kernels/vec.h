@@ -206,7 +206,7 @@ static inline vf vf_exp2(vf t)
     return _mm512_scalef_ps(p, n);
 #else
     vi e = __builtin_convertvector(vf_select(n < vf_set1(-200.0f), vf_set1(-200.0f), vf_select(n > vf_set1(200.0f), vf_set1(200.0f), n)), vi);
-    vf r = (vf)((vi)p + (e << 23));
+    vf r = (vf)((vu)p + ((vu)e << 23));
     r = vf_select(t < vf_set1(-126.0f), vf_zero(), r);
     r = vf_select(t >= vf_set1(128.0f), vf_set1(INFINITY), r);
     return vf_select(t != t, t, r);
@@ -267,7 +267,7 @@ static inline vf vf_exp(vf x)
     return _mm512_scalef_ps(p, n);
 #else
     vi e = __builtin_convertvector(vf_min(vf_max(n, vf_set1(-200.0f)), vf_set1(200.0f)), vi);
-    vf q = (vf)((vi)p + (e << 23));
+    vf q = (vf)((vu)p + ((vu)e << 23));
     q = vf_select(x < vf_set1(-87.33654f), vf_zero(), q);
     q = vf_select(x > vf_set1(88.72283f), vf_set1(INFINITY), q);
     return vf_select(x != x, x, q);
