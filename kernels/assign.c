@@ -59,22 +59,12 @@ static void assign_rows(const assign_call *c, const float *a, int32_t code[ROWS]
     }
     for (int64_t panel = 0; panel < c->panels; panel++) {
         const float *q = c->columns + panel * PANEL * D, *offset = c->offset + panel * PANEL;
-        vf sum[ROWS][VECTORS];
+        vf sum[12][4];
 #pragma GCC unroll 6
         for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) sum[i][v] = vf_load(offset + v * VX_LANES);
-        for (int64_t d = 0; d < D; d++) {
-            vf column[VECTORS];
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) column[v] = vf_load(q + d * PANEL + v * VX_LANES);
-#pragma GCC unroll 6
-            for (int i = 0; i < ROWS; i++) {
-                vf x = vf_set1(a[i * D + d]);
-#pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++) sum[i][v] += x * column[v];
-            }
-        }
+        tile_product(ROWS, VECTORS, sum, a, D, 1, q, PANEL, D);
         const vi codes = lane + (int32_t)(panel * PANEL);
 #pragma GCC unroll 6
         for (int i = 0; i < ROWS; i++)

@@ -1,4 +1,4 @@
-/* rows.h: norms, dot products, checks and sorting of rows, shared by the quantizers' kernels. */
+/* rows.h: what the quantizers' kernels share: norms and checks of rows, sorting, and products of a few rows in registers. */
 #ifndef VX_ROWS_H
 #define VX_ROWS_H
 
@@ -52,6 +52,50 @@ static inline void counting_sort(const int32_t *key, int64_t stride, int64_t cou
     for (int64_t i = 0; i < count; i++) order[start[key[i * stride]]++] = (int32_t)i;
     for (int64_t k = keys; k > 0; k--) start[k] = start[k - 1];
     start[0] = 0;
+}
+
+/* -- A few rows times a few vectors -------------------------------------------------------------------------------------- */
+
+/* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */
+VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, const float *b)
+{
+    vf column[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) column[v] = vf_load(b + v * VX_LANES);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        vf x = vf_set1(a[i * ai]);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[i][v] += x * column[v];
+    }
+}
+
+/* sum += a b over k < count: a[i ai + k ak], b[k ldb + v]. Steps are unrolled by four, so that the loop's end is predicted. */
+VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, int64_t ak, const float *b,
+                            int64_t ldb, int64_t count)
+{
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) tile_step(rows, vectors, sum, a + (k + j) * ak, ai, b + (k + j) * ldb);
+    for (; k < count; k++) tile_step(rows, vectors, sum, a + k * ak, ai, b + k * ldb);
+}
+
+/* c[i][v] = (start ? start[i] : c[i][v]) + sum over k < count of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors, in
+ * registers; v counts vectors. */
+VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, const float *start, const float *a, int64_t ai,
+                    int64_t ak, const float *b, int64_t ldb, int64_t count)
+{
+    vf sum[12][4];
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[i][v] = start ? vf_set1(start[i]) : vf_load(c + i * ldc + v * VX_LANES);
+    tile_product(rows, vectors, sum, a, ai, ak, b, ldb, count);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
 }
 
 #endif

