@@ -4,7 +4,7 @@
  *     VX_COSINE  argmax_m <z, q_m> / (|z| |q_m|)
  *
  * Both are one product whose columns start from an offset, and an argmax that stays in registers: panels of 64 codes (4 vectors
- * of 16 lanes) against 6 rows. The codes are laid out once as (panels, D, 64), so that a panel's column is a vector load.
+ * of 16 lanes) against 6 rows, 24 rows per visit of a panel. The codes are laid out once as (panels, D, 64), so that a panel's column is a vector load.
  * Ties, including two equal codes, go to the lower index: lanes keep the first of equals, and the lowest of equal lanes wins.
  *
  * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a panel's rows fit
@@ -13,6 +13,8 @@
  * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| + |q|^2 / 2) either
  * may be named; with small integers every score is exact. A row or code with NaN or Inf is an error and nothing is written.
  */
+#include <omp.h>
+
 #include "rows.h"
 
 #if VX_LANES == 16
@@ -20,7 +22,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #else
 enum { ROWS = 6, VECTORS = 2 };
 #endif
-enum { PANEL = VECTORS * VX_LANES };
+enum { PANEL = VECTORS * VX_LANES, BLOCK = 4 * ROWS /* rows that pass a panel while it is in the L1 cache */ };
 
 typedef struct assign_call {
     int64_t N, G, D, M, panels;
@@ -46,58 +48,67 @@ static void fill_columns(const assign_call *c, int64_t g)
     }
 }
 
-/* codes of ROWS rows, a (ROWS, D) */
-static void assign_rows(const assign_call *c, const float *a, int32_t code[ROWS])
+/* The best score of each row so far, lane by lane, and its code. */
+typedef struct assign_best {
+    vf score[BLOCK];
+    vi code[BLOCK];
+} assign_best;
+
+/* Rows i .. i + ROWS - 1 of a (BLOCK, D) meet a panel. */
+static void meet_panel(const assign_call *c, const float *a, assign_best *best, int i, int64_t panel)
 {
-    const int64_t D = c->D;
-    vf best[ROWS];
-    vi best_code[ROWS], lane;
+    const float *offset = c->offset + panel * PANEL;
+    vf score[12][4];
+    vi lane;
     for (int l = 0; l < VX_LANES; l++) lane[l] = l;
-    for (int i = 0; i < ROWS; i++) {
-        best[i] = vf_set1(-INFINITY);
-        best_code[i] = (vi){0};
-    }
-    for (int64_t panel = 0; panel < c->panels; panel++) {
-        const float *q = c->columns + panel * PANEL * D, *offset = c->offset + panel * PANEL;
-        vf sum[12][4];
+    lane += (int32_t)(panel * PANEL);
 #pragma GCC unroll 6
-        for (int i = 0; i < ROWS; i++)
+    for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) sum[i][v] = vf_load(offset + v * VX_LANES);
-        tile_product(ROWS, VECTORS, sum, a, D, 1, q, PANEL, D);
-        const vi codes = lane + (int32_t)(panel * PANEL);
+        for (int v = 0; v < VECTORS; v++) score[r][v] = vf_load(offset + v * VX_LANES);
+    tile_product(ROWS, VECTORS, score, a + i * c->D, c->D, 1, c->columns + panel * PANEL * c->D, PANEL, c->D);
 #pragma GCC unroll 6
-        for (int i = 0; i < ROWS; i++)
+    for (int r = 0; r < ROWS; r++) {
+        vf most = best->score[i + r];
+        vi code = best->code[i + r];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) {
-                best_code[i] = vi_where_greater(sum[i][v], best[i], codes + v * VX_LANES, best_code[i]);
-                best[i] = vf_max(sum[i][v], best[i]);
-            }
-    }
-    for (int i = 0; i < ROWS; i++) {
-        float score[VX_LANES];
-        int32_t index[VX_LANES];
-        memcpy(score, &best[i], sizeof score);
-        memcpy(index, &best_code[i], sizeof index);
-        int at = 0;
-        for (int l = 1; l < VX_LANES; l++)
-            if (score[l] > score[at] || (score[l] == score[at] && index[l] < index[at])) at = l;
-        code[i] = index[at];
+        for (int v = 0; v < VECTORS; v++) {
+            code = vi_where_greater(score[r][v], most, lane + v * VX_LANES, code);
+            most = vf_max(score[r][v], most);
+        }
+        best->score[i + r] = most;
+        best->code[i + r] = code;
     }
 }
 
-/* Block of ROWS rows from row `first` on; a is working space (ROWS, D). */
+/* The lowest code among the lanes with the largest score. */
+static inline int32_t best_code(const assign_best *best, int i)
+{
+    float score[VX_LANES];
+    int32_t code[VX_LANES];
+    memcpy(score, &best->score[i], sizeof score);
+    memcpy(code, &best->code[i], sizeof code);
+    int at = 0;
+    for (int l = 1; l < VX_LANES; l++)
+        if (score[l] > score[at] || (score[l] == score[at] && code[l] < code[at])) at = l;
+    return code[at];
+}
+
+/* Codes of BLOCK rows from row `first` on; a is working space (BLOCK, D). */
 static void assign_block(const assign_call *c, int64_t g, int64_t first, float *a)
 {
-    int rows = (int)vx_min64(ROWS, c->N - first);
-    int32_t code[ROWS];
-    for (int i = 0; i < ROWS; i++) {
+    const int rows = (int)vx_min64(BLOCK, c->N - first);
+    assign_best best;
+    for (int i = 0; i < BLOCK; i++) {
         int64_t row = (first + (i < rows ? i : 0)) * c->G + g;
         float divided = c->metric == VX_COSINE ? c->norms[row] : 1;
         for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = c->z[row * c->D + d] / divided;
+        best.score[i] = vf_set1(-INFINITY);
+        best.code[i] = (vi){0};
     }
-    assign_rows(c, a, code);
-    for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = code[i];
+    for (int64_t panel = 0; panel < c->panels; panel++)
+        for (int i = 0; i < rows; i += ROWS) meet_panel(c, a, &best, i, panel);
+    for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = best_code(&best, i);
 }
 
 int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metric)
@@ -107,12 +118,12 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         .z = vx_f32(z), .codebook = vx_f32(codebook), .codes = vx_i32(codes),
     };
     c.panels = vx_ceil_div(c.M, PANEL);
-    const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, rows = c.N * c.G;
-    float *memory = vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + rows));
+    const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, rows = c.N * c.G, block = BLOCK * c.D;
+    float *memory = vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + rows + block * omp_get_max_threads()));
     if (!memory) return VX_ENOMEM;
     c.columns = memory;
     c.offset = memory + columns;
-    float *norms = c.offset + offsets;
+    float *norms = c.offset + offsets, *blocks = norms + rows;
     c.norms = norms;
 
     int64_t bad = first_nonfinite(c.codebook, c.G * c.M, c.D, 0), bad_row = first_nonfinite(c.z, rows, c.D, norms);
@@ -127,10 +138,9 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     for (int64_t g = 0; g < c.G; g++) {
 #pragma omp parallel
         {
-            float a[ROWS * c.D];
             fill_columns(&c, g);
 #pragma omp for schedule(static)
-            for (int64_t first = 0; first < c.N; first += ROWS) assign_block(&c, g, first, a);
+            for (int64_t first = 0; first < c.N; first += BLOCK) assign_block(&c, g, first, blocks + block * omp_get_thread_num());
         }
     }
     vx_scratch_free(memory);
