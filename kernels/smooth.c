@@ -42,7 +42,6 @@
 enum {
     PARTS = 32,                  /* row ranges whose partial sums are added in order */
     MOST_ROWS = 4 * BLOCK,
-    THIN_BLOCK = 8,
     THIN_STRIP = 16,             /* panels that two rows meet before the next two do, from the L1 cache */
     SELECT_STRIP = 16,           /* panels whose thresholds a row is compared with before the next row is */
 };
@@ -294,10 +293,10 @@ VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker
     const float *hat = f->book.hat, *raw = f->book.raw;
     const int64_t strip = THIN_STRIP, full = c->M / PANEL;
     thin_row state[THIN_BLOCK];
+    if (c->scale > LIMIT) thin_maxima(D, t->a, hat, c->M, t->ref);
     for (int i = 0; i < THIN_BLOCK; i++) {
         state[i] = (thin_row){.best = vf_set1(-INFINITY)};
-        if (c->scale <= LIMIT) continue;
-        t->ref[i] = ceilf(thin_maximum(D, t->a + i * D, hat, c->M));
+        t->ref[i] = ceilf(t->ref[i]);
         t->negative_ref[i] = -t->ref[i];
     }
     for (int64_t panel = 0; panel < c->panels; panel += strip)

@@ -10,7 +10,7 @@
 
 #include "smooth.h"
 
-enum { THIN_MAX = 8, PAIR = 2 };
+enum { THIN_MAX = 8, PAIR = 2, THIN_BLOCK = 8 };
 
 /* -- Forward: two rows meet a strip of panels ------------------------------------------------------------------------------- */
 
@@ -118,15 +118,23 @@ VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, cons
     }
 }
 
-/* Largest logit of a row. */
-VX_INLINE float thin_maximum(const int D, const float *a, const float *hat, int64_t M)
+/* largest[i] = the largest logit of each of THIN_BLOCK rows a (THIN_BLOCK,D). */
+VX_INLINE void thin_maxima(const int D, const float *a, const float *hat, int64_t M, float *largest)
 {
-    vf top = vf_set1(-INFINITY);
+    vf top[THIN_BLOCK];
+#pragma GCC unroll 8
+    for (int i = 0; i < THIN_BLOCK; i++) top[i] = vf_set1(-INFINITY);
     for (int64_t code = 0; code < M; code += VX_LANES) {
-        vf s = thin_logits(D, 0, a, hat + code / PANEL * PANEL * D + code % PANEL);
-        top = vf_max(top, code + VX_LANES > M ? thin_pad(s, code, M) : s);
+        const float *q = hat + code / PANEL * PANEL * D + code % PANEL;
+        vf s[THIN_BLOCK] = {{0}};
+#pragma GCC unroll 8
+        for (int d = 0; d < D; d++)
+#pragma GCC unroll 8
+            for (int i = 0; i < THIN_BLOCK; i++) s[i] += vf_load(q + d * PANEL) * a[i * D + d];
+#pragma GCC unroll 8
+        for (int i = 0; i < THIN_BLOCK; i++) top[i] = vf_max(top[i], code + VX_LANES > M ? thin_pad(s[i], code, M) : s[i]);
     }
-    return vf_maximum(top);
+    for (int i = 0; i < THIN_BLOCK; i++) largest[i] = vf_maximum(top[i]);
 }
 
 /* -- Backward: one vector of codes meets a run of rows ------------------------------------------------------------------------ */
