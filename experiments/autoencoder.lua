@@ -46,7 +46,7 @@ end
 --- size: of the image; channels: of each stage; codes: M; k: neighbours per vertex (the paper's count per GPU times four, with
 -- `shards` = 4 to split a batch as four GPUs do); rate: peak learning rate; warmup, steps or epochs: of the schedule.
 local presets = {
-  tiny = { size = 32, resize = "short", channels = { 64, 64, 32, 32 }, codes = 256, k = 4, shards = 1, batch = 16, steps = 1000, warmup = 100, rate = 1e-3 },
+  tiny = { size = 32, resize = "short", channels = { 64, 64, 32, 32 }, codes = 256, k = 4, shards = 1, batch = 16, steps = 800, warmup = 100, rate = 1e-3 },
   small = { size = 64, resize = "short", channels = { 64, 64, 32, 32 }, codes = 1024, k = 4, shards = 1, batch = 16, steps = 3000, warmup = 200, rate = 1e-3 },
   ["16x16x32-1024"] = { size = 256, resize = "none", channels = { 128, 128, 64, 64, 32, 32 }, codes = 1024, k = 8, shards = 4, batch = 64, epochs = 25,
     warmup = 16000, rate = 1e-4 },

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "norm.h"
+#include "vec.h"
 
 /* A contiguous tensor over memory of ours, for calling a kernel. */
 static vx_tensor over(float *data, int ndim, const int64_t *shape)
@@ -95,7 +96,7 @@ static strip strip_at(const separable *s, int64_t first)
 
 /* A thread's working space for one strip. */
 typedef struct space {
-    float *n, *u, *d, *dd, *du, *channel, *dw, *dbias;
+    float *n, *u, *d, *dd, *du, *channel, *dw;
 } space;
 
 static int64_t space_floats(const separable *s, space *at, float *p)
@@ -107,10 +108,9 @@ static int64_t space_floats(const separable *s, space *at, float *p)
     at->u = p, p += s->up == 2 ? u : 0;
     at->d = p, p += d;
     at->dd = p, p += d;
-    at->du = p, p += u + 4 * s->W * s->up * C;
+    at->du = p, p += s->up == 2 ? u : 2 * s->W * C;
     at->channel = p, p += 2 * C + 2 * s->G;
     at->dw = p, p += 9 * C;
-    at->dbias = p, p += s->O;
     return vx_ceil_div(p - start, 16) * 16;
 }
 
@@ -194,16 +194,35 @@ static gradients gradients_at(const separable *s, float *p)
     return g;
 }
 
+/* sum (C) = or += the rows of x (count,C). A strip is short: float32 keeps seven digits. */
+static void add_rows(float *sum, const float *x, int64_t count, int64_t C, int fresh)
+{
+    for (int64_t c = 0; c < C; c += 4 * VX_LANES) {
+        vf total[4];
+        for (int v = 0; v < 4; v++) total[v] = vf_zero();
+        for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const int64_t left = C - c - v * VX_LANES;
+                if (left >= VX_LANES) total[v] += vf_load(x + i * C + c + v * VX_LANES);
+                else if (left > 0) total[v] += vf_load_n(x + i * C + c + v * VX_LANES, (int)left);
+            }
+        for (int v = 0; v < 4; v++) {
+            float *to = sum + c + v * VX_LANES;
+            const int n = (int)vx_max64(vx_min64(C - c - v * VX_LANES, VX_LANES), 0);
+            if (n) vf_store_n(to, fresh ? total[v] : total[v] + vf_load_n(to, n), n);
+        }
+    }
+}
+
 /* One strip: the gradient of n (or of x, without norm) into dn (image b's rows of dx), the weights' sums into g. */
 static int backward_strip(const separable *s, int64_t b, const strip *t, const float *dy, float *dn, gradients g, const float *mean,
                           const float *rstd, const space *at)
 {
     const int64_t W = s->W, C = s->C, Q = s->Q, O = s->O, up = s->up, row = Q * C, count = (t->p1 - t->p0) * Q;
     float *seen, *own = (float *)dy + (b * s->P + t->p0) * Q * O;
-    vx_tensor rows = OVER(own, count, O), dbias = OVER(at->dbias, 1, O);
-    int status = VX_CPU(reduce)(&dbias, &rows, VX_REDUCE_SUM);
-    for (int64_t i = 0; i < O; i++) g.dbias[i] = t->first ? g.dbias[i] + at->dbias[i] : at->dbias[i];
-    if (!status) status = up_to_depthwise(s, b, t, mean, rstd, at, &seen);
+    add_rows(g.dbias, own, count, O, t->first == 0);
+    int status = up_to_depthwise(s, b, t, mean, rstd, at, &seen);
 
     vx_tensor across = transposed(OVER(own, 1, count, O)), d = OVER(at->d + (t->p0 - t->d0) * row, 1, count, C), dv = OVER(g.dv, 1, O, C);
     if (!status) status = VX_CPU(gemm)(&dv, &across, &d, 0, 1, t->first ? 1 : 0);
@@ -212,16 +231,17 @@ static int backward_strip(const separable *s, int64_t b, const strip *t, const f
     vx_tensor dd_flat = OVER(at->dd, 1, t->made * Q, C), dd = OVER(at->dd, 1, t->made, Q, C), w = OVER(s->w, 3, 3, C);
     if (!status) status = VX_CPU(gemm)(&dd_flat, &dy_made, &v, 0, 1, 0);
 
-    /* rows of du from d0 stride on; the strip's own begin at first up */
-    const int64_t from = t->d0 * s->stride, made = (t->i1 - t->i0) * up;
-    vx_tensor du = OVER(at->du, 1, made, W * up, C);
+    /* Rows i0 up .. i1 up - 1 of du. Without enlargement they are written where they belong: the rows before the strip's own, made by
+     * the strip before, are put back, and those after it the next strip makes. */
+    const int64_t made = (t->i1 - t->i0) * up, before = (t->first - t->i0) * W * C;
+    vx_tensor du = OVER(up == 2 ? at->du : dn + t->i0 * W * C, 1, made, W * up, C);
+    if (up == 1) memcpy(at->du, dn + t->i0 * W * C, sizeof(float) * (size_t)before);
     if (!status) status = VX_CPU(depthwise3x3_backward_input)(&du, &dd, &w, s->stride);
-    float *mine = at->du + (t->first * up - from) * W * up * C, *to = dn + t->first * W * C;
+    if (up == 1) memcpy(dn + t->i0 * W * C, at->du, sizeof(float) * (size_t)before);
     if (!status && up == 2) {
-        vx_tensor large = OVER(mine, 1, (t->end - t->first) * 2, W * 2, C), small = OVER(to, 1, t->end - t->first, W, C);
+        vx_tensor large = OVER(at->du + 4 * before, 1, (t->end - t->first) * 2, W * 2, C);
+        vx_tensor small = OVER(dn + t->first * W * C, 1, t->end - t->first, W, C);
         status = VX_CPU(upsample2x_backward)(&small, &large);
-    } else if (!status) {
-        memcpy(to, mine, sizeof(float) * (size_t)((t->end - t->first) * W * C));
     }
 
     /* dw from the strip's own d rows; the neighbours' count there */
