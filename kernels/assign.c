@@ -3,15 +3,18 @@
  *     VX_EUCLID  argmin_m |z - q_m|^2 = argmax_m <z, q_m> - |q_m|^2 / 2
  *     VX_COSINE  argmax_m <z, q_m> / (|z| |q_m|)
  *
- * Both are one product whose columns start from an offset, and an argmax that stays in registers: panels of 64 codes (4 vectors
- * of 16 lanes) against 6 rows, 24 rows per visit of a panel. The codes are laid out once as (panels, D, 64), so that a panel's column is a vector load.
- * Ties, including two equal codes, go to the lower index: lanes keep the first of equals, and the lowest of equal lanes wins.
+ * Both are one product whose columns start from an offset, and an argmax that stays in registers: panels of 64 codes (4
+ * vectors of 16 lanes) against 6 rows, 24 rows per visit of a panel. The codes are laid out once as (panels, D, 64), so that
+ * a panel's column is a vector load. Ties, including two equal codes, go to the lower index: lanes keep the first of equals,
+ * and the lowest of equal lanes wins.
  *
- * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a panel's rows fit
- * the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the argmax for D = 3.
+ * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a panel's
+ * rows fit the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the argmax for D =
+ * 3.
  *
- * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| + |q|^2 / 2) either
- * may be named; with small integers every score is exact. A row or code with NaN or Inf is an error and nothing is written.
+ * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| + |q|^2 /
+ * 2) either may be named; with small integers every score is exact. A row or code with NaN or Inf is an error and nothing is
+ * written.
  */
 #include <omp.h>
 
@@ -28,9 +31,9 @@ typedef struct assign_call {
     int64_t N, G, D, M, panels;
     int metric;
     const float *z, *codebook;
-    const float *norms;   /* (N,G) |z| */
-    float *columns;       /* (panels, D, PANEL) */
-    float *offset;        /* (panels, PANEL) what a code's score starts from */
+    const float *norms; /* (N,G) |z| */
+    float *columns;     /* (panels, D, PANEL) */
+    float *offset;      /* (panels, PANEL) what a code's score starts from */
     int32_t *codes;
 } assign_call;
 
@@ -114,8 +117,14 @@ static void assign_block(const assign_call *c, int64_t g, int64_t first, float *
 int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metric)
 {
     assign_call c = {
-        .N = z->shape[0], .G = z->shape[1], .D = z->shape[2], .M = codebook->shape[1], .metric = metric,
-        .z = vx_f32(z), .codebook = vx_f32(codebook), .codes = vx_i32(codes),
+        .N = z->shape[0],
+        .G = z->shape[1],
+        .D = z->shape[2],
+        .M = codebook->shape[1],
+        .metric = metric,
+        .z = vx_f32(z),
+        .codebook = vx_f32(codebook),
+        .codes = vx_i32(codes),
     };
     c.panels = vx_ceil_div(c.M, PANEL);
     const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, rows = c.N * c.G, block = BLOCK * c.D;
@@ -130,8 +139,8 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     if (bad >= 0 || bad_row >= 0) {
         vx_scratch_free(memory);
         if (bad >= 0)
-            return vx_fail(VX_ENONFINITE, "assign: code %lld of group %lld of the codebook holds a NaN or Inf", (long long)(bad % c.M),
-                           (long long)(bad / c.M));
+            return vx_fail(VX_ENONFINITE, "assign: code %lld of group %lld of the codebook holds a NaN or Inf",
+                           (long long)(bad % c.M), (long long)(bad / c.M));
         return vx_fail(VX_ENONFINITE, "assign: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad_row / c.G),
                        (long long)(bad_row % c.G));
     }
@@ -140,7 +149,8 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         {
             fill_columns(&c, g);
 #pragma omp for schedule(static)
-            for (int64_t first = 0; first < c.N; first += BLOCK) assign_block(&c, g, first, blocks + block * omp_get_thread_num());
+            for (int64_t first = 0; first < c.N; first += BLOCK)
+                assign_block(&c, g, first, blocks + block * omp_get_thread_num());
         }
     }
     vx_scratch_free(memory);

@@ -1,12 +1,13 @@
 /* gumbel.h: the Gumbel noise of two rows and one panel of 64 codes, drawn again wherever it is needed.
  *
- * With u the uniform number of a code (rng.h's Philox and layout), E = -log u is exponential, g = -log E is Gumbel, and 1/E = e^g
- * is what a power is multiplied with. The cost is what decides the speed of the Gumbel samplers, so
- *   - a Philox state sits in the low halves of 64-bit lanes, even blocks in one vector and odd blocks in another: a product then
- *     needs no shuffling, and the upper halves may hold anything. The first two rounds are half constant: the counter's upper words
- *     are the same for all blocks.
- *   - E = -(e log 2 + log m) for u = 2^e m, m in [sqrt 1/2, sqrt 2), and log(1 + r) = r N(r) / D(r) to 2e-8, so that 1/E takes one
- *     reciprocal and no logarithm: 1/E = D / (-e log 2 D - r N). Relative accuracy holds up to u = 1 - 2^-24, where E is 6e-8.
+ * With u the uniform number of a code (rng.h's Philox and layout), E = -log u is exponential, g = -log E is Gumbel, and 1/E
+ * = e^g is what a power is multiplied with. The cost is what decides the speed of the Gumbel samplers, so
+ *   - a Philox state sits in the low halves of 64-bit lanes, even blocks in one vector and odd blocks in another: a product
+ *     then needs no shuffling, and the upper halves may hold anything. The first two rounds are half constant: the counter's
+ *     upper words are the same for all blocks.
+ *   - E = -(e log 2 + log m) for u = 2^e m, m in [sqrt 1/2, sqrt 2), and log(1 + r) = r N(r) / D(r) to 2e-8, so that 1/E
+ *     takes one reciprocal and no logarithm: 1/E = D / (-e log 2 D - r N). Relative accuracy holds up to u = 1 - 2^-24,
+ *     where E is 6e-8.
  *   - all of it is done for two rows at once, since each step depends on the one before.
  */
 #ifndef VX_GUMBEL_H
@@ -62,14 +63,14 @@ static inline vu philox_join(vu64 even, vu64 odd)
 }
 
 /* word[r][w]: words w of VX_LANES consecutive Philox blocks from block[r] on, which must not carry into their upper 32 bits. */
-static inline __attribute__((always_inline)) void philox_rows(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS],
-                                                              vu word[GUMBEL_ROWS][4])
+static inline __attribute__((always_inline)) void philox_rows(uint64_t seed, uint64_t stream,
+                                                              const uint64_t block[GUMBEL_ROWS], vu word[GUMBEL_ROWS][4])
 {
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint64_t p1 = (uint64_t)VX_PHILOX_M1 * (uint32_t)stream;
     vu64 c0[GUMBEL_CHAINS], c1[GUMBEL_CHAINS], c2[GUMBEL_CHAINS], c3[GUMBEL_CHAINS], lane;
     for (int l = 0; l < VX_LANES / 2; l++) lane[l] = 2 * (uint64_t)l;
-    /* rounds 1 and 2, where c1, c2, c3 start as constants */
+        /* rounds 1 and 2, where c1, c2, c3 start as constants */
 #pragma GCC unroll 4
     for (int i = 0; i < GUMBEL_CHAINS; i++) {
         const uint32_t s0 = (uint32_t)(p1 >> 32) ^ (uint32_t)(block[i / 2] >> 32) ^ k0;
@@ -85,7 +86,8 @@ static inline __attribute__((always_inline)) void philox_rows(uint64_t seed, uin
     for (uint32_t round = 2; round < 10; round++) {
         vu64 q0[GUMBEL_CHAINS], q1[GUMBEL_CHAINS];
 #pragma GCC unroll 4
-        for (int i = 0; i < GUMBEL_CHAINS; i++) q0[i] = philox_multiply(c0[i], VX_PHILOX_M0), q1[i] = philox_multiply(c2[i], VX_PHILOX_M1);
+        for (int i = 0; i < GUMBEL_CHAINS; i++)
+            q0[i] = philox_multiply(c0[i], VX_PHILOX_M0), q1[i] = philox_multiply(c2[i], VX_PHILOX_M1);
 #pragma GCC unroll 4
         for (int i = 0; i < GUMBEL_CHAINS; i++) {
             c0[i] = philox_xor(philox_high(q1[i]), c1[i], k0 + round * VX_PHILOX_W0);
@@ -129,7 +131,8 @@ static inline __attribute__((always_inline)) void gumbel_rate(const vu word[4], 
 }
 
 /* rates[r][64]: 1/E of the panel whose first Philox block is block[r]. */
-static inline void gumbel_rates(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS], float *const rates[GUMBEL_ROWS])
+static inline void gumbel_rates(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS],
+                                float *const rates[GUMBEL_ROWS])
 {
     for (int first = 0; first < 16; first += VX_LANES) {
         const uint64_t at[GUMBEL_ROWS] = {block[0] + (uint64_t)first, block[1] + (uint64_t)first};

@@ -8,8 +8,8 @@
  *                  with lambda and R constant (Eq. 3, 4); q gets nothing of dy
  * R is never formed. Norms under the rotation are at least 1e-6, so that an antipodal pair (q^ = -z^) gives a finite result.
  *
- * Memory bound: z, dy, dz and the codes once. Sums are deterministic: reg over 64 ranges of rows in order, a code's gradient over its
- * rows in order (rows are sorted by code first).
+ * Memory bound: z, dy, dz and the codes once. Sums are deterministic: reg over 64 ranges of rows in order, a code's gradient
+ * over its rows in order (rows are sorted by code first).
  */
 #include "rows.h"
 
@@ -28,7 +28,8 @@ static int check_codes(const char *op, const hard_call *c)
 {
     for (int64_t i = 0; i < c->N * c->G; i++)
         if (c->codes[i] < 0 || c->codes[i] >= c->M)
-            return vx_fail(VX_EINVAL, "%s: row %lld has code %d, of 0 .. %lld", op, (long long)(i / c->G), c->codes[i], (long long)c->M - 1);
+            return vx_fail(VX_EINVAL, "%s: row %lld has code %d, of 0 .. %lld", op, (long long)(i / c->G), c->codes[i],
+                           (long long)c->M - 1);
     return VX_OK;
 }
 
@@ -43,12 +44,18 @@ static inline const float *code_of(const hard_call *c, int64_t i)
     return c->codebook + (i % c->G * c->M + c->codes[i]) * c->D;
 }
 
-int VX_CPU(hard_forward)(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *codebook, vx_tensor *codes, int metric, float beta,
-                         int mean_reduction)
+int VX_CPU(hard_forward)(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *codebook, vx_tensor *codes, int metric,
+                         float beta, int mean_reduction)
 {
     hard_call c = {
-        .N = z->shape[0], .G = z->shape[1], .D = z->shape[2], .M = codebook->shape[1], .metric = metric,
-        .z = vx_f32(z), .codebook = vx_f32(codebook), .codes = vx_i32(codes),
+        .N = z->shape[0],
+        .G = z->shape[1],
+        .D = z->shape[2],
+        .M = codebook->shape[1],
+        .metric = metric,
+        .z = vx_f32(z),
+        .codebook = vx_f32(codebook),
+        .codes = vx_i32(codes),
     };
     int status = check_codes("hard_forward", &c);
     if (status) return status;
@@ -107,8 +114,7 @@ static void row_backward(const hard_call *c, int64_t i, float *dz, float *u, flo
         float norm_z = fmaxf((float)row_norm(z, D), ROTATION_GUARD), norm_q = fmaxf((float)row_norm(q, D), ROTATION_GUARD);
         for (int64_t d = 0; d < D; d++) u[d] = z[d] / norm_z, v[d] = q[d] / norm_q;
         rotate_back(dz, dy, u, v, c->metric == VX_COSINE ? 1 : norm_q / norm_z, D);
-    } else
-        memcpy(dz, dy, sizeof(float) * (size_t)D);
+    } else memcpy(dz, dy, sizeof(float) * (size_t)D);
     for (int64_t d = 0; d < D; d++) dz[d] += 2 * c->beta * c->dreg * (z[d] * from_z - q[d] * from_q);
     if (c->metric == VX_COSINE) leave_sphere(dz, z, 1 / from_z, D);
 }
@@ -128,13 +134,23 @@ static void code_backward(const hard_call *c, int64_t g, const float *q, const i
     if (c->metric == VX_COSINE) leave_sphere(dq, q, 1 / from_q, D);
 }
 
-int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx_tensor *dreg, vx_tensor *z, vx_tensor *codebook,
-                          vx_tensor *codes, int estimator, int metric, float beta, int mean_reduction, int codebook_grad)
+int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx_tensor *dreg, vx_tensor *z,
+                          vx_tensor *codebook, vx_tensor *codes, int estimator, int metric, float beta, int mean_reduction,
+                          int codebook_grad)
 {
     hard_call c = {
-        .N = z->shape[0], .G = z->shape[1], .D = z->shape[2], .M = codebook->shape[1], .metric = metric, .estimator = estimator,
-        .codebook_grad = codebook_grad, .beta = beta,
-        .z = vx_f32(z), .codebook = vx_f32(codebook), .dy = vx_f32(dy), .codes = vx_i32(codes),
+        .N = z->shape[0],
+        .G = z->shape[1],
+        .D = z->shape[2],
+        .M = codebook->shape[1],
+        .metric = metric,
+        .estimator = estimator,
+        .codebook_grad = codebook_grad,
+        .beta = beta,
+        .z = vx_f32(z),
+        .codebook = vx_f32(codebook),
+        .dy = vx_f32(dy),
+        .codes = vx_i32(codes),
     };
     c.dreg = vx_f32(dreg)[0] / (float)(c.N * c.G) / (float)(mean_reduction ? c.D : 1);
     int status = check_codes("hard_backward", &c);

@@ -3,8 +3,8 @@
  * An entry packs key and row into one integer whose order is "larger key first, then lower row":
  *     (key's bits, made monotone) << 32 | ~row
  * so that a list is an ordinary descending list of K distinct integers, the K largest of a set do not depend on the order of
- * arrival, and two threads' lists merge by inserting one into the other. The threshold of a vertex is its K-th key, -inf until K
- * rows have come and +inf for a code that is no vertex: a row is looked at only where its key passes the threshold.
+ * arrival, and two threads' lists merge by inserting one into the other. The threshold of a vertex is its K-th key, -inf
+ * until K rows have come and +inf for a code that is no vertex: a row is looked at only where its key passes the threshold.
  */
 #ifndef VX_NEIGHBOURS_H
 #define VX_NEIGHBOURS_H
@@ -16,7 +16,7 @@ static inline uint64_t neighbour_pack(float key, int64_t row)
     uint32_t bits;
     memcpy(&bits, &key, sizeof bits);
     bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
-    return (uint64_t)bits << 32 | (uint32_t)~(uint32_t)row;
+    return (uint64_t)bits << 32 | (uint32_t) ~(uint32_t)row;
 }
 
 static inline float neighbour_key(uint64_t entry)
@@ -28,7 +28,7 @@ static inline float neighbour_key(uint64_t entry)
     return key;
 }
 
-static inline int64_t neighbour_row(uint64_t entry) { return (int64_t)(uint32_t)~(uint32_t)entry; }
+static inline int64_t neighbour_row(uint64_t entry) { return (int64_t)(uint32_t) ~(uint32_t)entry; }
 
 /* An entry that any row replaces. */
 static inline uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }

@@ -44,7 +44,8 @@ static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, 
 }
 
 /* order = 0 .. count-1 sorted by key, stably; start (keys + 1) says where each key's run begins. */
-static inline void counting_sort(const int32_t *key, int64_t stride, int64_t count, int64_t keys, int32_t *order, int32_t *start)
+static inline void counting_sort(const int32_t *key, int64_t stride, int64_t count, int64_t keys, int32_t *order,
+                                 int32_t *start)
 {
     memset(start, 0, sizeof(int32_t) * (size_t)(keys + 1));
     for (int64_t i = 0; i < count; i++) start[key[i * stride] + 1]++;
@@ -54,7 +55,7 @@ static inline void counting_sort(const int32_t *key, int64_t stride, int64_t cou
     start[0] = 0;
 }
 
-/* -- A few rows times a few vectors -------------------------------------------------------------------------------------- */
+/* -- A few rows times a few vectors ----------------------------------------------------------------------------------- */
 
 /* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */
 VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, const float *b)
@@ -71,8 +72,8 @@ VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const
 }
 
 /* sum += a b over k < count: a[i ai + k ak], b[k ldb + v]. Steps are unrolled by four, so that the loop's end is predicted. */
-VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, int64_t ak, const float *b,
-                            int64_t ldb, int64_t count)
+VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, int64_t ak,
+                            const float *b, int64_t ldb, int64_t count)
 {
     int64_t k = 0;
     for (; k + 4 <= count; k += 4)

@@ -1,4 +1,5 @@
-/* smooth.c: the smoothed quantizer of [1] and its regularizers, forward. smooth_backward.c has the gradients, smooth.h the tiles.
+/* smooth.c: the smoothed quantizer of [1] and its regularizers, forward. smooth_backward.c has the gradients, smooth.h the
+ * tiles.
  *
  * For every row i of z and code m of one codebook (groups are independent):
  *     l_im  = <z_i, q_m> / (|z_i| |q_m| tau)                                  logits, always float32
@@ -11,24 +12,29 @@
  *     knn-ce  1/(S K) sum_m sum_k -log pi_{n(m,k),m}                                                        (Eq. 13)
  *     knn-l2  1/(S K) sum_m sum_k 1 - 2 pi_{n(m,k),m} + |pi_n(m,k)|^2
  *     ppl     1 - exp(H(mean_i pi_i)) / M                                                                   (Eq. 11, 12)
- * where n(m, 1..K) are the K rows nearest to vertex m. A subset of `vertices` and `shards` concern the KNN regularizers only.
+ * where n(m, 1..K) are the K rows nearest to vertex m. A subset of `vertices` and `shards` concern the KNN regularizers
+ * only.
  *
  * Left for the backward pass: lse (log-sum-exp of l, and of (l + g)/t), sumsq = |pi_i|^2 (under knn-l2, else 0),
  * soft = sum_m p_im q_m, near, mean_pi.
  *
- * One sweep per block of rows. A block (12 or 24 rows) meets all M codes before the next block starts: logits of a panel of 64
- * codes, power, sums, mixing with the codes; the block's logits (or powers) stay in the L2 cache, where a second sweep compares
- * them with the thresholds of the vertices once the row sums are known. No logit is computed twice, none reaches memory.
+ * One sweep per block of rows. A block (8 rows where D <= 8, else 24 to 96) meets all M codes before the next block starts:
+ * logits of a panel of 64 codes, powers, sums, mixing with the codes; the block's logits (or powers) stay in the L2 cache,
+ * where a second sweep compares them with the thresholds of the vertices once the row sums are known. No N x M array exists;
+ * a logit is computed twice only where tau is so small that the largest must be known first.
  *
- * Cost: 4 N M D flops, N M powers, N M comparisons. Memory traffic: z, y and the outputs once. Working space, per thread: 12 M
- * logits and M K entries of 8 bytes; shared: M (2 D + 1) floats of codebook.
+ * Cost: 4 N M D flops, N M powers, N M comparisons. Memory traffic: z, y and the outputs once; the codebook passes through
+ * the L2 cache once a block. Working space: per thread a block of logits (8 M to 96 M floats) and M K entries of 8 bytes;
+ * shared, M (2 D + 1) floats of codebook. Bound by the FMA units for D >= 16; at D = 3 by powers and comparisons, see
+ * thin.h.
  *
  * Requirements, which the tests hold this file to:
  *   R1  The bits of all outputs depend on the arguments only, not on threads: sums over rows are cut into PARTS parts that
  *       depend on the sizes alone; the K nearest are chosen by the total order of neighbours.h.
- *   R2  No power overflows, for tau from 1e-5 to 1: logits are kept relative to a reference r_i, an integer, such that the largest
- *       is at most LIMIT above it, and from the start of the sum, in which -r_i is the first term. r_i depends on row i alone, so
- *       that equal rows have equal keys, and is the same for all of its codes, so that equal codes have equal logits.
+ *   R2  No power overflows, for tau from 1e-5 to 1: logits are kept relative to a reference r_i, an integer, such that the
+ *       largest is at most LIMIT above it, and from the start of the sum, in which -r_i is the first term. r_i depends on
+ *       row i alone, so that equal rows have equal keys, and is the same for all of its codes, so that equal codes have
+ *       equal logits.
  *   R3  Equal logits of a row tie to the lower code, equal keys of a vertex to the lower row.
  *   R4  After an error nothing has been written; a NaN or Inf in z or in the codebook is such an error.
  *
@@ -40,13 +46,12 @@
 #include "thin.h"
 
 enum {
-    PARTS = 32,                  /* row ranges whose partial sums are added in order */
+    PARTS = 32, /* row ranges whose partial sums are added in order */
     MOST_ROWS = 4 * BLOCK,
-    THIN_STRIP = 16,             /* panels that two rows meet before the next two do, from the L1 cache */
-    SELECT_STRIP = 16,           /* panels whose thresholds a row is compared with before the next row is */
+    THIN_STRIP = 16,   /* panels that two rows meet before the next two do, from the L1 cache */
+    SELECT_STRIP = 16, /* panels whose thresholds a row is compared with before the next row is */
 };
-#define ALL_LANES ((1u << VX_LANES) - 1)
-#define LIMIT 50.0f              /* 2^50 squared, summed over 2^20 codes, is still a float32 */
+#define LIMIT 50.0f /* 2^50 squared, summed over 2^20 codes, is still a float32 */
 
 typedef struct part {
     int64_t first, end, shard;
@@ -57,15 +62,15 @@ typedef struct forward {
     smooth_call c;
     smooth_book book;
     int64_t g;
-    int block;                   /* rows of a block */
-    int keep_logits;             /* the second sweep needs the logits */
-    int keep_powers;             /* the second sweep needs 2^logit */
-    const float *norms;          /* (N,G) |z| */
-    int32_t *slot;               /* (M) the vertex that looks at a code, or -1 */
+    int block;          /* rows of a block */
+    int keep_logits;    /* the second sweep needs the logits */
+    int keep_powers;    /* the second sweep needs 2^logit */
+    const float *norms; /* (N,G) |z| */
+    int32_t *slot;      /* (M) the vertex that looks at a code, or -1 */
     part *parts;
     int64_t part_count;
-    float *mean;                 /* (part_count, Mp) sums of pi over the rows of a part, or NULL */
-    double *max_p;               /* (part_count) */
+    float *mean;   /* (part_count, Mp) sums of pi over the rows of a part, or NULL */
+    double *max_p; /* (part_count) */
     /* outputs */
     float *y, *lse, *sumsq, *soft;
     int32_t *codes;
@@ -73,22 +78,22 @@ typedef struct forward {
 
 /* What each thread has, for one block of rows at a time. */
 typedef struct worker {
-    float *a;                    /* (block, D or thin) rows of z, normalized, times scale */
-    float *s;                    /* (block, Mp) logits relative to ref */
-    float *e;                    /* (block, Mp) 2^s, where keep_powers */
-    float *w;                    /* (block, 64) weights of one panel */
-    float *noise;                /* (block, 64), thin (THIN_STRIP, 2, 64) */
-    float *o;                    /* (block, Dp) sum of weight times code */
-    uint64_t *lists;             /* (shards, S, K/shards) */
-    float *threshold;            /* (shards, Mp) */
+    float *a;         /* (block, D or thin) rows of z, normalized, times scale */
+    float *s;         /* (block, Mp) logits relative to ref */
+    float *e;         /* (block, Mp) 2^s, where keep_powers */
+    float *w;         /* (block, 64) weights of one panel */
+    float *noise;     /* (block, 64), thin (THIN_STRIP, 2, 64) */
+    float *o;         /* (block, Dp) sum of weight times code */
+    uint64_t *lists;  /* (shards, S, K/shards) */
+    float *threshold; /* (shards, Mp) */
     float ref[MOST_ROWS], negative_ref[MOST_ROWS];
-    float noisy_ref[MOST_ROWS];    /* the noisy logits' own reference, where noise_kind is NOISE_LOGS */
+    float noisy_ref[MOST_ROWS]; /* the noisy logits' own reference, where noise_kind is NOISE_LOGS */
     vf sum[MOST_ROWS], squares[MOST_ROWS], noisy_sum[MOST_ROWS]; /* of the powers, lane by lane */
-    vf best[MOST_ROWS];          /* largest logit (or noisy weight) so far, lane by lane, and its code */
+    vf best[MOST_ROWS]; /* largest logit (or noisy weight) so far, lane by lane, and its code */
     vi best_code[MOST_ROWS];
 } worker;
 
-/* -- One block of rows: first sweep ---------------------------------------------------------------------------------------- */
+/* -- One block of rows: first sweep ----------------------------------------------------------------------------------- */
 
 static void clear_sums(const forward *f, worker *t)
 {
@@ -129,14 +134,15 @@ static void find_maxima(const forward *f, worker *t, int64_t end, float *largest
     for (int i = 0; i < f->block; i++) largest[i] = -INFINITY;
     for (int64_t panel = 0; panel < end; panel++)
         for (int from = 0; from < f->block; from += BLOCK) {
-            tile_logits(t->w, PANEL, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D, f->book.hat + panel * PANEL * c->D, c->D);
+            tile_logits(t->w, PANEL, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D,
+                        f->book.hat + panel * PANEL * c->D, c->D);
             if (c->M < (panel + 1) * PANEL) pad_tile(t->w, PANEL, BLOCK, c->M - panel * PANEL);
             for (int i = 0; i < BLOCK; i++) largest[from + i] = fmaxf(largest[from + i], row_maximum(t->w + i * PANEL));
         }
 }
 
-/* Requirement R2. |logit| <= scale, so that 0 serves every row unless tau is small; then it is the largest logit of the first
- * panel, or, where that turns out to be more than LIMIT too low (exactly), the largest of all. */
+/* Requirement R2. |logit| <= scale, so that 0 serves every row unless tau is small; then it is the largest logit of the
+ * first panel, or, where that turns out to be more than LIMIT too low (exactly), the largest of all. */
 static void choose_references(const forward *f, worker *t, int exactly)
 {
     const smooth_call *c = &f->c;
@@ -177,7 +183,8 @@ VX_INLINE vi first_codes(int64_t panel)
 
 /* Weights of one row's panel with their sums: w = 2^s, or 2^s / E under noise (the panel's rates), and the largest logit, or
  * weight; 2^s is kept in e too unless NULL. */
-VX_INLINE void weigh_row(const int noisy, worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
+VX_INLINE void weigh_row(const int noisy, worker *t, int i, const float *s, const float *noise, float *w, float *e,
+                         int64_t panel)
 {
     vf sum = t->sum[i], squares = t->squares[i], noisy_sum = t->noisy_sum[i], best = t->best[i];
     vi best_code = t->best_code[i], code = first_codes(panel);
@@ -205,9 +212,10 @@ VX_INLINE void weigh_row(const int noisy, worker *t, int i, const float *s, cons
     t->sum[i] = sum, t->squares[i] = squares, t->noisy_sum[i] = noisy_sum, t->best[i] = best, t->best_code[i] = best_code;
 }
 
-/* Noisy weights of one row's panel, w = 2^(u - noisy_ref) with u = (s + g)/t: noise may be far larger than a logit, so u has a
- * reference of its own, which moves up by integers. */
-static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, const float *noise, float *w, float *e, int64_t panel)
+/* Noisy weights of one row's panel, w = 2^(u - noisy_ref) with u = (s + g)/t: noise may be far larger than a logit, so u has
+ * a reference of its own, which moves up by integers. */
+static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, const float *noise, float *w, float *e,
+                          int64_t panel)
 {
     const smooth_call *c = &f->c;
     vi code = first_codes(panel);
@@ -234,25 +242,23 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, co
     }
 }
 
-/* Logits, powers, weights and the mixture of one panel, for BLOCK of the block's rows: `from` and on. 0 where a reference is too
- * low, and nothing has been added up. */
+/* Logits, powers, weights and the mixture of one panel, for BLOCK of the block's rows: `from` and on. 0 where a reference is
+ * too low, and nothing has been added up. */
 static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
     float *s = t->s + panel * PANEL;
-    tile_logits(s + from * c->Mp, c->Mp, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D, f->book.hat + panel * PANEL * c->D, c->D);
+    tile_logits(s + from * c->Mp, c->Mp, BLOCK, t->negative_ref + from, t->a + from * c->D, c->D,
+                f->book.hat + panel * PANEL * c->D, c->D);
     if (c->M < (panel + 1) * PANEL) pad_tile(s + from * c->Mp, c->Mp, BLOCK, c->M - panel * PANEL);
     if (exceeds_limit(f, t, from, panel)) return 0;
     if (c->noise_kind != NOISE_NONE) noise_rows(c, first + from, BLOCK, f->g, panel, t->noise);
     for (int r = 0, i = from; r < BLOCK; r++, i++) {
         float *w = t->w + r * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
         const float *noise = t->noise + r * PANEL;
-        if (c->noise_kind == NOISE_NONE)
-            weigh_row(0, t, i, s + i * c->Mp, 0, w, e, panel);
-        else if (c->noise_kind == NOISE_RATES)
-            weigh_row(1, t, i, s + i * c->Mp, noise, w, e, panel);
-        else
-            weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
+        if (c->noise_kind == NOISE_NONE) weigh_row(0, t, i, s + i * c->Mp, 0, w, e, panel);
+        else if (c->noise_kind == NOISE_RATES) weigh_row(1, t, i, s + i * c->Mp, noise, w, e, panel);
+        else weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
     tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
     return 1;
@@ -286,42 +292,49 @@ static inline int64_t best_code(const worker *t, int i, float *value)
     return code[at];
 }
 
-/* The first sweep of a narrow block: pairs of rows take turns at strips of panels. D is a constant. */
+/* Bit l says whether lane l of x is `largest`, than which none is larger. */
+static inline uint32_t equal_bits(vf x, float largest)
+{
+    return ((1u << VX_LANES) - 1) & ~vf_greater_bits(vf_set1(largest), x);
+}
+
+/* Two rows, from row i of the block on, meet panels from .. to - 1 of a strip; D, noisy and tail are constants. */
+VX_INLINE void sweep_pair(const int D, const int noisy, const int tail, const forward *f, worker *t, thin_row *state, int i,
+                          int64_t strip, int64_t from, int64_t to)
+{
+    const smooth_call *c = &f->c;
+    const float *a = t->a + i * D, *start = t->negative_ref + i, *noise = t->noise + (from - strip) * PAIR * PANEL;
+    float *s = f->keep_logits ? t->s + i * c->Mp : 0, *e = f->keep_powers ? t->e + i * c->Mp : 0;
+#define FORWARD(keep_s, keep_e, square)                                                                                     \
+    thin_forward(D, noisy, keep_s, keep_e, square, tail, state + i, a, start, f->book.hat, f->book.raw, from, to, s, e,     \
+                 c->Mp, noise, c->M)
+    if (c->regularizer == VX_REG_KNN_L2) FORWARD(0, 1, 1);
+    else if (s && e) FORWARD(1, 1, 0);
+    else if (s) FORWARD(1, 0, 0);
+    else if (e) FORWARD(0, 1, 0);
+    else FORWARD(0, 0, 0);
+#undef FORWARD
+}
+
+/* The first sweep of a narrow block: pairs of rows take turns at strips of panels. D and noisy are constants. */
 VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker *t, int64_t first, int rows)
 {
     const smooth_call *c = &f->c;
-    const float *hat = f->book.hat, *raw = f->book.raw;
-    const int64_t strip = THIN_STRIP, full = c->M / PANEL;
+    const int64_t full = c->M / PANEL; /* panels without padding */
     thin_row state[THIN_BLOCK];
-    if (c->scale > LIMIT) thin_maxima(D, t->a, hat, c->M, t->ref);
+    if (c->scale > LIMIT) thin_maxima(D, t->a, f->book.hat, c->M, t->ref);
     for (int i = 0; i < THIN_BLOCK; i++) {
         state[i] = (thin_row){.best = vf_set1(-INFINITY)};
         t->ref[i] = ceilf(t->ref[i]);
         t->negative_ref[i] = -t->ref[i];
     }
-    for (int64_t panel = 0; panel < c->panels; panel += strip)
+    for (int64_t strip = 0; strip < c->panels; strip += THIN_STRIP)
         for (int i = 0; i < rows; i += PAIR) {
-            const int64_t end = vx_min64(panel + strip, c->panels);
-            float *s = f->keep_logits ? t->s + i * c->Mp : 0, *e = f->keep_powers ? t->e + i * c->Mp : 0;
-            const float *a = t->a + i * D, *start = t->negative_ref + i;
-            for (int64_t p = panel; noisy && p < end; p++) noise_rows(c, first + i, PAIR, f->g, p, t->noise + (p - panel) * PAIR * PANEL);
-#define THIN(keep_s, keep_e, square, tail, from, to)                                                                      \
-    thin_forward(D, noisy, keep_s, keep_e, square, tail, state + i, a, start, hat, raw, from, to, s, e, c->Mp,            \
-                 t->noise + ((from) - panel) * PAIR * PANEL, c->M)
-            const int64_t middle = vx_min64(end, full);
-            if (c->regularizer == VX_REG_KNN_L2)
-                THIN(0, 1, 1, 0, panel, middle);
-            else
-                s ? e ? THIN(1, 1, 0, 0, panel, middle) : THIN(1, 0, 0, 0, panel, middle)
-                  : e ? THIN(0, 1, 0, 0, panel, middle) : THIN(0, 0, 0, 0, panel, middle);
-            if (end > full) {
-                if (c->regularizer == VX_REG_KNN_L2)
-                    THIN(0, 1, 1, 1, full, end);
-                else
-                    s ? e ? THIN(1, 1, 0, 1, full, end) : THIN(1, 0, 0, 1, full, end)
-                      : e ? THIN(0, 1, 0, 1, full, end) : THIN(0, 0, 0, 1, full, end);
-            }
-#undef THIN
+            const int64_t end = vx_min64(strip + THIN_STRIP, c->panels), middle = vx_min64(end, full);
+            for (int64_t panel = strip; noisy && panel < end; panel++)
+                noise_rows(c, first + i, PAIR, f->g, panel, t->noise + (panel - strip) * PAIR * PANEL);
+            sweep_pair(D, noisy, 0, f, t, state, i, strip, strip, middle);
+            if (middle < end) sweep_pair(D, noisy, 1, f, t, state, i, strip, middle, end);
         }
     for (int i = 0; i < THIN_BLOCK; i++) {
         t->sum[i] = state[i].sum, t->squares[i] = state[i].squares, t->noisy_sum[i] = state[i].noisy_sum;
@@ -330,26 +343,29 @@ VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker
     }
 }
 
-/* The lowest code of row i whose logit (or weight) is the largest: thin_forward only noted in which panel each lane met it. */
+/* The lowest code of row i whose logit (or weight) is the largest: thin_forward only noted in which panel each lane met it,
+ * so that panel is computed once more. */
 VX_INLINE int64_t find_thin(const int D, const forward *f, worker *t, int64_t first, int i, float *value)
 {
     const smooth_call *c = &f->c;
-    *value = vf_maximum(t->best[i]);
+    vf x[VECTORS], top = vf_set1(-INFINITY);
     int64_t panel = INT32_MAX;
     int32_t panels[VX_LANES];
     memcpy(panels, &t->best_code[i], sizeof panels);
-    for (uint32_t lanes = ALL_LANES & ~vf_greater_bits(vf_set1(*value), t->best[i]); lanes; lanes &= lanes - 1)
-        panel = vx_min64(panel, panels[__builtin_ctz(lanes)]);
+    uint32_t lanes = equal_bits(t->best[i], vf_maximum(t->best[i]));
+    for (; lanes; lanes &= lanes - 1) panel = vx_min64(panel, panels[__builtin_ctz(lanes)]);
     if (c->noise_kind != NOISE_NONE) noise_rows(c, first + i, PAIR, f->g, panel, t->noise);
-    for (int v = 0; v < PANEL; v += VX_LANES) {
-        int64_t code = panel * PANEL + v;
-        vf x = thin_logits(D, t->negative_ref[i], t->a + i * D, f->book.hat + panel * PANEL * D + v);
-        if (code + VX_LANES > c->M) x = thin_pad(x, code, c->M);
-        if (c->noise_kind != NOISE_NONE) x = vf_exp2(x) * vf_load(t->noise + v);
-        uint32_t lanes = ALL_LANES & ~vf_greater_bits(vf_set1(*value), x);
-        if (lanes) return code + __builtin_ctz(lanes);
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t code = panel * PANEL + v * VX_LANES;
+        x[v] = thin_logits(D, t->negative_ref[i], t->a + i * D, f->book.hat + panel * PANEL * D + v * VX_LANES);
+        if (code + VX_LANES > c->M) x[v] = thin_pad(x[v], code, c->M);
+        if (c->noise_kind != NOISE_NONE) x[v] = vf_exp2(x[v]) * vf_load(t->noise + v * VX_LANES);
+        top = vf_max(top, x[v]);
     }
-    return panel * PANEL;
+    *value = vf_maximum(top);
+    int v = 0;
+    while (!(lanes = equal_bits(x[v], *value))) v++;
+    return panel * PANEL + v * VX_LANES + __builtin_ctz(lanes);
 }
 
 static void sweep_narrow(const forward *f, worker *t, int64_t first, int rows)
@@ -403,7 +419,7 @@ static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
     return max_p;
 }
 
-/* -- One block of rows: second sweep --------------------------------------------------------------------------------------- */
+/* -- One block of rows: second sweep ---------------------------------------------------------------------------------- */
 
 /* Bit m says whether the panel's key m passes its threshold. */
 VX_INLINE uint64_t panel_hits(const vf key[VECTORS], const vf limit[VECTORS])
@@ -465,7 +481,7 @@ static void add_mean(const forward *f, const worker *t, int rows, float *mean)
     }
 }
 
-/* -- All rows of a group ------------------------------------------------------------------------------------------------------ */
+/* -- All rows of a group ---------------------------------------------------------------------------------------------- */
 
 static void forward_part(const forward *f, worker *t, int64_t p)
 {
@@ -475,10 +491,8 @@ static void forward_part(const forward *f, worker *t, int64_t p)
     for (int64_t first = range->first; first < range->end; first += f->block) {
         int rows = (int)vx_min64(f->block, range->end - first);
         load_rows(f, t, first, rows);
-        if (f->c.thin)
-            sweep_narrow(f, t, first, rows);
-        else
-            sweep_block(f, t, rows, first);
+        if (f->c.thin) sweep_narrow(f, t, first, rows);
+        else sweep_block(f, t, rows, first);
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);
         if (f->mean) add_mean(f, t, rows, f->mean + p * f->c.Mp);
@@ -540,7 +554,9 @@ static int64_t cut_parts(const smooth_call *c, int block, part *parts)
         int64_t first = shard_start(c, h), end = shard_start(c, h + 1), blocks = vx_ceil_div(end - first, block);
         int64_t pieces = vx_max64(1, vx_min64(blocks, vx_ceil_div(PARTS, c->shards)));
         for (int64_t i = 0; i < pieces; i++, count++)
-            if (parts) parts[count] = (part){first + i * blocks / pieces * block, vx_min64(end, first + (i + 1) * blocks / pieces * block), h};
+            if (parts)
+                parts[count] =
+                    (part){first + i * blocks / pieces * block, vx_min64(end, first + (i + 1) * blocks / pieces * block), h};
     }
     return count;
 }
@@ -577,22 +593,30 @@ static void fill_slots(const forward *f)
     for (int64_t s = 0; c->vertices && s < c->S; s++) f->slot[vertex_code(c, f->g, s)] = (int32_t)s;
 }
 
-int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft, vx_tensor *near,
-                           vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
-                           vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau, int shards,
-                           uint64_t seed, uint64_t stream)
+int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
+                           vx_tensor *near, vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z,
+                           vx_tensor *codebook, vx_tensor *log_tau, vx_tensor *noise, vx_tensor *vertices, int sampler,
+                           int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream)
 {
     float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
     if (!norms) return VX_ENOMEM;
-    forward f = {.norms = norms, .y = vx_f32(y), .lse = vx_f32(lse), .sumsq = vx_f32(sumsq), .soft = vx_f32(soft), .codes = vx_i32(codes)};
+    forward f = {.norms = norms,
+                 .y = vx_f32(y),
+                 .lse = vx_f32(lse),
+                 .sumsq = vx_f32(sumsq),
+                 .soft = vx_f32(soft),
+                 .codes = vx_i32(codes)};
     smooth_call *c = &f.c;
-    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau, shards, seed,
-                              stream, norms);
+    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau,
+                              shards, seed, stream, norms);
     int threads = omp_get_max_threads();
     worker *workers[threads];
     smooth_arena arena = {0};
     double *loss;
-    f.block = c->thin ? THIN_BLOCK : c->D <= 48 ? BLOCK : c->D < 128 ? 2 * BLOCK : MOST_ROWS; /* the codes pass through the cache once a block */
+    f.block = c->thin      ? THIN_BLOCK
+              : c->D <= 48 ? BLOCK
+              : c->D < 128 ? 2 * BLOCK
+                           : MOST_ROWS; /* the codes pass through the cache once a block */
     f.keep_logits = regularizer == VX_REG_KNN_CE || !c->thin;
     f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;
     if (!status) {

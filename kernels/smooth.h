@@ -15,38 +15,38 @@
 
 enum {
     PANEL = 64,
-    BLOCK = 24,                  /* rows of the largest block */
-    VECTORS = PANEL / VX_LANES,  /* vectors of a panel */
+    BLOCK = 24,                 /* rows of the largest block */
+    VECTORS = PANEL / VX_LANES, /* vectors of a panel */
     CACHE_LINE = 64,
 };
 
 #define LOG2E 1.44269504088896341
 #define LN2 0.69314718055994531
-#define PADDING (-1e30f)         /* logit of a code that is not there: its power is 0 */
+#define PADDING (-1e30f) /* logit of a code that is not there: its power is 0 */
 
-/* Where the Gumbel noise of a call comes from. RATES: 1/E with E = -log u, so that p is proportional to pi / E: one logarithm
- * and no second power. LOGS: -log2 E = g log2(e), for another temperature than 1 or noise that was handed in. */
+/* Where the Gumbel noise of a call comes from. RATES: 1/E with E = -log u, so that p is proportional to pi / E: one
+ * logarithm and no second power. LOGS: -log2 E = g log2(e), for another temperature than 1 or noise that was handed in. */
 enum { NOISE_NONE = 0, NOISE_RATES, NOISE_LOGS };
 
 /* One call, checked. Letters as in vertex.h; S and K are 0 unless the regularizer is one of the two KNN. */
 typedef struct smooth_call {
     int64_t N, G, D, M, S, K, shards;
     int64_t Mp, Dp, panels;
-    int thin;                    /* D as thin.h pads it (3, 4 or 8), where its loops are used; else 0 */
+    int thin; /* D as thin.h pads it (3, 4 or 8), where its loops are used; else 0 */
     int sampler, regularizer, noise_kind;
     float gumbel_tau, tau;
-    float scale;                 /* log2(e) / tau */
+    float scale; /* log2(e) / tau */
     uint64_t seed, stream;
     const float *z, *codebook, *noise;
-    const int32_t *vertices;     /* (G,S) or NULL */
+    const int32_t *vertices; /* (G,S) or NULL */
 } smooth_call;
 
 /* The codes of one group. */
 typedef struct smooth_book {
-    float *hat;                  /* (panels, D or thin, 64): normalized, a panel's codes side by side */
-    float *raw;                  /* (panels, thin, 64): as stored; thin only */
-    float *rows;                 /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
-    float *norm;                 /* (Mp): max(|q|, GUARD) */
+    float *hat;  /* (panels, D or thin, 64): normalized, a panel's codes side by side */
+    float *raw;  /* (panels, thin, 64): as stored; thin only */
+    float *rows; /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
+    float *norm; /* (Mp): max(|q|, GUARD) */
 } smooth_book;
 
 /* -- Working memory: the same function first counts (base NULL), then hands out ---------------------------------------- */
@@ -71,7 +71,10 @@ static inline float *carve_f32(smooth_arena *a, int64_t count) { return carve(a,
 static inline int64_t shard_start(const smooth_call *c, int64_t h) { return h * c->N / c->shards; }
 
 /* The code behind slot s of group g's vertices. */
-static inline int64_t vertex_code(const smooth_call *c, int64_t g, int64_t s) { return c->vertices ? c->vertices[g * c->S + s] : s; }
+static inline int64_t vertex_code(const smooth_call *c, int64_t g, int64_t s)
+{
+    return c->vertices ? c->vertices[g * c->S + s] : s;
+}
 
 static inline int check_vertices(const smooth_call *c)
 {
@@ -83,10 +86,11 @@ static inline int check_vertices(const smooth_call *c)
         for (int64_t s = 0; s < c->S && !status; s++) {
             int64_t m = c->vertices[g * c->S + s];
             if (m < 0 || m >= c->M)
-                status = vx_fail(VX_EINVAL, "smooth: vertex %lld of group %lld is code %lld, of 0 .. %lld", (long long)s, (long long)g,
-                                 (long long)m, (long long)c->M - 1);
+                status = vx_fail(VX_EINVAL, "smooth: vertex %lld of group %lld is code %lld, of 0 .. %lld", (long long)s,
+                                 (long long)g, (long long)m, (long long)c->M - 1);
             else if (seen[m]++)
-                status = vx_fail(VX_EINVAL, "smooth: code %lld is twice among the vertices of group %lld", (long long)m, (long long)g);
+                status = vx_fail(VX_EINVAL, "smooth: code %lld is twice among the vertices of group %lld", (long long)m,
+                                 (long long)g);
         }
     }
     vx_scratch_free(seen);
@@ -98,34 +102,50 @@ static inline int check_neighbours(const smooth_call *c, const vx_tensor *near)
 {
     if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
     if (!c->vertices && c->S != c->M)
-        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given", (long long)c->S,
-                       (long long)c->M);
-    if (c->S < 1 || c->K < 1) return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", (long long)c->S, (long long)c->K);
+        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given",
+                       (long long)c->S, (long long)c->M);
+    if (c->S < 1 || c->K < 1)
+        return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", (long long)c->S,
+                       (long long)c->K);
     if (c->K % c->shards)
-        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %lld shards", (long long)c->K, (long long)c->shards);
+        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %lld shards", (long long)c->K,
+                       (long long)c->shards);
     int64_t each = c->K / c->shards, least = c->N / c->shards;
     if (each > least)
         return c->shards == 1
                    ? vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", (long long)each, (long long)least)
-                   : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %lld shards", (long long)each,
-                             (long long)least, (long long)c->shards);
+                   : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %lld shards",
+                             (long long)each, (long long)least, (long long)c->shards);
     return c->vertices ? check_vertices(c) : VX_OK;
 }
 
-/* Fills c from the arguments that both directions have, checks them, and fills norms (N,G) with max(|z|, GUARD); writes nothing else. */
+/* Fills c from the arguments that both directions have, checks them, and fills norms (N,G) with max(|z|, GUARD); writes
+ * nothing else. */
 static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
-                               const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near, const vx_tensor *mean_pi,
-                               int sampler, int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream,
-                               float *norms)
+                               const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near,
+                               const vx_tensor *mean_pi, int sampler, int regularizer, float gumbel_tau, int shards,
+                               uint64_t seed, uint64_t stream, float *norms)
 {
     int knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2;
     double tau = exp((double)vx_f32(log_tau)[0]);
     *c = (smooth_call){
-        .N = z->shape[0], .G = z->shape[1], .D = z->shape[2], .M = codebook->shape[1],
-        .S = knn && near ? near->shape[1] : 0, .K = knn && near ? near->shape[2] : 0, .shards = knn ? shards : 1,
-        .sampler = sampler, .regularizer = regularizer, .gumbel_tau = sampler == VX_SOFTMAX ? 1 : gumbel_tau, .tau = (float)tau,
-        .scale = (float)(LOG2E / tau), .seed = seed, .stream = stream,
-        .z = vx_f32(z), .codebook = vx_f32(codebook), .noise = sampler == VX_SOFTMAX ? 0 : vx_f32(noise),
+        .N = z->shape[0],
+        .G = z->shape[1],
+        .D = z->shape[2],
+        .M = codebook->shape[1],
+        .S = knn && near ? near->shape[1] : 0,
+        .K = knn && near ? near->shape[2] : 0,
+        .shards = knn ? shards : 1,
+        .sampler = sampler,
+        .regularizer = regularizer,
+        .gumbel_tau = sampler == VX_SOFTMAX ? 1 : gumbel_tau,
+        .tau = (float)tau,
+        .scale = (float)(LOG2E / tau),
+        .seed = seed,
+        .stream = stream,
+        .z = vx_f32(z),
+        .codebook = vx_f32(codebook),
+        .noise = sampler == VX_SOFTMAX ? 0 : vx_f32(noise),
         .vertices = knn ? vx_i32(vertices) : 0,
     };
     c->panels = vx_ceil_div(c->M, PANEL);
@@ -142,18 +162,19 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
     }
     int64_t bad = first_nonfinite(c->codebook, c->G * c->M, c->D, 0);
     if (bad >= 0)
-        return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf", (long long)(bad % c->M),
-                       (long long)(bad / c->M));
+        return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf",
+                       (long long)(bad % c->M), (long long)(bad / c->M));
     bad = first_nonfinite(c->z, c->N * c->G, c->D, norms);
     if (bad >= 0)
-        return vx_fail(VX_ENONFINITE, "smooth: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad / c->G), (long long)(bad % c->G));
-    if (c->noise && (bad = first_nonfinite(c->noise, c->N * c->G, c->M, 0)) >= 0)
-        return vx_fail(VX_ENONFINITE, "smooth: row %lld of the noise holds a NaN or Inf (group %lld)", (long long)(bad / c->G),
+        return vx_fail(VX_ENONFINITE, "smooth: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad / c->G),
                        (long long)(bad % c->G));
+    if (c->noise && (bad = first_nonfinite(c->noise, c->N * c->G, c->M, 0)) >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: row %lld of the noise holds a NaN or Inf (group %lld)",
+                       (long long)(bad / c->G), (long long)(bad % c->G));
     return VX_OK;
 }
 
-/* -- The codebook in panels ---------------------------------------------------------------------------------------------- */
+/* -- The codebook in panels ------------------------------------------------------------------------------------------- */
 
 static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b)
 {
@@ -175,7 +196,8 @@ static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t
         double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
         b->norm[m] = (float)norm;
         for (int64_t d = 0; d < vx_max64(depth, c->Dp); d++) {
-            float x = m < c->M && d < D ? q[d] : 0, hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
+            float x = m < c->M && d < D ? q[d] : 0,
+                  hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
             if (d < depth) b->hat[at + d * PANEL] = hat;
             if (d < c->thin) b->raw[at + d * PANEL] = x;
             if (d < c->Dp) row[d] = hat_rows ? hat : x;
@@ -183,7 +205,7 @@ static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t
     }
 }
 
-/* -- Products of small tiles, all from one register kernel ---------------------------------------------------------------- */
+/* -- Products of small tiles, all from one register kernel ------------------------------------------------------------ */
 
 #if VX_LANES == 16
 enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8 };
@@ -194,13 +216,14 @@ enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4 };
 enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a block of rows passes */
 
 /* s (rows,64; ld) = start[row] + a (rows,D) hat (D,64); rows a multiple of LOGIT_ROWS */
-static inline void tile_logits(float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda, const float *hat, int64_t D)
+static inline void tile_logits(float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda,
+                               const float *hat, int64_t D)
 {
     for (int64_t d = 0; d < D; d += SLICE)
         for (int v = 0; v < PANEL; v += LOGIT_VECTORS * VX_LANES)
             for (int i = 0; i < rows; i += LOGIT_ROWS)
-                tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, d ? 0 : start + i, a + i * lda + d, lda, 1, hat + d * PANEL + v,
-                     PANEL, vx_min64(SLICE, D - d));
+                tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, d ? 0 : start + i, a + i * lda + d, lda, 1,
+                     hat + d * PANEL + v, PANEL, vx_min64(SLICE, D - d));
 }
 
 /* o (rows,Dp) += p (rows,64) q (64,Dp); rows a multiple of MIX_ROWS */
@@ -208,9 +231,11 @@ static inline void tile_mix(float *o, int rows, const float *p, const float *q, 
 {
     int64_t d = 0;
     for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
-        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+        for (int i = 0; i < rows; i += MIX_ROWS)
+            tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
     if (d < Dp)
-        for (int i = 0; i < rows; i += MIX_ROWS) tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+        for (int i = 0; i < rows; i += MIX_ROWS)
+            tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
 }
 
 /* w (64,Dp) += x (rows,64)' a (rows,Dp) */
@@ -218,9 +243,11 @@ static inline void tile_collect(float *w, const float *x, int rows, const float 
 {
     int64_t d = 0;
     for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
-        for (int m = 0; m < PANEL; m += COLLECT_ROWS) tile(COLLECT_ROWS, 2, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+        for (int m = 0; m < PANEL; m += COLLECT_ROWS)
+            tile(COLLECT_ROWS, 2, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
     if (d < Dp)
-        for (int m = 0; m < PANEL; m += COLLECT_ROWS) tile(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+        for (int m = 0; m < PANEL; m += COLLECT_ROWS)
+            tile(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
 }
 
 /* Overwrites what a last, partly filled panel holds for codes that are not there. */
@@ -230,7 +257,7 @@ static inline void pad_tile(float *s, int64_t ld, int rows, int64_t filled)
         for (int64_t m = filled; m < PANEL; m++) s[i * ld + m] = PADDING;
 }
 
-/* -- Gumbel noise ---------------------------------------------------------------------------------------------------------- */
+/* -- Gumbel noise ----------------------------------------------------------------------------------------------------- */
 
 /* The noise of one panel for GUMBEL_ROWS rows (n G + g; may be the same), (GUMBEL_ROWS,64), as noise_kind says. */
 static inline void noise_panel(const smooth_call *c, const int64_t row[GUMBEL_ROWS], int64_t panel, float *out)
@@ -257,7 +284,8 @@ static inline void noise_panel(const smooth_call *c, const int64_t row[GUMBEL_RO
 static inline void noise_rows(const smooth_call *c, int64_t first, int64_t count, int64_t g, int64_t panel, float *out)
 {
     for (int64_t i = 0; i < count; i += GUMBEL_ROWS) {
-        const int64_t row[GUMBEL_ROWS] = {vx_min64(first + i, c->N - 1) * c->G + g, vx_min64(first + i + 1, c->N - 1) * c->G + g};
+        const int64_t row[GUMBEL_ROWS] = {vx_min64(first + i, c->N - 1) * c->G + g,
+                                          vx_min64(first + i + 1, c->N - 1) * c->G + g};
         noise_panel(c, row, panel, out + i * PANEL);
     }
 }

@@ -1,7 +1,7 @@
 /* smooth_backward.c: gradients of smooth.c's forward pass, from dy = dL/dy and dreg = dL/dreg.
  *
- * With x_im = dL/dl_im, z^ and q^ the normalized rows and codes, and w the weights of the mixture (p, or the one-hot code under hard
- * Gumbel, whose p only carries the gradient; Eq. 8):
+ * With x_im = dL/dl_im, z^ and q^ the normalized rows and codes, and w the weights of the mixture (p, or the one-hot code
+ * under hard Gumbel, whose p only carries the gradient; Eq. 8):
  *     dL/dz^_i = 1/tau sum_m x_im q^_m            dL/dz_i = (dL/dz^_i - <dL/dz^_i, z^_i> z^_i) / |z_i|
  *     dL/dq^_m = 1/tau sum_i x_im z^_i            dL/dq_m = likewise, + sum_i w_im dy_i
  *     dL/dlog tau = - sum_im x_im l_im = - sum_i (<dL/dz^_i, z^_i> - lse_i sum_m x_im)
@@ -10,22 +10,23 @@
  *     the mixture   p_im (<dy_i, q_m> - <dy_i, sum_m p_im q_m>) / t                 t = gumbel_tau; 1 under softmax
  *     knn-ce        c (n_i pi_im - [m's pairs with i])                              c = dreg / (G S K), n_i = pairs of row i
  *     knn-l2        2c pi_im (n_i pi_im - n_i |pi_i|^2 + P_i) - 2c pi_im [pairs]    P_i = sum of pi over the pairs of row i
- *     ppl           pi_im (b_m - sum_m b_m pi_im)                                   b_m = dreg/G exp(H)/(N M) (log mean_pi_m + 1)
+ *     ppl           pi_im (b_m - sum_m b_m pi_im)                                   b_m = dreg/G e^H/(N M) (1 + log mean_pi_m)
  * The dense terms of both KNN losses are one multiply-add per element; the terms in [brackets] are S K sparse pairs.
  *
- * Panel by panel. Rows are cut into chunks. A chunk meets the panels of codes in order; for each panel its blocks of 12 or 24 rows
- * recompute the logits (p needs no second sweep: lse is known), and from p and <dy, q> make x, which feeds two small products: into
- * the chunk's dL/dz^ and into the panel's dL/dq^ and mixture gradient, which thus stay in cache for the whole chunk.
+ * Panel by panel. Rows are cut into chunks. A chunk meets the panels of codes in order; for each panel its blocks of 24 rows
+ * recompute the logits (p needs no second sweep: lse is known), and from p and <dy, q> make x, which feeds two small
+ * products: into the chunk's dL/dz^ and into the panel's dL/dq^ and mixture gradient, which thus stay in cache for the whole
+ * chunk.
  *
- * Cost: 10 N M D flops (8 under hard Gumbel; 2 more and one power more under ppl, whose row sum needs a pass of its own), N M powers.
- * Working space: 2 M Dp floats of gradient and M (D + Dp + 1) of codebook, shared; 3 Dp floats per row of a chunk, per thread;
- * N + S K indices of the pairs, sorted by row.
+ * Cost: 10 N M D flops (8 under hard Gumbel; 2 more and one power more under ppl, whose row sum needs a pass of its own), N
+ * M powers. Working space: 2 M Dp floats of gradient and M (D + Dp + 1) of codebook, shared; 3 Dp floats per row of a chunk,
+ * per thread; N + S K indices of the pairs, sorted by row.
  *
  * Requirements:
- *   R1  Same bits for any number of threads. The gradient of a panel of codes is summed over the chunks in their order: chunk j may
- *       touch strip s of the panels only after chunk j - 1 has left it. So threads follow one another through the panels like
- *       workers along a line, with one copy of the gradient, not one per thread. A thread takes the chunks in ascending order,
- *       hence the lowest unfinished chunk never waits, hence all finish.
+ *   R1  Same bits for any number of threads. The gradient of a panel of codes is summed over the chunks in their order:
+ *       chunk j may touch strip s of the panels only after chunk j - 1 has left it. So threads follow one another through
+ *       the panels like workers along a line, with one copy of the gradient, not one per thread. A thread takes the chunks
+ *       in ascending order, hence the lowest unfinished chunk never waits, hence all finish.
  *   R2  What is read from codes and near is checked to be in range, before anything is written.
  */
 #include <omp.h>
@@ -35,9 +36,9 @@
 #include "thin.h"
 
 enum {
-    STRIPS = 32,                 /* hand-overs of a panel's gradient per chunk */
-    THIN_CHUNK = 96,             /* rows whose lane-by-lane sums stay in the L1 cache */
-    CHUNK_BYTES = 384 << 10,     /* of a chunk's rows of z, dy and dz^, which pass through the L2 cache once a panel */
+    STRIPS = 32,             /* hand-overs of a panel's gradient per chunk */
+    THIN_CHUNK = 96,         /* rows whose lane-by-lane sums stay in the L1 cache */
+    CHUNK_BYTES = 384 << 10, /* of a chunk's rows of z, dy and dz^, which pass through the L2 cache once a panel */
 };
 
 /* Strips that a chunk has left; alone in its cache line. */
@@ -47,10 +48,10 @@ typedef struct turn {
 
 /* The (vertex, row) pairs of a KNN regularizer, sorted by row: pairs start[i] .. start[i+1] - 1 of `order` belong to row i. */
 typedef struct pairs {
-    const int32_t *near;         /* (S,K) row of each pair */
-    float *weight;               /* (S,K) coefficient of the pair's term in x */
+    const int32_t *near; /* (S,K) row of each pair */
+    float *weight;       /* (S,K) coefficient of the pair's term in x */
     int32_t *order, *start;
-    float *probability;          /* (N) P_i */
+    float *probability; /* (N) P_i */
 } pairs;
 
 /* What the threads share. */
@@ -61,14 +62,14 @@ typedef struct backward {
     int block;
     int64_t chunk, chunks, strip; /* rows of a chunk, their number, panels of a strip */
     turn *turns;
-    double *dlog_tau;            /* (chunks) */
+    double *dlog_tau; /* (chunks) */
     pairs pair;
-    float knn;                   /* c of the banner */
-    float *ppl;                  /* (Mp) b of the banner, or NULL */
-    float *dhat;                 /* (Mp, Dp), thin (panels, thin, 64): sum of x_im times the scaled row: log2(e) dL/dq^, dense terms */
-    float *dmix;                 /* likewise, sum of p_im dy_i; not under hard Gumbel */
-    int32_t *code_order, *code_start; /* hard Gumbel: rows sorted by code */
-    const float *norms;          /* (N,G) |z| */
+    float knn;   /* c of the banner */
+    float *ppl;  /* (Mp) b of the banner, or NULL */
+    float *dhat; /* (Mp, Dp), thin (panels, thin, 64): sum of x_im times the scaled row: log2(e) dL/dq^, dense terms */
+    float *dmix; /* likewise, sum of p_im dy_i; not under hard Gumbel */
+    int32_t *code_order, *code_start;      /* hard Gumbel: rows sorted by code */
+    const float *norms;                    /* (N,G) |z| */
     const float *dy, *mixed, *lse, *sumsq; /* mixed = sum_m p_im q_m: y or soft */
     const int32_t *codes;
     float *dz, *dcodebook;
@@ -76,18 +77,18 @@ typedef struct backward {
 
 /* What each thread has, for one chunk at a time. Rows are padded to Dp, the last block to whole blocks, with zeros. */
 typedef struct worker {
-    float *z, *dy, *dhat;        /* (chunk, Dp): scaled row, dy, sum over m of x_im q^_m */
-    float *start;                /* (chunk) -log2 sum 2^l, so that a tile's logits start as log2 pi */
-    float *mix_offset;           /* (chunk) what is added to <dy, q_m> */
+    float *z, *dy, *dhat;         /* (chunk, Dp): scaled row, dy, sum over m of x_im q^_m */
+    float *start;                 /* (chunk) -log2 sum 2^l, so that a tile's logits start as log2 pi */
+    float *mix_offset;            /* (chunk) what is added to <dy, q_m> */
     float *pi_factor, *pi_offset; /* (chunk) x += pi (pi_factor pi + pi_offset) */
-    vf *x_sum;                   /* (chunk) sum over m of x_im, lane by lane */
-    float *noisy;                /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
-    float *p, *x, *noise;        /* (block,64); noise thin (RUN,64) */
-    vf *thin_dhat;               /* thin (chunk, thin + 1): dhat and x_sum, lane by lane */
+    vf *x_sum;                    /* (chunk) sum over m of x_im, lane by lane */
+    float *noisy;                 /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
+    float *p, *x, *noise;         /* (block,64); noise thin (RUN,64) */
+    vf *thin_dhat;                /* thin (chunk, thin + 1): dhat and x_sum, lane by lane */
     float zero[BLOCK];
 } worker;
 
-/* -- Sparse terms -------------------------------------------------------------------------------------------------------------- */
+/* -- Sparse terms ----------------------------------------------------------------------------------------------------- */
 
 /* Weights of the pairs and P_i. To be called by all threads of a parallel region, after fill_book. */
 static void weigh_pairs(const backward *b)
@@ -121,10 +122,11 @@ static void fill_ppl(const backward *b, const float *mean_pi, float dreg)
     double entropy = 0;
     for (int64_t m = 0; m < c->M; m++) entropy -= mean_pi[m] > 0 ? mean_pi[m] * log((double)mean_pi[m]) : 0;
     double factor = dreg / (double)c->G * exp(entropy) / ((double)c->N * (double)c->M);
-    for (int64_t m = 0; m < c->Mp; m++) b->ppl[m] = m < c->M && mean_pi[m] > 0 ? (float)(factor * (log((double)mean_pi[m]) + 1)) : 0;
+    for (int64_t m = 0; m < c->Mp; m++)
+        b->ppl[m] = m < c->M && mean_pi[m] > 0 ? (float)(factor * (log((double)mean_pi[m]) + 1)) : 0;
 }
 
-/* -- One chunk --------------------------------------------------------------------------------------------------------------- */
+/* -- One chunk -------------------------------------------------------------------------------------------------------- */
 
 /* Rows, and the sparse terms of their dz^. */
 static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows)
@@ -165,8 +167,7 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
             float count = (float)(b->pair.start[first + i + 1] - b->pair.start[first + i]);
             for (int32_t j = b->pair.start[first + i]; j < b->pair.start[first + i + 1]; j++)
                 t->x_sum[i][0] += b->pair.weight[b->pair.order[j]];
-            if (c->regularizer == VX_REG_KNN_CE)
-                t->pi_offset[i] = b->knn * count;
+            if (c->regularizer == VX_REG_KNN_CE) t->pi_offset[i] = b->knn * count;
             else {
                 t->pi_factor[i] = 2 * b->knn * count;
                 t->pi_offset[i] = 2 * b->knn * (b->pair.probability[first + i] - count * b->sumsq[row]);
@@ -193,7 +194,8 @@ static void add_ppl_sums(const backward *b, worker *t, int64_t rows)
             log_pi_tile(b, t, i, panel);
             for (int r = 0; r < b->block; r++)
                 for (int v = 0; v < VECTORS; v++)
-                    sum[r] += vf_exp2(vf_load(t->p + r * PANEL + v * VX_LANES)) * vf_load(b->ppl + panel * PANEL + v * VX_LANES);
+                    sum[r] +=
+                        vf_exp2(vf_load(t->p + r * PANEL + v * VX_LANES)) * vf_load(b->ppl + panel * PANEL + v * VX_LANES);
         }
         for (int r = 0; r < b->block; r++) t->pi_offset[i + r] -= vf_sum(sum[r]);
     }
@@ -224,16 +226,15 @@ VX_INLINE void softmax_row(worker *t, int64_t i, float *p, float *x, const float
 }
 
 /* The same under the Gumbel samplers, with the noise of the row's panel. */
-VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, const float *noises, float *p, float *x, const float *norm, const float *ppl)
+VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, const float *noises, float *p, float *x,
+                          const float *norm, const float *ppl)
 {
     const float cooling = 1 / b->c.gumbel_tau;
     const int rates = b->c.noise_kind == NOISE_RATES;
     for (int v = 0; v < PANEL; v += VX_LANES) {
         vf log_pi = vf_load(p + v), noise = vf_load(noises + v), pi = vf_exp2(log_pi), w;
-        if (rates)
-            w = pi * noise * t->noisy[i];
-        else
-            w = vf_select(log_pi > PADDING / 2, vf_exp2((log_pi + noise) * cooling + t->noisy[i]), vf_zero());
+        if (rates) w = pi * noise * t->noisy[i];
+        else w = vf_select(log_pi > PADDING / 2, vf_exp2((log_pi + noise) * cooling + t->noisy[i]), vf_zero());
         vf mix = (vf_load(x + v) * vf_load(norm + v) + t->mix_offset[i]) * cooling;
         vf inner = t->pi_factor[i] * pi + t->pi_offset[i];
         if (ppl) inner += vf_load(ppl + v);
@@ -255,10 +256,8 @@ static void chunk_panel(const backward *b, worker *t, int64_t first, int64_t row
         tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * c->Dp, c->Dp, hat, c->D);
         if (c->noise_kind != NOISE_NONE) noise_rows(c, first + i, b->block, b->g, panel, t->noise);
         for (int r = 0; r < b->block; r++)
-            if (c->noise_kind == NOISE_NONE)
-                softmax_row(t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
-            else
-                gumbel_row(b, t, i + r, t->noise + r * PANEL, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
+            if (c->noise_kind == NOISE_NONE) softmax_row(t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
+            else gumbel_row(b, t, i + r, t->noise + r * PANEL, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
         tile_mix(t->dhat + i * c->Dp, b->block, t->x, hat_rows, c->Dp);
         tile_collect(b->dhat + panel * PANEL * c->Dp, t->x, b->block, t->z + i * c->Dp, c->Dp);
         if (b->dmix) tile_collect(b->dmix + panel * PANEL * c->Dp, t->p, b->block, t->dy + i * c->Dp, c->Dp);
@@ -273,7 +272,7 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
     for (int64_t i = 0; i < rows; i++) {
         int64_t row = (first + i) * c->G + b->g;
         const float *z = t->z + i * c->Dp, *dhat = t->dhat + i * c->Dp;
-        float along = dot(dhat, z, c->D) / c->scale; /* <sum_m x_im q^_m, z^> */
+        float along = dot(dhat, z, c->D) / c->scale;                            /* <sum_m x_im q^_m, z^> */
         float projection = b->norms[row] > (float)GUARD ? along / c->scale : 0; /* under the guard, |z| is a constant */
         float factor = 1 / (b->norms[row] * c->tau);
         for (int64_t d = 0; d < c->D; d++) b->dz[row * c->D + d] = (dhat[d] - projection * z[d]) * factor;
@@ -289,8 +288,15 @@ VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t fir
     const int noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2;
     for (int64_t i = 0; i < rows; i += RUN) {
         thin_run run = {
-            .z = t->z + i * D, .dy = t->dy + i * D, .start = t->start + i, .mix_offset = t->mix_offset + i, .pi_factor = t->pi_factor + i,
-            .pi_offset = t->pi_offset + i, .noisy = t->noisy + i, .noise = t->noise, .dhat = t->thin_dhat + i * (D + 1),
+            .z = t->z + i * D,
+            .dy = t->dy + i * D,
+            .start = t->start + i,
+            .mix_offset = t->mix_offset + i,
+            .pi_factor = t->pi_factor + i,
+            .pi_offset = t->pi_offset + i,
+            .noisy = t->noisy + i,
+            .noise = t->noise,
+            .dhat = t->thin_dhat + i * (D + 1),
             .rows = vx_min64(RUN, vx_ceil_div(rows - i, QUAD) * QUAD),
         };
         if (noisy) noise_rows(c, first + i, run.rows, b->g, panel, t->noise);
@@ -299,16 +305,23 @@ VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t fir
             const float *hat = b->book.hat + at, *raw = b->book.raw + at, *ppl = b->ppl ? b->ppl + panel * PANEL + v : 0;
             float *dhat = b->dhat + at, *dmix = b->dmix ? b->dmix + at : 0;
             if (left <= 0) break;
-#define THIN(noisy_, square_, ppl_, mix_, tail_) \
+#define BACKWARD(noisy_, square_, ppl_, mix_, tail_)                                                                        \
     thin_backward(D, noisy_, square_, ppl_, mix_, tail_, &run, v, hat, raw, ppl, dhat, dmix, left)
-            if (left < VX_LANES)
-                noisy ? dmix ? ppl ? THIN(1, 1, 1, 1, 1) : THIN(1, 1, 0, 1, 1) : ppl ? THIN(1, 1, 1, 0, 1) : THIN(1, 1, 0, 0, 1)
-                      : ppl ? THIN(0, 1, 1, 1, 1) : THIN(0, 1, 0, 1, 1);
-            else if (noisy)
-                dmix ? ppl ? THIN(1, 0, 1, 1, 0) : THIN(1, 1, 0, 1, 0) : ppl ? THIN(1, 0, 1, 0, 0) : THIN(1, 1, 0, 0, 0);
-            else
-                ppl ? THIN(0, 0, 1, 1, 0) : square ? THIN(0, 1, 0, 1, 0) : THIN(0, 0, 0, 1, 0);
-#undef THIN
+            switch ((left < VX_LANES) * 8 + noisy * 4 + (ppl != 0) * 2 + (dmix != 0)) {
+            case 1: square ? BACKWARD(0, 1, 0, 1, 0) : BACKWARD(0, 0, 0, 1, 0); break;
+            case 3: BACKWARD(0, 0, 1, 1, 0); break;
+            case 4: BACKWARD(1, 1, 0, 0, 0); break;
+            case 5: BACKWARD(1, 1, 0, 1, 0); break;
+            case 6: BACKWARD(1, 0, 1, 0, 0); break;
+            case 7: BACKWARD(1, 0, 1, 1, 0); break;
+            case 9: BACKWARD(0, 1, 0, 1, 1); break;
+            case 11: BACKWARD(0, 1, 1, 1, 1); break;
+            case 12: BACKWARD(1, 1, 0, 0, 1); break;
+            case 13: BACKWARD(1, 1, 0, 1, 1); break;
+            case 14: BACKWARD(1, 1, 1, 0, 1); break;
+            case 15: BACKWARD(1, 1, 1, 1, 1); break;
+            }
+#undef BACKWARD
         }
     }
 }
@@ -356,12 +369,13 @@ static void backward_chunk(const backward *b, worker *t, int64_t chunk)
     b->dlog_tau[chunk] += finish_chunk(b, t, first, rows);
 }
 
-/* -- All of a group ------------------------------------------------------------------------------------------------------------- */
+/* -- All of a group --------------------------------------------------------------------------------------------------- */
 
 /* Code m's part of dhat or dmix. */
 static inline void read_code(const smooth_call *c, const float *from, int64_t m, float *out)
 {
-    for (int64_t d = 0; d < c->Dp; d++) out[d] = c->thin ? from[(m / PANEL * c->thin + d) * PANEL + m % PANEL] : from[m * c->Dp + d];
+    for (int64_t d = 0; d < c->Dp; d++)
+        out[d] = c->thin ? from[(m / PANEL * c->thin + d) * PANEL + m % PANEL] : from[m * c->Dp + d];
 }
 
 /* dcodebook of the group. To be called by all threads of a parallel region. */
@@ -398,7 +412,8 @@ static int check_indices(const smooth_call *c, const int32_t *codes, const int32
 {
     for (int64_t i = 0; i < c->N * c->G; i++)
         if (codes[i] < 0 || codes[i] >= c->M)
-            return vx_fail(VX_EINVAL, "smooth: row %lld has code %d, of 0 .. %lld", (long long)(i / c->G), codes[i], (long long)c->M - 1);
+            return vx_fail(VX_EINVAL, "smooth: row %lld has code %d, of 0 .. %lld", (long long)(i / c->G), codes[i],
+                           (long long)c->M - 1);
     for (int64_t j = 0; j < c->G * c->S * c->K; j++)
         if (near[j] < 0 || near[j] >= c->N)
             return vx_fail(VX_EINVAL, "smooth: near names row %d, of 0 .. %lld", near[j], (long long)c->N - 1);
@@ -457,21 +472,29 @@ static void index_group(const backward *b, int32_t *slot)
     if (b->code_order) counting_sort(b->codes + b->g, c->G, c->N, c->M, b->code_order, b->code_start);
 }
 
-int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog_tau, vx_tensor *dy, vx_tensor *dreg, vx_tensor *y,
-                            vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft, vx_tensor *near, vx_tensor *mean_pi,
-                            vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau, vx_tensor *noise, vx_tensor *vertices, int sampler,
-                            int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream)
+int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog_tau, vx_tensor *dy, vx_tensor *dreg,
+                            vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
+                            vx_tensor *near, vx_tensor *mean_pi, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
+                            vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau,
+                            int shards, uint64_t seed, uint64_t stream)
 {
-    if (sampler == VX_HARD_GUMBEL && !soft) return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
+    if (sampler == VX_HARD_GUMBEL && !soft)
+        return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
     float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
     if (!norms) return VX_ENOMEM;
     backward b = {
-        .norms = norms, .dy = vx_f32(dy), .mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y), .lse = vx_f32(lse),
-        .sumsq = vx_f32(sumsq), .codes = vx_i32(codes), .dz = vx_f32(dz), .dcodebook = vx_f32(dcodebook),
+        .norms = norms,
+        .dy = vx_f32(dy),
+        .mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y),
+        .lse = vx_f32(lse),
+        .sumsq = vx_f32(sumsq),
+        .codes = vx_i32(codes),
+        .dz = vx_f32(dz),
+        .dcodebook = vx_f32(dcodebook),
     };
     smooth_call *c = &b.c;
-    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau, shards, seed,
-                              stream, norms);
+    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau,
+                              shards, seed, stream, norms);
     if (!status) status = check_indices(c, b.codes, vx_i32(near));
     int threads = omp_get_max_threads();
     worker *workers[threads];

@@ -1,9 +1,10 @@
-/* thin.h: the smoothed quantizer's inner loops for narrow rows (D <= 8), where a product of tiles would waste most of a vector.
+/* thin.h: the smoothed quantizer's inner loops for narrow rows (D <= 8), where a product of tiles would waste most of a
+ * vector.
  *
- * Here vectors run over codes everywhere and a row's D numbers are broadcast. D is a constant of each copy (3, 4 or 8; narrower
- * rows are filled up with zeros), so that what belongs to a row (forward) or to a vector of codes (backward) stays in registers.
- * At D = 3 a logit costs 3 multiply-adds, a power 9 operations, its use 5 (forward) or 11 (backward): bound by the two vector
- * units, not by memory.
+ * Here vectors run over codes everywhere and a row's D numbers are broadcast. D is a constant of each copy (3, 4 or 8;
+ * narrower rows are filled up with zeros), so that what belongs to a row (forward) or to a vector of codes (backward) stays
+ * in registers. At D = 3 a logit costs 3 multiply-adds, a power 9 operations, its use 5 (forward) or 11 (backward): bound by
+ * the two vector units, not by memory.
  */
 #ifndef VX_THIN_H
 #define VX_THIN_H
@@ -12,7 +13,7 @@
 
 enum { THIN_MAX = 8, PAIR = 2, THIN_BLOCK = 8 };
 
-/* -- Forward: two rows meet a strip of panels ------------------------------------------------------------------------------- */
+/* -- Forward: two rows meet a strip of panels ------------------------------------------------------------------------- */
 
 /* What one row accumulates, lane by lane. */
 typedef struct thin_row {
@@ -52,14 +53,15 @@ VX_INLINE void thin_powers(float *powers, int count)
     }
 }
 
-/* Panels first .. end - 1 for the rows a (2,D). s, e: where the rows' logits and powers are kept, where keep_s, keep_e. noise:
- * (end - first, 2, 64) rates where noisy. M: number of codes, looked at where tail is 1.
+/* Panels first .. end - 1 for the rows a (2,D). s, e: where the rows' logits and powers are kept, where keep_s, keep_e.
+ * noise: (end - first, 2, 64) rates where noisy. M: number of codes, looked at where tail is 1.
  *
- * A panel passes through three short loops (logits, powers, use) with a buffer in between, since one long loop would hold more
- * than a processor's scheduler sees, and its chains of dependent operations would stand still. */
-VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, const int keep_e, const int square, const int tail,
-                            thin_row *row, const float *a, const float *start, const float *hat, const float *raw, int64_t first,
-                            int64_t end, float *s, float *e, int64_t ld, const float *noise, int64_t M)
+ * A panel passes through three short loops (logits, powers, use) with a buffer in between, since one long loop would hold
+ * more than a processor's scheduler sees, and its chains of dependent operations would stand still. */
+VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, const int keep_e, const int square,
+                            const int tail, thin_row *row, const float *a, const float *start, const float *hat,
+                            const float *raw, int64_t first, int64_t end, float *s, float *e, int64_t ld, const float *noise,
+                            int64_t M)
 {
     _Alignas(64) float power[PAIR * PANEL];
     vf sum[PAIR], squares[PAIR], noisy_sum[PAIR], o[PAIR][THIN_MAX];
@@ -137,25 +139,25 @@ VX_INLINE void thin_maxima(const int D, const float *a, const float *hat, int64_
     for (int i = 0; i < THIN_BLOCK; i++) largest[i] = vf_maximum(top[i]);
 }
 
-/* -- Backward: one vector of codes meets a run of rows ------------------------------------------------------------------------ */
+/* -- Backward: one vector of codes meets a run of rows ---------------------------------------------------------------- */
 
 enum { RUN = 48, QUAD = 4 }; /* most rows of a run; rows side by side */
 
 /* What a run of rows brings; see smooth_backward.c's worker for the meaning. */
 typedef struct thin_run {
-    const float *z, *dy;                    /* (rows, D) */
+    const float *z, *dy;                                             /* (rows, D) */
     const float *start, *mix_offset, *pi_factor, *pi_offset, *noisy; /* (rows) */
-    const float *noise;                     /* (rows, 64) rates of the panel, where noisy */
-    vf *dhat;                               /* (rows, D + 1) sum of x q^, and of x, lane by lane */
-    int64_t rows;                           /* a multiple of QUAD, at most RUN */
+    const float *noise;                                              /* (rows, 64) rates of the panel, where noisy */
+    vf *dhat;                                                        /* (rows, D + 1) sum of x q^, and of x, lane by lane */
+    int64_t rows;                                                    /* a multiple of QUAD, at most RUN */
 } thin_run;
 
 /* Codes v .. v + VX_LANES - 1 of a panel (hat, raw (D,64) and ppl (64) point there); their dhat and dmix (D,64) grow.
- * square: pi_factor is used. mix: dmix is wanted. filled: codes that exist, from v on, looked at where tail is 1. Four rows are
- * four chains of operations side by side. */
-VX_INLINE void thin_backward(const int D, const int noisy, const int square, const int with_ppl, const int mix, const int tail,
-                             const thin_run *run, int v, const float *hat, const float *raw, const float *ppl, float *dhat, float *dmix,
-                             int64_t filled)
+ * square: pi_factor is used. mix: dmix is wanted. filled: codes that exist, from v on, looked at where tail is 1. Four rows
+ * are four chains of operations side by side. */
+VX_INLINE void thin_backward(const int D, const int noisy, const int square, const int with_ppl, const int mix,
+                             const int tail, const thin_run *run, int v, const float *hat, const float *raw,
+                             const float *ppl, float *dhat, float *dmix, int64_t filled)
 {
     vf q[THIN_MAX], values[THIN_MAX], dq[THIN_MAX], dv[THIN_MAX];
 #pragma GCC unroll 8
