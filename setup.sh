@@ -16,7 +16,6 @@ needs=(
   "lua-filesystem|luajit -e 'require \"lfs\"'"
   "lua-cjson|luajit -e 'require \"cjson\"'"
   "lua-argparse|luajit -e 'require \"argparse\"'"
-  "libopenblas-openmp-dev|pkg-config --exists openblas && ls /usr/lib/*/openblas-openmp/libopenblas.so"
   "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
   "libpng-dev|pkg-config --exists libpng"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"

@@ -79,7 +79,7 @@ VX_API int vx_device_name(int device, char *name, size_t size);
 VX_API int vx_device_describe(int device, char *text, size_t size); /* the processor and its SIMD variant, or the GPU */
 VX_API int vx_device_count(const char *backend, int *count);    /* "cpu" or "cuda"; VX_ENOSUP says why there is none */
 VX_API int vx_sync(int device);         /* wait for all work of the device */
-VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels and of BLAS; now: the number in force */
+VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */
 
 typedef struct vx_memory_info {
     int64_t live, peak, cached;         /* bytes: held by tensors, their largest sum, kept for reuse */

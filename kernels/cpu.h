@@ -24,9 +24,4 @@ static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t vx_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Single-thread C (m,n) = alpha A (m,k) B (k,n) + beta C, row-major, ld in elements; ta/tb: the operand is stored transposed.
- * For use inside parallel regions (gemm.c). */
-void VX_CPU(sgemm)(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-                   int64_t ldb, float beta, float *c, int64_t ldc);
-
 #endif

@@ -206,12 +206,6 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
     }
 }
 
-void VX_CPU(sgemm)(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-                   int64_t ldb, float beta, float *c, int64_t ldc)
-{
-    product(m, n, k, alpha, (matrix){a, ta ? 1 : lda, ta ? lda : 1}, (matrix){b, tb ? 1 : ldb, tb ? ldb : 1}, beta, c, ldc, 0, 0);
-}
-
 /* -- The op -------------------------------------------------------------------------------------------------------------- */
 
 enum {

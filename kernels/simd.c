@@ -11,8 +11,6 @@
 
 #include "../core/backend.h"
 
-void openblas_set_num_threads(int n);
-
 extern const vx_backend vx_cpu_portable_table;
 #ifdef VX_X86_VARIANTS
 extern const vx_backend vx_cpu_avx2_table, vx_cpu_avx512_table;
@@ -97,7 +95,6 @@ static int cpu_sync(int ordinal)
     return VX_OK;
 }
 
-/* BLAS is called from inside our parallel regions, a thread each, so it gets one thread of its own. */
 static int cpu_threads(int n)
 {
     if (n > 0) omp_set_num_threads(n);
@@ -115,9 +112,6 @@ static void cpu_init(void)
     cpu.transfer = cpu_transfer;
     cpu.sync = cpu_sync;
     cpu.threads = cpu_threads;
-    int threads = omp_get_max_threads(); /* which OpenBLAS's OpenMP build changes along with its own */
-    openblas_set_num_threads(1);
-    omp_set_num_threads(threads);
 }
 
 const vx_backend *vx_cpu_backend(void)

@@ -219,7 +219,7 @@ function core.devices()
   return list
 end
 
---- CPU threads of kernels and BLAS: sets them where n is given; returns the number in force. Results do not depend on it.
+--- CPU threads of the kernels: sets them where n is given; returns the number in force. Results do not depend on it.
 function core.threads(n)
   if n ~= nil and (type(n) ~= "number" or n < 1 or n ~= math.floor(n)) then fail("threads: %s, expected an integer of 1 or more", tostring(n)) end
   call(C.vx_threads, n or 0, int_out)
