@@ -40,6 +40,7 @@ local plot = {
 
 -- Only what is used. Handles are void *, enums int and structs arrays: no types are defined, so loading twice is harmless.
 ffi.cdef [[
+void *dlopen(const char *name, int flags);
 void *cairo_image_surface_create(int format, int width, int height); void *cairo_svg_surface_create(const char *path, double width, double height);
 void *cairo_pdf_surface_create(const char *path, double width, double height); unsigned char *cairo_image_surface_get_data(void *surface);
 int cairo_image_surface_get_stride(void *surface); int cairo_surface_write_to_png(void *surface, const char *path);
@@ -67,11 +68,13 @@ local ARGB32, RGB24, NEAREST, GOOD, SHARP_EDGES, ROUND_JOIN = 0, 1, 3, 1, 1, 1
 -- Pixels to the point in a picture that stands for many marks in SVG and PDF: 3 is 216 dpi.
 local RASTER_SCALE = 3
 
+local RTLD_NOW_NODELETE = 0x1002
 local cairo     -- the library, once a figure has been drawn
 
 local function load_cairo()
   if cairo then return end
   local ok, lib = pcall(ffi.load, "libcairo.so.2")
+  if ok then ffi.C.dlopen("libcairo.so.2", RTLD_NOW_NODELETE) end -- closing the Lua state must not unmap the caches of its font library
   if not ok then error("plot: drawing needs libcairo.so.2, Debian package libcairo2 (" .. tostring(lib) .. ")", 0) end
   cairo = lib
 end
