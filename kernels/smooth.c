@@ -80,7 +80,7 @@ typedef struct forward {
 typedef struct worker {
     float *a;         /* (block, D or thin) rows of z, normalized, times scale */
     float *s;         /* (block, Mp) logits relative to ref */
-    float *e;         /* (block, Mp) 2^s, where keep_powers */
+    float *e;         /* (block, Mp) 2^s, where keep_powers; in the place of s where only they are needed */
     float *w;         /* (block, 64) weights of one panel */
     float *noise;     /* (block, 64), thin (THIN_STRIP, 2, 64) */
     float *o;         /* (block, Dp) sum of weight times code */
@@ -220,11 +220,11 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, co
     const smooth_call *c = &f->c;
     vi code = first_codes(panel);
     for (int v = 0; v < PANEL; v += VX_LANES) {
-        vf power = vf_exp2(vf_load(s + v));
+        vf x = vf_load(s + v), power = vf_exp2(x);
         if (e) vf_store(e + v, power);
         t->sum[i] += power;
         t->squares[i] += power * power;
-        vf_store(w + v, (vf_load(s + v) + vf_load(noise + v)) / c->gumbel_tau);
+        vf_store(w + v, (x + vf_load(noise + v)) / c->gumbel_tau);
     }
     if (c->M < (panel + 1) * PANEL) pad_tile(w, PANEL, 1, c->M - panel * PANEL);
     float largest = row_maximum(w) - t->noisy_ref[i];
@@ -577,7 +577,7 @@ static void carve_forward(smooth_arena *a, forward *f, worker **workers, int thr
         if (!a->base) t = &nowhere;
         t->a = carve_f32(a, f->block * (c->thin ? c->thin : c->D));
         t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
-        t->e = f->keep_powers ? carve_f32(a, f->block * c->Mp) : 0;
+        t->e = !f->keep_powers ? 0 : c->regularizer == VX_REG_KNN_CE || c->thin ? carve_f32(a, f->block * c->Mp) : t->s;
         t->w = carve_f32(a, BLOCK * PANEL);
         t->noise = carve_f32(a, PANEL * (c->thin ? PAIR * THIN_STRIP : BLOCK));
         t->o = carve_f32(a, f->block * c->Dp);
