@@ -58,7 +58,7 @@ end
 --- A random order of 0 .. n-1, i32.
 function vx.randperm(n, options) return ops.permutation(n, options and options.generator, options) end
 
---- Two generators' worth of state for checkpoints.
+--- State of the default generator, {seed, drawn}, and going back to it.
 function vx.random_state() return { seed = core.default_generator.seed, drawn = core.default_generator.drawn } end
 function vx.set_random_state(state) core.default_generator.seed, core.default_generator.drawn = state.seed, state.drawn end
 
