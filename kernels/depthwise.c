@@ -19,19 +19,6 @@ enum {
     AHEAD = 8,            /* pixels to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
 };
 
-/* A function with n = VX_LANES at compile time, or the masked one. */
-static inline __attribute__((always_inline)) vf load(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
-static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
-{
-    if (n == VX_LANES) vf_store(p, x);
-    else vf_store_n(p, x, n);
-}
-static inline __attribute__((always_inline)) void put(float *p, vf x, int n, int stream)
-{
-    if (stream) vf_stream(p, x);
-    else store(p, x, n);
-}
-
 /* -- Stride 1: forward, and the gradient of x ---------------------------------------------------------------------------- */
 
 #if VX_LANES == 16
@@ -45,15 +32,15 @@ static inline __attribute__((always_inline)) void put(float *p, vf x, int n, int
 static inline __attribute__((always_inline)) void walk(const int T, int n, float *y, const float *const *row, const float *w,
                                                        const float *bias, int64_t W, int64_t C, int flip, int stream)
 {
-    vf k[9], first[BAND], second[BAND], start = bias ? load(bias, n) : vf_zero();
+    vf k[9], first[BAND], second[BAND], start = bias ? vf_load_upto(bias, n) : vf_zero();
 #pragma GCC unroll 9
-    for (int i = 0; i < 9; i++) k[i] = load(w + (flip ? 8 - i : i) * C, n);
+    for (int i = 0; i < 9; i++) k[i] = vf_load_upto(w + (flip ? 8 - i : i) * C, n);
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) first[t] = vf_zero(), second[t] = start;
     for (int64_t j = 0; j < W; j++) {
         vf x[BAND + 2];
 #pragma GCC unroll 6
-        for (int t = 0; t < T + 2; t++) x[t] = load(row[t] + j * C, n);
+        for (int t = 0; t < T + 2; t++) x[t] = vf_load_upto(row[t] + j * C, n);
 #pragma GCC unroll 4
         for (int t = 2; t < T + 2; t++) __builtin_prefetch(row[t] + (j + AHEAD) * C);
 #pragma GCC unroll 4
@@ -61,11 +48,11 @@ static inline __attribute__((always_inline)) void walk(const int T, int n, float
             vf done = vf_fma(x[t + 2], k[8], vf_fma(x[t + 1], k[5], vf_fma(x[t], k[2], first[t])));
             first[t] = vf_fma(x[t + 2], k[7], vf_fma(x[t + 1], k[4], vf_fma(x[t], k[1], second[t])));
             second[t] = vf_fma(x[t + 2], k[6], vf_fma(x[t + 1], k[3], vf_fma(x[t], k[0], start)));
-            if (j) put(y + (t * W + j - 1) * C, done, n, stream);
+            if (j) vf_put(y + (t * W + j - 1) * C, done, n, stream);
         }
     }
 #pragma GCC unroll 4
-    for (int t = 0; t < T; t++) put(y + (t * W + W - 1) * C, first[t], n, stream);
+    for (int t = 0; t < T; t++) vf_put(y + (t * W + W - 1) * C, first[t], n, stream);
 }
 
 static void band(int rows, float *y, const float *const *row, const float *w, const float *bias, int64_t W, int64_t C, int flip,
@@ -115,24 +102,24 @@ static int stride1(const char *op, float *y, const float *x, const float *w, con
 static inline __attribute__((always_inline)) void walk2(int n, float *y, const float *const *row, const float *w, const float *bias,
                                                         int64_t W, int64_t Q, int64_t C, int stream)
 {
-    vf k[9], left[3], start = bias ? load(bias, n) : vf_zero();
+    vf k[9], left[3], start = bias ? vf_load_upto(bias, n) : vf_zero();
 #pragma GCC unroll 9
-    for (int i = 0; i < 9; i++) k[i] = load(w + i * C, n);
+    for (int i = 0; i < 9; i++) k[i] = vf_load_upto(w + i * C, n);
     for (int i = 0; i < 3; i++) left[i] = vf_zero();
     for (int64_t q = 0; q < Q; q++) {
         vf even = start, odd = vf_zero();
 #pragma GCC unroll 3
         for (int i = 0; i < 3; i++) {
             even = vf_fma(left[i], k[3 * i], even);
-            odd = vf_fma(load(row[i] + 2 * q * C, n), k[3 * i + 1], odd);
+            odd = vf_fma(vf_load_upto(row[i] + 2 * q * C, n), k[3 * i + 1], odd);
         }
         if (2 * q + 1 < W)
 #pragma GCC unroll 3
             for (int i = 0; i < 3; i++) {
-                left[i] = load(row[i] + (2 * q + 1) * C, n);
+                left[i] = vf_load_upto(row[i] + (2 * q + 1) * C, n);
                 odd = vf_fma(left[i], k[3 * i + 2], odd);
             }
-        put(y + q * C, even + odd, n, stream);
+        vf_put(y + q * C, even + odd, n, stream);
     }
 }
 
@@ -171,16 +158,16 @@ static inline __attribute__((always_inline)) void walk2_input(int n, float *even
 {
     vf k[9];
 #pragma GCC unroll 9
-    for (int i = 0; i < 9; i++) k[i] = load(w + i * C, n);
-    vf a = load(dy, n), b = load(below, n);
+    for (int i = 0; i < 9; i++) k[i] = vf_load_upto(w + i * C, n);
+    vf a = vf_load_upto(dy, n), b = vf_load_upto(below, n);
     for (int64_t q = 0; q < Q; q++) {
         vf a1 = vf_zero(), b1 = vf_zero();
-        if (q + 1 < Q) a1 = load(dy + (q + 1) * C, n), b1 = load(below + (q + 1) * C, n);
-        put(even + 2 * q * C, a * k[4], n, stream);
-        if (odd) put(odd + 2 * q * C, vf_fma(a, k[7], b * k[1]), n, stream);
+        if (q + 1 < Q) a1 = vf_load_upto(dy + (q + 1) * C, n), b1 = vf_load_upto(below + (q + 1) * C, n);
+        vf_put(even + 2 * q * C, a * k[4], n, stream);
+        if (odd) vf_put(odd + 2 * q * C, vf_fma(a, k[7], b * k[1]), n, stream);
         if (2 * q + 1 < W) {
-            put(even + (2 * q + 1) * C, vf_fma(a, k[5], a1 * k[3]), n, stream);
-            if (odd) put(odd + (2 * q + 1) * C, vf_fma(a, k[8], a1 * k[6]) + vf_fma(b, k[2], b1 * k[0]), n, stream);
+            vf_put(even + (2 * q + 1) * C, vf_fma(a, k[5], a1 * k[3]), n, stream);
+            if (odd) vf_put(odd + (2 * q + 1) * C, vf_fma(a, k[8], a1 * k[6]) + vf_fma(b, k[2], b1 * k[0]), n, stream);
         }
         a = a1, b = b1;
     }
@@ -219,13 +206,13 @@ static inline __attribute__((always_inline)) void walk_weight(int n, float *sum,
     vf k[10];
 #pragma GCC unroll 10
     for (int i = 0; i < 10; i++) k[i] = vf_zero();
-    vf before = vf_zero(), now = load(dy, n);
+    vf before = vf_zero(), now = vf_load_upto(dy, n);
     for (int64_t j = 0; j < W; j++) {
         /* x's column j is the right neighbour of output j - 1, the centre of j, the left neighbour of j + 1 */
-        vf next = j + 1 < Q ? load(dy + (j + 1) * C, n) : vf_zero();
+        vf next = j + 1 < Q ? vf_load_upto(dy + (j + 1) * C, n) : vf_zero();
 #pragma GCC unroll 3
         for (int i = 0; i < 3; i++) {
-            vf x = load(row[i] + j * C, n);
+            vf x = vf_load_upto(row[i] + j * C, n);
             if (i == 2) __builtin_prefetch(row[2] + (j + AHEAD) * C), __builtin_prefetch(dy + (j + AHEAD) * C);
             k[3 * i] = vf_fma(x, next, k[3 * i]);
             k[3 * i + 1] = vf_fma(x, now, k[3 * i + 1]);
@@ -235,7 +222,7 @@ static inline __attribute__((always_inline)) void walk_weight(int n, float *sum,
         before = now, now = next;
     }
 #pragma GCC unroll 10
-    for (int i = 0; i < 10; i++) store(sum + i * C, load(sum + i * C, n) + k[i], n);
+    for (int i = 0; i < 10; i++) vf_store_upto(sum + i * C, vf_load_upto(sum + i * C, n) + k[i], n);
 }
 
 static inline __attribute__((always_inline)) void walk2_weight(int n, float *sum, const float *const *row, const float *dy, int64_t W,
@@ -246,18 +233,18 @@ static inline __attribute__((always_inline)) void walk2_weight(int n, float *sum
     for (int i = 0; i < 10; i++) k[i] = vf_zero();
     for (int i = 0; i < 3; i++) left[i] = vf_zero();
     for (int64_t q = 0; q < Q; q++) {
-        const vf g = load(dy + q * C, n);
+        const vf g = vf_load_upto(dy + q * C, n);
         const int right = 2 * q + 1 < W;
 #pragma GCC unroll 3
         for (int i = 0; i < 3; i++) {
             k[3 * i] = vf_fma(left[i], g, k[3 * i]);
-            k[3 * i + 1] = vf_fma(load(row[i] + 2 * q * C, n), g, k[3 * i + 1]);
-            if (right) left[i] = load(row[i] + (2 * q + 1) * C, n), k[3 * i + 2] = vf_fma(left[i], g, k[3 * i + 2]);
+            k[3 * i + 1] = vf_fma(vf_load_upto(row[i] + 2 * q * C, n), g, k[3 * i + 1]);
+            if (right) left[i] = vf_load_upto(row[i] + (2 * q + 1) * C, n), k[3 * i + 2] = vf_fma(left[i], g, k[3 * i + 2]);
         }
         k[9] += g;
     }
 #pragma GCC unroll 10
-    for (int i = 0; i < 10; i++) store(sum + i * C, load(sum + i * C, n) + k[i], n);
+    for (int i = 0; i < 10; i++) vf_store_upto(sum + i * C, vf_load_upto(sum + i * C, n) + k[i], n);
 }
 
 static inline __attribute__((always_inline)) void walk_weight_any(int stride, int n, float *sum, const float *const *row,

@@ -28,18 +28,6 @@ enum {
     AHEAD = 16,           /* positions to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
 };
 
-static inline __attribute__((always_inline)) vf load(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
-static inline __attribute__((always_inline)) void store(float *p, vf x, int n)
-{
-    if (n == VX_LANES) vf_store(p, x);
-    else vf_store_n(p, x, n);
-}
-static inline __attribute__((always_inline)) void put(float *p, vf x, int n, int stream)
-{
-    if (stream) vf_stream(p, x);
-    else store(p, x, n);
-}
-
 /* -- Activations ------------------------------------------------------------------------------------------------------------- */
 
 /* 1 / (1 + e^-z) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and less.) */
@@ -136,21 +124,21 @@ static inline __attribute__((always_inline)) void moments(int n, int vectors, fl
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
             __builtin_prefetch(x + (i + AHEAD) * C + v * VX_LANES);
-            m[v] += load(x + i * C + v * VX_LANES, n);
+            m[v] += vf_load_upto(x + i * C + v * VX_LANES, n);
         }
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) m[v] *= share;
     for (int64_t i = 0; i < count; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            const vf d = load(x + i * C + v * VX_LANES, n) - m[v];
+            const vf d = vf_load_upto(x + i * C + v * VX_LANES, n) - m[v];
             r[v] += d;
             q[v] += d * d;
         }
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-        store(mean + v * VX_LANES, m[v] + r[v] * share, n);
-        store(squares + v * VX_LANES, q[v] - r[v] * (r[v] * share), n);
+        vf_store_upto(mean + v * VX_LANES, m[v] + r[v] * share, n);
+        vf_store_upto(squares + v * VX_LANES, q[v] - r[v] * (r[v] * share), n);
     }
 }
 
@@ -208,7 +196,7 @@ static inline __attribute__((always_inline)) void normalize_as(const group *q, i
         float *y = q->out + i * C;
         int64_t c = 0;
         for (; c + VX_LANES <= C; c += VX_LANES)
-            put(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c)), VX_LANES, q->stream);
+            vf_put(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c)), VX_LANES, q->stream);
         if (c < C) {
             const int n = (int)(C - c);
             vf_store_n(y + c, activate(act, (vf_load_n(x + c, n) - vf_load_n(mean + c, n)) * vf_load_n(scale + c, n) +
@@ -309,18 +297,18 @@ static inline __attribute__((always_inline)) void gather_as(const group *q, int6
 {
     const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     const float *x = q->x + first * C + c, *dy = q->dy + first * C + c, *channel = q->channel + b * 4 * C + c;
-    const vf mean = load(channel, n), rstd = load(channel + C, n), gamma = load(q->gamma + c, n), beta = load(q->beta + c, n);
+    const vf mean = vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n), gamma = vf_load_upto(q->gamma + c, n), beta = vf_load_upto(q->beta + c, n);
     vf s = vf_zero(), t = vf_zero();
     for (int64_t i = 0; i < count; i++) {
         __builtin_prefetch(x + (i + AHEAD) * C);
         __builtin_prefetch(dy + (i + AHEAD) * C);
-        const vf xhat = (load(x + i * C, n) - mean) * rstd, dz = slope_times(act, load(dy + i * C, n), xhat, gamma, beta);
+        const vf xhat = (vf_load_upto(x + i * C, n) - mean) * rstd, dz = slope_times(act, vf_load_upto(dy + i * C, n), xhat, gamma, beta);
         s += dz;
         t += dz * xhat;
     }
     float *partial = q->partial + (b * q->chunks + k) * 2 * C + c;
-    store(partial, s, n);
-    store(partial + C, t, n);
+    vf_store_upto(partial, s, n);
+    vf_store_upto(partial + C, t, n);
 }
 
 static inline __attribute__((always_inline)) void gather(const group *q, int64_t b, int64_t k, int act)
@@ -353,9 +341,9 @@ static inline __attribute__((always_inline)) void scatter_as(const group *q, int
 {
     const int64_t C = q->C, at = i * C + c;
     const float *channel = q->channel + b * 4 * C + c;
-    const vf away = load(q->x + at, n) - load(channel, n), rstd = load(channel + C, n), gamma = load(q->gamma + c, n);
-    const vf dz = slope_times(act, load(q->dy + at, n), away * rstd, gamma, load(q->beta + c, n));
-    put(q->out + at, (gamma * rstd) * dz - (away * load(channel + 2 * C, n) + load(channel + 3 * C, n)), n, q->stream);
+    const vf away = vf_load_upto(q->x + at, n) - vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n), gamma = vf_load_upto(q->gamma + c, n);
+    const vf dz = slope_times(act, vf_load_upto(q->dy + at, n), away * rstd, gamma, vf_load_upto(q->beta + c, n));
+    vf_put(q->out + at, (gamma * rstd) * dz - (away * vf_load_upto(channel + 2 * C, n) + vf_load_upto(channel + 3 * C, n)), n, q->stream);
 }
 
 static inline __attribute__((always_inline)) void scatter(const group *q, int64_t b, int64_t k, int act)
@@ -492,17 +480,17 @@ int VX_CPU(layer_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
             vf plain = vf_zero(), along = vf_zero();
             for (int64_t c = 0; c < C; c += VX_LANES) {
                 const int n = c < full ? VX_LANES : rest;
-                const vf g = load(up + c, n), xhat = away(in + c, m, n) * inverse, scaled = g * load(scale + c, n);
+                const vf g = vf_load_upto(up + c, n), xhat = away(in + c, m, n) * inverse, scaled = g * vf_load_upto(scale + c, n);
                 plain += scaled;
                 along += scaled * xhat;
-                store(db + c, load(db + c, n) + g, n);
-                store(dg + c, load(dg + c, n) + g * xhat, n);
+                vf_store_upto(db + c, vf_load_upto(db + c, n) + g, n);
+                vf_store_upto(dg + c, vf_load_upto(dg + c, n) + g * xhat, n);
             }
             const float a = vf_sum(plain) * share, d = vf_sum(along) * share;
             for (int64_t c = 0; c < C; c += VX_LANES) {
                 const int n = c < full ? VX_LANES : rest;
-                const vf xhat = (load(in + c, n) - m) * inverse;
-                store(out + c, inverse * (load(up + c, n) * load(scale + c, n) - (xhat * d + a)), n);
+                const vf xhat = (vf_load_upto(in + c, n) - m) * inverse;
+                vf_store_upto(out + c, inverse * (vf_load_upto(up + c, n) * vf_load_upto(scale + c, n) - (xhat * d + a)), n);
             }
         }
     }

@@ -463,4 +463,17 @@ static inline void vx_denormals_restore(unsigned before)
 #endif
 }
 
+/* The first n lanes; with n = VX_LANES known at compile time the plain operation. put: past the caches where stream is 1. */
+static inline __attribute__((always_inline)) vf vf_load_upto(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
+static inline __attribute__((always_inline)) void vf_store_upto(float *p, vf x, int n)
+{
+    if (n == VX_LANES) vf_store(p, x);
+    else vf_store_n(p, x, n);
+}
+static inline __attribute__((always_inline)) void vf_put(float *p, vf x, int n, int stream)
+{
+    if (stream) vf_stream(p, x);
+    else vf_store_upto(p, x, n);
+}
+
 #endif

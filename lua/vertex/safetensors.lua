@@ -62,7 +62,7 @@ local function spaces(text, at) return text:find("[^ \t\n\r]", at) or #text + 1 
 
 local function unexpected(text, at) error(at > #text and "it ends too early" or ("'%s' at byte %d"):format(text:sub(at, at), at - 1), 0) end
 
-local function unicode(text, at) -- at the four digits of \uXXXX
+local function unicode(text, at) -- at the four hexadecimal digits after \u
   local digits = text:match("^%x%x%x%x", at) or unexpected(text, at)
   local code = tonumber(digits, 16)
   if code < 0xd800 or code > 0xdfff then return utf8(code), at + 4 end
