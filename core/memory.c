@@ -4,6 +4,10 @@
  * per 4 KiB (about 1 GB/s), many times the work on it. Blocks are rounded up to a size class (eight per power of two, so at
  * most 1/8 is wasted) and kept in a list per class.
  *
+ * On a device whose work is queued a freed block may still be in use by queued kernels. It may be handed out again at once all the
+ * same, since whoever gets it queues its own work behind theirs: a device computes on one stream. Only where blocks go back to
+ * the system must the queue be empty.
+ *
  * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take; (3) where
  * the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a failure leaves
  * everything as it was.
@@ -15,7 +19,7 @@
 
 #include "backend.h"
 
-enum { MAX_DEVICES = 64, CLASSES = 64 * 8, SMALLEST = 64 };
+enum { CLASSES = 64 * 8, SMALLEST = 64 };
 
 /* A cached block's record; kept outside the block, which may be device memory. */
 typedef struct block {
@@ -23,21 +27,30 @@ typedef struct block {
     void *data;
 } block;
 
-/* Under AddressSanitizer every block has exactly its size and goes back at once, so that each overrun and each use of freed
- * memory shows. */
-#ifdef __SANITIZE_ADDRESS__
-enum { KEEP_BLOCKS = 0 };
-#else
-enum { KEEP_BLOCKS = 1 };
-#endif
-
 typedef struct pool {
     block *free_list[CLASSES];
     int64_t live, peak, cached, limit, storages;
+    int keep; /* enum below */
 } pool;
 
-static pool pools[MAX_DEVICES];
+/* Without keeping, every block has exactly its size and goes back at once, so that each overrun and each use of freed memory
+ * shows: under AddressSanitizer, by VERTEX_POOL=0 (for compute-sanitizer), or by vx_memory_pool(). */
+enum { KEEP_UNSET = 0, KEEP_NOTHING, KEEP_BLOCKS };
+
+static pool pools[VX_MAX_DEVICES];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static bool keeps(pool *p)
+{
+    if (p->keep == KEEP_UNSET) {
+        const char *wish = getenv("VERTEX_POOL");
+        p->keep = wish && !strcmp(wish, "0") ? KEEP_NOTHING : KEEP_BLOCKS;
+#ifdef __SANITIZE_ADDRESS__
+        p->keep = KEEP_NOTHING;
+#endif
+    }
+    return p->keep == KEEP_BLOCKS;
+}
 
 /* The class of a size and the bytes its blocks have: 64, 72, 80 .. 128, 144, 160 ... */
 static int size_class(size_t bytes, size_t *rounded)
@@ -46,13 +59,16 @@ static int size_class(size_t bytes, size_t *rounded)
     int log2 = 63 - __builtin_clzll((unsigned long long)bytes);
     size_t step = (size_t)1 << (log2 - 3);
     size_t eighths = (bytes + step - 1) / step; /* 8 .. 16 */
-    *rounded = KEEP_BLOCKS ? eighths * step : bytes;
+    *rounded = eighths * step;
     return log2 * 8 + (int)(eighths - 8);
 }
 
-static void flush(int device, const vx_backend *backend, int ordinal)
+/* Gives all cached blocks back; the status is that of the work waited for. */
+static int flush(int device, const vx_backend *backend, int ordinal)
 {
     pool *p = &pools[device];
+    if (!p->cached) return VX_OK;
+    int status = backend->sync(ordinal);
     for (int c = 0; c < CLASSES; c++)
         while (p->free_list[c]) {
             block *b = p->free_list[c];
@@ -61,48 +77,67 @@ static void flush(int device, const vx_backend *backend, int ordinal)
             free(b);
         }
     p->cached = 0;
+    return status;
 }
 
 static int64_t limit_of(int device, const vx_backend *backend, int ordinal)
 {
     pool *p = &pools[device];
-    if (p->limit == 0 && backend->capacity(ordinal, &p->limit) != VX_OK) p->limit = INT64_MAX;
+    int64_t available;
+    if (p->limit == 0 && backend->memory(ordinal, &p->limit, &available) != VX_OK) p->limit = INT64_MAX;
     return p->limit;
 }
 
-int vx_memory_take(int device, size_t bytes, void **out)
+/* A block from the system, if need be instead of all the cached ones. */
+static int new_block(int device, const vx_backend *backend, int ordinal, int64_t bytes, void **out)
 {
-    int ordinal;
-    const vx_backend *backend = vx_backend_of(device, &ordinal);
-    size_t rounded;
-    int class = size_class(bytes, &rounded), status = VX_OK;
-    pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
     int64_t limit = limit_of(device, backend, ordinal);
-    block *b = p->free_list[class];
+    if (bytes > limit - p->live) return VX_ENOMEM;
+    int status = p->live + p->cached + bytes > limit ? flush(device, backend, ordinal) : VX_OK;
+    if (!status) status = backend->alloc(ordinal, (size_t)bytes, out);
+    if (status != VX_ENOMEM || !p->cached) return status;
+    status = flush(device, backend, ordinal);
+    return status ? status : backend->alloc(ordinal, (size_t)bytes, out);
+}
+
+static int no_memory(int device, const vx_backend *backend, int ordinal, size_t bytes)
+{
+    const pool *p = &pools[device];
+    char name[64];
+    int64_t total, available = 0;
+    vx_device_name(device, name, sizeof name);
+    backend->memory(ordinal, &total, &available);
+    return vx_fail(VX_ENOMEM, "out of memory on %s: asked %.1f MB, free on the device %.1f MB, live %.1f MB, cached %.1f MB, limit %.1f MB",
+                   name, (double)bytes / 1e6, (double)available / 1e6, (double)p->live / 1e6, (double)p->cached / 1e6, (double)p->limit / 1e6);
+}
+
+int vx_memory_take(int device, size_t *bytes, void **out)
+{
+    int ordinal, status = VX_OK;
+    const vx_backend *backend = vx_backend_of(device, &ordinal);
+    pthread_mutex_lock(&mutex);
+    pool *p = &pools[device];
+    size_t asked = *bytes;
+    block *b = 0;
+    if (keeps(p)) {
+        int class = size_class(asked, bytes);
+        b = p->free_list[class];
+        if (b) p->free_list[class] = b->next;
+    }
     if (b) {
-        p->free_list[class] = b->next;
-        p->cached -= (int64_t)rounded;
+        p->cached -= (int64_t)*bytes;
         *out = b->data;
         free(b);
     } else {
-        bool fits = (int64_t)rounded <= limit - p->live;
-        if (p->cached && (!fits || p->live + p->cached + (int64_t)rounded > limit)) flush(device, backend, ordinal);
-        status = fits ? backend->alloc(ordinal, rounded, out) : VX_ENOMEM;
-        if (status == VX_ENOMEM && fits && p->cached) {
-            flush(device, backend, ordinal);
-            status = backend->alloc(ordinal, rounded, out);
-        }
+        status = new_block(device, backend, ordinal, (int64_t)*bytes, out);
     }
     if (status == VX_OK) {
-        p->live += (int64_t)rounded;
+        p->live += (int64_t)*bytes;
         p->storages++;
         if (p->live > p->peak) p->peak = p->live;
     } else if (status == VX_ENOMEM) {
-        char name[64];
-        vx_device_name(device, name, sizeof name);
-        vx_fail(VX_ENOMEM, "out of memory on %s: asked %.1f MB, live %.1f MB, cached %.1f MB, limit %.1f MB", name, (double)bytes / 1e6,
-                (double)p->live / 1e6, (double)p->cached / 1e6, (double)limit / 1e6);
+        no_memory(device, backend, ordinal, asked);
     }
     pthread_mutex_unlock(&mutex);
     return status;
@@ -114,17 +149,19 @@ void vx_memory_give(int device, void *data, size_t bytes)
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     size_t rounded;
     int class = size_class(bytes, &rounded);
-    block *b = KEEP_BLOCKS ? malloc(sizeof *b) : 0;
+    block *b = malloc(sizeof *b);
     pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
-    p->live -= (int64_t)rounded;
+    p->live -= (int64_t)bytes;
     p->storages--;
-    if (b) {
+    if (b && keeps(p) && bytes == rounded) {
         *b = (block){.next = p->free_list[class], .data = data};
         p->free_list[class] = b;
-        p->cached += (int64_t)rounded;
+        p->cached += (int64_t)bytes;
     } else {
-        backend->release(ordinal, data, rounded);
+        backend->sync(ordinal);
+        backend->release(ordinal, data, bytes);
+        free(b);
     }
     pthread_mutex_unlock(&mutex);
 }
@@ -134,14 +171,15 @@ void vx_memory_give(int device, void *data, size_t bytes)
 void *vx_scratch(const char *op, size_t bytes)
 {
     void *p;
-    int status = vx_memory_take(0, bytes + 64, &p);
+    size_t held = bytes + 64;
+    int status = vx_memory_take(0, &held, &p);
     if (status) {
         char text[512];
         snprintf(text, sizeof text, "%s", vx_error());
         vx_fail(status, "%s: %s", op, text);
         return 0;
     }
-    *(size_t *)p = bytes + 64;
+    *(size_t *)p = held;
     return (char *)p + 64;
 }
 
@@ -156,7 +194,8 @@ void vx_scratch_free(void *p)
 
 int vx_memory(int device, vx_memory_info *info)
 {
-    int ordinal;
+    int status = vx_device_check("memory", device), ordinal;
+    if (status) return status;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     pthread_mutex_lock(&mutex);
     const pool *p = &pools[device];
@@ -168,6 +207,8 @@ int vx_memory(int device, vx_memory_info *info)
 
 int vx_memory_limit(int device, int64_t bytes)
 {
+    int status = vx_device_check("memory limit", device);
+    if (status) return status;
     if (bytes < 0) return vx_fail(VX_EINVAL, "memory limit: %lld bytes, expected 0 or more", (long long)bytes);
     pthread_mutex_lock(&mutex);
     pools[device].limit = bytes;
@@ -177,17 +218,29 @@ int vx_memory_limit(int device, int64_t bytes)
 
 int vx_memory_flush(int device)
 {
-    int ordinal;
+    int status = vx_device_check("memory flush", device), ordinal;
+    if (status) return status;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
-    int status = backend->sync(ordinal);
     pthread_mutex_lock(&mutex);
-    flush(device, backend, ordinal);
+    status = flush(device, backend, ordinal);
     pthread_mutex_unlock(&mutex);
     return status;
 }
 
+int vx_memory_pool(int device, int on)
+{
+    int status = vx_memory_flush(device);
+    if (status) return status;
+    pthread_mutex_lock(&mutex);
+    pools[device].keep = on ? KEEP_BLOCKS : KEEP_NOTHING;
+    pthread_mutex_unlock(&mutex);
+    return VX_OK;
+}
+
 int vx_memory_reset_peak(int device)
 {
+    int status = vx_device_check("memory peak", device);
+    if (status) return status;
     pthread_mutex_lock(&mutex);
     pools[device].peak = pools[device].live;
     pthread_mutex_unlock(&mutex);

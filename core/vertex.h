@@ -69,15 +69,20 @@ VX_API const char *vx_version(void);
 VX_API const char *vx_cdef(void);       /* this header, preprocessed */
 VX_API const char *vx_ops(void);        /* one line per numeric op: "name\tcontract\tdescription\n" */
 VX_API const char *vx_error(void);      /* text of this thread's last failure */
+/* there: whether the backend has a kernel for the op; needs its library, but no device. */
+VX_API int vx_backend_has(const char *backend, const char *op, int *there);
 
 /* -- Devices -------------------------------------------------------------------------------------------------------- */
 
-/* Device numbers are small ints; 0 is the CPU. vx_device_open finds "cpu", "cuda:1", ... and opens its backend library
- * on first use; VX_ENOSUP with the reason where that fails. */
+/* Device numbers are small ints; 0 is the CPU. vx_device_open finds "cpu", "cuda:1", ... and opens the backend library,
+ * libvertex_cuda.so in the folder VERTEX_BACKENDS or beside this library, on first use; VX_ENOSUP with the reason where that
+ * fails. The work of another device than the CPU is queued: what goes wrong in a kernel (VX_EDEVICE), and a value that no kernel
+ * may meet (VX_ENONFINITE, VX_EINVAL for an index), is reported by a later call that waits for the device, and names the op.
+ * VERTEX_SYNC=1 waits after every kernel. */
 VX_API int vx_device_open(const char *name, int *device);
 VX_API int vx_device_name(int device, char *name, size_t size);
 VX_API int vx_device_describe(int device, char *text, size_t size); /* the processor and its SIMD variant, or the GPU */
-VX_API int vx_device_count(const char *backend, int *count);    /* "cpu" or "cuda"; VX_ENOSUP says why there is none */
+VX_API int vx_device_count(const char *backend, int *count);    /* "cpu", "cuda", ...; VX_ENOSUP says why there is none */
 VX_API int vx_sync(int device);         /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */
 
@@ -91,6 +96,9 @@ VX_API int vx_memory(int device, vx_memory_info *info);
 VX_API int vx_memory_limit(int device, int64_t bytes);  /* 0: back to the device's own size */
 VX_API int vx_memory_flush(int device);                 /* give cached blocks back to the system */
 VX_API int vx_memory_reset_peak(int device);
+/* 0: no block is kept for reuse or rounded up, so that memory checkers see every overrun; 1: back to the pool. The environment's
+ * VERTEX_POOL=0 says so for all devices. */
+VX_API int vx_memory_pool(int device, int on);
 
 /* -- Tensors -------------------------------------------------------------------------------------------------------- */
 

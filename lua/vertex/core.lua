@@ -102,21 +102,23 @@ local int_out = ffi.new "int[1]"
 local device_names = {}          -- number → name
 
 local scope                      -- innermost step scope: an array of the tensors made in it
-local made_bytes, look_at = 0, 64e6
 local memory_out = ffi.new "vx_memory_info"
-local soft_mark = 512e6
+local LOOK_AT, LEAST_MARK = 64e6, 512e6
+local made_bytes, soft_marks = {}, {} -- by device number
+for device = 0, 63 do made_bytes[device], soft_marks[device] = 0, LEAST_MARK end
 
 --- Bytes made since the last look are cheap to count; the true figure is asked for only every 64 MB.
-local function account(bytes)
-  made_bytes = made_bytes + bytes
-  if made_bytes < look_at then return end
-  made_bytes = 0
-  C.vx_memory(0, memory_out)
-  if tonumber(memory_out.live) > soft_mark then
+local function account(device, bytes)
+  local made = made_bytes[device] + bytes
+  made_bytes[device] = made
+  if made < LOOK_AT then return end
+  made_bytes[device] = 0
+  C.vx_memory(device, memory_out)
+  if tonumber(memory_out.live) > soft_marks[device] then
     collectgarbage()
     collectgarbage()
-    C.vx_memory(0, memory_out)
-    soft_mark = math.max(512e6, 1.4 * tonumber(memory_out.live))
+    C.vx_memory(device, memory_out)
+    soft_marks[device] = math.max(LEAST_MARK, 1.4 * tonumber(memory_out.live))
   end
 end
 
@@ -219,6 +221,12 @@ function core.devices()
   return list
 end
 
+--- Whether a backend ("cpu", "cuda") has a kernel for an op of ops.def; nil and the reason where its library cannot be opened.
+function core.backend_has(backend, op)
+  if C.vx_backend_has(backend, op, int_out) == 0 then return int_out[0] ~= 0 end
+  return nil, ffi.string(C.vx_error())
+end
+
 --- CPU threads of the kernels: sets them where n is given; returns the number in force. Results do not depend on it.
 function core.threads(n)
   if n ~= nil and (type(n) ~= "number" or n < 1 or n ~= math.floor(n)) then fail("threads: %s, expected an integer of 1 or more", tostring(n)) end
@@ -237,6 +245,8 @@ end
 --- Caps live + cached bytes of a device; 0 goes back to its own size.
 function core.memory_limit(bytes, device) call(C.vx_memory_limit, device and device_number(device) or default_device, bytes) end
 function core.memory_flush(device) call(C.vx_memory_flush, device and device_number(device) or default_device) end
+--- Keep freed blocks for reuse (the default), or let every block have exactly its size and go back at once, for memory checkers.
+function core.memory_pool(on, device) call(C.vx_memory_pool, device and device_number(device) or default_device, on and 1 or 0) end
 function core.reset_peak(device) call(C.vx_memory_reset_peak, device and device_number(device) or default_device) end
 function core.sync(device) call(C.vx_sync, device and device_number(device) or default_device) end
 
@@ -251,7 +261,7 @@ local function new(shape, options)
   device = device and device_number(device) or default_device
   call(C.vx_new, handle_out, device, dtype_number(dtype), n, shape_buffer)
   local t = wrap(handle_out[0], options and options.keep)
-  account(tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[dtype or "f32"])
+  account(device, tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[dtype or "f32"])
   return t
 end
 core.new = new
@@ -259,11 +269,11 @@ core.new = new
 --- An uninitialized tensor of x's shape, dtype and device.
 function core.new_like(x, keep)
   local h = handle(x)
-  local n = C.vx_ndim(h)
+  local n, device = C.vx_ndim(h), C.vx_device(h)
   for i = 0, n - 1 do shape_buffer[i] = C.vx_size(h, i) end
-  call(C.vx_new, handle_out, C.vx_device(h), C.vx_dtype(h), n, shape_buffer)
+  call(C.vx_new, handle_out, device, C.vx_dtype(h), n, shape_buffer)
   local t = wrap(handle_out[0], keep)
-  account(tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[DTYPE_NAMES[C.vx_dtype(h)]])
+  account(device, tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[DTYPE_NAMES[C.vx_dtype(h)]])
   return t
 end
 
@@ -609,7 +619,7 @@ local IMAGE_KINDS = { [0] = "none", "jpeg", "png", "other" }
 --- A new tensor that a C function made and put in handle_out.
 local function made()
   local t = wrap(handle_out[0])
-  account(t:numel() * DTYPE_BYTES[t:dtype()])
+  account(0, t:numel() * DTYPE_BYTES[t:dtype()])
   return t
 end
 

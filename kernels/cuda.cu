@@ -1,0 +1,501 @@
+/* cuda.cu: the CUDA backend's table, and everything around its kernels: devices, memory, transfers, errors.
+ *
+ * Streams. Each device has one compute stream, on which every kernel runs, and one for uploads. Pool memory is touched on the compute
+ * stream alone: that is why a freed block may be handed out again at once (memory.c), and why an upload needs no knowledge of who
+ * uses its target. Large data goes
+ *     host memory → pinned buffer (memcpy) → device buffer (upload stream) → target (compute stream, after the upload's event)
+ * so that the transfer over the bus runs beside whatever is computed meanwhile; the last leg costs a thousandth of the first two.
+ * Small data goes from the pinned buffer to the target on the compute stream. The buffers are slots of a ring, filled one after the
+ * other; an event on the compute stream says when a slot is free again, so the host runs ahead by as much as the ring holds.
+ * Downloads wait.
+ *
+ * Errors. What a launch reports at once belongs to the op. What a kernel does wrong shows up in a later call: it is named after the
+ * ops queued since the device was last waited for, of which there is one with VERTEX_SYNC=1. Faults in the data are a word in device
+ * memory that kernels write (vx_raise) and every wait reads.
+ */
+#include "cuda.cuh"
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#ifndef VX_ARCHITECTURES
+#define VX_ARCHITECTURES "any"
+#endif
+
+static const size_t SLOT_BYTES = 4 << 20, SMALL = 256 << 10;
+enum { SLOTS = 4, MAX_SCRATCH = 32, MAX_ALARMS = 512, PLAIN_SHARED = 48 << 10, NAME = 40 };
+
+typedef struct slot {
+    char *pinned, *device;
+    size_t used;
+    cudaEvent_t free;
+    bool recorded;
+} slot;
+
+typedef struct device {
+    bool open;
+    int ordinal, number;
+    char name[NAME];
+    vx_cuda_limits limits;
+    cudaStream_t stream, upload;
+    cudaEvent_t uploaded, peer;
+    slot slots[SLOTS];
+    int filling; /* the slot that uploads go to */
+    unsigned long long *fault, *fault_seen; /* in device memory, and where a wait leaves it */
+    const char *first_op, *last_op;         /* queued since the last wait */
+    long queued;
+} device;
+
+/* The op under way. */
+static struct {
+    device *d;
+    const char *op;
+    int status;
+    void *scratch[MAX_SCRATCH];
+    size_t held[MAX_SCRATCH];
+    int scratches;
+    bool counted; /* among the device's queued ops */
+} now;
+
+static struct {
+    const char *op, *format;
+    int status;
+} alarms[MAX_ALARMS];
+static int alarm_count;
+
+static const vx_host *host;
+static device devices[VX_MAX_DEVICES];    /* by ordinal */
+static device *by_number[VX_MAX_DEVICES]; /* by device number */
+static bool sync_always;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* one op or call at a time */
+
+/* -- What kernels call as they would on the CPU ------------------------------------------------------------------------------ */
+
+int vx_fail(int status, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return host->fail(status, "%s", text);
+}
+
+char *vx_shape_text(const vx_tensor *x, char *text, size_t size) { return host->shape_text(x, text, size); }
+
+/* -- Errors ------------------------------------------------------------------------------------------------------------------- */
+
+/* An error that some earlier kernel caused. */
+static int late_failure(device *d, cudaError_t error)
+{
+    cudaGetLastError();
+    const char *text = cudaGetErrorString(error);
+    long queued = d->queued;
+    d->queued = 0;
+    if (queued == 0) return vx_fail(VX_EDEVICE, "%s: %s", d->name, text);
+    if (queued == 1) return vx_fail(VX_EDEVICE, "%s on %s: %s", d->last_op, d->name, text);
+    return vx_fail(VX_EDEVICE, "%s: %s; in one of the last %ld ops, from %s to %s (VERTEX_SYNC=1 finds out which)", d->name, text, queued, d->first_op,
+                   d->last_op);
+}
+
+/* The status of a call made for `doing`. */
+static int check(device *d, cudaError_t error, const char *doing)
+{
+    if (error == cudaSuccess) return VX_OK;
+    if (error >= cudaErrorIllegalAddress && error != cudaErrorLaunchOutOfResources && error < cudaErrorStreamCaptureUnsupported) return late_failure(d, error);
+    cudaGetLastError();
+    if (error == cudaErrorMemoryAllocation) return vx_fail(VX_ENOMEM, "%s on %s: %s", doing, d->name, cudaGetErrorString(error));
+    return vx_fail(VX_EDEVICE, "%s on %s: %s", doing, d->name, cudaGetErrorString(error));
+}
+
+/* Tries `call` where nothing has failed so far. */
+#define TRY(call)                                                        \
+    do {                                                                 \
+        if (!status) status = check(d, call, #call);                     \
+    } while (0)
+
+static int report_fault(device *d)
+{
+    const unsigned long long seen = *d->fault_seen;
+    if (seen == ~0ull) return VX_OK;
+    int status = VX_OK;
+    TRY(cudaMemsetAsync(d->fault, 0xff, sizeof *d->fault, d->stream));
+    *d->fault_seen = ~0ull;
+    if (status) return status;
+    const unsigned long long code = seen >> 48;
+    char text[512];
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(text, sizeof text, alarms[code].format, (long long)(seen & 0xffffffffffffull));
+#pragma GCC diagnostic pop
+    return vx_fail(alarms[code].status, "%s: %s", alarms[code].op, text);
+}
+
+/* Waits for the compute stream, and says what went wrong on it. */
+static int wait_for(device *d)
+{
+    int status = VX_OK;
+    TRY(cudaMemcpyAsync(d->fault_seen, d->fault, sizeof *d->fault, cudaMemcpyDeviceToHost, d->stream));
+    TRY(cudaStreamSynchronize(d->stream));
+    if (status) return status;
+    d->queued = 0;
+    return report_fault(d);
+}
+
+static bool capturing(device *d)
+{
+    cudaStreamCaptureStatus state = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(d->stream, &state);
+    return state != cudaStreamCaptureStatusNone;
+}
+
+/* -- The op under way ----------------------------------------------------------------------------------------------------------- */
+
+cudaStream_t vx_stream(void) { return now.d->stream; }
+const vx_cuda_limits *vx_limits(void) { return &now.d->limits; }
+bool vx_ok(void) { return now.status == VX_OK; }
+int vx_status(void) { return now.status; }
+
+void *vx_device_scratch(size_t bytes)
+{
+    if (!vx_ok()) return 0;
+    void *p = 0;
+    char text[512];
+    if (now.scratches == MAX_SCRATCH) {
+        now.status = vx_fail(VX_EINVAL, "%s: more than %d pieces of scratch", now.op, MAX_SCRATCH);
+        return 0;
+    }
+    now.status = host->take(now.d->number, &bytes, &p);
+    if (now.status) {
+        snprintf(text, sizeof text, "%s", host->error());
+        vx_fail(now.status, "%s: %s", now.op, text);
+        return 0;
+    }
+    now.scratch[now.scratches] = p;
+    now.held[now.scratches++] = bytes;
+    return p;
+}
+
+void vx_called(cudaError_t error, const char *call)
+{
+    device *d = now.d;
+    if (!now.counted) {
+        now.counted = true;
+        if (d->queued++ == 0) d->first_op = now.op;
+        d->last_op = now.op;
+    }
+    if (!error && sync_always && !capturing(d)) error = cudaStreamSynchronize(d->stream);
+    if (!error || !vx_ok()) return;
+    char doing[200];
+    snprintf(doing, sizeof doing, "%s: %.100s", now.op, call);
+    now.status = check(now.d, error, doing);
+}
+
+cudaLaunchConfig_t vx_launch_config(const void *kernel, dim3 grid, dim3 block, size_t shared)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = now.d->stream;
+    if (shared <= PLAIN_SHARED) return config;
+    if (shared > (size_t)now.d->limits.shared_bytes)
+        now.status = vx_fail(VX_ENOSUP, "%s: needs %zu bytes of shared memory, %s has %d", now.op, shared, now.d->name, now.d->limits.shared_bytes);
+    else
+        vx_called(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "shared memory");
+    return config;
+}
+
+void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t *config)
+{
+    char call[160];
+    snprintf(call, sizeof call, "%.60s, grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared", kernel, config->gridDim.x, config->gridDim.y, config->gridDim.z,
+             config->blockDim.x, config->blockDim.y, config->blockDim.z, config->dynamicSmemBytes);
+    vx_called(error, call);
+}
+
+vx_alarm vx_alarm_of(int status, const char *format)
+{
+    vx_alarm alarm = {now.d->fault, 0};
+    int i = 0;
+    while (i < alarm_count && (alarms[i].op != now.op || alarms[i].format != format || alarms[i].status != status)) i++;
+    if (i == MAX_ALARMS) {
+        now.status = vx_fail(VX_EINVAL, "%s: more than %d kinds of faults", now.op, MAX_ALARMS);
+        return alarm;
+    }
+    if (i == alarm_count) {
+        alarms[i].op = now.op, alarms[i].format = format, alarms[i].status = status;
+        alarm_count++;
+    }
+    alarm.code = (unsigned long long)i;
+    return alarm;
+}
+
+/* Holds the mutex until leave(). */
+static int enter(const char *op, int number)
+{
+    pthread_mutex_lock(&mutex);
+    device *d = by_number[number];
+    now.d = d, now.op = op, now.status = VX_OK, now.scratches = 0, now.counted = false;
+    now.status = check(d, cudaSetDevice(d->ordinal), op);
+    return now.status;
+}
+
+static int leave(int status)
+{
+    if (!status) status = now.status;
+    for (int i = 0; i < now.scratches; i++) host->give(now.d->number, now.scratch[i], now.held[i]);
+    now.scratches = 0;
+    if (!status && sync_always && !capturing(now.d)) status = wait_for(now.d);
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+#define VX_OP(op, contract, text, tensors, numbers)                                                                              \
+    static int enter_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))        \
+    {                                                                                                                             \
+        vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                                     \
+        int status = enter(#op, all[0]->device);                                                                                  \
+        if (!status) status = vx_cuda_##op(VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers)); \
+        return leave(status);                                                                                                     \
+    }
+#include "../core/ops.def"
+#undef VX_OP
+
+/* -- Devices ------------------------------------------------------------------------------------------------------------------- */
+
+VX_KERNEL probe_kernel(int *p)
+{
+    if (p) *p = 1;
+}
+
+static int count_devices(int *count)
+{
+    *count = 0;
+    cudaError_t error = cudaGetDeviceCount(count);
+    if (!error && *count > 0) {
+        if (*count > VX_MAX_DEVICES) *count = VX_MAX_DEVICES;
+        return VX_OK;
+    }
+    cudaGetLastError();
+    *count = 0;
+    if (error != cudaErrorInsufficientDriver) return vx_fail(VX_ENOSUP, "no CUDA device: %s", cudaGetErrorString(error ? error : cudaErrorNoDevice));
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (!driver) return vx_fail(VX_ENOSUP, "no CUDA device: %s (there is no NVIDIA driver)", cudaGetErrorString(error));
+    return vx_fail(VX_ENOSUP, "no CUDA device: %s (the driver is for CUDA %d.%d, this library needs %d.%d)", cudaGetErrorString(error), driver / 1000,
+                   driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+}
+
+static int attribute(device *d, cudaDeviceAttr which, int *status)
+{
+    int value = 0;
+    if (!*status) *status = check(d, cudaDeviceGetAttribute(&value, which, d->ordinal), "device attributes");
+    return value;
+}
+
+static int open_device_locked(device *d)
+{
+    cudaFuncAttributes probe;
+    cudaDeviceProp properties;
+    int status = VX_OK;
+    TRY(cudaSetDevice(d->ordinal));
+    TRY(cudaGetDeviceProperties(&properties, d->ordinal));
+    d->limits.capability = 10 * attribute(d, cudaDevAttrComputeCapabilityMajor, &status) + attribute(d, cudaDevAttrComputeCapabilityMinor, &status);
+    d->limits.multiprocessors = attribute(d, cudaDevAttrMultiProcessorCount, &status);
+    d->limits.shared_bytes = attribute(d, cudaDevAttrMaxSharedMemoryPerBlockOptin, &status);
+    if (status) return status;
+    cudaError_t error = cudaFuncGetAttributes(&probe, (const void *)probe_kernel);
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+        cudaGetLastError();
+        return vx_fail(VX_ENOSUP, "device %s: %s has compute capability %d.%d; this library holds code for %s: build it with -DCMAKE_CUDA_ARCHITECTURES=%d-real",
+                       d->name, properties.name, d->limits.capability / 10, d->limits.capability % 10, VX_ARCHITECTURES, d->limits.capability);
+    }
+    TRY(error);
+    TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+    TRY(cudaStreamCreateWithFlags(&d->upload, cudaStreamNonBlocking));
+    TRY(cudaEventCreateWithFlags(&d->uploaded, cudaEventDisableTiming));
+    TRY(cudaEventCreateWithFlags(&d->peer, cudaEventDisableTiming));
+    TRY(cudaMalloc(&d->fault, sizeof *d->fault));
+    TRY(cudaMallocHost(&d->fault_seen, sizeof *d->fault_seen));
+    TRY(cudaMemsetAsync(d->fault, 0xff, sizeof *d->fault, d->stream));
+    TRY(cudaStreamSynchronize(d->stream));
+    d->open = status == VX_OK;
+    return status;
+}
+
+static int open_device(int ordinal, int number, const char *name)
+{
+    pthread_mutex_lock(&mutex);
+    const char *wish = getenv("VERTEX_SYNC");
+    sync_always = wish && strcmp(wish, "0");
+    device *d = &devices[ordinal];
+    d->ordinal = ordinal, d->number = number;
+    snprintf(d->name, sizeof d->name, "%s", name);
+    int status = open_device_locked(d);
+    if (!status) by_number[number] = d;
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+static int describe(int ordinal, char *text, size_t size)
+{
+    device *d = &devices[ordinal];
+    cudaDeviceProp properties;
+    int status = VX_OK, driver = 0;
+    TRY(cudaGetDeviceProperties(&properties, ordinal));
+    TRY(cudaDriverGetVersion(&driver));
+    if (!status)
+        snprintf(text, size, "%s, compute capability %d.%d, %d multiprocessors, %.0f GB, driver for CUDA %d.%d", properties.name, d->limits.capability / 10,
+                 d->limits.capability % 10, d->limits.multiprocessors, (double)properties.totalGlobalMem / 1e9, driver / 1000, driver % 1000 / 10);
+    return status;
+}
+
+/* -- Memory and transfers --------------------------------------------------------------------------------------------------------- */
+
+/* The pool calls these with or without the mutex held (scratch is taken inside an op), so they do not take it. */
+
+static int alloc(int ordinal, size_t bytes, void **out)
+{
+    device *d = &devices[ordinal];
+    int status = VX_OK;
+    *out = 0;
+    TRY(cudaSetDevice(ordinal));
+    TRY(cudaMalloc(out, bytes ? bytes : 1));
+    return status;
+}
+
+static void release(int ordinal, void *data, size_t bytes)
+{
+    (void)bytes;
+    /* no error can be told from here; one of an earlier kernel comes back at the next call that waits */
+    if (cudaSetDevice(ordinal) || cudaFree(data)) cudaGetLastError();
+}
+
+static int memory(int ordinal, int64_t *total, int64_t *available)
+{
+    device *d = &devices[ordinal];
+    size_t all = 0, unused = 0;
+    int status = VX_OK;
+    TRY(cudaSetDevice(ordinal));
+    TRY(cudaMemGetInfo(&unused, &all));
+    *total = (int64_t)all, *available = (int64_t)unused;
+    return status;
+}
+
+/* A slot of the ring with room for bytes, once it is free. */
+static int find_room(device *d, size_t bytes, slot **out)
+{
+    int status = VX_OK;
+    slot *s = &d->slots[d->filling];
+    if (s->pinned && s->used + bytes > SLOT_BYTES) {
+        TRY(cudaEventRecord(s->free, d->stream));
+        s->recorded = status == VX_OK;
+        d->filling = (d->filling + 1) % SLOTS;
+        s = &d->slots[d->filling];
+        if (s->recorded) TRY(cudaEventSynchronize(s->free));
+        s->recorded = false;
+        s->used = 0;
+    }
+    if (!s->free) TRY(cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming));
+    if (!s->device) TRY(cudaMalloc(&s->device, SLOT_BYTES));
+    if (!s->pinned) TRY(cudaMallocHost(&s->pinned, SLOT_BYTES));
+    *out = s;
+    return status;
+}
+
+static int upload(device *d, char *dst, const char *src, size_t bytes)
+{
+    int status = VX_OK;
+    if (capturing(d)) return vx_fail(VX_EINVAL, "%s: host memory cannot be uploaded while a graph is recorded", d->name);
+    for (size_t done = 0; !status && done < bytes;) {
+        const size_t n = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
+        slot *s = 0;
+        status = find_room(d, n, &s);
+        if (status) break;
+        char *pinned = s->pinned + s->used, *staged = s->device + s->used;
+        memcpy(pinned, src + done, n);
+        s->used += (n + 255) / 256 * 256;
+        if (n <= SMALL) {
+            TRY(cudaMemcpyAsync(dst + done, pinned, n, cudaMemcpyHostToDevice, d->stream));
+        } else {
+            TRY(cudaMemcpyAsync(staged, pinned, n, cudaMemcpyHostToDevice, d->upload));
+            TRY(cudaEventRecord(d->uploaded, d->upload));
+            TRY(cudaStreamWaitEvent(d->stream, d->uploaded, 0));
+            TRY(cudaMemcpyAsync(dst + done, staged, n, cudaMemcpyDeviceToDevice, d->stream));
+        }
+        done += n;
+    }
+    return status;
+}
+
+static int transfer(int ordinal, void *dst, const void *src, size_t bytes, int direction)
+{
+    device *d = &devices[ordinal];
+    int status = VX_OK;
+    pthread_mutex_lock(&mutex);
+    TRY(cudaSetDevice(ordinal));
+    if (!status && direction == VX_TO_DEVICE) {
+        status = upload(d, (char *)dst, (const char *)src, bytes);
+    } else {
+        TRY(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, d->stream));
+        if (!status) status = wait_for(d);
+    }
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+/* On the target's stream, between the work before on both devices and what comes after. */
+static int peer(int dst_ordinal, void *dst, int src_ordinal, const void *src, size_t bytes)
+{
+    device *d = &devices[dst_ordinal], *from = &devices[src_ordinal];
+    int status = VX_OK;
+    pthread_mutex_lock(&mutex);
+    TRY(cudaSetDevice(src_ordinal));
+    TRY(cudaEventRecord(from->peer, from->stream));
+    TRY(cudaSetDevice(dst_ordinal));
+    TRY(cudaStreamWaitEvent(d->stream, from->peer, 0));
+    TRY(cudaMemcpyPeerAsync(dst, dst_ordinal, src, src_ordinal, bytes, d->stream));
+    TRY(cudaEventRecord(d->peer, d->stream));
+    TRY(cudaSetDevice(src_ordinal));
+    TRY(cudaStreamWaitEvent(from->stream, d->peer, 0));
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+/* Inside an op the mutex is held already: the pool flushes while scratch is taken. */
+static int sync_device(int ordinal)
+{
+    device *d = &devices[ordinal];
+    int status = VX_OK;
+    TRY(cudaSetDevice(ordinal));
+    return status ? status : wait_for(d);
+}
+
+/* -- The table ------------------------------------------------------------------------------------------------------------------- */
+
+extern "C" __attribute__((visibility("default"))) const vx_backend *vx_backend_entry(int abi, const vx_host *given)
+{
+    static vx_backend table;
+    table.abi = VX_ABI;
+    if (abi != VX_ABI) return &table;
+    host = given;
+    table.name = "cuda";
+    table.ops = VX_SIGNATURE;
+    table.count = count_devices;
+    table.open = open_device;
+    table.describe = describe;
+    table.alloc = alloc;
+    table.release = release;
+    table.memory = memory;
+    table.transfer = transfer;
+    table.peer = peer;
+    table.sync = sync_device;
+#define VX_OP(op, contract, text, tensors, numbers) table.op = vx_cuda_##op ? enter_##op : 0;
+#include "../core/ops.def"
+#undef VX_OP
+    return &table;
+}
