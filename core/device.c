@@ -168,8 +168,13 @@ static int open_device(const char *text, int *number)
         }
     const vx_backend *backend;
     int count, status = find_backend(name, wanted, &backend);
-    if (!status) status = backend->count(&count);
     if (status) return status;
+    status = backend->count(&count);
+    if (status) {
+        char reason[512];
+        snprintf(reason, sizeof reason, "%s", vx_error());
+        return vx_fail(status, "%s: %s", wanted, reason);
+    }
     if (ordinal >= count)
         return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are", count, name, count == 1 ? "" : "s");
     if (device_count == VX_MAX_DEVICES) return vx_fail(VX_ENOSUP, "%s: %d devices are open, no more fit", wanted, VX_MAX_DEVICES);

@@ -155,8 +155,14 @@ static bool capturing(device *d)
 
 cudaStream_t vx_stream(void) { return now.d->stream; }
 const vx_cuda_limits *vx_limits(void) { return &now.d->limits; }
+const char *vx_op(void) { return now.op; }
 bool vx_ok(void) { return now.status == VX_OK; }
 int vx_status(void) { return now.status; }
+
+void vx_fail_op(int status)
+{
+    if (!now.status) now.status = status;
+}
 
 void *vx_device_scratch(size_t bytes)
 {
@@ -304,6 +310,7 @@ static int open_device_locked(device *d)
     int status = VX_OK;
     TRY(cudaSetDevice(d->ordinal));
     TRY(cudaGetDeviceProperties(&properties, d->ordinal));
+    d->limits.ordinal = d->ordinal;
     d->limits.capability = 10 * attribute(d, cudaDevAttrComputeCapabilityMajor, &status) + attribute(d, cudaDevAttrComputeCapabilityMinor, &status);
     d->limits.multiprocessors = attribute(d, cudaDevAttrMultiProcessorCount, &status);
     d->limits.shared_bytes = attribute(d, cudaDevAttrMaxSharedMemoryPerBlockOptin, &status);

@@ -41,6 +41,7 @@
 /* -- Host side: the op under way ------------------------------------------------------------------------------------------ */
 
 typedef struct vx_cuda_limits {
+    int ordinal;
     int capability;      /* 80, 90, ... */
     int multiprocessors;
     int shared_bytes;    /* largest dynamic shared memory of a block */
@@ -48,8 +49,10 @@ typedef struct vx_cuda_limits {
 
 cudaStream_t vx_stream(void);              /* all work goes here */
 const vx_cuda_limits *vx_limits(void);     /* of the device the op runs on */
+const char *vx_op(void);                   /* its name */
 bool vx_ok(void);                          /* nothing has failed in this op */
 int vx_status(void);                       /* what the op returns */
+void vx_fail_op(int status);               /* keeps a status, that of vx_fail(), unless there is one already */
 
 /* Device memory until the op ends; NULL where there is none, which vx_status() then says. */
 void *vx_device_scratch(size_t bytes);
