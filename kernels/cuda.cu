@@ -19,13 +19,14 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #ifndef VX_ARCHITECTURES
 #define VX_ARCHITECTURES "any"
 #endif
 
 static const size_t SLOT_BYTES = 4 << 20, SMALL = 256 << 10;
-enum { SLOTS = 4, MAX_SCRATCH = 32, MAX_ALARMS = 512, PLAIN_SHARED = 48 << 10, NAME = 40 };
+enum { SLOTS = 4, MAX_SCRATCH = 32, MAX_ALARMS = 4096, PLAIN_SHARED = 48 << 10, NAME = 40 };
 
 typedef struct slot {
     char *pinned, *device;
@@ -59,11 +60,14 @@ static struct {
     bool counted; /* among the device's queued ops */
 } now;
 
+/* The faults that ops have asked for. Once the table is full the oldest go: nothing queued so long ago is still unreported. */
 static struct {
-    const char *op, *format;
+    const char *op;
     int status;
+    int64_t columns;
+    char format[160];
 } alarms[MAX_ALARMS];
-static int alarm_count;
+static int alarm_count, alarm_next;
 
 static const vx_host *host;
 static device devices[VX_MAX_DEVICES];    /* by ordinal */
@@ -125,10 +129,11 @@ static int report_fault(device *d)
     *d->fault_seen = ~0ull;
     if (status) return status;
     const unsigned long long code = seen >> 48;
+    const int64_t index = (int64_t)(seen & 0xffffffffffffull), columns = alarms[code].columns;
     char text[512];
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    snprintf(text, sizeof text, alarms[code].format, (long long)(seen & 0xffffffffffffull));
+    snprintf(text, sizeof text, alarms[code].format, (long long)(index / columns), (long long)(index % columns));
 #pragma GCC diagnostic pop
     return vx_fail(alarms[code].status, "%s: %s", alarms[code].op, text);
 }
@@ -222,21 +227,23 @@ void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t
     vx_called(error, call);
 }
 
-vx_alarm vx_alarm_of(int status, const char *format)
+vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...)
 {
-    vx_alarm alarm = {now.d->fault, 0};
+    char text[sizeof alarms[0].format];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
     int i = 0;
-    while (i < alarm_count && (alarms[i].op != now.op || alarms[i].format != format || alarms[i].status != status)) i++;
-    if (i == MAX_ALARMS) {
-        now.status = vx_fail(VX_EINVAL, "%s: more than %d kinds of faults", now.op, MAX_ALARMS);
-        return alarm;
-    }
+    while (i < alarm_count && (alarms[i].op != now.op || alarms[i].status != status || alarms[i].columns != columns || strcmp(alarms[i].format, text))) i++;
     if (i == alarm_count) {
-        alarms[i].op = now.op, alarms[i].format = format, alarms[i].status = status;
-        alarm_count++;
+        i = alarm_next;
+        alarm_next = (alarm_next + 1) % MAX_ALARMS;
+        if (alarm_count < MAX_ALARMS) alarm_count++;
+        alarms[i].op = now.op, alarms[i].status = status, alarms[i].columns = vx_max64(1, columns);
+        snprintf(alarms[i].format, sizeof alarms[i].format, "%s", text);
     }
-    alarm.code = (unsigned long long)i;
-    return alarm;
+    return {now.d->fault, (unsigned long long)i};
 }
 
 /* Holds the mutex until leave(). */

@@ -76,12 +76,15 @@ void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t
         }                                                                                                      \
     } while (0)
 
-/* A fault that a kernel finds in its data. status and format, whose one %lld is an index, become the text "op: ..." of the next
- * call that waits for the device. Of several faults the first op's is kept, and of one op's that with the lowest index. */
+/* A fault that a kernel finds in its data, by its index i. format is printf's, for what the host knows; then "%%lld" stands for
+ * i / columns and a second one for i % columns:
+ *     vx_alarm_of(VX_EINVAL, G, "index at row %%lld, column %%lld is outside 0 .. %lld", (long long)M - 1)
+ * The text, "op: index at row 3, ...", is that of the next call that waits for the device. Of several faults the first op's is kept,
+ * and of one op's that with the lowest index. The kernel must go on without touching memory that is not its own. */
 typedef struct vx_alarm {
     unsigned long long *word, code;
 } vx_alarm;
-vx_alarm vx_alarm_of(int status, const char *format);
+vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
