@@ -68,20 +68,20 @@ static void group_of(walk *w, bool constant)
     w->group = four ? 4 : 1;
 }
 
-/* The element of operand k where group i begins. */
-template <class I> VX_DEVICE void place(const walk &w, int64_t i, int64_t *at)
+/* The element of each operand k where group i begins. */
+template <class I, int operands> VX_DEVICE void place(const walk &w, int64_t i, int64_t *at)
 {
     const int last = w.ndim - 1;
     I rest = (I)i;
     const I width = (I)(w.size[last] / w.group);
     I x = rest % width;
     rest /= width;
-    for (int k = 0; k < w.operands; k++) at[k] = (int64_t)x * w.group * w.stride[k][last];
+    for (int k = 0; k < operands; k++) at[k] = (int64_t)x * w.group * w.stride[k][last];
     for (int d = last - 1; d >= 0; d--) {
         const I size = (I)w.size[d];
         x = d ? rest % size : rest;
         rest = d ? rest / size : 0;
-        for (int k = 0; k < w.operands; k++) at[k] += (int64_t)x * w.stride[k][d];
+        for (int k = 0; k < operands; k++) at[k] += (int64_t)x * w.stride[k][d];
     }
 }
 
@@ -105,8 +105,8 @@ VX_DEVICE void store_bits(char *data, int item, int64_t at, uint32_t bits)
 template <class I> VX_KERNEL fill_kernel(walk w, int64_t groups, uint32_t bits)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
-        int64_t at[3];
-        place<I>(w, i, at);
+        int64_t at[1];
+        place<I, 1>(w, i, at);
         if (w.group == 1) store_bits(w.data[0], w.item[0], at[0], bits);
         else if (w.item[0] == 4) *(uint4 *)((uint32_t *)w.data[0] + at[0]) = make_uint4(bits, bits, bits, bits);
         else if (w.item[0] == 2) *(uint2 *)((uint16_t *)w.data[0] + at[0]) = make_uint2(bits * 0x10001u, bits * 0x10001u);
@@ -206,8 +206,8 @@ VX_DEVICE void store_four(char *data, int item, int64_t at, uint4 x)
 template <class I> VX_KERNEL convert_kernel(walk w, int64_t groups, int to, int from)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
-        int64_t at[3];
-        place<I>(w, i, at);
+        int64_t at[2];
+        place<I, 2>(w, i, at);
         if (w.group == 1) {
             store_bits(w.data[0], w.item[0], at[0], converted(to, from, load_bits(w.data[1], w.item[1], at[1])));
         } else {
@@ -309,7 +309,7 @@ template <class I> VX_KERNEL binary_kernel(walk w, int64_t groups, int kind)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
         int64_t at[3];
-        place<I>(w, i, at);
+        place<I, 3>(w, i, at);
         float *y = (float *)w.data[0] + at[0];
         if (w.group == 1) {
             *y = binary(kind, ((const float *)w.data[1])[at[1]], ((const float *)w.data[2])[at[2]]);

@@ -28,11 +28,13 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <ucontext.h>
+
 #if defined(__x86_64__)
 #define EMU_OWN_SWITCH
-#include <ucontext.h>
-#else
-#include <ucontext.h>
+#ifndef __SANITIZE_ADDRESS__
+#define EMU_CATCHES_FAULTS /* the fiber that faults is left by a jump of our own; AddressSanitizer has its own handler */
+#endif
 #endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -418,6 +420,7 @@ struct allocation {
     int device;
     char *mapped, *usable; /* with the guards; without them */
     size_t mapped_bytes, usable_bytes;
+    bool open;
 };
 
 static std::map<char *, allocation> device_blocks;
@@ -454,38 +457,58 @@ static bool canary_intact(const char *from, const char *to)
     return true;
 }
 
-/* Device memory can be touched only while queued work runs. */
-static void protect(bool closed)
+/* Device memory can be touched only while queued work runs. A block is opened by the first touch, which faults, and closed again
+ * when the host goes on: so many and large blocks cost nothing while they lie idle. */
+static bool draining;
+static std::vector<char *> open_blocks;
+
+#ifdef EMU_CATCHES_FAULTS
+static bool open_block(const char *p)
 {
-#ifndef __SANITIZE_ADDRESS__
-    for (auto &b : device_blocks)
-        if (b.second.usable_bytes) mprotect(b.second.usable, b.second.usable_bytes, closed ? PROT_NONE : PROT_READ | PROT_WRITE);
-#else
-    (void)closed;
+    auto i = device_blocks.upper_bound((char *)p + PAGE); /* p may lie before the start, among the bytes that are checked */
+    for (int n = 0; n < 2 && i != device_blocks.begin(); n++) {
+        allocation &a = (--i)->second;
+        if (p < a.usable || p >= a.usable + a.usable_bytes || a.open) continue;
+        mprotect(a.usable, a.usable_bytes, PROT_READ | PROT_WRITE);
+        a.open = true;
+        open_blocks.push_back(i->first);
+        return true;
+    }
+    return false;
+}
 #endif
+
+static void close_blocks(void)
+{
+    for (char *p : open_blocks) {
+        auto i = device_blocks.find(p);
+        if (i == device_blocks.end()) continue;
+        mprotect(i->second.usable, i->second.usable_bytes, PROT_NONE);
+        i->second.open = false;
+    }
+    open_blocks.clear();
 }
 
+/* Of the blocks that were touched. */
 static void check_canaries(void)
 {
-#ifndef __SANITIZE_ADDRESS__
-    for (auto &b : device_blocks) {
-        char *start = b.first, *end = start + b.second.bytes, *low = b.second.usable, *high = low + b.second.usable_bytes;
-        bool before = canary_intact(std::max(low, start - CANARY), start), behind = canary_intact(end, std::min(high, end + CANARY));
+    for (char *start : open_blocks) {
+        const allocation &a = device_blocks.find(start)->second;
+        char *end = start + a.bytes, *low = std::max(a.usable, start - CANARY), *high = std::min(a.usable + a.usable_bytes, end + CANARY);
+        bool before = canary_intact(low, start), behind = canary_intact(end, high);
         if (before && behind) continue;
         char text[200];
-        snprintf(text, sizeof text, "wrote %s a block of %zu bytes of device memory", before ? "past the end of" : "before the start of", b.second.bytes);
+        snprintf(text, sizeof text, "wrote %s a block of %zu bytes of device memory", before ? "past the end of" : "before the start of", a.bytes);
         emu_now = 0;
         note_failure(cudaErrorIllegalAddress, text);
-        fill_canary(std::max(low, start - CANARY), start);
-        fill_canary(end, std::min(high, end + CANARY));
+        fill_canary(low, start);
+        fill_canary(end, high);
     }
-#endif
 }
 
 /* -- Faults ------------------------------------------------------------------------------------------------------------------- */
 
-#if defined(EMU_OWN_SWITCH) && !defined(__SANITIZE_ADDRESS__)
-#define EMU_CATCHES_FAULTS
+#ifdef EMU_CATCHES_FAULTS
 static struct sigaction before_segv, before_bus, before_ill;
 
 static void describe_address(const char *p, char *text, size_t size)
@@ -524,6 +547,7 @@ static void on_fault(int number, siginfo_t *info, void *raw)
     ucontext_t *u = (ucontext_t *)raw;
     char text[512], place[200], what[200];
     const void *ip = (const void *)u->uc_mcontext.gregs[REG_RIP];
+    if (draining && number == SIGSEGV && open_block((const char *)info->si_addr)) return;
     if (in_kernel && emu_now) {
         describe_place(ip, place, sizeof place);
         if (number == SIGILL) snprintf(what, sizeof what, "a misaligned access, or an index outside an array of fixed size");
@@ -601,7 +625,6 @@ static void fill_shared(size_t dynamic)
 
 static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body)
 {
-    catch_faults();
     if (!shared_start) {
         vx_shared[0] = 0; /* so that this thread has the block */
         dl_iterate_phdr(find_shared, 0);
@@ -700,10 +723,8 @@ static cudaError_t injected(const char *name)
 /* Runs queued work until `finished`, streams in random order; then the failure of a kernel, if there was one, is reported. */
 template <class F> static cudaError_t drain(F finished)
 {
-    bool open = false;
+    draining = true;
     while (!failure && !finished()) {
-        if (!open) protect(false);
-        open = true;
         std::vector<cudaStream_t> able;
         for (cudaStream_t s : streams)
             if (!s->queue.empty() && (!s->queue.front().wait || s->queue.front().wait->done >= s->queue.front().version)) able.push_back(s);
@@ -722,7 +743,8 @@ template <class F> static cudaError_t drain(F finished)
             w.run();
         }
     }
-    if (open) protect(true);
+    draining = false;
+    close_blocks();
     if (!failure) return cudaSuccess;
     for (cudaStream_t s : streams) {
         for (const work &w : s->queue)
@@ -994,7 +1016,8 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     size_t available, total, rounded = (bytes + 255) / 256 * 256;
     cudaMemGetInfo(&available, &total);
     if (rounded > available) return result(cudaErrorMemoryAllocation);
-    allocation a = {bytes, current_device, 0, 0, 0, 0};
+    allocation a = {bytes, current_device, 0, 0, 0, 0, false};
+    catch_faults();
 #ifdef __SANITIZE_ADDRESS__
     char *start = (char *)aligned_alloc(256, std::max<size_t>(rounded, 256));
     if (!start) return result(cudaErrorMemoryAllocation);
@@ -1013,7 +1036,9 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     memset(start, 0xff, bytes);
     fill_canary(std::max(a.usable, start - CANARY), start);
     fill_canary(start + bytes, start + rounded);
+#ifdef EMU_CATCHES_FAULTS
     mprotect(a.usable, a.usable_bytes, PROT_NONE);
+#endif
 #endif
     device_blocks[start] = a;
     device_bytes[current_device] += (int64_t)rounded;
