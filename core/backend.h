@@ -25,7 +25,7 @@ typedef struct vx_backend {
     int (*open)(int ordinal, int device, const char *name);         /* before any other use; device: its number. NULL: nothing to do */
     int (*describe)(int ordinal, char *text, size_t size);
     int (*alloc)(int ordinal, size_t bytes, void **out);            /* from the system, not the pool; VX_ENOMEM */
-    void (*release)(int ordinal, void *data, size_t bytes);         /* no queued work may use it any more: sync first */
+    void (*release)(int ordinal, void *data, size_t bytes);         /* waits for queued work, which may use it */
     int (*memory)(int ordinal, int64_t *total, int64_t *available); /* bytes of the device, and those nobody holds now */
     int (*transfer)(int ordinal, void *dst, const void *src, size_t bytes, int direction);
     /* from one device of this backend to another; NULL: by way of the host */

@@ -71,7 +71,8 @@ static int no_library(const char *name, const char *wanted, const char *folder)
     const char *more = getenv("VERTEX_BACKENDS");
     if (more) list_folder(more, there, sizeof there);
     list_folder(folder, there, sizeof there);
-    return vx_fail(VX_ENOSUP, "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s (backends there: %s)",
+    return vx_fail(VX_ENOSUP,
+                   "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s (backends there: %s)",
                    wanted, name, more ? more : "", more ? ", " : "", folder, there[0] ? there + 2 : "none");
 }
 
@@ -87,7 +88,8 @@ static int read_library(const char *path, const vx_backend **out)
     int status = VX_OK;
     if (!entry) status = vx_fail(VX_ENOSUP, "%s is no backend: it has no vx_backend_entry", path);
     else if (!backend || backend->abi != VX_ABI)
-        status = vx_fail(VX_ENOSUP, "%s speaks ABI %d, this library ABI %d: rebuild both with ./setup.sh", path, backend ? backend->abi : 0, VX_ABI);
+        status = vx_fail(VX_ENOSUP, "%s speaks ABI %d, this library ABI %d: rebuild both with ./setup.sh", path, backend ? backend->abi : 0,
+                         VX_ABI);
     else if (strcmp(backend->ops, VX_SIGNATURE))
         status = vx_fail(VX_ENOSUP, "%s was built for another list of ops: rebuild both with ./setup.sh", path);
     if (status) dlclose(handle);
@@ -176,7 +178,8 @@ static int open_device(const char *text, int *number)
         return vx_fail(status, "%s: %s", wanted, reason);
     }
     if (ordinal >= count)
-        return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are", count, name, count == 1 ? "" : "s");
+        return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are", count, name,
+                       count == 1 ? "" : "s");
     if (device_count == VX_MAX_DEVICES) return vx_fail(VX_ENOSUP, "%s: %d devices are open, no more fit", wanted, VX_MAX_DEVICES);
     device *d = &devices[device_count];
     *d = (device){.backend = backend, .ordinal = ordinal};
@@ -237,10 +240,10 @@ int vx_backend_has(const char *name, const char *op, int *there)
     *there = 0;
     int status = backend_named(name, &backend);
     if (status) return status;
-#define VX_OP(known, contract, text, tensors, numbers) \
-    if (!strcmp(op, #known)) {                         \
-        *there = backend->known != 0;                  \
-        return VX_OK;                                  \
+#define VX_OP(known, contract, text, tensors, numbers)                                                                                     \
+    if (!strcmp(op, #known)) {                                                                                                             \
+        *there = backend->known != 0;                                                                                                      \
+        return VX_OK;                                                                                                                      \
     }
 #include "ops.def"
 #undef VX_OP

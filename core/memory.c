@@ -6,7 +6,7 @@
  *
  * On a device whose work is queued a freed block may still be in use by queued kernels. It may be handed out again at once all the
  * same, since whoever gets it queues its own work behind theirs: a device computes on one stream. Only where blocks go back to
- * the system must the queue be empty.
+ * the system must the queue be empty, which the backend's release sees to.
  *
  * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take; (3) where
  * the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a failure leaves
@@ -63,12 +63,9 @@ static int size_class(size_t bytes, size_t *rounded)
     return log2 * 8 + (int)(eighths - 8);
 }
 
-/* Gives all cached blocks back; the status is that of the work waited for. */
-static int flush(int device, const vx_backend *backend, int ordinal)
+static void flush(int device, const vx_backend *backend, int ordinal)
 {
     pool *p = &pools[device];
-    if (!p->cached) return VX_OK;
-    int status = backend->sync(ordinal);
     for (int c = 0; c < CLASSES; c++)
         while (p->free_list[c]) {
             block *b = p->free_list[c];
@@ -77,7 +74,6 @@ static int flush(int device, const vx_backend *backend, int ordinal)
             free(b);
         }
     p->cached = 0;
-    return status;
 }
 
 static int64_t limit_of(int device, const vx_backend *backend, int ordinal)
@@ -94,11 +90,11 @@ static int new_block(int device, const vx_backend *backend, int ordinal, int64_t
     pool *p = &pools[device];
     int64_t limit = limit_of(device, backend, ordinal);
     if (bytes > limit - p->live) return VX_ENOMEM;
-    int status = p->live + p->cached + bytes > limit ? flush(device, backend, ordinal) : VX_OK;
-    if (!status) status = backend->alloc(ordinal, (size_t)bytes, out);
+    if (p->live + p->cached + bytes > limit) flush(device, backend, ordinal);
+    int status = backend->alloc(ordinal, (size_t)bytes, out);
     if (status != VX_ENOMEM || !p->cached) return status;
-    status = flush(device, backend, ordinal);
-    return status ? status : backend->alloc(ordinal, (size_t)bytes, out);
+    flush(device, backend, ordinal);
+    return backend->alloc(ordinal, (size_t)bytes, out);
 }
 
 static int no_memory(int device, const vx_backend *backend, int ordinal, size_t bytes)
@@ -159,7 +155,6 @@ void vx_memory_give(int device, void *data, size_t bytes)
         p->free_list[class] = b;
         p->cached += (int64_t)bytes;
     } else {
-        backend->sync(ordinal);
         backend->release(ordinal, data, bytes);
         free(b);
     }
@@ -221,8 +216,9 @@ int vx_memory_flush(int device)
     int status = vx_device_check("memory flush", device), ordinal;
     if (status) return status;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
+    status = backend->sync(ordinal);
     pthread_mutex_lock(&mutex);
-    status = flush(device, backend, ordinal);
+    flush(device, backend, ordinal);
     pthread_mutex_unlock(&mutex);
     return status;
 }

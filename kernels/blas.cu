@@ -12,14 +12,16 @@ typedef cublasStatus_t create_function(cublasHandle_t *);
 typedef cublasStatus_t set_stream_function(cublasHandle_t, cudaStream_t);
 typedef cublasStatus_t set_workspace_function(cublasHandle_t, void *, size_t);
 typedef const char *status_text_function(cublasStatus_t);
-#define FUNCTIONS(f)                                       \
-    f(create_function, create, "cublasCreate_v2")          \
-    f(set_stream_function, set_stream, "cublasSetStream_v2") \
+/* clang-format off */
+#define FUNCTIONS(f)                                                  \
+    f(create_function, create, "cublasCreate_v2")                     \
+    f(set_stream_function, set_stream, "cublasSetStream_v2")          \
     f(set_workspace_function, set_workspace, "cublasSetWorkspace_v2") \
-    f(status_text_function, status_text, "cublasGetStatusString") \
+    f(status_text_function, status_text, "cublasGetStatusString")     \
     f(vx_blas_gemm, gemm, "cublasGemmStridedBatchedEx")
-#define DECLARE(type, name, symbol)                                              \
-    extern "C" type linked_##name __asm__(symbol) __attribute__((weak));         \
+/* clang-format on */
+#define DECLARE(type, name, symbol)                                                                                                        \
+    extern "C" type linked_##name __asm__(symbol) __attribute__((weak));                                                                   \
     static type *name;
 FUNCTIONS(DECLARE)
 #undef DECLARE
@@ -37,8 +39,8 @@ static int load(void)
         handle = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
         if (!handle) return vx_fail(VX_ENOSUP, "matrix products need cuBLAS: %s", dlerror());
     }
-#define FIND(type, name, symbol)                                   \
-    name = handle ? (type *)dlsym(handle, symbol) : linked_##name;  \
+#define FIND(type, name, symbol)                                                                                                           \
+    name = handle ? (type *)dlsym(handle, symbol) : linked_##name;                                                                         \
     if (!name) return vx_fail(VX_ENOSUP, "matrix products need cuBLAS: %s has no %s", LIBRARY, symbol);
     FUNCTIONS(FIND)
 #undef FIND
@@ -50,15 +52,14 @@ const vx_blas *vx_blas_open(void)
 {
     vx_blas *blas = &by_ordinal[vx_limits()->ordinal];
     if (blas->handle || !vx_ok()) return vx_ok() ? blas : 0;
-    void *workspace = 0;
     cublasHandle_t handle = 0;
     int status = load();
     if (status) {
         vx_fail_op(status);
         return 0;
     }
+    void *workspace = vx_device_memory(WORKSPACE);
     VX_BLAS(create(&handle));
-    VX_CUDA(cudaMalloc(&workspace, WORKSPACE));
     VX_BLAS(set_stream(handle, vx_stream()));
     VX_BLAS(set_workspace(handle, workspace, WORKSPACE));
     if (!vx_ok()) return 0;

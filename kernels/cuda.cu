@@ -43,10 +43,11 @@ typedef struct device {
     cudaStream_t stream, upload;
     cudaEvent_t uploaded, peer;
     slot slots[SLOTS];
-    int filling; /* the slot that uploads go to */
+    int filling;                            /* the slot that uploads go to */
     unsigned long long *fault, *fault_seen; /* in device memory, and where a wait leaves it */
     const char *first_op, *last_op;         /* queued since the last wait */
     long queued;
+    cudaError_t unreported; /* met where no status can be returned */
 } device;
 
 /* The op under way. */
@@ -100,24 +101,24 @@ static int late_failure(device *d, cudaError_t error)
     d->queued = 0;
     if (queued == 0) return vx_fail(VX_EDEVICE, "%s: %s", d->name, text);
     if (queued == 1) return vx_fail(VX_EDEVICE, "%s on %s: %s", d->last_op, d->name, text);
-    return vx_fail(VX_EDEVICE, "%s: %s; in one of the last %ld ops, from %s to %s (VERTEX_SYNC=1 finds out which)", d->name, text, queued, d->first_op,
-                   d->last_op);
+    return vx_fail(VX_EDEVICE, "%s: %s; in one of the last %ld ops, from %s to %s (VERTEX_SYNC=1 finds out which)", d->name, text, queued,
+                   d->first_op, d->last_op);
 }
 
 /* The status of a call made for `doing`. */
 static int check(device *d, cudaError_t error, const char *doing)
 {
     if (error == cudaSuccess) return VX_OK;
-    if (error >= cudaErrorIllegalAddress && error != cudaErrorLaunchOutOfResources && error < cudaErrorStreamCaptureUnsupported) return late_failure(d, error);
+    if (error >= cudaErrorIllegalAddress && error != cudaErrorLaunchOutOfResources && error < 800) return late_failure(d, error);
     cudaGetLastError();
     if (error == cudaErrorMemoryAllocation) return vx_fail(VX_ENOMEM, "%s on %s: %s", doing, d->name, cudaGetErrorString(error));
     return vx_fail(VX_EDEVICE, "%s on %s: %s", doing, d->name, cudaGetErrorString(error));
 }
 
 /* Tries `call` where nothing has failed so far. */
-#define TRY(call)                                                        \
-    do {                                                                 \
-        if (!status) status = check(d, call, #call);                     \
+#define TRY(call)                                                                                                                          \
+    do {                                                                                                                                   \
+        if (!status) status = check(d, call, #call);                                                                                       \
     } while (0)
 
 static int report_fault(device *d)
@@ -142,6 +143,9 @@ static int report_fault(device *d)
 static int wait_for(device *d)
 {
     int status = VX_OK;
+    const cudaError_t before = d->unreported;
+    d->unreported = cudaSuccess;
+    TRY(before);
     TRY(cudaMemcpyAsync(d->fault_seen, d->fault, sizeof *d->fault, cudaMemcpyDeviceToHost, d->stream));
     TRY(cudaStreamSynchronize(d->stream));
     if (status) return status;
@@ -189,6 +193,13 @@ void *vx_device_scratch(size_t bytes)
     return p;
 }
 
+void *vx_device_memory(size_t bytes)
+{
+    void *p = 0;
+    if (vx_ok()) now.status = host->take(now.d->number, &bytes, &p);
+    return p;
+}
+
 void vx_called(cudaError_t error, const char *call)
 {
     device *d = now.d;
@@ -213,17 +224,17 @@ cudaLaunchConfig_t vx_launch_config(const void *kernel, dim3 grid, dim3 block, s
     config.stream = now.d->stream;
     if (shared <= PLAIN_SHARED) return config;
     if (shared > (size_t)now.d->limits.shared_bytes)
-        now.status = vx_fail(VX_ENOSUP, "%s: needs %zu bytes of shared memory, %s has %d", now.op, shared, now.d->name, now.d->limits.shared_bytes);
-    else
-        vx_called(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "shared memory");
+        now.status =
+            vx_fail(VX_ENOSUP, "%s: needs %zu bytes of shared memory, %s has %d", now.op, shared, now.d->name, now.d->limits.shared_bytes);
+    else vx_called(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "shared memory");
     return config;
 }
 
 void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t *config)
 {
     char call[160];
-    snprintf(call, sizeof call, "%.60s, grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared", kernel, config->gridDim.x, config->gridDim.y, config->gridDim.z,
-             config->blockDim.x, config->blockDim.y, config->blockDim.z, config->dynamicSmemBytes);
+    snprintf(call, sizeof call, "%.60s, grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared", kernel, config->gridDim.x, config->gridDim.y,
+             config->gridDim.z, config->blockDim.x, config->blockDim.y, config->blockDim.z, config->dynamicSmemBytes);
     vx_called(error, call);
 }
 
@@ -235,7 +246,9 @@ vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...)
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     int i = 0;
-    while (i < alarm_count && (alarms[i].op != now.op || alarms[i].status != status || alarms[i].columns != columns || strcmp(alarms[i].format, text))) i++;
+    while (i < alarm_count &&
+           (alarms[i].op != now.op || alarms[i].status != status || alarms[i].columns != columns || strcmp(alarms[i].format, text)))
+        i++;
     if (i == alarm_count) {
         i = alarm_next;
         alarm_next = (alarm_next + 1) % MAX_ALARMS;
@@ -266,13 +279,13 @@ static int leave(int status)
     return status;
 }
 
-#define VX_OP(op, contract, text, tensors, numbers)                                                                              \
-    static int enter_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))        \
-    {                                                                                                                             \
-        vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                                     \
-        int status = enter(#op, all[0]->device);                                                                                  \
-        if (!status) status = vx_cuda_##op(VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers)); \
-        return leave(status);                                                                                                     \
+#define VX_OP(op, contract, text, tensors, numbers)                                                                                        \
+    static int enter_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))                 \
+    {                                                                                                                                      \
+        vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                                              \
+        int status = enter(#op, all[0]->device);                                                                                           \
+        if (!status) status = vx_cuda_##op(VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers));     \
+        return leave(status);                                                                                                              \
     }
 #include "../core/ops.def"
 #undef VX_OP
@@ -294,13 +307,14 @@ static int count_devices(int *count)
     }
     cudaGetLastError();
     *count = 0;
-    if (error != cudaErrorInsufficientDriver) return vx_fail(VX_ENOSUP, "no CUDA device: %s", cudaGetErrorString(error ? error : cudaErrorNoDevice));
+    if (error != cudaErrorInsufficientDriver)
+        return vx_fail(VX_ENOSUP, "no CUDA device: %s", cudaGetErrorString(error ? error : cudaErrorNoDevice));
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     if (!driver) return vx_fail(VX_ENOSUP, "no CUDA device: %s (there is no NVIDIA driver)", cudaGetErrorString(error));
-    return vx_fail(VX_ENOSUP, "no CUDA device: %s (the driver is for CUDA %d.%d, this library needs %d.%d)", cudaGetErrorString(error), driver / 1000,
-                   driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    return vx_fail(VX_ENOSUP, "no CUDA device: %s (the driver is for CUDA %d.%d, this library needs %d.%d)", cudaGetErrorString(error),
+                   driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
 }
 
 static int attribute(device *d, cudaDeviceAttr which, int *status)
@@ -318,15 +332,18 @@ static int open_device_locked(device *d)
     TRY(cudaSetDevice(d->ordinal));
     TRY(cudaGetDeviceProperties(&properties, d->ordinal));
     d->limits.ordinal = d->ordinal;
-    d->limits.capability = 10 * attribute(d, cudaDevAttrComputeCapabilityMajor, &status) + attribute(d, cudaDevAttrComputeCapabilityMinor, &status);
+    d->limits.capability =
+        10 * attribute(d, cudaDevAttrComputeCapabilityMajor, &status) + attribute(d, cudaDevAttrComputeCapabilityMinor, &status);
     d->limits.multiprocessors = attribute(d, cudaDevAttrMultiProcessorCount, &status);
     d->limits.shared_bytes = attribute(d, cudaDevAttrMaxSharedMemoryPerBlockOptin, &status);
     if (status) return status;
     cudaError_t error = cudaFuncGetAttributes(&probe, (const void *)probe_kernel);
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
         cudaGetLastError();
-        return vx_fail(VX_ENOSUP, "device %s: %s has compute capability %d.%d; this library holds code for %s: build it with -DCMAKE_CUDA_ARCHITECTURES=%d-real",
-                       d->name, properties.name, d->limits.capability / 10, d->limits.capability % 10, VX_ARCHITECTURES, d->limits.capability);
+        return vx_fail(
+            VX_ENOSUP,
+            "device %s: %s has compute capability %d.%d; this library holds code for %s: build it with -DCMAKE_CUDA_ARCHITECTURES=%d-real",
+            d->name, properties.name, d->limits.capability / 10, d->limits.capability % 10, VX_ARCHITECTURES, d->limits.capability);
     }
     TRY(error);
     TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
@@ -363,8 +380,9 @@ static int describe(int ordinal, char *text, size_t size)
     TRY(cudaGetDeviceProperties(&properties, ordinal));
     TRY(cudaDriverGetVersion(&driver));
     if (!status)
-        snprintf(text, size, "%s, compute capability %d.%d, %d multiprocessors, %.0f GB, driver for CUDA %d.%d", properties.name, d->limits.capability / 10,
-                 d->limits.capability % 10, d->limits.multiprocessors, (double)properties.totalGlobalMem / 1e9, driver / 1000, driver % 1000 / 10);
+        snprintf(text, size, "%s, compute capability %d.%d, %d multiprocessors, %.0f GB, driver for CUDA %d.%d", properties.name,
+                 d->limits.capability / 10, d->limits.capability % 10, d->limits.multiprocessors, (double)properties.totalGlobalMem / 1e9,
+                 driver / 1000, driver % 1000 / 10);
     return status;
 }
 
@@ -385,8 +403,13 @@ static int alloc(int ordinal, size_t bytes, void **out)
 static void release(int ordinal, void *data, size_t bytes)
 {
     (void)bytes;
-    /* no error can be told from here; one of an earlier kernel comes back at the next call that waits */
-    if (cudaSetDevice(ordinal) || cudaFree(data)) cudaGetLastError();
+    device *d = &devices[ordinal];
+    cudaError_t error = cudaSetDevice(ordinal);
+    if (!error) error = cudaStreamSynchronize(d->stream);
+    cudaError_t freed = cudaFree(data);
+    if (!error) error = freed;
+    cudaGetLastError();
+    if (error && !d->unreported) d->unreported = error;
 }
 
 static int memory(int ordinal, int64_t *total, int64_t *available)
@@ -400,7 +423,7 @@ static int memory(int ordinal, int64_t *total, int64_t *available)
     return status;
 }
 
-/* A slot of the ring with room for bytes, once it is free. */
+/* A slot of the ring with room for bytes, once it is free; with a device buffer where they are many. */
 static int find_room(device *d, size_t bytes, slot **out)
 {
     int status = VX_OK;
@@ -415,8 +438,11 @@ static int find_room(device *d, size_t bytes, slot **out)
         s->used = 0;
     }
     if (!s->free) TRY(cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming));
-    if (!s->device) TRY(cudaMalloc(&s->device, SLOT_BYTES));
     if (!s->pinned) TRY(cudaMallocHost(&s->pinned, SLOT_BYTES));
+    if (!status && !s->device && bytes > SMALL) {
+        size_t held = SLOT_BYTES;
+        status = host->take(d->number, &held, (void **)&s->device);
+    }
     *out = s;
     return status;
 }

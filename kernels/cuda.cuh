@@ -32,8 +32,8 @@
 #include "../core/rng.h"
 
 /* Weak: an op without a kernel leaves NULL in the table. */
-#define VX_OP(op, contract, text, tensors, numbers)                                                                          \
-    extern "C" int vx_cuda_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers)) \
+#define VX_OP(op, contract, text, tensors, numbers)                                                                                        \
+    extern "C" int vx_cuda_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))           \
         __attribute__((weak));
 #include "../core/ops.def"
 #undef VX_OP
@@ -42,38 +42,41 @@
 
 typedef struct vx_cuda_limits {
     int ordinal;
-    int capability;      /* 80, 90, ... */
+    int capability; /* 80, 90, ... */
     int multiprocessors;
-    int shared_bytes;    /* largest dynamic shared memory of a block */
+    int shared_bytes; /* largest dynamic shared memory of a block */
 } vx_cuda_limits;
 
-cudaStream_t vx_stream(void);              /* all work goes here */
-const vx_cuda_limits *vx_limits(void);     /* of the device the op runs on */
-const char *vx_op(void);                   /* its name */
-bool vx_ok(void);                          /* nothing has failed in this op */
-int vx_status(void);                       /* what the op returns */
-void vx_fail_op(int status);               /* keeps a status, that of vx_fail(), unless there is one already */
+cudaStream_t vx_stream(void);          /* all work goes here */
+const vx_cuda_limits *vx_limits(void); /* of the device the op runs on */
+const char *vx_op(void);               /* its name */
+bool vx_ok(void);                      /* nothing has failed in this op */
+int vx_status(void);                   /* what the op returns */
+void vx_fail_op(int status);           /* keeps a status, that of vx_fail(), unless there is one already */
 
 /* Device memory until the op ends; NULL where there is none, which vx_status() then says. */
 void *vx_device_scratch(size_t bytes);
 #define VX_SCRATCH(type, count) ((type *)vx_device_scratch(sizeof(type) * (size_t)(count)))
 
+/* The same for the life of the process. */
+void *vx_device_memory(size_t bytes);
+
 /* Any runtime call that queues work: VX_CUDA(cudaMemsetAsync(p, 0, n, vx_stream())). */
 void vx_called(cudaError_t error, const char *call);
-#define VX_CUDA(call)                        \
-    do {                                     \
-        if (vx_ok()) vx_called(call, #call); \
+#define VX_CUDA(call)                                                                                                                      \
+    do {                                                                                                                                   \
+        if (vx_ok()) vx_called(call, #call);                                                                                               \
     } while (0)
 
 /* grid and block: a number or a dim3. More than 48 KiB of dynamic shared memory needs no further call. */
 cudaLaunchConfig_t vx_launch_config(const void *kernel, dim3 grid, dim3 block, size_t shared);
 void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t *config);
-#define VX_LAUNCH(kernel, grid, block, shared, ...)                                                            \
-    do {                                                                                                       \
-        if (vx_ok()) {                                                                                         \
-            cudaLaunchConfig_t config_ = vx_launch_config((const void *)(kernel), (grid), (block), (shared));   \
-            if (vx_ok()) vx_launched(cudaLaunchKernelEx(&config_, kernel, __VA_ARGS__), #kernel, &config_);     \
-        }                                                                                                      \
+#define VX_LAUNCH(kernel, grid, block, shared, ...)                                                                                        \
+    do {                                                                                                                                   \
+        if (vx_ok()) {                                                                                                                     \
+            cudaLaunchConfig_t config_ = vx_launch_config((const void *)(kernel), (grid), (block), (shared));                              \
+            if (vx_ok()) vx_launched(cudaLaunchKernelEx(&config_, kernel, __VA_ARGS__), #kernel, &config_);                                \
+        }                                                                                                                                  \
     } while (0)
 
 /* A fault that a kernel finds in its data, by its index i. format is printf's, for what the host knows; then "%%lld" stands for
@@ -151,14 +154,14 @@ VX_DEVICE unsigned long long vx_warp_min(unsigned long long x)
 
 /* Over a block of up to 1024 threads, a multiple of 32; every thread gets the result. shared: 32 elements, which must not be in use
  * before and may be used again after a __syncthreads() of the caller's. */
-#define VX_BLOCK_REDUCTION(name, warp, type, neutral)                        \
-    VX_DEVICE type name(type x, type *shared)                                \
-    {                                                                        \
-        const int lane = threadIdx.x % 32, at = threadIdx.x / 32;            \
-        x = warp(x);                                                         \
-        if (lane == 0) shared[at] = x;                                       \
-        __syncthreads();                                                     \
-        return warp(lane < (int)blockDim.x / 32 ? shared[lane] : (neutral)); \
+#define VX_BLOCK_REDUCTION(name, warp, type, neutral)                                                                                      \
+    VX_DEVICE type name(type x, type *shared)                                                                                              \
+    {                                                                                                                                      \
+        const int lane = threadIdx.x % 32, at = threadIdx.x / 32;                                                                          \
+        x = warp(x);                                                                                                                       \
+        if (lane == 0) shared[at] = x;                                                                                                     \
+        __syncthreads();                                                                                                                   \
+        return warp(lane < (int)blockDim.x / 32 ? shared[lane] : (neutral));                                                               \
     }
 VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, float, 0.0f)
 VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, double, 0.0)

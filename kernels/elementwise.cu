@@ -15,13 +15,13 @@ enum { BLOCK = 256, SQUARE = 32 };
 /* -- Walking several strided operands at once ---------------------------------------------------------------------------- */
 
 typedef struct walk {
-    int operands, ndim;             /* ndim >= 1 */
+    int operands, ndim; /* ndim >= 1 */
     int64_t numel;
     int64_t size[VX_MAX_DIMS];
     int64_t stride[3][VX_MAX_DIMS]; /* elements */
     char *data[3];
-    int item[3];                    /* bytes of an element */
-    int group;                      /* neighbours a thread takes: 4 or 1 */
+    int item[3]; /* bytes of an element */
+    int group;   /* neighbours a thread takes: 4 or 1 */
 } walk;
 
 /* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by the
@@ -86,11 +86,11 @@ template <class I, int operands> VX_DEVICE void place(const walk &w, int64_t i, 
 }
 
 /* Launches kernel<uint32_t> or kernel<int64_t>, whichever can count the groups. */
-#define LAUNCH_WALK(kernel, w, ...)                                                                              \
-    do {                                                                                                         \
-        const int64_t groups_ = (w).numel / (w).group;                                                           \
-        if (groups_ < INT64_C(1) << 32) VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__); \
-        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);            \
+#define LAUNCH_WALK(kernel, w, ...)                                                                                                        \
+    do {                                                                                                                                   \
+        const int64_t groups_ = (w).numel / (w).group;                                                                                     \
+        if (groups_ < INT64_C(1) << 32) VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);         \
+        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                                     \
     } while (0)
 
 /* -- fill ----------------------------------------------------------------------------------------------------------------- */
@@ -384,13 +384,14 @@ VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int k
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 v = ((const float4 *)x)[i];
-        ((float4 *)y)[i] =
-            make_float4(unary(kind, v.x, alpha, beta), unary(kind, v.y, alpha, beta), unary(kind, v.z, alpha, beta), unary(kind, v.w, alpha, beta));
+        ((float4 *)y)[i] = make_float4(unary(kind, v.x, alpha, beta), unary(kind, v.y, alpha, beta), unary(kind, v.z, alpha, beta),
+                                       unary(kind, v.w, alpha, beta));
     }
     for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) y[i] = unary(kind, x[i], alpha, beta);
 }
 
-VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha, float beta)
+VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
+                                float beta)
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 g = ((const float4 *)dy)[i], v = ((const float4 *)x)[i], r = ((const float4 *)y)[i];
@@ -415,6 +416,7 @@ int vx_cuda_unary_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor
     if (!dx->numel) return VX_OK;
     const int64_t n = dx->numel;
     const int64_t fours = vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(y, 16) ? n / 4 : 0;
-    VX_LAUNCH(unary_backward_kernel, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n, fours, kind, alpha, beta);
+    VX_LAUNCH(unary_backward_kernel, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n, fours,
+              kind, alpha, beta);
     return vx_status();
 }

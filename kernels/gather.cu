@@ -8,7 +8,8 @@
 enum { BLOCK = 256 };
 
 /* A thread takes T, a float or four. width: T's a row. */
-template <class T> VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, int64_t width, int64_t rows, T nan, vx_alarm outside)
+template <class T>
+VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, int64_t width, int64_t rows, T nan, vx_alarm outside)
 {
     for (int64_t i = vx_first(); i < n * width; i += vx_step()) {
         const int64_t row = i / width, column = i - row * width;
@@ -26,10 +27,11 @@ int vx_cuda_gather(vx_tensor *y, vx_tensor *table, vx_tensor *index)
     if (!y->numel) return VX_OK;
     const vx_alarm outside = vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
     if (width % 4 == 0 && vx_aligned(y, 16) && vx_aligned(table, 16))
-        VX_LAUNCH(gather_kernel<float4>, vx_grid(n * width / 4, BLOCK), BLOCK, 0, (float4 *)y->data, (const float4 *)table->data, vx_i32(index), n, width / 4,
-                  rows, make_float4(NAN, NAN, NAN, NAN), outside);
+        VX_LAUNCH(gather_kernel<float4>, vx_grid(n * width / 4, BLOCK), BLOCK, 0, (float4 *)y->data, (const float4 *)table->data,
+                  vx_i32(index), n, width / 4, rows, make_float4(NAN, NAN, NAN, NAN), outside);
     else
-        VX_LAUNCH(gather_kernel<float>, vx_grid(n * width, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(table), vx_i32(index), n, width, rows, NAN, outside);
+        VX_LAUNCH(gather_kernel<float>, vx_grid(n * width, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(table), vx_i32(index), n, width, rows, NAN,
+                  outside);
     return vx_status();
 }
 
@@ -47,7 +49,8 @@ int vx_cuda_count_codes(vx_tensor *count, vx_tensor *codes)
 {
     const int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];
     if (!codes->numel) return VX_OK;
-    const vx_alarm outside = vx_alarm_of(VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld", (long long)size - 1);
+    const vx_alarm outside =
+        vx_alarm_of(VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld", (long long)size - 1);
     VX_LAUNCH(count_codes_kernel, vx_grid(n * groups, BLOCK), BLOCK, 0, vx_i32(count), vx_i32(codes), n, groups, size, outside);
     return vx_status();
 }

@@ -38,7 +38,8 @@ VX_KERNEL adamw_unaligned_kernel(float *p, float *m, float *v, const float *g, i
     for (int64_t i = vx_first(); i < n; i += vx_step()) update(f, p[i], m[i], v[i], g[i]);
 }
 
-int vx_cuda_adamw(vx_tensor *p, vx_tensor *m, vx_tensor *v, vx_tensor *g, float lr, float beta1, float beta2, float eps, float decay, int64_t step)
+int vx_cuda_adamw(vx_tensor *p, vx_tensor *m, vx_tensor *v, vx_tensor *g, float lr, float beta1, float beta2, float eps, float decay,
+                  int64_t step)
 {
     const double b1 = beta1, b2 = beta2;
     const int64_t n = p->numel;
@@ -52,8 +53,8 @@ int vx_cuda_adamw(vx_tensor *p, vx_tensor *m, vx_tensor *v, vx_tensor *g, float 
     f.rate = (float)(lr / (1.0 - pow(b1, (double)step)));
     if (!n) return VX_OK;
     if (vx_aligned(p, 16) && vx_aligned(m, 16) && vx_aligned(v, 16) && vx_aligned(g, 16))
-        VX_LAUNCH(adamw_kernel, vx_grid(n, 4 * BLOCK), BLOCK, 0, (float4 *)p->data, (float4 *)m->data, (float4 *)v->data, (const float4 *)g->data, n, f);
-    else
-        VX_LAUNCH(adamw_unaligned_kernel, vx_grid(n, BLOCK), BLOCK, 0, vx_f32(p), vx_f32(m), vx_f32(v), vx_f32(g), n, f);
+        VX_LAUNCH(adamw_kernel, vx_grid(n, 4 * BLOCK), BLOCK, 0, (float4 *)p->data, (float4 *)m->data, (float4 *)v->data,
+                  (const float4 *)g->data, n, f);
+    else VX_LAUNCH(adamw_unaligned_kernel, vx_grid(n, BLOCK), BLOCK, 0, vx_f32(p), vx_f32(m), vx_f32(v), vx_f32(g), n, f);
     return vx_status();
 }

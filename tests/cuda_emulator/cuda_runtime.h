@@ -47,14 +47,14 @@
 
 /* -- Vector types --------------------------------------------------------------------------------------------------------- */
 
-#define EMU_VECTORS(type, name, a1, a2, a4)                                                       \
-    struct name##1 { type x; };                                                                   \
-    struct alignas(a2) name##2 { type x, y; };                                                    \
-    struct name##3 { type x, y, z; };                                                             \
-    struct alignas(a4) name##4 { type x, y, z, w; };                                              \
-    static inline name##1 make_##name##1(type x) { return {x}; }                                  \
-    static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                       \
-    static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }            \
+#define EMU_VECTORS(type, name, a1, a2, a4)                                                                                                \
+    struct name##1 { type x; };                                                                                                            \
+    struct alignas(a2) name##2 { type x, y; };                                                                                             \
+    struct name##3 { type x, y, z; };                                                                                                      \
+    struct alignas(a4) name##4 { type x, y, z, w; };                                                                                       \
+    static inline name##1 make_##name##1(type x) { return {x}; }                                                                           \
+    static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                                                                \
+    static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                                                     \
     static inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 EMU_VECTORS(char, char, 1, 2, 4)
 EMU_VECTORS(unsigned char, uchar, 1, 2, 4)
@@ -117,7 +117,8 @@ static inline int __syncthreads_and(int p, EMU_HERE)
 }
 static inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_HERE)
 {
-    emu_warp(EMU_SITE("__syncwarp"), mask, [](void *const *) {}, 0);
+    emu_warp(
+        EMU_SITE("__syncwarp"), mask, [](void *const *) {}, 0);
 }
 
 struct emu_exchange { /* a shuffle's argument */
@@ -206,19 +207,19 @@ static inline void __threadfence_system(void) {}
 
 /* -- Atomics: threads switch at collectives only, so plain code is atomic ---------------------------------------------------- */
 
-#define EMU_ATOMIC(name, expression)                                        \
-    template <class T> static inline T name(T *p, std::type_identity_t<T> v) \
-    {                                                                       \
-        T old = *p;                                                         \
-        *p = (T)(expression);                                               \
-        return old;                                                         \
+#define EMU_ATOMIC(name, expression)                                                                                                       \
+    template <class T> static inline T name(T *p, std::type_identity_t<T> v)                                                               \
+    {                                                                                                                                      \
+        T old = *p;                                                                                                                        \
+        *p = (T)(expression);                                                                                                              \
+        return old;                                                                                                                        \
     }
 EMU_ATOMIC(atomicAdd, old + v)
 EMU_ATOMIC(atomicSub, old - v)
 EMU_ATOMIC(atomicExch, v)
 EMU_ATOMIC(atomicMin, v < old ? v : old)
 EMU_ATOMIC(atomicMax, v > old ? v : old)
-EMU_ATOMIC(atomicAnd, old & v)
+EMU_ATOMIC(atomicAnd, old &v)
 EMU_ATOMIC(atomicOr, old | v)
 EMU_ATOMIC(atomicXor, old ^ v)
 EMU_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
@@ -272,11 +273,26 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned s)
 }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 static inline int __mulhi(int a, int b) { return (int)((int64_t)a * b >> 32); }
-static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
+{
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 
-static inline float __fadd_rn(float a, float b) { volatile float y = a + b; return y; } /* never contracted */
-static inline float __fsub_rn(float a, float b) { volatile float y = a - b; return y; }
-static inline float __fmul_rn(float a, float b) { volatile float y = a * b; return y; }
+static inline float __fadd_rn(float a, float b)
+{
+    volatile float y = a + b;
+    return y;
+} /* never contracted */
+static inline float __fsub_rn(float a, float b)
+{
+    volatile float y = a - b;
+    return y;
+}
+static inline float __fmul_rn(float a, float b)
+{
+    volatile float y = a * b;
+    return y;
+}
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fsqrt_rn(float a) { return sqrtf(a); }
@@ -300,7 +316,10 @@ static inline void sincospif(float x, float *s, float *c)
 }
 static inline float cospif(float x) { return (float)cos(M_PI * (double)x); }
 static inline float sinpif(float x) { return (float)sin(M_PI * (double)x); }
-static inline int __float2int_rn(float x) { return x != x ? 0 : x >= 2147483648.0f ? INT32_MAX : x < -2147483648.0f ? INT32_MIN : (int)rintf(x); }
+static inline int __float2int_rn(float x)
+{
+    return x != x ? 0 : x >= 2147483648.0f ? INT32_MAX : x < -2147483648.0f ? INT32_MIN : (int)rintf(x);
+}
 static inline int __float2int_rd(float x) { return __float2int_rn(floorf(x)); }
 static inline int __float2int_rz(float x) { return __float2int_rn(truncf(x)); }
 static inline unsigned __float2uint_rn(float x) { return !(x > 0.0f) ? 0u : x >= 4294967296.0f ? UINT32_MAX : (unsigned)rintf(x); }
@@ -308,8 +327,8 @@ static inline float __int2float_rn(int x) { return (float)x; }
 static inline float __uint2float_rn(unsigned x) { return (float)x; }
 static inline float __double2float_rn(double x) { return (float)x; }
 
-#define EMU_MIN_MAX(type)                                                  \
-    static inline type min(type a, type b) { return b < a ? b : a; }       \
+#define EMU_MIN_MAX(type)                                                                                                                  \
+    static inline type min(type a, type b) { return b < a ? b : a; }                                                                       \
     static inline type max(type a, type b) { return a < b ? b : a; }
 EMU_MIN_MAX(int)
 EMU_MIN_MAX(unsigned)

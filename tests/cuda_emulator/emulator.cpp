@@ -37,6 +37,7 @@
 #endif
 #endif
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -149,6 +150,9 @@ static void make_context(context *c, fiber_stack stack, void (*entry)(void))
     sp[0] = (void *)entry;
     sp[1] = 0;
     *c = {sp - 6, 0, stack.bottom + PAGE, STACK};
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(stack.bottom + PAGE, STACK); /* a kernel that failed has left its frames */
+#endif
 #else
     getcontext(&c->u);
     c->u.uc_stack.ss_sp = stack.bottom + PAGE;
@@ -205,9 +209,11 @@ static void note_failure(cudaError_t error, const char *text)
 {
     if (failure) return;
     failure = error;
-    size_t used = (size_t)snprintf(failure_text, sizeof failure_text, "kernel %s, block (%u,%u,%u)", kernel_name, emu_block.x, emu_block.y, emu_block.z);
+    size_t used = (size_t)snprintf(failure_text, sizeof failure_text, "kernel %s, block (%u,%u,%u)", kernel_name, emu_block.x, emu_block.y,
+                                   emu_block.z);
     if (emu_now)
-        used += (size_t)snprintf(failure_text + used, sizeof failure_text - used, ", thread (%u,%u,%u)", threadIdx.x, threadIdx.y, threadIdx.z);
+        used +=
+            (size_t)snprintf(failure_text + used, sizeof failure_text - used, ", thread (%u,%u,%u)", threadIdx.x, threadIdx.y, threadIdx.z);
     snprintf(failure_text + used, sizeof failure_text - used, ": %s", text);
 }
 
@@ -349,14 +355,18 @@ static void describe_threads(int first, int end, char *text, size_t size)
     for (int i = first; i < end && used < size;) {
         int j = i, s = state(i);
         const emu_lane *l = &lanes[(size_t)i];
-        while (j < end && state(j) == s && (s == 0 || s == 3 || same_place(lanes[(size_t)j].site, l->site)) && (s != 2 || lanes[(size_t)j].mask == l->mask)) j++;
+        while (j < end && state(j) == s && (s == 0 || s == 3 || same_place(lanes[(size_t)j].site, l->site)) &&
+               (s != 2 || lanes[(size_t)j].mask == l->mask))
+            j++;
         used += (size_t)snprintf(text + used, size - used, "%sthreads %d-%d ", used ? "; " : "", i, j - 1);
         if (used >= size) return;
         const char *slash = l->site.file ? strrchr(l->site.file, '/') : 0, *file = slash ? slash + 1 : l->site.file;
         if (s == 0) used += (size_t)snprintf(text + used, size - used, "have returned");
         else if (s == 3) used += (size_t)snprintf(text + used, size - used, "run");
         else if (s == 1) used += (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d)", l->site.what, file, l->site.line);
-        else used += (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d) with mask %08x", l->site.what, file, l->site.line, l->mask);
+        else
+            used +=
+                (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d) with mask %08x", l->site.what, file, l->site.line, l->mask);
         i = j;
     }
 }
@@ -489,6 +499,14 @@ static void close_blocks(void)
     open_blocks.clear();
 }
 
+/* NaN all over; of a very large block, whose pages would have to be found for that, at both ends. */
+static void fill_unset(char *start, size_t bytes)
+{
+    const size_t most = 64 << 20, ends = 64 << 10;
+    memset(start, 0xff, bytes <= most ? bytes : ends);
+    if (bytes > most) memset(start + bytes - ends, 0xff, ends);
+}
+
 /* Of the blocks that were touched. */
 static void check_canaries(void)
 {
@@ -498,7 +516,8 @@ static void check_canaries(void)
         bool before = canary_intact(low, start), behind = canary_intact(end, high);
         if (before && behind) continue;
         char text[200];
-        snprintf(text, sizeof text, "wrote %s a block of %zu bytes of device memory", before ? "past the end of" : "before the start of", a.bytes);
+        snprintf(text, sizeof text, "wrote %s a block of %zu bytes of device memory", before ? "past the end of" : "before the start of",
+                 a.bytes);
         emu_now = 0;
         note_failure(cudaErrorIllegalAddress, text);
         fill_canary(low, start);
@@ -625,6 +644,16 @@ static void fill_shared(size_t dynamic)
 
 static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body)
 {
+#ifdef __SANITIZE_ADDRESS__
+    if (!main_context.bottom) {
+        pthread_attr_t attributes;
+        void *bottom;
+        pthread_getattr_np(pthread_self(), &attributes);
+        pthread_attr_getstack(&attributes, &bottom, &main_context.size);
+        pthread_attr_destroy(&attributes);
+        main_context.bottom = (const char *)bottom;
+    }
+#endif
     if (!shared_start) {
         vx_shared[0] = 0; /* so that this thread has the block */
         dl_iterate_phdr(find_shared, 0);
@@ -671,7 +700,7 @@ static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, 
 /* -- Streams, events, graphs -------------------------------------------------------------------------------------------------- */
 
 struct work {
-    std::function<void()> run;    /* or: */
+    std::function<void()> run; /* or: */
     emu_event *record = 0, *wait = 0;
     long version = 0;
 };
@@ -714,10 +743,10 @@ static cudaError_t injected(const char *name)
     if (!wish || strncmp(wish, name, n) || wish[n] != ':') return cudaSuccess;
     return result((cudaError_t)atoi(wish + n + 1));
 }
-#define EMU_INJECT(name)                     \
-    do {                                     \
-        cudaError_t injected_ = injected(name); \
-        if (injected_) return injected_;     \
+#define EMU_INJECT(name)                                                                                                                   \
+    do {                                                                                                                                   \
+        cudaError_t injected_ = injected(name);                                                                                            \
+        if (injected_) return injected_;                                                                                                   \
     } while (0)
 
 /* Runs queued work until `finished`, streams in random order; then the failure of a kernel, if there was one, is reported. */
@@ -930,9 +959,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status)
 {
-    *status = !stream || !stream->capture   ? cudaStreamCaptureStatusNone
-              : stream->capture->invalid    ? cudaStreamCaptureStatusInvalidated
-                                            : cudaStreamCaptureStatusActive;
+    *status = !stream || !stream->capture ? cudaStreamCaptureStatusNone
+              : stream->capture->invalid  ? cudaStreamCaptureStatusInvalidated
+                                          : cudaStreamCaptureStatusActive;
     return cudaSuccess;
 }
 
@@ -1024,7 +1053,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     free(start);
     if (posix_memalign((void **)&start, 256, std::max<size_t>(bytes, 1))) return result(cudaErrorMemoryAllocation);
     a.mapped = start;
-    memset(start, 0xff, bytes);
+    fill_unset(start, bytes);
 #else
     a.usable_bytes = (rounded + PAGE - 1) / PAGE * PAGE;
     a.mapped_bytes = a.usable_bytes + 2 * GUARD;
@@ -1033,7 +1062,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     a.usable = a.mapped + GUARD;
     char *start = a.usable + a.usable_bytes - rounded;
     mprotect(a.usable, a.usable_bytes, PROT_READ | PROT_WRITE);
-    memset(start, 0xff, bytes);
+    fill_unset(start, bytes);
     fill_canary(std::max(a.usable, start - CANARY), start);
     fill_canary(start + bytes, start + rounded);
 #ifdef EMU_CATCHES_FAULTS
@@ -1222,7 +1251,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int)
 {
     EMU_INJECT("cudaDeviceGetAttribute");
-    *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : attribute == cudaDevAttrComputeCapabilityMinor ? 0 : (int)MAX_SHARED;
+    *value = attribute == cudaDevAttrMultiProcessorCount      ? 4
+             : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+             : attribute == cudaDevAttrComputeCapabilityMinor ? 0
+                                                              : (int)MAX_SHARED;
     return cudaSuccess;
 }
 
@@ -1280,18 +1312,20 @@ static void multiply(bool ta, bool tb, int m, int n, int k, float alpha, const v
     }
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void *alpha,
-                                          const void *a, cudaDataType a_type, int lda, long long stride_a, const void *b, cudaDataType b_type, int ldb,
-                                          long long stride_b, const void *beta, void *c, cudaDataType c_type, int ldc, long long stride_c, int batch,
-                                          cublasComputeType_t, cublasGemmAlgo_t)
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
+                                          const void *alpha, const void *a, cudaDataType a_type, int lda, long long stride_a, const void *b,
+                                          cudaDataType b_type, int ldb, long long stride_b, const void *beta, void *c, cudaDataType c_type,
+                                          int ldc, long long stride_c, int batch, cublasComputeType_t, cublasGemmAlgo_t)
 {
     if (m < 0 || n < 0 || k < 0 || batch < 0 || lda < std::max(1, ta ? k : m) || ldb < std::max(1, tb ? n : k) || ldc < std::max(1, m))
         return CUBLAS_STATUS_INVALID_VALUE;
     const float x = *(const float *)alpha, y = *(const float *)beta;
-    const int64_t sa = stride_a * (a_type == CUDA_R_32F ? 4 : 2), sb = stride_b * (b_type == CUDA_R_32F ? 4 : 2), sc = stride_c * (c_type == CUDA_R_32F ? 4 : 2);
+    const int64_t sa = stride_a * (a_type == CUDA_R_32F ? 4 : 2), sb = stride_b * (b_type == CUDA_R_32F ? 4 : 2),
+                  sc = stride_c * (c_type == CUDA_R_32F ? 4 : 2);
     cudaError_t e = emu_queue(handle->stream, [=] {
         for (int i = 0; i < batch; i++)
-            multiply(ta, tb, m, n, k, x, (const char *)a + i * sa, a_type, lda, (const char *)b + i * sb, b_type, ldb, y, (char *)c + i * sc, c_type, ldc);
+            multiply(ta, tb, m, n, k, x, (const char *)a + i * sa, a_type, lda, (const char *)b + i * sb, b_type, ldb, y,
+                     (char *)c + i * sc, c_type, ldc);
     });
     return e ? CUBLAS_STATUS_NOT_INITIALIZED : CUBLAS_STATUS_SUCCESS;
 }

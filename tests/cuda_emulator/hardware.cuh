@@ -30,18 +30,21 @@ static inline void emu_mma(void *const *lanes, int k, float (*a_at)(void *const 
 static inline void vx_mma_bf16(float *d, const uint32_t *a, const uint32_t *b, EMU_HERE)
 {
     emu_product p = {d, a, b};
-    emu_warp(EMU_SITE("vx_mma_bf16"), ~0u, [](void *const *lanes) {
-        emu_mma(
-            lanes, 16,
-            [](void *const *l, int i, int n) {
-                uint32_t two = ((const emu_product *)l[i % 8 * 4 + n % 8 / 2])->a[i / 8 + n / 8 * 2];
-                return emu_from_bf16(n % 2 ? two >> 16 : two & 0xffffu);
-            },
-            [](void *const *l, int n, int j) {
-                uint32_t two = ((const emu_product *)l[j * 4 + n % 8 / 2])->b[n / 8];
-                return emu_from_bf16(n % 2 ? two >> 16 : two & 0xffffu);
-            });
-    }, &p);
+    emu_warp(
+        EMU_SITE("vx_mma_bf16"), ~0u,
+        [](void *const *lanes) {
+            emu_mma(
+                lanes, 16,
+                [](void *const *l, int i, int n) {
+                    uint32_t two = ((const emu_product *)l[i % 8 * 4 + n % 8 / 2])->a[i / 8 + n / 8 * 2];
+                    return emu_from_bf16(n % 2 ? two >> 16 : two & 0xffffu);
+                },
+                [](void *const *l, int n, int j) {
+                    uint32_t two = ((const emu_product *)l[j * 4 + n % 8 / 2])->b[n / 8];
+                    return emu_from_bf16(n % 2 ? two >> 16 : two & 0xffffu);
+                });
+        },
+        &p);
 }
 
 /* The hardware reads the upper 19 bits. */
@@ -50,11 +53,15 @@ static inline float emu_tf32(uint32_t bits) { return __uint_as_float(bits & 0xff
 static inline void vx_mma_tf32(float *d, const uint32_t *a, const uint32_t *b, EMU_HERE)
 {
     emu_product p = {d, a, b};
-    emu_warp(EMU_SITE("vx_mma_tf32"), ~0u, [](void *const *lanes) {
-        emu_mma(
-            lanes, 8, [](void *const *l, int i, int n) { return emu_tf32(((const emu_product *)l[i % 8 * 4 + n % 4])->a[i / 8 + n / 4 * 2]); },
-            [](void *const *l, int n, int j) { return emu_tf32(((const emu_product *)l[j * 4 + n % 4])->b[n / 4]); });
-    }, &p);
+    emu_warp(
+        EMU_SITE("vx_mma_tf32"), ~0u,
+        [](void *const *lanes) {
+            emu_mma(
+                lanes, 8,
+                [](void *const *l, int i, int n) { return emu_tf32(((const emu_product *)l[i % 8 * 4 + n % 4])->a[i / 8 + n / 4 * 2]); },
+                [](void *const *l, int n, int j) { return emu_tf32(((const emu_product *)l[j * 4 + n % 4])->b[n / 4]); });
+        },
+        &p);
 }
 
 struct emu_matrices {
@@ -81,7 +88,10 @@ static inline void emu_load_matrices(emu_site site, uint32_t *r, const void *row
     };
     emu_warp(site, ~0u, transposed ? other : plain, &m);
 }
-static inline void vx_load_matrices(uint32_t *r, const void *row, EMU_HERE) { emu_load_matrices(EMU_SITE("vx_load_matrices"), r, row, false); }
+static inline void vx_load_matrices(uint32_t *r, const void *row, EMU_HERE)
+{
+    emu_load_matrices(EMU_SITE("vx_load_matrices"), r, row, false);
+}
 static inline void vx_load_matrices_transposed(uint32_t *r, const void *row, EMU_HERE)
 {
     emu_load_matrices(EMU_SITE("vx_load_matrices_transposed"), r, row, true);
