@@ -14,12 +14,12 @@ local function lines_of(command)
   return list
 end
 
--- -- The kernels in the sources: VX_KERNEL [VX_HOT] name(...) ------------------------------------------------------------------
+-- -- The kernels in the sources: VX_KERNEL [VX_HOT] [__launch_bounds__(...)] name(...) ------------------------------------------------------------------
 
 local kernels, order = {}, {}
-for _, path in ipairs(lines_of(("ls '%s'/kernels/*.cu"):format(root))) do
+for _, path in ipairs(lines_of(("ls '%s'/kernels/*.cu '%s'/kernels/*.cuh"):format(root, root))) do
   local file = assert(io.open(path))
-  local text = file:read "*a"
+  local text = file:read("*a"):gsub("__launch_bounds__%b()", "")
   file:close()
   for hot, name in text:gmatch "VX_KERNEL%s+(V?X?_?H?O?T?)%s*([%w_]+)%s*%(" do
     kernels[name] = { name = name, file = path:match "[^/]+$", hot = hot == "VX_HOT", seen = {}, rows = {} }
