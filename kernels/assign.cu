@@ -1,17 +1,18 @@
 /* assign.cu: index of the nearest code on CUDA; what is computed, ties included, is said in assign.c.
  *
- * A block takes 128 rows past all panels of codes, keeping for each row and thread the best score and its code; the 16 threads of a row
- * agree at the end, on the largest score and then the lowest code. No N x M array.
+ * A block takes 128 rows past all panels of codes, keeping for each row and thread the best score and its code; the 16
+ * threads of a row agree at the end, on the largest score and then the lowest code. No N x M array.
  *
- * Cost: 2 N M D flops, in float32; the rows are read once, the codes once per 128 rows, from the L2 cache. A NaN or Inf is reported
- * late; its row gets code 0.
+ * Cost: 2 N M D flops, in float32; the rows are read once, the codes once per 128 rows, from the L2 cache. A NaN or Inf is
+ * reported late; its row gets code 0.
  */
 #include "tiles.cuh"
 
 enum { RT = 8, ROWS = 16 * RT };
 
-VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) assign_kernel(int32_t *codes, const float *rows, const float *panels, const float *start,
-                                                               int64_t N, int64_t G, int64_t g, int64_t M, int64_t depth)
+VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
+    assign_kernel(int32_t *codes, const float *rows, const float *panels, const float *start, int64_t N, int64_t G,
+                  int64_t g, int64_t M, int64_t depth)
 {
     float *shared = (float *)vx_shared;
     const int64_t first = (int64_t)blockIdx.x * ROWS, panel_count = (M + PANEL - 1) / PANEL;
@@ -56,7 +57,7 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     const int64_t N = z->shape[0], G = z->shape[1], D = z->shape[2], M = codebook->shape[1], depth = depth_of(D);
     const int64_t padded = vx_ceil_div(M, PANEL) * PANEL;
     if (!codes->numel) return VX_OK;
-    float *rows = VX_SCRATCH(float, N * depth), *panels = VX_SCRATCH(float, padded * depth);
+    float *rows = VX_SCRATCH(float, N *depth), *panels = VX_SCRATCH(float, padded *depth);
     float *start = metric == VX_EUCLID ? VX_SCRATCH(float, padded) : NULL;
     const vx_alarm bad_row = vx_alarm_of(VX_ENONFINITE, G, "row %%lld of z holds a NaN or Inf (group %%lld)");
     const vx_alarm bad_code = vx_alarm_of(VX_ENONFINITE, M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
@@ -66,10 +67,11 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         to.count = M;
         if (metric == VX_EUCLID) to.raw_panel = panels, to.start = start;
         else to.panel = panels;
-        VX_LAUNCH(rows_kernel, vx_grid(N * 32, 256), 256, 0, rows, (float *)NULL, vx_f32(z), (const float *)NULL, metric == VX_COSINE, N, G, g,
-                  D, depth, bad_row);
+        VX_LAUNCH(rows_kernel, vx_grid(N * 32, 256), 256, 0, rows, (float *)NULL, vx_f32(z), (const float *)NULL,
+                  metric == VX_COSINE, N, G, g, D, depth, bad_row);
         VX_LAUNCH(codes_kernel, vx_grid(padded * 32, 256), 256, 0, to, vx_f32(codebook), M, g, D, depth, bad_code, bad_code);
-        VX_LAUNCH(assign_kernel, (unsigned)vx_ceil_div(N, ROWS), TILE_THREADS, shared, vx_i32(codes), rows, panels, start, N, G, g, M, depth);
+        VX_LAUNCH(assign_kernel, (unsigned)vx_ceil_div(N, ROWS), TILE_THREADS, shared, vx_i32(codes), rows, panels, start, N,
+                  G, g, M, depth);
     }
     return vx_status();
 }

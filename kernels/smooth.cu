@@ -1,36 +1,44 @@
-/* smooth.cu: the smoothed quantizer and its regularizers on CUDA, forward; the mathematics, what is left for the backward pass, and the
- * requirements are in smooth.c.
+/* smooth.cu: the smoothed quantizer and its regularizers on CUDA, forward; the mathematics, what is left for the backward
+ * pass, and the requirements are in smooth.c.
  *
  * Two passes over the logits, and no N x M array:
  *   1. a block owns 64 rows and meets all panels: logits, powers, sums, the mixture with the codes, the code;
- *   2. a block owns a panel and meets a range of rows: the K nearest rows of each of its codes, and the sums of pi. A row's key needs
- *      the row's sum, hence the second pass. Keys that pass a code's threshold (its K-th key so far) are appended to the code's list in
- *      shared memory, in any order; a full list is cut back to its K largest. Keys are packed as in neighbours.h, all different, so
- *      what remains does not depend on the order of arrival. Ranges' lists are merged at the end.
+ *   2. a block owns a panel and meets a range of rows: the K nearest rows of each of its codes, and the sums of pi. A row's
+ * key needs the row's sum, hence the second pass. Keys that pass a code's threshold (its K-th key so far) are appended to
+ * the code's list in shared memory, in any order; a full list is cut back to its K largest. Keys are packed as in
+ * neighbours.h, all different, so what remains does not depend on the order of arrival. Ranges' lists are merged at the end.
  * Before them, where tau is small or noise comes as logarithms, a scan finds each row's largest logit.
  *
- * Cost: 6 N M D flops in float32 (4 without pass 2), 1 to 2 N M powers. D <= 8 keeps its mixture in registers, a wider one goes through
- * shared memory as a second product. Memory: N (depth + 5) floats, M (2 depth + 2), and ranges of M K entries of 8 bytes.
+ * Cost: 6 N M D flops in float32 (4 without pass 2), 1 to 2 N M powers. D <= 8 keeps its mixture in registers, a wider one
+ * goes through shared memory as a second product. Memory: N (depth + 5) floats, M (2 depth + 2), and ranges of M K entries
+ * of 8 bytes.
  */
 #include "smooth.cuh"
 
-/* -- Pass 1: rows ----------------------------------------------------------------------------------------------------------- */
+VX_KERNEL noise_check_kernel(const float *noise, int64_t rows, int64_t M, vx_alarm nonfinite)
+{
+    for (int64_t i = vx_first(); i < rows * M; i += vx_step())
+        if (!(fabsf(noise[i]) < INFINITY)) vx_raise(nonfinite, i / M);
+}
+
+/* -- Pass 1: rows
+ * ----------------------------------------------------------------------------------------------------------- */
 
 typedef struct forward_out {
     float *y, *soft, *lse, *sumsq; /* as the op's; soft NULL unless hard Gumbel */
     int32_t *codes;
-    const float *start;    /* (N) minus the row's reference */
+    const float *start;           /* (N) minus the row's reference */
     const float *noisy_reference; /* (N); NULL: 0 */
-    float *inverse;        /* (N) 1 / sum of powers */
-    float *factor, *offset; /* (N) key = factor x + offset, x the logit (knn-ce) or the power (knn-l2) */
-    double *max_p;         /* (blocks) sums of the rows' largest p */
-    const float *codebook; /* (G,M,D) */
+    float *inverse;               /* (N) 1 / sum of powers */
+    float *factor, *offset;       /* (N) key = factor x + offset, x the logit (knn-ce) or the power (knn-l2) */
+    double *max_p;                /* (blocks) sums of the rows' largest p */
+    const float *codebook;        /* (G,M,D) */
 } forward_out;
 
 #define MIX_PITCH(RT) (16 * (RT) + 4) /* of a panel's weights, codes apart */
 
-/* Shared memory of pass 1: a product, and the weights and codes of a mixture. NS: slices of 64 numbers of a wide row that a block mixes;
- * 0 for a narrow row, of at most DT numbers. */
+/* Shared memory of pass 1: a product, and the weights and codes of a mixture. NS: slices of 64 numbers of a wide row that a
+ * block mixes; 0 for a narrow row, of at most DT numbers. */
 template <int RT, int NS, int DT> static size_t forward_shared(void)
 {
     const int mix = NS ? PANEL * MIX_PITCH(RT) + PANEL * PANEL : PANEL * DT;
@@ -38,9 +46,11 @@ template <int RT, int NS, int DT> static size_t forward_shared(void)
     return sizeof(float) * (size_t)(floats > reduction ? floats : reduction);
 }
 
-/* Adds a panel's weights times its codes to o: rows ty RT + i, numbers 64 slice + 4 tx + k. w holds the weights (64 positions, rows). */
+/* Adds a panel's weights times its codes to o: rows ty RT + i, numbers 64 slice + 4 tx + k. w holds the weights (64
+ * positions, rows). */
 template <int RT, int NS>
-VX_DEVICE void mix_wide(float (&o)[NS][RT][4], const float *w, float *v, const float *codes, int64_t depth, int64_t first_slice)
+VX_DEVICE void mix_wide(float (&o)[NS][RT][4], const float *w, float *v, const float *codes, int64_t depth,
+                        int64_t first_slice)
 {
     const int tx = tile_x(), ty = tile_y();
 #pragma unroll
@@ -73,9 +83,10 @@ VX_DEVICE void mix_wide(float (&o)[NS][RT][4], const float *w, float *v, const f
     }
 }
 
-/* What a thread knows of its rows at the end of pass 1: row r's 16 threads' best codes, the largest value and then the lowest code.
- * Thread r < 16 RT gets row r's. */
-template <int RT> VX_DEVICE int32_t best_of_rows(const float (&best)[RT], const int32_t (&code)[RT], float *value, float *shared)
+/* What a thread knows of its rows at the end of pass 1: row r's 16 threads' best codes, the largest value and then the
+ * lowest code. Thread r < 16 RT gets row r's. */
+template <int RT>
+VX_DEVICE int32_t best_of_rows(const float (&best)[RT], const int32_t (&code)[RT], float *value, float *shared)
 {
     const int tx = tile_x(), ty = tile_y(), r = threadIdx.x, rows = 16 * RT;
     int32_t *candidate = (int32_t *)(shared + 16 * rows);
@@ -94,7 +105,8 @@ template <int RT> VX_DEVICE int32_t best_of_rows(const float (&best)[RT], const 
     return lowest;
 }
 
-template <int RT, int NS, int DT> VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, NS > 1 || DT > 4 ? 1 : 2) forward_kernel(smooth_call c, forward_out out)
+template <int RT, int NS, int DT>
+VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, NS > 1 || DT > 4 ? 1 : 2) forward_kernel(smooth_call c, forward_out out)
 {
     float *shared = (float *)vx_shared, *w = shared + TILE_FLOATS(RT), *v = NS ? w + PANEL * MIX_PITCH(RT) : w;
     const int64_t first = (int64_t)blockIdx.x * 16 * RT, first_slice = (int64_t)blockIdx.y * NS;
@@ -120,8 +132,7 @@ template <int RT, int NS, int DT> VX_KERNEL VX_HOT __launch_bounds__(TILE_THREAD
         float s[RT][4];
         tile_logits<RT>(c, s, start, first, panel, panel == 0, true, shared);
         if (!NS) /* the panel's codes, for the mixture; the last panel's use ended before the product's barriers */
-            for (int i = threadIdx.x; i < PANEL * DT; i += TILE_THREADS)
-                v[i] = c.raw_row[panel * PANEL * DT + i];
+            for (int i = threadIdx.x; i < PANEL * DT; i += TILE_THREADS) v[i] = c.raw_row[panel * PANEL * DT + i];
 #pragma unroll
         for (int i = 0; i < RT; i++) {
             float noise[4] = {1, 1, 1, 1};
@@ -233,7 +244,8 @@ template <int RT, int NS, int DT> VX_KERNEL VX_HOT __launch_bounds__(TILE_THREAD
     }
 }
 
-/* -- Pass 2: columns -------------------------------------------------------------------------------------------------------- */
+/* -- Pass 2: columns
+ * -------------------------------------------------------------------------------------------------------- */
 
 enum { SELECT_RT = 4, SELECT_ROWS = 16 * SELECT_RT, SLACK = 2 * SELECT_ROWS };
 
@@ -244,8 +256,8 @@ typedef struct columns_out {
     const float *start, *inverse, *factor, *offset;
 } columns_out;
 
-/* Cuts the lists whose count passed `full` back to their `keep` largest, in descending order. A warp takes a list; an entry's place is the
- * number of larger ones. Room for keep + SLACK entries a list, of which keep <= 64. */
+/* Cuts the lists whose count passed `full` back to their `keep` largest, in descending order. A warp takes a list; an
+ * entry's place is the number of larger ones. Room for keep + SLACK entries a list, of which keep <= 64. */
 VX_DEVICE void cut_lists(unsigned long long *lists, int *count, float *threshold, int keep, int full)
 {
     const int lane = threadIdx.x % 32, room = keep + SLACK;
@@ -281,7 +293,8 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) columns_kernel(smooth_call c, c
     __shared__ int count[PANEL];
     const int64_t panel = blockIdx.x, part = blockIdx.y, shard = part / out.ranges, range = part % out.ranges;
     const int64_t shard_first = shard * c.N / out.shards, shard_rows = (shard + 1) * c.N / out.shards - shard_first;
-    const int64_t begin = shard_first + range * shard_rows / out.ranges, end = shard_first + (range + 1) * shard_rows / out.ranges;
+    const int64_t begin = shard_first + range * shard_rows / out.ranges,
+                  end = shard_first + (range + 1) * shard_rows / out.ranges;
     const int tx = tile_x(), ty = tile_y(), keep = (int)out.each, room = keep + SLACK;
     float mean[4] = {0, 0, 0, 0};
     for (int i = threadIdx.x; i < PANEL; i += TILE_THREADS) {
@@ -340,11 +353,13 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) columns_kernel(smooth_call c, c
     }
 }
 
-/* -- Results ---------------------------------------------------------------------------------------------------------------- */
+/* -- Results
+ * ---------------------------------------------------------------------------------------------------------------- */
 
-/* A warp for each vertex and shard: the each largest of the ranges' lists into near (S,K) of the group, and their divergences' sum. */
-VX_KERNEL merge_kernel(int32_t *near, double *loss, const unsigned long long *lists, int64_t S, int64_t K, int64_t padded, int64_t each,
-                       int64_t ranges, int64_t shards, int l2)
+/* A warp for each vertex and shard: the each largest of the ranges' lists into near (S,K) of the group, and their
+ * divergences' sum. */
+VX_KERNEL merge_kernel(int32_t *near, double *loss, const unsigned long long *lists, int64_t S, int64_t K, int64_t padded,
+                       int64_t each, int64_t ranges, int64_t shards, int l2)
 {
     const int lane = threadIdx.x % 32;
     for (int64_t at = vx_first() / 32; at < S * shards; at += vx_step() / 32) {
@@ -374,7 +389,8 @@ VX_KERNEL merge_kernel(int32_t *near, double *loss, const unsigned long long *li
 }
 
 /* mean_pi (M) of the group from the parts, and each code's part of the entropy. */
-VX_KERNEL mean_pi_kernel(float *mean_pi, double *entropy, const float *mean, int64_t M, int64_t padded, int64_t parts, double N)
+VX_KERNEL mean_pi_kernel(float *mean_pi, double *entropy, const float *mean, int64_t M, int64_t padded, int64_t parts,
+                         double N)
 {
     for (int64_t m = vx_first(); m < M; m += vx_step()) {
         double sum = 0;
@@ -403,37 +419,41 @@ VX_KERNEL forward_scalars_kernel(float *reg, float *max_p, const double *total, 
     *max_p = (float)(total[1] / rows);
 }
 
-#define LAUNCH_FORWARD(RT, NS, DT, slices)                                                                                                 \
-    VX_LAUNCH((forward_kernel<RT, NS, DT>), dim3((unsigned)vx_ceil_div(c.N, 16 * RT), (unsigned)(slices)), TILE_THREADS,                    \
+#define LAUNCH_FORWARD(RT, NS, DT, slices)                                                                                  \
+    VX_LAUNCH((forward_kernel<RT, NS, DT>), dim3((unsigned)vx_ceil_div(c.N, 16 * RT), (unsigned)(slices)), TILE_THREADS,    \
               (forward_shared<RT, NS, DT>()), c, out)
 
-int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft, vx_tensor *near,
-                           vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
-                           vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau, int shards,
-                           uint64_t seed, uint64_t stream)
+int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
+                           vx_tensor *near, vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z,
+                           vx_tensor *codebook, vx_tensor *log_tau, vx_tensor *noise, vx_tensor *vertices, int sampler,
+                           int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream)
 {
     if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
     smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau, seed, stream);
     const bool knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2, l2 = regularizer == VX_REG_KNN_L2;
     const int64_t S = knn ? near->shape[1] : 0, K = knn ? near->shape[2] : 0, each = knn ? K / shards : 0;
     const int64_t padded = c.panels * PANEL, vertex_panels = vx_ceil_div(S, PANEL), row_blocks = vx_ceil_div(c.N, 64);
-    if (each > 64) return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours of a shard, of at most 64 on this device", (long long)each);
+    if (each > 64)
+        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours of a shard, of at most 64 on this device", (long long)each);
     const int64_t shard_count = knn ? shards : 1;
-    const int64_t select_ranges = knn ? cut_ranges(c.N / shards, vertex_panels, shards * vertex_panels * PANEL * each * 8) : 1;
+    const int64_t select_ranges =
+        knn ? cut_ranges(c.N / shards, vertex_panels, shards * vertex_panels * PANEL * each * 8) : 1;
     const int64_t mean_ranges = cut_ranges(c.N, c.panels, padded * 4);
     /* one walk over the columns serves both where they are the same columns */
     const bool together = knn && mean_pi && !vertices;
 
-    float *scale = VX_SCRATCH(float, 2), *rows = VX_SCRATCH(float, c.N * c.depth), *norms = VX_SCRATCH(float, c.N);
-    float *panel = VX_SCRATCH(float, padded * c.depth), *raw_row = VX_SCRATCH(float, padded * c.depth);
+    float *scale = VX_SCRATCH(float, 2), *rows = VX_SCRATCH(float, c.N *c.depth), *norms = VX_SCRATCH(float, c.N);
+    float *panel = VX_SCRATCH(float, padded *c.depth), *raw_row = VX_SCRATCH(float, padded *c.depth);
     float *start = VX_SCRATCH(float, c.N), *noisy_reference = c.noise_kind == NOISE_LOGS ? VX_SCRATCH(float, c.N) : NULL;
     forward_out out = {};
-    out.start = start, out.noisy_reference = noisy_reference, out.inverse = VX_SCRATCH(float, c.N), out.factor = VX_SCRATCH(float, c.N);
+    out.start = start, out.noisy_reference = noisy_reference, out.inverse = VX_SCRATCH(float, c.N),
+    out.factor = VX_SCRATCH(float, c.N);
     out.offset = VX_SCRATCH(float, c.N), out.max_p = VX_SCRATCH(double, row_blocks);
-    unsigned long long *lists = knn ? VX_SCRATCH(unsigned long long, shards * select_ranges * vertex_panels * PANEL * each) : NULL;
-    double *loss = knn ? VX_SCRATCH(double, S * shards) : NULL, *entropy = mean_pi ? VX_SCRATCH(double, c.M) : NULL;
+    unsigned long long *lists =
+        knn ? VX_SCRATCH(unsigned long long, shards *select_ranges *vertex_panels *PANEL *each) : NULL;
+    double *loss = knn ? VX_SCRATCH(double, S *shards) : NULL, *entropy = mean_pi ? VX_SCRATCH(double, c.M) : NULL;
     float *mean = mean_pi ? VX_SCRATCH(float, (together ? shards * select_ranges : mean_ranges) * padded) : NULL;
-    float *vertex_panel = vertices && knn ? VX_SCRATCH(float, vertex_panels * PANEL * c.depth) : NULL;
+    float *vertex_panel = vertices && knn ? VX_SCRATCH(float, vertex_panels *PANEL *c.depth) : NULL;
     double *total = VX_SCRATCH(double, 2);
     const smooth_alarms alarm = alarms_of(&c);
 
@@ -445,8 +465,10 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     for (c.g = 0; c.g < c.G; c.g++) {
         code_layout to = {};
         to.panel = panel, to.raw_row = raw_row, to.count = c.M;
-        VX_LAUNCH(rows_kernel, vx_grid(c.N * 32, 256), 256, 0, rows, norms, vx_f32(z), scale, 1, c.N, c.G, c.g, c.D, c.depth, alarm.row);
-        VX_LAUNCH(codes_kernel, vx_grid(padded * 32, 256), 256, 0, to, vx_f32(codebook), c.M, c.g, c.D, c.depth, alarm.code, alarm.vertex);
+        VX_LAUNCH(rows_kernel, vx_grid(c.N * 32, 256), 256, 0, rows, norms, vx_f32(z), scale, 1, c.N, c.G, c.g, c.D, c.depth,
+                  alarm.row);
+        VX_LAUNCH(codes_kernel, vx_grid(padded * 32, 256), 256, 0, to, vx_f32(codebook), c.M, c.g, c.D, c.depth, alarm.code,
+                  alarm.vertex);
         scan(&c, SCAN_START, start, NULL, NULL);
         if (noisy_reference) scan(&c, SCAN_NOISY, noisy_reference, start, NULL);
         if (c.depth <= 4) LAUNCH_FORWARD(4, 0, 4, 1);
@@ -464,28 +486,31 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
             if (vertices) {
                 code_layout chosen = {};
                 chosen.panel = vertex_panel, chosen.which = vx_i32(vertices) + c.g * S, chosen.count = S;
-                VX_LAUNCH(codes_kernel, vx_grid(vertex_panels * PANEL * 32, 256), 256, 0, chosen, vx_f32(codebook), c.M, c.g, c.D, c.depth,
-                          alarm.code, alarm.vertex);
+                VX_LAUNCH(codes_kernel, vx_grid(vertex_panels * PANEL * 32, 256), 256, 0, chosen, vx_f32(codebook), c.M, c.g,
+                          c.D, c.depth, alarm.code, alarm.vertex);
                 v.panel = vertex_panel, v.M = S, v.panels = vertex_panels;
             }
             columns.each = each, columns.ranges = select_ranges, columns.shards = shard_count, columns.lists = lists;
             columns.mean = together ? mean : NULL;
             VX_LAUNCH(columns_kernel, dim3((unsigned)v.panels, (unsigned)(shard_count * select_ranges)), TILE_THREADS,
                       product + (size_t)(PANEL * (each + SLACK)) * 8, v, columns);
-            VX_LAUNCH(merge_kernel, vx_grid(S * shards * 32, 256), 256, 0, vx_i32(near) + c.g * S * K, loss, lists, S, K, v.panels * PANEL, each,
-                      select_ranges, shard_count, l2);
+            VX_LAUNCH(merge_kernel, vx_grid(S * shards * 32, 256), 256, 0, vx_i32(near) + c.g * S * K, loss, lists, S, K,
+                      v.panels * PANEL, each, select_ranges, shard_count, l2);
             VX_LAUNCH(total_kernel, 1, TOTAL_BLOCK, 0, total, loss, S * shards, 1 / (double)(S * K), 0, c.g == 0);
         }
         if (mean_pi) {
             if (!together) {
-                columns.each = 0, columns.ranges = mean_ranges, columns.shards = 1, columns.lists = NULL, columns.mean = mean;
-                VX_LAUNCH(columns_kernel, dim3((unsigned)c.panels, (unsigned)mean_ranges), TILE_THREADS, product, c, columns);
+                columns.each = 0, columns.ranges = mean_ranges, columns.shards = 1, columns.lists = NULL,
+                columns.mean = mean;
+                VX_LAUNCH(columns_kernel, dim3((unsigned)c.panels, (unsigned)mean_ranges), TILE_THREADS, product, c,
+                          columns);
             }
             VX_LAUNCH(mean_pi_kernel, vx_grid(c.M, 256), 256, 0, vx_f32(mean_pi) + c.g * c.M, entropy, mean, c.M, padded,
                       together ? shard_count * select_ranges : mean_ranges, (double)c.N);
             if (regularizer == VX_REG_PPL) VX_LAUNCH(total_kernel, 1, TOTAL_BLOCK, 0, total, entropy, c.M, 1.0, 1, c.g == 0);
         }
     }
-    VX_LAUNCH(forward_scalars_kernel, 1, 1, 0, vx_f32(reg), vx_f32(max_p), total, (double)c.G, (double)(c.N * c.G), regularizer != VX_REG_NONE);
+    VX_LAUNCH(forward_scalars_kernel, 1, 1, 0, vx_f32(reg), vx_f32(max_p), total, (double)c.G, (double)(c.N * c.G),
+              regularizer != VX_REG_NONE);
     return vx_status();
 }

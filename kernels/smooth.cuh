@@ -1,8 +1,8 @@
-/* smooth.cuh: what the two halves of the smoothed quantizer share on CUDA: the call, its preparation, noise, and a pass over all logits of
- * a row. The mathematics is in smooth.c and smooth_backward.c, the layout of tiles in tiles.cuh.
+/* smooth.cuh: what the two halves of the smoothed quantizer share on CUDA: the call, its preparation, noise, and a pass over
+ * all logits of a row. The mathematics is in smooth.c and smooth_backward.c, the layout of tiles in tiles.cuh.
  *
- * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z. tau is known to the device alone: nothing here waits
- * for it, so what depends on it is decided by the kernels.
+ * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z. tau is known to the device alone: nothing
+ * here waits for it, so what depends on it is decided by the kernels.
  */
 #ifndef VX_SMOOTH_CUH
 #define VX_SMOOTH_CUH
@@ -21,11 +21,11 @@ typedef struct smooth_call {
     int sampler, regularizer, noise_kind;
     float cooling; /* 1 / gumbel_tau; 1 under softmax */
     uint64_t seed, stream;
-    const float *noise;  /* (N,G,M) or NULL */
-    const float *scale;  /* scale[0] = log2(e) / tau, scale[1] = tau */
-    const float *rows;   /* (N,depth) z / |z| scale */
-    const float *norms;  /* (N) |z| */
-    const float *panel;  /* (panels,depth,64) normalized codes */
+    const float *noise;   /* (N,G,M) or NULL */
+    const float *scale;   /* scale[0] = log2(e) / tau, scale[1] = tau */
+    const float *rows;    /* (N,depth) z / |z| scale */
+    const float *norms;   /* (N) |z| */
+    const float *panel;   /* (panels,depth,64) normalized codes */
     const float *raw_row; /* (64 panels,depth) codes as stored */
 } smooth_call;
 
@@ -39,12 +39,6 @@ VX_KERNEL tau_kernel(float *scale, const float *log_tau, vx_alarm outside)
     }
     scale[0] = (float)(LOG2E / tau);
     scale[1] = (float)tau;
-}
-
-VX_KERNEL noise_check_kernel(const float *noise, int64_t rows, int64_t M, vx_alarm nonfinite)
-{
-    for (int64_t i = vx_first(); i < rows * M; i += vx_step())
-        if (!(fabsf(noise[i]) < INFINITY)) vx_raise(nonfinite, i / M);
 }
 
 /* Rates (1/E) or logarithms (g log2 e) of row i's codes tx, tx + 16, tx + 32, tx + 48 of a panel, as noise_kind says. */
@@ -67,8 +61,8 @@ VX_DEVICE void noise_of(const smooth_call &c, int64_t i, int64_t panel, int tx, 
 
 /* Logits of a tile, of codes that are not there PADDING. start: what each row's begin from. */
 template <int RT>
-VX_DEVICE void tile_logits(const smooth_call &c, float (&s)[RT][4], const float (&start)[RT], int64_t first, int64_t panel, bool fresh_rows,
-                           bool fresh_panel, float *shared)
+VX_DEVICE void tile_logits(const smooth_call &c, float (&s)[RT][4], const float (&start)[RT], int64_t first, int64_t panel,
+                           bool fresh_rows, bool fresh_panel, float *shared)
 {
 #pragma unroll
     for (int i = 0; i < RT; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = start[i];
@@ -98,18 +92,19 @@ template <int RT> VX_DEVICE float reduce_rows(const float (&x)[RT], int how, flo
     return y;
 }
 
-/* -- One number for each row from all of its logits ------------------------------------------------------------------------ */
+/* -- One number for each row from all of its logits ------------------------------------------------------------------- */
 
 enum {
-    SCAN_START = 0, /* minus the largest logit, rounded up: what the row's relative logits begin from (requirement R2 of smooth.c); 0 where
-                     * |logit| <= scale is small enough anyway */
+    SCAN_START = 0, /* minus the largest logit, rounded up: what the row's relative logits begin from (requirement R2 of
+                     * smooth.c); 0 where |logit| <= scale is small enough anyway */
     SCAN_NOISY,     /* the largest (relative logit + noise) / gumbel_tau, rounded up */
     SCAN_PPL,       /* the sum of weight times 2^logit */
 };
 enum { SCAN_RT = 4 };
 
 /* out (N). start (N): what logits begin from, or NULL: 0. weight (64 panels) by code. */
-VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 2) scan_kernel(smooth_call c, int mode, float *out, const float *start, const float *weight)
+VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 2)
+    scan_kernel(smooth_call c, int mode, float *out, const float *start, const float *weight)
 {
     float *shared = (float *)vx_shared;
     const int64_t first = (int64_t)blockIdx.x * 16 * SCAN_RT;
@@ -140,23 +135,26 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 2) scan_kernel(smooth_call c, i
         }
     }
     const float found = reduce_rows<SCAN_RT>(best, mode == SCAN_PPL ? REDUCE_SUM : REDUCE_MAX, shared);
-    if (threadIdx.x < 16 * SCAN_RT && first + threadIdx.x < c.N) out[first + threadIdx.x] = mode == SCAN_PPL ? found : mode == SCAN_START ? -ceilf(found) : ceilf(found);
+    if (threadIdx.x < 16 * SCAN_RT && first + threadIdx.x < c.N)
+        out[first + threadIdx.x] = mode == SCAN_PPL ? found : mode == SCAN_START ? -ceilf(found) : ceilf(found);
 }
 
 #define SCAN_SHARED (sizeof(float) * (size_t)TILE_FLOATS(SCAN_RT))
 
 static inline void scan(const smooth_call *c, int mode, float *out, const float *start, const float *weight)
 {
-    VX_LAUNCH(scan_kernel, (unsigned)vx_ceil_div(c->N, 16 * SCAN_RT), TILE_THREADS, SCAN_SHARED, *c, mode, out, start, weight);
+    VX_LAUNCH(scan_kernel, (unsigned)vx_ceil_div(c->N, 16 * SCAN_RT), TILE_THREADS, SCAN_SHARED, *c, mode, out, start,
+              weight);
 }
 
-/* -- Host: a call ---------------------------------------------------------------------------------------------------------- */
+/* -- Host: a call ----------------------------------------------------------------------------------------------------- */
 
-/* Row ranges of a pass in which a block owns a panel of codes: few enough blocks for their partial results to stay small, enough to
- * fill a large device. They depend on the sizes alone. bytes: of one range's results for all panels. */
+/* Row ranges of a pass in which a block owns a panel of codes: few enough blocks for their partial results to stay small,
+ * enough to fill a large device. They depend on the sizes alone. bytes: of one range's results for all panels. */
 static inline int64_t cut_ranges(int64_t rows, int64_t panels, int64_t bytes)
 {
-    const int64_t by_blocks = vx_ceil_div(1024, panels), by_rows = vx_max64(rows / 512, 1), by_memory = vx_max64((INT64_C(16) << 20) / bytes, 1);
+    const int64_t by_blocks = vx_ceil_div(1024, panels), by_rows = vx_max64(rows / 512, 1),
+                  by_memory = vx_max64((INT64_C(16) << 20) / bytes, 1);
     return vx_min64(vx_min64(by_blocks, by_rows), by_memory);
 }
 
@@ -171,17 +169,20 @@ static inline int check_call(const vx_tensor *z, const vx_tensor *codebook, cons
     if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
     const long long S = near->shape[1], K = near->shape[2], each = K / shards, least = N / shards;
     if (!vertices && S != M)
-        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given", S, M);
+        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given", S,
+                       M);
     if (S < 1 || K < 1) return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", S, K);
     if (K % shards) return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %d shards", K, shards);
     if (each > least)
-        return shards == 1 ? vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", each, least)
-                           : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %d shards", each, least, shards);
+        return shards == 1
+                   ? vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", each, least)
+                   : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %d shards", each,
+                             least, shards);
     return VX_OK;
 }
 
-static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *noise, int sampler, int regularizer,
-                                  float gumbel_tau, uint64_t seed, uint64_t stream)
+static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *noise, int sampler,
+                                  int regularizer, float gumbel_tau, uint64_t seed, uint64_t stream)
 {
     smooth_call c = {};
     c.N = z->shape[0], c.G = z->shape[1], c.D = z->shape[2], c.M = codebook->shape[1];

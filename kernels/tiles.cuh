@@ -1,15 +1,15 @@
-/* tiles.cuh: what the quantizers' kernels share on CUDA: rows and codes laid out for products of tiles, the product itself, the packed
- * keys of neighbours.h, and the Gumbel noise of gumbel.h.
+/* tiles.cuh: what the quantizers' kernels share on CUDA: rows and codes laid out for products of tiles, the product itself,
+ * the packed keys of neighbours.h, and the Gumbel noise of gumbel.h.
  *
  * Layout. Codes are cut into panels of 64 as on the CPU, and within a panel stand in another order: code c is at position
- * 4 (c % 16) + c / 16, so that the four neighbouring positions that a thread takes are the codes tx, tx + 16, tx + 32, tx + 48, whose
- * Gumbel noise is one Philox block (rng.h). A panel (depth,64) has a position's numbers 64 apart: what a product reads along the codes.
- * The rows layout (positions, depth) has them side by side: what a product over the codes reads. depth is D filled up with zeros
- * to a multiple of 4.
+ * 4 (c % 16) + c / 16, so that the four neighbouring positions that a thread takes are the codes tx, tx + 16, tx + 32, tx +
+ * 48, whose Gumbel noise is one Philox block (rng.h). A panel (depth,64) has a position's numbers 64 apart: what a product
+ * reads along the codes. The rows layout (positions, depth) has them side by side: what a product over the codes reads.
+ * depth is D filled up with zeros to a multiple of 4.
  *
- * A tile is 16 RT rows by one panel, worked on by 256 threads: thread (tx, ty) has the codes above and the rows ty, ty + 16, ... A warp
- * covers 8 values of tx and 4 of ty, so that reading a float4 of rows and one of codes from shared memory is one wavefront each, for
- * 4 RT multiply-adds a lane.
+ * A tile is 16 RT rows by one panel, worked on by 256 threads: thread (tx, ty) has the codes above and the rows ty, ty + 16,
+ * ... A warp covers 8 values of tx and 4 of ty, so that reading a float4 of rows and one of codes from shared memory is one
+ * wavefront each, for 4 RT multiply-adds a lane.
  */
 #ifndef VX_TILES_CUH
 #define VX_TILES_CUH
@@ -19,8 +19,8 @@
 enum {
     PANEL = 64,
     TILE_THREADS = 256,
-    CHUNK = 32,             /* of depth, in shared memory at a time */
-    ROW_PITCH = CHUNK + 4,  /* so that the rows a warp reads lie in different banks */
+    CHUNK = 32,            /* of depth, in shared memory at a time */
+    ROW_PITCH = CHUNK + 4, /* so that the rows a warp reads lie in different banks */
 };
 
 #define GUARD 1e-12      /* least norm that a row or a code is divided by */
@@ -31,7 +31,7 @@ VX_DEVICE int tile_y(void) { return threadIdx.x % 32 / 8 + threadIdx.x / 64 * 4;
 
 static inline int64_t depth_of(int64_t D) { return vx_ceil_div(D, 4) * 4; }
 
-/* -- Rows and codes ------------------------------------------------------------------------------------------------------- */
+/* -- Rows and codes --------------------------------------------------------------------------------------------------- */
 
 /* max(|x|, GUARD) of D elements, by a warp; NaN where an element is NaN or Inf. */
 VX_DEVICE double warp_norm(const float *x, int64_t D)
@@ -42,9 +42,10 @@ VX_DEVICE double warp_norm(const float *x, int64_t D)
     return squares <= 1e300 ? fmax(sqrt(squares), GUARD) : NAN;
 }
 
-/* Row i of group g of z (N,G,D): out (N,depth) = z / norm * scale (or z itself where normalize is 0), norm (N). A warp for each row. */
-VX_KERNEL rows_kernel(float *out, float *norm, const float *z, const float *scale, int normalize, int64_t N, int64_t G, int64_t g, int64_t D,
-                      int64_t depth, vx_alarm nonfinite)
+/* Row i of group g of z (N,G,D): out (N,depth) = z / norm * scale (or z itself where normalize is 0), norm (N). A warp for
+ * each row. */
+VX_KERNEL rows_kernel(float *out, float *norm, const float *z, const float *scale, int normalize, int64_t N, int64_t G,
+                      int64_t g, int64_t D, int64_t depth, vx_alarm nonfinite)
 {
     const float factor = scale ? *scale : 1;
     for (int64_t i = vx_first() / 32; i < N; i += vx_step() / 32) {
@@ -71,8 +72,8 @@ typedef struct code_layout {
 VX_DEVICE int64_t position_of(int64_t code) { return code / PANEL * PANEL + code % 16 * 4 + code % PANEL / 16; }
 
 /* A warp for each code of group g of the codebook (G,M,D). */
-VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t g, int64_t D, int64_t depth, vx_alarm nonfinite,
-                       vx_alarm outside)
+VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t g, int64_t D, int64_t depth,
+                       vx_alarm nonfinite, vx_alarm outside)
 {
     const int64_t padded = (to.count + PANEL - 1) / PANEL * PANEL;
     for (int64_t c = vx_first() / 32; c < padded; c += vx_step() / 32) {
@@ -97,17 +98,17 @@ VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t
     }
 }
 
-/* -- The product of a tile ------------------------------------------------------------------------------------------------ */
+/* -- The product of a tile -------------------------------------------------------------------------------------------- */
 
 /* Shared memory of one product: 16 RT rows and 64 positions, CHUNK of depth each. */
-#define TILE_FLOATS(RT) (16 * (RT) * ROW_PITCH + CHUNK * PANEL)
+#define TILE_FLOATS(RT) (16 * (RT)*ROW_PITCH + CHUNK * PANEL)
 
-/* acc[i][j] += <row ty + 16 i, position 4 tx + j>: rows first .. of (N,depth), of which those past N are zeros, times a panel. Depth in
- * ascending order, as on the CPU. Where all of depth is one chunk, rows or panel may be left from the last call (fresh_ 0). All threads
- * of the block; shared holds TILE_FLOATS(RT). */
+/* acc[i][j] += <row ty + 16 i, position 4 tx + j>: rows first .. of (N,depth), of which those past N are zeros, times a
+ * panel. Depth in ascending order, as on the CPU. Where all of depth is one chunk, rows or panel may be left from the last
+ * call (fresh_ 0). All threads of the block; shared holds TILE_FLOATS(RT). */
 template <int RT>
-VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t first, int64_t N, bool fresh_rows, const float *panel,
-                            bool fresh_panel, int64_t depth, float *shared)
+VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t first, int64_t N, bool fresh_rows,
+                            const float *panel, bool fresh_panel, int64_t depth, float *shared)
 {
     float *a = shared, *b = shared + 16 * RT * ROW_PITCH;
     const int tx = tile_x(), ty = tile_y();
@@ -145,13 +146,16 @@ VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t firs
     }
 }
 
-/* -- Neighbours: see neighbours.h ----------------------------------------------------------------------------------------- */
+/* -- Neighbours: see neighbours.h ------------------------------------------------------------------------------------- */
 
-VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row) { return (unsigned long long)vx_ordered(key) << 32 | (uint32_t)~(uint32_t)row; }
+VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row)
+{
+    return (unsigned long long)vx_ordered(key) << 32 | (uint32_t) ~(uint32_t)row;
+}
 VX_DEVICE float neighbour_key(unsigned long long entry) { return vx_unordered((uint32_t)(entry >> 32)); }
 VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(uint32_t)entry; }
 
-/* -- Gumbel noise: see gumbel.h -------------------------------------------------------------------------------------------- */
+/* -- Gumbel noise: see gumbel.h --------------------------------------------------------------------------------------- */
 
 /* 1/E of the codes tx, tx + 16, tx + 32, tx + 48 of a panel for row r = n G + g. */
 VX_DEVICE void gumbel_rates(uint64_t seed, uint64_t stream, int64_t r, int64_t panels, int64_t panel, int tx, float rate[4])
