@@ -7,7 +7,7 @@
 #ifndef VX_SMOOTH_CUH
 #define VX_SMOOTH_CUH
 
-#include "tiles.cuh"
+#include "tensor_tiles.cuh"
 
 #define LOG2E 1.44269504088896341
 #define LN2 0.69314718055994531
@@ -26,7 +26,8 @@ typedef struct smooth_call {
     const float *rows;    /* (N,depth) z / |z| scale */
     const float *norms;   /* (N) |z| */
     const float *panel;   /* (panels,depth,64) normalized codes */
-    const float *raw_row; /* (64 panels,depth) codes as stored */
+    const float *row, *raw_row; /* (64 panels,depth) codes, normalized and as stored */
+    int tensor;          /* D is 9 .. 64: tensor cores, and rows of codes in the order of tensor_tiles.cuh */
 } smooth_call;
 
 /* scale and tau from log_tau; a tau out of range is reported late, 1 in its place. */
@@ -40,6 +41,9 @@ VX_KERNEL tau_kernel(float *scale, const float *log_tau, vx_alarm outside)
     scale[0] = (float)(LOG2E / tau);
     scale[1] = (float)tau;
 }
+
+/* Where row and raw_row have a code. */
+VX_DEVICE int64_t row_position(const smooth_call &c, int64_t code) { return c.tensor ? tensor_position(code) : position_of(code); }
 
 /* Rates (1/E) or logarithms (g log2 e) of row i's codes tx, tx + 16, tx + 32, tx + 48 of a panel, as noise_kind says. */
 VX_DEVICE void noise_of(const smooth_call &c, int64_t i, int64_t panel, int tx, float out[4])
@@ -73,6 +77,22 @@ VX_DEVICE void tile_logits(const smooth_call &c, float (&s)[RT][4], const float 
             if (panel * PANEL + tile_x() + 16 * j >= c.M)
 #pragma unroll
                 for (int i = 0; i < RT; i++) s[i][j] = PADDING;
+}
+
+/* The same for a warp's 16 rows (from shared memory `a`, row `row` belonging to this thread with row + 8) and a panel (from `b`), on
+ * tensor cores. start: what the two rows' logits begin from. */
+template <int KT>
+VX_DEVICE void tensor_logits(const smooth_call &c, float (&s)[8][4], const float (&start)[2], int64_t panel, const float *a, const float *b)
+{
+#pragma unroll
+    for (int t = 0; t < 8; t++) s[t][0] = s[t][1] = start[0], s[t][2] = s[t][3] = start[1];
+    tensor_product<KT>(s, a, b);
+    if ((panel + 1) * PANEL > c.M)
+#pragma unroll
+        for (int t = 0; t < 8; t++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (panel * PANEL + tensor_code(8 * t + threadIdx.x % 4 * 2 + e) >= c.M) s[t][e] = s[t][2 + e] = PADDING;
 }
 
 /* x (RT values of this thread's rows) reduced over the 16 threads of each row, in order; thread r < 16 RT gets row r's. */
@@ -186,7 +206,9 @@ static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook,
 {
     smooth_call c = {};
     c.N = z->shape[0], c.G = z->shape[1], c.D = z->shape[2], c.M = codebook->shape[1];
-    c.depth = depth_of(c.D), c.panels = vx_ceil_div(c.M, PANEL);
+    c.tensor = c.D > 8 && c.D <= 64;
+    c.depth = !c.tensor ? depth_of(c.D) : c.D <= 16 ? 16 : c.D <= 32 ? 32 : 64;
+    c.panels = vx_ceil_div(c.M, PANEL);
     c.sampler = sampler, c.regularizer = regularizer;
     c.noise = sampler == VX_SOFTMAX ? NULL : vx_f32(noise);
     c.noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c.noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;

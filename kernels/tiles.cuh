@@ -63,6 +63,7 @@ VX_KERNEL rows_kernel(float *out, float *norm, const float *z, const float *scal
 typedef struct code_layout {
     float *panel, *raw_panel; /* (panels, depth, 64): normalized, and as stored */
     float *row, *raw_row;     /* (64 panels, depth): likewise */
+    int tensor;               /* row and raw_row in the order of tensor_tiles.cuh */
     float *norm;              /* (64 panels) by code: max(|q|, GUARD) */
     float *start;             /* (64 panels) by position: -|q|^2 / 2, -inf off the end */
     const int32_t *which;     /* (count) the codes to lay out; NULL: 0 .. count - 1 */
@@ -70,6 +71,12 @@ typedef struct code_layout {
 } code_layout;
 
 VX_DEVICE int64_t position_of(int64_t code) { return code / PANEL * PANEL + code % 16 * 4 + code % PANEL / 16; }
+/* The same in the order of tensor_tiles.cuh, which says why. */
+VX_DEVICE int64_t tensor_position(int64_t code)
+{
+    const int64_t u = code % 16, j = code % PANEL / 16;
+    return code / PANEL * PANEL + 8 * (u / 2 % 2 * 4 + j) + u / 4 * 2 + u % 2;
+}
 
 /* A warp for each code of group g of the codebook (G,M,D). */
 VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t g, int64_t D, int64_t depth,
@@ -84,6 +91,7 @@ VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t
         const double length = real ? warp_norm(q, D) : 1;
         if (length != length && threadIdx.x % 32 == 0) vx_raise(nonfinite, g * M + code);
         const int64_t at = position_of(c), panel = c / PANEL * PANEL * depth + at % PANEL;
+        const int64_t row = to.tensor ? tensor_position(c) : at;
         if (threadIdx.x % 32 == 0) {
             if (to.norm) to.norm[c] = (float)length;
             if (to.start) to.start[at] = real ? (float)(-0.5 * length * length) : -INFINITY;
@@ -92,8 +100,8 @@ VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t
             const float x = real && d < D && length == length ? q[d] : 0, hat = (float)(x / length);
             if (to.panel) to.panel[panel + d * PANEL] = length == length ? hat : 0;
             if (to.raw_panel) to.raw_panel[panel + d * PANEL] = x;
-            if (to.row) to.row[at * depth + d] = length == length ? hat : 0;
-            if (to.raw_row) to.raw_row[at * depth + d] = x;
+            if (to.row) to.row[row * depth + d] = length == length ? hat : 0;
+            if (to.raw_row) to.raw_row[row * depth + d] = x;
         }
     }
 }
