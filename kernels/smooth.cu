@@ -9,9 +9,9 @@
  * neighbours.h, all different, so what remains does not depend on the order of arrival. Ranges' lists are merged at the end.
  * Before them, where tau is small or noise comes as logarithms, a scan finds each row's largest logit.
  *
- * Cost: 6 N M D flops in float32 (4 without pass 2), 1 to 2 N M powers. D <= 8 keeps its mixture in registers, a wider one
- * goes through shared memory as a second product. Memory: N (depth + 5) floats, M (2 depth + 2), and ranges of M K entries
- * of 8 bytes.
+ * Cost: 6 N M D flops in float32 (4 without pass 2), 1 to 2 N M powers. D <= 8 keeps its mixture in registers; D <= 64 goes
+ * through the tensor cores (tensor_tiles.cuh); what is wider, through shared memory as a second product of float32. Memory:
+ * N (depth + 5) floats, M (3 depth + 2), and ranges of M K entries of 8 bytes.
  */
 #include "smooth.cuh"
 

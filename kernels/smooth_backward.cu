@@ -23,7 +23,6 @@ static const int RT = 4, ROWS = 16 * RT, TILE_PITCH = PANEL + 4;
 typedef struct backward_in {
     const float *dy;                                                 /* (N,depth) rows of the group */
     const float *raw_panel;                                          /* (panels,depth,64) codes as stored */
-    const float *row;                                                /* (64 panels,depth) normalized codes */
     const float *start, *mix_offset, *noisy, *pi_factor, *pi_offset; /* (N), as in smooth_backward.c */
     const float *ppl;                                                /* (64 panels) b by code, or NULL */
     const int32_t *codes;                                            /* (N,G) */
@@ -31,6 +30,18 @@ typedef struct backward_in {
 
 /* -- p and x of one tile
  * ------------------------------------------------------------------------------------------------------ */
+
+/* From logits (base 2, in w) and <dy, q> (in x) of one pair to its weight and its x. */
+VX_DEVICE void weigh(const smooth_call &c, float *w, float *x, float noise, float ppl, float mix_offset, float noisy, float pi_factor,
+                     float pi_offset)
+{
+    const float log_pi = *w, pi = vx_fast_exp2(log_pi);
+    float weight = pi;
+    if (c.noise_kind == NOISE_RATES) weight = pi * noise * noisy;
+    if (c.noise_kind == NOISE_LOGS) weight = log_pi > PADDING / 2 ? vx_fast_exp2((log_pi + noise) * c.cooling + noisy) : 0;
+    *x = weight * ((*x + mix_offset) * c.cooling) + pi * (pi_factor * pi + pi_offset + ppl);
+    *w = weight;
+}
 
 /* What belongs to a thread's rows. */
 typedef struct row_numbers {
@@ -72,14 +83,7 @@ VX_DEVICE void make_x(const smooth_call &c, const backward_in &in, const row_num
         if (c.noise_kind != NOISE_NONE) noise_of(c, first + ty + 16 * i, panel, tx, noise);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const float log_pi = w[i][j], pi = vx_fast_exp2(log_pi);
-            const float regular = n.pi_factor[i] * pi + n.pi_offset[i] + ppl[j];
-            float weight = pi;
-            if (c.noise_kind == NOISE_RATES) weight = pi * noise[j] * n.noisy[i];
-            if (c.noise_kind == NOISE_LOGS)
-                weight = log_pi > PADDING / 2 ? vx_fast_exp2((log_pi + noise[j]) * c.cooling + n.noisy[i]) : 0;
-            x[i][j] = weight * ((x[i][j] + n.mix_offset[i]) * c.cooling) + pi * regular;
-            w[i][j] = weight;
+            weigh(c, &w[i][j], &x[i][j], noise[j], ppl[j], n.mix_offset[i], n.noisy[i], n.pi_factor[i], n.pi_offset[i]);
         }
     }
 }
@@ -117,7 +121,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, NS > 1 || DT > 4 ? 1 : 2)
         make_x(c, in, n, w, x, first, panel, panel == 0, true, shared);
 #pragma unroll
         for (int i = 0; i < RT; i++) sum[i] += x[i][0] + x[i][1] + x[i][2] + x[i][3];
-        const float *codes = in.row + panel * PANEL * c.depth;
+        const float *codes = c.row + panel * PANEL * c.depth;
         if constexpr (NS == 0) {
             for (int i = threadIdx.x; i < PANEL * DT; i += TILE_THREADS) v[i] = codes[i];
             __syncthreads();
@@ -318,6 +322,172 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 1)
         }
 }
 
+/* -- On tensor cores ------------------------------------------------------------------------------------------------------ */
+
+static const int TENSOR_ROWS = TILE_THREADS / 32 * 16, TENSOR_COLUMNS_THREADS = 128;
+
+template <int KT> static size_t rows_tensor_shared(void)
+{
+    return sizeof(float) * (size_t)((2 * TENSOR_ROWS + 4 * PANEL) * ITEM_PITCH(KT));
+}
+
+/* As backward_rows_kernel: a warp owns 16 rows, panels pass by, normalized and as stored. */
+template <int KT>
+VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 1)
+    backward_rows_tensor_kernel(smooth_call c, backward_in in, float *dhat, float *x_sum)
+{
+    float *rows = (float *)vx_shared, *grads = rows + TENSOR_ROWS * ITEM_PITCH(KT), *books = grads + TENSOR_ROWS * ITEM_PITCH(KT);
+    const int book = PANEL * ITEM_PITCH(KT), lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 * ITEM_PITCH(KT), q = lane % 4;
+    const int64_t first = (int64_t)blockIdx.x * TENSOR_ROWS, mine = first + threadIdx.x / 32 * 16 + lane / 4, padded = c.panels * PANEL;
+    float start[2], mix_offset[2], noisy[2], pi_factor[2], pi_offset[2], sum[2] = {0, 0}, o[KT][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const bool real = mine + 8 * i < c.N;
+        const int64_t row = real ? mine + 8 * i : c.N - 1;
+        start[i] = real ? in.start[row] : PADDING;
+        mix_offset[i] = in.mix_offset[row], noisy[i] = c.noise_kind != NOISE_NONE ? in.noisy[row] : 0;
+        pi_factor[i] = in.pi_factor[row], pi_offset[i] = in.pi_offset[row];
+    }
+#pragma unroll
+    for (int k = 0; k < KT; k++) o[k][0] = o[k][1] = o[k][2] = o[k][3] = 0;
+    load_items<KT>(rows, c.rows, first, c.N, TENSOR_ROWS, threadIdx.x, TILE_THREADS);
+    load_items<KT>(grads, in.dy, first, c.N, TENSOR_ROWS, threadIdx.x, TILE_THREADS);
+    load_items<KT>(books, c.row, 0, padded, PANEL, threadIdx.x, TILE_THREADS);
+    load_items<KT>(books + book, c.raw_row, 0, padded, PANEL, threadIdx.x, TILE_THREADS);
+    vx_copy_commit();
+    for (int64_t panel = 0; panel < c.panels; panel++) {
+        float *hat = books + panel % 2 * 2 * book, *next = books + (panel + 1) % 2 * 2 * book, w[8][4], x[8][4];
+        if (panel + 1 < c.panels) {
+            load_items<KT>(next, c.row, (panel + 1) * PANEL, padded, PANEL, threadIdx.x, TILE_THREADS);
+            load_items<KT>(next + book, c.raw_row, (panel + 1) * PANEL, padded, PANEL, threadIdx.x, TILE_THREADS);
+        }
+        vx_copy_commit();
+        vx_copy_wait(1);
+        __syncthreads();
+        tensor_logits<KT>(c, w, start, panel, rows + own, hat);
+#pragma unroll
+        for (int t = 0; t < 8; t++) x[t][0] = x[t][1] = x[t][2] = x[t][3] = 0;
+        tensor_product<KT>(x, grads + own, hat + book);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    float noise[4] = {1, 1, 1, 1};
+                    const int u = 4 * q + 2 * h + e;
+                    if (c.noise_kind != NOISE_NONE) noise_of(c, mine + 8 * i, panel, u, noise);
+#pragma unroll
+                    for (int j = 0; j < 4; j++) {
+                        const float ppl = in.ppl ? in.ppl[panel * PANEL + u + 16 * j] : 0;
+                        weigh(c, &w[4 * h + j][2 * i + e], &x[4 * h + j][2 * i + e], noise[j], ppl, mix_offset[i], noisy[i], pi_factor[i],
+                              pi_offset[i]);
+                        sum[i] += x[4 * h + j][2 * i + e];
+                    }
+                }
+        tensor_mix<KT>(o, x, hat);
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float total = quad_sum(sum[i]);
+        if (mine + 8 * i >= c.N) continue; /* no collective follows */
+        if (q == 0) x_sum[mine + 8 * i] = total;
+#pragma unroll
+        for (int k = 0; k < KT; k++)
+            *(float2 *)(dhat + (mine + 8 * i) * c.depth + 8 * k + 2 * q) = make_float2(o[k][2 * i], o[k][2 * i + 1]);
+    }
+}
+
+template <int KT> static size_t columns_tensor_shared(void)
+{
+    return sizeof(float) * (size_t)(6 * PANEL * ITEM_PITCH(KT) + 2 * 6 * ROWS);
+}
+
+/* As backward_columns_kernel: a warp owns 16 codes, rows pass by, 64 at a time. */
+template <int KT>
+VX_KERNEL VX_HOT __launch_bounds__(TENSOR_COLUMNS_THREADS)
+    backward_columns_tensor_kernel(smooth_call c, backward_in in, float *partial, int64_t ranges)
+{
+    const int tile = PANEL * ITEM_PITCH(KT), lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16, q = lane % 4;
+    float *hat = (float *)vx_shared, *raw = hat + tile, *stages = raw + tile, *numbers = stages + 4 * tile;
+    const int64_t panel = blockIdx.x, range = blockIdx.y, padded = c.panels * PANEL;
+    const int64_t begin = range * c.N / ranges, end = (range + 1) * c.N / ranges;
+    const bool noise_wanted = c.noise_kind != NOISE_NONE, hard = c.sampler == VX_HARD_GUMBEL;
+    int64_t code[2];
+    float ppl[2], dq[KT][4], dv[KT][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        code[i] = panel * PANEL + tensor_code(own + lane / 4 + 8 * i);
+        ppl[i] = in.ppl ? in.ppl[code[i]] : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < KT; k++) dq[k][0] = dq[k][1] = dq[k][2] = dq[k][3] = dv[k][0] = dv[k][1] = dv[k][2] = dv[k][3] = 0;
+    load_items<KT>(hat, c.row, panel * PANEL, padded, PANEL, threadIdx.x, TENSOR_COLUMNS_THREADS);
+    load_items<KT>(raw, c.raw_row, panel * PANEL, padded, PANEL, threadIdx.x, TENSOR_COLUMNS_THREADS);
+    load_items<KT>(stages, c.rows, begin, end, ROWS, threadIdx.x, TENSOR_COLUMNS_THREADS);
+    load_items<KT>(stages + tile, in.dy, begin, end, ROWS, threadIdx.x, TENSOR_COLUMNS_THREADS);
+    vx_copy_commit();
+    for (int64_t first = begin, step = 0; first < end; first += ROWS, step++) {
+        float *rows = stages + step % 2 * 2 * tile, *next = stages + (step + 1) % 2 * 2 * tile, *number = numbers + step % 2 * 6 * ROWS;
+        float w[8][4], x[8][4];
+        if (first + ROWS < end) {
+            load_items<KT>(next, c.rows, first + ROWS, end, ROWS, threadIdx.x, TENSOR_COLUMNS_THREADS);
+            load_items<KT>(next + tile, in.dy, first + ROWS, end, ROWS, threadIdx.x, TENSOR_COLUMNS_THREADS);
+        }
+        vx_copy_commit();
+        for (int i = threadIdx.x; i < ROWS; i += TENSOR_COLUMNS_THREADS) {
+            const bool there = first + i < end;
+            const int64_t row = there ? first + i : end - 1;
+            number[i] = there ? in.start[row] : PADDING;
+            number[ROWS + i] = in.mix_offset[row];
+            number[2 * ROWS + i] = noise_wanted ? in.noisy[row] : 0;
+            number[3 * ROWS + i] = in.pi_factor[row];
+            number[4 * ROWS + i] = in.pi_offset[row];
+            ((int32_t *)number)[5 * ROWS + i] = hard && there ? in.codes[row * c.G + c.g] : -1;
+        }
+        vx_copy_wait(1);
+        __syncthreads();
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            w[t][0] = w[t][2] = number[8 * t + 2 * q], w[t][1] = w[t][3] = number[8 * t + 2 * q + 1];
+            x[t][0] = x[t][1] = x[t][2] = x[t][3] = 0;
+        }
+        tensor_product<KT>(w, hat + own * ITEM_PITCH(KT), rows);
+        tensor_product<KT>(x, raw + own * ITEM_PITCH(KT), rows + tile);
+#pragma unroll
+        for (int t = 0; t < 8; t++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const int at = 8 * t + 2 * q + e;
+                float noise[4] = {1, 1, 1, 1};
+                /* the two codes of a thread are 16 apart: numbers j and j + 1 of one Philox block */
+                if (noise_wanted) noise_of(c, first + at, panel, (int)(code[0] % 16), noise);
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    if (code[i] >= c.M) w[t][2 * i + e] = PADDING;
+                    const int64_t j = code[i] % PANEL / 16;
+                    weigh(c, &w[t][2 * i + e], &x[t][2 * i + e], j == 0 ? noise[0] : j == 1 ? noise[1] : j == 2 ? noise[2] : noise[3], ppl[i],
+                          number[ROWS + at], number[2 * ROWS + at], number[3 * ROWS + at], number[4 * ROWS + at]);
+                    if (hard) w[t][2 * i + e] = ((int32_t *)number)[5 * ROWS + at] == code[i];
+                }
+            }
+        tensor_mix<KT>(dq, x, rows);
+        tensor_mix<KT>(dv, w, rows + tile);
+        __syncthreads(); /* rows may be overwritten */
+    }
+    vx_copy_wait(0);
+    float *to_q = partial + (range * 2 * c.panels + panel) * PANEL * c.depth, *to_v = to_q + padded * c.depth;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int k = 0; k < KT; k++) {
+            const int64_t at = (own + lane / 4 + 8 * i) * c.depth + 8 * k + 2 * q;
+            *(float2 *)(to_q + at) = make_float2(dq[k][2 * i], dq[k][2 * i + 1]);
+            *(float2 *)(to_v + at) = make_float2(dv[k][2 * i], dv[k][2 * i + 1]);
+        }
+}
+
 /* -- Sparse pairs
  * --------------------------------------------------------------------------------------------------------------- */
 
@@ -355,7 +525,7 @@ VX_KERNEL pairs_kernel(smooth_call c, pairs q, const float *row, const float *ls
             continue;
         }
         if (code < 0 || code >= c.M) code = 0;
-        const float *hat = row + position_of(code) * c.depth, *z = c.rows + i * c.depth;
+        const float *hat = row + row_position(c, code) * c.depth, *z = c.rows + i * c.depth;
         float weight = 1;
         if (c.regularizer == VX_REG_KNN_L2) {
             float dot = 0;
@@ -460,7 +630,7 @@ VX_KERNEL finish_codes_kernel(smooth_call c, pairs q, float *dcodebook, const fl
     const int64_t padded = c.panels * PANEL;
     const float pair = (c.regularizer == VX_REG_KNN_L2 ? -2 : -1) * knn_factor(c, q, dreg);
     for (int64_t m = vx_first() / 32; m < c.M; m += vx_step() / 32) {
-        const int64_t at = position_of(m), slot = q.K ? q.slot[m] : -1;
+        const int64_t at = row_position(c, m), slot = q.K ? q.slot[m] : -1;
         const float *hat = row + at * c.depth;
         float *out = dcodebook + (c.g * c.M + m) * c.D;
         float projection = 0;
@@ -505,6 +675,13 @@ VX_KERNEL log_tau_kernel(float *dlog_tau, double *total, const double *x, int64_
     VX_LAUNCH((backward_columns_kernel<NS, DT>), dim3((unsigned)c.panels, (unsigned)ranges, (unsigned)(slices)),            \
               TILE_THREADS, (columns_shared<NS>()), c, in, partial, ranges)
 
+#define LAUNCH_ROWS_TENSOR(KT)                                                                                                             \
+    VX_LAUNCH((backward_rows_tensor_kernel<KT>), (unsigned)vx_ceil_div(c.N, TENSOR_ROWS), TILE_THREADS, rows_tensor_shared<KT>(), c, in,    \
+              dhat, x_sum)
+#define LAUNCH_COLUMNS_TENSOR(KT)                                                                                                          \
+    VX_LAUNCH((backward_columns_tensor_kernel<KT>), dim3((unsigned)c.panels, (unsigned)ranges), TENSOR_COLUMNS_THREADS,                     \
+              columns_tensor_shared<KT>(), c, in, partial, ranges)
+
 int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog_tau, vx_tensor *dy, vx_tensor *dreg,
                             vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
                             vx_tensor *near, vx_tensor *mean_pi, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
@@ -521,10 +698,12 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     backward_in in = {};
     q.S = knn ? near->shape[1] : 0, q.K = knn ? near->shape[2] : 0;
 
-    float *scale = VX_SCRATCH(float, 2), *rows = VX_SCRATCH(float, c.N *c.depth), *norms = VX_SCRATCH(float, c.N);
-    float *grad = VX_SCRATCH(float, c.N *c.depth), *dhat = VX_SCRATCH(float, c.N *c.depth), *x_sum = VX_SCRATCH(float, c.N);
-    float *panel = VX_SCRATCH(float, padded *c.depth), *raw_panel = VX_SCRATCH(float, padded *c.depth);
-    float *row = VX_SCRATCH(float, padded *c.depth), *code_norms = VX_SCRATCH(float, padded);
+    float *scale = VX_SCRATCH(float, 2), *rows = VX_SCRATCH(float, c.N * c.depth), *norms = VX_SCRATCH(float, c.N);
+    float *grad = VX_SCRATCH(float, c.N * c.depth), *dhat = VX_SCRATCH(float, c.N * c.depth), *x_sum = VX_SCRATCH(float, c.N);
+    /* what the kernels of this width read, see code_layout */
+    float *panel = c.tensor && !ppl ? NULL : VX_SCRATCH(float, padded * c.depth);
+    float *raw_panel = c.tensor ? NULL : VX_SCRATCH(float, padded * c.depth), *raw_row = c.tensor ? VX_SCRATCH(float, padded * c.depth) : NULL;
+    float *row = VX_SCRATCH(float, padded * c.depth), *code_norms = VX_SCRATCH(float, padded);
     float *start = VX_SCRATCH(float, c.N), *mix_offset = VX_SCRATCH(float, c.N), *noisy = VX_SCRATCH(float, c.N);
     float *pi_factor = VX_SCRATCH(float, c.N), *pi_offset = VX_SCRATCH(float, c.N);
     float *weights = ppl ? VX_SCRATCH(float, padded) : NULL, *partial = VX_SCRATCH(float, ranges * 2 * padded * c.depth);
@@ -532,8 +711,8 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     int32_t *slot = NULL;
     if (knn) {
         slot = VX_SCRATCH(int32_t, c.M);
-        q.weight = VX_SCRATCH(float, q.S *q.K), q.count = VX_SCRATCH(int32_t, c.N);
-        q.probability = VX_SCRATCH(unsigned long long, c.N), q.sum = VX_SCRATCH(unsigned long long, c.N *c.depth);
+        q.weight = VX_SCRATCH(float, q.S * q.K), q.count = VX_SCRATCH(int32_t, c.N);
+        q.probability = VX_SCRATCH(unsigned long long, c.N), q.sum = VX_SCRATCH(unsigned long long, c.N * c.depth);
         q.slot = slot;
     }
     const smooth_alarms alarm = alarms_of(&c);
@@ -544,13 +723,14 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
                     (long long)c.N - 1);
 
     VX_LAUNCH(tau_kernel, 1, 1, 0, scale, vx_f32(log_tau), alarm.tau);
-    c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel;
-    in.dy = grad, in.raw_panel = raw_panel, in.row = row, in.start = start, in.mix_offset = mix_offset, in.noisy = noisy;
+    c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
+    in.dy = grad, in.raw_panel = raw_panel, in.start = start, in.mix_offset = mix_offset, in.noisy = noisy;
     in.pi_factor = pi_factor, in.pi_offset = pi_offset, in.ppl = weights, in.codes = vx_i32(codes);
     const float *mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y);
     for (c.g = 0; c.g < c.G; c.g++) {
         code_layout to = {};
-        to.panel = panel, to.raw_panel = raw_panel, to.row = row, to.norm = code_norms, to.count = c.M;
+        to.panel = panel, to.raw_panel = raw_panel, to.row = row, to.raw_row = raw_row, to.tensor = c.tensor;
+        to.norm = code_norms, to.count = c.M;
         const unsigned by_row = vx_grid(c.N * 32, 256);
         VX_LAUNCH(rows_kernel, by_row, 256, 0, rows, norms, vx_f32(z), scale, 1, c.N, c.G, c.g, c.D, c.depth, alarm.row);
         VX_LAUNCH(rows_kernel, by_row, 256, 0, grad, (float *)NULL, vx_f32(dy), (const float *)NULL, 0, c.N, c.G, c.g, c.D,
@@ -574,17 +754,20 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
             scan(&c, SCAN_PPL, x_sum, start, weights); /* x_sum is written later */
             VX_LAUNCH(subtract_kernel, vx_grid(c.N, 256), 256, 0, pi_offset, x_sum, c.N);
         }
-        if (c.depth <= 4) LAUNCH_ROWS(0, 4, 1);
-        else if (c.depth <= 8) LAUNCH_ROWS(0, 8, 1);
-        else if (c.depth <= 64) LAUNCH_ROWS(1, 0, 1);
-        else if (c.depth <= 128) LAUNCH_ROWS(2, 0, 1);
+        if (c.depth == 4) LAUNCH_ROWS(0, 4, 1);
+        else if (c.depth == 8) LAUNCH_ROWS(0, 8, 1);
+        else if (c.depth == 16) LAUNCH_ROWS_TENSOR(2);
+        else if (c.depth == 32) LAUNCH_ROWS_TENSOR(4);
+        else if (c.depth == 64) LAUNCH_ROWS_TENSOR(8);
         else LAUNCH_ROWS(4, 0, vx_ceil_div(c.depth, 256));
         VX_LAUNCH(finish_rows_kernel, by_row, 256, 0, c, q, vx_f32(dz), log_tau_rows, dhat, x_sum, vx_f32(lse),
                   vx_f32(dreg));
         VX_LAUNCH(log_tau_kernel, 1, 1024, 0, vx_f32(dlog_tau), total, log_tau_rows, c.N, c.g == 0);
-        if (c.depth <= 4) LAUNCH_COLUMNS(0, 4, 1);
-        else if (c.depth <= 8) LAUNCH_COLUMNS(0, 8, 1);
-        else if (c.depth <= 64) LAUNCH_COLUMNS(1, 0, 1);
+        if (c.depth == 4) LAUNCH_COLUMNS(0, 4, 1);
+        else if (c.depth == 8) LAUNCH_COLUMNS(0, 8, 1);
+        else if (c.depth == 16) LAUNCH_COLUMNS_TENSOR(2);
+        else if (c.depth == 32) LAUNCH_COLUMNS_TENSOR(4);
+        else if (c.depth == 64) LAUNCH_COLUMNS_TENSOR(8);
         else LAUNCH_COLUMNS(2, 0, vx_ceil_div(c.depth, 128));
         VX_LAUNCH(finish_codes_kernel, vx_grid(c.M * 32, 256), 256, 0, c, q, vx_f32(dcodebook), partial, ranges, row,
                   code_norms, vx_f32(dreg));
