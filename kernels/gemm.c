@@ -58,15 +58,16 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
         float *c = q->c + (row + r) * q->c_stride;
+        const float *addend = (q->addend ? q->addend : q->c) + (row + r) * q->c_stride;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++, c += VX_LANES) {
+        for (int v = 0; v < V; v++, c += VX_LANES, addend += VX_LANES) {
             vf y = sum[r][v] * q->alpha;
             if (v + 1 == V && tail) {
-                if (q->beta != 0) y += q->beta * vf_load_n(c, tail);
+                if (q->beta != 0) y += q->beta * vf_load_n(addend, tail);
                 if (q->bias) y += vf_load_n(q->bias + v * VX_LANES, tail);
                 vf_store_n(c, y, tail);
             } else {
-                if (q->beta != 0) y += q->beta * vf_load(c);
+                if (q->beta != 0) y += q->beta * vf_load(addend);
                 if (q->bias) y += vf_load(q->bias + v * VX_LANES);
                 if (q->stream) vf_stream(c, y);
                 else vf_store(c, y);
@@ -113,11 +114,20 @@ void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
 {
     const int tail = columns % VX_LANES;
     const int transposed = q->k_stride != 1 && q->k > 1;
-    tile_function *const *shapes = tiles[transposed][vx_panel_vectors(columns) - 1];
-    int64_t row = 0;
-    for (int h = 0; h < HEIGHTS; h++)
-        if (shapes[h])
-            for (; row + height[h] <= rows; row += height[h]) shapes[h](q, row, tail);
+    const int vectors = vx_panel_vectors(columns);
+    tile_function *const *shapes = tiles[transposed][vectors - 1];
+    /* The tallest tile that fits and leaves nothing, or enough for a tile of eight accumulators, below which the FMA units wait for
+     * their own results. */
+    const int64_t least = vx_ceil_div(8, vectors);
+    for (int64_t row = 0; row < rows;) {
+        int best = HEIGHTS - 1;
+        for (int h = HEIGHTS - 1; h >= 0; h--) {
+            const int64_t left = rows - row - height[h];
+            if (shapes[h] && left >= 0 && (left == 0 || left >= least || height[h] < least)) best = h;
+        }
+        shapes[best](q, row, tail);
+        row += height[best];
+    }
 }
 
 typedef float four __attribute__((vector_size(16)));
