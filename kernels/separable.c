@@ -29,7 +29,7 @@
 #include "tile.h"
 
 enum {
-    BLOCK_PIXELS = 128,     /* d rows of a block hold at least as many */
+    BLOCK_PIXELS = 96,      /* d rows of a block hold at least as many */
     BAND_FLOATS = 1 << 19,  /* of x or y: a band of rows is cut off there, and the image with it */
     BEHIND = 3,             /* rows of dd that rows of du yet to come may need */
 };
