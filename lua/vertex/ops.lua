@@ -756,8 +756,8 @@ define("quantize_hard", {
 })
 
 --- Smoothed quantization (Eq. 5-8, 11-13) with its regularizer, one op each way. z (N,G,D), codebook (G,M,D), log_tau {1};
--- options {sampler, regularizer, k, gumbel_tau, shards, seed, stream, noise (N,G,M) or nil, vertices i32 (G,S) or nil}.
--- Returns y (N,G,D), reg {1}, codes (N,G), mean_pi (G,M), max_p {1}.
+-- options {sampler, regularizer, k, gumbel_tau, shards, seed, stream, noise (N,G,M) or nil, vertices i32 (G,S) or nil, stats: false
+-- where nobody looks at mean_pi}. Returns y (N,G,D), reg {1}, codes (N,G), mean_pi (G,M) or nil, max_p {1}.
 define("quantize_smooth", {
   outputs = 2,
   forward = function(ctx, z, codebook, log_tau, o)
@@ -768,11 +768,11 @@ define("quantize_smooth", {
       y = new_like(z), codes = beside(z, { N, G }, "i32"), lse = beside(z, { N, G, 2 }), sumsq = beside(z, { N, G }),
       soft = o.sampler == "hgumbel" and new_like(z) or nil,
       near = knn and beside(z, { G, o.vertices and o.vertices:size(2) or M, o.k }, "i32") or nil,
-      mean_pi = beside(z, { G, M }),
+      mean_pi = (o.stats ~= false or o.regularizer == "ppl") and beside(z, { G, M }) or nil,
     }
     local reg, max_p = beside(z, { 1 }), beside(z, { 1 })
-    call(C.vx_smooth_forward, s.y._h, s.codes._h, s.lse._h, s.sumsq._h, s.soft and s.soft._h, s.near and s.near._h, s.mean_pi._h, reg._h,
-      max_p._h, z._h, handle(codebook), handle(log_tau), handle(o.noise), handle(o.vertices), SAMPLERS[o.sampler],
+    call(C.vx_smooth_forward, s.y._h, s.codes._h, s.lse._h, s.sumsq._h, s.soft and s.soft._h, s.near and s.near._h, s.mean_pi and s.mean_pi._h,
+      reg._h, max_p._h, z._h, handle(codebook), handle(log_tau), handle(o.noise), handle(o.vertices), SAMPLERS[o.sampler],
       REGULARIZERS[o.regularizer], o.gumbel_tau, o.shards, o.seed, o.stream)
     if ctx.needs then ctx.z, ctx.codebook, ctx.log_tau, ctx.o, ctx.s = z, codebook, log_tau, o, s end
     return s.y, reg, s.codes, s.mean_pi, max_p

@@ -16,7 +16,7 @@
 -- Sizes are points, 1/72 inch; a PNG has `scale` pixels to the point. Text is UTF-8.
 --
 -- This file holds figures and the canvas, which is all that knows cairo. plot/axes.lua records what is to be drawn (and documents
--- line, scatter, hist, bar, heatmap, image, set), plot/grid.lua is the figure of pictures; plot/page.lua draws a figure of axes
+-- line, scatter, text, hist, bar, heatmap, image, set), plot/grid.lua is the figure of pictures; plot/page.lua draws a figure of axes
 -- with plot/layout.lua, plot/legend.lua, plot/scales.lua and plot/marks.lua; plot/colors.lua and plot/check.lua serve them all.
 -- @module vertex.plot
 
@@ -163,7 +163,7 @@ function Canvas:text_width(text, size, bold)
 end
 
 --- Write a text around (x, y): align 0 starts there, 0.5 centres, 1 ends; vertically the middle of a capital is at y.
--- style: {align=, bold=, angle=, fit=}; a text wider than fit is drawn smaller.
+-- style: {align=, bold=, angle=, fit=, color=}; a text wider than fit is drawn smaller.
 function Canvas:text(text, x, y, size, style)
   style = style or {}
   local cr, width = self.cr, self:text_width(text, size, style.bold)
@@ -174,7 +174,7 @@ function Canvas:text(text, x, y, size, style)
   self:save()
   cairo.cairo_translate(cr, x, y)
   if style.angle then cairo.cairo_rotate(cr, style.angle) end
-  self:color(colors.ink)
+  self:color(style.color or colors.ink)
   cairo.cairo_move_to(cr, -width * (style.align or 0), size * 0.365)     -- half of DejaVu's capital height
   cairo.cairo_show_text(cr, text)
   cairo.cairo_new_path(cr)

@@ -114,6 +114,22 @@ function Axes:scatter(x, y, options)
   return add_layer(self, "scatter", layer)
 end
 
+--- Write a text beside a point, for instance a curve's name at its end.
+-- @param x, y numbers: the point
+-- @param text string
+-- @param[opt] options color (ink); size in points (the figure's font times 0.9); at: where from the point, "right" (the default), "left",
+-- "above", "below", "above left", "above right", "below left" or "below right"
+-- @return the axes
+function Axes:text(x, y, text, options)
+  local who = "Axes:text"
+  local o = begin(self, who, options, {color = "any", size = "number", at = "string"})
+  if type(text) ~= "string" then fail("%s: text is a string, got %s", who, check.show(text)) end
+  x, y = check.array({x}, "x", who), check.array({y}, "y", who)
+  if #x ~= 1 or #y ~= 1 then fail("%s: x and y are numbers", who) end
+  return add_layer(self, "text", {x = {x}, y = {y}, text = text, color = o.color and colors.check(o.color, who),
+    size = check.positive(o.size or self.figure.font * 0.9, "size", who), at = marks.check_text_place(o.at or "right", who)})
+end
+
 --- Draw a histogram.
 -- @param values array; NaN and infinite ones are left out
 -- @param[opt] options label; color; alpha (0.75); bins, their number (10 to 60 by the amount of data);

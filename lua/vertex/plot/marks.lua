@@ -217,9 +217,36 @@ function heatmap.draw(canvas, layer, view)
   end
 end
 
+-- Texts: no swatch ---------------------------------------------------------------------------------------------------
+
+-- Alignment, and how far from its point, for each side that a text can stand on.
+local text_places = {right = {0, 7, 0}, left = {1, -7, 0}, above = {0.5, 0, -11}, below = {0.5, 0, 11}, ["above left"] = {1, -2, -11},
+  ["below left"] = {1, -2, 11}, ["above right"] = {0, 2, -11}, ["below right"] = {0, 2, 11}}
+
+function marks.check_text_place(name, who) return check.key(name, text_places, "place of a text", who) end
+
+local text = {}
+
+-- The text's left end and its middle on the page; NaN where its point has no place.
+local function text_start(layer, view, width)
+  local place = text_places[layer.at]
+  return view.x(layer.x[1][1]) + place[2] - width * place[1], view.y(layer.y[1][1]) + place[3]
+end
+
+function text.draw(canvas, layer, view)
+  local x, y = text_start(layer, view, canvas:text_width(layer.text, layer.size))
+  if finite(x + y) then canvas:text(layer.text, x, y, layer.size, {color = layer.color}) end
+end
+
+function text.ink(layer, view, add)
+  local width = #layer.text * layer.size * 0.55         -- there is no canvas to measure on; DejaVu Sans is about so wide
+  local x, y = text_start(layer, view, width)
+  for k = 0, ceil(width / 5) do add(x + 5 * k, y) end
+end
+
 -- Any kind -----------------------------------------------------------------------------------------------------------
 
-local kinds = {line = line, scatter = scatter, bars = bars, heatmap = heatmap}
+local kinds = {line = line, scatter = scatter, bars = bars, heatmap = heatmap, text = text}
 
 --- Draw a layer within the view.
 function marks.draw(canvas, layer, view)

@@ -68,6 +68,7 @@ function Smooth:quantize(z, given)
     sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards, seed = seed, stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
     vertices = o.vertices and self.regularizer:match "^knn" and draw_vertices(self) or nil,
+    stats = self.with_stats,
   })
 end
 

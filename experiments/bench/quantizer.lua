@@ -1,0 +1,449 @@
+--- The quantizer's ops against PyTorch, against float64 and against what the machine can do at best.
+--
+--   luajit experiments/bench/quantizer.lua [--sections op,assign] [--shapes S,B] [--python python3] [--out DIR]
+--
+-- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a machine that others use
+-- too slows both sides alike. Beside every time stand
+--   floor   the least time that the arithmetic takes at the ceilings roof.c measures in this run, with the same vectors and threads:
+--           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
+--           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
+--           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here.
+--   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the library counts it, to the
+--           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the inputs loaded and its
+--           libraries warm, less its outputs
+--   errors  |x - exact| / |exact| of quantized, regularizer and gradients, and how many of the codes and neighbours are not those of float64
+--           (exact.c); gradients are compared for the neighbours chosen, and `gap` is how far the worst of those lies from the right one's key
+-- Results merge into OUT/quantizer-PROCESSOR.csv, so that sections and shapes can be repeated one by one; the .txt beside it shows them as
+-- tables, the .png is the plot of the sweep.
+
+local root = (arg[0]:match "^(.*)/experiments/bench/[^/]*$") or "."
+local here = arg[0]:match "^(.*)/[^/]*$" or "."
+package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. here .. "/?.lua;" .. package.path
+
+local core = require "vertex.core"
+local vx = require "vertex"
+local tools = require "tools"
+local exit_with = tools.exit_with
+
+-- -- Flags ----------------------------------------------------------------------------------------------------------------------------------
+
+local SHAPES = { -- N rows, D wide, M codes, K neighbours
+  S = { 4096, 32, 1024, 2 }, M = { 16384, 32, 8196, 8 }, B = { 65536, 3, 8196, 8 }, C = { 65536, 32, 8196, 8 }, W = { 25000, 256, 1024, 2 },
+}
+local SMOOTH_BASELINES = { "naive", "trans", "chunk", "compile" }
+local NEAREST_BASELINES = { "cdist", "mm", "chunk", "vqp" }
+local SECTIONS = { "op", "regularizer", "gumbel", "assign", "sweep", "large" }
+
+local parser = require "argparse"("quantizer", "The quantizer's ops against PyTorch, float64 and the machine's ceilings."):epilog [[
+sections:
+  op           the smoothed methods of --methods at --shapes, forward and backward
+  regularizer  what each regularizer costs: softmax-* over softmax-none
+  gumbel       what noise costs: hgumbel-* and sgumbel-* over softmax-*
+  assign       nearest code, euclid and cosine, against cdist and vector-quantize-pytorch
+  sweep        step time and memory against M from 1,024 to 65,536 at N = 8 M, K = 8, for D = 3 and 32
+  large        N = 524,288, M = 65,536, K = 8, D = 3
+shapes: S 4096x32x1024x2, M 16384x32x8196x8, B 65536x3x8196x8, C 65536x32x8196x8, W 25000x256x1024x2, or any NxDxMxK
+baselines: naive, trans, chunk, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code (quantizer.py describes them)]]
+parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
+parser:option("--sections", "Comma-separated."):argname "A,B":default "op,regularizer,gumbel,assign"
+parser:option("--shapes", "Comma-separated names, or NxDxMxK; default: all five, B and C for regularizer and gumbel, none but its own for large.")
+  :argname "A,B"
+parser:option("--methods", "Smoothed methods of section op, regularizers of gumbel."):argname "A,B":default "softmax-knn-ce,softmax-knn-l2"
+parser:option("--codes", "Codebook sizes M of the sweep."):argname "M,.."
+parser:option("--dims", "Row widths D of the sweep."):argname "D,..":default "3,32"
+parser:option("--baselines", "Comma-separated; default: naive,trans,chunk,compile (sweep: naive,chunk) and cdist,mm,chunk,vqp."):argname "A,B"
+parser:option("--python", "Interpreter with torch; 'none' leaves PyTorch out."):argname "P":default "python3"
+parser:option("--environment", "PyTorch's: tuned (huge pages, and up to 1 GB per N x M array freed memory kept) or stock."):default "tuned"
+parser:option("--rounds", "Pairs of runs, at most."):argname "N":default "9":convert(tonumber)
+parser:option("--seconds", "For the pairs of one comparison; there is always one pair."):argname "T":default "30":convert(tonumber)
+parser:option("--limit", "Sweep: no PyTorch step that is expected to take longer, in seconds."):argname "T":default "120":convert(tonumber)
+parser:option("--memory", "GB that PyTorch may take; default: what is free less 2."):argname "GB":convert(tonumber)
+parser:option("--threads"):argname "N":default "2":convert(tonumber)
+parser:option("--tau", "Temperature."):default "0.1":convert(tonumber)
+parser:option("--errors", "yes; no; or auto: where N x M is at most 2^30."):default "auto"
+parser:option("--out", "Folder of the results."):argname "DIR":default "out/bench"
+local flags = parser:parse()
+
+local function words(text, known, what)
+  local list, names = {}, {}
+  for name in text:gmatch "[^,%s]+" do list[#list + 1] = name end
+  for _, name in ipairs(known or {}) do names[name] = true end
+  for _, name in ipairs(list) do
+    if known and not names[name] then exit_with("unknown %s '%s'; known: %s", what, name, table.concat(known, ", ")) end
+  end
+  return list
+end
+
+for _, name in ipairs { "rounds", "seconds", "limit", "threads", "tau", "memory" } do
+  local value = flags[name]
+  if value ~= nil and not (type(value) == "number" and value > 0) or value == nil and name ~= "memory" then
+    exit_with("--%s: expected a number above 0", name)
+  end
+end
+for name, values in pairs { environment = { "tuned", "stock" }, errors = { "yes", "no", "auto" } } do words(flags[name], values, "--" .. name) end
+
+local function shape_of(name)
+  local s = SHAPES[name]
+  if not s then
+    local n, d, m, k = name:match "^(%d+)x(%d+)x(%d+)x(%d+)$"
+    if not n then exit_with("unknown shape '%s'; known: S, M, B, C, W, or NxDxMxK", name) end
+    s = { tonumber(n), tonumber(d), tonumber(m), tonumber(k) }
+  end
+  local shape = { name = name, N = s[1], D = s[2], M = s[3], K = s[4] }
+  if shape.N < 1 or shape.D < 1 or shape.M < 1 or shape.K < 1 or shape.K > shape.N then
+    exit_with("shape %s: sizes are 1 or more, and K at most N", name)
+  end
+  return shape
+end
+
+local function shapes(default)
+  local list = {}
+  for i, name in ipairs(words(flags.shapes or default)) do list[i] = shape_of(name) end
+  return list
+end
+
+local SAMPLERS, REGULARIZERS = { softmax = 0, sgumbel = 1, hgumbel = 2 }, { none = 0, ppl = 1, ["knn-ce"] = 2, ["knn-l2"] = 3 } -- vertex.h's numbers
+local METRICS = { euclid = 0, cosine = 1 }
+local known_methods = {}
+for _, q in ipairs(vx.quantizers()) do
+  local sampler = q.name:match "^(%a+)-"
+  if SAMPLERS[sampler] then known_methods[#known_methods + 1] = q.name end
+end
+
+local sections = words(flags.sections, SECTIONS, "section")
+local methods = words(flags.methods, known_methods, "method")
+local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "compile", "cdist", "mm", "vqp" }, "baseline")
+local memory_limit = flags.memory and flags.memory * 1e9 or tools.free_memory() - 2e9
+
+--- Those of `known` that were asked for; `default` where none were named.
+local function chosen(known, default)
+  if flags.python == "none" then return {} end
+  local list = {}
+  for _, name in ipairs(baselines or default or known) do
+    for _, k in ipairs(known) do list[#list + 1] = k == name and name or nil end
+  end
+  return list
+end
+
+vx.threads(flags.threads)
+vx.device "cpu"
+local processor = tools.processor()
+local limits = { rounds = flags.rounds, seconds = flags.seconds }
+
+-- -- Results ----------------------------------------------------------------------------------------------------------------------------------
+
+local made, made_reason = os.execute("mkdir -p '" .. flags.out:gsub("'", "'\\''") .. "'")
+if made ~= 0 and made ~= true then exit_with("--out %s: cannot make the folder (%s)", flags.out, tostring(made_reason or made)) end
+local path = ("%s/quantizer-%s"):format(flags.out, processor.slug)
+local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method", "side", "rounds", "forward_ms",
+  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes", "floor_ms",
+  "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2", "compare", "read",
+  "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
+
+local ceilings = tools.ceilings(here, processor.simd, flags.threads)
+local function say(...) print((...):format(select(2, ...))) end
+say("%s, %s kernels, %d threads", processor.name, processor.simd, flags.threads)
+say("ceilings of this run: fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, read %.1f GB/s, copy %.1f GB/s", ceilings.fma, ceilings.exp2,
+  ceilings.compare, ceilings.read, ceilings.copy)
+
+--- Adds a result to the file and shows it as a line; returns it.
+local function add(section, shape, method, side, row)
+  row.section, row.shape, row.method, row.side = section, shape.name, method, side
+  row.N, row.D, row.M, row.K, row.tau, row.threads, row.processor, row.simd = shape.N, shape.D, shape.M, shape.K, flags.tau, flags.threads,
+    processor.name, processor.simd
+  for name, value in pairs(ceilings) do row[name] = value end
+  results:add(row)
+  local parts = { ("%-11s %-8s %-15s %-14s"):format(section, shape.name, method, side) }
+  if row.ms then parts[#parts + 1] = ("%9.2f ms (%.2f + %.2f)"):format(row.ms, row.forward_ms, row.backward_ms) end
+  if row.floor_percent then parts[#parts + 1] = ("%.0f %% of the floor"):format(row.floor_percent) end
+  if row.ratio then parts[#parts + 1] = ("%.2f times %s (%.2f .. %.2f)"):format(row.ratio, row.against, row.ratio_min, row.ratio_max) end
+  if row.extra_bytes then parts[#parts + 1] = ("extra %.1f MB"):format(row.extra_bytes / 1e6) end
+  if row.dz then parts[#parts + 1] = ("errors %.0e %.0e %.0e %.0e"):format(row.quantized, row.dz, row.dcodebook, row.dlog_tau) end
+  if row.codes_differ then parts[#parts + 1] = ("%d codes, %d neighbours differ"):format(row.codes_differ, row.near_differ or 0) end
+  if row.note then parts[#parts + 1] = row.note end
+  print(table.concat(parts, "  "))
+  io.stdout:flush()
+  return row
+end
+
+local function times(s, row)
+  row = row or {}
+  row.rounds, row.forward_ms, row.backward_ms, row.ms, row.ms_min, row.ms_max = s.rounds, s.forward, s.backward, s.total, s.least, s.most
+  return row
+end
+
+-- -- Floors -------------------------------------------------------------------------------------------------------------------------------------
+
+--- Least milliseconds of a smoothed method; nil for those with noise.
+local function floor_ms(shape, method)
+  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+  if sampler ~= "softmax" then return nil end
+  local NM = shape.N * shape.M
+  local G, E, F, madd = 2 * NM * shape.D / ceilings.fma, NM / ceilings.exp2, NM / ceilings.compare, 2 * NM / ceilings.fma
+  local t = 2 * G + E + 5 * G + E
+  if regularizer:match "^knn" then t = t + F end
+  if regularizer == "knn-l2" then t = t + 2 * madd end
+  if regularizer == "ppl" then t = t + madd + G + E + 2 * madd end
+  return t * 1e-6
+end
+
+-- -- Our side -----------------------------------------------------------------------------------------------------------------------------------
+
+local inputs_of = {}
+
+--- z, codebook, dy, log_tau and dreg of a shape: normal numbers, dy over N as a mean's gradient is.
+local function inputs(shape)
+  local id = ("%dx%dx%d"):format(shape.N, shape.D, shape.M)
+  if inputs_of.id ~= id then
+    inputs_of = {}
+    collectgarbage()
+    vx.seed(1)
+    inputs_of = { id = id, z = vx.randn { shape.N, 1, shape.D }, codebook = vx.randn { 1, shape.M, shape.D },
+      dy = vx.ops.affine(vx.randn { shape.N, 1, shape.D }, 1 / shape.N, 0), log_tau = vx.tensor { math.log(flags.tau) }, dreg = vx.tensor { 1 } }
+    inputs_of.file = tools.scratch "inputs"
+    local w = core.writer(inputs_of.file)
+    for _, name in ipairs { "z", "codebook", "dy", "log_tau" } do w:tensor(inputs_of[name]) end
+    w:commit()
+  end
+  return inputs_of
+end
+
+local SEED, STREAM = 1, 1 -- of the Gumbel noise
+local smooth = vx.ops.registry.quantize_smooth
+
+--- One forward and backward pass: y, reg, codes, near, gradients and the seconds of both.
+local function pass(shape, method)
+  local i = inputs(shape)
+  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+  local ctx = { needs = { true, true, true } }
+  local start = core.time()
+  local y, reg, codes = smooth.forward(ctx, i.z, i.codebook, i.log_tau,
+    { sampler = sampler, regularizer = regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED, stream = STREAM, stats = false })
+  local middle = core.time()
+  local dz, dcodebook, dlog_tau = smooth.backward(ctx, i.dy, i.dreg)
+  local finish = core.time()
+  return { y = y, reg = reg, codes = codes, near = ctx.s.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau }, middle - start, finish - middle
+end
+
+--- A side of tools.pair.
+local function ours(shape, method)
+  inputs(shape) -- made here, not within a step
+  return function()
+    local forward, backward
+    vx.step(function() forward, backward = select(2, pass(shape, method)) end)
+    return forward * 1e3, backward * 1e3
+  end
+end
+
+--- Bytes beyond inputs and outputs: as the library counts them, and as the system does.
+local function our_memory(run)
+  collectgarbage()
+  collectgarbage()
+  vx.memory_flush()
+  local before = vx.memory().live
+  local resets, resident = tools.reset_resident(), tools.resident()
+  vx.reset_peak()
+  local kept = vx.step(run)
+  local peak, outputs = vx.memory().peak, vx.memory().live - before
+  local _, high = tools.resident()
+  for _, x in pairs(kept) do x:release() end
+  return peak - before - outputs, resets and math.max(0, high - resident - outputs) or nil
+end
+
+local function wants_errors(shape)
+  return flags.errors == "yes" or flags.errors == "auto" and shape.N * shape.M <= 2 ^ 30
+end
+
+--- Puts the errors of a result's file into a row.
+local function compare_exactly(row, shape, method, file)
+  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+  local knn = regularizer and regularizer:match "^knn"
+  local text = tools.execute(tools.compile(here .. "/exact.c"), shape.N, shape.D, shape.M, knn and shape.K or 0, SAMPLERS[sampler] or METRICS[method],
+    REGULARIZERS[regularizer] or -1, SEED, STREAM, inputs(shape).file, file)
+  for name, value in text:gmatch "(%w[%w_]*) (%S+)" do
+    local column = name == "gap" and "near_gap" or (name == "codes" or name == "near") and name .. "_differ" or name
+    if column ~= "near_differ" or knn then row[column] = tonumber(value) end
+  end
+end
+
+local function our_errors(row, shape, method)
+  if not wants_errors(shape) then return end
+  local file = tools.scratch "ours"
+  vx.step(function()
+    local r = pass(shape, method)
+    local w = core.writer(file)
+    for _, x in ipairs { r.y, r.dz, r.dcodebook, r.dlog_tau, r.reg } do w:tensor(x) end
+    if r.near then w:tensor(r.near) end
+    w:tensor(r.codes)
+    w:commit()
+  end)
+  compare_exactly(row, shape, method, file)
+end
+
+-- -- PyTorch's side -------------------------------------------------------------------------------------------------------------------------------
+
+--- The environment of a worker: the same threads; tuned: glibc asks for huge pages, and keeps what is freed where a few arrays of this size
+-- fit, since a fresh mapping costs a fault for each page.
+local function environment(shape)
+  local threads = ("OMP_NUM_THREADS=%d MKL_NUM_THREADS=%d"):format(flags.threads, flags.threads)
+  if flags.environment == "stock" then return threads end
+  local keep = shape.N * shape.M * 4 <= 1e9 and ":glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=68719476736" or ""
+  return threads .. " GLIBC_TUNABLES=glibc.malloc.hugetlb=1" .. keep
+end
+
+--- Pairs of our runs with a worker's: adds the worker's row and returns it. `own` is our side of the pair.
+local function against_torch(section, shape, method, baseline, own)
+  local row, side = { against = "vertex" }, "torch " .. baseline
+  local whole = shape.N * shape.M * 4 -- one array of every row with every code
+  if baseline ~= "chunk" and whole > memory_limit then
+    row.note = ("not run: one N x M array is %.1f GB of the %.1f allowed"):format(whole / 1e9, memory_limit / 1e9)
+    return add(section, shape, method, side, row)
+  end
+  local result = tools.scratch "torch"
+  local worker, reason = tools.worker(flags.python, here .. "/quantizer.py",
+    { baseline, method, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result },
+    { environment = environment(shape), memory = memory_limit })
+  if not worker then
+    row.note = "did not start: " .. reason
+    return add(section, shape, method, side, row)
+  end
+  row.version = "torch " .. worker.version .. " " .. flags.environment
+  local a, b = tools.pair(limits, own, function()
+    local forward, backward = (worker:ask "run" or ""):match "(%S+) (%S+)"
+    return tonumber(forward), tonumber(backward)
+  end)
+  if b then
+    times(b, row)
+    row.against_ms, row.ratio, row.ratio_min, row.ratio_max = a.total, b.ratio, b.ratio_least, b.ratio_most
+    local outputs = METRICS[method] and 8 * shape.N or 4 * (2 * shape.N + shape.M) * shape.D
+    row.extra_bytes = math.max(0, tonumber(worker:ask "memory") - outputs)
+    if (METRICS[method] or method:match "^softmax") and wants_errors(shape) then
+      worker:ask "save"
+      compare_exactly(row, shape, method, result)
+      if baseline == "chunk" and not METRICS[method] then row.codes_differ = nil end -- it does not compute them
+    end
+  else
+    row.note = ("ends: out of memory (%.1f GB allowed; one N x M array is %.1f GB)"):format(memory_limit / 1e9, whole / 1e9)
+  end
+  worker:close()
+  return add(section, shape, method, side, row)
+end
+
+-- -- Sections -----------------------------------------------------------------------------------------------------------------------------------
+
+--- Our own row of a smoothed method, with floor, memory and errors; s: its summary.
+local function add_ours(section, shape, method, s)
+  local row = times(s)
+  row.floor_ms = floor_ms(shape, method)
+  row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
+  row.extra_bytes, row.rss_bytes = our_memory(function()
+    local r = pass(shape, method)
+    return { r.y, r.dz, r.dcodebook, r.dlog_tau }
+  end)
+  our_errors(row, shape, method)
+  add(section, shape, method, "vertex", row)
+end
+
+local run = {}
+
+function run.op()
+  for _, shape in ipairs(shapes "S,M,B,C,W") do
+    for _, method in ipairs(methods) do
+      add_ours("op", shape, method, (tools.pair(limits, ours(shape, method))))
+      for _, baseline in ipairs(chosen(SMOOTH_BASELINES)) do
+        local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+        local fits = baseline == "naive" or baseline == "compile" or sampler == "softmax" and
+          (regularizer:match "^knn" or baseline == "chunk" and regularizer == "none")
+        if fits then against_torch("op", shape, method, baseline, ours(shape, method)) end
+      end
+    end
+  end
+end
+
+--- Pairs of two of our methods: adds a row for `method` with its ratio to `other`.
+local function against_method(section, shape, other, method)
+  local a, b = tools.pair(limits, ours(shape, other), ours(shape, method))
+  local row = times(b, { against = other, against_ms = a.total, ratio = b.ratio, ratio_min = b.ratio_least, ratio_max = b.ratio_most })
+  row.floor_ms = floor_ms(shape, method)
+  row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
+  add(section, shape, method, "vertex", row)
+end
+
+function run.regularizer()
+  for _, shape in ipairs(shapes "B,C") do
+    for _, regularizer in ipairs { "knn-ce", "knn-l2", "ppl" } do against_method("regularizer", shape, "softmax-none", "softmax-" .. regularizer) end
+  end
+end
+
+function run.gumbel()
+  local seen = {}
+  for _, shape in ipairs(shapes "B,C") do
+    for _, method in ipairs(methods) do
+      local regularizer = method:match "^%a+%-(.+)$"
+      local id = shape.name .. regularizer
+      for _, sampler in ipairs(seen[id] and {} or { "sgumbel", "hgumbel" }) do
+        against_method("gumbel", shape, "softmax-" .. regularizer, sampler .. "-" .. regularizer)
+      end
+      seen[id] = true
+    end
+  end
+end
+
+function run.assign()
+  for _, shape in ipairs(shapes "S,M,B,C,W") do
+    for _, metric in ipairs { "euclid", "cosine" } do
+      local i = inputs(shape)
+      local function own()
+        local start = core.time()
+        vx.step(function() vx.ops.assign(i.z, i.codebook, metric) end)
+        return (core.time() - start) * 1e3, 0
+      end
+      local row = times((tools.pair(limits, own)))
+      row.floor_ms = 2e-6 * shape.N * shape.M * shape.D / ceilings.fma
+      row.floor_percent = 100 * row.floor_ms / row.ms
+      row.extra_bytes, row.rss_bytes = our_memory(function() return { vx.ops.assign(i.z, i.codebook, metric) } end)
+      if wants_errors(shape) then
+        local file = tools.scratch "ours"
+        vx.step(function()
+          local w = core.writer(file)
+          w:tensor(vx.ops.assign(i.z, i.codebook, metric))
+          w:commit()
+        end)
+        compare_exactly(row, shape, metric, file)
+      end
+      add("assign", shape, metric, "vertex", row)
+      for _, baseline in ipairs(chosen(NEAREST_BASELINES)) do against_torch("assign", shape, metric, baseline, own) end
+    end
+  end
+end
+
+function run.sweep()
+  local method = "softmax-knn-ce"
+  for _, D in ipairs(words(flags.dims)) do
+    local last = {} -- each baseline's row before
+    for _, text in ipairs(words(flags.codes or "1024,2048,4096,8192,16384,32768,65536")) do
+      local M = tonumber(text) or exit_with("--codes: '%s' is no number", text)
+      local shape = shape_of(("%dx%dx%dx8"):format(8 * M, D, M))
+      add_ours("sweep", shape, method, (tools.pair(limits, ours(shape, method))))
+      for _, baseline in ipairs(chosen(SMOOTH_BASELINES, { "naive", "chunk" })) do
+        local before = last[baseline]
+        local seconds = before and before.ms and before.ms * 1e-3 * (M / before.M) ^ 2 -- N doubles with M
+        if seconds and seconds > flags.limit then
+          add("sweep", shape, method, "torch " .. baseline, { against = "vertex",
+            note = ("not run: would take about %.0f s, of %g allowed"):format(seconds, flags.limit) })
+        elseif not before or before.ms then
+          last[baseline] = against_torch("sweep", shape, method, baseline, ours(shape, method))
+        end
+      end
+    end
+  end
+end
+
+function run.large()
+  local shape = shape_of "524288x3x65536x8"
+  add_ours("large", shape, "softmax-knn-ce", (tools.pair(limits, ours(shape, "softmax-knn-ce"))))
+end
+
+for _, section in ipairs(sections) do run[section]() end
+require "report"(results, path, processor)
+say("%s.csv, .txt and .png", path)

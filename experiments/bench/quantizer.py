@@ -1,0 +1,279 @@
+"""The smoothed quantizer, and the nearest code, in PyTorch: what quantizer.lua times Vertex against.
+
+    python3 quantizer.py BASELINE METHOD N D M K THREADS INPUTS RESULT
+
+A worker that quantizer.lua drives: it reads INPUTS (exact.c says what a file holds), prints "ready VERSION", and then answers
+each line "run" with "FORWARD BACKWARD" in milliseconds, "save" by writing RESULT, "memory" with the bytes that its peak
+resident size lies above what it was with the inputs loaded and the libraries warm. Out of memory: it answers "oom".
+
+Baselines of the smoothed methods:
+    naive    the paper written out: softmax, p @ codebook, topk over the rows, autograd
+    trans    topk on a transposed, detached copy, whose rows are contiguous; only the survivors get gradients
+    chunk    the best eager code we know: blocks of rows, running top-K, everything made again in a custom backward pass,
+             where the KNN term is sparse; never an N x M array
+    compile  naive under torch.compile
+and of the nearest code:
+    cdist    torch.cdist(z, codebook).argmin(1)
+    mm       (|q|^2 - 2 z codebook^T).argmin(1)
+    chunk    mm in blocks of rows that stay in cache
+    vqp      vector-quantize-pytorch's VectorQuantize in eval mode: indices of a forward pass
+"""
+import math
+import resource
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+CHUNK_ELEMENTS = 1 << 21  # of a block of rows times all codes: 8 MB, the fastest of 2^19 .. 2^25 where it was tried
+
+
+def gumbel(shape):
+    return -torch.empty(shape).exponential_().log()
+
+
+def weights(log_pi, sampler):
+    """p of Eq. 5, 7 or 8 from log pi."""
+    if sampler == "softmax":
+        return log_pi.exp()
+    return F.gumbel_softmax(log_pi, tau=1.0, hard=sampler == "hgumbel", dim=1)
+
+
+def perplexity_loss(log_pi):
+    mean = log_pi.exp().mean(0)
+    return 1 - torch.exp(-(mean * mean.clamp_min(1e-30).log()).sum()) / mean.numel()
+
+
+def log_softmax_logits(z, codebook, log_tau):
+    logits = F.normalize(z, dim=1) @ F.normalize(codebook, dim=1).t() / log_tau.exp()
+    return F.log_softmax(logits, 1)
+
+
+def naive(z, codebook, log_tau, k, sampler, regularizer):
+    log_pi = log_softmax_logits(z, codebook, log_tau)
+    p = weights(log_pi, sampler)
+    y = p @ codebook
+    near, reg = None, y.new_zeros(())
+    if regularizer == "knn-ce":
+        values, near = log_pi.topk(k, dim=0)
+        reg = -values.mean()
+    elif regularizer == "knn-l2":
+        pi = p if sampler == "softmax" else log_pi.exp()
+        distance = (pi * pi).sum(1, keepdim=True) - 2 * pi
+        values, near = distance.topk(k, dim=0, largest=False)
+        reg = values.mean() + 1
+    elif regularizer == "ppl":
+        reg = perplexity_loss(log_pi)
+    return y, reg, p, None if near is None else near.t()
+
+
+def trans(z, codebook, log_tau, k, sampler, regularizer):
+    log_pi = log_softmax_logits(z, codebook, log_tau)
+    p = weights(log_pi, sampler)
+    y = p @ codebook
+    pi = p if sampler == "softmax" else log_pi.exp()
+    with torch.no_grad():
+        if regularizer == "knn-ce":
+            key = log_pi.t().contiguous()
+        else:
+            key = (2 * pi - (pi * pi).sum(1, keepdim=True)).t().contiguous()
+        near = key.topk(k, dim=1).indices
+        del key
+    code = torch.arange(codebook.shape[0])[:, None]
+    if regularizer == "knn-ce":
+        reg = -log_pi[near, code].mean()
+    else:
+        reg = ((pi * pi).sum(1)[near] - 2 * pi[near, code]).mean() + 1
+    return y, reg, p, near
+
+
+class Chunked(torch.autograd.Function):
+    """rows (N,D) = z / |z| / tau, hat (M,D) normalized codes, codebook as stored -> y, reg, near."""
+
+    @staticmethod
+    def forward(ctx, rows, hat, codebook, k, regularizer):
+        n, m = rows.shape[0], hat.shape[0]
+        step = max(1, min(n, CHUNK_ELEMENTS // m))
+        knn = regularizer != "none"
+        y, lse, squares = torch.empty(n, codebook.shape[1]), torch.empty(n), torch.empty(n)
+        best = near = None
+        for i in range(0, n, step):
+            part = slice(i, i + step)
+            logits = rows[part] @ hat.t()
+            lse[part] = torch.logsumexp(logits, 1)
+            logits -= lse[part, None]
+            key = logits.t().contiguous() if regularizer == "knn-ce" else None
+            pi = logits.exp_()
+            torch.mm(pi, codebook, out=y[part])
+            if regularizer == "knn-l2":
+                squares[part] = (pi * pi).sum(1)
+                key = (2 * pi - squares[part, None]).t().contiguous()
+            if knn:
+                values, index = key.topk(min(k, key.shape[1]), dim=1)
+                index += i
+                if best is not None:
+                    values, index = torch.cat([best, values], 1), torch.cat([near, index], 1)
+                    values, order = values.topk(k, dim=1)
+                    index = index.gather(1, order)
+                best, near = values, index
+        ctx.save_for_backward(rows, hat, codebook, y, lse, squares, near)
+        ctx.step, ctx.k, ctx.regularizer = step, k, regularizer
+        reg = y.new_zeros(()) if not knn else -best.mean() + (regularizer == "knn-l2")
+        ctx.mark_non_differentiable(near) if knn else None
+        return y, reg, near
+
+    @staticmethod
+    def backward(ctx, dy, dreg, _):
+        rows, hat, codebook, y, lse, squares, near = ctx.saved_tensors
+        n, m = rows.shape[0], hat.shape[0]
+        drows, dhat, dcodebook = torch.empty_like(rows), torch.zeros_like(hat), torch.zeros_like(codebook)
+        offset = (dy * y).sum(1)
+        knn, l2 = ctx.regularizer != "none", ctx.regularizer == "knn-l2"
+        if knn:
+            scale = dreg / (m * ctx.k)
+            code, row = torch.arange(m).repeat_interleave(ctx.k), near.reshape(-1)
+            count = torch.bincount(row, minlength=n).float()
+            if l2:
+                pairs = ((rows[row] * hat[code]).sum(1) - lse[row]).exp()
+                offset += 2 * scale * (count * squares - torch.zeros(n).index_add_(0, row, pairs))
+                weight = -2 * scale * pairs
+            else:
+                offset -= scale * count
+                weight = (-scale).expand(m * ctx.k)
+        for i in range(0, n, ctx.step):
+            part = slice(i, i + ctx.step)
+            pi = (rows[part] @ hat.t()).sub_(lse[part, None]).exp_()
+            dcodebook.addmm_(pi.t(), dy[part])
+            x = dy[part] @ codebook.t()
+            x -= offset[part, None]
+            if l2:
+                x.addcmul_(pi, (2 * scale * count[part])[:, None])
+            x *= pi
+            torch.mm(x, hat, out=drows[part])
+            dhat.addmm_(x.t(), rows[part])
+        if knn:
+            drows.index_add_(0, row, weight[:, None] * hat[code])
+            dhat.index_add_(0, code, weight[:, None] * rows[row])
+        return drows, dhat, dcodebook, None, None
+
+
+def chunk(z, codebook, log_tau, k, sampler, regularizer):
+    y, reg, near = Chunked.apply(F.normalize(z, dim=1) / log_tau.exp(), F.normalize(codebook, dim=1), codebook, k, regularizer)
+    return y, reg, None, near
+
+
+def nearest_cdist(z, codebook, metric):
+    if metric == "cosine":
+        z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=1)
+    return torch.cdist(z, codebook).argmin(1)
+
+
+def nearest_mm(z, codebook, metric):
+    if metric == "cosine":
+        return (z @ F.normalize(codebook, dim=1).t()).argmax(1)
+    return torch.addmm(codebook.pow(2).sum(1), z, codebook.t(), alpha=-2).argmin(1)
+
+
+def nearest_chunk(z, codebook, metric):
+    step = max(1, CHUNK_ELEMENTS // codebook.shape[0])
+    return torch.cat([nearest_mm(z[i:i + step], codebook, metric) for i in range(0, z.shape[0], step)])
+
+
+def nearest_vqp(codebook, metric):
+    from vector_quantize_pytorch import VectorQuantize
+    quantizer = VectorQuantize(dim=codebook.shape[1], codebook_size=codebook.shape[0], use_cosine_sim=metric == "cosine").eval()
+    embed = F.normalize(codebook, dim=1) if metric == "cosine" else codebook
+    quantizer._codebook.embed.data.copy_(embed[None])
+    return lambda z, _codebook, _metric: quantizer(z[None])[1][0]
+
+
+def make_step(baseline, method, k):
+    """step(z, codebook, log_tau, dy) -> (forward seconds, backward seconds, result for the file)."""
+    if method in ("euclid", "cosine"):
+        nearest = {"cdist": nearest_cdist, "mm": nearest_mm, "chunk": nearest_chunk, "vqp": None}[baseline]
+
+        @torch.no_grad()
+        def step(z, codebook, log_tau, dy):
+            nonlocal nearest
+            nearest = nearest or nearest_vqp(codebook, method)
+            start = time.perf_counter()
+            codes = nearest(z, codebook, method)
+            return time.perf_counter() - start, 0.0, [codes]
+
+        return step
+    sampler, regularizer = method.split("-", 1)
+    quantize = {"naive": naive, "trans": trans, "chunk": chunk, "compile": naive}[baseline]
+    if baseline == "compile":
+        quantize = torch.compile(quantize)
+
+    def step(z, codebook, log_tau, dy):
+        for leaf in (z, codebook, log_tau):
+            leaf.grad = None
+        start = time.perf_counter()
+        y, reg, p, near = quantize(z, codebook, log_tau, k, sampler, regularizer)
+        middle = time.perf_counter()
+        torch.autograd.backward([y, reg], [dy, torch.ones(())]) if regularizer != "none" else y.backward(dy)
+        return middle - start, time.perf_counter() - middle, (y, reg, p, near)
+
+    return step
+
+
+def read_inputs(path, n, d, m):
+    size = 2 * n * d + m * d + 1
+    flat = torch.from_file(path, size=size).clone()
+    z, codebook, dy, log_tau = flat.split([n * d, m * d, n * d, 1])
+    z, codebook, dy = z.view(n, d).clone(), codebook.view(m, d).clone(), dy.view(n, d).clone()
+    return z.requires_grad_(), codebook.requires_grad_(), dy, log_tau.clone().requires_grad_()
+
+
+def write_result(path, z, codebook, log_tau, result):
+    with open(path, "wb") as f:
+        if len(result) == 1:
+            f.write(result[0].to(torch.int32).numpy().tobytes())
+            return
+        y, reg, p, near = result
+        for x in (y, z.grad, codebook.grad, log_tau.grad, reg):
+            f.write(x.detach().reshape(-1).numpy().tobytes())
+        if near is not None:
+            f.write(near.to(torch.int32).contiguous().numpy().tobytes())
+        codes = torch.zeros(z.shape[0], dtype=torch.int32) if p is None else p.argmax(1).to(torch.int32)
+        f.write(codes.numpy().tobytes())
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main():
+    baseline, method = sys.argv[1:3]
+    n, d, m, k, threads = map(int, sys.argv[3:8])
+    inputs, result_path = sys.argv[8:10]
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    small = [torch.randn(64, d).requires_grad_(), torch.randn(64, d).requires_grad_(), torch.tensor([0.1]).log().requires_grad_(), torch.randn(64, d)]
+    make_step("naive" if baseline == "compile" else baseline, method, 1)(*small)  # libraries warm
+    z, codebook, dy, log_tau = read_inputs(inputs, n, d, m)
+    step, base, result = make_step(baseline, method, k), peak(), None
+    print("ready", torch.__version__, flush=True)
+    for line in sys.stdin:
+        command = line.strip()
+        try:
+            if command == "run":
+                result = None
+                forward, backward, result = step(z, codebook, log_tau, dy)
+                print(f"{forward * 1e3:.4f} {backward * 1e3:.4f}", flush=True)
+            elif command == "save":
+                write_result(result_path, z, codebook, log_tau, result)
+                print("saved", flush=True)
+            elif command == "memory":
+                print(peak() - base, flush=True)
+        except (RuntimeError, MemoryError) as error:
+            text = str(error)
+            if "memory" not in text and not isinstance(error, MemoryError):
+                raise
+            print("oom", flush=True)
+            return
+
+
+main()

@@ -1,0 +1,141 @@
+--- The results of quantizer.lua as tables and as the plot of its sweep.
+
+local core = require "vertex.core"
+local tools = require "tools"
+local plot = require "vertex.plot"
+
+local function number(format, value, none) return value and format:format(value) or none or "" end
+
+--- Three digits, or whole numbers where there are more.
+local function short(value)
+  if not value then return "" end
+  return value >= 100 and ("%.0f"):format(value) or value >= 10 and ("%.1f"):format(value) or ("%.2f"):format(value)
+end
+
+local function megabytes(bytes) return bytes and short(bytes / 1e6) or "" end
+
+local TITLES = {
+  op = "Smoothed quantizer, forward + backward, milliseconds",
+  regularizer = "What a regularizer costs: time over softmax-none's, pair by pair",
+  gumbel = "What Gumbel noise costs: time over softmax's, pair by pair",
+  assign = "Nearest code, milliseconds",
+  sweep = "Step time and memory against the codebook's size, N = 8 M, K = 8",
+  large = "N = 524,288, M = 65,536, K = 8, D = 3",
+}
+
+local function lines_of(rows)
+  local lines = { { "shape", "method", "side", "forward", "backward", "total", "least", "most", "floor", "of floor", "ratio", "least", "most", "extra MB",
+    "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes", "near", "note" } }
+  for _, r in ipairs(rows) do
+    lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side, short(r.forward_ms), short(r.backward_ms),
+      short(r.ms), short(r.ms_min), short(r.ms_max), short(r.floor_ms), number("%.0f %%", r.floor_percent), short(r.ratio), short(r.ratio_min),
+      short(r.ratio_max), megabytes(r.extra_bytes), megabytes(r.rss_bytes), number("%.0e", r.quantized), number("%.0e", r.reg), number("%.0e", r.dz),
+      number("%.0e", r.dcodebook), number("%.0e", r.dlog_tau), number("%d", r.codes_differ), number("%d", r.near_differ), r.note or "" }
+  end
+  local used = {} -- columns that are empty everywhere are left out
+  for c = 1, #lines[1] do
+    for l = 2, #lines do used[c] = used[c] or lines[l][c] ~= "" end
+  end
+  local out = {}
+  for l, line in ipairs(lines) do
+    out[l] = {}
+    for c, text in ipairs(line) do out[l][#out[l] + 1] = used[c] and text or nil end
+  end
+  return tools.table(out, 3)
+end
+
+local function write_tables(results, path, processor)
+  local text = { "luajit experiments/bench/quantizer.lua: " .. processor.name .. ", " .. processor.simd .. " kernels" }
+  local ranges, versions = {}, {}
+  for _, r in ipairs(results.rows) do
+    for _, name in ipairs { "fma", "exp2", "compare", "read", "copy", "threads", "tau" } do
+      local range = ranges[name] or { r[name], r[name] }
+      ranges[name] = { math.min(range[1], r[name]), math.max(range[2], r[name]) }
+    end
+    if r.version and not versions[r.version] then
+      versions[r.version] = true
+      versions[#versions + 1] = r.version
+    end
+  end
+  local function range(name)
+    local a, b = short(ranges[name][1]), short(ranges[name][2])
+    return a == b and a or a .. " .. " .. b
+  end
+  text[2] = ("%d threads, tau %g; %s; ceilings of the runs: fma %s GFLOP/s, exp2 %s G/s, compare %s G/s, read %s GB/s, copy %s GB/s"):format(
+    ranges.threads[2], ranges.tau[2], #versions > 0 and table.concat(versions, ", ") or "without PyTorch", range "fma", range "exp2", range "compare",
+    range "read", range "copy")
+  text[3] = "The columns are explained at the head of quantizer.lua, its rows are in the .csv beside this file."
+  for _, section in ipairs { "op", "regularizer", "gumbel", "assign", "sweep", "large" } do
+    local rows = {}
+    for _, r in ipairs(results.rows) do rows[#rows + 1] = r.section == section and r or nil end
+    if #rows > 0 then text[#text + 1] = "\n" .. TITLES[section] .. "\n\n" .. lines_of(rows) end
+  end
+  core.write_file(path .. ".txt", table.concat(text, "\n") .. "\n")
+end
+
+-- -- The plot -----------------------------------------------------------------------------------------------------------------------------------
+
+local NAMES = { vertex = "Vertex", ["torch naive"] = "PyTorch", ["torch chunk"] = "PyTorch, best chunked code", ["torch trans"] = "PyTorch, transposed top-k",
+  ["torch compile"] = "PyTorch, compiled" }
+local SIDES = { "vertex", "torch chunk", "torch trans", "torch compile", "torch naive" }
+
+--- One curve a side, with its name at its end and a cross where memory ended it.
+local function draw_curves(ax, rows, quantity, scale)
+  local most = 0
+  for _, r in ipairs(rows) do most = math.max(most, r.M) end
+  for s, side in ipairs(SIDES) do
+    local xs, ys, ended = {}, {}, nil
+    for _, r in ipairs(rows) do
+      if r.side == side then
+        if r[quantity] then
+          xs[#xs + 1], ys[#ys + 1] = r.M, r[quantity] * scale
+        else
+          ended = ended or r.note
+        end
+      end
+    end
+    if #xs > 0 then
+      ax:line(xs, ys, { color = s, marker = "circle", width = 2 })
+      local name = NAMES[side]
+      if ended then
+        local by_memory = ended:find "memory" or ended:find "array"
+        name = name .. (by_memory and ": memory ends here" or ": not run further")
+        if by_memory then ax:scatter({ xs[#xs] }, { ys[#ys] }, { color = s, marker = "cross", size = 14, alpha = 1 }) end
+      end
+      ax:text(xs[#xs], ys[#ys], name, { color = s, at = xs[#xs] >= most and "above left" or "right" })
+    end
+  end
+end
+
+local function write_plot(results, path, processor)
+  local by_width, widths = {}, {}
+  for _, r in ipairs(results.rows) do
+    if r.section == "sweep" then
+      if not by_width[r.D] then
+        by_width[r.D] = {}
+        widths[#widths + 1] = r.D
+      end
+      table.insert(by_width[r.D], r)
+    end
+  end
+  if #widths == 0 then return end
+  table.sort(widths)
+  local fig = plot.figure { width = 460 * #widths + 40, height = 720, rows = 2, cols = #widths,
+    title = ("Smoothed quantizer with KNN regularizer, forward + backward: %s, %s"):format(processor.name, processor.simd) }
+  for c, D in ipairs(widths) do
+    table.sort(by_width[D], function(a, b) return a.M < b.M end)
+    local time, memory = fig:axes(1, c), fig:axes(2, c)
+    draw_curves(time, by_width[D], "ms", 1e-3)
+    draw_curves(memory, by_width[D], "extra_bytes", 1e-6)
+    time:set { title = ("rows of D = %d"):format(D), xlog = true, ylog = true, ylabel = "seconds a step", legend = "none" }
+    memory:set { xlog = true, ylog = true, xlabel = "codes M, with N = 8 M rows and K = 8", ylabel = "MB beyond inputs and outputs", legend = "none" }
+  end
+  fig:save(path .. ".png")
+end
+
+--- Writes path.txt and, where there is a sweep, path.png.
+return function(results, path, processor)
+  if #results.rows == 0 then return end
+  write_tables(results, path, processor)
+  write_plot(results, path, processor)
+end
