@@ -31,6 +31,13 @@ typedef struct vx_backend {
     /* from one device of this backend to another; NULL: by way of the host */
     int (*peer)(int dst_ordinal, void *dst, int src_ordinal, const void *src, size_t bytes);
     int (*sync)(int ordinal);
+    /* Graphs (graph.c), NULL where there are none. From record on ops are noted instead of run, until recorded: the graph, or nothing
+     * where out is NULL, as after a failure. draw: the i-th pair that its ops draw from, VX_EEND after the last. */
+    int (*record)(int ordinal, float rate);
+    int (*recorded)(int ordinal, void **out);
+    int (*draw)(void *graph, int i, vx_draw *draw);
+    int (*launch)(void *graph, float rate, int64_t steps, const vx_draw *draws);
+    void (*forget)(void *graph);
     int (*threads)(int n);                                          /* n > 0 sets; returns the number in force. The CPU's only */
 #define VX_OP(op, contract, text, tensors, numbers) \
     int (*op)(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers));
@@ -72,5 +79,17 @@ int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, in
 /* Pool and accounting (memory.c). take rounds *bytes up to what the block holds; give is told that number. */
 int vx_memory_take(int device, size_t *bytes, void **out);
 void vx_memory_give(int device, void *data, size_t bytes);
+
+/* The memory of a graph: what is given back between begin and end. One recording at a time. begin: NULL without memory. */
+typedef struct vx_arena vx_arena;
+vx_arena *vx_arena_begin(int device);
+void vx_arena_end(vx_arena *arena);
+void vx_arena_free(vx_arena *arena);    /* to the pool with it, and later with the tensors that still live */
+vx_arena *vx_memory_arena(int device);  /* of the recording under way, for a tensor that is made now; or NULL */
+void vx_arena_give(vx_arena *arena, void *data, size_t bytes); /* that tensor's end */
+
+/* What ops ask before they run (graph.c). */
+extern int vx_recording; /* the device on which a graph is recorded, or -1 */
+int vx_record_op(const char *op, vx_tensor *const *tensors, int count);
 
 #endif

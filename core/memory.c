@@ -8,6 +8,10 @@
  * same, since whoever gets it queues its own work behind theirs: a device computes on one stream. Only where blocks go back to
  * the system must the queue be empty, which the backend's release sees to.
  *
+ * A recorded graph (graph.c) touches the same addresses at every launch. So what is given back while it is recorded goes into its
+ * arena, from which that recording alone takes again, and so do tensors made then whenever they are freed; all of it counts as live
+ * until the graph is freed.
+ *
  * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take; (3) where
  * the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a failure leaves
  * everything as it was.
@@ -25,10 +29,19 @@ enum { CLASSES = 64 * 8, SMALLEST = 64 };
 typedef struct block {
     struct block *next;
     void *data;
+    size_t bytes; /* in an arena */
 } block;
+
+struct vx_arena {
+    block *free_list[CLASSES];
+    block *exact; /* blocks of no class, each used once */
+    int device, refs; /* the graph's, and one per living tensor that was made during the recording */
+    bool closed;      /* the graph is gone: what still comes goes to the pool */
+};
 
 typedef struct pool {
     block *free_list[CLASSES];
+    vx_arena *arena; /* of the graph being recorded on the device */
     int64_t live, peak, cached, limit, storages;
     int keep; /* enum below */
 } pool;
@@ -116,20 +129,23 @@ int vx_memory_take(int device, size_t *bytes, void **out)
     pool *p = &pools[device];
     size_t asked = *bytes;
     block *b = 0;
+    bool ours = false; /* the arena's block, which counts as live already */
     if (keeps(p)) {
         int class = size_class(asked, bytes);
-        b = p->free_list[class];
-        if (b) p->free_list[class] = b->next;
+        ours = p->arena && p->arena->free_list[class];
+        block **list = ours ? &p->arena->free_list[class] : &p->free_list[class];
+        b = *list;
+        if (b) *list = b->next;
     }
     if (b) {
-        p->cached -= (int64_t)*bytes;
+        if (!ours) p->cached -= (int64_t)*bytes;
         *out = b->data;
         free(b);
     } else {
         status = new_block(device, backend, ordinal, (int64_t)*bytes, out);
     }
     if (status == VX_OK) {
-        p->live += (int64_t)*bytes;
+        if (!ours) p->live += (int64_t)*bytes;
         p->storages++;
         if (p->live > p->peak) p->peak = p->live;
     } else if (status == VX_ENOMEM) {
@@ -139,17 +155,15 @@ int vx_memory_take(int device, size_t *bytes, void **out)
     return status;
 }
 
-void vx_memory_give(int device, void *data, size_t bytes)
+/* A block to the pool; b, its record, may be NULL. The mutex is held. */
+static void to_pool(int device, block *b, void *data, size_t bytes)
 {
     int ordinal;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     size_t rounded;
     int class = size_class(bytes, &rounded);
-    block *b = malloc(sizeof *b);
-    pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
     p->live -= (int64_t)bytes;
-    p->storages--;
     if (b && keeps(p) && bytes == rounded) {
         *b = (block){.next = p->free_list[class], .data = data};
         p->free_list[class] = b;
@@ -158,6 +172,89 @@ void vx_memory_give(int device, void *data, size_t bytes)
         backend->release(ordinal, data, bytes);
         free(b);
     }
+}
+
+/* The same to an arena. Without a record for it the block is lost, since what has been recorded may use it. */
+static void to_arena(vx_arena *arena, block *b, void *data, size_t bytes)
+{
+    size_t rounded;
+    int class = size_class(bytes, &rounded);
+    if (!b) return;
+    block **list = keeps(&pools[arena->device]) && bytes == rounded ? &arena->free_list[class] : &arena->exact;
+    *b = (block){.next = *list, .data = data, .bytes = bytes};
+    *list = b;
+}
+
+void vx_memory_give(int device, void *data, size_t bytes)
+{
+    block *b = malloc(sizeof *b);
+    pthread_mutex_lock(&mutex);
+    pool *p = &pools[device];
+    p->storages--;
+    if (p->arena) to_arena(p->arena, b, data, bytes);
+    else to_pool(device, b, data, bytes);
+    pthread_mutex_unlock(&mutex);
+}
+
+/* -- What belongs to a recorded graph ------------------------------------------------------------------------------------- */
+
+static void let_go(vx_arena *arena)
+{
+    if (--arena->refs == 0) free(arena);
+}
+
+vx_arena *vx_arena_begin(int device)
+{
+    vx_arena *arena = calloc(1, sizeof *arena);
+    if (!arena) return 0;
+    arena->device = device;
+    arena->refs = 1;
+    pthread_mutex_lock(&mutex);
+    pools[device].arena = arena;
+    pthread_mutex_unlock(&mutex);
+    return arena;
+}
+
+void vx_arena_end(vx_arena *arena)
+{
+    pthread_mutex_lock(&mutex);
+    pools[arena->device].arena = 0;
+    pthread_mutex_unlock(&mutex);
+}
+
+vx_arena *vx_memory_arena(int device)
+{
+    pthread_mutex_lock(&mutex);
+    vx_arena *arena = pools[device].arena;
+    if (arena) arena->refs++;
+    pthread_mutex_unlock(&mutex);
+    return arena;
+}
+
+void vx_arena_give(vx_arena *arena, void *data, size_t bytes)
+{
+    block *b = malloc(sizeof *b);
+    pthread_mutex_lock(&mutex);
+    pools[arena->device].storages--;
+    if (arena->closed) to_pool(arena->device, b, data, bytes);
+    else to_arena(arena, b, data, bytes);
+    let_go(arena);
+    pthread_mutex_unlock(&mutex);
+}
+
+void vx_arena_free(vx_arena *arena)
+{
+    pthread_mutex_lock(&mutex);
+    arena->closed = true;
+    for (int c = 0; c <= CLASSES; c++) {
+        block **list = c < CLASSES ? &arena->free_list[c] : &arena->exact;
+        while (*list) {
+            block *b = *list;
+            *list = b->next;
+            to_pool(arena->device, b, b->data, b->bytes);
+        }
+    }
+    let_go(arena);
     pthread_mutex_unlock(&mutex);
 }
 

@@ -112,6 +112,7 @@ int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shap
     storage->device = device;
     storage->bytes = bytes;
     storage->held = held;
+    storage->arena = vx_memory_arena(device);
     *x = (vx_tensor){.storage = storage, .data = storage->data, .dtype = dtype, .ndim = ndim, .device = device,
                      .contiguous = true, .numel = numel};
     int64_t stride = 1;
@@ -157,15 +158,20 @@ int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape,
     return VX_OK;
 }
 
+void vx_storage_drop(vx_storage *storage)
+{
+    if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) != 1) return;
+    if (storage->arena) vx_arena_give(storage->arena, storage->data, storage->held);
+    else vx_memory_give(storage->device, storage->data, storage->held);
+    free(storage);
+}
+
 void vx_free(vx_tensor *x)
 {
     if (!x) return;
     vx_storage *storage = x->storage;
     free(x);
-    if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) == 1) {
-        vx_memory_give(storage->device, storage->data, storage->held);
-        free(storage);
-    }
+    vx_storage_drop(storage);
 }
 
 /* -- Questions ---------------------------------------------------------------------------------------------------------- */

@@ -14,9 +14,13 @@ typedef struct vx_storage vx_storage;
 typedef struct vx_storage {
     atomic_int refs;
     int device;
-    size_t bytes, held; /* asked for, and taken from the pool */
-    void *data;         /* a device pointer where device is not the CPU */
+    size_t bytes, held;     /* asked for, and taken from the pool */
+    void *data;             /* a device pointer where device is not the CPU */
+    struct vx_arena *arena; /* of the graph during whose recording it was made, or NULL (memory.c) */
+    struct vx_graph *kept;  /* the last graph that keeps it (graph.c) */
 } vx_storage;
+
+void vx_storage_drop(vx_storage *storage); /* one reference less */
 #endif
 
 struct vx_tensor {

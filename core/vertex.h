@@ -33,7 +33,7 @@ extern "C" {
 /* -- Status, types, limits ------------------------------------------------------------------------------------------ */
 
 enum {
-    VX_ABI = 1,             /* raised when a declaration changes; backends and Lua refuse another one */
+    VX_ABI = 2,             /* raised when a declaration changes; backends and Lua refuse another one */
     VX_MAX_DIMS = 8,
     VX_OK = 0,
     VX_EINVAL = 1,          /* the caller's mistake: shape, dtype, range, released tensor */
@@ -87,7 +87,7 @@ VX_API int vx_sync(int device);         /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */
 
 typedef struct vx_memory_info {
-    int64_t live, peak, cached;         /* bytes: held by tensors, their largest sum, kept for reuse */
+    int64_t live, peak, cached;         /* bytes: held by tensors and graphs, their largest sum, kept for reuse */
     int64_t limit;                      /* bytes live + cached may reach */
     int64_t tensors;                    /* live storages */
 } vx_memory_info;
@@ -99,6 +99,31 @@ VX_API int vx_memory_reset_peak(int device);
 /* 0: no block is kept for reuse or rounded up, so that memory checkers see every overrun; 1: back to the pool. The environment's
  * VERTEX_POOL=0 says so for all devices. */
 VX_API int vx_memory_pool(int device, int on);
+
+/* -- Recorded graphs ------------------------------------------------------------------------------------------------ */
+
+/* The work of a training step, recorded once and then launched as a whole: what the host does between the ops of a step is done
+ * once and for all. Between vx_graph_begin and vx_graph_end the ops of `device` do all but run; an op of another device, reading,
+ * writing and copying to or from the host, and waiting are errors (VX_EINVAL) that leave the recording as it was. One graph is
+ * recorded at a time.
+ *
+ * A launch runs those ops on the same memory: the graph keeps what it uses, also tensors that are freed later. Three kinds of
+ * numbers are not fixed by the recording, since they change from step to step:
+ *   adamw's lr    the launch's rate times lr / rate as recorded: begin is told the rate that the rates inside are relative to
+ *   adamw's step  what was recorded plus the launch's `steps`
+ *   seed, stream  of random ops: draws[i] in place of the i-th distinct pair that was recorded, which vx_graph_draw tells;
+ *                 VX_EEND after the last. NULL: as recorded
+ *
+ * VX_ENOSUP on devices that have no graphs (the CPU), and with VERTEX_SYNC=1, which wants to see every op. */
+typedef struct vx_graph vx_graph;
+typedef struct vx_draw {
+    uint64_t seed, stream;
+} vx_draw;
+VX_API int vx_graph_begin(int device, float rate);
+VX_API int vx_graph_end(int device, vx_graph **out);    /* ends the recording also where it fails; out NULL: and drops it */
+VX_API int vx_graph_draw(const vx_graph *graph, int i, vx_draw *draw);
+VX_API int vx_graph_launch(vx_graph *graph, float rate, int64_t steps, const vx_draw *draws);
+VX_API void vx_graph_free(vx_graph *graph);             /* NULL is fine */
 
 /* -- Tensors -------------------------------------------------------------------------------------------------------- */
 

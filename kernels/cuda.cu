@@ -6,12 +6,17 @@
  *     host memory → pinned buffer (memcpy) → device buffer (upload stream) → target (compute stream, after the upload's event)
  * so that the transfer over the bus runs beside whatever is computed meanwhile; the last leg costs a thousandth of the first two.
  * Small data goes from the pinned buffer to the target on the compute stream. The buffers are slots of a ring, filled one after the
- * other; an event on the compute stream says when a slot is free again, so the host runs ahead by as much as the ring holds.
+ * other; an event on the compute stream says when a slot is free again, so the host runs ahead by as much as the ring holds. Where a
+ * large upload meets a slot in use the ring grows, so that a whole batch can cross the bus while the step before it is computed.
  * Downloads wait.
  *
  * Errors. What a launch reports at once belongs to the op. What a kernel does wrong shows up in a later call: it is named after the
  * ops queued since the device was last waited for, of which there is one with VERTEX_SYNC=1. Faults in the data are a word in device
  * memory that kernels write (vx_raise) and every wait reads.
+ *
+ * Graphs. While one is recorded the compute stream captures. Nothing may wait for it then, and whatever would is refused before CUDA
+ * can notice, since that would spoil the recording. Numbers that change between launches lie in a block of device memory that belongs
+ * to the graph (vx_anew, vx_draws) and that a launch uploads before the ops.
  */
 #include "cuda.cuh"
 
@@ -21,12 +26,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <vector>
+
 #ifndef VX_ARCHITECTURES
 #define VX_ARCHITECTURES "any"
 #endif
 
 static const size_t SLOT_BYTES = 4 << 20, SMALL = 256 << 10;
-enum { SLOTS = 4, MAX_SCRATCH = 32, MAX_ALARMS = 4096, PLAIN_SHARED = 48 << 10, NAME = 40 };
+enum { SLOTS = 4, MAX_SLOTS = 32, MAX_SCRATCH = 32, MAX_ALARMS = 4096, PLAIN_SHARED = 48 << 10, NAME = 40, BLOCK_BYTES = 64 << 10 };
 
 typedef struct slot {
     char *pinned, *device;
@@ -35,6 +42,23 @@ typedef struct slot {
     bool recorded;
 } slot;
 
+/* A piece of a graph's block: refresh fills it, from `given`; without refresh it is a vx_draw, and `given` that of the recording. */
+typedef struct anew {
+    vx_refresh *refresh;
+    size_t at, given_bytes;
+    char given[64];
+} anew;
+
+typedef struct graph {
+    struct device *d;
+    cudaGraphExec_t executable;
+    float rate;                   /* of the recording */
+    char *block;                  /* in device memory */
+    size_t held;                  /* what the pool gave for it */
+    std::vector<anew> pieces;
+    std::vector<char> bytes;      /* of the block */
+} graph;
+
 typedef struct device {
     bool open;
     int ordinal, number;
@@ -42,8 +66,9 @@ typedef struct device {
     vx_cuda_limits limits;
     cudaStream_t stream, upload;
     cudaEvent_t uploaded, peer;
-    slot slots[SLOTS];
-    int filling;                            /* the slot that uploads go to */
+    slot slots[MAX_SLOTS];
+    int slot_count, filling;                /* filling: the slot that uploads go to */
+    graph *recording;
     unsigned long long *fault, *fault_seen; /* in device memory, and where a wait leaves it */
     const char *first_op, *last_op;         /* queued since the last wait */
     long queued;
@@ -59,6 +84,7 @@ static struct {
     size_t held[MAX_SCRATCH];
     int scratches;
     bool counted; /* among the device's queued ops */
+    bool drew;    /* called vx_draws */
 } now;
 
 /* The faults that ops have asked for. Once the table is full the oldest go: nothing queued so long ago is still unreported. */
@@ -66,6 +92,7 @@ static struct {
     const char *op;
     int status;
     int64_t columns;
+    bool recorded; /* in a graph, which may raise it at any launch */
     char format[160];
 } alarms[MAX_ALARMS];
 static int alarm_count, alarm_next;
@@ -139,10 +166,17 @@ static int report_fault(device *d)
     return vx_fail(alarms[code].status, "%s: %s", alarms[code].op, text);
 }
 
+/* What cannot be done while a graph is recorded is refused. */
+static int refuse_recorded(device *d, const char *what)
+{
+    return d->recording ? vx_fail(VX_EINVAL, "%s: %s while a graph is being recorded", d->name, what) : VX_OK;
+}
+
 /* Waits for the compute stream, and says what went wrong on it. */
 static int wait_for(device *d)
 {
-    int status = VX_OK;
+    int status = refuse_recorded(d, "results cannot be read (item, totable, a copy to the host) nor waited for");
+    if (status) return status;
     const cudaError_t before = d->unreported;
     d->unreported = cudaSuccess;
     TRY(before);
@@ -151,13 +185,6 @@ static int wait_for(device *d)
     if (status) return status;
     d->queued = 0;
     return report_fault(d);
-}
-
-static bool capturing(device *d)
-{
-    cudaStreamCaptureStatus state = cudaStreamCaptureStatusNone;
-    cudaStreamIsCapturing(d->stream, &state);
-    return state != cudaStreamCaptureStatusNone;
 }
 
 /* -- The op under way ----------------------------------------------------------------------------------------------------------- */
@@ -208,7 +235,7 @@ void vx_called(cudaError_t error, const char *call)
         if (d->queued++ == 0) d->first_op = now.op;
         d->last_op = now.op;
     }
-    if (!error && sync_always && !capturing(d)) error = cudaStreamSynchronize(d->stream);
+    if (!error && sync_always) error = cudaStreamSynchronize(d->stream);
     if (!error || !vx_ok()) return;
     char doing[200];
     snprintf(doing, sizeof doing, "%s: %.100s", now.op, call);
@@ -250,13 +277,47 @@ vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...)
            (alarms[i].op != now.op || alarms[i].status != status || alarms[i].columns != columns || strcmp(alarms[i].format, text)))
         i++;
     if (i == alarm_count) {
+        for (int tries = 0; tries < MAX_ALARMS && alarms[alarm_next].recorded; tries++) alarm_next = (alarm_next + 1) % MAX_ALARMS;
         i = alarm_next;
         alarm_next = (alarm_next + 1) % MAX_ALARMS;
         if (alarm_count < MAX_ALARMS) alarm_count++;
         alarms[i].op = now.op, alarms[i].status = status, alarms[i].columns = vx_max64(1, columns);
         snprintf(alarms[i].format, sizeof alarms[i].format, "%s", text);
     }
+    if (now.d->recording) alarms[i].recorded = true;
     return {now.d->fault, (unsigned long long)i};
+}
+
+/* -- Numbers that change between the launches of a graph ------------------------------------------------------------------------------- */
+
+/* The place in device memory of a piece of the graph being recorded; equal ones share it. */
+static const void *piece(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes)
+{
+    graph *g = now.d->recording;
+    if (!g || !vx_ok()) return 0;
+    for (const anew &a : g->pieces)
+        if (a.refresh == refresh && a.given_bytes == given_bytes && !memcmp(a.given, given, given_bytes)) return g->block + a.at;
+    anew a = {refresh, (g->bytes.size() + 15) / 16 * 16, given_bytes, {}};
+    if (given_bytes > sizeof a.given || a.at + bytes > BLOCK_BYTES) {
+        now.status = vx_fail(VX_EINVAL, "%s: no room in the graph for more numbers that change", now.op);
+        return 0;
+    }
+    memcpy(a.given, given, given_bytes);
+    g->bytes.resize(a.at + bytes);
+    g->pieces.push_back(a);
+    return g->block + a.at;
+}
+
+const void *vx_anew(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes)
+{
+    return piece(refresh, given, given_bytes, bytes);
+}
+
+vx_random vx_draws(uint64_t seed, uint64_t stream)
+{
+    const vx_draw given = {seed, stream};
+    now.drew = true;
+    return {given, (const vx_draw *)piece(0, &given, sizeof given, sizeof given)};
 }
 
 /* Holds the mutex until leave(). */
@@ -264,7 +325,7 @@ static int enter(const char *op, int number)
 {
     pthread_mutex_lock(&mutex);
     device *d = by_number[number];
-    now.d = d, now.op = op, now.status = VX_OK, now.scratches = 0, now.counted = false;
+    now.d = d, now.op = op, now.status = VX_OK, now.scratches = 0, now.counted = false, now.drew = false;
     now.status = check(d, cudaSetDevice(d->ordinal), op);
     return now.status;
 }
@@ -274,9 +335,16 @@ static int leave(int status)
     if (!status) status = now.status;
     for (int i = 0; i < now.scratches; i++) host->give(now.d->number, now.scratch[i], now.held[i]);
     now.scratches = 0;
-    if (!status && sync_always && !capturing(now.d)) status = wait_for(now.d);
+    if (!status && sync_always) status = wait_for(now.d);
     pthread_mutex_unlock(&mutex);
     return status;
+}
+
+/* A kernel that takes its stream as a plain number would draw the same ones at every launch. */
+static int check_draws(const char *numbers)
+{
+    if (!now.d->recording || now.drew || !strstr(numbers, "stream)")) return VX_OK;
+    return vx_fail(VX_ENOSUP, "%s: cannot be recorded on %s", now.op, now.d->name);
 }
 
 #define VX_OP(op, contract, text, tensors, numbers)                                                                                        \
@@ -285,6 +353,7 @@ static int leave(int status)
         vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                                              \
         int status = enter(#op, all[0]->device);                                                                                           \
         if (!status) status = vx_cuda_##op(VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers));     \
+        if (!status) status = check_draws(#numbers);                                                                                       \
         return leave(status);                                                                                                              \
     }
 #include "../core/ops.def"
@@ -364,7 +433,7 @@ static int open_device(int ordinal, int number, const char *name)
     const char *wish = getenv("VERTEX_SYNC");
     sync_always = wish && strcmp(wish, "0");
     device *d = &devices[ordinal];
-    d->ordinal = ordinal, d->number = number;
+    d->ordinal = ordinal, d->number = number, d->slot_count = SLOTS;
     snprintf(d->name, sizeof d->name, "%s", name);
     int status = open_device_locked(d);
     if (!status) by_number[number] = d;
@@ -405,7 +474,7 @@ static void release(int ordinal, void *data, size_t bytes)
     (void)bytes;
     device *d = &devices[ordinal];
     cudaError_t error = cudaSetDevice(ordinal);
-    if (!error) error = cudaStreamSynchronize(d->stream);
+    if (!error && !d->recording) error = cudaStreamSynchronize(d->stream); /* a recording began with a wait, and keeps its own */
     cudaError_t freed = cudaFree(data);
     if (!error) error = freed;
     cudaGetLastError();
@@ -423,34 +492,63 @@ static int memory(int ordinal, int64_t *total, int64_t *available)
     return status;
 }
 
-/* A slot of the ring with room for bytes, once it is free; with a device buffer where they are many. */
+/* Makes what a slot consists of, as far as it is not there; with a device buffer where `staged`. */
+static int complete_slot(device *d, slot *s, bool staged)
+{
+    int status = VX_OK;
+    if (!s->free) TRY(cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming));
+    if (!s->pinned) TRY(cudaMallocHost(&s->pinned, SLOT_BYTES));
+    if (!status && !s->device && staged) {
+        size_t held = SLOT_BYTES;
+        status = host->take(d->number, &held, (void **)&s->device);
+    }
+    return status;
+}
+
+/* A new slot in the ring at `place`, which the others from there on make room for; false where there is no memory for it. */
+static bool insert_slot(device *d, int place)
+{
+    slot fresh = {};
+    if (complete_slot(d, &fresh, true)) {
+        if (fresh.pinned) cudaFreeHost(fresh.pinned);
+        if (fresh.free) cudaEventDestroy(fresh.free);
+        cudaGetLastError();
+        return false;
+    }
+    memmove(d->slots + place + 1, d->slots + place, sizeof(slot) * (size_t)(d->slot_count - place));
+    d->slots[place] = fresh;
+    d->slot_count++;
+    return true;
+}
+
+/* A slot of the ring with room for bytes; with a device buffer where they are many. */
 static int find_room(device *d, size_t bytes, slot **out)
 {
     int status = VX_OK;
     slot *s = &d->slots[d->filling];
+    const bool large = bytes > SMALL;
     if (s->pinned && s->used + bytes > SLOT_BYTES) {
         TRY(cudaEventRecord(s->free, d->stream));
         s->recorded = status == VX_OK;
-        d->filling = (d->filling + 1) % SLOTS;
-        s = &d->slots[d->filling];
+        int next = (d->filling + 1) % d->slot_count;
+        if (large && d->slots[next].recorded && d->slot_count < MAX_SLOTS && cudaEventQuery(d->slots[next].free) == cudaErrorNotReady) {
+            cudaGetLastError();
+            if (insert_slot(d, d->filling + 1)) next = d->filling + 1;
+        }
+        d->filling = next;
+        s = &d->slots[next];
         if (s->recorded) TRY(cudaEventSynchronize(s->free));
         s->recorded = false;
         s->used = 0;
     }
-    if (!s->free) TRY(cudaEventCreateWithFlags(&s->free, cudaEventDisableTiming));
-    if (!s->pinned) TRY(cudaMallocHost(&s->pinned, SLOT_BYTES));
-    if (!status && !s->device && bytes > SMALL) {
-        size_t held = SLOT_BYTES;
-        status = host->take(d->number, &held, (void **)&s->device);
-    }
+    if (!status) status = complete_slot(d, s, large);
     *out = s;
     return status;
 }
 
 static int upload(device *d, char *dst, const char *src, size_t bytes)
 {
-    int status = VX_OK;
-    if (capturing(d)) return vx_fail(VX_EINVAL, "%s: host memory cannot be uploaded while a graph is recorded", d->name);
+    int status = refuse_recorded(d, "numbers of the host cannot be uploaded");
     for (size_t done = 0; !status && done < bytes;) {
         const size_t n = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
         slot *s = 0;
@@ -481,6 +579,7 @@ static int transfer(int ordinal, void *dst, const void *src, size_t bytes, int d
     if (!status && direction == VX_TO_DEVICE) {
         status = upload(d, (char *)dst, (const char *)src, bytes);
     } else {
+        if (!status && d->recording) status = wait_for(d); /* which refuses */
         TRY(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, d->stream));
         if (!status) status = wait_for(d);
     }
@@ -492,8 +591,8 @@ static int transfer(int ordinal, void *dst, const void *src, size_t bytes, int d
 static int peer(int dst_ordinal, void *dst, int src_ordinal, const void *src, size_t bytes)
 {
     device *d = &devices[dst_ordinal], *from = &devices[src_ordinal];
-    int status = VX_OK;
     pthread_mutex_lock(&mutex);
+    int status = refuse_recorded(d->recording ? d : from, "tensors cannot be copied to or from another device");
     TRY(cudaSetDevice(src_ordinal));
     TRY(cudaEventRecord(from->peer, from->stream));
     TRY(cudaSetDevice(dst_ordinal));
@@ -515,6 +614,86 @@ static int sync_device(int ordinal)
     return status ? status : wait_for(d);
 }
 
+/* -- Graphs ------------------------------------------------------------------------------------------------------------------------ */
+
+static void drop_graph(graph *g)
+{
+    if (g->executable) cudaGraphExecDestroy(g->executable);
+    if (g->block) host->give(g->d->number, g->block, g->held);
+    delete g;
+}
+
+static int record(int ordinal, float rate)
+{
+    device *d = &devices[ordinal];
+    int status = VX_OK;
+    if (sync_always) return vx_fail(VX_ENOSUP, "graph: none is recorded with VERTEX_SYNC=1");
+    pthread_mutex_lock(&mutex);
+    graph *g = new graph{};
+    g->d = d, g->rate = rate, g->held = BLOCK_BYTES;
+    TRY(cudaSetDevice(ordinal));
+    if (!status) status = wait_for(d);
+    if (!status) status = host->take(d->number, &g->held, (void **)&g->block);
+    TRY(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed)); /* relaxed: memory may be allocated */
+    if (status) drop_graph(g);
+    else d->recording = g;
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+static int recorded(int ordinal, void **out)
+{
+    device *d = &devices[ordinal];
+    graph *g = d->recording;
+    cudaGraph_t captured = 0;
+    int status = VX_OK;
+    pthread_mutex_lock(&mutex);
+    d->recording = 0;
+    d->queued = 0;
+    TRY(cudaSetDevice(ordinal));
+    TRY(cudaStreamEndCapture(d->stream, &captured));
+    if (out) TRY(cudaGraphInstantiate(&g->executable, captured, 0));
+    if (captured) cudaGraphDestroy(captured);
+    if (out && !status) *out = g;
+    else drop_graph(g);
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+static int draw(void *handle, int i, vx_draw *out)
+{
+    for (const anew &a : ((graph *)handle)->pieces)
+        if (!a.refresh && i-- == 0) {
+            memcpy(out, a.given, sizeof *out);
+            return VX_OK;
+        }
+    return VX_EEND;
+}
+
+static int launch(void *handle, float rate, int64_t steps, const vx_draw *draws)
+{
+    graph *g = (graph *)handle;
+    const vx_launch launch = {g->rate, rate, steps};
+    int status = enter("graph", g->d->number);
+    for (const anew &a : g->pieces) {
+        char *to = g->bytes.data() + a.at;
+        if (a.refresh) a.refresh(to, a.given, &launch);
+        else memcpy(to, draws ? (const void *)draws++ : a.given, sizeof *draws);
+    }
+    if (!status && !g->bytes.empty()) status = upload(g->d, g->block, g->bytes.data(), g->bytes.size());
+    if (!status) VX_CUDA(cudaGraphLaunch(g->executable, vx_stream()));
+    return leave(status);
+}
+
+static void forget(void *handle)
+{
+    graph *g = (graph *)handle;
+    pthread_mutex_lock(&mutex);
+    cudaSetDevice(g->d->ordinal);
+    drop_graph(g);
+    pthread_mutex_unlock(&mutex);
+}
+
 /* -- The table ------------------------------------------------------------------------------------------------------------------- */
 
 extern "C" __attribute__((visibility("default"))) const vx_backend *vx_backend_entry(int abi, const vx_host *given)
@@ -534,6 +713,11 @@ extern "C" __attribute__((visibility("default"))) const vx_backend *vx_backend_e
     table.transfer = transfer;
     table.peer = peer;
     table.sync = sync_device;
+    table.record = record;
+    table.recorded = recorded;
+    table.draw = draw;
+    table.launch = launch;
+    table.forget = forget;
 #define VX_OP(op, contract, text, tensors, numbers) table.op = vx_cuda_##op ? enter_##op : 0;
 #include "../core/ops.def"
 #undef VX_OP

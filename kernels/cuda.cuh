@@ -89,6 +89,27 @@ typedef struct vx_alarm {
 } vx_alarm;
 vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* Numbers that change between the launches of a recorded graph (vertex.h says which). A kernel's arguments are what they were when it
+ * was recorded, so these travel through device memory:
+ *
+ *     const vx_random random = vx_draws(seed, stream);    in every op that has a stream, else it cannot be recorded
+ *     const vx_draw d = vx_draw_now(random);              in its kernels
+ *
+ * vx_anew(refresh, given, given_bytes, bytes) is for other numbers: NULL where no graph is recorded; else where a kernel finds, at every
+ * launch, the `bytes` that refresh makes (on the host) of a copy of `given`, at most 64 bytes. */
+typedef struct vx_random {
+    vx_draw given;
+    const vx_draw *recorded;
+} vx_random;
+vx_random vx_draws(uint64_t seed, uint64_t stream);
+
+typedef struct vx_launch {
+    float recorded_rate, rate; /* a learning rate lr of the recording is now lr / recorded_rate * rate */
+    int64_t steps;             /* since the recording */
+} vx_launch;
+typedef void vx_refresh(void *to, const void *given, const vx_launch *launch);
+const void *vx_anew(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes);
+
 static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t vx_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -114,6 +135,8 @@ extern __shared__ float4 vx_shared[]; /* the dynamic shared memory; cast it */
 
 VX_DEVICE int64_t vx_first(void) { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
 VX_DEVICE int64_t vx_step(void) { return (int64_t)gridDim.x * blockDim.x; }
+
+VX_DEVICE vx_draw vx_draw_now(const vx_random &r) { return r.recorded ? *r.recorded : r.given; }
 
 VX_DEVICE void vx_raise(vx_alarm alarm, int64_t index)
 {

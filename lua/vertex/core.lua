@@ -8,7 +8,7 @@ local core = {}
 
 -- -- The library ----------------------------------------------------------------------------------------------------------
 
-local ABI = 1
+local ABI = 2
 
 local function library_directory()
   local source = debug.getinfo(1, "S").source:sub(2)
@@ -71,7 +71,7 @@ local function check(status)
   if status ~= 0 then fail("%s", ffi.string(C.vx_error())) end
 end
 
-local ENOMEM, EEND, EINTR = 2, 7, 8 -- as numbers: VX_ENOMEM, VX_EEND, VX_EINTR of vertex.h
+local ENOMEM, ENOSUP, EEND, EINTR = 2, 3, 7, 8 -- as numbers: VX_ENOMEM, VX_ENOSUP, VX_EEND, VX_EINTR of vertex.h
 
 --- Calls a C function that returns a status; out of memory is tried once more after a collection, since dead tensors may
 -- still wait for Lua's collector. A failed op has written nothing, so that is safe.
@@ -517,6 +517,70 @@ function core.step(f, ...)
   return leave(parent, pcall(f, ...))
 end
 
+-- -- Recorded graphs: the C side of graph.lua --------------------------------------------------------------------------------------
+
+-- The counts of the recording under way: an array of {object, field, kind, value}.
+local counts
+
+--- Adds one to object[field], now and at every replay of a graph that is being recorded; returns the sum. kind: "stream" where the sum is a
+-- random stream of object.seed, "step" where it is AdamW's step, nil for what Lua alone counts.
+function core.count(object, field, kind)
+  local value = object[field] + 1
+  object[field] = value
+  if counts then counts[#counts + 1] = { object = object, field = field, kind = kind, value = value } end
+  return value
+end
+
+--- Whether a graph is being recorded.
+function core.is_recording() return counts ~= nil end
+
+local Graph = {}
+Graph.__index = Graph
+
+--- Runs f(...) while `device` records what it queues. Returns a graph and f's results, or nil where the device has no graphs (and f was not
+-- run). An error inside f drops the recording. rate: what the learning rates of AdamW inside are relative to.
+function core.record(device, rate, f, ...)
+  local number, out = device_number(device), ffi.new "vx_graph *[1]"
+  local status = C.vx_graph_begin(number, rate)
+  if status == ENOSUP then return nil end
+  check(status)
+  local mine = {}
+  counts = mine
+  local function done(ok, ...)
+    counts = nil
+    if not ok then
+      C.vx_graph_end(number, nil)
+      error((...), 0)
+    end
+    check(C.vx_graph_end(number, out))
+    return setmetatable({ g = ffi.gc(out[0], C.vx_graph_free), counts = mine }, Graph), ...
+  end
+  return done(pcall(f, ...))
+end
+
+--- Array of {seed, stream} of the pairs that recorded random ops draw from, in the order in which :launch takes them anew.
+function Graph:draws()
+  local list, draw = {}, ffi.new "vx_draw"
+  while true do
+    local status = C.vx_graph_draw(self.g, #list, draw)
+    if status == EEND then return list end
+    check(status)
+    list[#list + 1] = { seed = tonumber(draw.seed), stream = tonumber(draw.stream) }
+  end
+end
+
+--- Runs the recorded ops; steps: those of AdamW since the recording; draws: as :draws() gave them, with the values of now.
+function Graph:launch(rate, steps, draws)
+  self.buffer = self.buffer or ffi.new("vx_draw[?]", math.max(1, #draws))
+  for i, d in ipairs(draws) do self.buffer[i - 1].seed, self.buffer[i - 1].stream = d.seed, d.stream end
+  call(C.vx_graph_launch, self.g, rate, steps, self.buffer)
+end
+
+function Graph:release()
+  C.vx_graph_free(ffi.gc(self.g, nil))
+  self.g = nil
+end
+
 -- -- Random streams -------------------------------------------------------------------------------------------------------------
 
 local Generator = {}
@@ -531,10 +595,7 @@ function core.generator(seed)
   return setmetatable({ seed = seed, drawn = 0 }, Generator)
 end
 
-function Generator:stream()
-  self.drawn = self.drawn + 1
-  return self.seed, self.drawn
-end
+function Generator:stream() return self.seed, core.count(self, "drawn", "stream") end
 
 core.default_generator = core.generator(0)
 

@@ -18,7 +18,7 @@ local vx = {
   device = core.device, devices = core.devices, threads = core.threads, sync = core.sync,
   memory = core.memory, memory_limit = core.memory_limit, memory_flush = core.memory_flush, reset_peak = core.reset_peak,
   -- scope, gradients, random numbers
-  step = core.step, keep = core.keep, no_grad = tape.no_grad, seed = core.seed, generator = core.generator,
+  step = core.step, keep = core.keep, graph = require "vertex.graph", no_grad = tape.no_grad, seed = core.seed, generator = core.generator,
   -- files
   load = safetensors.load, save = safetensors.save,
   -- quantizers
