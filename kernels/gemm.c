@@ -55,23 +55,50 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
             }
         }
     }
+    /* What is asked of all elements is asked once: with k = 64 a branch for each would cost a tenth of the product. */
+    float *c = q->c + row * q->c_stride;
+    const int64_t c_stride = q->c_stride;
+    if (q->alpha != 1)
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-        float *c = q->c + (row + r) * q->c_stride;
+        for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++, c += VX_LANES) {
-            vf y = sum[r][v] * q->alpha;
-            if (v + 1 == V && tail) {
-                if (q->beta != 0) y += q->beta * vf_load_n(c, tail);
-                if (q->bias) y += vf_load_n(q->bias + v * VX_LANES, tail);
-                vf_store_n(c, y, tail);
-            } else {
-                if (q->beta != 0) y += q->beta * vf_load(c);
-                if (q->bias) y += vf_load(q->bias + v * VX_LANES);
-                if (q->stream) vf_stream(c, y);
-                else vf_store(c, y);
-            }
+            for (int v = 0; v < V; v++) sum[r][v] *= q->alpha;
+    if (q->beta != 0) {
+        const float *addend = (q->addend ? q->addend : q->c) + row * c_stride;
+        const vf beta = vf_set1(q->beta);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                sum[r][v] += beta * (v + 1 == V && tail ? vf_load_n(addend + r * c_stride + v * VX_LANES, tail)
+                                                        : vf_load(addend + r * c_stride + v * VX_LANES));
+    }
+    if (q->bias) {
+        vf bias[VX_PANEL_VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) bias[v] = v + 1 == V && tail ? vf_load_n(q->bias + v * VX_LANES, tail) : vf_load(q->bias + v * VX_LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sum[r][v] += bias[v];
+    }
+    if (tail) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v + 1 < V; v++) vf_store(c + r * c_stride + v * VX_LANES, sum[r][v]);
+            vf_store_n(c + r * c_stride + (V - 1) * VX_LANES, sum[r][V - 1], tail);
         }
+    } else if (q->stream) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) vf_stream(c + r * c_stride + v * VX_LANES, sum[r][v]);
+    } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) vf_store(c + r * c_stride + v * VX_LANES, sum[r][v]);
     }
 }
 
@@ -113,11 +140,24 @@ void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
 {
     const int tail = columns % VX_LANES;
     const int transposed = q->k_stride != 1 && q->k > 1;
-    tile_function *const *shapes = tiles[transposed][vx_panel_vectors(columns) - 1];
+    const int vectors = vx_panel_vectors(columns);
+    tile_function *const *shapes = tiles[transposed][vectors - 1];
+    /* The tallest tile that fits and leaves nothing, or enough for a tile of eight accumulators, below which the FMA units wait for
+     * their own results. */
+    const int64_t least = vx_ceil_div(8, vectors);
+    int tallest = 0;
+    while (!shapes[tallest]) tallest++;
     int64_t row = 0;
-    for (int h = 0; h < HEIGHTS; h++)
-        if (shapes[h])
-            for (; row + height[h] <= rows; row += height[h]) shapes[h](q, row, tail);
+    for (; row + 2 * height[tallest] <= rows; row += height[tallest]) shapes[tallest](q, row, tail);
+    while (row < rows) {
+        int best = HEIGHTS - 1;
+        for (int h = HEIGHTS - 1; h >= 0; h--) {
+            const int64_t left = rows - row - height[h];
+            if (shapes[h] && left >= 0 && (left == 0 || left >= least || height[h] < least)) best = h;
+        }
+        shapes[best](q, row, tail);
+        row += height[best];
+    }
 }
 
 typedef float four __attribute__((vector_size(16)));

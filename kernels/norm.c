@@ -19,7 +19,6 @@
 #include <omp.h>
 
 #include "norm.h"
-#include "vec.h"
 
 enum {
     SERIAL_BELOW = 20000, /* elements times flops that are not worth waking a thread for */
@@ -27,56 +26,6 @@ enum {
     PARTS = 64,           /* of the rows in layer_norm_backward */
     AHEAD = 16,           /* positions to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
 };
-
-/* -- Activations ------------------------------------------------------------------------------------------------------------- */
-
-/* 1 / (1 + e^-z) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and less.) */
-static inline vf sigmoid(vf z)
-{
-    return vf_reciprocal(1.0f + vf_exp2(vf_min(vf_set1(126.0f), z * -1.44269504088896341f)));
-}
-
-/* Distribution function of a standard normal, and bell = e^(-z^2/2). Its tail Phi(-a) is bell times a polynomial in
- * 1 / (1 + 0.26 a), fitted on [0, 14] to 2.5e-8 of the value: a tail without cancellation, and the slope gets its density for
- * nothing. */
-static inline vf normal_cdf(vf z, vf *bell)
-{
-    const vf a = vf_min(vf_set1(14.0f), vf_abs(z)), t = vf_reciprocal(1.0f + 0.26f * a);
-    vf p = vf_set1(0.03050520457f);
-    p = p * t - 0.1528303027f;
-    p = p * t + 0.2514941990f;
-    p = p * t - 0.1509521156f;
-    p = p * t + 0.1609499007f;
-    p = p * t + 0.05102686211f;
-    p = p * t + 0.1030304507f;
-    p = p * t + 0.1030167267f;
-    p = p * t + 0.1037590578f;
-    *bell = vf_exp2(a * a * -0.72134752044448170f);
-    const vf tail = *bell * (p * t);
-    return vf_select(z < 0.0f, tail, 1.0f - tail);
-}
-
-static inline __attribute__((always_inline)) vf activate(int act, vf z)
-{
-    vf bell;
-    if (act == VX_ACT_SILU) return z * sigmoid(z);
-    if (act == VX_ACT_GELU) return z * normal_cdf(z, &bell);
-    return z;
-}
-
-static inline __attribute__((always_inline)) vf activate_slope(int act, vf z)
-{
-    if (act == VX_ACT_SILU) {
-        const vf s = sigmoid(z);
-        return s + z * s * (1.0f - s);
-    }
-    if (act == VX_ACT_GELU) {
-        vf bell;
-        const vf cdf = normal_cdf(z, &bell);
-        return cdf + z * 0.39894228040143268f * bell;
-    }
-    return vf_set1(1);
-}
 
 /* -- Group norm: chunks of positions -------------------------------------------------------------------------------------------- */
 
@@ -191,16 +140,18 @@ static inline __attribute__((always_inline)) void normalize_as(const group *q, i
 {
     const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     const float *mean = q->channel + b * 4 * C, *scale = mean + C, *beta = q->beta;
+    vf slope;
     for (int64_t i = first; i < first + count; i++) {
         const float *x = q->x + i * C;
         float *y = q->out + i * C;
         int64_t c = 0;
         for (; c + VX_LANES <= C; c += VX_LANES)
-            vf_put(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c)), VX_LANES, q->stream);
+            vf_put(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c), &slope), VX_LANES,
+                   q->stream);
         if (c < C) {
             const int n = (int)(C - c);
             vf_store_n(y + c, activate(act, (vf_load_n(x + c, n) - vf_load_n(mean + c, n)) * vf_load_n(scale + c, n) +
-                                                vf_load_n(beta + c, n)), n);
+                                                vf_load_n(beta + c, n), &slope), n);
         }
     }
 }
@@ -252,7 +203,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     return VX_OK;
 }
 
-/* -- The two halves of group norm, for one image (norm.h) ------------------------------------------------------------------------ */
+/* -- Statistics of one image (norm.h) -------------------------------------------------------------------------------------------- */
 
 int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps)
 {
@@ -267,16 +218,6 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
     return VX_OK;
 }
 
-void VX_CPU(group_apply)(float *y, const float *x, const float *gamma, const float *beta, const float *mean, const float *rstd,
-                         float *channel, int64_t S, int64_t C, int64_t G, int act)
-{
-    vx_tensor like = {.shape = {1, S, C}}, groups = {.shape = {1, G}};
-    group q = group_of(&like, &groups);
-    q.x = x, q.out = y, q.beta = beta, q.act = act, q.channel = channel;
-    for (int64_t c = 0; c < C; c++) channel[c] = mean[c / (C / G)], channel[C + c] = rstd[c / (C / G)] * gamma[c];
-    for (int64_t k = 0; k < q.chunks; k++) normalize(&q, 0, k);
-}
-
 /* -- Group norm: gradient ------------------------------------------------------------------------------------------------------ */
 
 /* channel (b) holds mean, rstd, and after settle() two of the three factors of dx = p dz - (x - mean) s - t; p is gamma rstd. */
@@ -289,7 +230,9 @@ static void spread(const group *q, int64_t b)
 
 static inline __attribute__((always_inline)) vf slope_times(int act, vf dy, vf xhat, vf gamma, vf beta)
 {
-    return act == VX_ACT_NONE ? dy : dy * activate_slope(act, gamma * xhat + beta);
+    vf slope;
+    activate(act, gamma * xhat + beta, &slope);
+    return act == VX_ACT_NONE ? dy : dy * slope;
 }
 
 /* Sums of dz and dz xhat of n channels over one chunk. */

@@ -5,58 +5,44 @@
  *   d = depthwise3x3(u, w)       stride 1 or 2
  *   y = d vT + bias + residual   the pointwise convolution
  *
- * Each of these alone is bound by memory: at 64 x 64 pixels and 64 channels a batch of 16 is 17 MB, and an op that reads and writes
- * it moves twice that. But nothing couples two images before the sums over the batch, and one image is 1 MB. So
- * a thread takes an image through all steps, and within the image a strip of rows whose arrays fit the L2 together. Only x, y and
- * their gradients travel: 3 passes over memory instead of 8 forward, 7 instead of 17 backward. n, u and d are not stored; the
- * backward pass makes them again (a sixth of its multiply-adds).
+ * Each of these alone is bound by memory. Here an image passes through all of them a block of rows at a time: a block is about
+ * BLOCK_PIXELS pixels, enough for the product d vT to run at full speed, few enough for its arrays to stay in the L1 and L2 caches. Rows
+ * of n lie in a ring that moves down the image, so each is made once. Only x, y and their gradients travel: 3 passes over memory instead
+ * of 8 forward, 5 instead of 17 backward.
  *
- * The steps are the other kernels, called on a strip with the rows around it that the 3x3 window needs; the outputs of those rows,
- * wrong at a strip's edge where the kernels pad with zeros, are not used. Inside a parallel region the kernels find themselves alone
- * and run on one thread. With fewer images than threads the images run one after another and the steps share the threads. Gradients
- * of weights are summed strip by strip within an image, and the images' sums added in order: the bits depend on the sizes alone.
+ * The backward pass moves down the image in the same way. n and d are made again (a sixth of its multiply-adds), and with n the slope
+ * of the activation, which comes of the same exponential. A block of dd = dy v gives the gradient of w and, one or two rows behind, the
+ * rows of du that no later dd reaches; these become dz = dn slope, which is written into dx and summed per channel. The sums of the whole
+ * image known, a last pass turns dz into dx.
+ *
+ * Threads take an image each, or a band of rows of a large one; a band's first and last rows are made with the rows around them, which
+ * its neighbours make too. Sums are kept for each band, in order of the rows, and the bands added in order: the bits depend on the sizes
+ * alone. Arrays within the op have Cp channels, C filled up with zeros to whole vectors.
  *
  * [1] Chollet 2017, Xception.
  */
 #include <omp.h>
 #include <string.h>
 
+#include "depthwise.h"
 #include "norm.h"
-#include "vec.h"
+#include "tile.h"
 
-/* A contiguous tensor over memory of ours, for calling a kernel. */
-static vx_tensor over(float *data, int ndim, const int64_t *shape)
-{
-    vx_tensor x = {.data = (char *)data, .dtype = VX_F32, .ndim = ndim, .contiguous = true, .numel = 1};
-    for (int i = ndim - 1; i >= 0; i--) {
-        x.shape[i] = shape[i];
-        x.stride[i] = x.numel;
-        x.numel *= shape[i];
-    }
-    return x;
-}
-
-#define OVER(data, ...) over(data, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
-
-/* The last two dimensions exchanged. */
-static vx_tensor transposed(vx_tensor x)
-{
-    const int a = x.ndim - 2, b = x.ndim - 1;
-    const int64_t size = x.shape[a], stride = x.stride[a];
-    x.shape[a] = x.shape[b], x.stride[a] = x.stride[b];
-    x.shape[b] = size, x.stride[b] = stride;
-    x.contiguous = false;
-    return x;
-}
-
-enum { STRIP_FLOATS = 1 << 18 }; /* of all arrays of a strip together: 1 MiB, half of an L2 of today */
+enum {
+    BLOCK_PIXELS = 96,      /* d rows of a block hold at least as many */
+    BAND_FLOATS = 1 << 19,  /* of x or y: a band of rows is cut off there, and the image with it */
+    BEHIND = 3,             /* rows of dd that rows of du yet to come may need */
+};
 
 typedef struct separable {
-    int64_t B, H, W, C, P, Q, O, G;
-    int act, stride, up;
+    int64_t B, H, W, C, P, Q, O, G, Cp;
+    int act, stride, up, norm;
     float eps;
-    float *x, *gamma, *beta, *w, *v, *bias, *residual, *y, *mean, *rstd;
-    int64_t strip; /* rows of x in a strip; even, or all of them */
+    const float *x, *gamma, *beta, *bias, *residual, *dy;
+    float *y, *mean, *rstd, *dx;
+    int64_t block, band, bands; /* d rows of a block and of a band, bands of an image */
+    int64_t ring, dd_ring;      /* rows of n and of dd that are kept */
+    float *w, *v;               /* weights: w (3,3,Cp); v forward panels of vT (C, columns of a panel), backward (O,Cp) */
 } separable;
 
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
@@ -66,110 +52,165 @@ static int describe(separable *s, const char *op, const vx_tensor *x, const vx_t
     if (given != 0 && given != 4) return vx_fail(VX_EINVAL, "%s: gamma, beta, mean and rstd must all be there or none", op);
     s->B = x->shape[0], s->H = x->shape[1], s->W = x->shape[2], s->C = x->shape[3];
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
+    s->Cp = vx_ceil_div(s->C, VX_LANES) * VX_LANES;
     s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
-    /* a row of x is a row of n, up^2 of u and of du, up^2 / stride^2 of d and twice of dd */
-    const int64_t row = s->W * s->C * (1 + 2 * s->up * s->up + 3 * s->up * s->up / (s->stride * s->stride));
-    s->strip = vx_max64(STRIP_FLOATS / row / 2 * 2 - 2, 8);
-    if (s->strip + 4 >= s->H) s->strip = s->H;
+    s->norm = given != 0;
+    s->block = vx_min64(vx_ceil_div(BLOCK_PIXELS, s->Q), s->P);
+    const int64_t row = vx_max64(vx_max64(s->W * s->C * s->stride / s->up, s->Q * s->O), 1);
+    s->bands = vx_max64(s->P * row / BAND_FLOATS, 1);
+    s->band = vx_ceil_div(vx_ceil_div(s->P, s->bands), 2 * s->block) * 2 * s->block; /* even: under up 2, two d rows share a row of n */
+    s->bands = vx_ceil_div(s->P, s->band);
+    s->ring = s->block * s->stride / s->up + 4;
+    s->dd_ring = s->block * (1 + vx_ceil_div(BEHIND, s->block));
     return VX_OK;
 }
 
-/* The rows a strip touches: x rows first .. end - 1 give d rows p0 .. p1 - 1 of its own. From rows i0 .. i1 - 1 of x the depthwise
- * kernel makes `made` d rows from d0 on: the strip's own, right to the last bit, and the neighbours' that the gradient of its x rows
- * depends on. */
-typedef struct strip {
-    int64_t first, end, p0, p1, i0, i1, d0, made;
-} strip;
-
-static strip strip_at(const separable *s, int64_t first)
+/* to (rows,Cp) = from (rows,C), filled up with zeros */
+static void pad_rows(float *to, const float *from, int64_t rows, int64_t C, int64_t Cp)
 {
-    const int64_t up = s->up, stride = s->stride, rows = s->H * up; /* of u */
-    strip t = {.first = first, .end = vx_min64(first + s->strip, s->H)};
-    t.p0 = t.first * up / stride;
-    t.p1 = t.end == s->H ? s->P : t.end * up / stride;
-    t.i0 = vx_max64(t.p0 * stride - stride, 0) / up;
-    t.i1 = vx_min64(vx_ceil_div(vx_min64(t.p1 * stride + stride, rows), up), s->H);
-    t.d0 = t.i0 * up / stride;
-    t.made = vx_ceil_div((t.i1 - t.i0) * up, stride);
-    return t;
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(to + r * Cp, from + r * C, sizeof(float) * (size_t)C);
+        memset(to + r * Cp + C, 0, sizeof(float) * (size_t)(Cp - C));
+    }
 }
 
-/* A thread's working space for one strip. */
+/* A thread's working space. Slots of the rings are rows modulo their number. */
 typedef struct space {
-    float *n, *u, *d, *dd, *du, *channel, *dw;
+    float *n;       /* (ring, W up, Cp) rows of n, each pixel doubled where up is 2 */
+    float *slope;   /* (ring, W, Cp) act' at the same rows; backward, under norm */
+    float *d;       /* (block, Q, Cp) */
+    float *dd;      /* (dd_ring, Q, Cp) */
+    float *du;      /* (block stride + 2, W up, Cp) */
+    float *zeros;   /* (a row) */
+    float *channel; /* (4,Cp) mean, rstd, scale = rstd gamma, beta of the image at hand */
 } space;
 
-static int64_t space_floats(const separable *s, space *at, float *p)
+static int64_t space_floats(const separable *s, space *at, float *p, int backward)
 {
-    const int64_t rows = vx_min64(s->strip + 4, s->H), C = s->C, u = rows * s->up * s->up * s->W * C;
-    const int64_t d = (rows * s->up / s->stride + 3) * s->Q * C;
+    const int64_t u = s->W * s->up * s->Cp, d = s->Q * s->Cp;
     float *start = p;
-    at->n = p, p += s->gamma ? rows * s->W * C : 0;
-    at->u = p, p += s->up == 2 ? u : 0;
-    at->d = p, p += d;
-    at->dd = p, p += d;
-    at->du = p, p += s->up == 2 ? u : 2 * s->W * C;
-    at->channel = p, p += 2 * C + 2 * s->G;
-    at->dw = p, p += 9 * C;
-    return vx_ceil_div(p - start, 16) * 16;
+    at->n = p, p += s->ring * u;
+    at->slope = p, p += backward && s->norm ? s->ring * s->W * s->Cp : 0;
+    at->d = p, p += s->block * d;
+    at->dd = p, p += backward ? s->dd_ring * d : 0;
+    at->du = p, p += backward ? (s->block * s->stride + 2) * u : 0;
+    at->zeros = p, p += vx_max64(u, d);
+    at->channel = p, p += 4 * s->Cp;
+    return p - start;
 }
 
-/* d rows t.d0 .. of image b, and what the depthwise convolution saw: (i1 - i0) up rows of n, u or x itself. */
-static int up_to_depthwise(const separable *s, int64_t b, const strip *t, const float *mean, const float *rstd, const space *at, float **seen)
+static void load_channels(const separable *s, int64_t b, const space *at)
 {
-    const int64_t W = s->W, C = s->C, rows = t->i1 - t->i0;
-    *seen = s->x + (b * s->H + t->i0) * W * C;
-    if (s->gamma) {
-        VX_CPU(group_apply)(at->n, *seen, s->gamma, s->beta, mean, rstd, at->channel, rows * W, C, s->G, s->act);
-        *seen = at->n;
+    float *mean = at->channel, *rstd = mean + s->Cp, *scale = rstd + s->Cp, *beta = scale + s->Cp;
+    memset(mean, 0, sizeof(float) * (size_t)(4 * s->Cp));
+    for (int64_t c = 0; s->norm && c < s->C; c++) {
+        const int64_t g = b * s->G + c / (s->C / s->G);
+        mean[c] = s->mean[g], rstd[c] = s->rstd[g], scale[c] = rstd[c] * s->gamma[c], beta[c] = s->beta[c];
     }
-    int status = VX_OK;
-    if (s->up == 2) {
-        vx_tensor small = OVER(*seen, 1, rows, W, C), large = OVER(at->u, 1, 2 * rows, 2 * W, C);
-        status = VX_CPU(upsample2x)(&large, &small);
-        *seen = at->u;
-    }
-    vx_tensor in = OVER(*seen, 1, rows * s->up, W * s->up, C), w = OVER(s->w, 3, 3, C), d = OVER(at->d, 1, t->made, s->Q, C);
-    return status ? status : VX_CPU(depthwise3x3)(&d, &in, &w, 0, s->stride);
 }
 
-static int forward_image(const separable *s, int64_t b, const space *at)
+/* Row i of n, and of slope where that is wanted, from image b. */
+static inline __attribute__((always_inline)) void make_row_as(const separable *s, int64_t b, int64_t i, const space *at, const int norm,
+                                                              const int act, const int with_slope)
 {
-    const int64_t Q = s->Q, C = s->C, O = s->O;
-    float *mean = s->mean + b * s->G, *rstd = s->rstd + b * s->G, *seen;
-    vx_tensor right = transposed(OVER(s->v, 1, O, C)), bias = OVER(s->bias, O);
-    int status = s->gamma ? VX_CPU(group_statistics)(mean, rstd, s->x + b * s->H * s->W * C, s->H * s->W, C, s->G, s->eps) : VX_OK;
-    for (int64_t first = 0; !status && first < s->H; first += s->strip) {
-        const strip t = strip_at(s, first);
-        const int64_t count = (t.p1 - t.p0) * Q, offset = (b * s->P + t.p0) * Q * O;
-        status = up_to_depthwise(s, b, &t, mean, rstd, at, &seen);
-        if (s->residual) memcpy(s->y + offset, s->residual + offset, sizeof(float) * (size_t)(count * O));
-        vx_tensor y = OVER(s->y + offset, 1, count, O), left = OVER(at->d + (t.p0 - t.d0) * Q * C, 1, count, C);
-        if (!status) status = VX_CPU(gemm)(&y, &left, &right, s->bias ? &bias : 0, 1, s->residual ? 1 : 0);
-    }
-    return status;
+    const int64_t C = s->C, Cp = s->Cp, slot = i % s->ring;
+    const float *x = s->x + (b * s->H + i) * s->W * C, *mean = at->channel, *scale = mean + 2 * Cp, *beta = mean + 3 * Cp;
+    float *n = at->n + slot * s->W * s->up * Cp, *slopes = at->slope + slot * s->W * Cp;
+    for (int64_t j = 0; j < s->W; j++, x += C, n += s->up * Cp, slopes += Cp)
+        for (int64_t c = 0; c < Cp; c += VX_LANES) {
+            vf z = c + VX_LANES <= C ? vf_load(x + c) : vf_load_n(x + c, (int)(C - c)), slope = vf_zero();
+            if (norm) z = activate(act, (z - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c), &slope);
+            vf_store(n + c, z);
+            if (s->up == 2) vf_store(n + Cp + c, z);
+            if (with_slope) vf_store(slopes + c, slope);
+        }
 }
 
-/* Threads that take an image each; 1 where the steps share the threads instead. */
-static int image_threads(const separable *s) { return s->B >= omp_get_max_threads() ? omp_get_max_threads() : 1; }
+static void make_row(const separable *s, int64_t b, int64_t i, const space *at, int with_slope)
+{
+    if (!s->norm) make_row_as(s, b, i, at, 0, VX_ACT_NONE, 0);
+    else if (s->act == VX_ACT_SILU && with_slope) make_row_as(s, b, i, at, 1, VX_ACT_SILU, 1);
+    else if (s->act == VX_ACT_SILU) make_row_as(s, b, i, at, 1, VX_ACT_SILU, 0);
+    else if (s->act == VX_ACT_GELU) make_row_as(s, b, i, at, 1, VX_ACT_GELU, with_slope);
+    else make_row_as(s, b, i, at, 1, VX_ACT_NONE, with_slope);
+}
+
+/* Row r of u: a row of zeros off the image. */
+static const float *u_row(const separable *s, const space *at, int64_t r)
+{
+    return r < 0 || r >= s->H * s->up ? at->zeros : at->n + r / s->up % s->ring * s->W * s->up * s->Cp;
+}
+
+/* d rows first .. end - 1 into at->d. Rows of n before `made` are there; returns how many are then. */
+static int64_t make_block(const separable *s, int64_t b, int64_t first, int64_t end, int64_t made, const space *at, int with_slope)
+{
+    const int64_t Cp = s->Cp, row = s->Q * Cp;
+    for (; made < vx_min64(s->H, ((end - 1) * s->stride + 1) / s->up + 1); made++) make_row(s, b, made, at, with_slope);
+    const int step = s->stride == 1 ? BAND : 1;
+    for (int64_t p = first; p < end; p += step) {
+        const int rows = (int)vx_min64(step, end - p);
+        const float *around[BAND + 2];
+        for (int t = 0; t < rows + 2; t++) around[t] = u_row(s, at, p * s->stride + t - 1);
+        float *d = at->d + (p - first) * row;
+        if (s->stride == 1) depthwise_band(rows, d, around, s->w, 0, s->W * s->up, Cp, 0, 0);
+        else depthwise_row2(d, around, s->w, 0, s->W * s->up, s->Q, Cp, 0);
+    }
+    return made;
+}
+
+/* First row of n under d row p. */
+static int64_t first_n(const separable *s, int64_t p) { return vx_max64(p * s->stride - 1, 0) / s->up; }
+
+static void forward_band(const separable *s, int64_t b, int64_t first, int64_t end, const space *at)
+{
+    int64_t made = first_n(s, first);
+    load_channels(s, b, at);
+    for (int64_t p = first; p < end; p += s->block) {
+        const int64_t stop = vx_min64(p + s->block, end), offset = (b * s->P + p) * s->Q * s->O;
+        made = make_block(s, b, p, stop, made, at, 0);
+        for (int64_t j = 0; j < s->O; j += VX_PANEL) {
+            const int columns = (int)vx_min64(VX_PANEL, s->O - j);
+            VX_CPU(panel)(&(vx_product){.segments = 1, .k = s->C, .a = {at->d}, .row_stride = s->Cp, .k_stride = 1, .b = {s->v + j * s->C},
+                                        .b_stride = vx_panel_vectors(columns) * VX_LANES, .c = s->y + offset + j, .c_stride = s->O,
+                                        .alpha = 1, .beta = s->residual != 0, .addend = s->residual ? s->residual + offset + j : 0,
+                                        .bias = s->bias ? s->bias + j : 0},
+                          (stop - p) * s->Q, columns);
+        }
+    }
+}
 
 int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, vx_tensor *w,
                       vx_tensor *v, vx_tensor *bias, vx_tensor *residual, int act, float eps, int stride, int up)
 {
-    separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .w = vx_f32(w), .v = vx_f32(v), .bias = vx_f32(bias),
-                   .residual = vx_f32(residual), .y = vx_f32(y)};
+    separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .bias = vx_f32(bias), .residual = vx_f32(residual), .y = vx_f32(y)};
     if (describe(&s, "separable", x, y, gamma, beta, mean, rstd)) return VX_EINVAL;
+    if (!y->numel) return VX_OK;
     space at;
-    const int threads = image_threads(&s);
-    const int64_t floats = space_floats(&s, &at, 0);
-    float *scratch = vx_scratch("separable", sizeof(float) * (size_t)(threads * floats));
+    const int threads = omp_get_max_threads();
+    const int64_t floats = space_floats(&s, &at, 0, 0), panels = vx_ceil_div(s.O, VX_PANEL) * VX_PANEL * s.C;
+    float *scratch = vx_scratch("separable", sizeof(float) * (size_t)(9 * s.Cp + panels + threads * floats));
     if (!scratch) return VX_ENOMEM;
+    s.w = scratch, s.v = s.w + 9 * s.Cp;
+    pad_rows(s.w, vx_f32(w), 9, s.C, s.Cp);
+    for (int64_t j = 0; j < s.O; j += VX_PANEL)
+        VX_CPU(pack_panel)(s.v + j * s.C, vx_f32(v) + j * s.C, s.C, (int)vx_min64(VX_PANEL, s.O - j), 1, s.C);
     int failed = 0;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : failed)
-    for (int64_t b = 0; b < s.B; b++) {
+#pragma omp parallel num_threads(threads) reduction(|| : failed)
+    {
         space mine;
-        space_floats(&s, &mine, scratch + omp_get_thread_num() * floats);
-        failed = forward_image(&s, b, &mine) || failed;
+        space_floats(&s, &mine, s.v + panels + omp_get_thread_num() * floats, 0);
+        memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.Cp));
+        if (s.norm && s.bands > 1)
+#pragma omp for schedule(static)
+            for (int64_t b = 0; b < s.B; b++)
+                failed = VX_CPU(group_statistics)(s.mean + b * s.G, s.rstd + b * s.G, s.x + b * s.H * s.W * s.C, s.H * s.W, s.C, s.G, eps) || failed;
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < s.B * s.bands; task++) {
+            const int64_t b = task / s.bands, first = task % s.bands * s.band;
+            if (s.norm && s.bands == 1)
+                failed = VX_CPU(group_statistics)(s.mean + b * s.G, s.rstd + b * s.G, s.x + b * s.H * s.W * s.C, s.H * s.W, s.C, s.G, eps) || failed;
+            forward_band(&s, b, first, vx_min64(first + s.band, s.P), &mine);
+        }
     }
     vx_scratch_free(scratch);
     return failed ? vx_fail(VX_ENOMEM, "separable: out of memory") : VX_OK;
@@ -177,135 +218,261 @@ int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
 
 /* -- Backward -------------------------------------------------------------------------------------------------------------------- */
 
-/* Sums of one image, in this order: dw (3,3,C), dv (O,C), dbias (O), dgamma (C), dbeta (C). */
-typedef struct gradients {
-    float *dw, *dv, *dbias, *dgamma, *dbeta;
-} gradients;
+/* Sums of one band: dw (3,3,Cp) and a row that is not used, dv (O,Cp), dbias (O); of dz and of dz (x - mean), (2,Cp) in float64. */
+typedef struct sums {
+    float *dw, *dv, *dbias;
+    double *dz;
+} sums;
 
-static int64_t gradient_floats(const separable *s) { return 9 * s->C + s->O * s->C + s->O + 2 * s->C; }
-
-static gradients gradients_at(const separable *s, float *p)
+static int64_t sums_bytes(const separable *s, sums *g, char *p)
 {
-    gradients g = {.dw = p};
-    g.dv = g.dw + 9 * s->C;
-    g.dbias = g.dv + s->O * s->C;
-    g.dgamma = g.dbias + s->O;
-    g.dbeta = g.dgamma + s->C;
-    return g;
+    char *start = p;
+    g->dz = (double *)p, p += sizeof(double) * (size_t)(2 * s->Cp);
+    g->dw = (float *)p, p += sizeof(float) * (size_t)(10 * s->Cp);
+    g->dv = (float *)p, p += sizeof(float) * (size_t)(s->O * s->Cp);
+    g->dbias = (float *)p, p += sizeof(float) * (size_t)s->O;
+    return vx_ceil_div(p - start, 64) * 64;
 }
 
-/* sum (C) = or += the rows of x (count,C). A strip is short: float32 keeps seven digits. */
-static void add_rows(float *sum, const float *x, int64_t count, int64_t C, int fresh)
+/* sum (C) += the rows of x (count,C) */
+static void add_rows(float *sum, const float *x, int64_t count, int64_t C)
 {
     for (int64_t c = 0; c < C; c += 4 * VX_LANES) {
-        vf total[4];
-        for (int v = 0; v < 4; v++) total[v] = vf_zero();
-        for (int64_t i = 0; i < count; i++)
+        vf total[4] = {{0}};
+        int lanes[4];
+        for (int v = 0; v < 4; v++) lanes[v] = (int)vx_max64(vx_min64(C - c - v * VX_LANES, VX_LANES), 0);
+        if (lanes[3] == VX_LANES)
+            for (int64_t i = 0; i < count; i++)
 #pragma GCC unroll 4
-            for (int v = 0; v < 4; v++) {
-                const int64_t left = C - c - v * VX_LANES;
-                if (left >= VX_LANES) total[v] += vf_load(x + i * C + c + v * VX_LANES);
-                else if (left > 0) total[v] += vf_load_n(x + i * C + c + v * VX_LANES, (int)left);
-            }
-        for (int v = 0; v < 4; v++) {
+                for (int v = 0; v < 4; v++) total[v] += vf_load(x + i * C + c + v * VX_LANES);
+        else
+            for (int64_t i = 0; i < count; i++)
+                for (int v = 0; v < 4 && lanes[v]; v++) total[v] += vf_load_n(x + i * C + c + v * VX_LANES, lanes[v]);
+        for (int v = 0; v < 4 && lanes[v]; v++) {
             float *to = sum + c + v * VX_LANES;
-            const int n = (int)vx_max64(vx_min64(C - c - v * VX_LANES, VX_LANES), 0);
-            if (n) vf_store_n(to, fresh ? total[v] : total[v] + vf_load_n(to, n), n);
+            vf_store_n(to, vf_load_n(to, lanes[v]) + total[v], lanes[v]);
         }
     }
 }
 
-/* One strip: the gradient of n (or of x, without norm) into dn (image b's rows of dx), the weights' sums into g. */
-static int backward_strip(const separable *s, int64_t b, const strip *t, const float *dy, float *dn, gradients g, const float *mean,
-                          const float *rstd, const space *at)
+static const float *dd_row(const separable *s, const space *at, int64_t p, int64_t start)
 {
-    const int64_t W = s->W, C = s->C, Q = s->Q, O = s->O, up = s->up, row = Q * C, count = (t->p1 - t->p0) * Q;
-    float *seen, *own = (float *)dy + (b * s->P + t->p0) * Q * O;
-    add_rows(g.dbias, own, count, O, t->first == 0);
-    int status = up_to_depthwise(s, b, t, mean, rstd, at, &seen);
-
-    vx_tensor across = transposed(OVER(own, 1, count, O)), d = OVER(at->d + (t->p0 - t->d0) * row, 1, count, C), dv = OVER(g.dv, 1, O, C);
-    if (!status) status = VX_CPU(gemm)(&dv, &across, &d, 0, 1, t->first ? 1 : 0);
-
-    vx_tensor dy_made = OVER((float *)dy + (b * s->P + t->d0) * Q * O, 1, t->made * Q, O), v = OVER(s->v, 1, O, C);
-    vx_tensor dd_flat = OVER(at->dd, 1, t->made * Q, C), dd = OVER(at->dd, 1, t->made, Q, C), w = OVER(s->w, 3, 3, C);
-    if (!status) status = VX_CPU(gemm)(&dd_flat, &dy_made, &v, 0, 1, 0);
-
-    /* Rows i0 up .. i1 up - 1 of du. Without enlargement they are written where they belong: the rows before the strip's own, made by
-     * the strip before, are put back, and those after it the next strip makes. */
-    const int64_t made = (t->i1 - t->i0) * up, before = (t->first - t->i0) * W * C;
-    vx_tensor du = OVER(up == 2 ? at->du : dn + t->i0 * W * C, 1, made, W * up, C);
-    if (up == 1) memcpy(at->du, dn + t->i0 * W * C, sizeof(float) * (size_t)before);
-    if (!status) status = VX_CPU(depthwise3x3_backward_input)(&du, &dd, &w, s->stride);
-    if (up == 1) memcpy(dn + t->i0 * W * C, at->du, sizeof(float) * (size_t)before);
-    if (!status && up == 2) {
-        vx_tensor large = OVER(at->du + 4 * before, 1, (t->end - t->first) * 2, W * 2, C);
-        vx_tensor small = OVER(dn + t->first * W * C, 1, t->end - t->first, W, C);
-        status = VX_CPU(upsample2x_backward)(&small, &large);
-    }
-
-    /* dw from the strip's own d rows; the neighbours' count there */
-    memset(at->dd, 0, sizeof(float) * (size_t)((t->p0 - t->d0) * row));
-    memset(at->dd + (t->p1 - t->d0) * row, 0, sizeof(float) * (size_t)((t->made - (t->p1 - t->d0)) * row));
-    vx_tensor in = OVER(seen, 1, made, W * up, C), dw = OVER(at->dw, 3, 3, C);
-    if (!status) status = VX_CPU(depthwise3x3_backward_weight)(&dw, 0, &in, &dd, s->stride);
-    for (int64_t i = 0; i < 9 * C; i++) g.dw[i] = t->first ? g.dw[i] + at->dw[i] : at->dw[i];
-    return status;
+    return p < 0 || p >= s->P ? at->zeros : at->dd + (p - start) % s->dd_ring * s->Q * s->Cp;
 }
 
-static int backward_image(const separable *s, int64_t b, const float *dy, float *dx, gradients g, const space *at)
+/* Rows first .. end - 1 of du into at->du; under stride 2 first is even. start: the d row that the ring of dd counts from. */
+static void make_du(const separable *s, int64_t first, int64_t end, int64_t start, const space *at)
 {
-    const int64_t S = s->H * s->W, C = s->C;
-    const float *mean = s->mean + b * s->G, *rstd = s->rstd + b * s->G;
-    float *dx_b = dx + b * S * C;
-    int status = VX_OK;
-    for (int64_t first = 0; !status && first < s->H; first += s->strip) {
-        const strip t = strip_at(s, first);
-        status = backward_strip(s, b, &t, dy, dx_b, g, mean, rstd, at);
+    const int64_t Cp = s->Cp, W = s->W * s->up, row = W * Cp;
+    if (s->stride == 1)
+        for (int64_t r = first; r < end; r += BAND) {
+            const int rows = (int)vx_min64(BAND, end - r);
+            const float *around[BAND + 2];
+            for (int t = 0; t < rows + 2; t++) around[t] = dd_row(s, at, r + t - 1, start);
+            depthwise_band(rows, at->du + (r - first) * row, around, s->w, 0, W, Cp, 1, 0);
+        }
+    else
+        for (int64_t r = first; r < end; r += 2) {
+            float *even = at->du + (r - first) * row;
+            depthwise_input2(even, r + 1 < end ? even + row : 0, dd_row(s, at, r / 2, start), dd_row(s, at, r / 2 + 1, start), s->w, W, s->Q,
+                             Cp, 0);
+        }
+}
+
+/* Row i of dx from the row (or two rows) of du over it: dz = dn slope where there is a norm, whose sums are added to `total`. */
+static inline __attribute__((always_inline)) void finish_row_as(const separable *s, int64_t b, int64_t i, const float *du, const space *at,
+                                                                double *total, const int norm, const int up)
+{
+    const int64_t C = s->C, Cp = s->Cp, W = s->W;
+    const float *x = s->x + (b * s->H + i) * W * C, *slope = at->slope + i % s->ring * W * Cp;
+    float *dx = s->dx + (b * s->H + i) * W * C;
+    for (int64_t c = 0; c < Cp; c += VX_LANES) {
+        const int n = (int)vx_min64(VX_LANES, C - c);
+        const vf mean = vf_load(at->channel + c);
+        const float *below = du + up * W * Cp;
+        vf plain = vf_zero(), along = vf_zero();
+        for (int64_t j = 0; j < W; j++) {
+            const int64_t k = up * j * Cp + c;
+            vf g = vf_load(du + k);
+            if (up == 2) g = (g + vf_load(du + k + Cp)) + (vf_load(below + k) + vf_load(below + k + Cp));
+            if (norm) {
+                g *= vf_load(slope + j * Cp + c);
+                plain += g;
+                along += g * ((n == VX_LANES ? vf_load(x + j * C + c) : vf_load_n(x + j * C + c, n)) - mean);
+            }
+            if (n == VX_LANES) vf_store(dx + j * C + c, g);
+            else vf_store_n(dx + j * C + c, g, n);
+        }
+        for (int l = 0; norm && l < n; l++) total[c + l] += plain[l], total[Cp + c + l] += along[l];
     }
-    if (!status && s->gamma) { /* in place: dx_b holds dn */
-        vx_tensor to = OVER(dx_b, 1, S, C), x = OVER(s->x + b * S * C, 1, S, C), gamma = OVER(s->gamma, C), beta = OVER(s->beta, C);
-        vx_tensor dgamma = OVER(g.dgamma, C), dbeta = OVER(g.dbeta, C), m = OVER((float *)mean, 1, s->G), r = OVER((float *)rstd, 1, s->G);
-        status = VX_CPU(group_norm_backward)(&to, &dgamma, &dbeta, &to, &x, &gamma, &beta, &m, &r, s->act);
+}
+
+static void finish_row(const separable *s, int64_t b, int64_t i, const float *du, const space *at, double *total)
+{
+    if (s->norm && s->up == 1) finish_row_as(s, b, i, du, at, total, 1, 1);
+    else if (s->norm) finish_row_as(s, b, i, du, at, total, 1, 2);
+    else if (s->up == 1) finish_row_as(s, b, i, du, at, total, 0, 1);
+    else finish_row_as(s, b, i, du, at, total, 0, 2);
+}
+
+/* Own d rows first .. end - 1 of a block, whose dd is there: gradients of w and v. */
+static void weight_gradients(const separable *s, int64_t b, int64_t first, int64_t end, int64_t start, const space *at, const sums *g)
+{
+    const float *dy = s->dy + (b * s->P + first) * s->Q * s->O;
+    const int64_t count = (end - first) * s->Q;
+    add_rows(g->dbias, dy, count, s->O);
+    for (int64_t j = 0; j < s->Cp; j += VX_PANEL)
+        VX_CPU(panel)(&(vx_product){.segments = 1, .k = count, .a = {dy}, .row_stride = 1, .k_stride = s->O, .b = {at->d + j},
+                                    .b_stride = s->Cp, .c = g->dv + j, .c_stride = s->Cp, .alpha = 1, .beta = 1},
+                      s->O, (int)vx_min64(VX_PANEL, s->Cp - j));
+    for (int64_t p = first; p < end; p++) {
+        const float *around[3];
+        for (int t = 0; t < 3; t++) around[t] = u_row(s, at, p * s->stride + t - 1);
+        depthwise_weight_row(g->dw, around, dd_row(s, at, p, start), s->W * s->up, s->Q, s->Cp, s->stride);
     }
-    return status;
+}
+
+static void backward_band(const separable *s, int64_t b, int64_t first, int64_t end, const space *at, const sums *g)
+{
+    const int64_t W = s->W * s->up, unit = s->stride == 2 || s->up == 2 ? 2 : 1; /* rows of du that are made together */
+    const int64_t start = s->stride == 1 ? vx_max64(first - 1, 0) : first, stop = vx_min64(end + 1, s->P);
+    const int64_t last = vx_min64(end * s->stride, s->H * s->up); /* of the band's rows of du */
+    int64_t made = first_n(s, first), done = first * s->stride;
+    load_channels(s, b, at);
+    for (int64_t p = start; p < stop; p += s->block) {
+        const int64_t next = vx_min64(p + s->block, stop), own = vx_max64(p, first), own_end = vx_min64(next, end);
+        const float *dy = s->dy + (b * s->P + p) * s->Q * s->O;
+        for (int64_t j = 0; j < s->Cp; j += VX_PANEL)
+            VX_CPU(panel)(&(vx_product){.segments = 1, .k = s->O, .a = {dy}, .row_stride = s->O, .k_stride = 1, .b = {s->v + j},
+                                        .b_stride = s->Cp, .c = at->dd + (p - start) % s->dd_ring * s->Q * s->Cp + j, .c_stride = s->Cp,
+                                        .alpha = 1, .beta = 0},
+                          (next - p) * s->Q, (int)vx_min64(VX_PANEL, s->Cp - j));
+        if (own < own_end) {
+            made = make_block(s, b, own, own_end, made, at, s->norm);
+            weight_gradients(s, b, own, own_end, start, at, g);
+        }
+        /* the rows of du that the rows of dd before `next` make complete */
+        int64_t complete = next == s->P ? last : vx_min64(last, s->stride == 1 ? next - 1 : 2 * next - 2) / unit * unit;
+        if (done >= complete) continue;
+        make_du(s, done, complete, start, at);
+        for (int64_t r = done; r < complete; r += s->up) finish_row(s, b, r / s->up, at->du + (r - done) * W * s->Cp, at, g->dz);
+        done = complete;
+    }
+}
+
+/* What of the sums of dz the last pass needs for each channel: (2,C) the factors of x - mean and of 1. totals: image b's bands'. */
+static void settle(const separable *s, int64_t b, const double *total, float *factor)
+{
+    const int64_t D = s->C / s->G;
+    for (int64_t g = 0; g < s->G; g++) {
+        const double rstd = s->rstd[b * s->G + g], share = rstd / ((double)(s->H * s->W) * (double)D);
+        double plain = 0, along = 0;
+        for (int64_t c = g * D; c < (g + 1) * D; c++) plain += s->gamma[c] * total[c], along += s->gamma[c] * total[s->Cp + c];
+        for (int64_t c = g * D; c < (g + 1) * D; c++)
+            factor[c] = (float)(along * share * rstd * rstd), factor[s->Cp + c] = (float)(plain * share);
+    }
+}
+
+/* The last pass over rows first .. end - 1 of image b: dx = scale dz - (x - mean) factor - factor', in place, the last rows, which are in
+ * the cache, first. */
+static void finish_norm(const separable *s, int64_t b, int64_t first, int64_t end, const float *factor, const space *at)
+{
+    const int64_t C = s->C, Cp = s->Cp;
+    const float *mean = at->channel, *scale = mean + 2 * Cp;
+    for (int64_t i = (b * s->H + end) * s->W; i-- > (b * s->H + first) * s->W;) {
+        const float *x = s->x + i * C;
+        float *dx = s->dx + i * C;
+        for (int64_t c = 0; c < C; c += VX_LANES) {
+            const int n = (int)vx_min64(VX_LANES, C - c);
+            if (n == VX_LANES)
+                vf_store(dx + c, vf_load(scale + c) * vf_load(dx + c) -
+                                     ((vf_load(x + c) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c)));
+            else
+                vf_store_n(dx + c, vf_load(scale + c) * vf_load_n(dx + c, n) -
+                                       ((vf_load_n(x + c, n) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c)), n);
+        }
+    }
+}
+
+/* The last pass over band k of image b, whose sums are complete. */
+static void finish_band(const separable *s, int64_t b, int64_t k, char *partial, int64_t bytes, const space *at)
+{
+    double total[2 * s->Cp];
+    float factor[2 * s->Cp];
+    memset(total, 0, sizeof total);
+    memset(factor, 0, sizeof factor);
+    for (int64_t other = 0; other < s->bands; other++) {
+        sums g;
+        sums_bytes(s, &g, partial + (b * s->bands + other) * bytes);
+        for (int64_t c = 0; c < 2 * s->Cp; c++) total[c] += g.dz[c];
+    }
+    settle(s, b, total, factor);
+    load_channels(s, b, at);
+    const int64_t rows = s->band * s->stride / s->up;
+    finish_norm(s, b, k * rows, vx_min64((k + 1) * rows, s->H), factor, at);
+}
+
+/* The sums of all bands into the outputs; partial is used up. */
+static void add_bands(const separable *s, char *partial, int64_t bytes, float *dw, float *dv, float *dbias, float *dgamma, float *dbeta)
+{
+    const int64_t C = s->C, Cp = s->Cp, tasks = s->B * s->bands, floats = 10 * Cp + s->O * Cp + s->O;
+    sums g, other;
+    sums_bytes(s, &g, partial);
+    for (int64_t task = 1; task < tasks; task++) {
+        sums_bytes(s, &other, partial + task * bytes);
+        for (int64_t i = 0; i < floats; i++) g.dw[i] += other.dw[i];
+    }
+    for (int64_t i = 0; i < 9; i++) memcpy(dw + i * C, g.dw + i * Cp, sizeof(float) * (size_t)C);
+    for (int64_t o = 0; o < s->O; o++) memcpy(dv + o * C, g.dv + o * Cp, sizeof(float) * (size_t)C);
+    if (dbias) memcpy(dbias, g.dbias, sizeof(float) * (size_t)s->O);
+    for (int64_t c = 0; s->norm && c < C; c++) {
+        double plain = 0, along = 0;
+        for (int64_t task = 0; task < tasks; task++) {
+            sums_bytes(s, &other, partial + task * bytes);
+            plain += other.dz[c];
+            along += other.dz[Cp + c] * s->rstd[task / s->bands * s->G + c / (C / s->G)];
+        }
+        dbeta[c] = (float)plain, dgamma[c] = (float)along;
+    }
 }
 
 int VX_CPU(separable_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dw, vx_tensor *dv, vx_tensor *dbias,
                                vx_tensor *dy, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd,
                                vx_tensor *w, vx_tensor *v, int act, float eps, int stride, int up)
 {
-    separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .w = vx_f32(w), .v = vx_f32(v)};
+    separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .dy = vx_f32(dy), .dx = vx_f32(dx)};
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd)) return VX_EINVAL;
-    if (s.gamma && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
+    if (s.norm && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
     space at;
-    const int threads = image_threads(&s);
-    const int64_t floats = space_floats(&s, &at, 0), sums = gradient_floats(&s);
-    float *scratch = vx_scratch("separable_backward", sizeof(float) * (size_t)(threads * floats));
-    float *partial = scratch ? vx_scratch("separable_backward", sizeof(float) * (size_t)(vx_max64(s.B, 1) * sums)) : 0;
-    if (!partial) {
-        vx_scratch_free(scratch);
-        return VX_ENOMEM;
-    }
-    int failed = 0;
-    if (s.B == 0) memset(partial, 0, sizeof(float) * (size_t)sums);
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(|| : failed)
-    for (int64_t b = 0; b < s.B; b++) {
+    sums g;
+    const int threads = omp_get_max_threads();
+    const int64_t floats = space_floats(&s, &at, 0, 1), bytes = sums_bytes(&s, &g, 0), tasks = s.B * s.bands;
+    const int64_t partial_bytes = vx_max64(tasks, 1) * bytes;
+    char *scratch = vx_scratch("separable_backward",
+                               (size_t)partial_bytes + sizeof(float) * (size_t)(9 * s.Cp + s.O * s.Cp + threads * floats));
+    if (!scratch) return VX_ENOMEM;
+    memset(scratch, 0, (size_t)partial_bytes);
+    s.w = (float *)(scratch + partial_bytes), s.v = s.w + 9 * s.Cp;
+    pad_rows(s.w, vx_f32(w), 9, s.C, s.Cp);
+    pad_rows(s.v, vx_f32(v), s.O, s.C, s.Cp);
+#pragma omp parallel num_threads(threads)
+    {
         space mine;
-        space_floats(&s, &mine, scratch + omp_get_thread_num() * floats);
-        failed = backward_image(&s, b, vx_f32(dy), vx_f32(dx), gradients_at(&s, partial + b * sums), &mine) || failed;
+        sums own;
+        space_floats(&s, &mine, s.v + s.O * s.Cp + omp_get_thread_num() * floats, 1);
+        memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.Cp));
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < tasks; task++) {
+            const int64_t b = task / s.bands, k = task % s.bands;
+            sums_bytes(&s, &own, scratch + task * bytes);
+            backward_band(&s, b, k * s.band, vx_min64((k + 1) * s.band, s.P), &mine, &own);
+            if (s.norm && s.bands == 1) finish_band(&s, b, 0, scratch, bytes, &mine);
+        }
+        if (s.norm && s.bands > 1)
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < tasks; task++) finish_band(&s, task / s.bands, task % s.bands, scratch, bytes, &mine);
     }
-    for (int64_t b = 1; b < s.B; b++)
-        for (int64_t i = 0; i < sums; i++) partial[i] += partial[b * sums + i];
-    const gradients total = gradients_at(&s, partial);
-    memcpy(vx_f32(dw), total.dw, sizeof(float) * (size_t)(9 * s.C));
-    memcpy(vx_f32(dv), total.dv, sizeof(float) * (size_t)(s.O * s.C));
-    if (dbias) memcpy(vx_f32(dbias), total.dbias, sizeof(float) * (size_t)s.O);
-    if (s.gamma) {
-        memcpy(vx_f32(dgamma), total.dgamma, sizeof(float) * (size_t)s.C);
-        memcpy(vx_f32(dbeta), total.dbeta, sizeof(float) * (size_t)s.C);
-    }
-    vx_scratch_free(partial);
+    add_bands(&s, scratch, bytes, vx_f32(dw), vx_f32(dv), vx_f32(dbias), vx_f32(dgamma), vx_f32(dbeta));
     vx_scratch_free(scratch);
-    return failed ? vx_fail(VX_ENOMEM, "separable_backward: out of memory") : VX_OK;
+    return VX_OK;
 }

@@ -30,6 +30,7 @@ typedef struct vx_product {
     float *c; /* not read where beta is 0 */
     int64_t c_stride;
     float alpha, beta;
+    const float *addend; /* what beta multiplies, laid out as c; NULL: c itself */
     const float *bias; /* may be NULL */
     int stream;        /* store past the caches (vf_streams); beta is 0 then */
 } vx_product;

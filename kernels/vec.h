@@ -32,7 +32,18 @@ static inline vf vf_load(const float *p) { return *(const vf_unaligned *)p; }
 static inline void vf_store(float *p, vf x) { *(vf_unaligned *)p = x; }
 static inline vf vf_set1(float x) { return x - (vf){0}; }
 static inline vf vf_zero(void) { return (vf){0}; }
-static inline vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+
+/* a b + c, rounded once where there is an instruction for it. Plainly written, x y + z w may become either of two FMAs. */
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 /* A store that bypasses the caches, of which p's line is written whole and need not be read first: two thirds of the traffic,
  * where nothing will read it soon. For outputs that vf_streams() approves; vf_stream_end() before another thread reads them. */
@@ -85,14 +96,24 @@ static inline void vf_store_n(float *p, vf x, int n)
 }
 
 /* mask lanes are 0 or -1 */
-static inline vf vf_select(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+static inline vf vf_select(vi mask, vf yes, vf no)
+{
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return _mm256_blendv_ps(no, yes, (__m256)mask);
+#else
+    return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
+#endif
+}
 
+/* The larger and the smaller; b where one of them is NaN. */
 static inline vf vf_max(vf a, vf b)
 {
 #if defined(__AVX512F__)
     return _mm512_max_ps(a, b);
 #elif defined(__AVX2__)
     return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+    return _mm_max_ps(a, b);
 #else
     return vf_select(a > b, a, b);
 #endif
@@ -104,6 +125,8 @@ static inline vf vf_min(vf a, vf b)
     return _mm512_min_ps(a, b);
 #elif defined(__AVX2__)
     return _mm256_min_ps(a, b);
+#elif defined(__SSE2__)
+    return _mm_min_ps(a, b);
 #else
     return vf_select(a < b, a, b);
 #endif
@@ -115,6 +138,8 @@ static inline vf vf_sqrt(vf a)
     return _mm512_sqrt_ps(a);
 #elif defined(__AVX2__)
     return _mm256_sqrt_ps(a);
+#elif defined(__SSE2__)
+    return _mm_sqrt_ps(a);
 #else
     vf r;
     for (int i = 0; i < VX_LANES; i++) r[i] = sqrtf(a[i]);
@@ -182,20 +207,27 @@ static inline float vf_maximum(vf x)
     return x[0];
 }
 
-/* 2^t. Degree-5 minimax polynomial on [-0.5, 0.5] times a power of two: 1.4 ulp; 0 below -126 (a flushed subnormal) except
- * with AVX-512, whose scaling is gradual; +inf above 128; NaN stays NaN. */
-static inline vf vf_exp2(vf t)
+/* x rounded to an integer, halves to even; |x| < 2^22 */
+static inline vf vf_round(vf x)
 {
 #if defined(__AVX512F__)
-    vf n = _mm512_roundscale_ps(t, 8);
+    return _mm512_roundscale_ps(x, 8);
 #elif defined(__AVX2__)
-    vf n = _mm256_round_ps(t, 8);
+    return _mm256_round_ps(x, 8);
 #else
-    const vf magic = vf_set1(12582912.0f); /* 1.5 2^23: adding it rounds to an integer where |t| < 2^22 */
-    vf limited = vf_select(t > vf_set1(1000.0f), vf_set1(1000.0f), vf_select(t < vf_set1(-1000.0f), vf_set1(-1000.0f), t));
-    vf n = (limited + magic) - magic;
+    const vf magic = vf_set1(12582912.0f); /* 1.5 2^23 */
+    return (x + magic) - magic;
 #endif
-    vf f = t - n;
+}
+
+/* 2^t. Degree-5 minimax polynomial on [-0.5, 0.5] times a power of two: 1.4 ulp down to 2^-126; between there and 2^-127 the value is
+ * off by up to 2^-127, below it is 0, except with AVX-512, whose scaling is gradual; +inf from 128 on; NaN stays NaN. */
+static inline vf vf_exp2(vf t)
+{
+#if !defined(__AVX512F__)
+    t = vf_max(vf_set1(-127.0f), vf_min(vf_set1(128.0f), t)); /* at the ends p is 1, and the exponent's field 0 or that of inf */
+#endif
+    vf n = vf_round(t), f = t - n;
     vf p = vf_set1(1.32647271e-3f);
     p = p * f + 9.67151268e-3f;
     p = p * f + 5.55073374e-2f;
@@ -205,11 +237,7 @@ static inline vf vf_exp2(vf t)
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(p, n);
 #else
-    vi e = __builtin_convertvector(vf_select(n < vf_set1(-200.0f), vf_set1(-200.0f), vf_select(n > vf_set1(200.0f), vf_set1(200.0f), n)), vi);
-    vf r = (vf)((vu)p + ((vu)e << 23));
-    r = vf_select(t < vf_set1(-126.0f), vf_zero(), r);
-    r = vf_select(t >= vf_set1(128.0f), vf_set1(INFINITY), r);
-    return vf_select(t != t, t, r);
+    return (vf)((vu)p + ((vu)__builtin_convertvector(n, vi) << 23));
 #endif
 }
 
@@ -245,15 +273,8 @@ static inline __attribute__((always_inline)) void vf_exp2_many(const int count, 
 static inline vf vf_exp(vf x)
 {
     const float log2e = 1.44269504088896341f;
-#if defined(__AVX512F__)
     x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* far out the reduction's own rounding would exceed the result */
-    vf n = _mm512_roundscale_ps(x * log2e, 8);
-#elif defined(__AVX2__)
-    vf n = _mm256_round_ps(x * log2e, 8);
-#else
-    const vf magic = vf_set1(12582912.0f);
-    vf n = (vf_min(vf_max(x * log2e, vf_set1(-1000.0f)), vf_set1(1000.0f)) + magic) - magic;
-#endif
+    vf n = vf_round(x * log2e);
     vf r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
     vf p = vf_set1(1.9875691500e-4f);
@@ -266,11 +287,9 @@ static inline vf vf_exp(vf x)
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(p, n);
 #else
-    vi e = __builtin_convertvector(vf_min(vf_max(n, vf_set1(-200.0f)), vf_set1(200.0f)), vi);
-    vf q = (vf)((vu)p + ((vu)e << 23));
+    vf q = (vf)((vu)p + ((vu)__builtin_convertvector(n, vi) << 23));
     q = vf_select(x < vf_set1(-87.33654f), vf_zero(), q);
-    q = vf_select(x > vf_set1(88.72283f), vf_set1(INFINITY), q);
-    return vf_select(x != x, x, q);
+    return vf_select(x > vf_set1(88.72283f), vf_set1(INFINITY), q);
 #endif
 }
 
