@@ -328,6 +328,9 @@ define_unary("sigmoid", C.VX_SIGMOID)
 define_unary("tanh", C.VX_TANH)
 define_unary("clamp", C.VX_CLAMP, -0.4, 0.4, { -0.5, 0.5 }) -- to [alpha, beta]
 define_unary("power", C.VX_POWER, 0.3, 3, { 1.5 })          -- x^alpha
+define_unary("lgamma", C.VX_LGAMMA, 0.3, 4)                 -- ln gamma(x), x > 0, and its first and second derivative
+define_unary("digamma", C.VX_DIGAMMA, 0.5, 4)
+define_unary("trigamma", C.VX_TRIGAMMA, 0.7, 4)
 
 -- -- Reductions -----------------------------------------------------------------------------------------------------------------
 
@@ -789,6 +792,56 @@ define("quantize_smooth", {
   end,
 })
 
+-- -- Nearest neighbours ---------------------------------------------------------------------------------------------------------------
+
+local KNN_METRICS = { ce = C.VX_KNN_CE, l2 = C.VX_KNN_L2 }
+
+--- The K rows of p (N,M) that deviate least from each vertex e_m (Eq. 13). metric "ce": -log p[n][m] (a p below 2^-126 counts as that), "l2":
+-- |e_m - p[n]|^2; log: p holds logarithms. Returns the deviations (M,K), nearest first and ties to the lowest row, and near i32 (M,K), the
+-- rows (0-based). The gradient goes through the deviations, not through the choice.
+define("vertex_knn", {
+  forward = function(ctx, p, k, metric, log)
+    p = contiguous(expect_tensor(p, "vertex_knn", "p"))
+    if not KNN_METRICS[metric] then fail("vertex_knn: metric '%s', expected ce or l2", tostring(metric)) end
+    if p:dim() ~= 2 then fail("vertex_knn: p %s should have the shape (N,M)", shape_text(p)) end
+    local near, deviation = beside(p, { p:size(2), k }, "i32"), beside(p, { p:size(2), k })
+    call(C.vx_vertex_knn, near._h, deviation._h, p._h, KNN_METRICS[metric], log and 1 or 0)
+    if ctx.needs then ctx.p, ctx.near, ctx.metric, ctx.log = p, near, KNN_METRICS[metric], log and 1 or 0 end
+    return deviation, near
+  end,
+  backward = function(ctx, dy)
+    local dp = new_like(ctx.p)
+    call(C.vx_vertex_knn_backward, dp._h, dy._h, handle(ctx.near), handle(ctx.p), ctx.metric, ctx.log)
+    return dp
+  end,
+  cases = function(T)
+    local p, l = { low = 0.05, high = 1 }, { low = -3, high = 0 }
+    return { { T({ 7, 3 }, p), 2, "ce" }, { T({ 7, 3 }, p), 2, "l2" }, { T({ 9, 5 }, l), 9, "ce", true }, { T({ 20, 18 }, l), 3, "l2", true } }
+  end,
+})
+
+--- The K rows of y (L,D) nearest to each row of x (N,D); exclude_self: x and y are the same rows, and none is its own neighbour. Returns the
+-- squared Euclidean distances (N,K), nearest first and ties to the lowest row, and near i32 (N,K), the rows (0-based).
+define("knn", {
+  forward = function(ctx, x, y, k, exclude_self)
+    x, y = contiguous(expect_tensor(x, "knn", "x")), contiguous(expect_tensor(y, "knn", "y"))
+    if x:dim() ~= 2 then fail("knn: x %s should have the shape (N,D)", shape_text(x)) end
+    local near, distance = beside(x, { x:size(1), k }, "i32"), beside(x, { x:size(1), k })
+    call(C.vx_knn, near._h, distance._h, x._h, y._h, exclude_self and 1 or 0)
+    if ctx.needs then ctx.x, ctx.y, ctx.near = x, y, near end
+    return distance, near
+  end,
+  backward = function(ctx, ddistance)
+    local dx, dy = new_like(ctx.x), new_like(ctx.y)
+    call(C.vx_knn_backward, dx._h, dy._h, ddistance._h, handle(ctx.near), handle(ctx.x), handle(ctx.y))
+    return dx, dy
+  end,
+  cases = function(T)
+    return { { T { 5, 3 }, T { 7, 3 }, 2 }, { T { 3, 1 }, T { 3, 1 }, 3 }, { T { 6, 2 }, T { 6, 2 }, 2, true },
+      { T({ 4, 19 }, { grad = false }), T { 30, 19 }, 17 } }
+  end,
+})
+
 -- -- Random, in place ---------------------------------------------------------------------------------------------------------------
 
 --- x uniform in (low, high), x normal, x a random order of 0 .. N-1; from `generator` or the default one.
@@ -802,6 +855,17 @@ function ops.normal(x, mean, deviation, generator)
   local seed, stream = (generator or core.default_generator):stream()
   call(C.vx_normal, handle(x), seed, stream, mean or 0, deviation or 1)
   return x
+end
+
+--- p (N,M): rows drawn from the Dirichlet distributions of concentrations alpha, (M) or (N,M); `log`: their logarithms.
+function ops.dirichlet(p, alpha, log, generator)
+  expect_tensor(p, "dirichlet", "p")
+  expect_tensor(alpha, "dirichlet", "alpha")
+  local a = expanded(alpha, p:shape())
+  if not a then fail("dirichlet: p %s and alpha %s disagree on a size", shape_text(p), shape_text(alpha)) end
+  local seed, stream = (generator or core.default_generator):stream()
+  call(C.vx_dirichlet, handle(p), handle(a), seed, stream, log and 1 or 0)
+  return p
 end
 
 function ops.permutation(n, generator, options)
