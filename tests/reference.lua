@@ -196,7 +196,7 @@ end
 local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
 
 -- ln gamma and its derivatives as sums over the first terms of their series in 1 / (x + k), the rest by the Euler-Maclaurin formula
-local TERMS = 1000
+local TERMS = 200
 local function lgamma(x) -- the product x (x + 1) ... against that of n!, whose logarithms nearly cancel term by term
   local sum, n = 0, TERMS
   for k = 0, n - 1 do sum = sum + math.log((k + 1) / (x + k)) end
@@ -525,6 +525,47 @@ function ops.knn(x, y, k, exclude_self)
     for i = 1, k do out.v[n * k + i - 1], near.v[n * k + i - 1] = values[i], rows[i] end
   end
   return out, near
+end
+
+local function total(a)
+  local s = 0
+  for i = 0, a.n - 1 do s = s + a.v[i] end
+  return s
+end
+
+--- The root of an increasing function of x > 0, by bisection of ln x.
+local function root(f)
+  local low, high = -20, 20
+  for _ = 1, 70 do
+    local middle = (low + high) / 2
+    if f(math.exp(middle)) < 0 then low = middle else high = middle end
+  end
+  return math.exp((low + high) / 2)
+end
+
+--- At the maximum digamma(alpha[m]) = digamma(s) + mean ln p[m], and s is the sum of alpha.
+function ops.dirichlet_mle(log_p)
+  local N, M = log_p.shape[1], log_p.shape[2]
+  local g, alpha = {}, array { M }
+  for m = 0, M - 1 do
+    g[m] = 0
+    for n = 0, N - 1 do g[m] = g[m] + log_p.v[n * M + m] / N end
+  end
+  root(function(s)
+    local whole = digamma(s)
+    for m = 0, M - 1 do alpha.v[m] = root(function(a) return digamma(a) - whole - g[m] end) end
+    return s - total(alpha)
+  end)
+  return alpha
+end
+
+--- ln of the densities' ratio at its mean under a: ln p[m] has the mean digamma(a[m]) - digamma(sum a).
+function ops.dirichlet_kl(a, b)
+  local y = array {}
+  local sa, sb = total(a), total(b)
+  y.v[0] = lgamma(sa) - lgamma(sb)
+  for m = 0, a.n - 1 do y.v[0] = y.v[0] + lgamma(b.v[m]) - lgamma(a.v[m]) + (a.v[m] - b.v[m]) * (digamma(a.v[m]) - digamma(sa)) end
+  return y
 end
 
 function ops.quantize_hard(z, book, o, at)

@@ -6,6 +6,7 @@
 -- loop (tests/ops_spec.lua), against finite differences, and twice for the same bits.
 
 local core = require "vertex.core"
+local dirichlet = require "vertex.dirichlet"
 local tape = require "vertex.tape"
 
 local C, call, handle, new, new_like = core.C, core.call, core.handle, core.new, core.new_like
@@ -839,6 +840,72 @@ define("knn", {
   cases = function(T)
     return { { T { 5, 3 }, T { 7, 3 }, 2 }, { T { 3, 1 }, T { 3, 1 }, 3 }, { T { 6, 2 }, T { 6, 2 }, 2, true },
       { T({ 4, 19 }, { grad = false }), T { 30, 19 }, 17 } }
+  end,
+})
+
+-- -- Dirichlet distributions: two ops of M numbers, computed in float64 on the host ----------------------------------------------------------
+
+local function expect_f32(x, op, name)
+  if expect_tensor(x, op, name):dtype() ~= "f32" then fail("%s: %s %s is %s, expected f32", op, name, shape_text(x), x:dtype()) end
+  return x
+end
+
+--- The concentrations (M) that make the points of logarithms log_p (N,M) most likely. At the maximum mean_log(alpha) is g, the mean of log_p,
+-- so d alpha / d g is the inverse of the Fisher information; the second result is the number of Newton steps.
+define("dirichlet_mle", {
+  forward = function(ctx, log_p)
+    if expect_f32(log_p, "dirichlet_mle", "log_p"):dim() ~= 2 or log_p:size(1) < 2 or log_p:size(2) < 2 then
+      fail("dirichlet_mle: log_p %s should have the shape (N,M), N and M at least 2", shape_text(log_p))
+    end
+    local g = {}
+    core.step(function() -- twice: the second mean is of what float32 left over in the first
+      local first = tape.no_grad(ops.mean, log_p, 1)
+      local rest = tape.no_grad(function() return ops.mean(ops.sub(log_p, first), 1) end):totable()
+      for i, v in ipairs(first:totable()) do g[i] = v + (rest[i] == rest[i] and rest[i] or 0) end
+    end)
+    local alpha, steps = dirichlet.mle(g, 2e-6) -- logarithms of 10 are rounded to half of that
+    if not alpha then fail("dirichlet_mle: %s", steps) end
+    if ctx.needs then ctx.alpha, ctx.shape = alpha, log_p:shape() end
+    return beside(log_p, { #alpha }):fromtable(alpha), steps
+  end,
+  backward = function(ctx, dalpha)
+    local dg = dirichlet.solve_information(ctx.alpha, dalpha:totable())
+    for i = 1, #dg do dg[i] = dg[i] / ctx.shape[1] end
+    return expanded(beside(dalpha, { #dg }):fromtable(dg), ctx.shape)
+  end,
+  cases = function(T) return { { T({ 5, 3 }, { low = -4, high = -0.9 }) }, { T({ 3, 2 }, { low = -3, high = -0.8 }) } } end,
+})
+
+--- KL(Dirichlet(a) | Dirichlet(b)), in nats; a and b (M). Shape {}.
+define("dirichlet_kl", {
+  forward = function(ctx, a, b)
+    expect_f32(a, "dirichlet_kl", "a")
+    if a:dim() ~= 1 or shape_text(a) ~= shape_text(expect_f32(b, "dirichlet_kl", "b")) then
+      fail("dirichlet_kl: a %s and b %s should have one shape (M)", shape_text(a), shape_text(b))
+    end
+    local x, y = a:totable(), b:totable()
+    for name, list in pairs { a = x, b = y } do
+      for i, v in ipairs(list) do
+        if not (v > 0 and v < math.huge) then
+          fail("dirichlet_kl: concentration %d of %s is %g, expected a positive finite number", i - 1, name, v)
+        end
+      end
+    end
+    if ctx.needs then ctx.a, ctx.b = x, y end
+    return beside(a, {}):fill(dirichlet.kl(x, y))
+  end,
+  backward = function(ctx, dy)
+    local a, b, g = ctx.a, ctx.b, dy:item()
+    local mean_a, mean_b, db, difference = dirichlet.mean_log(a), dirichlet.mean_log(b), {}, {}
+    for i = 1, #a do
+      db[i] = g * (mean_b[i] - mean_a[i])
+      difference[i] = g * (a[i] - b[i])
+    end
+    return beside(dy, { #a }):fromtable(dirichlet.information(a, difference)), beside(dy, { #a }):fromtable(db)
+  end,
+  cases = function(T)
+    local range = { low = 0.3, high = 4 }
+    return { { T({ 3 }, range), T({ 3 }, range) }, { T({ 17 }, range), T({ 17 }, range) } }
   end,
 })
 
