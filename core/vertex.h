@@ -33,7 +33,7 @@ extern "C" {
 /* -- Status, types, limits ------------------------------------------------------------------------------------------ */
 
 enum {
-    VX_ABI = 1,             /* raised when a declaration changes; backends and Lua refuse another one */
+    VX_ABI = 2,             /* raised when a declaration changes; backends and Lua refuse another one */
     VX_MAX_DIMS = 8,
     VX_OK = 0,
     VX_EINVAL = 1,          /* the caller's mistake: shape, dtype, range, released tensor */
@@ -51,13 +51,14 @@ enum { VX_F32 = 0, VX_BF16 = 1, VX_I32 = 2, VX_U8 = 3 };
 enum { /* binary() */
     VX_ADD = 0, VX_SUB, VX_MUL, VX_DIV, VX_MAX, VX_MIN, VX_EQ, VX_LT, VX_LE, VX_POW,
 };
-enum { /* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha */
+enum { /* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; the gamma functions are NaN below 0 */
     VX_AFFINE = 0, VX_EXP, VX_LOG, VX_SQRT, VX_ABS, VX_SQUARE, VX_RELU, VX_SILU, VX_GELU, VX_SIGMOID, VX_TANH,
-    VX_CLAMP, VX_POWER,
+    VX_CLAMP, VX_POWER, VX_LGAMMA, VX_DIGAMMA, VX_TRIGAMMA,
 };
 enum { VX_REDUCE_SUM = 0, VX_REDUCE_MEAN, VX_REDUCE_MAX, VX_REDUCE_MIN };
 enum { VX_ACT_NONE = 0, VX_ACT_SILU, VX_ACT_GELU };
 enum { VX_EUCLID = 0, VX_COSINE };                              /* assign, hard_* */
+enum { VX_KNN_CE = 0, VX_KNN_L2 };                              /* vertex_knn: metric */
 enum { VX_STE = 0, VX_ROTATION };                               /* hard_backward: gradient estimator */
 enum { VX_SOFTMAX = 0, VX_SOFT_GUMBEL, VX_HARD_GUMBEL };        /* smooth_*: sampler */
 enum { VX_REG_NONE = 0, VX_REG_PPL, VX_REG_KNN_CE, VX_REG_KNN_L2 }; /* smooth_*: regularizer */
@@ -137,6 +138,11 @@ VX_API int64_t vx_file_size(const char *path);          /* -1 where it cannot be
  * signal ends the process at once. vx_interrupt_catch(0) restores the handlers found. */
 VX_API int vx_interrupt_catch(int on);
 VX_API int vx_interrupted(void);
+
+/* ln gamma, its first and its second derivative, in double for x > 0 (special.h); NaN below 0. */
+VX_API double vx_lgamma(double x);
+VX_API double vx_digamma(double x);
+VX_API double vx_trigamma(double x);
 
 VX_API double vx_time(void);            /* seconds of a monotonic clock */
 VX_API int vx_is_tty(int fd);

@@ -8,7 +8,7 @@ local core = {}
 
 -- -- The library ----------------------------------------------------------------------------------------------------------
 
-local ABI = 1
+local ABI = 2
 
 local function library_directory()
   local source = debug.getinfo(1, "S").source:sub(2)
@@ -586,6 +586,11 @@ function core.catching_interrupts(f, ...)
   end
   return done(pcall(f, ...))
 end
+
+--- ln gamma(x), its first and its second derivative, in float64 for x > 0; NaN below 0.
+function core.lgamma(x) return C.vx_lgamma(x) end
+function core.digamma(x) return C.vx_digamma(x) end
+function core.trigamma(x) return C.vx_trigamma(x) end
 
 function core.interrupted() return C.vx_interrupted() ~= 0 end
 function core.time() return C.vx_time() end
