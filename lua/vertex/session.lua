@@ -108,16 +108,23 @@ end
 -- "return nil, f()" rather than "return f()": a tail call would leave no frame that errors could point at.
 local VALUES = "return nil, "
 
---- The last lines of a text as an expression after statements, in one chunk; nil where they are none.
+--- A text whose end is an expression after statements, as one chunk; nil where it is not. The expression begins with a line or after a
+-- semicolon.
 local function ending_in_expression(text, name, statements)
-  local lines = {}
-  for line in (text .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = line end
-  for k = #lines - 1, math.max(1, #lines - 100), -1 do
-    local rest = table.concat(lines, "\n", k + 1)
+  local starts, before, ended = {}, nil, nil -- end and text of the token before
+  tokens(text, function(kind, first, last)
+    if kind == "comment" then return end
+    local line = before and text:sub(before, first - 1):find("\n", 1, true)
+    if line or ended == ";" then starts[#starts + 1] = { at = first, line = line and ended ~= ";" } end
+    before, ended = last, last and text:sub(first, last)
+  end)
+  for k = #starts, math.max(1, #starts - 100), -1 do
+    local start = starts[k]
+    local rest = text:sub(start.at)
     -- text that is all statements can end in a call; it is not cut where a line only goes on, as before "- b" or "(x)"
-    if rest:find(statements and "^%s*[%a_]" or "%S") and loadstring(VALUES .. rest) then
-      local head = table.concat(lines, "\n", 1, k)
-      local chunk = loadstring(head) and loadstring(head .. "\n" .. VALUES .. rest, name)
+    if (not statements or not start.line or rest:find "^[%a_]") and loadstring(VALUES .. rest) then
+      local head = text:sub(1, start.at - 1)
+      local chunk = loadstring(head) and loadstring(head .. VALUES .. rest, name)
       if chunk then return chunk end
     end
   end
@@ -317,10 +324,9 @@ end
 
 --- The object a chain such as `vx.nn`, `model.encoder[1]` names; nothing is called.
 function Session:lookup(chain)
-  local object, rest = nil, chain:gsub("^%s+", "")
-  local first, after = rest:match "^([%a_][%w_]*)()"
+  local first, after = chain:match "^%s*([%a_][%w_]*)()"
   if not first then return nil end
-  object, rest = field(self.env, first), rest:sub(after)
+  local object, rest = field(self.env, first), chain:sub(after)
   while rest ~= "" and object ~= nil do
     local name, next_name = rest:match "^%s*[.:]%s*([%a_][%w_]*)()"
     local index, next_index = rest:match "^%s*%[%s*(%-?%d+)%s*%]()"
@@ -366,8 +372,8 @@ function Session:complete(text, cursor)
     if not last then open = { first = first, comment = kind == "comment" } end
     if kind == "comment" and last == #text then open = { comment = true } end
   end)
-  local first, candidates, part = #text + 1, {}, ""
-  if open and open.comment then return first, {} end
+  if open and open.comment then return #text + 1, {} end
+  local candidates, first, part = {}
   if open then
     first = open.first + 1
     part = text:sub(first)
