@@ -135,9 +135,19 @@ VX_API int64_t vx_file_size(const char *path);          /* -1 where it cannot be
 /* -- Interrupts ----------------------------------------------------------------------------------------------------- */
 
 /* From vx_interrupt_catch(1) on, Ctrl-C (SIGINT) and SIGTERM only raise a flag that vx_interrupted() reads; a second
- * signal ends the process at once. vx_interrupt_catch(0) restores the handlers found. */
-VX_API int vx_interrupt_catch(int on);
+ * signal ends the process at once. vx_interrupt_catch(2) is for sessions: SIGINT only raises the flag, however often.
+ * Every call lowers the flag; vx_interrupt_catch(0) also restores the handlers found. */
+VX_API int vx_interrupt_catch(int how);
 VX_API int vx_interrupted(void);
+/* What a session's handler does besides: f(a, b, c, d) on the thread that called this; f must be safe in a signal
+ * handler, as LuaJIT's lua_sethook is. NULL: nothing. */
+VX_API int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int c, int d);
+
+/* -- Threads -------------------------------------------------------------------------------------------------------- */
+
+/* Runs f(a, b, c) in a detached thread that receives no signals. f is a C function (zmq_proxy, say), never a callback
+ * into Lua. */
+VX_API int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c);
 
 /* ln gamma, its first and its second derivative, in double for x > 0 (special.h); NaN below 0. */
 VX_API double vx_lgamma(double x);
