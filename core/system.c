@@ -1,8 +1,9 @@
-/* system.c: what LuaJIT lacks of the operating system: files that appear whole or not at all, interrupts as a flag, a clock,
- * and what the terminal is. */
+/* system.c: what LuaJIT lacks of the operating system: files that appear whole or not at all, interrupts as a flag, a
+ * thread, a clock, and what the terminal is. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -197,41 +198,101 @@ int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *for
     return status;
 }
 
-/* -- Interrupts, clock, terminal ------------------------------------------------------------------------------------------ */
+/* -- Interrupts ----------------------------------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupted;
 static struct sigaction before_int, before_term;
-static bool catching;
+static int catching;
+static struct {
+    int (*volatile f)(void *, void *, int, int);
+    void *a, *b;
+    int c, d;
+    pthread_t thread;
+} besides;
 
 static void on_signal(int number)
 {
-    if (interrupted) {
+    if (interrupted && catching == 1) {
         signal(number, SIG_DFL);
         raise(number);
     }
     interrupted = 1;
+    if (catching != 2 || !besides.f) return;
+    if (pthread_equal(pthread_self(), besides.thread)) {
+        int problem = errno;
+        besides.f(besides.a, besides.b, besides.c, besides.d);
+        errno = problem;
+    } else {
+        pthread_kill(besides.thread, number); /* it may wait in a system call, which this ends */
+    }
 }
 
-int vx_interrupt_catch(int on)
+int vx_interrupt_catch(int how)
 {
-    if (on && !catching) {
+    if (how < 0 || how > 2) return vx_fail(VX_EINVAL, "interrupt_catch: %d, expected 0, 1 or 2", how);
+    if (catching && how != catching) {
+        sigaction(SIGINT, &before_int, 0);
+        if (catching == 1) sigaction(SIGTERM, &before_term, 0);
+    }
+    interrupted = 0;
+    if (how && how != catching) {
         struct sigaction action;
         memset(&action, 0, sizeof action);
         action.sa_handler = on_signal;
-        interrupted = 0;
         sigaction(SIGINT, &action, &before_int);
-        sigaction(SIGTERM, &action, &before_term);
-        catching = true;
-    } else if (!on && catching) {
-        sigaction(SIGINT, &before_int, 0);
-        sigaction(SIGTERM, &before_term, 0);
-        interrupted = 0;
-        catching = false;
+        if (how == 1) sigaction(SIGTERM, &action, &before_term);
     }
+    catching = how;
     return VX_OK;
 }
 
 int vx_interrupted(void) { return interrupted; }
+
+int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int c, int d)
+{
+    besides.f = 0; /* the handler may run between any two of these lines */
+    besides.a = a, besides.b = b, besides.c = c, besides.d = d;
+    besides.thread = pthread_self();
+    besides.f = f;
+    return VX_OK;
+}
+
+/* -- Threads -------------------------------------------------------------------------------------------------------------- */
+
+struct job {
+    int (*f)(void *, void *, void *);
+    void *a, *b, *c;
+};
+
+static void *run_job(void *argument)
+{
+    struct job job = *(struct job *)argument;
+    free(argument);
+    job.f(job.a, job.b, job.c);
+    return 0;
+}
+
+int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c)
+{
+    if (!f) return vx_fail(VX_EINVAL, "thread: no function");
+    struct job *job = malloc(sizeof *job);
+    if (!job) return vx_fail(VX_ENOMEM, "thread: out of memory");
+    *job = (struct job){f, a, b, c};
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited by the new thread */
+    pthread_t thread;
+    int problem = pthread_create(&thread, 0, run_job, job);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+    if (problem) {
+        free(job);
+        return vx_fail(VX_ENOMEM, "thread: %s", strerror(problem));
+    }
+    pthread_detach(thread);
+    return VX_OK;
+}
+
+/* -- Clock, terminal ------------------------------------------------------------------------------------------------------ */
 
 double vx_time(void)
 {

@@ -51,13 +51,14 @@ enum { VX_F32 = 0, VX_BF16 = 1, VX_I32 = 2, VX_U8 = 3 };
 enum { /* binary() */
     VX_ADD = 0, VX_SUB, VX_MUL, VX_DIV, VX_MAX, VX_MIN, VX_EQ, VX_LT, VX_LE, VX_POW,
 };
-enum { /* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha */
+enum { /* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; the gamma functions are NaN below 0 */
     VX_AFFINE = 0, VX_EXP, VX_LOG, VX_SQRT, VX_ABS, VX_SQUARE, VX_RELU, VX_SILU, VX_GELU, VX_SIGMOID, VX_TANH,
-    VX_CLAMP, VX_POWER,
+    VX_CLAMP, VX_POWER, VX_LGAMMA, VX_DIGAMMA, VX_TRIGAMMA,
 };
 enum { VX_REDUCE_SUM = 0, VX_REDUCE_MEAN, VX_REDUCE_MAX, VX_REDUCE_MIN };
 enum { VX_ACT_NONE = 0, VX_ACT_SILU, VX_ACT_GELU };
 enum { VX_EUCLID = 0, VX_COSINE };                              /* assign, hard_* */
+enum { VX_KNN_CE = 0, VX_KNN_L2 };                              /* vertex_knn: metric */
 enum { VX_STE = 0, VX_ROTATION };                               /* hard_backward: gradient estimator */
 enum { VX_SOFTMAX = 0, VX_SOFT_GUMBEL, VX_HARD_GUMBEL };        /* smooth_*: sampler */
 enum { VX_REG_NONE = 0, VX_REG_PPL, VX_REG_KNN_CE, VX_REG_KNN_L2 }; /* smooth_*: regularizer */
@@ -167,9 +168,24 @@ VX_API int64_t vx_file_size(const char *path);          /* -1 where it cannot be
 /* -- Interrupts ----------------------------------------------------------------------------------------------------- */
 
 /* From vx_interrupt_catch(1) on, Ctrl-C (SIGINT) and SIGTERM only raise a flag that vx_interrupted() reads; a second
- * signal ends the process at once. vx_interrupt_catch(0) restores the handlers found. */
-VX_API int vx_interrupt_catch(int on);
+ * signal ends the process at once. vx_interrupt_catch(2) is for sessions: SIGINT only raises the flag, however often.
+ * Every call lowers the flag; vx_interrupt_catch(0) also restores the handlers found. */
+VX_API int vx_interrupt_catch(int how);
 VX_API int vx_interrupted(void);
+/* What a session's handler does besides: f(a, b, c, d) on the thread that called this; f must be safe in a signal
+ * handler, as LuaJIT's lua_sethook is. NULL: nothing. */
+VX_API int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int c, int d);
+
+/* -- Threads -------------------------------------------------------------------------------------------------------- */
+
+/* Runs f(a, b, c) in a detached thread that receives no signals. f is a C function (zmq_proxy, say), never a callback
+ * into Lua. */
+VX_API int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c);
+
+/* ln gamma, its first and its second derivative, in double for x > 0 (special.h); NaN below 0. */
+VX_API double vx_lgamma(double x);
+VX_API double vx_digamma(double x);
+VX_API double vx_trigamma(double x);
 
 VX_API double vx_time(void);            /* seconds of a monotonic clock */
 VX_API int vx_is_tty(int fd);

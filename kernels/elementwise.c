@@ -10,6 +10,7 @@
  * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too. The
  * exceptions: comparisons with NaN give 0, and conversion of NaN to an integer gives 0.
  */
+#include "../core/special.h"
 #include "cpu.h"
 #include "vec.h"
 
@@ -431,6 +432,19 @@ int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
 
 /* -- unary ---------------------------------------------------------------------------------------------------------------- */
 
+/* The gamma functions, a lane at a time in double: their recurrences cancel in float32. */
+#define SPECIAL(name)                                                                           \
+    static vf name##_vector(vf x)                                                               \
+    {                                                                                           \
+        for (int i = 0; i < VX_LANES; i++) x[i] = (float)special_##name(x[i]);                  \
+        return x;                                                                               \
+    }
+SPECIAL(lgamma)
+SPECIAL(digamma)
+SPECIAL(trigamma)
+SPECIAL(tetragamma)
+#undef SPECIAL
+
 /* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
 INLINE vf normal_below(vf x) { return 0.5f + 0.5f * vf_erf(x * 0.70710678f); }
 
@@ -450,6 +464,9 @@ INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
     case VX_SIGMOID: return vf_sigmoid(x);
     case VX_TANH: return vf_tanh(x);
     case VX_CLAMP: return vf_min(beta, vf_max(alpha, x));
+    case VX_LGAMMA: return lgamma_vector(x);
+    case VX_DIGAMMA: return digamma_vector(x);
+    case VX_TRIGAMMA: return trigamma_vector(x);
     default: return power(x, alpha);
     }
 }
@@ -474,6 +491,9 @@ INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf beta)
     case VX_SIGMOID: return dy * (y * (one - y));
     case VX_TANH: return dy * (one - y * y);
     case VX_CLAMP: return vf_select((x >= alpha) & (x <= beta), dy, zero);
+    case VX_LGAMMA: return dy * digamma_vector(x);
+    case VX_DIGAMMA: return dy * trigamma_vector(x);
+    case VX_TRIGAMMA: return dy * tetragamma_vector(x);
     default: return dy * (alpha * power(x, alpha - one));
     }
 }
@@ -502,7 +522,7 @@ INLINE void unary_backward_span(int kind, float *dx, const float *dy, const floa
 
 #define UNARY_KINDS(f) \
     f(VX_AFFINE) f(VX_EXP) f(VX_LOG) f(VX_SQRT) f(VX_ABS) f(VX_SQUARE) f(VX_RELU) f(VX_SILU) f(VX_GELU) f(VX_SIGMOID) \
-        f(VX_TANH) f(VX_CLAMP) f(VX_POWER)
+        f(VX_TANH) f(VX_CLAMP) f(VX_POWER) f(VX_LGAMMA) f(VX_DIGAMMA) f(VX_TRIGAMMA)
 
 /* y = f(x); y may be x. */
 int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)

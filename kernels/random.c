@@ -1,4 +1,4 @@
-/* random.c: uniform, normal, permutation. Every number is a function of (seed, stream, index), see core/rng.h.
+/* random.c: uniform, normal, dirichlet, permutation. Every number is a function of (seed, stream, index), see core/rng.h.
  *
  * Memory traffic: 4 bytes written per number; Philox's 10 rounds of two multiplications per four numbers dominate.
  *
@@ -6,10 +6,13 @@
  *   uniform                         low + (high - low) u(word), kept off low and high where rounding would reach them
  *   normal, of words (0,1) or (2,3) radius sqrt(-2 ln u(first)), angle 2 pi u(second): cosine to the first of the two
  *                                   elements, sine to the second (Box-Muller)
+ *   dirichlet                       words of the blocks that begin at 2^40 attempt, one block per element and attempt
  *   permutation                     0 .. N-1 in ascending order of (key, index), the key of index e being its word
  *
  * Equal keys are ordered by index, so element 0 comes before element 1 with probability 1/2 + 2^-33: nothing to correct.
  */
+#include <omp.h>
+
 #include "cpu.h"
 #include "vec.h"
 
@@ -113,6 +116,60 @@ int VX_CPU(normal)(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, flo
 {
     const shape s = {.base = vf_set1(mean), .scale = vf_set1(deviation)};
     generate(x, seed, stream, &s, to_normal);
+    return VX_OK;
+}
+
+/* -- dirichlet ------------------------------------------------------------------------------------------------------------ */
+
+/* The centres of 2^32 equal cells of (0, 1). */
+static inline double fine_unit(uint32_t word) { return (word + 0.5) * 0x1p-32; }
+
+/* ln of a gamma variable of shape alpha [Marsaglia and Tsang 2000, "A simple method for generating gamma variables"]. Below 1
+ * it is a variable of shape alpha + 1 times u^(1 / alpha), which in floating point would be 0 for most u where alpha is
+ * small: only its logarithm is formed. */
+static double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t element, double alpha)
+{
+    const double d = (alpha < 1 ? alpha + 1 : alpha) - 1. / 3, c = 1 / sqrt(9 * d);
+    double boost = 0;
+    for (uint64_t attempt = 0;; attempt++) {
+        vx_philox4 r = vx_philox(seed, stream, attempt << 40 | element);
+        if (attempt == 0 && alpha < 1) boost = log(fine_unit(r.word[3])) / alpha;
+        double x = sqrt(-2 * log(fine_unit(r.word[0]))) * cos(2 * M_PI * fine_unit(r.word[1]));
+        double root = 1 + c * x;
+        if (root <= 0) continue;
+        double log_v = 3 * log(root);
+        if (log(fine_unit(r.word[2])) < 0.5 * x * x + d * (1 - root * root * root + log_v)) return log(d) + log_v + boost;
+    }
+}
+
+/* p[n] a draw from Dirichlet(alpha[n]), or its logarithm: gamma variables over their sum, in logarithms until the end, so that
+ * a row sums to 1 however small alpha is. */
+int VX_CPU(dirichlet)(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t stream, int log_wanted)
+{
+    const int64_t N = p->shape[0], M = p->shape[1], row = alpha->stride[0], column = alpha->stride[1];
+    const float *a = vx_f32(alpha);
+    for (int64_t n = 0; n < (row ? N : vx_min64(N, 1)); n++)
+        for (int64_t m = 0; m < M; m++) {
+            float v = a[n * row + m * column];
+            if (!(v > 0 && v < INFINITY))
+                return vx_fail(VX_EINVAL, "dirichlet: concentration %lld of row %lld is %g, expected a positive finite number",
+                               (long long)m, (long long)n, (double)v);
+        }
+    double *rows = vx_scratch("dirichlet", sizeof(double) * (size_t)(M * omp_get_max_threads()));
+    if (!rows) return VX_ENOMEM;
+    float *out = vx_f32(p);
+#pragma omp parallel for schedule(static) if (N * M >= SERIAL / 8)
+    for (int64_t n = 0; n < N; n++) {
+        double *g = rows + M * omp_get_thread_num(), most = -INFINITY, sum = 0;
+        for (int64_t m = 0; m < M; m++) {
+            g[m] = log_gamma_variable(seed, stream, (uint64_t)(n * M + m), a[n * row + m * column]);
+            most = fmax(most, g[m]);
+        }
+        for (int64_t m = 0; m < M; m++) sum += exp(g[m] - most);
+        double total = most + log(sum);
+        for (int64_t m = 0; m < M; m++) out[n * M + m] = (float)(log_wanted ? g[m] - total : exp(g[m] - total));
+    }
+    vx_scratch_free(rows);
     return VX_OK;
 }
 

@@ -21,6 +21,7 @@ end
 local larger = {
   add = elementwise(), sub = elementwise(), mul = elementwise(), div = elementwise(0.5, 2), maximum = elementwise(), minimum = elementwise(),
   affine = unary(nil, nil, -1.5, 0.25), exp = unary(-8, 8), log = unary(0.01, 9), sqrt = unary(0.01, 9), abs = unary(0.01, 2), square = unary(-3, 3),
+  lgamma = unary(0.1, 30), digamma = unary(0.1, 30), trigamma = unary(0.2, 30),
   relu = unary(0.01, 2), silu = unary(-9, 9), gelu = unary(-5, 5), sigmoid = unary(-9, 9), tanh = unary(-5, 5), power = unary(0.3, 3, -0.5),
   sum = reductions, mean = reductions, max = reductions, min = reductions,
   matmul = function(T)
@@ -71,6 +72,11 @@ local larger = {
   end,
   gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) }, { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) } } end,
   mse = function(T) return { { T { 40001 }, T { 40001 } }, { T { 3, 17, 5 }, T { 3, 17, 5 } } } end,
+  vertex_knn = function(T)
+    local p, l = { low = 0.05, high = 1 }, { low = -3, high = 0 }
+    return { { T({ 700, 33 }, p), 5, "ce" }, { T({ 333, 17 }, p), 20, "l2" }, { T({ 100, 130 }, l), 8, "l2", true } }
+  end,
+  knn = function(T) return { { T { 100, 33 }, T { 90, 33 }, 3 }, { T { 257, 2 }, T { 257, 2 }, 1, true }, { T { 3, 70 }, T { 500, 70 }, 20 } } end,
   transpose = function(T) return { { T { 129, 70 }, 1, 2 }, { T { 5, 33, 17 }, 1, 3 }, { T { 5, 33, 17, 3 }, 2, -1 } } end,
   cat = function(T) return { { 2, T { 40, 33, 3 }, T { 40, 1, 3 }, T { 40, 64, 3 } } } end,
   narrow = function(T) return { { T { 60, 70, 5 }, 2, 11, 50 } } end,

@@ -80,8 +80,8 @@ end
 -- Central differences in float64: with h = 1e-5 the truncation h^2 f'''/6 is about 1e-11 and the rounding 1e-16 / h also, so what
 -- remains is the float32 of the gradient under test, whose sums cancel somewhat more than those of the values.
 local GRADIENT = 5e-6
-local step_of = setmetatable({ max = 1e-7, min = 1e-7, maximum = 1e-7, minimum = 1e-7 }, { __index = function() return 1e-5 end }) -- linear but for
--- kinks, which a smaller step meets less often
+local step_of = setmetatable({ max = 1e-7, min = 1e-7, maximum = 1e-7, minimum = 1e-7, vertex_knn = 1e-7, knn = 1e-7 },
+  { __index = function() return 1e-5 end }) -- smooth but for kinks, which a smaller step meets less often
 
 --- `sampled`: check all elements (nil), or that many single ones and four random directions through all of them.
 local function check_gradients(name, args, what, seed, sampled, tolerance)
@@ -278,6 +278,32 @@ describe("ops", function()
     end
   end)
 
+  it("find neighbours: the rows themselves, ties to the lowest", function()
+    local T = H.generator(11)
+    local function rows(y) return H.flat(y) end
+    local x, y = vx.empty { 200, 3 }, vx.empty { 150, 3 } -- small integers: every distance exact, many of them equal
+    x:copy(T({ 200, 3 }, { dtype = "i32", low = -2, high = 2 }))
+    y:copy(T({ 150, 3 }, { dtype = "i32", low = -2, high = 2 }))
+    for _, k in ipairs { 1, 7, 40, 150 } do
+      local distance, near = ops.knn(x, y, k)
+      local d, n = R.ops.knn(R.from(x), R.from(y), k)
+      assert.same(R.list(d), rows(distance))
+      assert.same(R.list(n), rows(near))
+    end
+    local _, near = ops.knn(x, x, 5, true)
+    assert.same(R.list((select(2, R.ops.knn(R.from(x), R.from(x), 5, true)))), rows(near))
+    local p = x:abs() * 0.25 + 0.25
+    for _, metric in ipairs { "ce", "l2" } do
+      for _, k in ipairs { 1, 5, 33, 200 } do
+        assert.same(R.list((select(2, R.ops.vertex_knn(R.from(p), k, metric)))), rows((select(2, ops.vertex_knn(p, k, metric)))))
+      end
+    end
+    -- close to a vertex the distance keeps its relative precision: 1 - 2 p + |p|^2 in float32 would be 0
+    local close = vx.tensor { { 1 - 2 ^ -20, 2 ^ -20 }, { 1 - 2 ^ -21, 2 ^ -21 } }
+    H.close(H.flat((ops.vertex_knn(close, 1, "l2"))), { 2 ^ -41, 2 * (1 - 2 ^ -20) ^ 2 }, 1e-6, 0)
+    H.close({ (ops.vertex_knn(vx.tensor { { 1, 0 } }, 1, "ce"))[2]:item() }, { 126 * math.log(2) }, 1e-6, 0)
+  end)
+
   it("sum long rows to float32 rounding", function()
     -- a million copies of 0.1: adding them one by one in float32 would be off in the third digit
     local x = vx.full({ 1000000 }, 0.1)
@@ -299,6 +325,7 @@ local through = {
   upsample2x_backward = "upsample2x", separable = "separable", separable_backward = "separable",
   group_norm = "group_norm", group_norm_backward = "group_norm", layer_norm = "layer_norm",
   layer_norm_backward = "layer_norm", softmax = "softmax", softmax_backward = "softmax", mse = "mse", mse_backward = "mse",
+  vertex_knn = "vertex_knn", vertex_knn_backward = "vertex_knn", knn = "knn", knn_backward = "knn",
   hard_forward = "quantize_hard", hard_backward = "quantize_hard", smooth_forward = "quantize_smooth", smooth_backward = "quantize_smooth",
 }
 
@@ -449,6 +476,43 @@ function direct.normal()
   end
 end
 
+function direct.dirichlet()
+  -- every coordinate is a Beta(a, s - a) variable: its mean a / s, its variance a (s - a) / (s^2 (s + 1)); E ln p = digamma(a) - digamma(s)
+  local n = 40000
+  for _, alpha in ipairs { { 0.2, 1, 3 }, { 30, 50 }, { 0.02, 0.03, 0.05, 0.1 } } do
+    local m, s, p, l = #alpha, 0, vx.empty { n, #alpha }, vx.empty { n, #alpha }
+    for _, a in ipairs(alpha) do s = s + a end
+    ops.dirichlet(p, vx.tensor(alpha), false, vx.generator(5))
+    ops.dirichlet(l, vx.tensor(alpha), true, vx.generator(5))
+    H.close(H.flat(p), H.flat(l:exp()), 1e-5, 1e-30)
+    H.close(H.flat(p:sum(2)), H.flat(vx.ones { n }), 3e-7, 0)
+    local mean, square, log = p:mean(1):totable(), (p * p):mean(1):totable(), l:mean(1):totable()
+    for i = 1, m do
+      local a, var = alpha[i], alpha[i] * (s - alpha[i]) / (s * s * (s + 1))
+      H.close({ mean[i] }, { a / s }, 0, 5 * math.sqrt(var / n), "mean")
+      H.close({ square[i] - mean[i] ^ 2 }, { var }, 0.1, 0, "variance")
+      local log_var = core.trigamma(a) - core.trigamma(s)
+      H.close({ log[i] }, { core.digamma(a) - core.digamma(s) }, 0, 5 * math.sqrt(log_var / n), "mean of the logarithm")
+    end
+  end
+  -- far below 1 a gamma variable is 0 in floating point; a row is none the less a point, at a vertex, each vertex in turn
+  local p = vx.empty { 3000, 3 }
+  ops.dirichlet(p, vx.tensor { 1e-3, 1e-3, 1e-3 }, false, vx.generator(6))
+  H.close(H.flat(p:sum(2)), H.flat(vx.ones { 3000 }), 3e-7, 0)
+  assert.is_true(ops.mean(ops.max(p, 2)):item() > 0.99)
+  for _, mean in ipairs(p:mean(1):totable()) do H.close({ mean }, { 1 / 3 }, 0, 0.045) end
+  -- one row of concentrations each
+  local own = vx.empty { 2, 2 }
+  ops.dirichlet(own, vx.tensor { { 1e6, 1 }, { 1, 1e6 } }, false, vx.generator(7))
+  assert.is_true(own[1][1]:item() > 0.999 and own[2][2]:item() > 0.999)
+  for _, bad in ipairs { 0, -1, 0 / 0, 1 / 0 } do
+    local before = p:bytes()
+    H.raises(function() ops.dirichlet(p, vx.tensor { 1, bad, 1 }) end, "dirichlet: ", "concentration 1", "positive")
+    assert.equal(before, p:bytes())
+  end
+  H.raises(function() ops.dirichlet(p, vx.tensor { 1, 1 }) end, "dirichlet: ", "(3000,3)", "(2)")
+end
+
 function direct.permutation()
   for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do
     local p = ops.permutation(n, vx.generator(n)):totable()
@@ -538,6 +602,7 @@ describe("ops without gradients", function()
         out[#out + 1] = ops.normal(x, 0, 1, vx.generator(3)):bytes()
         out[#out + 1] = ops.permutation(n, vx.generator(3)):bytes()
         out[#out + 1] = ops.argmax(ops.reshape(x, { 1, n })):bytes()
+        out[#out + 1] = ops.dirichlet(vx.empty { n, 3 }, vx.tensor { 0.1, 1, 5 }, false, vx.generator(3)):bytes()
       end
       local T = H.generator(6)
       out[#out + 1] = ops.assign(T { 999, 2, 8 }, T { 2, 100, 8 }, "cosine"):bytes()

@@ -194,6 +194,26 @@ local function erf(x) -- series for small arguments, continued fraction (Lentz) 
   return x < 0 and tail - 1 or 1 - tail
 end
 local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
+
+-- ln gamma and its derivatives as sums over the first terms of their series in 1 / (x + k), the rest by the Euler-Maclaurin formula
+local TERMS = 200
+local function lgamma(x) -- the product x (x + 1) ... against that of n!, whose logarithms nearly cancel term by term
+  local sum, n = 0, TERMS
+  for k = 0, n - 1 do sum = sum + math.log((k + 1) / (x + k)) end
+  local function stirling(z) return (z - 0.5) * math.log(z) - z + 1 / (12 * z) - 1 / (360 * z ^ 3) end
+  return sum + stirling(x + n) - stirling(n + 1)
+end
+local function digamma(x)
+  local sum, z = 0, x + TERMS
+  for k = 0, TERMS - 1 do sum = sum - 1 / (x + k) end
+  return sum + math.log(z) - 1 / (2 * z) - 1 / (12 * z ^ 2) + 1 / (120 * z ^ 4)
+end
+local function trigamma(x)
+  local sum, z = 0, x + TERMS
+  for k = 0, TERMS - 1 do sum = sum + 1 / (x + k) ^ 2 end
+  return sum + 1 / z + 1 / (2 * z ^ 2) + 1 / (6 * z ^ 3) - 1 / (30 * z ^ 5)
+end
+
 local scalar = {
   affine = function(x, a, b) return a * x + b end,
   exp = math.exp, sqrt = math.sqrt,
@@ -205,6 +225,7 @@ local scalar = {
   gelu = function(x) return 0.5 * x * (1 + erf(x / math.sqrt(2))) end,
   clamp = function(x, a, b) return math.min(math.max(x, a), b) end,
   power = function(x, a) return x ^ a end,
+  lgamma = lgamma, digamma = digamma, trigamma = trigamma,
 }
 R.scalar = scalar
 for name, f in pairs(scalar) do
@@ -461,6 +482,90 @@ function R.assign(z, book, metric)
     end
   end
   return codes
+end
+
+--- The k smallest of n candidates by (value, index): arrays of values and of indices.
+local function smallest(n, k, value)
+  local list = {}
+  for i = 0, n - 1 do list[#list + 1] = { value(i), i } end
+  table.sort(list, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+  local values, indices = {}, {}
+  for i = 1, k do values[i], indices[i] = list[i][1], list[i][2] end
+  return values, indices
+end
+
+--- Deviations (M,K), and the rows (M,K).
+function ops.vertex_knn(p, k, metric, log)
+  local N, M = p.shape[1], p.shape[2]
+  local y, near = array { M, k }, array { M, k }
+  local function at(n, m) return log and math.exp(p.v[n * M + m]) or p.v[n * M + m] end
+  for m = 0, M - 1 do
+    local values, rows = smallest(N, k, function(n)
+      if metric == "ce" then return log and -p.v[n * M + m] or -math.log(p.v[n * M + m]) end
+      local s = 0
+      for j = 0, M - 1 do s = s + (at(n, j) - (j == m and 1 or 0)) ^ 2 end
+      return s
+    end)
+    for i = 1, k do y.v[m * k + i - 1], near.v[m * k + i - 1] = values[i], rows[i] end
+  end
+  return y, near
+end
+
+--- Squared distances (N,K), and the rows (N,K).
+function ops.knn(x, y, k, exclude_self)
+  local N, L, D = x.shape[1], y.shape[1], x.shape[2]
+  local out, near = array { N, k }, array { N, k }
+  for n = 0, N - 1 do
+    local values, rows = smallest(L, k, function(l)
+      if exclude_self and l == n then return math.huge end
+      local s = 0
+      for d = 0, D - 1 do s = s + (x.v[n * D + d] - y.v[l * D + d]) ^ 2 end
+      return s
+    end)
+    for i = 1, k do out.v[n * k + i - 1], near.v[n * k + i - 1] = values[i], rows[i] end
+  end
+  return out, near
+end
+
+local function total(a)
+  local s = 0
+  for i = 0, a.n - 1 do s = s + a.v[i] end
+  return s
+end
+
+--- The root of an increasing function of x > 0, by bisection of ln x.
+local function root(f)
+  local low, high = -20, 20
+  for _ = 1, 70 do
+    local middle = (low + high) / 2
+    if f(math.exp(middle)) < 0 then low = middle else high = middle end
+  end
+  return math.exp((low + high) / 2)
+end
+
+--- At the maximum digamma(alpha[m]) = digamma(s) + mean ln p[m], and s is the sum of alpha.
+function ops.dirichlet_mle(log_p)
+  local N, M = log_p.shape[1], log_p.shape[2]
+  local g, alpha = {}, array { M }
+  for m = 0, M - 1 do
+    g[m] = 0
+    for n = 0, N - 1 do g[m] = g[m] + log_p.v[n * M + m] / N end
+  end
+  root(function(s)
+    local whole = digamma(s)
+    for m = 0, M - 1 do alpha.v[m] = root(function(a) return digamma(a) - whole - g[m] end) end
+    return s - total(alpha)
+  end)
+  return alpha
+end
+
+--- ln of the densities' ratio at its mean under a: ln p[m] has the mean digamma(a[m]) - digamma(sum a).
+function ops.dirichlet_kl(a, b)
+  local y = array {}
+  local sa, sb = total(a), total(b)
+  y.v[0] = lgamma(sa) - lgamma(sb)
+  for m = 0, a.n - 1 do y.v[0] = y.v[0] + lgamma(b.v[m]) - lgamma(a.v[m]) + (a.v[m] - b.v[m]) * (digamma(a.v[m]) - digamma(sa)) end
+  return y
 end
 
 function ops.quantize_hard(z, book, o, at)

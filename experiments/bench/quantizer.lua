@@ -30,7 +30,7 @@ local exit_with = tools.exit_with
 local SHAPES = { -- N rows, D wide, M codes, K neighbours
   S = { 4096, 32, 1024, 2 }, M = { 16384, 32, 8196, 8 }, B = { 65536, 3, 8196, 8 }, C = { 65536, 32, 8196, 8 }, W = { 25000, 256, 1024, 2 },
 }
-local SMOOTH_BASELINES = { "naive", "trans", "chunk", "compile" }
+local SMOOTH_BASELINES = { "naive", "trans", "chunk", "filter", "compile" }
 local NEAREST_BASELINES = { "cdist", "mm", "chunk", "vqp" }
 local SECTIONS = { "op", "regularizer", "gumbel", "assign", "sweep", "large" }
 
@@ -43,7 +43,7 @@ sections:
   sweep        step time and memory against M from 1,024 to 65,536 at N = 8 M, K = 8, for D = 3 and 32
   large        N = 524,288, M = 65,536, K = 8, D = 3
 shapes: S 4096x32x1024x2, M 16384x32x8196x8, B 65536x3x8196x8, C 65536x32x8196x8, W 25000x256x1024x2, or any NxDxMxK
-baselines: naive, trans, chunk, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code (quantizer.py describes them)]]
+baselines: naive, trans, chunk, filter, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code (quantizer.py describes them)]]
 parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
 parser:option("--sections", "Comma-separated."):argname "A,B":default "op,regularizer,gumbel,assign"
 parser:option("--shapes", "Comma-separated names, or NxDxMxK; default: all five, B and C for regularizer and gumbel, none but its own for large.")
@@ -51,7 +51,7 @@ parser:option("--shapes", "Comma-separated names, or NxDxMxK; default: all five,
 parser:option("--methods", "Smoothed methods of section op, regularizers of gumbel."):argname "A,B":default "softmax-knn-ce,softmax-knn-l2"
 parser:option("--codes", "Codebook sizes M of the sweep."):argname "M,.."
 parser:option("--dims", "Row widths D of the sweep."):argname "D,..":default "3,32"
-parser:option("--baselines", "Comma-separated; default: naive,trans,chunk,compile (sweep: naive,chunk) and cdist,mm,chunk,vqp."):argname "A,B"
+parser:option("--baselines", "Comma-separated; default: naive,trans,chunk,filter,compile (sweep: naive,filter) and cdist,mm,chunk,vqp."):argname "A,B"
 parser:option("--python", "Interpreter with torch; 'none' leaves PyTorch out."):argname "P":default "python3"
 parser:option("--environment", "PyTorch's: tuned (huge pages, and up to 1 GB per N x M array freed memory kept) or stock."):default "tuned"
 parser:option("--rounds", "Pairs of runs, at most."):argname "N":default "9":convert(tonumber)
@@ -112,7 +112,7 @@ end
 
 local sections = words(flags.sections, SECTIONS, "section")
 local methods = words(flags.methods, known_methods, "method")
-local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "compile", "cdist", "mm", "vqp" }, "baseline")
+local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist", "mm", "vqp" }, "baseline")
 local memory_limit = flags.memory and flags.memory * 1e9 or tools.free_memory() - 2e9
 
 --- Those of `known` that were asked for; `default` where none were named.
@@ -295,7 +295,8 @@ end
 local function against_torch(section, shape, method, baseline, own)
   local row, side = { against = "vertex" }, "torch " .. baseline
   local whole = shape.N * shape.M * 4 -- one array of every row with every code
-  if baseline ~= "chunk" and whole > memory_limit then
+  local blocks = baseline == "chunk" or baseline == "filter"
+  if not blocks and whole > memory_limit then
     row.note = ("not run: one N x M array is %.1f GB of the %.1f allowed"):format(whole / 1e9, memory_limit / 1e9)
     return add(section, shape, method, side, row)
   end
@@ -308,6 +309,7 @@ local function against_torch(section, shape, method, baseline, own)
     return add(section, shape, method, side, row)
   end
   row.version = "torch " .. worker.version .. " " .. flags.environment
+  if baseline == "compile" then worker:ask "run" end -- compiles; `pair` warms up once more
   local a, b = tools.pair(limits, own, function()
     local forward, backward = (worker:ask "run" or ""):match "(%S+) (%S+)"
     return tonumber(forward), tonumber(backward)
@@ -320,7 +322,7 @@ local function against_torch(section, shape, method, baseline, own)
     if (METRICS[method] or method:match "^softmax") and wants_errors(shape) then
       worker:ask "save"
       compare_exactly(row, shape, method, result)
-      if baseline == "chunk" and not METRICS[method] then row.codes_differ = nil end -- it does not compute them
+      if blocks and not METRICS[method] then row.codes_differ = nil end -- they do not compute them
     end
   else
     row.note = ("ends: out of memory (%.1f GB allowed; one N x M array is %.1f GB)"):format(memory_limit / 1e9, whole / 1e9)
@@ -353,7 +355,7 @@ function run.op()
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES)) do
         local sampler, regularizer = method:match "^(%a+)%-(.+)$"
         local fits = baseline == "naive" or baseline == "compile" or sampler == "softmax" and
-          (regularizer:match "^knn" or baseline == "chunk" and regularizer == "none")
+          (regularizer:match "^knn" or baseline == "filter" and regularizer == "none")
         if fits then against_torch("op", shape, method, baseline, ours(shape, method)) end
       end
     end
@@ -425,7 +427,7 @@ function run.sweep()
       local M = tonumber(text) or exit_with("--codes: '%s' is no number", text)
       local shape = shape_of(("%dx%dx%dx8"):format(8 * M, D, M))
       add_ours("sweep", shape, method, (tools.pair(limits, ours(shape, method))))
-      for _, baseline in ipairs(chosen(SMOOTH_BASELINES, { "naive", "chunk" })) do
+      for _, baseline in ipairs(chosen(SMOOTH_BASELINES, { "naive", "filter" })) do
         local before = last[baseline]
         local seconds = before and before.ms and before.ms * 1e-3 * (M / before.M) ^ 2 -- N doubles with M
         if seconds and seconds > flags.limit then

@@ -9,8 +9,9 @@ resident size lies above what it was with the inputs loaded and the libraries wa
 Baselines of the smoothed methods:
     naive    the paper written out: softmax, p @ codebook, topk over the rows, autograd
     trans    topk on a transposed, detached copy, whose rows are contiguous; only the survivors get gradients
-    chunk    the best eager code we know: blocks of rows, running top-K, everything made again in a custom backward pass,
-             where the KNN term is sparse; never an N x M array
+    chunk    blocks of rows, running top-K, everything made again in a custom backward pass, where the KNN term is sparse; never
+             an N x M array
+    filter   the best eager code we know: chunk, where only keys that pass their code's K-th best so far are looked at further
     compile  naive under torch.compile
 and of the nearest code:
     cdist    torch.cdist(z, codebook).argmin(1)
@@ -26,7 +27,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-CHUNK_ELEMENTS = 1 << 21  # of a block of rows times all codes: 8 MB, the fastest of 2^19 .. 2^25 where it was tried
+# Of a block of rows times all codes: the fastest of 2^18 .. 2^25 on two cores of an AMD EPYC. Whole blocks go through topk in
+# chunk's forward pass, which likes them larger.
+CHUNK_ELEMENTS, TOPK_ELEMENTS = 1 << 21, 1 << 23
 
 
 def gumbel(shape):
@@ -88,37 +91,63 @@ def trans(z, codebook, log_tau, k, sampler, regularizer):
     return y, reg, p, near
 
 
+def merge_block(key, best, near, k, first):
+    """K best keys and rows (M,K) of each code, after a block key (rows,M) whose first row is row `first`: topk of everything."""
+    values, index = key.t().contiguous().topk(k, dim=1)
+    index += first
+    if best is None:
+        return values, index
+    values, index = torch.cat([best, values], 1), torch.cat([near, index], 1)
+    best, order = values.topk(k, dim=1)
+    return best, index.gather(1, order)
+
+
+def merge_survivors(key, best, near, k, first):
+    """The same, from the few keys that are better than the K-th best so far, padded to as many per code as any code has."""
+    if best is None:
+        return merge_block(key, best, near, k, first)
+    row, code = (key > best[:, -1]).nonzero(as_tuple=True)
+    if row.numel() == 0:
+        return best, near
+    found = key[row, code]
+    code, order = code.sort(stable=True)
+    count = torch.bincount(code, minlength=key.shape[1])
+    place = k + torch.arange(code.numel()) - (count.cumsum(0) - count)[code]
+    values = torch.full((key.shape[1], k + int(count.max())), -math.inf)
+    index = torch.zeros_like(values, dtype=torch.long)
+    values[:, :k], index[:, :k] = best, near
+    values[code, place], index[code, place] = found[order], row[order] + first
+    best, order = values.topk(k, dim=1)
+    return best, index.gather(1, order)
+
+
 class Chunked(torch.autograd.Function):
     """rows (N,D) = z / |z| / tau, hat (M,D) normalized codes, codebook as stored -> y, reg, near."""
 
     @staticmethod
-    def forward(ctx, rows, hat, codebook, k, regularizer):
+    def forward(ctx, rows, hat, codebook, k, regularizer, merge):
         n, m = rows.shape[0], hat.shape[0]
-        step = max(1, min(n, CHUNK_ELEMENTS // m))
+        elements = TOPK_ELEMENTS if merge is merge_block else CHUNK_ELEMENTS
+        blocks = max(1, n * m // elements)
+        while blocks > 1 and n // blocks < k:  # topk needs K rows in each
+            blocks -= 1
         knn = regularizer != "none"
         y, lse, squares = torch.empty(n, codebook.shape[1]), torch.empty(n), torch.empty(n)
         best = near = None
-        for i in range(0, n, step):
-            part = slice(i, i + step)
+        for b in range(blocks):
+            part = slice(n * b // blocks, n * (b + 1) // blocks)
             logits = rows[part] @ hat.t()
             lse[part] = torch.logsumexp(logits, 1)
             logits -= lse[part, None]
-            key = logits.t().contiguous() if regularizer == "knn-ce" else None
+            if regularizer == "knn-ce":
+                best, near = merge(logits, best, near, k, part.start)
             pi = logits.exp_()
             torch.mm(pi, codebook, out=y[part])
             if regularizer == "knn-l2":
                 squares[part] = (pi * pi).sum(1)
-                key = (2 * pi - squares[part, None]).t().contiguous()
-            if knn:
-                values, index = key.topk(min(k, key.shape[1]), dim=1)
-                index += i
-                if best is not None:
-                    values, index = torch.cat([best, values], 1), torch.cat([near, index], 1)
-                    values, order = values.topk(k, dim=1)
-                    index = index.gather(1, order)
-                best, near = values, index
+                best, near = merge(pi.mul_(2).sub_(squares[part, None]), best, near, k, part.start)
         ctx.save_for_backward(rows, hat, codebook, y, lse, squares, near)
-        ctx.step, ctx.k, ctx.regularizer = step, k, regularizer
+        ctx.step, ctx.k, ctx.regularizer = max(1, CHUNK_ELEMENTS // m), k, regularizer
         reg = y.new_zeros(()) if not knn else -best.mean() + (regularizer == "knn-l2")
         ctx.mark_non_differentiable(near) if knn else None
         return y, reg, near
@@ -155,12 +184,17 @@ class Chunked(torch.autograd.Function):
         if knn:
             drows.index_add_(0, row, weight[:, None] * hat[code])
             dhat.index_add_(0, code, weight[:, None] * rows[row])
-        return drows, dhat, dcodebook, None, None
+        return drows, dhat, dcodebook, None, None, None
 
 
-def chunk(z, codebook, log_tau, k, sampler, regularizer):
-    y, reg, near = Chunked.apply(F.normalize(z, dim=1) / log_tau.exp(), F.normalize(codebook, dim=1), codebook, k, regularizer)
+def chunk(z, codebook, log_tau, k, sampler, regularizer, merge=merge_block):
+    rows, hat = F.normalize(z, dim=1) / log_tau.exp(), F.normalize(codebook, dim=1)
+    y, reg, near = Chunked.apply(rows, hat, codebook, k, regularizer, merge)
     return y, reg, None, near
+
+
+def filtered(z, codebook, log_tau, k, sampler, regularizer):
+    return chunk(z, codebook, log_tau, k, sampler, regularizer, merge_survivors)
 
 
 def nearest_cdist(z, codebook, metric):
@@ -203,7 +237,7 @@ def make_step(baseline, method, k):
 
         return step
     sampler, regularizer = method.split("-", 1)
-    quantize = {"naive": naive, "trans": trans, "chunk": chunk, "compile": naive}[baseline]
+    quantize = {"naive": naive, "trans": trans, "chunk": chunk, "filter": filtered, "compile": naive}[baseline]
     if baseline == "compile":
         quantize = torch.compile(quantize)
 

@@ -44,6 +44,25 @@ local function lines_of(rows)
   return tools.table(out, 3)
 end
 
+local ORDER = {} -- of what the columns shape, method and side hold; others go behind, shapes by their codes
+for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex",
+  "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
+
+local function before(a, b)
+  if not (ORDER[a.shape] and ORDER[b.shape]) and (a.D ~= b.D or a.M ~= b.M) then
+    if a.D ~= b.D then return a.D < b.D end
+    return a.M < b.M
+  end
+  for _, column in ipairs { "shape", "method", "side" } do
+    if a[column] ~= b[column] then
+      local i, j = ORDER[a[column]] or math.huge, ORDER[b[column]] or math.huge
+      if i ~= j then return i < j end
+      return a[column] < b[column]
+    end
+  end
+  return false
+end
+
 local function write_tables(results, path, processor)
   local text = { "luajit experiments/bench/quantizer.lua: " .. processor.name .. ", " .. processor.simd .. " kernels" }
   local ranges, versions = {}, {}
@@ -68,6 +87,7 @@ local function write_tables(results, path, processor)
   for _, section in ipairs { "op", "regularizer", "gumbel", "assign", "sweep", "large" } do
     local rows = {}
     for _, r in ipairs(results.rows) do rows[#rows + 1] = r.section == section and r or nil end
+    table.sort(rows, before)
     if #rows > 0 then text[#text + 1] = "\n" .. TITLES[section] .. "\n\n" .. lines_of(rows) end
   end
   core.write_file(path .. ".txt", table.concat(text, "\n") .. "\n")
@@ -75,9 +95,9 @@ end
 
 -- -- The plot -----------------------------------------------------------------------------------------------------------------------------------
 
-local NAMES = { vertex = "Vertex", ["torch naive"] = "PyTorch", ["torch chunk"] = "PyTorch, best chunked code", ["torch trans"] = "PyTorch, transposed top-k",
-  ["torch compile"] = "PyTorch, compiled" }
-local SIDES = { "vertex", "torch chunk", "torch trans", "torch compile", "torch naive" }
+local NAMES = { vertex = "Vertex", ["torch naive"] = "PyTorch", ["torch trans"] = "PyTorch, transposed top-k", ["torch chunk"] = "PyTorch in blocks",
+  ["torch filter"] = "PyTorch, best code in blocks", ["torch compile"] = "PyTorch, compiled" }
+local SIDES = { "vertex", "torch filter", "torch naive", "torch chunk", "torch trans", "torch compile" }
 
 --- One curve a side, with its name at its end and a cross where memory ended it.
 local function draw_curves(ax, rows, quantity, scale)

@@ -163,40 +163,52 @@ end
 
 local function summary(runs)
   local forward, backward, total = {}, {}, {}
-  for i, r in ipairs(runs) do forward[i], backward[i], total[i] = r[1], r[2], r[1] + r[2] end
+  for i, r in ipairs(runs) do forward[i], backward[i], total[i] = r[1], r[2], r[3] end
   return { rounds = #runs, forward = tools.median(forward), backward = tools.median(backward), total = tools.median(total),
     least = math.min(unpack(total)), most = math.max(unpack(total)), totals = total }
 end
 
---- Times a and, where given, b in turn: A B A B ... Each is a function that returns milliseconds forward and backward (nil: it cannot).
--- limits {rounds = at most, seconds = for all of them}. One round to warm up, unless it alone takes more than half of the seconds.
--- Returns the summary of a and of b (with b.ratio, ratio_least, ratio_most: b's time over a's, pair by pair), or nil where b cannot.
+--- Times a and, where given, b in turn: A B A B ... Each is a function that returns milliseconds forward and backward (nil: it cannot), and is
+-- called so often in its turn that 0.2 s pass (20 times at most), the median being its time of the round.
+-- limits {rounds = at most, seconds = for all of them}. A first round warms up; it is the only one where it takes more than half of the
+-- seconds. Returns the summary of a and of b (with b.ratio, ratio_least, ratio_most: b's time over a's, round by round); nil where one cannot.
 function tools.pair(limits, a, b)
-  local runs_a, runs_b = {}, {}
-  local function round()
-    local fa, ba = a()
-    if not fa then return false end
-    local fb, bb
-    if b then
-      fb, bb = b()
-      if not fb then return false end
+  local sides, runs, repeats = { a, b }, { {}, {} }, { 1, 1 }
+  local function turn(side)
+    local forward, backward, total = {}, {}, {}
+    for i = 1, repeats[side] do
+      local f, g = sides[side]()
+      if not f then return false end
+      forward[i], backward[i], total[i] = f, g, f + g
     end
-    runs_a[#runs_a + 1] = { fa, ba }
-    runs_b[#runs_b + 1] = b and { fb, bb } or nil
+    local run = { tools.median(forward), tools.median(backward), tools.median(total) }
+    table.insert(runs[side], run)
+    return run
+  end
+  local function round()
+    for side = 1, #sides do
+      if not turn(side) then return false end
+    end
     return true
   end
   local start = core.time()
   if not round() then return nil end
   local took = core.time() - start
   if took < limits.seconds / 2 then
-    runs_a, runs_b = {}, {}
+    took = 0
+    for side = 1, #sides do
+      local once = turn(side)[3] * 1e-3 -- warm now
+      repeats[side] = math.max(1, math.min(20, math.floor(0.2 / once)))
+      took = took + repeats[side] * once
+    end
+    runs = { {}, {} }
     for _ = 1, math.max(1, math.min(limits.rounds, math.floor(limits.seconds / took))) do
       if not round() then return nil end
     end
   end
-  local of_a = summary(runs_a)
+  local of_a = summary(runs[1])
   if not b then return of_a end
-  local of_b, ratios = summary(runs_b), {}
+  local of_b, ratios = summary(runs[2]), {}
   for i, t in ipairs(of_b.totals) do ratios[i] = t / of_a.totals[i] end
   of_b.ratio, of_b.ratio_least, of_b.ratio_most = tools.median(ratios), math.min(unpack(ratios)), math.max(unpack(ratios))
   return of_a, of_b

@@ -647,8 +647,12 @@ end
 
 -- -- Interrupts, clock, terminal ------------------------------------------------------------------------------------------------
 
---- Runs f with Ctrl-C and SIGTERM turned into a flag that core.interrupted() reads.
+local in_session = false
+
+--- Runs f with Ctrl-C and SIGTERM turned into a flag that core.interrupted() reads. Within a session its Ctrl-C stays in force, which
+-- raises the same flag.
 function core.catching_interrupts(f, ...)
+  if in_session then return f(...) end
   C.vx_interrupt_catch(1)
   local function done(ok, ...)
     C.vx_interrupt_catch(0)
@@ -656,6 +660,35 @@ function core.catching_interrupts(f, ...)
     return ...
   end
   return done(pcall(f, ...))
+end
+
+--- ln gamma(x), its first and its second derivative, in float64 for x > 0; NaN below 0.
+function core.lgamma(x) return C.vx_lgamma(x) end
+function core.digamma(x) return C.vx_digamma(x) end
+function core.trigamma(x) return C.vx_trigamma(x) end
+
+--- A session begins: from now on Ctrl-C only raises the flag, however often; calling it again lowers the flag.
+function core.session_interrupts()
+  in_session = true
+  C.vx_interrupt_catch(2)
+end
+
+ffi.cdef "void *lua_gethook(void *L); int lua_sethook(void *L, void *hook, int mask, int count);"
+local LUA_MASKCOUNT = 8
+local anchor = coroutine.create(function() end) -- LuaJIT's hooks are those of all its threads, so that any thread names them
+
+--- Runs f(...) in a session, with hook() called every `every` instructions of interpreted Lua, and after Ctrl-C at each instruction
+-- until f is over. hook may raise an error. Compiled traces call no hook: jit.off what has to be interruptible.
+function core.with_hook(hook, every, f, ...)
+  local L = ffi.cast("void *", tonumber(tostring(anchor):match "0x(%x+)", 16))
+  debug.sethook(hook, "", every)
+  C.vx_interrupt_calls(ffi.cast("int (*)(void *, void *, int, int)", ffi.C.lua_sethook), L, ffi.C.lua_gethook(L), LUA_MASKCOUNT, 1)
+  local function done(...)
+    C.vx_interrupt_calls(nil, nil, nil, 0, 0)
+    debug.sethook()
+    return ...
+  end
+  return done(f(...))
 end
 
 function core.interrupted() return C.vx_interrupted() ~= 0 end

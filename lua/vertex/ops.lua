@@ -6,6 +6,7 @@
 -- loop (tests/ops_spec.lua), against finite differences, and twice for the same bits.
 
 local core = require "vertex.core"
+local dirichlet = require "vertex.dirichlet"
 local tape = require "vertex.tape"
 
 local C, call, handle, new, new_like = core.C, core.call, core.handle, core.new, core.new_like
@@ -328,6 +329,9 @@ define_unary("sigmoid", C.VX_SIGMOID)
 define_unary("tanh", C.VX_TANH)
 define_unary("clamp", C.VX_CLAMP, -0.4, 0.4, { -0.5, 0.5 }) -- to [alpha, beta]
 define_unary("power", C.VX_POWER, 0.3, 3, { 1.5 })          -- x^alpha
+define_unary("lgamma", C.VX_LGAMMA, 0.3, 4)                 -- ln gamma(x), x > 0, and its first and second derivative
+define_unary("digamma", C.VX_DIGAMMA, 0.5, 4)
+define_unary("trigamma", C.VX_TRIGAMMA, 0.7, 4)
 
 -- -- Reductions -----------------------------------------------------------------------------------------------------------------
 
@@ -789,6 +793,122 @@ define("quantize_smooth", {
   end,
 })
 
+-- -- Nearest neighbours ---------------------------------------------------------------------------------------------------------------
+
+local KNN_METRICS = { ce = C.VX_KNN_CE, l2 = C.VX_KNN_L2 }
+
+--- The K rows of p (N,M) that deviate least from each vertex e_m (Eq. 13). metric "ce": -log p[n][m] (a p below 2^-126 counts as that), "l2":
+-- |e_m - p[n]|^2; log: p holds logarithms. Returns the deviations (M,K), nearest first and ties to the lowest row, and near i32 (M,K), the
+-- rows (0-based). The gradient goes through the deviations, not through the choice.
+define("vertex_knn", {
+  forward = function(ctx, p, k, metric, log)
+    p = contiguous(expect_tensor(p, "vertex_knn", "p"))
+    if not KNN_METRICS[metric] then fail("vertex_knn: metric '%s', expected ce or l2", tostring(metric)) end
+    if p:dim() ~= 2 then fail("vertex_knn: p %s should have the shape (N,M)", shape_text(p)) end
+    local near, deviation = beside(p, { p:size(2), k }, "i32"), beside(p, { p:size(2), k })
+    call(C.vx_vertex_knn, near._h, deviation._h, p._h, KNN_METRICS[metric], log and 1 or 0)
+    if ctx.needs then ctx.p, ctx.near, ctx.metric, ctx.log = p, near, KNN_METRICS[metric], log and 1 or 0 end
+    return deviation, near
+  end,
+  backward = function(ctx, dy)
+    local dp = new_like(ctx.p)
+    call(C.vx_vertex_knn_backward, dp._h, dy._h, handle(ctx.near), handle(ctx.p), ctx.metric, ctx.log)
+    return dp
+  end,
+  cases = function(T)
+    local p, l = { low = 0.05, high = 1 }, { low = -3, high = 0 }
+    return { { T({ 7, 3 }, p), 2, "ce" }, { T({ 7, 3 }, p), 2, "l2" }, { T({ 9, 5 }, l), 9, "ce", true }, { T({ 20, 18 }, l), 3, "l2", true } }
+  end,
+})
+
+--- The K rows of y (L,D) nearest to each row of x (N,D); exclude_self: x and y are the same rows, and none is its own neighbour. Returns the
+-- squared Euclidean distances (N,K), nearest first and ties to the lowest row, and near i32 (N,K), the rows (0-based).
+define("knn", {
+  forward = function(ctx, x, y, k, exclude_self)
+    x, y = contiguous(expect_tensor(x, "knn", "x")), contiguous(expect_tensor(y, "knn", "y"))
+    if x:dim() ~= 2 then fail("knn: x %s should have the shape (N,D)", shape_text(x)) end
+    local near, distance = beside(x, { x:size(1), k }, "i32"), beside(x, { x:size(1), k })
+    call(C.vx_knn, near._h, distance._h, x._h, y._h, exclude_self and 1 or 0)
+    if ctx.needs then ctx.x, ctx.y, ctx.near = x, y, near end
+    return distance, near
+  end,
+  backward = function(ctx, ddistance)
+    local dx, dy = new_like(ctx.x), new_like(ctx.y)
+    call(C.vx_knn_backward, dx._h, dy._h, ddistance._h, handle(ctx.near), handle(ctx.x), handle(ctx.y))
+    return dx, dy
+  end,
+  cases = function(T)
+    return { { T { 5, 3 }, T { 7, 3 }, 2 }, { T { 3, 1 }, T { 3, 1 }, 3 }, { T { 6, 2 }, T { 6, 2 }, 2, true },
+      { T({ 4, 19 }, { grad = false }), T { 30, 19 }, 17 } }
+  end,
+})
+
+-- -- Dirichlet distributions: two ops of M numbers, computed in float64 on the host ----------------------------------------------------------
+
+local function expect_f32(x, op, name)
+  if expect_tensor(x, op, name):dtype() ~= "f32" then fail("%s: %s %s is %s, expected f32", op, name, shape_text(x), x:dtype()) end
+  return x
+end
+
+--- The concentrations (M) that make the points of logarithms log_p (N,M) most likely. At the maximum mean_log(alpha) is g, the mean of log_p,
+-- so d alpha / d g is the inverse of the Fisher information; the second result is the number of Newton steps.
+define("dirichlet_mle", {
+  forward = function(ctx, log_p)
+    if expect_f32(log_p, "dirichlet_mle", "log_p"):dim() ~= 2 or log_p:size(1) < 2 or log_p:size(2) < 2 then
+      fail("dirichlet_mle: log_p %s should have the shape (N,M), N and M at least 2", shape_text(log_p))
+    end
+    local g = {}
+    core.step(function() -- twice: the second mean is of what float32 left over in the first
+      local first = tape.no_grad(ops.mean, log_p, 1)
+      local rest = tape.no_grad(function() return ops.mean(ops.sub(log_p, first), 1) end):totable()
+      for i, v in ipairs(first:totable()) do g[i] = v + (rest[i] == rest[i] and rest[i] or 0) end
+    end)
+    local alpha, steps = dirichlet.mle(g, 2e-6) -- logarithms of 10 are rounded to half of that
+    if not alpha then fail("dirichlet_mle: %s", steps) end
+    if ctx.needs then ctx.alpha, ctx.shape = alpha, log_p:shape() end
+    return beside(log_p, { #alpha }):fromtable(alpha), steps
+  end,
+  backward = function(ctx, dalpha)
+    local dg = dirichlet.solve_information(ctx.alpha, dalpha:totable())
+    for i = 1, #dg do dg[i] = dg[i] / ctx.shape[1] end
+    return expanded(beside(dalpha, { #dg }):fromtable(dg), ctx.shape)
+  end,
+  cases = function(T) return { { T({ 5, 3 }, { low = -4, high = -0.9 }) }, { T({ 3, 2 }, { low = -3, high = -0.8 }) } } end,
+})
+
+--- KL(Dirichlet(a) | Dirichlet(b)), in nats; a and b (M). Shape {}.
+define("dirichlet_kl", {
+  forward = function(ctx, a, b)
+    expect_f32(a, "dirichlet_kl", "a")
+    if a:dim() ~= 1 or shape_text(a) ~= shape_text(expect_f32(b, "dirichlet_kl", "b")) then
+      fail("dirichlet_kl: a %s and b %s should have one shape (M)", shape_text(a), shape_text(b))
+    end
+    local x, y = a:totable(), b:totable()
+    for name, list in pairs { a = x, b = y } do
+      for i, v in ipairs(list) do
+        if not (v > 0 and v < math.huge) then
+          fail("dirichlet_kl: concentration %d of %s is %g, expected a positive finite number", i - 1, name, v)
+        end
+      end
+    end
+    if ctx.needs then ctx.a, ctx.b = x, y end
+    return beside(a, {}):fill(dirichlet.kl(x, y))
+  end,
+  backward = function(ctx, dy)
+    local a, b, g = ctx.a, ctx.b, dy:item()
+    local mean_a, mean_b, db, difference = dirichlet.mean_log(a), dirichlet.mean_log(b), {}, {}
+    for i = 1, #a do
+      db[i] = g * (mean_b[i] - mean_a[i])
+      difference[i] = g * (a[i] - b[i])
+    end
+    return beside(dy, { #a }):fromtable(dirichlet.information(a, difference)), beside(dy, { #a }):fromtable(db)
+  end,
+  cases = function(T)
+    local range = { low = 0.3, high = 4 }
+    return { { T({ 3 }, range), T({ 3 }, range) }, { T({ 17 }, range), T({ 17 }, range) } }
+  end,
+})
+
 -- -- Random, in place ---------------------------------------------------------------------------------------------------------------
 
 --- x uniform in (low, high), x normal, x a random order of 0 .. N-1; from `generator` or the default one.
@@ -802,6 +922,17 @@ function ops.normal(x, mean, deviation, generator)
   local seed, stream = (generator or core.default_generator):stream()
   call(C.vx_normal, handle(x), seed, stream, mean or 0, deviation or 1)
   return x
+end
+
+--- p (N,M): rows drawn from the Dirichlet distributions of concentrations alpha, (M) or (N,M); `log`: their logarithms.
+function ops.dirichlet(p, alpha, log, generator)
+  expect_tensor(p, "dirichlet", "p")
+  expect_tensor(alpha, "dirichlet", "alpha")
+  local a = expanded(alpha, p:shape())
+  if not a then fail("dirichlet: p %s and alpha %s disagree on a size", shape_text(p), shape_text(alpha)) end
+  local seed, stream = (generator or core.default_generator):stream()
+  call(C.vx_dirichlet, handle(p), handle(a), seed, stream, log and 1 or 0)
+  return p
 end
 
 function ops.permutation(n, generator, options)

@@ -1,4 +1,5 @@
---- show.lua: what print(tensor) says: dtype, shape, device, statistics, and the corner values of large tensors.
+--- show.lua: values as text for people. What print(tensor) says: dtype, shape, device, statistics, and the corner values of large
+-- tensors; and what sessions show of any value, tables with what is in them.
 
 local core = require "vertex.core"
 local tape = require "vertex.tape"
@@ -69,10 +70,16 @@ local function statistics(x)
   return bad > 0 and text .. ("  %d not finite"):format(bad) or text
 end
 
-local function describe(x)
-  if x._h == nil then return "tensor (released)" end
+--- "f32 (2,3) on cpu", with where its gradient goes.
+local function head_of(x)
   local head = ("%s %s on %s"):format(x:dtype(), core.shape_text(x), x:device())
   if x.requires_grad then head = head .. (x._node and "  from " .. x._node.op.name or "  requires_grad") end
+  return head
+end
+
+local function describe(x)
+  if x._h == nil then return "tensor (released)" end
+  local head = head_of(x)
   if x:numel() == 0 then return head .. "  (no elements)" end
   local text
   core.step(function()
@@ -86,4 +93,125 @@ core.Tensor.__tostring = function(x)
   return ok and text or "tensor (" .. tostring(text) .. ")"
 end
 
-return describe
+-- -- Any value ----------------------------------------------------------------------------------------------------------------------
+
+local show = {}
+
+local ITEMS, DEEP = 60, 5 -- of a larger table the first ITEMS entries are shown; of tables deeper than DEEP, only that they are there
+local WIDTH = 100
+
+local ESCAPES = { ["\n"] = "\\n", ["\t"] = "\\t", ["\r"] = "\\r", ['"'] = '\\"', ["\\"] = "\\\\" }
+local function quoted(s)
+  return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPES[c] or ("\\%d"):format(c:byte()) end) .. '"'
+end
+
+--- The parameters of a function: "a, b, ...".
+function show.parameters(f)
+  local names, info = {}, debug.getinfo(f, "u")
+  for i = 1, info.nparams do names[i] = debug.getlocal(f, i) end
+  if info.isvararg then names[#names + 1] = "..." end
+  return table.concat(names, ", ")
+end
+
+--- "file.lua:12" of a Lua function, the file relative to the library's folder where it is in there; nil for one of C.
+function show.place(f)
+  local info = debug.getinfo(f, "S")
+  if info.what == "C" then return nil end
+  local path = info.source:match "^[@=](.*)" or info.short_src
+  if path:sub(1, #core.root + 1) == core.root .. "/" then path = path:sub(#core.root + 2) end
+  return path .. ":" .. info.linedefined
+end
+
+local function function_text(f)
+  local place = show.place(f)
+  if not place then return "function (built in)" end
+  return ("function(%s) at %s"):format(show.parameters(f), place)
+end
+
+--- A value that stands within another, on one line.
+local function brief(v)
+  if core.is_tensor(v) then
+    if v._h == nil then return "tensor (released)" end
+    return v:numel() == 1 and v:dim() == 0 and head_of(v) .. ": " .. number_format(v:dtype())(v:item()) or head_of(v)
+  end
+  local text = tostring(v)
+  local first = text:match "^[^\n]*"
+  return #first < #text and first .. " ..." or text
+end
+
+local function key_order(a, b)
+  local s, t = type(a), type(b)
+  if s ~= t then return s < t end
+  if s == "number" or s == "string" then return a < b end
+  return tostring(a) < tostring(b)
+end
+
+local function has_text(v)
+  local meta = getmetatable(v)
+  return type(meta) == "table" and rawget(meta, "__tostring") ~= nil
+end
+
+local render
+
+--- The entries of a table as texts: the array part without its keys, then the rest in order.
+local function entries(t, depth, indent, seen)
+  local list, more, n = {}, 0, 0
+  local function add(text) if #list < ITEMS then list[#list + 1] = text else more = more + 1 end end
+  while rawget(t, n + 1) ~= nil do
+    n = n + 1
+    if n <= ITEMS then add(render(rawget(t, n), depth + 1, indent .. "  ", seen)) else more = more + 1 end
+  end
+  local keys = {}
+  for key in next, t do
+    if not (type(key) == "number" and key >= 1 and key <= n and key == math.floor(key)) then keys[#keys + 1] = key end
+  end
+  table.sort(keys, key_order)
+  for _, key in ipairs(keys) do
+    if #list >= ITEMS then
+      more = more + 1
+    else
+      local name = type(key) == "string" and (key:find "^[%a_][%w_]*$" and key or "[" .. quoted(key) .. "]") or "[" .. brief(key) .. "]"
+      add(name .. " = " .. render(rawget(t, key), depth + 1, indent .. "  ", seen))
+    end
+  end
+  if more > 0 then list[#list + 1] = ("... %d more"):format(more) end
+  return list
+end
+
+function render(v, depth, indent, seen)
+  local kind = type(v)
+  if kind == "string" then return quoted(v) end
+  if kind == "function" then return function_text(v) end
+  if kind ~= "table" or has_text(v) then return depth == 0 and tostring(v) or brief(v) end
+  if seen[v] then return "{ itself }" end
+  if depth >= DEEP then return next(v) == nil and "{}" or "{ ... }" end
+  seen[v] = true
+  local list = entries(v, depth, indent, seen)
+  seen[v] = nil
+  if #list == 0 then return "{}" end
+  local width, lines = #indent + 2, false
+  for _, text in ipairs(list) do
+    width = width + #text + 2
+    lines = lines or text:find("\n", 1, true)
+  end
+  if not lines and width <= WIDTH then return "{ " .. table.concat(list, ", ") .. " }" end
+  local between = ",\n" .. indent .. "  "
+  local out, line = {}, nil -- short entries share lines
+  for _, text in ipairs(list) do
+    if line and not line:find("\n", 1, true) and not text:find("\n", 1, true) and not text:find " = " and not line:find " = "
+      and #line + #text + #indent + 4 <= WIDTH then
+      line = line .. ", " .. text
+    else
+      out[#out + 1] = line
+      line = text
+    end
+  end
+  out[#out + 1] = line
+  return "{\n" .. indent .. "  " .. table.concat(out, between) .. "\n" .. indent .. "}"
+end
+
+--- A value as a session shows it: strings quoted, tables with what is in them (keys in order, large ones cut), functions with their
+-- parameters and place, everything with a __tostring as that says.
+function show.value(v) return render(v, 0, "", {}) end
+
+return show
