@@ -35,7 +35,9 @@ static device devices[VX_MAX_DEVICES] = {{.name = "cpu"}}; /* its backend is ask
 static int device_count = 1;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
-static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_memory_take, vx_memory_give};
+static int tf32; /* vx_allow_tf32 */
+
+static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_memory_take, vx_memory_give, &tf32};
 
 /* -- Finding libraries -------------------------------------------------------------------------------------------------- */
 
@@ -256,6 +258,12 @@ int vx_sync(int number)
     if (status) return status;
     const vx_backend *backend = vx_backend_of(number, &ordinal);
     return backend->sync(ordinal);
+}
+
+int vx_allow_tf32(int on)
+{
+    if (on >= 0) tf32 = on != 0;
+    return tf32;
 }
 
 int vx_threads(int n, int *now)

@@ -86,6 +86,9 @@ VX_API int vx_device_describe(int device, char *text, size_t size); /* the proce
 VX_API int vx_device_count(const char *backend, int *count);    /* "cpu", "cuda", ...; VX_ENOSUP says why there is none */
 VX_API int vx_sync(int device);         /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */
+/* on 1: GPU products of float32 matrices may round their factors to TF32 (10 bits of fraction) and run on tensor cores. on 0, the
+ * default: float32 throughout. The quantizers' logits are float32 always. on -1 asks. Returns the setting in force. */
+VX_API int vx_allow_tf32(int on);
 
 typedef struct vx_memory_info {
     int64_t live, peak, cached;         /* bytes: held by tensors and graphs, their largest sum, kept for reuse */

@@ -4,7 +4,7 @@
  * least a row's length and sizes below 2^31; what it does not take (rows that overlap, a view with a stride of 0) goes to a kernel of
  * our own, 64 x 64 tiles of float32 multiply-adds with any strides.
  *
- * Accuracy: CUBLAS_COMPUTE_32F, no TF32. Sums run in cuBLAS's order, the same for the same sizes on the same device.
+ * Accuracy: float32 throughout unless vx_allow_tf32 says otherwise. Sums run in cuBLAS's order, the same for the same sizes on the same device.
  */
 #include "blas.cuh"
 #include "gemm.cuh"
@@ -99,7 +99,7 @@ void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix
     }
     VX_BLAS(blas->gemm(blas->handle, how_b == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, how_a == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, (int)n, (int)m, (int)k,
                        &alpha, b.data, CUDA_R_32F, (int)ldb, b.batch_stride, a.data, CUDA_R_32F, (int)lda, a.batch_stride, &beta, c, CUDA_R_32F,
-                       (int)(m == 1 ? vx_max64(n, 1) : c_stride), c_batch_stride, (int)batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+                       (int)(m == 1 ? vx_max64(n, 1) : c_stride), c_batch_stride, (int)batch, vx_tf32() ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 
 static matrix matrix_of(const vx_tensor *x)

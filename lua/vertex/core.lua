@@ -234,6 +234,13 @@ function core.threads(n)
   return int_out[0]
 end
 
+--- Whether GPU products of float32 matrices may round their factors to TF32 (10 bits of fraction), which tensor cores multiply several times
+-- as fast: sets it where `on` is given (the default is false); returns the setting. The quantizers' logits are float32 always.
+function core.allow_tf32(on)
+  if on ~= nil and type(on) ~= "boolean" then fail("allow_tf32: %s, expected true or false", tostring(on)) end
+  return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
+end
+
 --- {live, peak, cached, limit (bytes), tensors} of a device.
 function core.memory(device)
   choose_default()
