@@ -4,15 +4,18 @@
 
 #include "cuda.cuh"
 
-/* mean and rstd (B,G) of x (B,S,C), for S > 0, queued like any kernel; the same bits as the op group_norm. Takes its scratch. */
+/* mean and rstd (B,G) of x (B,S,C), for S > 0, queued like any kernel; the same bits as the op group_norm. Takes its
+ * scratch. */
 void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps);
 
-/* -- Activations ------------------------------------------------------------------------------------------------------------- */
+/* -- Activations
+ * ------------------------------------------------------------------------------------------------------------- */
 
 /* 1 / (1 + e^-z) */
 VX_DEVICE float sigmoid(float z) { return 1.0f / (1.0f + exp2f(fminf(126.0f, z * -1.44269504088896341f))); }
 
-/* Distribution function of a standard normal, and bell = e^(-z^2/2): the polynomial of norm.h, 2.5e-8 of the value in the tail. */
+/* Distribution function of a standard normal, and bell = e^(-z^2/2): the polynomial of norm.h, 2.5e-8 of the value in the
+ * tail. */
 VX_DEVICE float normal_cdf(float z, float *bell)
 {
     const float a = fminf(14.0f, fabsf(z)), t = 1.0f / (1.0f + 0.26f * a);
