@@ -10,9 +10,9 @@
  * Cost: 18 B H W C O flops each, float32. x is read nine times, eight of them from the caches.
  */
 #include "depthwise.cuh"
-#include "tiles.cuh"
+#include "gemm.cuh"
 
-enum { CONV_RT = 4, CONV_PIXELS = 16 * CONV_RT, FEW = 4, BLOCK = 256 };
+constexpr int CONV_RT = 4, CONV_PIXELS = 16 * CONV_RT, FEW = 4, BLOCK = 256;
 
 /* y (B,H,W,O) from x (B,H,W,C): y += w(tap, c, o) x(pixel + tap), the weight of tap t (0 .. 8) at w[t tap + c input + o output]. */
 typedef struct conv {
@@ -31,7 +31,7 @@ VX_DEVICE float pixel_value(const float *x, int64_t H, int64_t W, int64_t C, int
 
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
 {
-    __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * PANEL];
+    alignas(16) __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * PANEL];
     const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * PANEL, pixels = s.B * s.H * s.W, depth = 9 * s.C;
     const int tx = tile_x(), ty = tile_y();
     float sum[CONV_RT][4] = {};
@@ -49,20 +49,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
             b[i] = at < depth && o < s.O ? s.w[at / s.C * s.tap + at % s.C * s.input + o * s.output] : 0;
         }
         __syncthreads();
-        for (int k = 0; k < CHUNK; k += 4) {
-            float4 x[CONV_RT];
-#pragma unroll
-            for (int i = 0; i < CONV_RT; i++) x[i] = *(const float4 *)(a + (ty + 16 * i) * ROW_PITCH + k);
-#pragma unroll
-            for (int step = 0; step < 4; step++) {
-                const float4 q = *(const float4 *)(b + (k + step) * PANEL + 4 * tx);
-#pragma unroll
-                for (int i = 0; i < CONV_RT; i++) {
-                    const float z = step == 0 ? x[i].x : step == 1 ? x[i].y : step == 2 ? x[i].z : x[i].w;
-                    sum[i][0] += z * q.x, sum[i][1] += z * q.y, sum[i][2] += z * q.z, sum[i][3] += z * q.w;
-                }
-            }
-        }
+        multiply_tile<CONV_RT, 1>(sum, a, b, CHUNK);
     }
 #pragma unroll
     for (int i = 0; i < CONV_RT; i++)
@@ -127,7 +114,7 @@ int vx_cuda_conv3x3_backward_input(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
     conv_weight_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O, int64_t parts)
 {
-    __shared__ float a[CHUNK * PANEL], b[CHUNK * PANEL];
+    alignas(16) __shared__ float a[CHUNK * PANEL], b[CHUNK * PANEL];
     const int64_t m = (int64_t)blockIdx.x * PANEL, n = (int64_t)blockIdx.y * PANEL, part = blockIdx.z, pixels = B * H * W;
     const int64_t end = (part + 1) * pixels / parts;
     const int tx = tile_x(), ty = tile_y();
