@@ -688,6 +688,51 @@ local function graph_specs(device, tag)
       end)
     end
 
+    for _, method in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine" } do
+      it("train an autoencoder with " .. method .. " to the same bits as single ops" .. tag, function()
+        finally(function() vx.device "cpu" end)
+        vx.device(device)
+        local autoencoder = dofile(core.root .. "/experiments/autoencoder.lua")
+        local function run_five(recorded)
+          vx.seed(5)
+          local quantizer = vx.quantizer(method, { dim = 4, codes = 11, k = 2, seed = 2 })
+          quantizer.with_stats = false
+          local model = autoencoder.new({ 8, 8, 4 }, quantizer)
+          local optimizer, meter = vx.optim.AdamW(model:parameters(), { weight_decay = 0.1 }), vx.train.meter()
+          local x, used = vx.zeros { 2, 8, 8, 3 }, vx.zeros({ 1, 11 }, { dtype = "i32" })
+          local step = vx.graph(function(rate)
+            local y, q = model(x)
+            local mse = vx.mse(y, x)
+            local loss = mse + q.reg
+            optimizer:zero_grad()
+            loss:backward()
+            optimizer:step(rate)
+            ops.count_codes(q.codes, 11, used)
+            meter:add { loss = loss, mse = mse }
+          end)
+          for i = 1, 5 do
+            vx.step(function()
+              x:copy(H.generator(40 + i)({ 2, 8, 8, 3 }, { grad = false }))
+              if recorded then step:replay(rate_of(i)) else step.f(rate_of(i)) end
+            end)
+          end
+          assert.equal(recorded, step.recorded ~= nil)
+          local state, means = { used:bytes() }, meter:take()
+          for name, t in pairs(model:state_dict()) do state[name] = t:bytes() end
+          for name, t in pairs(optimizer:state_dict()) do state[name] = t:bytes() end
+          return state, means
+        end
+        local state, means, graph_state, graph_means
+        unless_missing(function()
+          state, means = run_five(false)
+          graph_state, graph_means = run_five(true)
+        end)
+        assert.same(state, graph_state)
+        assert.same(means, graph_means)
+        assert.is_true(means.loss > means.mse and means.mse > 0)
+      end)
+    end
+
     it("go on where steps in between have left things" .. tag, function()
       local losses, state = trained(nil, eager)
       local mixed, mixed_state = trained(nil, function(s, i) return i % 2 == 0 and eager(s, i) or replayed(s, i > 2 and i or 1) end)
