@@ -20,7 +20,7 @@ typedef struct smooth_call {
     int64_t N, G, g, M, D, depth, panels;
     int sampler, regularizer, noise_kind;
     float cooling; /* 1 / gumbel_tau; 1 under softmax */
-    uint64_t seed, stream;
+    vx_random random;
     const float *noise;   /* (N,G,M) or NULL */
     const float *scale;   /* scale[0] = log2(e) / tau, scale[1] = tau */
     const float *rows;    /* (N,depth) z / |z| scale */
@@ -57,7 +57,7 @@ VX_DEVICE void noise_of(const smooth_call &c, int64_t i, int64_t panel, int tx, 
         }
         return;
     }
-    gumbel_rates(c.seed, c.stream, row, c.panels, panel, tx, out);
+    gumbel_rates(vx_draw_now(c.random), row, c.panels, panel, tx, out);
     if (c.noise_kind == NOISE_LOGS)
 #pragma unroll
         for (int j = 0; j < 4; j++) out[j] = log2f(out[j]);
@@ -213,7 +213,7 @@ static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook,
     c.noise = sampler == VX_SOFTMAX ? NULL : vx_f32(noise);
     c.noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c.noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
     c.cooling = sampler == VX_SOFTMAX ? 1 : 1 / gumbel_tau;
-    c.seed = seed, c.stream = stream;
+    c.random = vx_draws(seed, stream);
     return c;
 }
 
