@@ -579,6 +579,66 @@ local function specs(device, tag)
       assert.equal(1, vx.ones({ 300000 }, { device = device })[300000]:item())
     end)
 
+    it("rounds the factors of products to bf16 under vx.autocast, and nothing else" .. tag, function()
+      finally(function()
+        vx.autocast "f32"
+        vx.device "cpu"
+      end)
+      vx.device "cpu"
+      H.raises(function() vx.autocast "bf16" end, "autocast: the default device is cpu")
+      H.raises(function() vx.autocast "f16" end, "autocast: 'f16', expected \"bf16\" or \"f32\"")
+      local function random(seed, ...) return H.generator(seed)({ ... }, { grad = false }) end
+      local function rounded(x) return x:to("bf16"):to "f32" end
+
+      --- y = f(a, b) and the gradients of a and b for dy, on the CPU.
+      local function results(f, a, b, dy)
+        a.requires_grad, b.requires_grad = true, true
+        local y = f(a, b)
+        y:backward(dy)
+        return { y:to "cpu", a.grad:to "cpu", b.grad:to "cpu" }
+      end
+      local function check_product(what, f, a, b)
+        vx.device "cpu"
+        local dy = random(3, unpack(f(a, b):shape()))
+        local expected = results(f, rounded(a), rounded(b), rounded(dy))
+        vx.device(device)
+        assert.equal("bf16", vx.autocast "bf16")
+        compare(unless_missing(results, f, upload(a, device), upload(b, device), upload(dy, device)), expected, what, 1e-6)
+        vx.autocast "f32"
+        assert.is_true(results(f, upload(a, device), upload(b, device), upload(dy, device))[1]:bytes() ~= expected[1]:bytes())
+        vx.device "cpu"
+      end
+      for _, s in ipairs { { 33, 70, 20 }, { 1, 8, 3 }, { 64, 64, 64 }, { 130, 5, 1 } } do
+        check_product("matmul", ops.matmul, random(1, s[1], s[2]), random(2, s[2], s[3]))
+        check_product("transposed", function(a, b) return ops.matmul(a:t(), b:t()) end, random(1, s[2], s[1]), random(2, s[3], s[2]))
+        check_product("linear", function(x, w) return ops.linear(x, w) end, random(1, s[1], s[2]), random(2, s[3], s[2]))
+      end
+      check_product("batches", ops.matmul, random(1, 3, 5, 9), random(2, 3, 9, 12))
+      check_product("one for all", ops.matmul, random(1, 3, 5, 9), random(2, 9, 12))
+
+      local function overlapping(x, w) -- rows that overlap go to a kernel of our own
+        local y = vx.empty({ 1, 18, 7 }, { device = x:device() })
+        core.call(C.vx_gemm, y._h, core.view(x, { 1, 18, 6 }, { 0, 2, 1 }, 0)._h, core.view(w, { 1, 6, 7 }, { 0, 7, 1 }, 0)._h, nil, 1, 0)
+        return y:to "cpu"
+      end
+      local x, w = random(1, 40), random(2, 6, 7)
+      local expected = overlapping(rounded(x), rounded(w))
+      vx.device(device)
+      vx.autocast "bf16"
+      compare({ overlapping(upload(x, device), upload(w, device)) }, { expected }, "overlapping", 1e-6)
+
+      local function others() -- what is no product of matrices is as it was
+        local list = unless_missing(quantized, device, 8, 60, 1, 30, 8, ops.quantize_smooth, upload(vx.tensor { -2 }, device),
+          { sampler = "softmax", regularizer = "knn-ce", k = 4, gumbel_tau = 1, shards = 1, seed = 5, stream = 3 })
+        list[#list + 1] = ops.conv3x3(random(4, 2, 6, 5, 8), random(5, 3, 3, 8, 8))
+        list[#list + 1] = ops.assign(random(6, 9, 1, 4), random(7, 1, 7, 4), "cosine")
+        return bytes(list)
+      end
+      local under = others()
+      vx.autocast "f32"
+      assert.same(others(), under)
+    end)
+
     it("runs out of memory inside an op without harm" .. tag, function()
       finally(function() vx.memory_limit(0, device) end)
       local a, b = vx.ones({ 200000 }, { device = device }), vx.zeros({ 200000 }, { device = device })

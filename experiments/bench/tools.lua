@@ -51,6 +51,14 @@ function tools.processor()
   return { name = name:gsub(",", " "), simd = simd, slug = slug }
 end
 
+--- The same of a GPU.
+function tools.gpu(device)
+  local name
+  for _, d in ipairs(core.devices()) do name = d.name == device and d.description:match "^[^,]*" or name end
+  name = name or device -- the emulator is not listed
+  return { name = name, simd = device, slug = (name:lower():gsub("[^%w]+", "-"):gsub("%-$", "")) }
+end
+
 --- Compiles a C file of this folder with the processor's own instructions, or those of a SIMD variant; returns the program's path.
 function tools.compile(source, simd)
   local machine = capture "uname -m":match "x86_64"
@@ -76,6 +84,14 @@ end
 function tools.ceilings(folder, simd, threads)
   local c = {}
   for name, value in tools.execute(tools.compile(folder .. "/roof.c", simd), threads):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
+  return c
+end
+
+--- What a GPU can do at best, as build/cuda_roof (roof.cu) measures it: {fma, tensor, exp2, read, copy}; empty where that was not built.
+function tools.gpu_ceilings(device)
+  local program, ordinal, c = core.root .. "/build/cuda_roof", device:match "^cuda:(%d+)$", {}
+  if not ordinal or not lfs.attributes(program) then return c end
+  for name, value in tools.execute(program, ordinal):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
   return c
 end
 
