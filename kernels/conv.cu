@@ -10,9 +10,10 @@
  * Cost: 18 B H W C O flops each, float32. x is read nine times, eight of them from the caches.
  */
 #include "depthwise.cuh"
-#include "tiles.cuh"
+#include "gemm.cuh"
 
-enum { CONV_RT = 4, CONV_PIXELS = 16 * CONV_RT, FEW = 4, BLOCK = 256 };
+constexpr int CONV_RT = 4, CONV_PIXELS = 16 * CONV_RT, FEW = 4, BLOCK = 256, WARPS = BLOCK / 32;
+static_assert(CHUNK == 32, "a lane for each number of a chunk");
 
 /* y (B,H,W,O) from x (B,H,W,C): y += w(tap, c, o) x(pixel + tap), the weight of tap t (0 .. 8) at w[t tap + c input + o output]. */
 typedef struct conv {
@@ -22,47 +23,47 @@ typedef struct conv {
     float *y;
 } conv;
 
-/* x at pixel (b, h, w) moved by tap, channel c; 0 off the image. */
-VX_DEVICE float pixel_value(const float *x, int64_t H, int64_t W, int64_t C, int64_t b, int64_t h, int64_t w, int tap, int64_t c)
+/* A pixel of x, counted over the batch, with its row and column, as far as they are looked up: at moved(tap) is its neighbour. */
+typedef struct place {
+    int64_t pixel;
+    int h, w; /* h is off every image where there is no such pixel */
+} place;
+VX_DEVICE place place_of(int64_t pixel, int64_t pixels, int64_t H, int64_t W)
 {
-    h += tap / 3 - 1, w += tap % 3 - 1;
-    return h >= 0 && h < H && w >= 0 && w < W ? x[((b * H + h) * W + w) * C + c] : 0;
+    if (pixel >= pixels) return {0, -2, 0};
+    const int64_t row = pixel / W;
+    return {pixel, (int)(row % H), (int)(pixel - row * W)};
+}
+
+/* x at the place moved by tap, channel c; 0 off the image. */
+VX_DEVICE float pixel_value(const float *x, int64_t H, int64_t W, int64_t C, const place &at, int tap, int64_t c)
+{
+    const int u = tap / 3 - 1, v = tap - tap / 3 * 3 - 1, h = at.h + u, w = at.w + v;
+    return h >= 0 && h < H && w >= 0 && w < W ? x[(at.pixel + u * W + v) * C + c] : 0;
 }
 
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
 {
-    __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * PANEL];
+    alignas(16) __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * PANEL];
     const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * PANEL, pixels = s.B * s.H * s.W, depth = 9 * s.C;
     const int tx = tile_x(), ty = tile_y();
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32; /* lane: of the chunk; a warp gathers every eighth pixel */
+    place places[CONV_PIXELS / WARPS];
+    for (int i = 0; i < CONV_PIXELS / WARPS; i++) places[i] = place_of(first + warp + WARPS * i, pixels, s.H, s.W);
     float sum[CONV_RT][4] = {};
     for (int64_t from = 0; from < depth; from += CHUNK) {
+        const int64_t at = from + lane;
+        const int tap = (int)(at / s.C);
         __syncthreads();
-        for (int i = threadIdx.x; i < CONV_PIXELS * CHUNK; i += TILE_THREADS) {
-            const int r = i / CHUNK, k = i % CHUNK;
-            const int64_t pixel = first + r, at = from + k;
-            a[r * ROW_PITCH + k] = pixel < pixels && at < depth ? pixel_value(s.x, s.H, s.W, s.C, pixel / s.W / s.H, pixel / s.W % s.H, pixel % s.W,
-                                                                              (int)(at / s.C), at % s.C)
-                                                                : 0;
-        }
+#pragma unroll
+        for (int i = 0; i < CONV_PIXELS / WARPS; i++)
+            a[(warp + WARPS * i) * ROW_PITCH + lane] = at < depth ? pixel_value(s.x, s.H, s.W, s.C, places[i], tap, at - tap * s.C) : 0;
         for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
             const int64_t at = from + i / PANEL, o = outputs + i % PANEL;
             b[i] = at < depth && o < s.O ? s.w[at / s.C * s.tap + at % s.C * s.input + o * s.output] : 0;
         }
         __syncthreads();
-        for (int k = 0; k < CHUNK; k += 4) {
-            float4 x[CONV_RT];
-#pragma unroll
-            for (int i = 0; i < CONV_RT; i++) x[i] = *(const float4 *)(a + (ty + 16 * i) * ROW_PITCH + k);
-#pragma unroll
-            for (int step = 0; step < 4; step++) {
-                const float4 q = *(const float4 *)(b + (k + step) * PANEL + 4 * tx);
-#pragma unroll
-                for (int i = 0; i < CONV_RT; i++) {
-                    const float z = step == 0 ? x[i].x : step == 1 ? x[i].y : step == 2 ? x[i].z : x[i].w;
-                    sum[i][0] += z * q.x, sum[i][1] += z * q.y, sum[i][2] += z * q.z, sum[i][3] += z * q.w;
-                }
-            }
-        }
+        multiply_tile<CONV_RT, 1>(sum, a, b, CHUNK);
     }
 #pragma unroll
     for (int i = 0; i < CONV_RT; i++)
@@ -85,11 +86,11 @@ VX_KERNEL VX_HOT conv_few_kernel(conv s)
     }
     __syncthreads();
     for (int64_t pixel = vx_first() / 32; pixel < s.B * s.H * s.W; pixel += vx_step() / 32) {
-        const int64_t b = pixel / s.W / s.H, h = pixel / s.W % s.H, t = pixel % s.W;
+        const place at = place_of(pixel, s.B * s.H * s.W, s.H, s.W);
         float sum[FEW] = {};
         for (int tap = 0; tap < 9; tap++)
             for (int64_t c = lane; c < s.C; c += 32) {
-                const float x = pixel_value(s.x, s.H, s.W, s.C, b, h, t, tap, c);
+                const float x = pixel_value(s.x, s.H, s.W, s.C, at, tap, c);
                 const float4 q = w[tap * s.C + c];
                 sum[0] += x * q.x, sum[1] += x * q.y, sum[2] += x * q.z, sum[3] += x * q.w;
             }
@@ -127,16 +128,17 @@ int vx_cuda_conv3x3_backward_input(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
     conv_weight_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O, int64_t parts)
 {
-    __shared__ float a[CHUNK * PANEL], b[CHUNK * PANEL];
+    alignas(16) __shared__ float a[CHUNK * PANEL], b[CHUNK * PANEL];
     const int64_t m = (int64_t)blockIdx.x * PANEL, n = (int64_t)blockIdx.y * PANEL, part = blockIdx.z, pixels = B * H * W;
     const int64_t end = (part + 1) * pixels / parts;
-    const int tx = tile_x(), ty = tile_y();
+    const int tx = tile_x(), ty = tile_y(), column = threadIdx.x % PANEL, tap = (int)((m + column) / C);
+    const int64_t channel = m + column - tap * C, o = n + column;
     float sum[4][4] = {};
     for (int64_t from = part * pixels / parts; from < end; from += CHUNK) {
         __syncthreads();
         for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
-            const int64_t pixel = from + i / PANEL, row = m + i % PANEL, o = n + i % PANEL;
-            a[i] = pixel < end && row < 9 * C ? pixel_value(x, H, W, C, pixel / W / H, pixel / W % H, pixel % W, (int)(row / C), row % C) : 0;
+            const int64_t pixel = from + i / PANEL;
+            a[i] = tap < 9 ? pixel_value(x, H, W, C, place_of(pixel, end, H, W), tap, channel) : 0;
             b[i] = pixel < end && o < O ? dy[pixel * O + o] : 0;
         }
         __syncthreads();
@@ -163,8 +165,9 @@ VX_KERNEL VX_HOT conv_weight_few_kernel(float *partial, const float *x, const fl
     const int64_t row = (int64_t)blockIdx.x * BLOCK + threadIdx.x, part = blockIdx.y, pixels = B * H * W;
     if (row >= 9 * C) return;
     float sum[FEW] = {};
+    const int tap = (int)(row / C);
     for (int64_t pixel = part * pixels / parts; pixel < (part + 1) * pixels / parts; pixel++) {
-        const float z = pixel_value(x, H, W, C, pixel / W / H, pixel / W % H, pixel % W, (int)(row / C), row % C);
+        const float z = pixel_value(x, H, W, C, place_of(pixel, pixels, H, W), tap, row - tap * C);
 #pragma unroll
         for (int o = 0; o < FEW; o++)
             if (o < O) sum[o] += z * dy[pixel * O + o];

@@ -126,9 +126,18 @@ static inline unsigned vx_grid(int64_t items, int64_t per_block)
     return (unsigned)vx_max64(1, vx_min64(vx_ceil_div(items, per_block), 1 << 20));
 }
 
+/* Lanes that share a row of n elements: a power of two up to 32, so that short rows leave few of them idle. */
+static inline int vx_lanes_for(int64_t n)
+{
+    int lanes = 1;
+    while (lanes < 32 && 4 * lanes < n) lanes *= 2;
+    return lanes;
+}
+
 /* -- Device side ---------------------------------------------------------------------------------------------------------- */
 
 #define VX_DEVICE static __device__ __forceinline__
+#define VX_INSIDE __device__ __forceinline__ /* the same for a member */
 #define VX_KERNEL static __global__ void
 #define VX_HOT /* before a kernel's name: kernels/lab/check_cuda_build.lua refuses register spills in it */
 #define VX_ALL_LANES 0xffffffffu
@@ -165,6 +174,17 @@ VX_DEVICE double vx_warp_sum(double x)
 VX_DEVICE float vx_warp_max(float x)
 {
     for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(VX_ALL_LANES, x, i));
+    return x;
+}
+/* Over groups of `lanes` neighbours of a warp, a power of two up to 32: each group gets its own result. All 32 must take part. */
+VX_DEVICE double vx_lanes_sum(double x, int lanes)
+{
+    for (int i = lanes / 2; i > 0; i >>= 1) x += __shfl_xor_sync(VX_ALL_LANES, x, i);
+    return x;
+}
+VX_DEVICE float vx_lanes_max(float x, int lanes)
+{
+    for (int i = lanes / 2; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(VX_ALL_LANES, x, i));
     return x;
 }
 /* Least of packed keys, e.g. (ordered value << 32 | index): ties go to the lowest index. */

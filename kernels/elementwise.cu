@@ -8,6 +8,7 @@
  * last dimension where every operand allows that (contiguous along it and aligned, or constant), else one element, and finds its
  * place by dividing: once per 4 elements, and in 32 bits unless the tensor is larger. A transposition goes through shared memory.
  */
+#include "../core/special.h"
 #include "cuda.cuh"
 
 enum { BLOCK = 256, SQUARE = 32 };
@@ -337,8 +338,10 @@ VX_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 /* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
 VX_DEVICE float normal_below(float x) { return 0.5f + 0.5f * erff(x * 0.70710678f); }
 
-VX_DEVICE float unary(int kind, float x, float alpha, float beta)
+/* The gamma function's family is computed in double and has kernels of its own (gamma true): the registers that takes would cost the others. */
+template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, float beta)
 {
+    if (gamma) return (float)(kind == VX_LGAMMA ? special_lgamma(x) : kind == VX_DIGAMMA ? special_digamma(x) : special_trigamma(x));
     switch (kind) {
     case VX_AFFINE: return alpha * x + beta;
     case VX_EXP: return expf(x);
@@ -357,8 +360,9 @@ VX_DEVICE float unary(int kind, float x, float alpha, float beta)
 }
 
 /* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
-VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha, float beta)
+template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha, float beta)
 {
+    if (gamma) return dy * (float)(kind == VX_LGAMMA ? special_digamma(x) : kind == VX_DIGAMMA ? special_trigamma(x) : special_tetragamma(x));
     switch (kind) {
     case VX_AFFINE: return dy * alpha;
     case VX_EXP: return dy * y;
@@ -380,25 +384,25 @@ VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha
 }
 
 /* `fours` groups of 4, then what is left singly. */
-VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int kind, float alpha, float beta)
+template <bool gamma> VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int kind, float alpha, float beta)
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 v = ((const float4 *)x)[i];
-        ((float4 *)y)[i] = make_float4(unary(kind, v.x, alpha, beta), unary(kind, v.y, alpha, beta), unary(kind, v.z, alpha, beta),
-                                       unary(kind, v.w, alpha, beta));
+        ((float4 *)y)[i] = make_float4(unary<gamma>(kind, v.x, alpha, beta), unary<gamma>(kind, v.y, alpha, beta), unary<gamma>(kind, v.z, alpha, beta),
+                                       unary<gamma>(kind, v.w, alpha, beta));
     }
-    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) y[i] = unary(kind, x[i], alpha, beta);
+    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) y[i] = unary<gamma>(kind, x[i], alpha, beta);
 }
 
-VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
+template <bool gamma> VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
                                 float beta)
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 g = ((const float4 *)dy)[i], v = ((const float4 *)x)[i], r = ((const float4 *)y)[i];
-        ((float4 *)dx)[i] = make_float4(unary_backward(kind, g.x, v.x, r.x, alpha, beta), unary_backward(kind, g.y, v.y, r.y, alpha, beta),
-                                        unary_backward(kind, g.z, v.z, r.z, alpha, beta), unary_backward(kind, g.w, v.w, r.w, alpha, beta));
+        ((float4 *)dx)[i] = make_float4(unary_backward<gamma>(kind, g.x, v.x, r.x, alpha, beta), unary_backward<gamma>(kind, g.y, v.y, r.y, alpha, beta),
+                                        unary_backward<gamma>(kind, g.z, v.z, r.z, alpha, beta), unary_backward<gamma>(kind, g.w, v.w, r.w, alpha, beta));
     }
-    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) dx[i] = unary_backward(kind, dy[i], x[i], y[i], alpha, beta);
+    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) dx[i] = unary_backward<gamma>(kind, dy[i], x[i], y[i], alpha, beta);
 }
 
 /* y = f(x); y may be x. */
@@ -406,7 +410,9 @@ int vx_cuda_unary(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
 {
     if (!y->numel) return VX_OK;
     const int64_t n = y->numel, fours = vx_aligned(y, 16) && vx_aligned(x, 16) ? n / 4 : 0;
-    VX_LAUNCH(unary_kernel, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
+    if (kind >= VX_LGAMMA)
+        VX_LAUNCH(unary_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
+    else VX_LAUNCH(unary_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
     return vx_status();
 }
 
@@ -416,7 +422,11 @@ int vx_cuda_unary_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor
     if (!dx->numel) return VX_OK;
     const int64_t n = dx->numel;
     const int64_t fours = vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(y, 16) ? n / 4 : 0;
-    VX_LAUNCH(unary_backward_kernel, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n, fours,
-              kind, alpha, beta);
+    if (kind >= VX_LGAMMA)
+        VX_LAUNCH(unary_backward_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n,
+                  fours, kind, alpha, beta);
+    else
+        VX_LAUNCH(unary_backward_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n,
+                  fours, kind, alpha, beta);
     return vx_status();
 }

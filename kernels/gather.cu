@@ -1,9 +1,10 @@
-/* gather.cu: gather, count_codes on CUDA. An index outside its range is reported late (vx_raise); meanwhile gather leaves NaN in that row,
- * and count_codes leaves it out.
+/* gather.cu: gather, scatter_add, count_codes on CUDA. An index outside its range is reported late (vx_raise); meanwhile gather leaves NaN
+ * in that row, and the others leave it out.
  *
- * Memory traffic: gather reads and writes N D floats once. count_codes adds integers with atomics, whose order does not matter.
+ * Memory traffic: gather reads and writes N D floats once; scatter_add sorts the row numbers by index and reads N D floats. count_codes
+ * adds integers with atomics, whose order does not matter.
  */
-#include "cuda.cuh"
+#include "sort.cuh"
 
 enum { BLOCK = 256 };
 
@@ -32,6 +33,26 @@ int vx_cuda_gather(vx_tensor *y, vx_tensor *table, vx_tensor *index)
     else
         VX_LAUNCH(gather_kernel<float>, vx_grid(n * width, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(table), vx_i32(index), n, width, rows, NAN,
                   outside);
+    return vx_status();
+}
+
+struct row_of {
+    const float *x;
+    int64_t width;
+    VX_INSIDE float operator()(uint32_t, uint32_t row, int64_t d) const { return x[row * width + d]; }
+};
+
+/* table[index[n]] += x[n], the sum over n first (sort.cuh has its order). Working space: 16 bytes a row of x, and a 32nd of x. */
+int vx_cuda_scatter_add(vx_tensor *table, vx_tensor *x, vx_tensor *index)
+{
+    const int64_t n = x->shape[0], width = x->shape[1], rows = table->shape[0];
+    if (!n) return VX_OK;
+    const vx_alarm outside = vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
+    vx_sort s = vx_sort_of(n, vx_sort_bits(rows + 1));
+    float *partial = VX_SCRATCH(float, vx_pieces_partial(n, width));
+    vx_sort_keys(&s, vx_i32(index), rows, outside);
+    vx_sort_run(&s);
+    vx_sum_pieces(vx_pieces{s.entries, n, rows, width, vx_f32(table), partial}, row_of{vx_f32(x), width});
     return vx_status();
 }
 

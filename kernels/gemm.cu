@@ -10,9 +10,8 @@
  */
 #include "blas.cuh"
 #include "gemm.cuh"
-#include "tiles.cuh"
 
-enum { GEMM_RT = 4, GEMM_ROWS = 16 * GEMM_RT, GEMM_PITCH = CHUNK + 1 };
+constexpr int GEMM_RT = 4, GEMM_ROWS = 16 * GEMM_RT;
 
 VX_KERNEL bias_kernel(float *c, const float *bias, float beta, int64_t m, int64_t n, int64_t batch, int64_t batch_stride, int64_t row_stride)
 {
@@ -25,7 +24,7 @@ VX_KERNEL bias_kernel(float *c, const float *bias, float beta, int64_t m, int64_
 VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, float *c, int64_t c_batch_stride, int64_t c_stride, int64_t m,
                                                          int64_t n, int64_t k, float alpha, float beta, const float *bias, bool bf16)
 {
-    __shared__ float left[GEMM_ROWS * GEMM_PITCH], right[CHUNK * (PANEL + 1)];
+    alignas(16) __shared__ float left[GEMM_ROWS * ROW_PITCH], right[CHUNK * PANEL];
     const int64_t row = (int64_t)blockIdx.x * GEMM_ROWS, column = (int64_t)blockIdx.y * PANEL, index = blockIdx.z;
     const float *x = a.data + index * a.batch_stride, *y = b.data + index * b.batch_stride;
     const int tx = tile_x(), ty = tile_y();
@@ -36,26 +35,22 @@ VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, flo
             const int r = i / CHUNK, p = i % CHUNK;
             const bool there = row + r < m && from + p < k;
             const float value = there ? x[(row + r) * a.row_stride + (from + p) * a.column_stride] : 0;
-            left[r * GEMM_PITCH + p] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
+            left[r * ROW_PITCH + p] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
         }
         for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
             const int p = i / PANEL, j = i % PANEL;
             const bool there = from + p < k && column + j < n;
             const float value = there ? y[(from + p) * b.row_stride + (column + j) * b.column_stride] : 0;
-            right[p * (PANEL + 1) + j] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
+            right[p * PANEL + j] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
         }
         __syncthreads();
-        for (int p = 0; p < CHUNK; p++)
-#pragma unroll
-            for (int i = 0; i < GEMM_RT; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) sum[i][j] += left[(ty + 16 * i) * GEMM_PITCH + p] * right[p * (PANEL + 1) + tx + 16 * j];
+        multiply_tile<GEMM_RT, 1>(sum, left, right, CHUNK);
     }
 #pragma unroll
     for (int i = 0; i < GEMM_RT; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int64_t r = row + ty + 16 * i, at = column + tx + 16 * j;
+            const int64_t r = row + ty + 16 * i, at = column + 4 * tx + j;
             if (r >= m || at >= n) continue;
             float *to = c + index * c_batch_stride + r * c_stride + at;
             *to = alpha * sum[i][j] + (beta != 0 ? beta * *to : 0) + (bias ? bias[at] : 0);

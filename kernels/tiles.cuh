@@ -6,28 +6,14 @@
  * 48, whose Gumbel noise is one Philox block (rng.h). A panel (depth,64) has a position's numbers 64 apart: what a product
  * reads along the codes. The rows layout (positions, depth) has them side by side: what a product over the codes reads.
  * depth is D filled up with zeros to a multiple of 4.
- *
- * A tile is 16 RT rows by one panel, worked on by 256 threads: thread (tx, ty) has the codes above and the rows ty, ty + 16,
- * ... A warp covers 8 values of tx and 4 of ty, so that reading a float4 of rows and one of codes from shared memory is one
- * wavefront each, for 4 RT multiply-adds a lane.
  */
 #ifndef VX_TILES_CUH
 #define VX_TILES_CUH
 
-#include "cuda.cuh"
-
-enum {
-    PANEL = 64,
-    TILE_THREADS = 256,
-    CHUNK = 32,            /* of depth, in shared memory at a time */
-    ROW_PITCH = CHUNK + 4, /* so that the rows a warp reads lie in different banks */
-};
+#include "gemm.cuh"
 
 #define GUARD 1e-12      /* least norm that a row or a code is divided by */
 #define PADDING (-1e30f) /* logit of a code that is not there */
-
-VX_DEVICE int tile_x(void) { return threadIdx.x % 8 + threadIdx.x / 32 % 2 * 8; }
-VX_DEVICE int tile_y(void) { return threadIdx.x % 32 / 8 + threadIdx.x / 64 * 4; }
 
 static inline int64_t depth_of(int64_t D) { return vx_ceil_div(D, 4) * 4; }
 
@@ -119,7 +105,6 @@ VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t firs
                             const float *panel, bool fresh_panel, int64_t depth, float *shared)
 {
     float *a = shared, *b = shared + 16 * RT * ROW_PITCH;
-    const int tx = tile_x(), ty = tile_y();
     for (int64_t from = 0; from < depth; from += CHUNK) {
         const int count = depth - from < CHUNK ? (int)(depth - from) : CHUNK, fours = count / 4;
         __syncthreads();
@@ -134,23 +119,7 @@ VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t firs
             for (int i = threadIdx.x; i < count * (PANEL / 4); i += TILE_THREADS)
                 *(float4 *)(b + 4 * i) = *(const float4 *)(panel + from * PANEL + 4 * i);
         __syncthreads();
-        for (int k = 0; k < count; k += 4) {
-            float4 x[RT];
-#pragma unroll
-            for (int i = 0; i < RT; i++) x[i] = *(const float4 *)(a + (ty + 16 * i) * ROW_PITCH + k);
-#pragma unroll
-            for (int step = 0; step < 4; step++) {
-                const float4 q = *(const float4 *)(b + (k + step) * PANEL + 4 * tx);
-#pragma unroll
-                for (int i = 0; i < RT; i++) {
-                    const float z = step == 0 ? x[i].x : step == 1 ? x[i].y : step == 2 ? x[i].z : x[i].w;
-                    acc[i][0] += z * q.x;
-                    acc[i][1] += z * q.y;
-                    acc[i][2] += z * q.z;
-                    acc[i][3] += z * q.w;
-                }
-            }
-        }
+        multiply_tile<RT, 1>(acc, a, b, count);
     }
 }
 

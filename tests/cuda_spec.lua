@@ -9,32 +9,12 @@ local core = require "vertex.core"
 local ops, C = vx.ops, core.C
 local build = (os.getenv "VERTEX_LIB" or core.root .. "/build/libvertex.so"):match "^(.*)/" -- where the self-tests lie, too
 
--- The ops of ops.def that have no CUDA kernel yet. Shrinks as kernels arrive: one that is listed here and implemented is a failure, and so is
--- one that is neither.
-local missing = {
-  "reduce", "argmax", "nonfinite", "scatter_add", "uniform", "normal", "permutation", "separable", "separable_backward",
-  "softmax", "softmax_backward", "hard_forward", "hard_backward", "dirichlet",
-  "vertex_knn", "vertex_knn_backward", "knn", "knn_backward",
-}
-for _, name in ipairs(missing) do missing[name] = true end
-
 -- -- Machinery ---------------------------------------------------------------------------------------------------------------------
 
 local function largest(list)
   local m = 0
   for i = 1, #list do m = math.max(m, math.abs(list[i])) end
   return m
-end
-
---- Runs f; where it stops at an op that is missing, the spec is pending.
-local function unless_missing(f, ...)
-  local function done(ok, ...)
-    if ok then return ... end
-    local op = tostring((...)):match "([%w_]+): not implemented on"
-    if not (op and missing[op]) then error((...), 0) end
-    pending(op .. " has no CUDA kernel yet")
-  end
-  return done(pcall(f, ...))
 end
 
 local function setenv(name, value) require("ffi").C.setenv(name, value, 1) end
@@ -375,18 +355,16 @@ local function specs(device, tag)
     vx.device(device)
     local twice = {}
     for i = 1, 2 do
-      twice[i] = unless_missing(function()
-        local here
-        vx.step(function()
-          here = f(device)
-          for j, x in ipairs(here) do
-            assert.equal(device, x:device())
-            here[j] = core.keep(x:to "cpu")
-          end
-          vx.sync(device)
-        end)
-        return here
+      local here
+      vx.step(function()
+        here = f(device)
+        for j, x in ipairs(here) do
+          assert.equal(device, x:device())
+          here[j] = core.keep(x:to "cpu")
+        end
+        vx.sync(device)
       end)
+      twice[i] = here
     end
     vx.device "cpu"
     compare(twice[1], expected, what, tolerance)
@@ -394,11 +372,11 @@ local function specs(device, tag)
   end
 
   describe(device, function()
-    it("has a kernel for every op but those listed as missing" .. tag, function()
+    it("has a kernel for every op" .. tag, function()
       for _, op in ipairs(core.op_list()) do
         local there, reason = core.backend_has(backend, op.name)
         assert.is_not_nil(there, reason)
-        assert.is_true(there == not missing[op.name], op.name .. (there and " is implemented: take it off the list" or " is neither implemented nor listed"))
+        assert.is_true(there, op.name)
       end
     end)
 
@@ -408,7 +386,7 @@ local function specs(device, tag)
           for kind, list in ipairs { op.cases(H.generator(100 + number)), larger[op.name] and larger[op.name](H.generator(600 + number)) or {} } do
             for i, args in ipairs(list) do
               local what = ("%s case %d.%d"):format(op.name, kind, i)
-              local got = unless_missing(run, op.name, args, device, 300 + number)
+              local got = run(op.name, args, device, 300 + number)
               compare(got, run(op.name, args, "cpu", 300 + number), what)
               assert.same(bytes(got), bytes(run(op.name, args, device, 300 + number)), what .. ": the same bits twice")
             end
@@ -423,12 +401,11 @@ local function specs(device, tag)
 
     for name, fault in pairs(faults) do
       it(name .. " reports a value it cannot work with" .. tag, function()
-        local ok, message = pcall(unless_missing, function()
+        local ok, message = pcall(function()
           fault[3](device)
           vx.sync(device)
         end)
         assert.is_false(ok)
-        if type(message) == "table" then error(message, 0) end -- pending
         assert.is_truthy(message:find(fault[1], 1, true), message)
         assert.is_truthy(message:find(fault[2], 1, true), message)
         vx.sync(device) -- reported once
@@ -444,11 +421,9 @@ local function specs(device, tag)
       it("golden file " .. name .. tag, function()
         finally(function() vx.device "cpu" end)
         vx.device(device)
-        unless_missing(function()
-          local t, meta = vx.load("tests/golden/" .. name)
-          assert.equal(device, t.z:device())
-          assert.same({}, (check.differences(t, meta)))
-        end)
+        local t, meta = vx.load("tests/golden/" .. name)
+        assert.equal(device, t.z:device())
+        assert.same({}, (check.differences(t, meta)))
       end)
     end
 
@@ -736,18 +711,16 @@ local function graph_specs(device, tag)
   describe("graphs on " .. device, function()
     for _, noise in ipairs(noises) do
       it("train to the same bits as single ops " .. noise[1] .. tag, function()
-        unless_missing(function()
-          vx.seed(3) -- the default generator and the step's own have the same seed
-          vx.generator(3)
-          ops.uniform(vx.empty { 1 })
-          local losses, state = trained(noise[2], eager)
-          vx.seed(3)
-          ops.uniform(vx.empty { 1 })
-          local graph_losses, graph_state = trained(noise[2], replayed)
-          assert.same(losses, graph_losses)
-          assert.same(state, graph_state)
-          assert.not_equal(losses[1], losses[2])
-        end)
+        vx.seed(3) -- the default generator and the step's own have the same seed
+        vx.generator(3)
+        ops.uniform(vx.empty { 1 })
+        local losses, state = trained(noise[2], eager)
+        vx.seed(3)
+        ops.uniform(vx.empty { 1 })
+        local graph_losses, graph_state = trained(noise[2], replayed)
+        assert.same(losses, graph_losses)
+        assert.same(state, graph_state)
+        assert.not_equal(losses[1], losses[2])
       end)
     end
 
@@ -786,10 +759,8 @@ local function graph_specs(device, tag)
           return state, means
         end
         local state, means, graph_state, graph_means
-        unless_missing(function()
-          state, means = run_five(false)
-          graph_state, graph_means = run_five(true)
-        end)
+        state, means = run_five(false)
+        graph_state, graph_means = run_five(true)
         assert.same(state, graph_state)
         assert.same(means, graph_means)
         assert.is_true(means.loss > means.mse and means.mse > 0)

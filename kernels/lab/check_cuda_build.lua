@@ -16,40 +16,47 @@ end
 
 -- -- The kernels in the sources: VX_KERNEL [VX_HOT] [__launch_bounds__(...)] name(...) ------------------------------------------------------------------
 
-local kernels, order = {}, {}
+local kernels, order = {}, {} -- kernels[file][name]; two files may have one of the same name
 for _, path in ipairs(lines_of(("ls '%s'/kernels/*.cu '%s'/kernels/*.cuh"):format(root, root))) do
   local file = assert(io.open(path))
   local text = file:read("*a"):gsub("__launch_bounds__%b()", "")
   file:close()
+  local base = path:match "[^/]+$"
+  kernels[base] = {}
   for hot, name in text:gmatch "VX_KERNEL%s+(V?X?_?H?O?T?)%s*([%w_]+)%s*%(" do
-    kernels[name] = { name = name, file = path:match "[^/]+$", hot = hot == "VX_HOT", seen = {}, rows = {} }
-    order[#order + 1] = kernels[name]
+    local kernel = { name = name, file = base, hot = hot == "VX_HOT", seen = {}, rows = {} }
+    kernels[base][name] = kernel
+    order[#order + 1] = kernel
   end
 end
 
 -- -- What ptxas said --------------------------------------------------------------------------------------------------------------
 
---- The kernel whose name is the first identifier of a mangled name: _Z12unary_kernel..., or with a namespace, _ZN3abc12unary_kernel...
-local function kernel_of(mangled)
+--- The kernel, of a file or of a header, whose name is the first identifier of a mangled name: _Z12unary_kernel..., or with a namespace,
+-- _ZN3abc12unary_kernel...
+local function kernel_of(mangled, file)
   for position, digits in mangled:gmatch "()(%d+)" do
     local first = position + #digits
-    local kernel = kernels[mangled:sub(first, first + tonumber(digits) - 1)]
-    if kernel then return kernel end
+    local name = mangled:sub(first, first + tonumber(digits) - 1)
+    if kernels[file] and kernels[file][name] then return kernels[file][name] end
+    for base, of in pairs(kernels) do
+      if base:find "%.cuh$" and of[name] then return of[name] end
+    end
   end
 end
 
 local unknown = {}
 for _, path in ipairs(lines_of(("ls '%s'/ptxas/*.cu.o.log 2>/dev/null"):format(build))) do
-  local row
+  local row, file = nil, path:match "([^/]+)%.o%.log$"
   for line in io.lines(path) do
     local mangled, architecture = line:match "Compiling entry function '([^']+)' for '([^']+)'"
     if mangled then
-      local kernel = kernel_of(mangled)
+      local kernel = kernel_of(mangled, file)
       row = { mangled = mangled, architecture = architecture, stack = 0, spills = 0, registers = 0 }
       if kernel then
         kernel.seen[architecture] = true
         kernel.rows[#kernel.rows + 1] = row
-      elseif path:match "([^/]+)%.o%.log$" ~= "selftest.cu" then
+      elseif file ~= "selftest.cu" then
         unknown[#unknown + 1] = mangled
       end
     elseif row then
