@@ -167,7 +167,7 @@ end
 function direct.unary(device)
   local results = {}
   local special = upload(vx.tensor { 0 / 0, 1 / 0, -1 / 0, 0, 1, -2, 3, 1e-40, 100, -100, 0.25 }, device)
-  for kind = 0, 12 do
+  for kind = 0, 15 do
     for _, x in ipairs { special, core.contiguous(special:narrow(1, 4, 4)), special:narrow(1, 2, 9) } do
       local y, dx = core.new_like(x), core.new_like(x)
       core.call(C.vx_unary, y._h, x._h, kind, 0.5, 2)
@@ -222,7 +222,8 @@ end
 
 function direct.scatter_add(device)
   local T, results = H.generator(4), {}
-  for _, s in ipairs { { 900, 300, 64 }, { 1200, 7, 17 }, { 40, 1, 3 }, { 3, 500, 1 } } do
+  -- (rows, rows of the table, width): many short runs, a few long ones, one over many pieces of the sorted list
+  for _, s in ipairs { { 900, 300, 64 }, { 1200, 7, 17 }, { 40, 1, 3 }, { 3, 500, 1 }, { 5000, 2, 40 }, { 64, 1, 2 }, { 0, 4, 2 } } do
     local tab, x = T({ s[2], s[3] }, { grad = false }), T({ s[1], s[3] }, { grad = false })
     local index = T({ s[1] }, { dtype = "i32", high = s[2] - 1 })
     results[#results + 1] = upload(tab, device)
@@ -250,6 +251,47 @@ end
 function direct.normal(device)
   local results, generator = {}, vx.generator(7)
   for _, n in ipairs { 0, 1, 3, 4, 65, 20011 } do results[#results + 1] = ops.normal(vx.empty({ n }, { device = device }), 1, 2, generator) end
+  return results
+end
+
+function direct.dirichlet(device)
+  local results, generator = {}, vx.generator(9)
+  local rows = upload(vx.tensor { { 1e-3, 1e6 }, { 0.5, 2 }, { 1, 1 } }, device)
+  for _, logarithms in ipairs { false, true } do
+    results[#results + 1] = ops.dirichlet(vx.empty({ 300, 3 }, { device = device }), upload(vx.tensor { 0.1, 1, 50 }, device), logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 5, 70 }, { device = device }), vx.full({ 70 }, 0.3, { device = device }), logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 3, 2 }, { device = device }), rows, logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 2, 3 }, { device = device }), rows:t(), logarithms, generator)
+  end
+  results[#results + 1] = ops.dirichlet(vx.empty({ 0, 2 }, { device = device }), vx.ones({ 2 }, { device = device }), false, generator)
+  return results
+end
+
+--- Neighbours among rows of small whole numbers, where many are equally near, and gradients that meet in a few rows.
+function direct.neighbours(device)
+  local T, results = H.generator(11), {}
+  for _, s in ipairs { { 150, 90, 2, 7 }, { 40, 300, 3, 40 }, { 5, 6, 1, 5 } } do
+    local x, y = vx.empty { s[1], s[3] }:copy(T({ s[1], s[3] }, { dtype = "i32", low = 0, high = 2 })), vx.empty { s[2], s[3] }
+    y:copy(T({ s[2], s[3] }, { dtype = "i32", low = 0, high = 2 }))
+    x, y = upload(x, device), upload(y, device)
+    x.requires_grad, y.requires_grad = true, true
+    local distance, near = ops.knn(x, y, s[4])
+    ops.sum(ops.mul(distance, upload(T(distance:shape(), { grad = false }), device))):backward()
+    for _, r in ipairs { distance, near, x.grad, y.grad } do results[#results + 1] = r end
+    results[#results + 1], results[#results + 2] = ops.knn(y, y, s[4], true)
+  end
+  for _, metric in ipairs { "ce", "l2" } do
+    for _, logarithms in ipairs { false, true } do
+      for _, s in ipairs { { 300, 40, 5 }, { 700, 3, 64 }, { 9, 70, 9 }, { 20, 1, 1 } } do
+        local p = vx.empty { s[1], s[2] }:copy(T({ s[1], s[2] }, { dtype = "i32", low = 0, high = 4 }))
+        p = upload(logarithms and ops.affine(p, 0.5, -3) or ops.affine(p, 0.25), device)
+        p.requires_grad = true
+        local deviation, near = ops.vertex_knn(p, s[3], metric, logarithms)
+        ops.sum(ops.mul(deviation, upload(T(deviation:shape(), { grad = false }), device))):backward()
+        for _, r in ipairs { deviation, near, p.grad } do results[#results + 1] = r end
+      end
+    end
+  end
   return results
 end
 
@@ -291,7 +333,7 @@ function direct.hard(device)
   local results = {}
   for _, metric in ipairs { "euclid", "cosine" } do
     for _, estimator in ipairs { "ste", "rotation" } do
-      for _, s in ipairs { { 70, 2, 11, 6 }, { 300, 1, 130, 32 } } do
+      for _, s in ipairs { { 70, 2, 11, 6 }, { 300, 1, 130, 32 }, { 400, 3, 2, 2 }, { 20, 1, 5, 150 } } do
         local options = { metric = metric, estimator = estimator, beta = 0.25, reduction = "sum", codebook_grad = true }
         for _, x in ipairs(quantized(device, 7, s[1], s[2], s[3], s[4], ops.quantize_hard, options)) do results[#results + 1] = x end
       end
@@ -333,6 +375,36 @@ local faults = {
     local x = vx.zeros { 5, 3 }
     x[4][2], x[5][1] = 0 / 0, 0 / 0
     ops.argmax(upload(x, device))
+  end },
+  hard_forward = { "hard_forward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
+    local z, book = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device })
+    local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
+    core.call(C.vx_hard_forward, core.new_like(z)._h, vx.empty({ 1 }, { device = device })._h, z._h, book._h, codes._h, 1, 1, 0)
+  end },
+  hard_backward = { "hard_backward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
+    local z, book, one = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device }), vx.ones({ 1 }, { device = device })
+    local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
+    core.call(C.vx_hard_backward, core.new_like(z)._h, core.new_like(book)._h, z._h, one._h, z._h, book._h, codes._h, 1, 1, 1, 0, 0)
+  end },
+  dirichlet = { "dirichlet: ", "row 1, concentration 2", function(device)
+    ops.dirichlet(vx.empty({ 2, 3 }, { device = device }), upload(vx.tensor { { 1, 2, 3 }, { 1, 2, 0 } }, device))
+  end },
+  vertex_knn = { "vertex_knn: ", "row 1 of p holds a NaN or Inf", function(device)
+    ops.vertex_knn(upload(vx.tensor { { 0.5, 0.5 }, { 0.5, 1 / 0 }, { 0 / 0, 1 } }, device), 2, "l2")
+  end },
+  knn = { "knn: ", "row 2 of y holds a NaN or Inf", function(device)
+    ops.knn(vx.ones({ 3, 2 }, { device = device }), upload(vx.tensor { { 1, 2 }, { 3, 4 }, { 0 / 0, 1 } }, device), 2)
+  end },
+  vertex_knn_backward = { "vertex_knn_backward: ", "near (1,0) is no row of p, which has rows 0 .. 2", function(device)
+    local p, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 2, 2 }, { device = device })
+    for metric = 0, 1 do
+      core.call(C.vx_vertex_knn_backward, core.new_like(p)._h, g._h, upload(vx.tensor({ { 0, 1 }, { 3, -1 } }, { dtype = "i32" }), device)._h, p._h, metric, 0)
+    end
+  end },
+  knn_backward = { "knn_backward: ", "near (1,1) is no row of y, which has rows 0 .. 2", function(device)
+    local x, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 3, 2 }, { device = device })
+    local near = upload(vx.tensor({ { 0, 1 }, { 2, -1 }, { 9, 0 } }, { dtype = "i32" }), device)
+    core.call(C.vx_knn_backward, core.new_like(x)._h, core.new_like(x)._h, g._h, near._h, x._h, x._h)
   end },
   assign = { "assign: ", "row 2 of z holds a NaN or Inf", function(device)
     local z = vx.ones { 5, 1, 3 }
@@ -670,6 +742,7 @@ local function small_step(device, noise)
   s.a.requires_grad, s.b.requires_grad = true, true
   s.generator = vx.generator(3)
   s.fast, s.slow = vx.optim.AdamW({ s.a }, { weight_decay = 0.1 }), vx.optim.AdamW { s.b }
+  s.book = upload(H.generator(12)({ 1, 8, 3 }, { grad = false }), device)
   s.codes = upload(vx.tensor({ { 0 }, { 3 }, { 3 } }, { dtype = "i32" }), device)
   function s.run(rate)
     local x = s.x
@@ -718,7 +791,13 @@ local function graph_specs(device, tag)
   local function normal(s, x) return ops.normal(x, 0, 1, s.generator) end
   local noises = { { "without noise" }, { "with noise", normal }, { "with noise drawn elsewhere, too", function(s, x)
     return normal(s, x) + ops.uniform(vx.empty({ 40, 3 }, { device = device }), 0, 1)
-  end } }
+  end }, { "with a random order", function(s) return ops.reshape(ops.permutation(120, s.generator, { device = device }):to "f32", { 40, 3 }) / 100 end },
+    { "with a smoothed quantizer's noise", function(s)
+      local seed, stream = s.generator:stream()
+      local y = ops.quantize_smooth(ops.reshape(s.x, { 40, 1, 3 }), s.book, vx.zeros({ 1 }, { device = device }),
+        { sampler = "hgumbel", regularizer = "knn-ce", k = 2, gumbel_tau = 1, shards = 1, seed = seed, stream = stream })
+      return ops.reshape(y, { 40, 3 })
+    end } }
 
   describe("graphs on " .. device, function()
     for _, noise in ipairs(noises) do
@@ -953,11 +1032,11 @@ describe("the CUDA emulator", function()
     collectgarbage()
     collectgarbage()
     vx.memory_flush "emu:0"
-    setenv("VERTEX_EMU_MEMORY", "200000000")
+    setenv("VERTEX_EMU_MEMORY", tostring(vx.memory("emu:0").live + 180000000)) -- the pool holds cuBLAS's workspace and the upload buffers
     local x = vx.zeros({ 20, 1000000 }, { device = "emu:0" }) -- 80 MB
     local message = H.raises(function() vx.zeros({ 40, 1000000 }, { device = "emu:0" }) end, "out of memory on emu:0: asked 160.0 MB")
     local free = tonumber(message:match "free on the device ([%d.]+) MB")
-    assert.is_true(free > 80 and free < 120, message)
+    assert.is_true(free > 80 and free < 101, message)
     local y = vx.ones({ 5, 1000000 }, { device = "emu:0" }) -- the next smaller one runs
     assert.same({ 0, 1 }, { x[20][1000000]:item(), y[5][1000000]:item() })
     x:release()
