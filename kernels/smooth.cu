@@ -647,8 +647,7 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                            uint64_t seed, uint64_t stream)
 {
     if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
-    smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau);
-    const vx_random random = vx_draws(seed, stream);
+    smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau, seed, stream);
     const bool knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2, l2 = regularizer == VX_REG_KNN_L2;
     const int64_t S = knn ? near->shape[1] : 0, K = knn ? near->shape[2] : 0, each = knn ? K / shards : 0, shard_count = knn ? shards : 1;
     const int64_t padded = c.panels * PANEL, vertex_panels = vx_ceil_div(S, PANEL), vertex_padded = vertex_panels * PANEL;
@@ -659,7 +658,6 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     const int64_t select_ranges = knn ? cut_ranges(c.N / shards, vertex_panels, shards * vertex_padded * each * 8) : 1;
     const int64_t mean_ranges = cut_ranges(c.N, c.panels, padded * 4), mean_parts = together ? shards * select_ranges : mean_ranges;
 
-    vx_draw *draw = VX_SCRATCH(vx_draw, 1);
     float *scale = VX_SCRATCH(float, 2), *start = VX_SCRATCH(float, c.N), *norms = VX_SCRATCH(float, c.N);
     float *rows = VX_SCRATCH(float, c.N * c.depth), *panel = VX_SCRATCH(float, padded * c.depth);
     float *row = c.tensor ? VX_SCRATCH(float, padded * c.depth) : NULL, *raw_row = VX_SCRATCH(float, padded * c.depth);
@@ -677,9 +675,9 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     double *total = VX_SCRATCH(double, 2);
     const smooth_alarms alarm = alarms_of(&c);
 
-    VX_LAUNCH(numbers_of_call_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, alarm.tau);
+    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, vx_f32(log_tau), alarm.tau);
     if (c.noise) VX_LAUNCH(noise_check_kernel, vx_grid(c.N * c.G * c.M, 256), 256, 0, c.noise, c.N * c.G, c.M, alarm.noise);
-    c.scale = scale, c.draw = draw, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
+    c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
     for (c.g = 0; c.g < c.G; c.g++) {
         code_layout to = {};
         to.panel = panel, to.row = row, to.raw_row = raw_row, to.tensor = c.tensor, to.count = c.M;

@@ -20,7 +20,7 @@ typedef struct smooth_call {
     int64_t N, G, g, M, D, depth, panels;
     int sampler, regularizer, noise_kind;
     float cooling; /* 1 / gumbel_tau; 1 under softmax */
-    const vx_draw *draw;  /* what the noise is drawn from */
+    vx_random random;
     const float *noise;   /* (N,G,M) or NULL */
     const float *scale;   /* scale[0] = log2(e) / tau, scale[1] = tau */
     const float *rows;    /* (N,depth) z / |z| scale */
@@ -30,8 +30,8 @@ typedef struct smooth_call {
     int tensor;          /* D is 9 .. 64: tensor cores, and rows of codes in the order of tensor_tiles.cuh */
 } smooth_call;
 
-/* scale and tau from log_tau, and the draw of this launch; a tau out of range is reported late, 1 in its place. */
-VX_KERNEL numbers_of_call_kernel(float *scale, vx_draw *draw, const float *log_tau, vx_random random, vx_alarm outside)
+/* scale and tau from log_tau; a tau out of range is reported late, 1 in its place. */
+VX_KERNEL tau_kernel(float *scale, const float *log_tau, vx_alarm outside)
 {
     double tau = exp((double)log_tau[0]);
     if (!(tau >= 1e-7 && tau <= 1e7)) {
@@ -40,7 +40,6 @@ VX_KERNEL numbers_of_call_kernel(float *scale, vx_draw *draw, const float *log_t
     }
     scale[0] = (float)(LOG2E / tau);
     scale[1] = (float)tau;
-    *draw = vx_draw_now(random);
 }
 
 /* Where row and raw_row have a code. */
@@ -58,7 +57,7 @@ VX_DEVICE void noise_of(const smooth_call &c, int64_t i, int64_t panel, int tx, 
         }
         return;
     }
-    gumbel_rates(c.draw->seed, c.draw->stream, row, c.panels, panel, tx, out);
+    gumbel_rates(vx_draw_now(c.random), row, c.panels, panel, tx, out);
     if (c.noise_kind == NOISE_LOGS)
 #pragma unroll
         for (int j = 0; j < 4; j++) out[j] = log2f(out[j]);
@@ -203,7 +202,7 @@ static inline int check_call(const vx_tensor *z, const vx_tensor *codebook, cons
 }
 
 static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *noise, int sampler,
-                                  int regularizer, float gumbel_tau)
+                                  int regularizer, float gumbel_tau, uint64_t seed, uint64_t stream)
 {
     smooth_call c = {};
     c.N = z->shape[0], c.G = z->shape[1], c.D = z->shape[2], c.M = codebook->shape[1];
@@ -214,6 +213,7 @@ static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook,
     c.noise = sampler == VX_SOFTMAX ? NULL : vx_f32(noise);
     c.noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c.noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
     c.cooling = sampler == VX_SOFTMAX ? 1 : 1 / gumbel_tau;
+    c.random = vx_draws(seed, stream);
     return c;
 }
 

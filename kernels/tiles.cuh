@@ -135,9 +135,9 @@ VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(u
 /* -- Gumbel noise: see gumbel.h --------------------------------------------------------------------------------------- */
 
 /* 1/E of the codes tx, tx + 16, tx + 32, tx + 48 of a panel for row r = n G + g. */
-VX_DEVICE void gumbel_rates(uint64_t seed, uint64_t stream, int64_t r, int64_t panels, int64_t panel, int tx, float rate[4])
+VX_DEVICE void gumbel_rates(vx_draw draw, int64_t r, int64_t panels, int64_t panel, int tx, float rate[4])
 {
-    const vx_philox4 random = vx_philox(seed, stream, (uint64_t)(r * panels + panel) * 16 + (uint64_t)tx);
+    const vx_philox4 random = vx_philox(draw.seed, draw.stream, (uint64_t)(r * panels + panel) * 16 + (uint64_t)tx);
     const int32_t base = 0x3f3504f3; /* sqrt(1/2) */
 #pragma unroll
     for (int j = 0; j < 4; j++) {
