@@ -746,6 +746,50 @@ local function specs(device, tag)
       assert.equal(1, loss:item())
     end)
 
+    it("runs out of memory within a training step, which fails as a whole; the next smaller one runs" .. tag, function()
+      finally(function()
+        vx.memory_limit(0, device)
+        vx.device "cpu"
+      end)
+      vx.device(device)
+      vx.seed(3)
+      local autoencoder = dofile(core.root .. "/experiments/autoencoder.lua")
+      local quantizer = vx.quantizer("softmax-knn-ce", { dim = 4, codes = 11, k = 2, seed = 2 })
+      quantizer.with_stats = false
+      local model = autoencoder.new({ 8, 8, 4 }, quantizer)
+      local optimizer = vx.optim.AdamW(model:parameters())
+      local function step(batch)
+        local x = ops.uniform(vx.empty { batch, 8, 8, 3 }, -1, 1)
+        local y, q = model(x)
+        local loss = vx.mse(y, x) + q.reg
+        optimizer:zero_grad()
+        loss:backward()
+        optimizer:step(0.01)
+        return loss:item()
+      end
+      vx.step(step, 1)
+      collectgarbage()
+      collectgarbage()
+      vx.memory_flush(device)
+      local before, weights = vx.memory(device), {}
+      for name, x in pairs(model:state_dict()) do weights[name] = x:bytes() end
+      vx.reset_peak(device)
+      vx.step(step, 2)
+      local room = vx.memory(device).peak - before.live
+      for name, x in pairs(model:state_dict()) do x:frombytes(weights[name]) end
+      for part = 1, 3 do -- fails in forward, and later and later
+        vx.memory_limit(before.live + room, device)
+        vx.memory_flush(device)
+        local ok, message = pcall(vx.step, step, part == 1 and 64 or part == 2 and 6 or 4)
+        assert.is_false(ok)
+        assert.is_truthy(tostring(message):find("out of memory on " .. device, 1, true), message)
+        collectgarbage()
+        assert.equal(before.live, vx.memory(device).live)
+        for name, x in pairs(model:state_dict()) do assert.equal(weights[name], x:bytes(), name) end
+      end
+      assert.is_true(vx.step(step, 1) > 0)
+    end)
+
     it("keeps live bytes constant over many steps" .. tag, function()
       finally(function() vx.device "cpu" end)
       vx.device(device)

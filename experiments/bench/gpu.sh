@@ -7,15 +7,14 @@
 # In the order of their worth, so that what the time is too short for is the least of it:
 #   device      the card, its driver, and its ceilings (roof.cu)
 #   specs       tests/cuda_spec.lua on the card: every op and golden file against the CPU
-#   op          quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch
+#   op*         quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch, and S against float64
 #   ae-*        ae_step.lua: a training step at the paper's presets, batch 16, float32 and bf16, against PyTorch eager and compiled
 #   train-*     short trainings of four methods, on the images of DIR if given
 #   sanitizer   compute-sanitizer's memcheck and racecheck over the specs of one op of each kind
 # OUT/NAME.txt is what each said, OUT/summary.txt how each ended and how long it took; CSV files lie beside them.
 set -u
-cd "$(dirname "$0")/../.."
 
-usage() { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
 out='' data='' device=cuda:0 python=python3 seconds=540 dry=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -32,11 +31,12 @@ done
 [ -n "$out" ] || usage
 [[ $seconds =~ ^[0-9]+$ ]] || { echo "--seconds $seconds: expected a number" >&2; exit 2; }
 [ -z "$data" ] || [ -d "$data" ] || { echo "--data $data: no such folder" >&2; exit 2; }
+[[ -z $out || $out = /* ]] || out=$PWD/$out
+[[ -z $data || $data = /* ]] || data=$PWD/$data
+cd "$(dirname "$0")/../.." || exit 2
 [ -f build/libvertex.so ] || { echo "build/libvertex.so is not there: run ./setup.sh first" >&2; exit 2; }
 if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then echo "$out is not empty; give another folder" >&2; exit 2; fi
 mkdir -p "$out" || exit 2
-out=$(cd "$out" && pwd)
-[ -z "$data" ] || data=$(cd "$data" && pwd)
 if ! reason=$(luajit -e 'package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
     local ok, why = pcall(require("vertex").device, arg[1]); if not ok then print((tostring(why):gsub("^[^:]*:%d+: ", ""))) os.exit(1) end' \
     "$device" 2>&1); then
@@ -63,6 +63,7 @@ part() {
   printf '%-24s %-20s %4d s\n' "$name" "$word" $((SECONDS - start)) | tee -a "$out/summary.txt"
 }
 
+# shellcheck disable=SC2317
 describe() {
   git log -1 --format='%H %cd' 2>/dev/null
   nvidia-smi 2>/dev/null
@@ -93,7 +94,7 @@ has_torch=''
 part device 40 bash -c describe
 part specs 120 busted "${specs[@]}" -o plainTerminal tests/cuda_spec.lua
 part op 110 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$shapes" --methods softmax-knn-ce,softmax-knn-l2,softmax-ppl \
-  --python none --rounds "$rounds" --seconds 3 --errors auto --out "$out"
+  --python none --rounds "$rounds" --seconds 3 --errors no --out "$out"
 step() { # NAME LIMIT PRESET ARGUMENTS...
   part "$1" "$2" luajit experiments/bench/ae_step.lua --device "$device" --csv "$out/ae.csv" --batch "$batch" --steps "$steps" --rounds 1 \
     --preset "$3" "${@:4}"
@@ -106,6 +107,8 @@ done
 [ -z "$has_torch" ] || part op-torch 90 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$shapes" --methods softmax-knn-ce \
   --python "$python" --baselines naive,chunk --rounds 3 --seconds 3 --errors no --out "$out"
 [ -z "$has_torch" ] || step ae-compiled-bf16 120 "${presets[0]}" --python "$python" --autocast bf16 --compile
+part op-errors 30 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "${shapes%%,*}" --python none --rounds 1 --errors yes \
+  --methods softmax-knn-ce,softmax-knn-l2 --out "$out/errors"
 part train-graph 60 luajit experiments/ae_sweep.lua --device "$device" --preset "$preset" --steps "$train_steps" --batch "$train_batch" \
   ${data:+--data "$data"} --out "$out/train" --methods softmax-knn-ce,sgumbel-knn-ce,hgumbel-ppl,ste-euclid --quiet
 part train-bf16 30 luajit experiments/ae_sweep.lua --device "$device" --preset "$preset" --steps "$train_steps" --batch "$train_batch" \
@@ -117,7 +120,7 @@ elif [ -z "$sanitizer" ]; then printf '%-24s left out: there is no compute-sanit
 else
   for tool in memcheck racecheck; do
     part "sanitizer-$tool" 60 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 busted "${specs[@]}" -o plainTerminal \
-      --filter='(group_norm|separable|softmax|smooth|hard|knn|reduce|scatter_add|adamw) agrees' tests/cuda_spec.lua
+      --filter={group_norm,separable,softmax,smooth,hard,vertex_knn,sum,scatter_add,adamw,linear}.agrees tests/cuda_spec.lua
   done
 fi
 exit $failed
