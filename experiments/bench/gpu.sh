@@ -37,9 +37,13 @@ cd "$(dirname "$0")/../.." || exit 2
 [ -f build/libvertex.so ] || { echo "build/libvertex.so is not there: run ./setup.sh first" >&2; exit 2; }
 if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then echo "$out is not empty; give another folder" >&2; exit 2; fi
 mkdir -p "$out" || exit 2
-if ! reason=$(luajit -e 'package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
-    local ok, why = pcall(require("vertex").device, arg[1]); if not ok then print((tostring(why):gsub("^[^:]*:%d+: ", ""))) os.exit(1) end' \
-    "$device" 2>&1); then
+export device
+if ! reason=$(luajit - 2>&1 <<'END'
+  package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
+  local ok, why = pcall(require("vertex").device, os.getenv "device")
+  if not ok then print((tostring(why):gsub("^[^:]*:%d+: ", ""))) os.exit(1) end
+END
+); then
   echo "no measurements: $reason" | tee "$out/summary.txt" >&2
   exit 1
 fi
@@ -73,15 +77,21 @@ describe() {
   [ -n "$dry" ] || build/cuda_roof "${device#cuda:}"
 }
 export -f describe
-export python dry device
+export python dry
 
 if [ -n "$dry" ]; then
   specs=(--filter=norm) shapes=96x8x40x2 rounds=1 presets=(tiny) batch=1 steps=1 preset=tiny train_steps=2 train_batch=2
   data=$out/images # a few small images: the set made on the fly has too many for the emulator
-  luajit -e 'package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
-    local core = require "vertex.core"
-    for i = 1, 8 do core.image_save_png(arg[1] .. "/" .. (i <= 6 and "train" or "val") .. "/" .. i .. ".png", core.procedural_image(32, 32, 1, i)) end' \
-    "$(mkdir -p "$data/train" "$data/val" && echo "$data")"
+  mkdir -p "$data/train" "$data/val"
+  export data
+  luajit - <<'END'
+  package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
+  require "vertex"
+  local core = require "vertex.core"
+  for i = 1, 8 do
+    core.image_save_png(("%s/%s/%d.png"):format(os.getenv "data", i <= 6 and "train" or "val", i), core.procedural_image(32, 32, 1, i))
+  end
+END
 else
   specs=(-t cuda) shapes=S,B,C rounds=5 presets=(64x64x32-8192 64x64x3-8192 16x16x32-1024) batch=16 steps=10 preset=small train_steps=400
   train_batch=16
