@@ -3,11 +3,12 @@
 --   luajit experiments/bench/quantizer.lua [--sections op,assign] [--shapes S,B] [--python python3] [--out DIR]
 --
 -- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a machine that others use
--- too slows both sides alike. Beside every time stand
+-- too slows both sides alike; the ratio of the least times stands beside it. Beside every time stand
 --   floor   the least time that the arithmetic takes at the ceilings roof.c measures in this run, with the same vectors and threads:
 --           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
 --           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
---           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here.
+--           sums need a pass of their own; assign G. Ceilings are the best of several measurements, so that the least time's percentage is the
+--           one that says what the code can do, the median's what the machine's other users let it do. The noise of the Gumbel samplers is not in it, so they have no floor here.
 --   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the library counts it, to the
 --           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the inputs loaded and its
 --           libraries warm, less its outputs
@@ -136,8 +137,8 @@ local made, made_reason = os.execute("mkdir -p '" .. flags.out:gsub("'", "'\\''"
 if made ~= 0 and made ~= true then exit_with("--out %s: cannot make the folder (%s)", flags.out, tostring(made_reason or made)) end
 local path = ("%s/quantizer-%s"):format(flags.out, processor.slug)
 local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method", "side", "rounds", "forward_ms",
-  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes", "floor_ms",
-  "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2", "compare", "read",
+  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "against_ms_min", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes",
+  "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2", "compare", "read",
   "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
 
 local ceilings = tools.ceilings(here, processor.simd, flags.threads)
@@ -170,6 +171,11 @@ local function times(s, row)
   row = row or {}
   row.rounds, row.forward_ms, row.backward_ms, row.ms, row.ms_min, row.ms_max = s.rounds, s.forward, s.backward, s.total, s.least, s.most
   return row
+end
+
+--- Puts into b's row how its times compare with a's.
+local function compare_times(row, a, b)
+  row.against_ms, row.against_ms_min, row.ratio, row.ratio_min, row.ratio_max = a.total, a.least, b.ratio, b.ratio_least, b.ratio_most
 end
 
 -- -- Floors -------------------------------------------------------------------------------------------------------------------------------------
@@ -316,7 +322,7 @@ local function against_torch(section, shape, method, baseline, own)
   end)
   if b then
     times(b, row)
-    row.against_ms, row.ratio, row.ratio_min, row.ratio_max = a.total, b.ratio, b.ratio_least, b.ratio_most
+    compare_times(row, a, b)
     local outputs = METRICS[method] and 8 * shape.N or 4 * (2 * shape.N + shape.M) * shape.D
     row.extra_bytes = math.max(0, tonumber(worker:ask "memory") - outputs)
     if (METRICS[method] or method:match "^softmax") and wants_errors(shape) then
@@ -365,7 +371,8 @@ end
 --- Pairs of two of our methods: adds a row for `method` with its ratio to `other`.
 local function against_method(section, shape, other, method)
   local a, b = tools.pair(limits, ours(shape, other), ours(shape, method))
-  local row = times(b, { against = other, against_ms = a.total, ratio = b.ratio, ratio_min = b.ratio_least, ratio_max = b.ratio_most })
+  local row = times(b, { against = other })
+  compare_times(row, a, b)
   row.floor_ms = floor_ms(shape, method)
   row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
   add(section, shape, method, "vertex", row)
