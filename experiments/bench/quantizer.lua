@@ -7,8 +7,8 @@
 --   floor   the least time that the arithmetic takes at the ceilings roof.c measures in this run, with the same vectors and threads:
 --           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
 --           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
---           sums need a pass of their own; assign G. Ceilings are the best of several measurements, so that the least time's percentage is the
---           one that says what the code can do, the median's what the machine's other users let it do. The noise of the Gumbel samplers is not in it, so they have no floor here.
+--           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here. Ceilings are
+--           the best of several measurements: the least time's percentage says what the code can do, the median's what it did among others.
 --   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the library counts it, to the
 --           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the inputs loaded and its
 --           libraries warm, less its outputs
@@ -138,8 +138,8 @@ if made ~= 0 and made ~= true then exit_with("--out %s: cannot make the folder (
 local path = ("%s/quantizer-%s"):format(flags.out, processor.slug)
 local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method", "side", "rounds", "forward_ms",
   "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "against_ms_min", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes",
-  "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2", "compare", "read",
-  "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
+  "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2",
+  "compare", "read", "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
 
 local ceilings = tools.ceilings(here, processor.simd, flags.threads)
 local function say(...) print((...):format(select(2, ...))) end
