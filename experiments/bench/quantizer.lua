@@ -141,7 +141,7 @@ local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M
   "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2",
   "compare", "read", "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
 
-local ceilings = tools.ceilings(here, processor.simd, flags.threads)
+local ceilings = tools.ceilings(root .. "/kernels/lab", processor.simd, flags.threads)
 local function say(...) print((...):format(select(2, ...))) end
 say("%s, %s kernels, %d threads", processor.name, processor.simd, flags.threads)
 say("ceilings of this run: fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, read %.1f GB/s, copy %.1f GB/s", ceilings.fma, ceilings.exp2,

@@ -25,14 +25,14 @@ local TITLES = {
 
 local function lines_of(rows)
   local lines = { { "shape", "method", "side", "forward", "backward", "total", "least", "most", "floor", "of floor", "least's",
-    "ratio", "least", "most", "of leasts", "extra MB",
-    "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes", "near", "note" } }
+    "ratio", "least", "most", "of leasts", "extra MB", "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes", "near", "note" } }
   for _, r in ipairs(rows) do
     lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side, short(r.forward_ms), short(r.backward_ms),
       short(r.ms), short(r.ms_min), short(r.ms_max), short(r.floor_ms), number("%.0f %%", r.floor_percent),
       r.floor_ms and ("%.0f %%"):format(100 * r.floor_ms / r.ms_min) or "", short(r.ratio), short(r.ratio_min), short(r.ratio_max),
       r.ratio and short(r.ms_min / r.against_ms_min) or "", megabytes(r.extra_bytes), megabytes(r.rss_bytes),
-      number("%.0e", r.quantized), number("%.0e", r.reg), number("%.0e", r.dz), number("%.0e", r.dcodebook), number("%.0e", r.dlog_tau), number("%d", r.codes_differ), number("%d", r.near_differ), r.note or "" }
+      number("%.0e", r.quantized), number("%.0e", r.reg), number("%.0e", r.dz), number("%.0e", r.dcodebook), number("%.0e", r.dlog_tau),
+      number("%d", r.codes_differ), number("%d", r.near_differ), r.note or "" }
   end
   local used = {} -- columns that are empty everywhere are left out
   for c = 1, #lines[1] do

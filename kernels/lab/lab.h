@@ -1,0 +1,256 @@
+/* lab.h: the frame of the lab's programs: the problem, the check against float64, the timing, the prediction.
+ *
+ * A program is a list of steps that all compute the same thing. Each step predicts its time before it is measured, as an
+ * amount of work over ceilings that roof.c measured on the same machine in the same run:
+ *     G  one product of N x M x D multiply-adds at the peak      2 N M D / fma
+ *     E  one power per element of the N x M that never exists    N M / exp2
+ *     F  one comparison per element                              N M / compare
+ *     O  one other vector operation per element                  N M / (fma / 2): as many of them pass as multiply-adds
+ *     B  one byte per element to or from memory                  N M / copy
+ * A prediction that fails teaches more than one that holds; the comment above a step says what was learned.
+ *
+ * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels handle
+ * all others, and small temperatures, noise, groups and NaN besides.
+ */
+#ifndef VX_LAB_H
+#define VX_LAB_H
+
+#include <omp.h>
+
+#include "../neighbours.h"
+#include "../smooth.h"
+#include "reference.h"
+
+typedef struct results {
+    float *y, *lse, *dz, *dcodebook; /* (N,D), (N), (N,D), (M,D) */
+    float reg, dlog_tau;
+    int32_t *codes, *near; /* (N), (M,K) */
+} results;
+
+typedef struct step {
+    const char *name;
+    void (*run)(const problem *, results *);
+    double g, e, f, o, b; /* the prediction, in units of G E F O B */
+    int least, most;      /* row widths D that it is for */
+} step;
+
+typedef struct lab {
+    const char *title;
+    const step *steps;
+    int count;
+    double g, e, f;                                          /* the floor, in G E F */
+    void (*prepare)(const problem *, solution *, results *); /* float64, and what a backward pass is given */
+    double (*check)(const problem *, solution *, const results *,
+                    char *); /* worst error over its tolerance; says what it was */
+} lab;
+
+/* -- Working memory ----------------------------------------------------------------------------------------------------- */
+
+/* Floats that start at a cache line, not initialized. */
+static inline float *floats(int64_t count)
+{
+    float *p = aligned_alloc(64, (size_t)((count * 4 + 63) / 64 * 64));
+    if (!p) {
+        fprintf(stderr, "no memory for %lld floats\n", (long long)count);
+        exit(1);
+    }
+    return p;
+}
+
+static inline float *zeros(int64_t count) { return memset(floats(count), 0, sizeof(float) * (size_t)count); }
+
+/* -- Layouts ------------------------------------------------------------------------------------------------------------ */
+
+/* x (rows,D), each row divided by its length and multiplied by scale. */
+static inline float *on_sphere(const float *x, int64_t rows, int64_t D, double scale)
+{
+    float *out = floats(rows * D);
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows; i++) {
+        const double factor = scale / fmax(row_norm(x + i * D, D), GUARD);
+        for (int64_t d = 0; d < D; d++) out[i * D + d] = (float)(x[i * D + d] * factor);
+    }
+    return out;
+}
+
+/* Codes (M,D) as (M / width, D, width): the same number of `width` codes side by side, for vectors that run over codes. */
+static inline float *in_panels(const float *codes, int64_t M, int64_t D, int64_t width)
+{
+    float *out = floats(M * D);
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t d = 0; d < D; d++) out[(m / width * D + d) * width + m % width] = codes[m * D + d];
+    return out;
+}
+
+/* -- Neighbours --------------------------------------------------------------------------------------------------------- */
+
+/* The K best rows of each code that one thread has met, and the key that the next must exceed. */
+typedef struct lists {
+    uint64_t *entries; /* (M,K) */
+    float *least;      /* (M) */
+} lists;
+
+static inline lists new_lists(const problem *q)
+{
+    lists l = {take(q->M * q->K, sizeof(uint64_t)), floats(q->M)};
+    for (int64_t j = 0; j < q->M * q->K; j++) l.entries[j] = neighbour_none();
+    for (int64_t m = 0; m < q->M; m++) l.least[m] = -INFINITY;
+    return l;
+}
+
+static inline void offer(const problem *q, lists *l, int64_t m, float key, int64_t row)
+{
+    l->least[m] = neighbour_insert(l->entries + m * q->K, q->K, neighbour_pack(key, row));
+}
+
+/* near and reg (knn-ce) from the threads' lists, whose keys are `unit` times natural logarithms; frees the lists. Entries
+ * are totally ordered, so that it does not matter which thread met a row. */
+static inline void merge_lists(const problem *q, results *r, lists *all, int threads, double unit)
+{
+    double sum = 0;
+    for (int64_t m = 0; m < q->M; m++) {
+        uint64_t *list = all[0].entries + m * q->K;
+        for (int t = 1; t < threads; t++)
+            for (int64_t k = 0; k < q->K; k++) neighbour_insert(list, q->K, all[t].entries[m * q->K + k]);
+        for (int64_t k = 0; k < q->K; k++) {
+            r->near[m * q->K + k] = (int32_t)neighbour_row(list[k]);
+            sum -= neighbour_key(list[k]) / unit;
+        }
+    }
+    r->reg = (float)(sum / (double)(q->M * q->K));
+    for (int t = 0; t < threads; t++) free(all[t].entries), free(all[t].least);
+}
+
+/* -- The library's own kernel as the last step -------------------------------------------------------------------------- */
+
+static inline void must(int status)
+{
+    if (status == VX_OK) return;
+    fprintf(stderr, "%s\n", vx_error());
+    exit(1);
+}
+
+/* A tensor of these sizes (up to the first 0), filled from data unless NULL. */
+static inline vx_tensor *tensor(int dtype, int64_t a, int64_t b, int64_t c, const void *data)
+{
+    vx_tensor *x;
+    const int64_t shape[3] = {a, b, c};
+    must(vx_new(&x, 0, dtype, c ? 3 : b ? 2 : 1, shape));
+    if (data) must(vx_write(x, 0, vx_numel(x), data));
+    return x;
+}
+
+/* Copies a tensor's elements out and lets go of it. */
+static inline void read_out(vx_tensor *x, void *data)
+{
+    if (data) must(vx_read(x, 0, vx_numel(x), data));
+    vx_free(x);
+}
+
+/* -- Problems ----------------------------------------------------------------------------------------------------------- */
+
+/* Normal numbers (Box and Muller), times scale. */
+static inline float *normal(int64_t count, uint64_t stream, double scale)
+{
+    float *x = floats(count);
+    for (int64_t i = 0; i < count; i++) {
+        vx_philox4 draw = vx_philox(1, stream, (uint64_t)i);
+        x[i] =
+            (float)(scale * sqrt(-2 * log((double)vx_unit(draw.word[0]))) * cos(2 * M_PI * (double)vx_unit(draw.word[1])));
+    }
+    return x;
+}
+
+static inline double worse(double error, double tolerance, const char *what, double worst, char *text)
+{
+    if (!(error / tolerance > worst)) return worst; /* a NaN is worse */
+    sprintf(text, "%s %.0e", what, error);
+    return error / tolerance;
+}
+
+/* -- The program -------------------------------------------------------------------------------------------------------- */
+
+static inline double seconds(void) { return omp_get_wtime(); }
+
+static inline int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Least and median milliseconds of 2 to 15 runs, for about a second; one run where quick. */
+static inline void time_step(const step *s, const problem *q, results *r, int quick, double *least, double *median)
+{
+    double runs[15], start = seconds();
+    int count = 0;
+    do {
+        double before = seconds();
+        s->run(q, r);
+        runs[count++] = (seconds() - before) * 1e3;
+    } while (!quick && count < 15 && (count < 2 || seconds() - start < 1));
+    qsort(runs, (size_t)count, sizeof *runs, ascending);
+    *least = runs[0], *median = runs[count / 2];
+}
+
+static inline void print_terms(const step *s)
+{
+    const struct {
+        double amount;
+        const char *unit;
+    } term[] = {{s->g, "G"}, {s->e, "E"}, {s->f, "F"}, {s->o, "O"}, {s->b, "B"}};
+    const char *between = "= ";
+    for (int i = 0; i < 5; i++)
+        if (term[i].amount > 0) {
+            if (term[i].amount == 1) printf("%s%s", between, term[i].unit);
+            else printf("%s%g %s", between, term[i].amount, term[i].unit);
+            between = " + ";
+        }
+}
+
+/* ./program N D M K FMA EXP2 COMPARE COPY [quick]: 0 where every step agrees with float64. */
+static inline int run_lab(const lab *l, int argc, char **argv)
+{
+    if (argc < 9) {
+        fprintf(stderr, "%s: run.sh says how these programs are compiled and started\n", argv[0]);
+        return 2;
+    }
+    problem q = {
+        .N = atoll(argv[1]), .D = atoll(argv[2]), .M = atoll(argv[3]), .K = atoll(argv[4]), .regularizer = REG_KNN_CE};
+    const double NM = (double)(q.N * q.M) * 1e-6, fma = atof(argv[5]), E = NM / atof(argv[6]), F = NM / atof(argv[7]),
+                 B = NM / atof(argv[8]), G = 2 * (double)q.D * NM / fma, O = 2 * NM / fma;
+    const double floor = l->g * G + l->e * E + l->f * F;
+    const float log_tau = logf(0.1f);
+    const int quick = argc > 9;
+    int failed = 0;
+    q.z = normal(q.N * q.D, 1, 1), q.codebook = normal(q.M * q.D, 2, 1), q.dy = normal(q.N * q.D, 3, 1.0 / (double)q.N);
+    q.log_tau = &log_tau;
+    solution exact = new_solution(&q);
+    results r = {.y = zeros(q.N * q.D), .lse = zeros(q.N), .dz = zeros(q.N * q.D), .dcodebook = zeros(q.M * q.D)};
+    r.codes = take(q.N, sizeof(int32_t)), r.near = take(q.M * q.K, sizeof(int32_t));
+    l->prepare(&q, &exact, &r);
+    printf("\n%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", l->title, (long long)q.N, (long long)q.D, (long long)q.M,
+           (long long)q.K, omp_get_max_threads());
+    if (!quick) {
+        printf("G %.2f ms, E %.2f, F %.2f, O %.2f, B %.2f; floor %.1f ms\n", G, E, F, O, B, floor);
+        printf("   step                              least   median  predicted  of floor  worst error   prediction\n");
+    }
+    for (int i = 0; i < l->count; i++) {
+        const step *s = l->steps + i;
+        if (q.D < s->least || q.D > s->most) continue;
+        char text[64] = "none";
+        double least, median, predicted = s->g * G + s->e * E + s->f * F + s->o * O + s->b * B;
+        time_step(s, &q, &r, quick, &least, &median);
+        const double worst = l->check(&q, &exact, &r, text);
+        failed |= !(worst <= 1);
+        printf("%2d %-28s", i + 1, s->name);
+        if (!quick) printf(" %9.1f %8.1f %10.1f %7.0f %%", least, median, predicted, 100 * floor / least);
+        printf("  %s%-13s", worst <= 1 ? "" : "FAILED: ", text);
+        if (!quick) print_terms(s);
+        printf("\n");
+        fflush(stdout);
+    }
+    return failed;
+}
+
+#endif
