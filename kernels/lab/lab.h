@@ -7,7 +7,8 @@
  *     F  one comparison per element                              N M / compare
  *     O  one other vector operation per element                  N M / (fma / 2): as many of them pass as multiply-adds
  *     B  one byte per element to or from memory                  N M / copy
- * A prediction that fails teaches more than one that holds; the comment above a step says what was learned.
+ * A prediction that fails teaches more than one that holds; the comment above a step says what was learned. `bits` says
+ * whether one thread gives the same bits as all of them.
  *
  * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels handle
  * all others, and small temperatures, noise, groups and NaN besides.
@@ -193,6 +194,31 @@ static inline void time_step(const step *s, const problem *q, results *r, int qu
     *least = runs[0], *median = runs[count / 2];
 }
 
+/* The bits of all results, added up in a way that their order matters. */
+static inline uint64_t bits_of(const problem *q, const results *r)
+{
+    const struct {
+        const void *data;
+        int64_t count;
+    } part[] = {{r->y, q->N * q->D}, {r->lse, q->N},    {r->dz, q->N * q->D}, {r->dcodebook, q->M * q->D},
+                {&r->reg, 1},        {&r->dlog_tau, 1}, {r->codes, q->N},     {r->near, q->M * q->K}};
+    uint64_t sum = 0;
+    for (int p = 0; p < 8; p++)
+        for (int64_t i = 0; i < part[p].count; i++) sum = (sum ^ ((const uint32_t *)part[p].data)[i]) * 0x100000001b3u + 1;
+    return sum;
+}
+
+/* Whether one thread gives the same bits as all of them. */
+static inline int same_bits(const step *s, const problem *q, results *r)
+{
+    const int threads = omp_get_max_threads();
+    const uint64_t bits = bits_of(q, r);
+    omp_set_num_threads(1);
+    s->run(q, r);
+    omp_set_num_threads(threads);
+    return bits == bits_of(q, r);
+}
+
 static inline void print_terms(const step *s)
 {
     const struct {
@@ -233,7 +259,8 @@ static inline int run_lab(const lab *l, int argc, char **argv)
            (long long)q.K, omp_get_max_threads());
     if (!quick) {
         printf("G %.2f ms, E %.2f, F %.2f, O %.2f, B %.2f; floor %.1f ms\n", G, E, F, O, B, floor);
-        printf("   step                              least   median  predicted  of floor  worst error   prediction\n");
+        printf(
+            "   step                              least   median  predicted  of floor  worst error    bits    prediction\n");
     }
     for (int i = 0; i < l->count; i++) {
         const step *s = l->steps + i;
@@ -245,7 +272,7 @@ static inline int run_lab(const lab *l, int argc, char **argv)
         failed |= !(worst <= 1);
         printf("%2d %-28s", i + 1, s->name);
         if (!quick) printf(" %9.1f %8.1f %10.1f %7.0f %%", least, median, predicted, 100 * floor / least);
-        printf("  %s%-13s", worst <= 1 ? "" : "FAILED: ", text);
+        printf("  %s%-14s %-6s  ", worst <= 1 ? "" : "FAILED: ", text, same_bits(s, &q, &r) ? "same" : "differ");
         if (!quick) print_terms(s);
         printf("\n");
         fflush(stdout);

@@ -36,7 +36,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 compile() { # shellcheck disable=SC2086
   ${CC:-cc} -std=gnu11 -O3 $flags -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp -Wall -Wextra -Wshadow -Wno-psabi \
-    -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
+    -Wno-aggressive-loop-optimizations -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
 }
 
 export OMP_PROC_BIND=true
