@@ -23,13 +23,17 @@ local TITLES = {
   large = "N = 524,288, M = 65,536, K = 8, D = 3",
 }
 
-local function lines_of(rows)
+local function percent(floor, ms) return floor and ("%.0f %%"):format(100 * floor / ms) or "" end
+
+--- The table of a section; best: the best ceilings of all rows.
+local function lines_of(rows, best)
   local lines = { { "shape", "method", "side", "forward", "backward", "total", "least", "most", "floor", "of floor", "least's",
     "ratio", "least", "most", "of leasts", "extra MB", "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes", "near", "note" } }
   for _, r in ipairs(rows) do
+    local floor = r.floor_ms and tools.floor_ms(r, r.method, best)
     lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side, short(r.forward_ms), short(r.backward_ms),
-      short(r.ms), short(r.ms_min), short(r.ms_max), short(r.floor_ms), number("%.0f %%", r.floor_percent),
-      r.floor_ms and ("%.0f %%"):format(100 * r.floor_ms / r.ms_min) or "", short(r.ratio), short(r.ratio_min), short(r.ratio_max),
+      short(r.ms), short(r.ms_min), short(r.ms_max), short(floor), percent(floor, r.ms),
+      percent(floor, r.ms_min), short(r.ratio), short(r.ratio_min), short(r.ratio_max),
       r.ratio and short(r.ms_min / r.against_ms_min) or "", megabytes(r.extra_bytes), megabytes(r.rss_bytes),
       number("%.0e", r.quantized), number("%.0e", r.reg), number("%.0e", r.dz), number("%.0e", r.dcodebook), number("%.0e", r.dlog_tau),
       number("%d", r.codes_differ), number("%d", r.near_differ), r.note or "" }
@@ -82,15 +86,17 @@ local function write_tables(results, path, processor)
     local a, b = short(ranges[name][1]), short(ranges[name][2])
     return a == b and a or a .. " .. " .. b
   end
-  text[2] = ("%d threads, tau %g; %s; ceilings of the runs: fma %s GFLOP/s, exp2 %s G/s, compare %s G/s, read %s GB/s, copy %s GB/s"):format(
-    ranges.threads[2], ranges.tau[2], #versions > 0 and table.concat(versions, ", ") or "without PyTorch", range "fma", range "exp2", range "compare",
-    range "read", range "copy")
+  text[2] = ("%d threads, tau %g; %s; ceilings of the runs: fma %s GFLOP/s, exp2 %s G/s, compare %s G/s, read %s GB/s, copy %s GB/s, of which the "
+    .. "floors take the best"):format(ranges.threads[2], ranges.tau[2], #versions > 0 and table.concat(versions, ", ") or "without PyTorch",
+    range "fma", range "exp2", range "compare", range "read", range "copy")
   text[3] = "The columns are explained at the head of quantizer.lua, its rows are in the .csv beside this file."
+  local best = {}
+  for name, r in pairs(ranges) do best[name] = r[2] end
   for _, section in ipairs { "op", "regularizer", "gumbel", "assign", "sweep", "large" } do
     local rows = {}
     for _, r in ipairs(results.rows) do rows[#rows + 1] = r.section == section and r or nil end
     table.sort(rows, before)
-    if #rows > 0 then text[#text + 1] = "\n" .. TITLES[section] .. "\n\n" .. lines_of(rows) end
+    if #rows > 0 then text[#text + 1] = "\n" .. TITLES[section] .. "\n\n" .. lines_of(rows, best) end
   end
   core.write_file(path .. ".txt", table.concat(text, "\n") .. "\n")
 end
