@@ -189,7 +189,8 @@ end
 --- Times a and, where given, b in turn: A B A B ... Each is a function that returns milliseconds forward and backward (nil: it cannot), and is
 -- called so often in its turn that 0.2 s pass (20 times at most), the median being its time of the round.
 -- limits {rounds = at most, seconds = for all of them}. A first round warms up; it is the only one where it takes more than half of the
--- seconds, so that a side which is slow at first is better warmed up before. Returns the summary of a and of b (with b.ratio, ratio_least, ratio_most: b's time over a's, round by round); nil where one cannot.
+-- seconds, so that a side which is slow at first is better warmed up before. Returns the summary of a and of b (with b.ratio, ratio_least,
+-- ratio_most: b's time over a's, round by round); nil where one cannot.
 function tools.pair(limits, a, b)
   local sides, runs, repeats = { a, b }, { {}, {} }, { 1, 1 }
   local function turn(side)
