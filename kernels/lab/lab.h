@@ -255,8 +255,8 @@ static inline int run_lab(const lab *l, int argc, char **argv)
     results r = {.y = zeros(q.N * q.D), .lse = zeros(q.N), .dz = zeros(q.N * q.D), .dcodebook = zeros(q.M * q.D)};
     r.codes = take(q.N, sizeof(int32_t)), r.near = take(q.M * q.K, sizeof(int32_t));
     l->prepare(&q, &exact, &r);
-    printf("\n%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", l->title, (long long)q.N, (long long)q.D, (long long)q.M,
-           (long long)q.K, omp_get_max_threads());
+    printf("%s%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", quick ? "\n" : "", l->title, (long long)q.N, (long long)q.D,
+           (long long)q.M, (long long)q.K, omp_get_max_threads());
     if (!quick) {
         printf("G %.2f ms, E %.2f, F %.2f, O %.2f, B %.2f; floor %.1f ms\n", G, E, F, O, B, floor);
         printf(
