@@ -104,13 +104,11 @@ end
 -- -- The plot -----------------------------------------------------------------------------------------------------------------------------------
 
 local NAMES = { vertex = "Vertex", ["torch naive"] = "PyTorch", ["torch trans"] = "PyTorch, transposed top-k", ["torch chunk"] = "PyTorch in blocks",
-  ["torch filter"] = "PyTorch, best code in blocks", ["torch compile"] = "PyTorch, compiled" }
+  ["torch filter"] = "PyTorch, by hand in blocks of rows", ["torch compile"] = "PyTorch, compiled" }
 local SIDES = { "vertex", "torch filter", "torch naive", "torch chunk", "torch trans", "torch compile" }
 
---- One curve a side, with its name at its end and a cross where memory ended it.
+--- One curve a side; where memory ended it, a cross and words.
 local function draw_curves(ax, rows, quantity, scale)
-  local most = 0
-  for _, r in ipairs(rows) do most = math.max(most, r.M) end
   for s, side in ipairs(SIDES) do
     local xs, ys, ended = {}, {}, nil
     for _, r in ipairs(rows) do
@@ -123,14 +121,11 @@ local function draw_curves(ax, rows, quantity, scale)
       end
     end
     if #xs > 0 then
-      ax:line(xs, ys, { color = s, marker = "circle", width = 2 })
-      local name = NAMES[side]
-      if ended then
-        local by_memory = ended:find "memory" or ended:find "array"
-        name = name .. (by_memory and ": memory ends here" or ": not run further")
-        if by_memory then ax:scatter({ xs[#xs] }, { ys[#ys] }, { color = s, marker = "cross", size = 14, alpha = 1 }) end
+      ax:line(xs, ys, { color = s, marker = "circle", width = 2, label = NAMES[side] })
+      if ended and (ended:find "memory" or ended:find "array") then
+        ax:scatter({ xs[#xs] }, { ys[#ys] }, { color = s, marker = "cross", size = 14, alpha = 1 })
+        if quantity == "extra_bytes" then ax:text(xs[#xs], ys[#ys], "  memory ends here", { color = s, at = "right" }) end
       end
-      ax:text(xs[#xs], ys[#ys], name, { color = s, at = xs[#xs] >= most and "above left" or "right" })
     end
   end
 end
@@ -147,6 +142,10 @@ local function write_plot(results, path, processor)
     end
   end
   if #widths == 0 then return end
+  local codes = { math.huge, 0 }
+  for _, r in ipairs(results.rows) do
+    if r.section == "sweep" then codes = { math.min(codes[1], r.M * 0.8), math.max(codes[2], r.M * 1.25) } end
+  end
   table.sort(widths)
   local fig = plot.figure { width = 460 * #widths + 40, height = 720, rows = 2, cols = #widths,
     title = ("Smoothed quantizer with KNN regularizer, forward + backward: %s, %s"):format(processor.name, processor.simd) }
@@ -155,8 +154,9 @@ local function write_plot(results, path, processor)
     local time, memory = fig:axes(1, c), fig:axes(2, c)
     draw_curves(time, by_width[D], "ms", 1e-3)
     draw_curves(memory, by_width[D], "extra_bytes", 1e-6)
-    time:set { title = ("rows of D = %d"):format(D), xlog = true, ylog = true, ylabel = "seconds a step", legend = "none" }
-    memory:set { xlog = true, ylog = true, xlabel = "codes M, with N = 8 M rows and K = 8", ylabel = "MB beyond inputs and outputs", legend = "none" }
+    time:set { title = ("rows of D = %d"):format(D), xlog = true, ylog = true, xlim = codes, ylabel = "seconds a step", legend = "lower right" }
+    memory:set { xlog = true, ylog = true, xlim = codes, xlabel = "codes M, with N = 8 M rows and K = 8",
+      ylabel = "MB beyond inputs and outputs", legend = "none" }
   end
   fig:save(path .. ".png")
 end
