@@ -38,10 +38,11 @@ static float *score_starts(const problem *q)
 
 static int32_t largest(const float *score, int64_t count)
 {
-    int64_t best = 0;
+    int32_t best = 0;
+    float top = score[0];
     for (int64_t m = 1; m < count; m++)
-        if (score[m] > score[best]) best = m;
-    return (int32_t)best;
+        if (score[m] > top) top = score[m], best = (int32_t)m;
+    return best;
 }
 
 /* Step 2. Codes transposed: M chains side by side, as whole vectors, and the compiler does the rest. Each multiply-add loads

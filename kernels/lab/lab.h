@@ -180,18 +180,40 @@ static inline int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Least and median milliseconds of 2 to 15 runs, for about a second; one run where quick. */
-static inline void time_step(const step *s, const problem *q, results *r, int quick, double *least, double *median)
+/* What a step's runs gave. */
+enum { ROUNDS = 3, MOST_STEPS = 16, MOST_RUNS = 64 };
+
+typedef struct outcome {
+    double ms[MOST_RUNS]; /* of every run, ascending in the end */
+    int runs, same;
+    double worst;
+    char text[64];
+} outcome;
+
+/* One round of a step: runs for 0.3 seconds; a slow step runs once, and in the first round only. */
+static inline void time_step(const step *s, const problem *q, results *r, outcome *o, int round)
 {
-    double runs[15], start = seconds();
-    int count = 0;
+    if (round > 0 && o->ms[0] > 500) return;
+    double start = seconds();
     do {
         double before = seconds();
         s->run(q, r);
-        runs[count++] = (seconds() - before) * 1e3;
-    } while (!quick && count < 15 && (count < 2 || seconds() - start < 1));
-    qsort(runs, (size_t)count, sizeof *runs, ascending);
-    *least = runs[0], *median = runs[count / 2];
+        o->ms[o->runs++] = (seconds() - before) * 1e3;
+    } while (o->runs < MOST_RUNS * (round + 1) / ROUNDS && seconds() - start < 0.3);
+}
+
+/* The best of what `roof` measures and what was measured before: fma, exp2, compare, read, copy. */
+static inline void measure_ceilings(const char *roof, double ceiling[5])
+{
+    char command[4096], name[32];
+    snprintf(command, sizeof command, "'%s' %d", roof, omp_get_max_threads());
+    FILE *f = popen(command, "r");
+    double value;
+    for (int i = 0; f && i < 5 && fscanf(f, "%31s %lf %*s", name, &value) == 2; i++) ceiling[i] = fmax(ceiling[i], value);
+    if (!f || pclose(f) || !(ceiling[4] > 0)) {
+        fprintf(stderr, "%s did not print its five ceilings\n", roof);
+        exit(1);
+    }
 }
 
 /* The bits of all results, added up in a way that their order matters. */
@@ -234,20 +256,20 @@ static inline void print_terms(const step *s)
         }
 }
 
-/* ./program N D M K FMA EXP2 COMPARE COPY [quick]: 0 where every step agrees with float64. */
+/* ./program N D M K [ROOF]: 0 where every step agrees with float64. ROOF is roof.c's program; without it nothing is timed.
+ * Times are taken in rounds, ceilings and steps in turn, so that other work on the machine slows all of them alike. */
 static inline int run_lab(const lab *l, int argc, char **argv)
 {
-    if (argc < 9) {
+    if (argc < 5) {
         fprintf(stderr, "%s: run.sh says how these programs are compiled and started\n", argv[0]);
         return 2;
     }
     problem q = {
         .N = atoll(argv[1]), .D = atoll(argv[2]), .M = atoll(argv[3]), .K = atoll(argv[4]), .regularizer = REG_KNN_CE};
-    const double NM = (double)(q.N * q.M) * 1e-6, fma = atof(argv[5]), E = NM / atof(argv[6]), F = NM / atof(argv[7]),
-                 B = NM / atof(argv[8]), G = 2 * (double)q.D * NM / fma, O = 2 * NM / fma;
-    const double floor = l->g * G + l->e * E + l->f * F;
+    const char *roof = argc > 5 ? argv[5] : 0;
     const float log_tau = logf(0.1f);
-    const int quick = argc > 9;
+    static outcome outcomes[MOST_STEPS];
+    double ceiling[5] = {0};
     int failed = 0;
     q.z = normal(q.N * q.D, 1, 1), q.codebook = normal(q.M * q.D, 2, 1), q.dy = normal(q.N * q.D, 3, 1.0 / (double)q.N);
     q.log_tau = &log_tau;
@@ -255,27 +277,41 @@ static inline int run_lab(const lab *l, int argc, char **argv)
     results r = {.y = zeros(q.N * q.D), .lse = zeros(q.N), .dz = zeros(q.N * q.D), .dcodebook = zeros(q.M * q.D)};
     r.codes = take(q.N, sizeof(int32_t)), r.near = take(q.M * q.K, sizeof(int32_t));
     l->prepare(&q, &exact, &r);
-    printf("%s%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", quick ? "\n" : "", l->title, (long long)q.N, (long long)q.D,
-           (long long)q.M, (long long)q.K, omp_get_max_threads());
-    if (!quick) {
+    for (int round = 0; round < (roof ? ROUNDS : 1); round++) {
+        if (roof) measure_ceilings(roof, ceiling);
+        for (int i = 0; i < l->count; i++) {
+            outcome *o = outcomes + i;
+            if (q.D < l->steps[i].least || q.D > l->steps[i].most) continue;
+            time_step(l->steps + i, &q, &r, o, round);
+            if (round > 0) continue;
+            strcpy(o->text, "none");
+            o->worst = l->check(&q, &exact, &r, o->text);
+            o->same = same_bits(l->steps + i, &q, &r);
+        }
+    }
+    const double NM = (double)(q.N * q.M) * 1e-6, G = 2 * (double)q.D * NM / ceiling[0], E = NM / ceiling[1],
+                 F = NM / ceiling[2], O = 2 * NM / ceiling[0], B = NM / ceiling[4], floor = l->g * G + l->e * E + l->f * F;
+    printf("\n%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", l->title, (long long)q.N, (long long)q.D, (long long)q.M,
+           (long long)q.K, omp_get_max_threads());
+    if (roof) {
+        printf("fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, copy %.1f GB/s\n", ceiling[0], ceiling[1], ceiling[2],
+               ceiling[4]);
         printf("G %.2f ms, E %.2f, F %.2f, O %.2f, B %.2f; floor %.1f ms\n", G, E, F, O, B, floor);
-        printf(
-            "   step                              least   median  predicted  of floor  worst error    bits    prediction\n");
+        printf("   step                        least   median  predicted  of floor  worst error     bits    prediction\n");
     }
     for (int i = 0; i < l->count; i++) {
         const step *s = l->steps + i;
-        if (q.D < s->least || q.D > s->most) continue;
-        char text[64] = "none";
-        double least, median, predicted = s->g * G + s->e * E + s->f * F + s->o * O + s->b * B;
-        time_step(s, &q, &r, quick, &least, &median);
-        const double worst = l->check(&q, &exact, &r, text);
-        failed |= !(worst <= 1);
-        printf("%2d %-28s", i + 1, s->name);
-        if (!quick) printf(" %9.1f %8.1f %10.1f %7.0f %%", least, median, predicted, 100 * floor / least);
-        printf("  %s%-14s %-6s  ", worst <= 1 ? "" : "FAILED: ", text, same_bits(s, &q, &r) ? "same" : "differ");
-        if (!quick) print_terms(s);
+        outcome *o = outcomes + i;
+        if (o->runs == 0) continue;
+        qsort(o->ms, (size_t)o->runs, sizeof *o->ms, ascending);
+        failed |= !(o->worst <= 1);
+        printf("%2d %-22s", i + 1, s->name);
+        if (roof)
+            printf(" %9.1f %8.1f %10.1f %7.0f %%", o->ms[0], o->ms[o->runs / 2],
+                   s->g * G + s->e * E + s->f * F + s->o * O + s->b * B, 100 * floor / o->ms[0]);
+        printf("  %s%-15s %-7s", o->worst <= 1 ? "" : "FAILED: ", o->text, o->same ? "same" : "differ");
+        if (roof) print_terms(s);
         printf("\n");
-        fflush(stdout);
     }
     return failed;
 }

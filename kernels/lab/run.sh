@@ -42,22 +42,11 @@ compile() { # shellcheck disable=SC2086
 export OMP_PROC_BIND=true
 threads=${OMP_NUM_THREADS:-$(nproc)}
 echo "$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1), $simd, $threads threads"
-declare -A roof=([fma]=1 [exp2]=1 [compare]=1 [copy]=1)
-[ -n "$quick" ] || compile roof
-measure_roof() { # before every program, and the best so far counts: others on the machine only lower it
-  [ -z "$quick" ] || return 0
-  while read -r name value _; do
-    if awk "BEGIN { exit !($value > ${roof[$name]:-0}) }"; then roof[$name]=$value; fi
-  done < <("$folder/roof" "$threads")
-  echo
-  echo "fma ${roof[fma]} GFLOP/s, exp2 ${roof[exp2]} G/s, compare ${roof[compare]} G/s, copy ${roof[copy]} GB/s"
-}
+roof=""
+[ -n "$quick" ] || { compile roof; roof=$folder/roof; }
 
 status=0
-start() {
-  measure_roof
-  "$folder/$1" "${@:2}" "${roof[fma]}" "${roof[exp2]}" "${roof[compare]}" "${roof[copy]}" $quick || status=1
-}
+start() { "$folder/$1" "${@:2}" ${roof:+"$roof"} || status=1; }
 for program in "${programs[@]}"; do
   compile "$program"
   case $program-$quick in # N D M K
