@@ -39,7 +39,6 @@ compile() { # shellcheck disable=SC2086
     -Wno-aggressive-loop-optimizations -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
 }
 
-export OMP_PROC_BIND=true
 threads=${OMP_NUM_THREADS:-$(nproc)}
 echo "$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1), $simd, $threads threads"
 roof=""
