@@ -111,6 +111,7 @@ for method in flags.methods:gmatch "[^,%s]+" do
   else
     print(("%-15s vertex %8.3f ms"):format(method, median(ours)))
   end
-  record(flags.device, flags.preset, flags.batch, method, flags.autocast, graphs and "on" or "off", ("%.4f"):format(median(ours)), #ratios > 0 and version or "",
-    #ratios > 0 and mode or "", #ratios > 0 and ("%.4f"):format(median(theirs)) or "", #ratios > 0 and ("%.3f"):format(median(ratios)) or "")
+  local function compared_or_none(format, value) return #ratios > 0 and format:format(value) or "" end
+  record(flags.device, flags.preset, flags.batch, method, flags.autocast, graphs and "on" or "off", ("%.4f"):format(median(ours)),
+    compared_or_none("%s", version), compared_or_none("%s", mode), compared_or_none("%.4f", median(theirs)), compared_or_none("%.3f", median(ratios)))
 end
