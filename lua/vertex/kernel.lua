@@ -75,15 +75,13 @@ end
 
 --- Sends the output gathered so far. last: nothing follows that could complete a character.
 function Kernel:flush(last)
-  local written = self.written
-  self.flushed = core.time()
-  for i = 1, #written, 2 do
-    local name = written[i]
-    local text, rest = utf8(self.rest[name] .. written[i + 1])
-    self.rest[name] = rest
-    if text ~= "" then self:publish("stream", { name = name, text = text }) end
+  local written = self.written -- runs of output to the same file: arrays of texts with a name
+  self.written, self.flushed = {}, core.time()
+  for _, run in ipairs(written) do
+    local text, rest = utf8(self.rest[run.name] .. table.concat(run))
+    self.rest[run.name] = rest
+    if text ~= "" then self:publish("stream", { name = run.name, text = text }) end
   end
-  self.written = {}
   if not last then return end
   for name, rest in pairs(self.rest) do
     if rest ~= "" then self:publish("stream", { name = name, text = "\239\191\189" }) end
@@ -93,14 +91,12 @@ end
 
 --- Output of the cell. name: "stdout" or "stderr".
 function Kernel:write(name, text)
-  local written = self.written -- pairs of a name and a text
-  if text == "" then return end
-  if written[#written - 1] == name and #written[#written] < 4096 then
-    written[#written] = written[#written] .. text
-  else
-    written[#written + 1] = name
-    written[#written + 1] = text
+  local run = self.written[#self.written]
+  if not run or run.name ~= name then
+    run = { name = name }
+    self.written[#self.written + 1] = run
   end
+  run[#run + 1] = text
   self:tick()
 end
 
@@ -301,8 +297,8 @@ function requests.execute_request(kernel, message)
   if keep then kernel.history[#kernel.history + 1] = { session.count, code } else session.count = session.count - 1 end
   kernel.input_from = nil
   kernel:flush(true)
+  if problem and content.stop_on_error ~= false then kernel:set_waiting_aside() end
   kernel:reply(message, "execute_reply", reply)
-  return problem and content.stop_on_error ~= false
 end
 
 function requests.complete_request(kernel, message)
@@ -373,52 +369,53 @@ function Kernel:complain(text) self.log(("vertex kernel: %s\n"):format(text)) en
 function Kernel:answer(message)
   self.parent = message.json
   self:publish("status", { execution_state = "busy" })
-  local handler, failed = requests[message.kind], nil
+  local handler = message.aborted and requests.aborted or requests[message.kind]
   if handler then
-    local ok, result = xpcall(handler, debug.traceback, self, message)
+    local ok, problem = xpcall(handler, debug.traceback, self, message)
     if not ok then
-      self:complain(result)
-      self:reply(message, message.kind:gsub("_request$", "_reply"), { status = "error", ename = "KernelError", evalue = tostring(result),
+      self:complain(problem)
+      self:reply(message, message.kind:gsub("_request$", "_reply"), { status = "error", ename = "KernelError", evalue = tostring(problem),
         traceback = wire.array() })
     end
-    failed = ok and result
   else
     self:complain(("%s is no request this kernel knows"):format(message.kind))
   end
   self:publish("status", { execution_state = "idle" })
-  return failed
 end
 
+--- The next message of a socket; nil where none is there, or none of ours.
 function Kernel:next_message(socket)
   local message, problem = self.talk:receive(socket)
   if problem then self:complain(problem) end
   if message then message.socket = socket end
-  return message, problem
+  return message
 end
 
---- After an error: cells that were already waiting to be run are not.
-function Kernel:abort_waiting()
+--- What was asked before a cell failed is answered after it: no further cell is run, since it may need what failed.
+function Kernel:set_waiting_aside()
   while wire.poll({ self.shell }, 0)[self.shell] do
     local message = self:next_message(self.shell)
-    if message and message.kind == "execute_request" then
-      self.parent = message.json
-      self:publish("status", { execution_state = "busy" })
-      self:reply(message, "execute_reply", { status = "aborted", execution_count = self.session.count })
-      self:publish("status", { execution_state = "idle" })
-    elseif message then
-      self:answer(message)
+    if message then
+      message.aborted = message.kind == "execute_request"
+      self.waiting[#self.waiting + 1] = message
     end
   end
 end
 
+function requests.aborted(kernel, message)
+  kernel:reply(message, "execute_reply", { status = "aborted", execution_count = kernel.session.count })
+end
+
 function Kernel:serve()
   while not self.over do
-    local ready = wire.poll({ self.control, self.shell }, -1)
+    local ready = self.waiting[1] and {} or wire.poll({ self.control, self.shell }, -1)
     core.session_interrupts() -- an interrupt of an idle kernel is over here
     for _, socket in ipairs { self.control, self.shell } do
       local message = ready[socket] and not self.over and self:next_message(socket)
-      if message and self:answer(message) then self:abort_waiting() end
+      if message then self:answer(message) end
     end
+    local message = table.remove(self.waiting, 1)
+    if message then self:answer(message) end
   end
 end
 
@@ -432,7 +429,7 @@ function Kernel.run(connection)
     core.fail("kernel: signature scheme %s, expected hmac-sha256", connection.signature_scheme)
   end
   local context, beat = wire.context(), wire.context()
-  local self = setmetatable({ talk = wire.talk(connection.key or "", "kernel"), parent = "{}", history = {}, displayed = {}, written = {},
+  local self = setmetatable({ talk = wire.talk(connection.key or "", "kernel"), parent = "{}", history = {}, displayed = {}, waiting = {}, written = {},
     rest = { stdout = "", stderr = "" }, flushed = 0 }, Kernel)
   local stderr, write = io.stderr, io.stderr.write
   function self.log(text) write(stderr, text) end
