@@ -286,6 +286,7 @@ function requests.execute_request(kernel, message)
     local ok, reason = pcall(kernel.show_values, kernel, values, silent)
     if not ok then problem = { message = tostring(reason), trace = {} } end
   end
+  if keep then kernel.history[#kernel.history + 1] = { session.count, code } else session.count = session.count - 1 end
   local reply = { execution_count = session.count, payload = payload }
   if problem then
     for key, value in pairs(error_content(problem)) do reply[key] = value end
@@ -294,7 +295,6 @@ function requests.execute_request(kernel, message)
   else
     reply.user_expressions = expressions(kernel, content.user_expressions)
   end
-  if keep then kernel.history[#kernel.history + 1] = { session.count, code } else session.count = session.count - 1 end
   kernel.input_from = nil
   kernel:flush(true)
   if problem and content.stop_on_error ~= false then kernel:set_waiting_aside() end

@@ -14,9 +14,10 @@ local fail = core.fail
 
 -- Handles are void *, structs arrays or without a name: no types are defined, so loading twice is harmless.
 ffi.cdef [[
+void *dlopen(const char *name, int flags);
 void *zmq_ctx_new(void); int zmq_ctx_shutdown(void *context); int zmq_ctx_term(void *context); int zmq_errno(void);
 const char *zmq_strerror(int code); void *zmq_socket(void *context, int type); int zmq_close(void *socket);
-int zmq_setsockopt(void *socket, int option, const void *value, size_t size); int zmq_getsockopt(void *socket, int option, void *value, size_t *size);
+int zmq_setsockopt(void *socket, int option, const void *value, size_t size);
 int zmq_bind(void *socket, const char *endpoint); int zmq_connect(void *socket, const char *endpoint);
 int zmq_send(void *socket, const void *bytes, size_t size, int flags); int zmq_msg_init(void *message); int zmq_msg_close(void *message);
 int zmq_msg_recv(void *message, void *socket, int flags); void *zmq_msg_data(void *message); size_t zmq_msg_size(const void *message);
@@ -25,8 +26,11 @@ const void *EVP_sha256(void); int RAND_bytes(unsigned char *bytes, int count);
 unsigned char *HMAC(const void *hash, const void *key, int key_size, const unsigned char *bytes, size_t size, unsigned char *out, unsigned int *out_size);
 ]]
 
+local RTLD_NOW_NODELETE = 0x1002
+
 local function load_library(name, package)
   local ok, library = pcall(ffi.load, name)
+  if ok then ffi.C.dlopen(name, RTLD_NOW_NODELETE) end -- closing the Lua state must not unmap what threads of the library still run
   if not ok then error(("notebooks need %s, Debian package %s (%s)"):format(name, package, library), 0) end
   return library
 end
@@ -35,7 +39,7 @@ local zmq, crypto = load_library("libzmq.so.5", "libzmq5"), load_library("libcry
 local EINTR, EAGAIN = 4, 11
 local POLLIN, DONTWAIT, SNDMORE = 1, 1, 2
 local TYPES = { PUB = 1, SUB = 2, REQ = 3, REP = 4, DEALER = 5, ROUTER = 6 }
-local OPTIONS = { subscribe = 6, linger = 17, sndhwm = 23, last_endpoint = 32, router_handover = 56 }
+local OPTIONS = { routing_id = 5, subscribe = 6, linger = 17, sndhwm = 23, router_handover = 56 }
 
 -- -- Sockets ----------------------------------------------------------------------------------------------------------------------------
 
@@ -56,22 +60,25 @@ function wire.terminate(context) zmq.zmq_ctx_term(context) end
 
 --- A socket of a type of TYPES.
 -- @param how "bind" or "connect"
--- @param endpoint "tcp://127.0.0.1:PORT", port * for a free one; self.endpoint is what it became
-function wire.socket(context, kind, how, endpoint)
-  local self = setmetatable({ s = zmq.zmq_socket(context, TYPES[kind]), kind = kind }, Socket)
+-- @param endpoint "tcp://127.0.0.1:PORT" or "ipc://PATH"
+-- @param[opt] name by which ROUTERs know it; a kernel asks for input where a request's sender has a socket of the same name
+function wire.socket(context, kind, how, endpoint, name)
+  local self = setmetatable({ s = zmq.zmq_socket(context, TYPES[kind]), endpoint = endpoint }, Socket)
   if self.s == nil then fail("a %s socket: %s", kind, ffi.string(zmq.zmq_strerror(zmq.zmq_errno()))) end
   self:set("linger", 1000)
   if kind == "PUB" then self:set("sndhwm", 0) end -- no output is dropped, however slow the reader
   if kind == "ROUTER" then self:set("router_handover", 1) end -- a client may come back under its name
-  if kind == "SUB" then check(zmq.zmq_setsockopt(self.s, OPTIONS.subscribe, "", 0), "subscribe %s", endpoint) end
+  if kind == "SUB" then self:set("subscribe", "") end
+  if name then self:set("routing_id", name) end
   check((how == "bind" and zmq.zmq_bind or zmq.zmq_connect)(self.s, endpoint), how .. " %s", endpoint)
-  local text, size = ffi.new "char[256]", ffi.new("size_t[1]", 256)
-  zmq.zmq_getsockopt(self.s, OPTIONS.last_endpoint, text, size)
-  self.endpoint = ffi.string(text)
   return self
 end
 
-function Socket:set(option, value) check(zmq.zmq_setsockopt(self.s, OPTIONS[option], ffi.new("int[1]", value), 4), "option %s", option) end
+--- Sets an option of OPTIONS, a number or bytes.
+function Socket:set(option, value)
+  local bytes = type(value) == "string" and value or ffi.new("int[1]", value)
+  check(zmq.zmq_setsockopt(self.s, OPTIONS[option], bytes, type(value) == "string" and #value or 4), "option %s", option)
+end
 
 function Socket:close()
   zmq.zmq_close(self.s)
