@@ -35,6 +35,7 @@ end
 
 --- From nested tables or a number.
 vx.tensor = core.tensor
+--- Of the given shape: uninitialized, or filled with 0, 1 or value.
 function vx.empty(shape, options) return finish(core.new(shape, options), options) end
 function vx.zeros(shape, options) return finish(core.new(shape, options):fill(0), options) end
 function vx.ones(shape, options) return finish(core.new(shape, options):fill(1), options) end
