@@ -164,20 +164,6 @@ end
 
 -- -- Tables: modules, classes, objects ---------------------------------------------------------------------------------------------------
 
---- A list of names in columns.
-function help.columns(names, width)
-  local longest = 0
-  for _, name in ipairs(names) do longest = math.max(longest, #name) end
-  local per_row = math.max(1, math.floor((width or WIDTH) / (longest + 2)))
-  local rows = math.ceil(#names / per_row)
-  local out = {}
-  for row = 1, rows do
-    local line = {}
-    for i = row, #names, rows do line[#line + 1] = names[i] .. (" "):rep(longest - #names[i]) end
-    out[row] = table.concat(line, "  "):gsub("%s+$", "")
-  end
-  return table.concat(out, "\n")
-end
 
 local function sorted_names(t)
   local names = {}
@@ -194,7 +180,7 @@ local about_class
 local function contents(session, t, separator)
   local names = sorted_names(t)
   if #names == 0 then return nil end
-  if #names > MANY then return help.columns(names) end
+  if #names > MANY then return show.columns(names, WIDTH) end
   local heads, width = {}, 0
   for i, name in ipairs(names) do
     local value = t[name]

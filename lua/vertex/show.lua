@@ -214,4 +214,19 @@ end
 -- parameters and place, everything with a __tostring as that says.
 function show.value(v) return render(v, 0, "", {}) end
 
+--- Names in columns, as many as fit the width; down the columns first.
+function show.columns(names, width)
+  local longest = 0
+  for _, name in ipairs(names) do longest = math.max(longest, #name) end
+  local per_row = math.max(1, math.floor(width / (longest + 2)))
+  local rows = math.ceil(#names / per_row)
+  local out = {}
+  for row = 1, rows do
+    local line = {}
+    for i = row, #names, rows do line[#line + 1] = names[i] .. (" "):rep(longest - #names[i]) end
+    out[row] = table.concat(line, "  "):gsub("%s+$", "")
+  end
+  return table.concat(out, "\n")
+end
+
 return show
