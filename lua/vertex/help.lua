@@ -6,6 +6,7 @@ local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 local show = require "vertex.show"
+local tape = require "vertex.tape"
 
 local help = {}
 
@@ -75,12 +76,6 @@ end
 
 local ops_source = "@" .. core.directory .. "/ops.lua"
 
-local function op_of(f)
-  for _, op in ipairs(ops.registry) do
-    if ops[op.name] == f then return op end
-  end
-end
-
 --- The line that says define("name", ...) in one way or another.
 local function line_of_op(lines, name)
   for n, line in ipairs(lines) do
@@ -119,21 +114,20 @@ end
 
 --- A function's parameters and what is said of it. method: its first parameter is the object before the colon.
 local function function_doc(session, f, method)
-  local op = op_of(f)
-  local shown, lines, n = f
+  local op = tape.op_of[f]
+  local lines, n
   if op then
-    shown, lines = op.forward, lines_of(session:text(ops_source))
+    lines = lines_of(session:text(ops_source))
     n = line_of_op(lines, op.name)
   else
     local info = debug.getinfo(f, "S")
     if info.what == "C" then return nil end
     lines, n = lines_of(session:text(info.source)), info.linedefined
   end
-  local parameters = show.parameters(shown)
-  if op then parameters = parameters:gsub("^[%w_]+,? ?", "") end
+  local parameters = show.parameters(f)
   if method then parameters = parameters:gsub("^[%w_]+,? ?", "") else parameters = parameters:gsub("^self,? ?", "") end
-  return { parameters = parameters, text = n and comment_at(lines, n), op = op, shown = shown,
-    place = op and n and "lua/vertex/ops.lua:" .. n or show.place(shown) }
+  return { parameters = parameters, text = n and comment_at(lines, n), op = op,
+    place = op and n and "lua/vertex/ops.lua:" .. n or show.place(f) }
 end
 
 local Example = { __tostring = function(x) return "x" .. core.shape_text(x) end }
@@ -156,7 +150,7 @@ local function about_function(session, f, name)
     out[#out + 1] = doc.op.backward and "Differentiable." or nil
     out[#out + 1] = example(doc.op, "vx." .. doc.op.name)
   end
-  local contract = contracts(session, doc.shown)
+  local contract = contracts(session, doc.op and doc.op.forward or f)
   if contract ~= "" then out[#out + 1] = contract end
   if not doc.text and not doc.op then out[#out + 1] = "No comment stands above it." end
   return table.concat(out, "\n")
@@ -165,20 +159,11 @@ end
 -- -- Tables: modules, classes, objects ---------------------------------------------------------------------------------------------------
 
 
-local function sorted_names(t)
-  local names = {}
-  for key in pairs(t) do
-    if type(key) == "string" and key:find "^%a" then names[#names + 1] = key end
-  end
-  table.sort(names)
-  return names
-end
-
 local about_class
 
 --- A table's names: what each is, or in columns where there are many.
 local function contents(session, t, separator)
-  local names = sorted_names(t)
+  local names = show.names(t)
   if #names == 0 then return nil end
   if #names > MANY then return show.columns(names, WIDTH) end
   local heads, width = {}, 0
@@ -199,13 +184,6 @@ local function contents(session, t, separator)
   return table.concat(out, "\n")
 end
 
---- Name under which a table was required.
-local function module_name(t)
-  for name, module in pairs(package.loaded) do
-    if module == t and name ~= "_G" then return name end
-  end
-end
-
 --- A module class (nn.module): its constructor's parameters and its comment; nil for other values.
 function about_class(session, class)
   if type(class) ~= "table" or rawget(class, "is_module") ~= true then return nil end
@@ -222,7 +200,7 @@ function about_class(session, class)
 end
 
 local function about_table(session, t, name)
-  local module = module_name(t)
+  local module = show.module_name(t)
   if module then
     local path = package.searchpath(module, package.path)
     local text = path and banner(lines_of(session:text("@" .. path)))
@@ -233,8 +211,9 @@ local function about_table(session, t, name)
   if class then
     return ("%s(%s), a class of modules   %s%s"):format(name, class.parameters, class.place, class.text and "\n" .. class.text or "")
   end
-  local out = { show.value(t) }
   local meta = getmetatable(t)
+  if not meta and rawget(t, "__index") then return ("%s, a class with the methods\n%s"):format(name, contents(session, t, ":") or "") end
+  local out = { show.value(t) }
   local kind = type(meta) == "table" and (rawget(meta, "__index") or meta)
   if nn.is_module(t) then
     if registry.by_name[t.label] then

@@ -69,10 +69,14 @@ for name, f in pairs(ops) do
 end
 
 -- modules loaded at first use: a quantizer experiment should not need cairo or an image library
+local lazy = { data = "vertex.data.images", plot = "vertex.plot", train = "vertex.train", sweep = "vertex.sweep", simplex = "vertex.simplex",
+  metrics = "vertex.metrics", dist = "vertex.dist" }
+local names = {} -- of those that are there, for completion
+for name, module in pairs(lazy) do names[name] = package.searchpath(module, package.path) and true end
+
 return setmetatable(vx, {
+  __names = names,
   __index = function(t, name)
-    local lazy = { data = "vertex.data.images", plot = "vertex.plot", train = "vertex.train", sweep = "vertex.sweep", simplex = "vertex.simplex",
-      metrics = "vertex.metrics", dist = "vertex.dist" }
     if not lazy[name] then return nil end
     local module = require(lazy[name])
     rawset(t, name, module)

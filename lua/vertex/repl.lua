@@ -72,7 +72,7 @@ local function fresh_line()
   io.flush()
 end
 
-local function say(text) -- what is not a value: help, errors
+local function say(text) -- what is not a value: errors, times
   fresh_line()
   io.stderr:write(text, "\n")
 end
@@ -138,7 +138,7 @@ end
 -- -- The loop -----------------------------------------------------------------------------------------------------------------------
 
 --- Runs one input and shows what comes of it; "failed", "interrupted" or nil.
-local function evaluate(session, text)
+local function evaluate(session, text, interactive)
   local question, command = text:match "^%s*%?(.*)$", text:match "^%s*!(.*)$"
   if question then
     local answer, reason = KEYS, nil
@@ -154,6 +154,7 @@ local function evaluate(session, text)
   local seconds = core.time() - began
   local failed
   if not values then
+    unfinished = unfinished or shown.interrupted and interactive -- behind the terminal's "^C"
     say(Session.error_text(shown))
     failed = shown.interrupted and "interrupted" or "failed"
   elseif shown then
@@ -205,7 +206,7 @@ function repl.run()
       if text then
         pending = ""
         if interactive and (text == "exit" or text == "quit") and rawget(_G, text) == nil then break end
-        local failed = evaluate(session, text)
+        local failed = evaluate(session, text, interactive)
         if failed then status = 1 end
         if failed == "interrupted" and not interactive then return 130 end
       end
