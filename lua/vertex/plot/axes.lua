@@ -310,9 +310,9 @@ local function check_limits(limits, name, log, who)
 end
 
 --- Set texts and scales. May be called again; what is not named stays.
--- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either may be nil, hi < lo turns
--- the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries), "right", "none",
--- "upper right", "upper left", "lower right" or "lower left"; grid: boolean
+-- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either
+-- may be nil, hi < lo turns the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries),
+-- "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid: boolean
 -- @return the axes
 function Axes:set(options)
   local who = "Axes:set"
