@@ -15,25 +15,22 @@ local function shell(command)
   return out, tonumber(rc)
 end
 
+local started = 0
 local client -- {pid, talk, a socket of each kind}
 
-local function signal(name) os.execute(("kill -%s %d"):format(name, client.pid)) end
-local function alive() return os.execute(("kill -0 %d 2>/dev/null"):format(client.pid)) == 0 end
+local function signal(name) os.execute(("kill -s %s -- -%d"):format(name, client.pid)) end -- to its process group, as Jupyter does
+local function alive() return (H.read(("/proc/%d/stat"):format(client.pid)) or ") Z"):match "%) (%u)" ~= "Z" end
 
-local function start()
-  local folder = H.scratch "kernel"
-  lfs.mkdir(folder)
-  local connection = { transport = "ipc", ip = folder .. "/socket", key = "a key", signature_scheme = "hmac-sha256", shell_port = 1, iopub_port = 2,
-    stdin_port = 3, control_port = 4, hb_port = 5 }
-  H.write(folder .. "/connection.json", wire.encode(connection))
-  local pipe = assert(io.popen(("cd '%s'; luajit '%s' connection.json >log 2>&1 & echo $!"):format(folder, program)))
-  client = { pid = pipe:read "*n", talk = wire.talk("a key", "spec"), context = wire.context(), folder = folder }
-  pipe:close()
-  for i, name in ipairs { "shell", "iopub", "stdin", "control", "hb" } do
-    local kind = name == "iopub" and "SUB" or name == "hb" and "REQ" or "DEALER"
-    client[name] = wire.socket(client.context, kind, "connect", ("ipc://%s/socket-%d"):format(folder, i),
-      kind == "DEALER" and "spec" or nil)
-  end
+local function end_parent()
+  H.write(client.folder .. "/parent", "")
+  client.pipe:close()
+end
+
+--- Within five seconds, the kernel's process ends.
+local function gone()
+  local until_when = core.time() + 5
+  while alive() and core.time() < until_when do os.execute "sleep 0.02" end
+  return not alive()
 end
 
 local function ask(kind, content, socket) return client.talk:send(socket or client.shell, {}, kind, content) end
@@ -68,6 +65,38 @@ local function execute(code, more)
 end
 local function run(code, more, on_input) return answer(execute(code, more), on_input) end
 
+--- Subscriptions take a moment: asks until the iopub socket answers too.
+local function wait_until_up()
+  for _ = 1, 100 do
+    local id, until_when = ask("kernel_info_request", {}), core.time() + 0.2
+    while core.time() < until_when do
+      wire.poll({ client.iopub }, 20)
+      local message = client.talk:receive(client.iopub)
+      if message and message.parent.msg_id == id then return answer(id) end
+    end
+  end
+  error("the kernel does not answer; its log:\n" .. tostring(H.read(client.folder .. "/log")))
+end
+
+--- Starts a kernel. Its parent process ends when there is a file of that name, or this process is no more.
+local function start()
+  started = started + 1
+  local folder = H.scratch("kernel-" .. started)
+  lfs.mkdir(folder)
+  local connection = { transport = "ipc", ip = folder .. "/socket", key = "a key", signature_scheme = "hmac-sha256", shell_port = 1, iopub_port = 2,
+    stdin_port = 3, control_port = 4, hb_port = 5 }
+  H.write(folder .. "/connection.json", wire.encode(connection))
+  local pipe = assert(io.popen(("cd '%s'; JPY_PARENT_PID=1 setsid luajit '%s' connection.json >log 2>&1 & echo $!; %s"):format(folder, program,
+    "while [ ! -e parent ] && kill -0 $PPID; do sleep 0.1; done 2>/dev/null")))
+  client = { pid = pipe:read "*n", talk = wire.talk("a key", "spec"), context = wire.context(), folder = folder, pipe = pipe }
+  for i, name in ipairs { "shell", "iopub", "stdin", "control", "hb" } do
+    local kind = name == "iopub" and "SUB" or name == "hb" and "REQ" or "DEALER"
+    client[name] = wire.socket(client.context, kind, "connect", ("ipc://%s/socket-%d"):format(folder, i),
+      kind == "DEALER" and "spec" or nil)
+  end
+  wait_until_up()
+end
+
 --- What a cell showed as text: streams and plain forms in order.
 local function texts(published)
   local out = {}
@@ -81,20 +110,12 @@ end
 describe("the kernel", function()
   setup(function()
     start()
-    local n = 0 -- subscriptions take a moment: asked until the iopub socket answers too
-    repeat
-      n = n + 1
-      local id, idle = ask("kernel_info_request", {}), false
-      local until_when = core.time() + 0.2
-      while core.time() < until_when and not idle do
-        wire.poll({ client.iopub }, 20)
-        local message = client.talk:receive(client.iopub)
-        idle = message and message.parent.msg_id == id
-      end
-    until idle or n > 100
   end)
   teardown(function()
-    if alive() then signal "KILL" end
+    if alive() then
+      signal "KILL"
+      end_parent()
+    end
   end)
 
   it("says what it is", function()
@@ -146,8 +167,12 @@ describe("the kernel", function()
     assert.equal("error", (run "setmetatable({}, { __mime = function() error 'no picture' end })").status)
     local ids = { execute "z = 1", execute "os.execute 'sleep 0.2' error 'stop'", execute "z = 2", execute("z = 3") }
     local status = {}
-    for i = 1, 4 do status[i] = answer(ids[i]).status end
-    assert.same({ "ok", "error", "aborted", "aborted" }, status)
+    repeat
+      wire.poll({ client.shell }, 5000)
+      local message = assert(client.talk:receive(client.shell))
+      status[message.parent.msg_id] = message.content.status
+    until status[ids[4]]
+    assert.same({ "ok", "error", "aborted", "aborted" }, { status[ids[1]], status[ids[2]], status[ids[3]], status[ids[4]] })
     assert.equal("execute_result: 1", texts(select(2, run "z")))
   end)
 
@@ -180,14 +205,15 @@ describe("the kernel", function()
 
   it("explains names, and says whether a cell is complete", function()
     local reply = answer(ask("inspect_request", { code = "local y = vx.matmul(a, b)", cursor_pos = 15, detail_level = 0 }))
-    assert.truthy(reply.found and reply.data["text/plain"]:find "lua/vertex/", reply.data["text/plain"])
+    assert.truthy(reply.found and reply.data["text/plain"]:find("vx.matmul(", 1, true), reply.data["text/plain"])
     assert.falsy(answer(ask("inspect_request", { code = "nothing.at_all", cursor_pos = 3, detail_level = 0 })).found)
     assert.same({ "incomplete", "  " }, { answer(ask("is_complete_request", { code = "for i = 1, 3 do" })).status,
       answer(ask("is_complete_request", { code = "for i = 1, 3 do" })).indent })
     assert.equal("complete", answer(ask("is_complete_request", { code = "x = 1" })).status)
     assert.equal("invalid", answer(ask("is_complete_request", { code = "x = = 1" })).status)
     assert.equal("page", run("?vx.matmul").payload[1].source)
-    assert.equal("error", run("?nothing_at_all").status)
+    assert.truthy(run("?softmax-knn-ce").payload[1].data["text/plain"]:find("tau", 1, true))
+    assert.equal("nothing is known of 'nothing_at_all'", run("?nothing_at_all").evalue)
   end)
 
   it("remembers the session's inputs", function()
@@ -232,6 +258,14 @@ describe("the kernel", function()
     assert.equal("Interrupted", reply.ename)
   end)
 
+  it("runs shell commands", function()
+    assert.equal("stream: one\ntwo\n", (texts(select(2, run "!echo one; echo two >&2")):gsub("\n\nstream: ", "\n")))
+    local id = execute "!echo started; sleep 60"
+    repeat wire.poll({ client.iopub }, 1000) until (client.talk:receive(client.iopub) or {}).kind == "stream"
+    signal "INT"
+    assert.equal("Interrupted", answer(id).ename)
+  end)
+
   it("leaves other files alone", function()
     local _, published = run "f = io.open('file', 'w') f:write('one\\n', 2) f:close() io.input('file'); io.read(), io.read '*n'"
     assert.equal('display_data: "one"\nexecute_result: 2', texts(published))
@@ -260,11 +294,22 @@ describe("the kernel", function()
     assert.same({}, answer(ask("comm_info_request", {})).comms)
   end)
 
-  it("ends when told to", function()
+  it("ends when told to, or when Jupyter is gone", function()
     assert.same({ status = "ok", restart = false }, (answer(ask("shutdown_request", { restart = false }, client.control))))
-    local until_when = core.time() + 5
-    while alive() and core.time() < until_when do os.execute "sleep 0.02" end
-    assert.falsy(alive())
+    assert.truthy(gone())
+    end_parent()
+    for _, code in ipairs { "x = 1", "while true do end" } do -- idle, and at work
+      start()
+      local id = execute(code)
+      local message
+      repeat
+        wire.poll({ client.iopub, client.shell }, 5000)
+        message = client.talk:receive(client.shell) or client.talk:receive(client.iopub)
+      until message and message.parent.msg_id == id and (message.kind == "execute_input" or message.kind == "execute_reply")
+      assert.truthy(alive())
+      end_parent()
+      assert.truthy(gone(), code)
+    end
   end)
 end)
 

@@ -3,19 +3,21 @@
 --   luajit lua/vertex/kernel.lua install [--user | --prefix P | --sys-prefix]    tells Jupyter of the kernel "vertex"
 --   luajit lua/vertex/kernel.lua CONNECTION_FILE                                 is what Jupyter runs then
 --
--- A cell is an input of session.lua. What it prints, shows (display.lua) and returns goes to the notebook; io.read asks there. A cell that
--- runs is stopped by SIGINT, Jupyter's interrupt. Requests are answered one after another, only the heartbeat has a thread of its own.
--- Output within one cell's time is gathered for FLUSH_EVERY seconds, so that a loop that prints does not flood the notebook.
+-- A cell is an input of session.lua, `?name` (help.lua) or `!command` for the shell. What it prints, shows (display.lua) and returns goes
+-- to the notebook; io.read asks there. A cell that runs is stopped by SIGINT, Jupyter's interrupt. Requests are answered one after another,
+-- only the heartbeat has a thread of its own. What a cell prints is gathered for FLUSH_EVERY seconds, so that a loop does not flood the
+-- notebook.
 
 local lfs = require "lfs"
 if ... ~= "vertex.kernel" then -- run as a program
   local path = arg[0]:sub(1, 1) == "/" and arg[0] or lfs.currentdir() .. "/" .. arg[0]
-  local root = path:match "^(.*)/lua/vertex/[^/]*$"
-  package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
+  local above = path:match "^(.*)/[^/]*/[^/]*$"
+  package.path = ("%s/?.lua;%s/?/init.lua;%s"):format(above, above, package.path)
 end
 
 local core = require "vertex.core"
 local display = require "vertex.display"
+local help = require "vertex.help"
 local Session = require "vertex.session"
 local show = require "vertex.show"
 local wire = require "vertex.wire"
@@ -100,9 +102,15 @@ function Kernel:write(name, text)
   self:tick()
 end
 
+--- Called often while a cell runs.
 function Kernel:tick()
-  if #self.written > 0 and core.time() - self.flushed >= FLUSH_EVERY then self:flush() end
+  if core.time() - self.flushed < FLUSH_EVERY then return end
+  self:flush()
+  if self:orphaned() then os.exit(1) end
 end
+
+--- Has Jupyter ended without telling?
+function Kernel:orphaned() return self.parent_process and core.parent() ~= self.parent_process end
 
 --- A bundle of forms as JSON can hold it: texts as valid UTF-8, other bytes in base64.
 local function jupyter_bundle(bundle)
@@ -241,6 +249,11 @@ function Kernel:show_values(values, silent)
   end
 end
 
+--- The input that runs a shell command and prints what it writes.
+local function shell(command)
+  return ("for line in io.popen(%q, 'r'):lines() do print(line) end"):format("{ " .. command .. "\n} 2>&1")
+end
+
 local function expressions(kernel, asked)
   local out = wire.object()
   for name, text in pairs(type(asked) == "table" and asked or {}) do
@@ -265,18 +278,18 @@ function requests.execute_request(kernel, message)
   if not silent then kernel:publish("execute_input", { code = code, execution_count = session.count + 1 }) end
   local values, problem, shown = { n = 0 }, nil, nil
   local payload = wire.array()
-  local about = code:match "^%s*%?%s*(.-)%s*$"
+  local about, command = code:match "^%s*%?%s*(.-)%s*$", code:match "^%s*!(.*)$"
   if about then
     session.count = session.count + 1
-    local text = kernel:explain(about)
+    local text, reason = help.about(session, about)
     if text then
-      payload[1] = { source = "page", data = { ["text/plain"] = text }, start = 0 }
+      payload[1] = { source = "page", data = jupyter_bundle { ["text/plain"] = text }, start = 0 }
     else
-      problem = { message = ("?%s: nothing of that name"):format(about), trace = {} }
+      problem = { message = reason, trace = {} }
     end
   elseif code:find "%S" then
     kernel.flushed = core.time() - FLUSH_EVERY -- what is printed first appears at once
-    values, shown = session:run(code)
+    values, shown = session:run(command and shell(command) or code)
     if not values then problem, shown = shown, nil end
   else
     session.count = session.count + 1
@@ -309,18 +322,13 @@ function requests.complete_request(kernel, message)
     cursor_end = characters_of(code, cursor), metadata = wire.object() })
 end
 
---- What there is to say of a name; nil where it is nothing.
-function Kernel:explain(name)
-  local object = self.session:lookup(name)
-  return object ~= nil and (utf8(show.value(object))) or nil
-end
-
 function requests.inspect_request(kernel, message)
   local code = tostring(message.content.code or "")
   local cursor = bytes_of(code, tonumber(message.content.cursor_pos) or #code)
   local before, after = code:sub(1, cursor):match "[%w_.:%-]*$", code:sub(cursor + 1):match "^[%w_]*"
-  local text = kernel:explain((before .. after):gsub("^[.:]+", ""), nil)
-  kernel:reply(message, "inspect_reply", { found = text ~= nil, data = wire.object { ["text/plain"] = text }, metadata = wire.object() })
+  local text = help.about(kernel.session, (before .. after):gsub("^[.:%-]+", "") .. "")
+  kernel:reply(message, "inspect_reply", { found = text ~= nil, data = text and jupyter_bundle { ["text/plain"] = text } or wire.object(),
+    metadata = wire.object() })
 end
 
 function requests.is_complete_request(kernel, message)
@@ -408,7 +416,8 @@ end
 
 function Kernel:serve()
   while not self.over do
-    local ready = self.waiting[1] and {} or wire.poll({ self.control, self.shell }, -1)
+    local ready = self.waiting[1] and {} or wire.poll({ self.control, self.shell }, 1000)
+    self.over = self:orphaned()
     core.session_interrupts() -- an interrupt of an idle kernel is over here
     for _, socket in ipairs { self.control, self.shell } do
       local message = ready[socket] and not self.over and self:next_message(socket)
@@ -430,7 +439,7 @@ function Kernel.run(connection)
   end
   local context, beat = wire.context(), wire.context()
   local self = setmetatable({ talk = wire.talk(connection.key or "", "kernel"), parent = "{}", history = {}, displayed = {}, waiting = {}, written = {},
-    rest = { stdout = "", stderr = "" }, flushed = 0 }, Kernel)
+    rest = { stdout = "", stderr = "" }, flushed = 0, parent_process = os.getenv "JPY_PARENT_PID" and core.parent() }, Kernel)
   local stderr, write = io.stderr, io.stderr.write
   function self.log(text) write(stderr, text) end
   self.shell = wire.socket(context, "ROUTER", "bind", endpoint "shell")
