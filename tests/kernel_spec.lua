@@ -97,6 +97,15 @@ local function start()
   wait_until_up()
 end
 
+--- Waits until a cell has printed something.
+local function wait_for_output(id)
+  local message
+  repeat
+    wire.poll({ client.iopub }, 1000)
+    message = client.talk:receive(client.iopub)
+  until message and message.kind == "stream" and message.parent.msg_id == id
+end
+
 --- What a cell showed as text: streams and plain forms in order.
 local function texts(published)
   local out = {}
@@ -180,10 +189,7 @@ describe("the kernel", function()
     for _, code in ipairs { "while true do end", "while true do pcall(function() while true do end end) end",
       "vx.step(function() local y = vx.zeros { 64, 64 } while true do y = vx.matmul(y, y) end end)" } do
       local id = execute("print 'on the way' " .. code)
-      repeat
-        wire.poll({ client.iopub }, 1000)
-        local message = client.talk:receive(client.iopub)
-      until message and message.kind == "stream" and message.parent.msg_id == id
+      wait_for_output(id)
       signal "INT"
       local reply
       reply = answer(id)
@@ -261,7 +267,7 @@ describe("the kernel", function()
   it("runs shell commands", function()
     assert.equal("stream: one\ntwo\n", (texts(select(2, run "!echo one; echo two >&2")):gsub("\n\nstream: ", "\n")))
     local id = execute "!echo started; sleep 60"
-    repeat wire.poll({ client.iopub }, 1000) until (client.talk:receive(client.iopub) or {}).kind == "stream"
+    wait_for_output(id)
     signal "INT"
     assert.equal("Interrupted", answer(id).ename)
   end)
@@ -274,7 +280,8 @@ describe("the kernel", function()
   end)
 
   it("beats while it works", function()
-    local id = execute "while true do end"
+    local id = execute "print 'on the way' while true do end"
+    wait_for_output(id)
     client.hb:send { "ping" }
     wire.poll({ client.hb }, 5000)
     assert.same({ "ping" }, client.hb:receive())
