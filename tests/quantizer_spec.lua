@@ -269,7 +269,8 @@ end)
 describe("the registry", function()
   it("lists the paper's thirteen in the order of Table 1, then the ablations", function()
     assert.same({ "ste-euclid", "ste-cosine", "re-euclid", "re-cosine", "hgumbel-ppl", "hgumbel-knn-l2", "hgumbel-knn-ce", "sgumbel-ppl", "sgumbel-knn-l2",
-      "sgumbel-knn-ce", "softmax-ppl", "softmax-knn-l2", "softmax-knn-ce", "hgumbel-none", "sgumbel-none", "softmax-none" }, names)
+      "sgumbel-knn-ce", "softmax-ppl", "softmax-knn-l2", "softmax-knn-ce", "hgumbel-none", "sgumbel-none", "softmax-none", "softmax-dirichlet",
+      "softmax-pkl" }, names)
     for _, item in ipairs(vx.quantizers()) do
       assert.is_string(item.paper)
       assert.is_string(item.summary)
