@@ -5,7 +5,7 @@
 --     paper = "where it comes from",
 --     options = {{name=, default=, meaning=}, ...}, beyond the common ones below
 --     class = a module class made by Quantizer:extend(), with
---       :setup(options)                             parameters beyond the codebook
+--       :setup(options)                             parameters beyond the codebook; may be left out
 --       :quantize(z, given) → y, reg, codes, stats  training; z (N,G,D), y like z, reg {1}, codes i32 (N,G)
 --       :nearest(z) → codes,  :lookup(codes) → y    inference
 --   }
@@ -50,6 +50,8 @@ local function number(name, value, low, open)
   end
 end
 registry.check = { integer = integer, number = number }
+
+function Quantizer.setup() end
 
 function Quantizer:init(label, options)
   integer("dim", options.dim, 1)
@@ -162,6 +164,30 @@ local function add_family(family, source)
   table.sort(registry.list, function(a, b) return a.order < b.order end)
 end
 
+local function is_text(x) return type(x) == "string" and x ~= "" end
+
+--- Does a file return what the top of this file asks for?
+local function check_family(family, path)
+  local function check(fine, text, ...)
+    if not fine then fail("quantizers: %s %s", path, text:format(...)) end
+  end
+  check(type(family) == "table", "returns a %s, expected {names =, paper =, options =, class =}", type(family))
+  check(type(family.names) == "table" and #family.names > 0, "names no quantizer: names = {{name = ..., summary = ...}}")
+  for i, entry in ipairs(family.names) do
+    check(type(entry) == "table" and is_text(entry.name) and not entry.name:find "[%s,]", "names[%d] has no name (a text without spaces and commas)", i)
+    check(is_text(entry.summary), "says nothing of '%s': its summary is missing", entry.name)
+    check(is_text(entry.paper or family.paper), "does not say where '%s' comes from: paper is missing", entry.name)
+  end
+  for i, option in ipairs(family.options or {}) do
+    check(type(option) == "table" and is_text(option.name) and is_text(option.meaning), "options[%d] should be {name =, default =, meaning =}", i)
+  end
+  local class = family.class
+  check(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend", type(class))
+  for _, method in ipairs { "quantize", "nearest", "lookup" } do
+    check(type(class[method]) == "function", "does not define %s:%s", class.name, method)
+  end
+end
+
 --- Adds every .lua file of a folder as a family; returns the names that came with it.
 function registry.load_folder(dir, prefix)
   local files, before = {}, #registry.list
@@ -172,7 +198,7 @@ function registry.load_folder(dir, prefix)
   table.sort(files)
   for _, file in ipairs(files) do
     local family = prefix and require(prefix .. file:gsub("%.lua$", "")) or dofile(dir .. "/" .. file)
-    if type(family) ~= "table" or not family.names or not family.class then fail("quantizers: %s/%s returns no family (names, class)", dir, file) end
+    check_family(family, dir .. "/" .. file)
     add_family(family, file)
   end
   local names = {}
