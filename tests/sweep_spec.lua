@@ -230,7 +230,7 @@ describe("ae_sweep", function()
     local mine = read "more/mine.lua"
     write("wrong/one.lua", (mine:gsub('"mine"', '"ste-euclid"')))
     local output = sweep "--quantizers wrong --steps 1 --out w"
-    assert.truthy(output:find("'ste-euclid' of one.lua exists already", 1, true), output)
+    assert.truthy(output:find("'ste-euclid' of wrong/one.lua exists already", 1, true), output)
     assert.falsy(lfs.attributes(scratch .. "/w", "mode"))
   end)
 

@@ -150,14 +150,28 @@ end
 
 -- -- Registry ---------------------------------------------------------------------------------------------------------------------------
 
+local added = 0 -- items so far
+
+--- Adds a family; one that came from the same file before is replaced.
 local function add_family(family, source)
+  local here = {}
   for _, entry in ipairs(family.names) do
-    if registry.by_name[entry.name] then fail("quantizers: '%s' of %s exists already", entry.name, source) end
+    local other = here[entry.name] or registry.by_name[entry.name]
+    if other and (here[entry.name] or other.source ~= source) then
+      fail("quantizers: '%s' of %s exists already, from %s", entry.name, source, other.source or source)
+    end
+    here[entry.name] = entry
+  end
+  for i = #registry.list, 1, -1 do
+    if registry.list[i].source == source then registry.by_name[table.remove(registry.list, i).name] = nil end
+  end
+  for _, entry in ipairs(family.names) do
     local options = {}
     for _, o in ipairs(registry.common_options) do options[#options + 1] = o end
     for _, o in ipairs(family.options or {}) do options[#options + 1] = o end
+    added = added + 1
     local item = { name = entry.name, summary = entry.summary, paper = entry.paper or family.paper, options = options, ablation = entry.ablation,
-      order = (family.order or 1000) + #registry.list / 1000, class = family.class }
+      order = (family.order or 1000) + added / 1000, class = family.class, source = source }
     registry.by_name[entry.name] = item
     registry.list[#registry.list + 1] = item
   end
@@ -188,9 +202,10 @@ local function check_family(family, path)
   end
 end
 
---- Adds every .lua file of a folder as a family; returns the names that came with it.
+--- Adds every .lua file of a folder as a family; files read before are read again and replace what they defined.
+-- @return array of their names
 function registry.load_folder(dir, prefix)
-  local files, before = {}, #registry.list
+  local files, names = {}, {}
   if lfs.attributes(dir, "mode") ~= "directory" then fail("quantizers: '%s' is no folder", dir) end
   for file in lfs.dir(dir) do
     if file:match "%.lua$" and file ~= "init.lua" then files[#files + 1] = file end
@@ -199,11 +214,10 @@ function registry.load_folder(dir, prefix)
   for _, file in ipairs(files) do
     local family = prefix and require(prefix .. file:gsub("%.lua$", "")) or dofile(dir .. "/" .. file)
     check_family(family, dir .. "/" .. file)
-    add_family(family, file)
+    add_family(family, dir .. "/" .. file)
+    for _, entry in ipairs(family.names) do names[#names + 1] = entry.name end
   end
-  local names = {}
-  for _, item in ipairs(registry.list) do names[#names + 1] = item.name end
-  return names, #registry.list - before
+  return names
 end
 
 --- Array of {name, summary, paper, options}, in the order of the paper's Table 1, the ablations last.
