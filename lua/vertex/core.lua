@@ -708,6 +708,13 @@ function core.with_hook(hook, every, f, ...)
   return done(f(...))
 end
 
+--- Runs f(a, b, c), a C function of three pointers, in a thread of its own that receives no signals.
+function core.thread(f, a, b, c) call(C.vx_thread, ffi.cast("int (*)(void *, void *, void *)", f), a, b, c) end
+
+ffi.cdef "int getppid(void);"
+--- Number of the process that started this one; it changes when that process ends.
+function core.parent() return ffi.C.getppid() end
+
 function core.interrupted() return C.vx_interrupted() ~= 0 end
 function core.time() return C.vx_time() end
 function core.is_tty(fd) return C.vx_is_tty(fd) ~= 0 end

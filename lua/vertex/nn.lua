@@ -41,6 +41,7 @@ function nn.module(name, parent)
       self:init(...)
       return self
     end,
+    __tostring = function(class) return "class of modules " .. class.name end,
   })
   class.name = name
   class.is_module = true

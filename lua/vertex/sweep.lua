@@ -70,7 +70,7 @@ function sweep.flags(spec, argv)
   end
   if folder then
     local ok, message = pcall(registry.load_folder, folder)
-    if not ok then exit_with(tostring(message)) end
+    if not ok then exit_with("--quantizers: " .. tostring(message):gsub("^[^:]*:%d+: quantizers: ", "")) end
   end
   local presets = sorted_keys(spec.presets)
   local parser = argparse(spec.name, spec.summary):epilog(methods_help())

@@ -57,8 +57,35 @@ end
 
 -- Margins ------------------------------------------------------------------------------------------------------------
 
+-- Adds to the margins the room that the colour bar and a legend outside take on the right.
+local function add_right(ax, canvas, m, box, w, h)
+  local size = ax.figure.font
+  m.bar_at = m.right
+  if ax.color_scale then
+    m.right = m.right + 26 + widest(with_widths(canvas, scales.number_ticks(ax.color_scale, 6), size * 0.9))
+    m.color_label_at = m.right + size * 0.6
+    if ax.options.color_label then m.right = m.right + size * 1.6 end
+  end
+  if box and legend.outside(ax, box, w - m.left - m.right, h - m.top - m.bottom) then
+    m.legend_at = m.right
+    m.right = m.right + box.width + 4
+  end
+end
+
+-- Margins of a simplex: its corners' labels and a triangle's ticks stand around it.
+local function simplex_margins(ax, canvas, w, h)
+  local size, o, s, side = ax.figure.font, ax.options, ax.simplex, 0
+  for _, label in ipairs(s.labels) do side = max(side, canvas:text_width(label, size)) end
+  local m = {left = side + size, right = side + size * 1.4, top = (o.title and size * 2.1 or size * 0.5) + size * 1.4, bottom = size * 1.9}
+  m.xlabel_at = m.bottom + size * 0.4
+  if o.xlabel then m.bottom = m.bottom + size * 1.5 end
+  add_right(ax, canvas, m, legend.measure(ax, canvas, size * 0.9, h * 0.8), w, h)
+  return m
+end
+
 -- Space that labels, titles, legend and colour bar need on each side of a plot area in a cell of w by h points.
 local function margins(ax, canvas, w, h)
+  if ax.simplex then return simplex_margins(ax, canvas, w, h) end
   local size, o = ax.figure.font, ax.options
   local m = {left = 50, right = 20, top = 20, bottom = 40}
   local xscale, yscale = scales.of_axes(ax, "x"), scales.of_axes(ax, "y")
@@ -79,13 +106,7 @@ local function margins(ax, canvas, w, h)
     m.left = max(m.left, over_left + (o.ylabel and size * 1.7 or 0) + 4)
     m.top = o.title and size * 2.1 or size * 0.8
     m.right = max(over_right, 4) + 8
-    if ax.color_scale then
-      m.right = m.right + 24 + widest(with_widths(canvas, scales.number_ticks(ax.color_scale, 6), size * 0.9))
-    end
-    if box and legend.outside(ax, box, w - m.left - m.right, h - m.top - m.bottom) then
-      m.legend_at = m.right
-      m.right = m.right + box.width + 4
-    end
+    add_right(ax, canvas, m, box, w, h)
   end
   return m
 end
@@ -115,9 +136,25 @@ function layout.cells(fig, canvas)
   return out
 end
 
+-- The view of a simplex: its plane, in the middle of the plot area, with one unit for both directions. Marks at the corners reach over.
+local function simplex_view(cell, view)
+  local s = cell.ax.simplex
+  local x0, x1, y0, y1 = min(unpack(s.x)), max(unpack(s.x)), min(unpack(s.y)), max(unpack(s.y))
+  local unit = min(view.width / (x1 - x0), view.height / (y1 - y0))
+  local left, bottom = view.left + (view.width - unit * (x1 - x0)) / 2, view.top + (view.height + unit * (y1 - y0)) / 2
+  view.over = cell.ax.figure.font
+  view.x = function(x) return left + (x - x0) * unit end
+  view.y = function(y) return bottom - (y - y0) * unit end
+  return view
+end
+
 --- The plot area of a cell, its scales and the maps from data to the page.
 function layout.view(cell)
   local m, ax = cell.margins, cell.ax
+  if ax.simplex then
+    return simplex_view(cell, {left = cell.x + m.left, top = cell.y + m.top, width = max(cell.w - m.left - m.right, 10),
+      height = max(cell.h - m.top - m.bottom, 10)})
+  end
   local view = {left = cell.x + m.left, top = cell.y + m.top,
     width = max(cell.w - m.left - m.right, 10), height = max(cell.h - m.top - m.bottom, 10),
     xscale = scales.of_axes(ax, "x"), yscale = scales.of_axes(ax, "y")}
