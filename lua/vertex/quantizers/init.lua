@@ -35,6 +35,9 @@ registry.common_options = {
 local Quantizer = nn.module "Quantizer"
 registry.Quantizer = Quantizer
 
+--- Whether vx.graph can record a training step: false for a class whose quantize() waits for the device.
+Quantizer.graphs = true
+
 --- A class of quantizers.
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
 
