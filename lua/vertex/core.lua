@@ -24,7 +24,9 @@ local function open_library()
     candidates = { os.getenv "VERTEX_LIB" }
   else
     candidates[1] = core.root .. "/build/libvertex.so"
-    candidates[2] = package.searchpath("vertex.libvertex", package.cpath)
+    local prefix = core.directory:match "^(.*)/share/lua/5.1/vertex$" -- installed: PREFIX/lib/lua/5.1/vertex/libvertex.so
+    candidates[#candidates + 1] = prefix and prefix .. "/lib/lua/5.1/vertex/libvertex.so"
+    candidates[#candidates + 1] = package.searchpath("vertex.libvertex", package.cpath)
     candidates[#candidates + 1] = "vertex"
   end
   for _, name in ipairs(candidates) do

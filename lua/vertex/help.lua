@@ -3,7 +3,6 @@
 
 local core = require "vertex.core"
 local nn = require "vertex.nn"
-local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 local show = require "vertex.show"
 local tape = require "vertex.tape"
