@@ -143,6 +143,7 @@ local function handle(x)
 end
 core.handle = handle
 
+--- Is x a tensor?
 function core.is_tensor(x) return getmetatable(x) == Tensor end
 
 local function fill_shape(shape)
@@ -307,6 +308,7 @@ end
 
 -- -- Questions ----------------------------------------------------------------------------------------------------------------
 
+--- Number of dimensions, name of the dtype, name of the device, number of elements; do the elements lie in memory in their order?
 function Tensor:dim() return C.vx_ndim(handle(self)) end
 function Tensor:dtype() return DTYPE_NAMES[C.vx_dtype(handle(self))] end
 function Tensor:device() return device_name(C.vx_device(handle(self))) end
@@ -436,11 +438,13 @@ function Tensor:copy(source)
   return self
 end
 
+--- All elements = value.
 function Tensor:fill(value)
   call(C.vx_fill, handle(self), value)
   return self
 end
 
+--- All elements = 0.
 function Tensor:zero() return self:fill(0) end
 
 --- A copy outside the tape, of the same shape, on a device ("cpu") or in a dtype ("f32", "i32", ...); x itself where nothing changes.

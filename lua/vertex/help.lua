@@ -42,15 +42,24 @@ local function comment_text(lines, first, last)
   return text ~= "" and text or nil
 end
 
---- What is said of the definition at line n: above it, above a run of one-line functions it is in, or behind it.
+--- What is said of the definition at line n: above it, above the functions it follows without a line between, or behind it.
 local function comment_at(lines, n)
-  if not lines[n] then return nil end
-  local last = n - 1
-  while last > 0 and lines[n]:find "^%s*function .* end$" and lines[last]:find "^%s*function .* end$" do last = last - 1 end
-  local first = last + 1
-  while first > 1 and lines[first - 1]:find "^%s*%-%-" do first = first - 1 end
-  local above = first <= last and comment_text(lines, first, last)
-  return above or lines[n]:match "[%w%)%}\"{(] *%-%- (.+)$"
+  local at = n
+  while lines[at] do
+    local first = at
+    while first > 1 and lines[first - 1]:find "^%s*%-%-" do first = first - 1 end
+    local text = first < at and comment_text(lines, first, at - 1)
+    if text then return text end
+    local above = lines[n]:find "^function" and lines[at - 1] or ""
+    if above:find "^function .* end$" then
+      at = at - 1
+    elseif above == "end" then
+      repeat at = at - 1 until at < 1 or lines[at]:find "^function"
+    else
+      break
+    end
+  end
+  return lines[n] and lines[n]:match "[%w%)%}\"{(] *%-%- (.+)$"
 end
 
 --- A file's banner: the comment it begins with.

@@ -220,7 +220,7 @@ function repl.run()
       break
     end
   end
-  if pending ~= "" and not interactive and evaluate(session, pending) then status = 1 end
+  if pending ~= "" and not interactive and evaluate(session, (pending:gsub("\n$", ""))) then status = 1 end
   return interactive and 0 or status
 end
 

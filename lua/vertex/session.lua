@@ -244,7 +244,7 @@ function Session:run(text)
   if not chunk then
     local source, n = message:match "^(.-):(%d+):"
     local line = source == name and self:line("=" .. name, tonumber(n))
-    return nil, { message = message, trace = line and { { where = source .. ":" .. n, what = "", line = line } } or {}, syntax = true }
+    return nil, { message = message, trace = line and line ~= "" and { { where = source .. ":" .. n, what = "", line = line } } or {}, syntax = true }
   end
   jit.off(chunk, true)
   setfenv(chunk, self.env)
