@@ -18,6 +18,7 @@ needs=(
   "lua-argparse|luajit -e 'require \"argparse\"'"
   "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
   "libpng-dev|pkg-config --exists libpng"
+  "libedit2|ldconfig -p | grep -q libedit.so.2"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )

@@ -256,9 +256,8 @@ local function elsewhere(session, name)
   local method = name:match "^[%a_][%w_]*:([%a_][%w_]*)$"
   if method and core.Tensor[method] then return core.Tensor[method], name end
   if not name:find "^[%a_][%w_]*$" then return session:lookup("vx." .. name), "vx." .. name end
-  for prefix, t in pairs { ["vx."] = vx, ["x:"] = core.Tensor } do
-    if t[name] ~= nil then return t[name], prefix .. name end
-  end
+  if vx[name] ~= nil then return vx[name], "vx." .. name end
+  return core.Tensor[name], "x:" .. name
 end
 
 --- What is known of a name: of a variable, `vx.nn.Linear`, `x:sum`, a quantizer, an op in Lua or C, or a name of the library without
