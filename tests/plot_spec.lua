@@ -400,10 +400,10 @@ describe("plot drawing", function()
   end)
 
   it("says which package is missing when there is no cairo", function()
-    local load, loaded = ffi.load, package.loaded["vertex.plot"]
-    package.loaded["vertex.plot"] = nil
+    local load, loaded = ffi.load, {}
+    for _, name in ipairs {"vertex.plot", "vertex.plot.canvas"} do loaded[name], package.loaded[name] = package.loaded[name], nil end
     local without = require "vertex.plot"
-    package.loaded["vertex.plot"] = loaded
+    for name, module in pairs(loaded) do package.loaded[name] = module end
     ffi.load = function(name) error(name .. ": cannot open shared object file") end
     local ok, message = pcall(function() without.figure():png() end)
     ffi.load = load

@@ -111,7 +111,8 @@ end
 
 -- -- The output folder --------------------------------------------------------------------------------------------------------------------
 
-local function make_folders(path)
+--- Makes an experiment's output folder and those above it; ends the program with a message where that cannot be done.
+function sweep.make_folders(path)
   local at = path:sub(1, 1) == "/" and "" or nil
   for part in path:gmatch "[^/]+" do
     at = at and at .. "/" .. part or part
@@ -181,7 +182,7 @@ function sweep.open(spec, flags, define)
       if not known[m] then stored.methods[#stored.methods + 1] = m end
     end
   end
-  make_folders(out .. "/checkpoints")
+  sweep.make_folders(out .. "/checkpoints")
   local self = setmetatable({ out = out, methods = methods, config = config, flags = flags, spec = spec, results = {} }, Run)
   self.identity = train.json(config)
   config.methods = stored and stored.methods or methods
