@@ -28,12 +28,15 @@ With one: runs this Lua file; with -i a session follows, which sees its global v
 ]=]
 
 local KEYS = [[
-  ?name      what is known of a function, module, quantizer, op or variable: ?vx, ?vx.nn.Linear, ?matmul, ?softmax-knn-ce
-  TAB        completes names, methods, names of quantizers and files in quotes; shows them where there are several
-  _          the last value;  a value followed by ; is not shown
+  ?name      what is known of a function, module, quantizer, op or variable:
+             ?vx  ?vx.nn.Linear  ?matmul  ?softmax-knn-ce
+  TAB        completes names, methods, and in quotes quantizers and files
+  _          the last value; a value followed by ; is not shown
   !command   runs a command of the shell
-  Ctrl-C     stops what runs, or drops what is typed;  Ctrl-D leaves
-  Up, Ctrl-R go back to earlier lines: Up to those that begin alike, Ctrl-R to those that hold what is typed then]]
+  Ctrl-C     stops what runs, or drops what is typed
+  Ctrl-D     leaves
+  Up         goes back to earlier lines that begin like this one
+  Ctrl-R     finds earlier lines by what they hold]]
 
 -- -- Output -------------------------------------------------------------------------------------------------------------------------
 
@@ -70,6 +73,12 @@ end
 local function fresh_line()
   if unfinished then io.write "\n" end
   io.flush()
+end
+
+--- Columns that texts may fill.
+local function width()
+  local columns = core.is_tty(1) and core.terminal_columns() or 0
+  return columns > 0 and math.max(40, columns - 1) or nil
 end
 
 local function say(text) -- what is not a value: errors, times
@@ -142,7 +151,7 @@ local function evaluate(session, text, interactive)
   local question, command = text:match "^%s*%?(.*)$", text:match "^%s*!(.*)$"
   if question then
     local answer, reason = KEYS, nil
-    if question:find "%S" then answer, reason = help.about(session, question) end
+    if question:find "%S" then answer, reason = help.about(session, question, width()) end
     print(answer or reason)
     return not answer and "failed" or nil
   elseif command then
@@ -171,7 +180,7 @@ local function banner()
   for _, d in ipairs(core.devices()) do
     if d.name == device then description = d.description end
   end
-  print(("Vertex %s on %s (%s). ? for help, Ctrl-D to leave."):format(core.version, device, description))
+  print(("Vertex %s on %s (%s)\n?name explains a name, ? the keys; Ctrl-D leaves."):format(core.version, device, description))
 end
 
 --- An interactive session on standard input; the exit status. The global variables are its own.
