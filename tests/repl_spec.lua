@@ -121,8 +121,8 @@ local function terminal(environment)
   C.ioctl(self.fd, TIOCSWINSZ, ffi.new("unsigned short[4]", 40, 100))
   local name = ffi.string(C.ptsname(self.fd))
   os.remove(self.status_file)
-  local program = ("timeout --foreground 60 luajit lua/repl.lua; echo $? > %s"):format(self.status_file)
-  os.execute(("env TERM=xterm LC_ALL=C.UTF-8 VERTEX_HISTORY='%s' %s setsid -c sh -c '%s' <>%s >&0 2>&0 &"):format(H.scratch "history",
+  local program = ("trap : INT; luajit lua/repl.lua; echo $? > %s"):format(self.status_file)
+  os.execute(("env TERM=xterm LC_ALL=C.UTF-8 VERTEX_HISTORY='%s' %s timeout 60 setsid -c sh -c '%s' <>%s >&0 2>&0 &"):format(H.scratch "history",
     environment or "", program, name))
   open_terminals[#open_terminals + 1] = self
   return self
@@ -144,7 +144,7 @@ function Terminal:wait(text, seconds)
     fds.fd, fds.events = self.fd, POLLIN
     local left = until_then - core.time()
     local n = left > 0 and C.poll(fds, 1, math.ceil(left * 1000)) > 0 and C.read(self.fd, buffer, 4096) or 0
-    if n <= 0 then error(("%q did not come after %q"):format(text, self.seen), 2) end
+    if n <= 0 then error(("%q did not come after %q; in all %q"):format(text, self.seen, self.all), 2) end
     local bytes = ffi.string(buffer, n)
     self.all = self.all .. bytes
     self.seen = (self.seen .. bytes):gsub("\27%[[%d;]*%a", "") -- moves of the cursor
@@ -157,8 +157,10 @@ function Terminal:enter(line, text)
   return self:wait(text)
 end
 
---- Exit status of the session, which was told to end.
-function Terminal:status()
+--- Ctrl-D at the next prompt; the exit status.
+function Terminal:leave()
+  self:wait "> "
+  self:type "\4"
   for _ = 1, 200 do
     local status = H.read(self.status_file)
     if status and status ~= "" then return tonumber(status) end
@@ -183,8 +185,7 @@ describe("a session on a terminal", function()
     t:enter("_ + 1", "\n43\r\n")
     t:enter("_ + 1;", "\r\n")
     t:enter("_", "\n44\r\n")
-    t:type "\4"
-    assert.equal(0, t:status())
+    assert.equal(0, t:leave())
   end)
 
   it("completes names through tables, metatables and quotes", function()
@@ -242,9 +243,8 @@ describe("a session on a terminal", function()
     t:wait "> "
     t:enter("first_of_all = 11", "> ")
     t:enter("second = 2", "> ")
-    t:enter("firs\27[A", "> ") -- the one that begins so
-    t:type "\4"
-    t:status()
+    t:enter("firs\27[A", "\n") -- the one that begins so
+    t:leave()
     assert.truthy(H.read(H.scratch "history"):find("first_of_all = 11\nsecond = 2\nfirst_of_all = 11\n", 1, true))
     t = terminal()
     t:wait "> "
@@ -285,11 +285,11 @@ describe("a session on a terminal", function()
     os.execute "sleep 0.3"
     t:type "\3"
     t:wait "interrupted"
+    t:wait "> "
     t:type "\3"
     t:wait "^C\r\n"
     t:enter("2 + 2", "\n4\r\n")
-    t:type "\4"
-    assert.equal(0, t:status())
+    assert.equal(0, t:leave())
     assert.falsy(t.all:find "\27", t.all)
   end)
 end)

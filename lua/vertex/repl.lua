@@ -117,10 +117,13 @@ end
 
 -- -- Input --------------------------------------------------------------------------------------------------------------------------
 
---- Where lines are not edited: a line of standard input; or nil and "interrupted" or "end".
+--- Where lines are not edited: a line of standard input, after a prompt where it is a terminal; or nil and "interrupted" or "end".
 local function plain_line(prompt)
-  io.write(prompt)
-  io.flush()
+  if prompt then
+    io.write(prompt)
+    io.flush()
+    if not edit.wait() then return nil, "interrupted" end
+  end
   local line = io.read "*l"
   if line then return line end
   return nil, core.interrupted() and "interrupted" or "end"
@@ -134,14 +137,14 @@ local function history_path()
   return state and state .. "/vertex/history"
 end
 
---- A function that reads a line after a prompt, and one that keeps a line for later sessions.
+--- A function that reads a line after a prompt, one that keeps a line for later sessions, and whether lines are edited.
 local function reader(complete)
   if edit.available() then
     local editor = edit.open { complete = complete, history = history_path() }
-    return function(prompt) return editor:line(prompt) end, function(line) editor:remember(line) end
+    return function(prompt) return editor:line(prompt) end, function(line) editor:remember(line) end, true
   end
   local prompts = core.is_tty(0)
-  return function(prompt) return plain_line(prompts and prompt or "") end, function() end
+  return function(prompt) return plain_line(prompts and prompt) end, function() end, false
 end
 
 -- -- The loop -----------------------------------------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ function repl.run()
   Session.interpret_files()
   watch_output()
   core.session_interrupts()
-  local read, remember = reader(function(line)
+  local read, remember, edits = reader(function(line)
     local first, names = session:complete(pending .. line)
     return first - #pending, names
   end)
@@ -220,7 +223,7 @@ function repl.run()
         if failed == "interrupted" and not interactive then return 130 end
       end
     elseif why == "interrupted" then
-      io.write "^C\n"
+      io.write(edits and "^C\n" or "\n") -- where lines are not edited, the terminal has written its ^C
       core.session_interrupts()
       if not interactive then return 130 end
       pending = ""
