@@ -100,6 +100,19 @@ describe("a session on a pipe", function()
   end)
 end)
 
+describe("README's session", function()
+  it("is what a session says", function()
+    local function unnumbered(text) return (text:gsub("%.lua:%d+", ".lua")) end
+    local inputs, expected = {}, {}
+    for line in H.read(core.root .. "/README.md"):match "## Exploring.-```\n(.-)```":gmatch "[^\n]+" do
+      local input = line:match "^>>? (.*)$"
+      if input then inputs[#inputs + 1] = input else expected[#expected + 1] = line end
+    end
+    local out = piped(table.concat(inputs, "\n") .. "\n", "sh -c 'luajit lua/repl.lua 2>&1'")
+    assert.equal(unnumbered(table.concat(expected, "\n") .. "\n"), unnumbered(out))
+  end)
+end)
+
 -- -- Terminals -----------------------------------------------------------------------------------------------------------------------
 
 ffi.cdef [[

@@ -158,7 +158,7 @@ local function evaluate(session, text, interactive)
     print(answer or reason)
     return not answer and "failed" or nil
   elseif command then
-    os.execute(command)
+    unfinished = os.execute(command) % 128 == 2 -- ended by Ctrl-C, of which the terminal wrote "^C"
     return nil
   end
   local began = core.time()
