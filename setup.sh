@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 # name of a Debian package, and a command that succeeds where it is there already
 needs=(
   "gcc|command -v gcc"
+  "g++|command -v g++"
   "cmake|command -v cmake"
   "ninja-build|command -v ninja"
   "pkg-config|command -v pkg-config"

@@ -85,6 +85,8 @@ function sweep.flags(spec, argv)
   parser:option("--epochs", "Passes over the data instead of steps."):argname "N":convert(integer(1, 1e6))
   parser:option("--batch", "Images per step."):argname "N":convert(integer(1, 65536))
   parser:option("--threads", "CPU threads; results do not depend on it."):argname "N":convert(integer(1, 4096))
+  parser:option("--graph", "on or off: record a GPU's training step once and launch it as a whole; default on, where there is a GPU.")
+    :argname "on|off":choices { "on", "off" }
   parser:option("--checkpoint", "Seconds between checkpoints; 0: after every step; default 10."):argname "N":convert(integer(0, 1e6))
   parser:option("--quantizers", "Folder with more quantizers, one file each."):argname "DIR"
   parser:flag("--strict", "A broken file in --data ends the run instead of being skipped.")
@@ -106,6 +108,7 @@ function sweep.flags(spec, argv)
     local found, reason = pcall(core.device, args.device)
     if not found then exit_with("--device: " .. tostring(reason):gsub("^[^:]*:%d+: ", "")) end
   end
+  if args.graph == "on" and core.device() == "cpu" then exit_with "--graph on: the CPU records no graphs" end
   return args
 end
 

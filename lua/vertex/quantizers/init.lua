@@ -106,7 +106,7 @@ function Quantizer:forward(z, given)
   local rows = as_groups(self, z, "z")
   local y, reg, codes, mean_pi, max_p
   if self.training then
-    self.steps = self.steps + 1
+    core.count(self, "steps")
     y, reg, codes, mean_pi, max_p = self:quantize(rows, given or {})
     reg = ops.reshape(self.options.weight == 1 and reg or ops.affine(reg, self.options.weight, 0), {})
   else
