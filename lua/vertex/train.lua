@@ -144,6 +144,7 @@ end
 
 -- -- Progress -----------------------------------------------------------------------------------------------------------------------------
 
+--- Seconds as a short text for people.
 local function duration(seconds)
   if seconds ~= seconds or seconds == math.huge then return "--:--" end
   seconds = math.floor(seconds + 0.5)
