@@ -687,15 +687,18 @@ describe("plot drawing", function()
     local mode, backend, shown, options = display.mode, display.backend, nil, nil
     display.mode, display.backend = "notebook", function(bundle, o) shown, options = bundle, o end
     local fig = plot.figure{width = 100, height = 80}
-    local ok, result = pcall(fig.show, fig, {id = "loss"})
+    local ok, result = pcall(function() return select("#", fig:show {id = "loss"}) end)
     display.mode, display.backend = mode, backend
     assert.is_true(ok)
-    assert.equal(fig, result)
+    assert.equal(0, result)
     assert.equal(fig:png(), shown["image/png"])
     assert.is_nil(shown["text/plain"]:find("\27", 1, true))
     assert.same({id = "loss", metadata = {["image/png"] = {width = 100, height = 80}}}, options)
     assert.matches("figure 100 x 80 pt", tostring(fig))
     assert.matches("pictures", tostring(plot.image_grid{{solid(1, 1, 0, 0, 0)}}))
+    local two = plot.figure{cols = 2}
+    assert.equal("axes with 1 layer(s)", tostring(two:axes(1):line(nil, {1, 2})))
+    assert.equal("axes on the simplex of 3 codes with 1 layer(s)", tostring(two:simplex(2):scatter{{1, 0, 0}}))
   end)
 
   it("is written to a file by show in a script without a terminal", function()

@@ -140,8 +140,8 @@ local function lines(pixel, letters, columns, rows, color)
       end
       line[#line + 1] = text
     end
-    if now ~= DEFAULT then line[#line + 1] = DEFAULT end
-    out[#out + 1] = (table.concat(line):gsub(" +$", ""))
+    local text = table.concat(line):gsub(" +$", "")
+    out[#out + 1] = now ~= DEFAULT and text .. DEFAULT or text
   end
   return table.concat(out, "\n")
 end
