@@ -74,7 +74,7 @@ local function train_method(method)
 
   -- On a GPU the step is recorded once and launched as a whole. Batches then arrive in `place`, where the recording reads them, while
   -- the step before is still computed; the logged steps, whose statistics wait for the device, run op by op, with the same bits.
-  local graphs = flags.graph ~= "off" and vx.device() ~= "cpu"
+  local graphs = flags.graph ~= "off" and vx.device() ~= "cpu" and quantizer.graphs
   local place = graphs and core.new({ config.batch, preset.size, preset.size, 3 }, { keep = true })
   local recorded = vx.graph(function(learning_rate) return train_step(place, learning_rate) end)
 

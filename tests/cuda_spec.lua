@@ -891,7 +891,7 @@ local function graph_specs(device, tag)
       end)
     end
 
-    for _, method in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine" } do
+    for _, method in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine", "softmax-pkl" } do
       it("train an autoencoder with " .. method .. " to the same bits as single ops" .. tag, function()
         finally(function() vx.device "cpu" end)
         vx.device(device)

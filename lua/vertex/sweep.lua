@@ -70,7 +70,7 @@ function sweep.flags(spec, argv)
   end
   if folder then
     local ok, message = pcall(registry.load_folder, folder)
-    if not ok then exit_with(tostring(message)) end
+    if not ok then exit_with("--quantizers: " .. tostring(message):gsub("^[^:]*:%d+: quantizers: ", "")) end
   end
   local presets = sorted_keys(spec.presets)
   local parser = argparse(spec.name, spec.summary):epilog(methods_help())
@@ -116,7 +116,8 @@ end
 
 -- -- The output folder --------------------------------------------------------------------------------------------------------------------
 
-local function make_folders(path)
+--- Makes an experiment's output folder and those above it; ends the program with a message where that cannot be done.
+function sweep.make_folders(path)
   local at = path:sub(1, 1) == "/" and "" or nil
   for part in path:gmatch "[^/]+" do
     at = at and at .. "/" .. part or part
@@ -186,7 +187,7 @@ function sweep.open(spec, flags, define)
       if not known[m] then stored.methods[#stored.methods + 1] = m end
     end
   end
-  make_folders(out .. "/checkpoints")
+  sweep.make_folders(out .. "/checkpoints")
   local self = setmetatable({ out = out, methods = methods, config = config, flags = flags, spec = spec, results = {} }, Run)
   self.identity = train.json(config)
   config.methods = stored and stored.methods or methods
