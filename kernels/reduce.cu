@@ -47,7 +47,7 @@ template <class I> VX_DEVICE int64_t dims_offset(const dims &d, const int64_t *s
 /* What reduce works on: the innermost dimension, and the kept and the reduced ones around it. */
 typedef struct plan {
     dims kept, reduced;
-    bool inner_kept, fours; /* fours: rows may be read as float4 */
+    bool inner_kept, fours;    /* fours: rows may be read as float4 */
     int64_t n, x_step, y_step; /* the innermost dimension */
     const float *x;
     float *y;
@@ -69,7 +69,7 @@ template <int kind> VX_DEVICE double join(double a, double b)
     return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
 }
 
-/* Over groups of `width` threads: 1 .. 32 lanes, or the block. Every thread of the block takes part; the first of a group has the result. */
+/* Over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has the result. */
 template <int kind> VX_DEVICE double join_threads(double v, int width, double *shared)
 {
     for (int i = min(width, 32) / 2; i > 0; i >>= 1) v = join<kind>(v, __shfl_xor_sync(VX_ALL_LANES, v, i));
