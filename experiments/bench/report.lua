@@ -51,8 +51,8 @@ local function lines_of(rows, best)
 end
 
 local ORDER = {} -- of what the columns shape, method and side hold; others go behind, shapes by their codes
-for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex", "vertex graph",
-  "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
+for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex",
+  "vertex graph", "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
 
 local function before(a, b)
   if not (ORDER[a.shape] and ORDER[b.shape]) and (a.D ~= b.D or a.M ~= b.M) then
