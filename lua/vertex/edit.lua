@@ -20,7 +20,8 @@ extern void *stdin, *stdout, *stderr;
 void *el_init(const char *program, void *in, void *out, void *err); int el_set(void *editor, int what, ...); int el_source(void *editor, const char *path);
 const char *el_gets(void *editor, int *count); const void *el_line(void *editor); int el_insertstr(void *editor, const char *text);
 void el_resize(void *editor); void *history_init(void); int history(void *history, void *event, int what, ...);
-char *setlocale(int category, const char *name); long read(int fd, void *bytes, size_t count); int kill(int pid, int signal); unsigned umask(unsigned mask);
+char *setlocale(int category, const char *name); long read(int fd, void *bytes, size_t count); int poll(void *fds, unsigned long count, int milliseconds);
+int kill(int pid, int signal); unsigned umask(unsigned mask);
 ]]
 local C = ffi.C
 
@@ -29,7 +30,9 @@ local EL_PROMPT, EL_EDITOR, EL_SIGNAL, EL_BIND, EL_SETTY, EL_ADDFN, EL_HIST, EL_
 local CC_REFRESH, CC_ERROR, CC_REDISPLAY = 4, 6, 8
 local H_SETSIZE, H_ENTER, H_SETUNIQUE = 1, 10, 20
 local LC_CTYPE, SIGTSTP = 0, 20
+local POLLIN = 1
 local END_OF_LINE = 5 -- Ctrl-E: the cursor goes behind what was typed
+local LOOK = 250      -- milliseconds between looks at the window's size and at signals that came just before a wait
 
 local KEPT = 2000 -- lines of history; the file is cut to them when it holds twice as many
 
@@ -92,27 +95,42 @@ end
 local Editor = {}
 Editor.__index = Editor
 
-local byte = ffi.new "uint8_t[1]"
+local byte, stdin = ffi.new "uint8_t[1]", ffi.new("struct { int fd; short events, revents; }", { 0, POLLIN, 0 })
 
---- The next byte typed; nil at the end or when a signal interrupted the wait (then core.interrupted() may be true).
-local function read_byte()
-  while true do
-    local n = C.read(0, byte, 1)
-    if n == 1 then return byte[0] end
-    if n == 0 or core.interrupted() then return nil end
-    if ffi.errno() ~= 4 then return nil end -- EINTR: another signal, such as that of a child's end
-  end
+--- The window changed: libedit draws what is typed anew.
+function Editor:follow_window()
+  local columns = core.terminal_columns()
+  if columns == self.columns then return end
+  self.columns = columns
+  libedit.el_resize(self.el)
+  io.write "\r\27[J"
+  libedit.el_set(self.el, EL_REFRESH)
+end
+
+--- Waits until something is typed; false when Ctrl-C came as a signal instead, be it just before. idle() is called now and then.
+function edit.wait(idle)
+  repeat
+    if core.interrupted() then return false end
+    if idle then idle() end
+  until C.poll(stdin, 1, LOOK) > 0
+  return true
+end
+
+--- The next byte typed; nil at the end or when Ctrl-C came before the terminal was told to make no signal of it.
+function Editor:byte()
+  if not edit.wait(self.idle) then return nil end
+  return C.read(0, byte, 1) == 1 and byte[0] or nil
 end
 
 --- The next character typed: Unicode code point, of UTF-8 whatever the locale; U+FFFD for bytes that are none.
-local function read_character()
-  local first = read_byte()
+function Editor:character()
+  local first = self:byte()
   if not first or first < 0x80 then return first end
   local more = first >= 0xF0 and 3 or first >= 0xE0 and 2 or first >= 0xC0 and 1 or 0
   if more == 0 then return 0xFFFD end
   local code = first % 2 ^ (6 - more)
   for _ = 1, more do
-    local following = read_byte()
+    local following = self:byte()
     if not following then return nil end
     code = code * 64 + following % 64
   end
@@ -132,12 +150,7 @@ end
 --- What libedit is given as the next key: whether there is one, and which.
 function Editor:key()
   if self.interrupted then return false end -- the cursor is at the end now
-  local code = read_character()
-  local columns = core.terminal_columns()
-  if columns ~= self.columns then -- the window changed
-    self.columns = columns
-    libedit.el_resize(self.el)
-  end
+  local code = self:character()
   if code == 3 or not code and core.interrupted() then
     self.interrupted = true
     return true, END_OF_LINE
@@ -196,6 +209,8 @@ function edit.open(options)
   local self = setmetatable({ el = el, history = history, event = ffi.new "struct { int number; const char *text; }", path = options.history,
     complete = options.complete, columns = core.terminal_columns() }, Editor)
 
+  function self.idle() self:follow_window() end
+
   -- functions that libedit calls; they live as long as the process, and none may raise an error
   local function prompt() return self.prompt end
   local function key(_, out)
@@ -236,6 +251,7 @@ end
 function Editor:line(prompt)
   self.prompt = ffi.new("char[?]", #prompt + 1, prompt)
   self.interrupted = false
+  libedit.el_set(self.el, EL_PREP_TERM, ffi.new("int", 1)) -- before the prompt is there: who sees it may type any key
   local text = libedit.el_gets(self.el, ffi.new "int[1]")
   if self.interrupted then return nil, "interrupted" end
   if text == nil then return nil, "end" end

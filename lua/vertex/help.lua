@@ -3,14 +3,13 @@
 
 local core = require "vertex.core"
 local nn = require "vertex.nn"
-local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 local show = require "vertex.show"
 local tape = require "vertex.tape"
 
 local help = {}
 
-local WIDTH = 100
+local WIDTH = 120 -- columns, where nobody says how many there are
 local MANY = 40 -- a list of more names is given without what each is
 
 -- -- Comments -----------------------------------------------------------------------------------------------------------------------
@@ -43,15 +42,24 @@ local function comment_text(lines, first, last)
   return text ~= "" and text or nil
 end
 
---- What is said of the definition at line n: above it, above a run of one-line functions it is in, or behind it.
+--- What is said of the definition at line n: above it, above the functions it follows without a line between, or behind it.
 local function comment_at(lines, n)
-  if not lines[n] then return nil end
-  local last = n - 1
-  while last > 0 and lines[n]:find "^%s*function .* end$" and lines[last]:find "^%s*function .* end$" do last = last - 1 end
-  local first = last + 1
-  while first > 1 and lines[first - 1]:find "^%s*%-%-" do first = first - 1 end
-  local above = first <= last and comment_text(lines, first, last)
-  return above or lines[n]:match "[%w%)%}\"{(] *%-%- (.+)$"
+  local at = n
+  while lines[at] do
+    local first = at
+    while first > 1 and lines[first - 1]:find "^%s*%-%-" do first = first - 1 end
+    local text = first < at and comment_text(lines, first, at - 1)
+    if text then return text end
+    local above = lines[n]:find "^function" and lines[at - 1] or ""
+    if above:find "^function .* end$" then
+      at = at - 1
+    elseif above == "end" then
+      repeat at = at - 1 until at < 1 or lines[at]:find "^function"
+    else
+      break
+    end
+  end
+  return lines[n] and lines[n]:match "[%w%)%}\"{(] *%-%- (.+)$"
 end
 
 --- A file's banner: the comment it begins with.
@@ -65,11 +73,42 @@ local function banner(lines)
   return table.concat(out, "\n")
 end
 
+local ABBREVIATIONS = { ["e.g"] = true, ["i.e"] = true, Eq = true, Fig = true, Sec = true, al = true, cf = true, vs = true }
+
 --- The first sentence, on one line.
 local function first_sentence(text)
   local line = text:match "^(.-)\n%s*\n" or text
   line = line:gsub("%s*\n%s*", " ")
-  return line:match "^(.-[^g]%.)%s" or line -- "e.g. " ends none
+  for word, after in line:gmatch "([%w%.]+)%.()%s" do
+    if not ABBREVIATIONS[word] then return line:sub(1, after - 1) end
+  end
+  return line
+end
+
+--- Text in lines of `width` columns: a longer line is broken at spaces. What is left of it begins the next line of the same paragraph;
+-- of an indented line, such as code, it stands alone, `hang` columns further in.
+local function filled(text, width, hang)
+  local out, rest = {}, nil
+  for _, line in ipairs(lines_of(text)) do
+    local indent = line:match "^%s*"
+    if rest and (line == "" or line:find "^[%s%[%-%.]") then
+      out[#out + 1] = rest
+    elseif rest then
+      line = rest .. " " .. line
+    end
+    rest = nil
+    while #line > width do
+      local at = line:sub(1, width + 1):match "^.*%S()%s+%S*$"
+      if not at or at <= #indent + 1 then break end
+      out[#out + 1] = line:sub(1, at - 1)
+      line = line:sub(at):gsub("^%s+", indent .. (" "):rep(hang or 0))
+      rest = indent == "" and not hang and line or nil
+      if rest and #rest <= width then break end
+    end
+    if not rest then out[#out + 1] = line end
+  end
+  out[#out + 1] = rest
+  return table.concat(out, "\n")
 end
 
 -- -- Where things are defined ----------------------------------------------------------------------------------------------------------
@@ -98,14 +137,16 @@ local function c_ops(session, f, found, seen)
   end
 end
 
-local function c_op_text(op) return ("in C: %s   %s\n    %s"):format(op.name, op.contract, op.text) end
+local function c_op_text(op, width)
+  return filled(("in C: %s   %s\n"):format(op.name, op.contract), width, 4) .. filled("    " .. op.text, width)
+end
 
 --- Contracts of the C ops behind a function of ops.lua; "" for other functions. Copies and conversions are no op's purpose.
-local function contracts(session, f)
+local function contracts(session, f, width)
   local found, out = {}, {}
   c_ops(session, f, found, {})
   for _, op in ipairs(core.op_list()) do
-    if found[op.name] and not (op.name == "fill" or op.name == "convert") then out[#out + 1] = c_op_text(op) end
+    if found[op.name] and not (op.name == "fill" or op.name == "convert") then out[#out + 1] = c_op_text(op, width) end
   end
   return table.concat(out, "\n")
 end
@@ -141,16 +182,16 @@ local function example(op, name)
   return ("e.g. %s(%s), where x(...) is a tensor of that shape"):format(name, table.concat(texts, ", "))
 end
 
-local function about_function(session, f, name)
+local function about_function(session, f, name, width)
   local doc = function_doc(session, f, name:find ":" ~= nil)
   if not doc then return name .. ", a function of Lua itself (or of a library in C): see the Lua 5.1 manual" end
   local out = { ("%s(%s)   %s"):format(name, doc.parameters, doc.place) }
-  out[#out + 1] = doc.text
+  out[#out + 1] = doc.text and filled(doc.text, width)
   if doc.op then
     out[#out + 1] = doc.op.backward and "Differentiable." or nil
     out[#out + 1] = example(doc.op, "vx." .. doc.op.name)
   end
-  local contract = contracts(session, doc.op and doc.op.forward or f)
+  local contract = contracts(session, doc.op and doc.op.forward or f, width)
   if contract ~= "" then out[#out + 1] = contract end
   if not doc.text and not doc.op then out[#out + 1] = "No comment stands above it." end
   return table.concat(out, "\n")
@@ -162,11 +203,11 @@ end
 local about_class
 
 --- A table's names: what each is, or in columns where there are many.
-local function contents(session, t, separator)
+local function contents(session, t, separator, width)
   local names = show.names(t)
   if #names == 0 then return nil end
-  if #names > MANY then return show.columns(names, WIDTH) end
-  local heads, width = {}, 0
+  if #names > MANY then return show.columns(names, width) end
+  local heads, longest = {}, 0
   for i, name in ipairs(names) do
     local value = t[name]
     local doc = type(value) == "function" and function_doc(session, value, separator == ":") or about_class(session, value)
@@ -174,12 +215,12 @@ local function contents(session, t, separator)
     local text = doc and doc.text and first_sentence(doc.text)
       or type(value) ~= "function" and type(value) ~= "table" and show.value(value) or ""
     heads[i] = { #head > 46 and head:sub(1, 43) .. "..." or head, text }
-    width = math.max(width, #heads[i][1])
+    longest = math.max(longest, #heads[i][1])
   end
   local out = {}
   for i, entry in ipairs(heads) do
-    local line = ("  %-" .. width .. "s  %s"):format(entry[1], entry[2]):gsub("%s+$", "")
-    out[i] = #line > WIDTH + 40 and line:sub(1, WIDTH + 37) .. "..." or line
+    local line = ("  %-" .. longest .. "s  %s"):format(entry[1], entry[2]):gsub("%s+$", "")
+    out[i] = #line > width and line:sub(1, width - 4) .. " ..." or line
   end
   return table.concat(out, "\n")
 end
@@ -199,43 +240,44 @@ function about_class(session, class)
   return { text = text, parameters = parameters, place = show.place(method or class.init) }
 end
 
-local function about_table(session, t, name)
-  local module = show.module_name(t)
-  if module then
-    local path = package.searchpath(module, package.path)
-    local text = path and banner(lines_of(session:text("@" .. path)))
-    local names = contents(session, t, ".")
-    return ("module %s%s%s"):format(module, text and "\n" .. text or "", names and "\n\n" .. names or "")
-  end
-  local class = about_class(session, t)
-  if class then
-    return ("%s(%s), a class of modules   %s%s"):format(name, class.parameters, class.place, class.text and "\n" .. class.text or "")
-  end
-  local meta = getmetatable(t)
-  if not meta and rawget(t, "__index") then return ("%s, a class with the methods\n%s"):format(name, contents(session, t, ":") or "") end
-  local out = { show.value(t) }
-  local kind = type(meta) == "table" and (rawget(meta, "__index") or meta)
-  if nn.is_module(t) then
-    if registry.by_name[t.label] then
-      out[#out + 1] = "\n" .. help.quantizer(t.label)
-    else
-      class = about_class(session, meta)
-      out[#out + 1] = class and class.text
-    end
-  elseif type(kind) == "table" then
-    local names = contents(session, kind, ":")
-    out[#out + 1] = names and "\n" .. names
-  end
-  return table.concat(out, "\n")
-end
-
 --- A quantizer of the registry: what it does, where it is from, its options.
-function help.quantizer(name)
+local function about_quantizer(name, width)
   local item = registry.by_name[name]
   local out = { ("vx.quantizer(%q, options)"):format(name), ("%s   (%s)"):format(item.summary, item.paper), "options:" }
   for _, o in ipairs(item.options) do
     local default = o.default ~= nil and show.value(o.default) or "-"
-    out[#out + 1] = ("  %-14s %-8s %s"):format(o.name, default, o.meaning)
+    local line = ("  %-14s %-8s %s"):format(o.name, default, o.meaning)
+    out[#out + 1] = filled(line, width, 24)
+  end
+  return table.concat(out, "\n")
+end
+
+local function about_table(session, t, name, width)
+  local module = show.module_name(t)
+  if module then
+    local path = package.searchpath(module, package.path)
+    local text = path and banner(lines_of(session:text("@" .. path)))
+    local names = contents(session, t, ".", width)
+    return ("module %s%s%s"):format(module, text and "\n" .. filled(text, width) or "", names and "\n\n" .. names or "")
+  end
+  local class = about_class(session, t)
+  if class then
+    return ("%s(%s), a class of modules   %s%s"):format(name, class.parameters, class.place, class.text and "\n" .. filled(class.text, width) or "")
+  end
+  local meta = getmetatable(t)
+  if not meta and rawget(t, "__index") then return ("%s, a class with the methods\n%s"):format(name, contents(session, t, ":", width) or "") end
+  local out = { show.value(t) }
+  local kind = type(meta) == "table" and (rawget(meta, "__index") or meta)
+  if nn.is_module(t) then
+    if registry.by_name[t.label] then
+      out[#out + 1] = "\n" .. about_quantizer(t.label, width)
+    else
+      class = about_class(session, meta)
+      out[#out + 1] = class and class.text and filled(class.text, width)
+    end
+  elseif type(kind) == "table" then
+    local names = contents(session, kind, ":", width)
+    out[#out + 1] = names and "\n" .. names
   end
   return table.concat(out, "\n")
 end
@@ -248,18 +290,12 @@ local function elsewhere(session, name)
   local method = name:match "^[%a_][%w_]*:([%a_][%w_]*)$"
   if method and core.Tensor[method] then return core.Tensor[method], name end
   if not name:find "^[%a_][%w_]*$" then return session:lookup("vx." .. name), "vx." .. name end
-  for prefix, t in pairs { ["vx."] = vx, ["x:"] = core.Tensor } do
-    if t[name] ~= nil then return t[name], prefix .. name end
-  end
+  if vx[name] ~= nil then return vx[name], "vx." .. name end
+  return core.Tensor[name], "x:" .. name
 end
 
---- What is known of a name: of a variable, `vx.nn.Linear`, `x:sum`, a quantizer, an op in Lua or C, or a name of the library without
--- its "vx.".
--- @return text; or nil and why not
-function help.about(session, name)
-  name = name:gsub("^[%s%?]+", ""):gsub("%s*[%(%?].*$", ""):gsub("%s+$", "")
-  if name == "" then return nil, "no name" end
-  if registry.by_name[name] then return help.quantizer(name) end
+local function about(session, name, width)
+  if registry.by_name[name] then return about_quantizer(name, width) end
   local object = session:lookup(name)
   if object == nil then
     local other, full = elsewhere(session, name)
@@ -267,13 +303,24 @@ function help.about(session, name)
   end
   if object == nil then
     for _, op in ipairs(core.op_list()) do
-      if op.name == name then return c_op_text(op) end
+      if op.name == name then return c_op_text(op, width) end
     end
     return nil, ("nothing is known of '%s'"):format(name)
   end
-  if type(object) == "function" then return about_function(session, object, name) end
-  if type(object) == "table" and not core.is_tensor(object) then return about_table(session, object, name) end
+  if type(object) == "function" then return about_function(session, object, name, width) end
+  if type(object) == "table" and not core.is_tensor(object) then return about_table(session, object, name, width) end
   return show.value(object)
+end
+
+--- What is known of a name: of a variable, `vx.nn.Linear`, `x:sum`, a quantizer, an op in Lua or C, or a name of the library without
+-- its "vx."; in lines of `width` columns.
+-- @return text; or nil and why not
+function help.about(session, name, width)
+  width = width or WIDTH
+  name = name:gsub("^[%s%?]+", ""):gsub("%s*[%(%?].*$", ""):gsub("%s+$", "")
+  if name == "" then return nil, "no name" end
+  local text, reason = about(session, name, width)
+  return text, reason
 end
 
 return help

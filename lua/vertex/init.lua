@@ -15,10 +15,11 @@ local vx = {
   Tensor = core.Tensor,
   is_tensor = core.is_tensor,
   -- devices, memory, threads
-  device = core.device, devices = core.devices, threads = core.threads, sync = core.sync,
+  device = core.device, devices = core.devices, threads = core.threads, sync = core.sync, allow_tf32 = core.allow_tf32,
+  autocast = core.autocast,
   memory = core.memory, memory_limit = core.memory_limit, memory_flush = core.memory_flush, reset_peak = core.reset_peak,
   -- scope, gradients, random numbers
-  step = core.step, keep = core.keep, no_grad = tape.no_grad, seed = core.seed, generator = core.generator,
+  step = core.step, keep = core.keep, graph = require "vertex.graph", no_grad = tape.no_grad, seed = core.seed, generator = core.generator,
   -- files
   load = safetensors.load, save = safetensors.save,
   -- quantizers

@@ -19,6 +19,7 @@ local is_tensor, fail = core.is_tensor, core.fail
 local Module = { training = true }
 Module.__index = Module
 
+--- Is x a module (not a class of modules)?
 local function is_module(x)
   local class = type(x) == "table" and not is_tensor(x) and getmetatable(x)
   return type(class) == "table" and class.is_module == true

@@ -28,12 +28,15 @@ With one: runs this Lua file; with -i a session follows, which sees its global v
 ]=]
 
 local KEYS = [[
-  ?name      what is known of a function, module, quantizer, op or variable: ?vx, ?vx.nn.Linear, ?matmul, ?softmax-knn-ce
-  TAB        completes names, methods, names of quantizers and files in quotes; shows them where there are several
-  _          the last value;  a value followed by ; is not shown
+  ?name      what is known of a function, module, quantizer, op or variable:
+             ?vx  ?vx.nn.Linear  ?matmul  ?softmax-knn-ce
+  TAB        completes names, methods, and in quotes quantizers and files
+  _          the last value; a value followed by ; is not shown
   !command   runs a command of the shell
-  Ctrl-C     stops what runs, or drops what is typed;  Ctrl-D leaves
-  Up, Ctrl-R go back to earlier lines: Up to those that begin alike, Ctrl-R to those that hold what is typed then]]
+  Ctrl-C     stops what runs, or drops what is typed
+  Ctrl-D     leaves
+  Up         goes back to earlier lines that begin like this one
+  Ctrl-R     finds earlier lines by what they hold]]
 
 -- -- Output -------------------------------------------------------------------------------------------------------------------------
 
@@ -72,6 +75,12 @@ local function fresh_line()
   io.flush()
 end
 
+--- Columns that texts may fill.
+local function width()
+  local columns = core.is_tty(1) and core.terminal_columns() or 0
+  return columns > 0 and math.max(40, columns - 1) or nil
+end
+
 local function say(text) -- what is not a value: errors, times
   fresh_line()
   io.stderr:write(text, "\n")
@@ -108,10 +117,13 @@ end
 
 -- -- Input --------------------------------------------------------------------------------------------------------------------------
 
---- Where lines are not edited: a line of standard input; or nil and "interrupted" or "end".
+--- Where lines are not edited: a line of standard input, after a prompt where it is a terminal; or nil and "interrupted" or "end".
 local function plain_line(prompt)
-  io.write(prompt)
-  io.flush()
+  if prompt then
+    io.write(prompt)
+    io.flush()
+    if not edit.wait() then return nil, "interrupted" end
+  end
   local line = io.read "*l"
   if line then return line end
   return nil, core.interrupted() and "interrupted" or "end"
@@ -125,14 +137,14 @@ local function history_path()
   return state and state .. "/vertex/history"
 end
 
---- A function that reads a line after a prompt, and one that keeps a line for later sessions.
+--- A function that reads a line after a prompt, one that keeps a line for later sessions, and whether lines are edited.
 local function reader(complete)
   if edit.available() then
     local editor = edit.open { complete = complete, history = history_path() }
-    return function(prompt) return editor:line(prompt) end, function(line) editor:remember(line) end
+    return function(prompt) return editor:line(prompt) end, function(line) editor:remember(line) end, true
   end
   local prompts = core.is_tty(0)
-  return function(prompt) return plain_line(prompts and prompt or "") end, function() end
+  return function(prompt) return plain_line(prompts and prompt) end, function() end, false
 end
 
 -- -- The loop -----------------------------------------------------------------------------------------------------------------------
@@ -142,11 +154,11 @@ local function evaluate(session, text, interactive)
   local question, command = text:match "^%s*%?(.*)$", text:match "^%s*!(.*)$"
   if question then
     local answer, reason = KEYS, nil
-    if question:find "%S" then answer, reason = help.about(session, question) end
+    if question:find "%S" then answer, reason = help.about(session, question, width()) end
     print(answer or reason)
     return not answer and "failed" or nil
   elseif command then
-    os.execute(command)
+    unfinished = os.execute(command) % 128 == 2 -- ended by Ctrl-C, of which the terminal wrote "^C"
     return nil
   end
   local began = core.time()
@@ -171,7 +183,7 @@ local function banner()
   for _, d in ipairs(core.devices()) do
     if d.name == device then description = d.description end
   end
-  print(("Vertex %s on %s (%s). ? for help, Ctrl-D to leave."):format(core.version, device, description))
+  print(("Vertex %s on %s (%s)\n?name explains a name, ? the keys; Ctrl-D leaves."):format(core.version, device, description))
 end
 
 --- An interactive session on standard input; the exit status. The global variables are its own.
@@ -186,7 +198,7 @@ function repl.run()
   Session.interpret_files()
   watch_output()
   core.session_interrupts()
-  local read, remember = reader(function(line)
+  local read, remember, edits = reader(function(line)
     local first, names = session:complete(pending .. line)
     return first - #pending, names
   end)
@@ -211,7 +223,7 @@ function repl.run()
         if failed == "interrupted" and not interactive then return 130 end
       end
     elseif why == "interrupted" then
-      io.write "^C\n"
+      io.write(edits and "^C\n" or "\n") -- where lines are not edited, the terminal has written its ^C
       core.session_interrupts()
       if not interactive then return 130 end
       pending = ""
@@ -220,7 +232,7 @@ function repl.run()
       break
     end
   end
-  if pending ~= "" and not interactive and evaluate(session, pending) then status = 1 end
+  if pending ~= "" and not interactive and evaluate(session, (pending:gsub("\n$", ""))) then status = 1 end
   return interactive and 0 or status
 end
 

@@ -241,7 +241,11 @@ function Session:run(text)
   local name = self.name(self.count)
   self.inputs[name] = text
   local chunk, valued, message = compile(text, "=" .. name)
-  if not chunk then return nil, { message = message, trace = {}, syntax = true } end
+  if not chunk then
+    local source, n = message:match "^(.-):(%d+):"
+    local line = source == name and self:line("=" .. name, tonumber(n))
+    return nil, { message = message, trace = line and line ~= "" and { { where = source .. ":" .. n, what = "", line = line } } or {}, syntax = true }
+  end
   jit.off(chunk, true)
   setfenv(chunk, self.env)
 

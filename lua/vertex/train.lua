@@ -113,26 +113,38 @@ end
 local Meter = {}
 Meter.__index = Meter
 
---- Means of named numbers between two :take()s.
+--- Means of named values between two :take()s.
 function train.meter() return setmetatable({ sums = {}, counts = {} }, Meter) end
 
+--- values: {name = number or tensor of one element}. Tensors are summed on their device, so that nothing waits for it before :take(), and
+-- within a recorded graph (vx.graph), whose replays add as well.
 function Meter:add(values)
   for name, v in pairs(values) do
-    self.sums[name] = (self.sums[name] or 0) + v
-    self.counts[name] = (self.counts[name] or 0) + 1
+    self.counts[name] = self.counts[name] or 0
+    core.count(self.counts, name)
+    if core.is_tensor(v) then
+      local sum = self.sums[name]
+      if sum then sum:copy(sum + v:detach()) else self.sums[name] = core.keep(v:detach():clone()) end
+    else
+      self.sums[name] = (self.sums[name] or 0) + v
+    end
   end
 end
 
---- Means so far; forgets them.
+--- Means so far, as numbers; forgets them.
 function Meter:take()
   local means = {}
-  for name, sum in pairs(self.sums) do means[name] = sum / self.counts[name] end
-  self.sums, self.counts = {}, {}
+  for name, sum in pairs(self.sums) do
+    if self.counts[name] > 0 then means[name] = (core.is_tensor(sum) and sum:item() or sum) / self.counts[name] end
+    self.counts[name] = 0
+    if core.is_tensor(sum) then sum:zero() else self.sums[name] = 0 end
+  end
   return means
 end
 
 -- -- Progress -----------------------------------------------------------------------------------------------------------------------------
 
+--- Seconds as a short text for people.
 local function duration(seconds)
   if seconds ~= seconds or seconds == math.huge then return "--:--" end
   seconds = math.floor(seconds + 0.5)

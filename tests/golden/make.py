@@ -124,7 +124,7 @@ def smooth(method, z, book, log_tau, gumbel, o, vertices, prior):
         reg = torch.zeros(())
     elif regularizer == "dirichlet":
         m = book.shape[0]
-        alpha = torch.full((m,), o["alpha"] or 1 / m)
+        alpha = torch.full((m,), o["alpha"])
         expected = torch.digamma(alpha) - torch.digamma(alpha.sum())
         reg = dirichlet_kl(alpha, dirichlet_mle(torch.cat([log_pi, expected[None]]))) / m
     elif regularizer == "pkl":
@@ -155,7 +155,7 @@ def save(path, arrays, metadata):
 
 
 DEFAULTS = dict(groups=1, k=4, tau=0.15, beta=1.0, weight=1.0, gumbel_tau=1.0, shards=1, reduction="sum", codebook_grad=True, vertices=0)
-OWN = {"softmax-dirichlet": dict(alpha=0.0), "softmax-pkl": dict(alpha=0.0, neighbour=1)}  # alpha 0: 1 / codes
+OWN = {"softmax-dirichlet": dict(alpha=0.5), "softmax-pkl": dict(alpha=0.0, neighbour=1)}  # alpha 0: 1 / codes
 
 #         label, method, n, dim, codes, options
 CASES = [
@@ -182,7 +182,7 @@ CASES = [
     ("all-rows", "hgumbel-knn-l2", 9, 5, 20, dict(k=9)),
     ("prior", "softmax-dirichlet", 40, 6, 12, dict()),
     ("prior", "softmax-pkl", 40, 6, 12, dict()),
-    ("other-prior", "softmax-dirichlet", 50, 12, 20, dict(groups=2, alpha=0.5, tau=0.4, weight=0.5)),
+    ("other-prior", "softmax-dirichlet", 50, 12, 20, dict(groups=2, alpha=0.05, tau=0.4, weight=0.5)),
     ("other-prior", "softmax-pkl", 50, 12, 20, dict(groups=2, alpha=0.5, tau=0.4, neighbour=3)),
 ]
 

@@ -20,6 +20,12 @@ function Axes.new(figure)
   return setmetatable({figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0}, Axes)
 end
 
+--- "axes with 2 layers", what a session says of them.
+function Axes.__tostring(ax)
+  if ax.picture then return "axes with a picture" end
+  return ("%s with %d layer(s)"):format(ax.simplex and ("axes on the simplex of %d codes"):format(ax.simplex.codes) or "axes", #ax.layers)
+end
+
 -- Dashes of the rounds through the series colours, in line widths.
 local dashes = {{}, {5, 2}, {1.5, 1.5}, {7, 2, 1.5, 2}}
 
@@ -59,26 +65,37 @@ local function check_points(x, y, who)
   return x, y
 end
 
--- The range option, or the range of the data.
-local function check_range(range, arrays, who)
-  if not range then return scales.range(arrays) end
+-- The range option, or the range of the data, of what is positive of them where that is asked for.
+local function check_range(range, arrays, who, positive)
+  if not range then return scales.range(arrays, positive) end
   local lo, hi = range[1], range[2]
   if type(lo) == "number" and type(hi) == "number" and lo < hi then return lo, hi end
   fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
 end
 
---- Colours for the values of a layer: what the options palette and range ask for, else viridis over all values. Also the scale of the axes'
--- colour bar, of which there is one: every layer with values must agree on it.
--- @return palette, {lo, hi}
+-- What the colours of values are asked for with.
+Axes.color_options = {palette = "string", range = "table", log = "boolean"}
+
+-- Known options with those of colours.
+local function with_colors(known)
+  for name, kind in pairs(Axes.color_options) do known[name] = kind end
+  return known
+end
+
+--- The colour scale that the options palette, range and log ask for, else viridis over all values. It is that of the axes' colour bar, of
+-- which there is one: every layer with values must agree on it.
+-- @return {lo=, hi=, log=, palette=}
 function Axes.set_color_scale(ax, o, arrays, who)
   local palette = colors.check_palette(o.palette or "viridis", who)
-  local lo, hi = check_range(o.range, arrays, who)
+  local lo, hi = check_range(o.range, arrays, who, o.log)
+  if o.log and lo <= 0 then fail("%s: range[1] is a positive number for a logarithmic scale, got %g", who, lo) end
   local has = ax.color_scale
-  if has and not (has.lo == lo and has.hi == hi and has.palette == palette) then
-    fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range and palette", who, has.lo, has.hi, has.palette)
+  if has and not (has.lo == lo and has.hi == hi and has.log == o.log and has.palette == palette) then
+    fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range, palette and log", who, has.lo, has.hi,
+      has.palette)
   end
-  ax.color_scale = {lo = lo, hi = hi, palette = palette}
-  return palette, {lo, hi}
+  ax.color_scale = {lo = lo, hi = hi, log = o.log, palette = palette}
+  return ax.color_scale
 end
 
 local function offset(values, by, sign)
@@ -141,25 +158,25 @@ end
 local function check_values(ax, layer, o, like, who)
   if not o.values then return end
   layer.values = check.array_like(o.values, "values", like, "the points", who)
-  layer.palette, layer.range = Axes.set_color_scale(ax, o, {layer.values}, who)
+  layer.scale = Axes.set_color_scale(ax, o, {layer.values}, who)
 end
 
 --- Draw points.
 -- @param x array, or nil for 1..n
 -- @param y array of the same length
 -- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8); instead of color, either
--- values: array, shown as colours with a colour bar, with palette ("viridis") and range = {lo, hi}; or density = true: the more points
--- lie around a point of the page, the lighter its colour in palette
+-- values: array, shown as colours with a colour bar, with palette ("viridis"), range = {lo, hi} and log (false); or density = true: the
+-- more points lie around a point of the page, the lighter its colour in palette
 -- @return the axes
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
-  local o = begin(self, who, options, {label = "string", color = "any", marker = "string", size = "number", alpha = "number", values = "any",
-    density = "boolean", palette = "string", range = "table"})
+  local o = begin(self, who, options, with_colors {label = "string", color = "any", marker = "string", size = "number", alpha = "number",
+    values = "any", density = "boolean"})
   x, y = check_points(x, y, who)
   local size = check.positive(o.size or 5, "size", who)
   if o.values and o.density then fail("%s: either values or density colour the points", who) end
   local layer = new_series(self, o, who)
-  layer.density, layer.palette = o.density, colors.check_palette(o.palette or "viridis", who)
+  layer.density = o.density and colors.check_palette(o.palette or "viridis", who)
   check_values(self, layer, o, x, who)
   layer.x, layer.y, layer.marks, layer.size, layer.alpha = {x}, {y}, #x, size, o.alpha or 0.8
   layer.marker = layer.marker or marks.names[layer.round % #marks.names + 1]
@@ -169,12 +186,12 @@ end
 --- Draw arrows from the points x, y along dx, dy, in the units of the axes.
 -- @param x, y, dx, dy arrays of one length; an arrow that is not finite is left out
 -- @param[opt] options label; color; scale: what dx and dy are multiplied by (1); width of the shaft in points (1); head: length of the
--- head in points (5), less for short arrows; alpha 0..1 (1); values, palette and range as for scatter
+-- head in points (5), less for short arrows; alpha 0..1 (1); values, palette, range and log as for scatter
 -- @return the axes
 function Axes:arrows(x, y, dx, dy, options)
   local who = "Axes:arrows"
-  local o = begin(self, who, options, {label = "string", color = "any", scale = "number", width = "number", head = "number", alpha = "number",
-    values = "any", palette = "string", range = "table"})
+  local o = begin(self, who, options, with_colors {label = "string", color = "any", scale = "number", width = "number", head = "number",
+    alpha = "number", values = "any"})
   x, y = check_points(x, y, who)
   dx, dy = check.array_like(dx, "dx", x, "x", who), check.array_like(dy, "dy", y, "y", who)
   local scale = check.positive(o.scale or 1, "scale", who)
@@ -275,7 +292,7 @@ end
 -- @return the axes
 function Axes:heatmap(rows, options)
   local who = "Axes:heatmap"
-  local o = begin(self, who, options, {palette = "string", range = "table", row_labels = "table", col_labels = "table", extent = "table"})
+  local o = begin(self, who, options, with_colors {row_labels = "table", col_labels = "table", extent = "table"})
   rows = check.matrix(rows, "rows", who)
   local row_labels = o.row_labels and check.labels(o.row_labels, "row_labels", who)
   local col_labels = o.col_labels and check.labels(o.col_labels, "col_labels", who)
@@ -283,9 +300,9 @@ function Axes:heatmap(rows, options)
   if col_labels then check.lengths(col_labels, "col_labels", rows[1], "rows[1]", who) end
   local e = check.array(o.extent or {0.5, #rows[1] + 0.5, 0.5, #rows + 0.5}, "extent", who)
   if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
-  local palette, range = Axes.set_color_scale(self, o, rows, who)
+  local scale = Axes.set_color_scale(self, o, rows, who)
   self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
-  return add_layer(self, "heatmap", {rows = rows, range = range, palette = palette, extent = e, tight = true,
+  return add_layer(self, "heatmap", {rows = rows, scale = scale, extent = e, tight = true,
     x = {{e[1], e[2]}}, y = {{e[3], e[4]}}, marks = #rows * #rows[1]})
 end
 
@@ -312,12 +329,12 @@ end
 --- Set texts and scales. May be called again; what is not named stays.
 -- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either
 -- may be nil, hi < lo turns the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries),
--- "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid: boolean
+-- "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid: boolean; color_bar: boolean
 -- @return the axes
 function Axes:set(options)
   local who = "Axes:set"
   local o = check.options(options, {title = "string", xlabel = "string", ylabel = "string", color_label = "string", xlog = "boolean", ylog = "boolean",
-    xlim = "table", ylim = "table", legend = "string", grid = "boolean"}, who)
+    xlim = "table", ylim = "table", legend = "string", grid = "boolean", color_bar = "boolean"}, who)
   if o.legend then legend.check_place(o.legend, who) end
   setmetatable(o, {__index = self.options})     -- limits and log must agree, whichever of them was set before
   for _, name in ipairs {"x", "y"} do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end

@@ -61,7 +61,7 @@ end
 local function add_right(ax, canvas, m, box, w, h)
   local size = ax.figure.font
   m.bar_at = m.right
-  if ax.color_scale then
+  if ax.color_scale and ax.options.color_bar ~= false then
     m.right = m.right + 26 + widest(with_widths(canvas, scales.number_ticks(ax.color_scale, 6), size * 0.9))
     m.color_label_at = m.right + size * 0.6
     if ax.options.color_label then m.right = m.right + size * 1.6 end
@@ -111,26 +111,41 @@ local function margins(ax, canvas, w, h)
   return m
 end
 
+-- Shares out `length` among `count` columns (or rows) beginning at `from`: margins are what each asks for, the plot areas between them
+-- are equal. Returns where each begins and its size, both from column 0.
+local function share(from, length, count, margin)
+  local room, at, size = length, {}, {}
+  for i = 0, count - 1 do room = room - margin(i) end
+  for i = 0, count - 1 do
+    at[i], size[i] = from, margin(i) + room / count
+    from = from + size[i]
+  end
+  return at, size
+end
+
 --- Where each of the axes of a figure goes: array of {ax=, x=, y=, w=, h=, margins=}; a picture has no margins. Cells of one
--- column share left and right margins, cells of one row top and bottom: plot areas line up.
+-- column share left and right margins, cells of one row top and bottom, and all plot areas are of one size: they line up.
 function layout.cells(fig, canvas)
   local head = fig.title and fig.font * 2.4 or 0
-  local w, h = (fig.width - 2 * PAD) / fig.cols, (fig.height - 2 * PAD - head) / fig.rows
+  local width, height = fig.width - 2 * PAD, fig.height - 2 * PAD - head
   local out, columns, rows = {}, {}, {}
+  for c = 0, fig.cols - 1 do columns[c] = {left = 0, right = 0} end
+  for r = 0, fig.rows - 1 do rows[r] = {top = 0, bottom = 0} end
   for i, ax in pairs(fig.cells) do
-    local r, c = floor((i - 1) / fig.cols), (i - 1) % fig.cols
-    local cell = {ax = ax, x = PAD + c * w, y = PAD + head + r * h, w = w, h = h, row = r, column = c}
+    local cell = {ax = ax, row = floor((i - 1) / fig.cols), column = (i - 1) % fig.cols}
     out[#out + 1] = cell
     if not ax.picture then
-      local m = margins(ax, canvas, w, h)
-      local column, row = columns[c] or {left = 0, right = 0}, rows[r] or {top = 0, bottom = 0}
-      cell.margins, columns[c], rows[r] = m, column, row
+      local m, column, row = margins(ax, canvas, width / fig.cols, height / fig.rows), columns[cell.column], rows[cell.row]
+      cell.margins = m
       column.left, column.right = max(column.left, m.left), max(column.right, m.right)
       row.top, row.bottom = max(row.top, m.top), max(row.bottom, m.bottom)
     end
   end
+  local x, w = share(PAD, width, fig.cols, function(c) return columns[c].left + columns[c].right end)
+  local y, h = share(PAD + head, height, fig.rows, function(r) return rows[r].top + rows[r].bottom end)
   for _, cell in ipairs(out) do
     local m, column, row = cell.margins, columns[cell.column], rows[cell.row]
+    cell.x, cell.w, cell.y, cell.h = x[cell.column], w[cell.column], y[cell.row], h[cell.row]
     if m then m.left, m.right, m.top, m.bottom = column.left, column.right, row.top, row.bottom end
   end
   return out

@@ -123,7 +123,11 @@ function line.swatch(canvas, layer, x, y)
   if layer.marker then draw_marker(canvas, layer.marker, x + SWATCH / 2, y, layer.width + 4) end
 end
 
+-- The curve and the edges of its band.
 function line.ink(layer, view, add)
+  for _, edge in ipairs(layer.band or {}) do
+    for i, x in ipairs(layer.x[1]) do add(view.x(x), view.y(edge[i])) end
+  end
   for _, run in ipairs(runs(view, layer.x[1], layer.y[1])) do
     for i = 1, #run.x do
       local dx, dy = run.x[i] - (run.x[i - 1] or run.x[i]), run.y[i] - (run.y[i - 1] or run.y[i])
@@ -138,7 +142,7 @@ end
 local scatter = {}
 
 -- The kernel of the density that colours points, in points of the page.
-local DENSITY_SD = 5
+local DENSITY_SD = 8
 
 -- A number 0..1 for each point on the page, how densely they lie there, and the points' order from thin to dense.
 local function by_density(xs, ys, view)
@@ -153,26 +157,35 @@ local function by_density(xs, ys, view)
   return shades, order
 end
 
--- The colour of a value on a layer's colour map.
-local function value_color(layer, v) return {colors.map(layer.palette, (v - layer.range[1]) / (layer.range[2] - layer.range[1]))} end
+-- The function from a layer's values to colours; nil for what has none. Infinite values take the map's ends.
+local function value_colors(layer)
+  local place = scales.mapper(layer.scale, 0, 1)
+  return function(v)
+    local at = (v == math.huge or v == -math.huge) and v or place(v)
+    return at == at and {colors.map(layer.scale.palette, at)} or nil
+  end
+end
 
--- Prepares the canvas for mark i of a layer with values; false for a mark without one.
-local function set_value_color(canvas, layer, i)
-  if not layer.values then return true end
-  if not finite(layer.values[i]) then return false end
-  canvas:color(value_color(layer, layer.values[i]), layer.alpha)
-  return true
+-- A function that gives the canvas the colour of mark i; false for a mark whose value has none.
+local function mark_colors(canvas, layer)
+  canvas:color(layer.color, layer.alpha)
+  if not layer.values then return function() return true end end
+  local color_of = value_colors(layer)
+  return function(i)
+    local color = color_of(layer.values[i])
+    if color then canvas:color(color, layer.alpha) end
+    return color ~= nil
+  end
 end
 
 function scatter.draw(canvas, layer, view)
-  canvas:color(layer.color, layer.alpha)
-  local xs, ys, shades, order = {}, {}, nil, nil
+  local set_color, xs, ys, shades, order = mark_colors(canvas, layer), {}, {}, nil, nil
   for i = 1, #layer.x[1] do xs[i], ys[i] = view.x(layer.x[1][i]), view.y(layer.y[1][i]) end
   if layer.density then shades, order = by_density(xs, ys, view) end
   for k = 1, #xs do
     local i = order and order[k] or k
-    if finite(xs[i] + ys[i]) and set_value_color(canvas, layer, i) then
-      if shades then canvas:color({colors.map(layer.palette, shades[i])}, layer.alpha) end
+    if finite(xs[i] + ys[i]) and set_color(i) then
+      if shades then canvas:color({colors.map(layer.density, shades[i])}, layer.alpha) end
       draw_marker(canvas, layer.marker, xs[i], ys[i], layer.size)
     end
   end
@@ -206,11 +219,11 @@ end
 local arrows = {}
 
 function arrows.draw(canvas, layer, view)
-  canvas:color(layer.color, layer.alpha)
+  local set_color = mark_colors(canvas, layer)
   canvas:pen(layer.width)
   for i = 1, #layer.x[1] do
     local x0, y0, x1, y1 = view.x(layer.x[1][i]), view.y(layer.y[1][i]), view.x(layer.x[2][i]), view.y(layer.y[2][i])
-    if finite(x0 + y0 + x1 + y1) and set_value_color(canvas, layer, i) then draw_arrow(canvas, layer, x0, y0, x1, y1) end
+    if finite(x0 + y0 + x1 + y1) and set_color(i) then draw_arrow(canvas, layer, x0, y0, x1, y1) end
   end
 end
 
@@ -275,7 +288,7 @@ end
 local heatmap = {}
 
 function heatmap.draw(canvas, layer, view)
-  local e = layer.extent
+  local e, color_of = layer.extent, value_colors(layer)
   canvas:sharp_edges()      -- else neighbours leave hairlines between them
   for r, row in ipairs(layer.rows) do
     local y0 = view.y(e[3] + (e[4] - e[3]) * (r - 1) / #layer.rows)
@@ -283,8 +296,9 @@ function heatmap.draw(canvas, layer, view)
     for c, v in ipairs(row) do
       local x0 = view.x(e[1] + (e[2] - e[1]) * (c - 1) / #row)
       local x1 = view.x(e[1] + (e[2] - e[1]) * c / #row)
-      if finite(v) then
-        canvas:color(value_color(layer, v))
+      local color = finite(v) and color_of(v)
+      if color then
+        canvas:color(color)
         canvas:box(x0, y0, x1 - x0, y1 - y0)
       end
     end
@@ -296,12 +310,12 @@ local triangles = {}
 
 function triangles.draw(canvas, layer, view)
   canvas:sharp_edges()
-  local k = 0
+  local k, color_of = 0, value_colors(layer)
   layer.each(function(x1, y1, x2, y2, x3, y3)
     k = k + 1
-    local v = layer.values[k]
-    if v ~= v then return end
-    canvas:color(value_color(layer, v))            -- infinite ones take the map's ends
+    local color = color_of(layer.values[k])
+    if not color then return end
+    canvas:color(color)
     canvas:line_to(view.x(x1), view.y(y1))
     canvas:line_to(view.x(x2), view.y(y2))
     canvas:line_to(view.x(x3), view.y(y3))
@@ -356,7 +370,7 @@ function marks.draw(canvas, layer, view)
 end
 
 function marks.swatch(canvas, layer, x, y)
-  canvas:color(layer.density and {colors.map(layer.palette, 0.5)} or layer.color, layer.alpha)
+  canvas:color(layer.density and {colors.map(layer.density, 0.5)} or layer.color, layer.alpha)
   kinds[layer.kind].swatch(canvas, layer, x, y)
 end
 

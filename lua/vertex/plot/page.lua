@@ -144,7 +144,7 @@ end
 
 -- What stands over the data of any axes.
 local function draw_keys(canvas, cell, view, size)
-  if cell.ax.color_scale then draw_color_bar(canvas, cell, view, size) end
+  if cell.ax.color_scale and cell.ax.options.color_bar ~= false then draw_color_bar(canvas, cell, view, size) end
   draw_legend(canvas, cell, view, size)
 end
 

@@ -17,6 +17,7 @@ local sin, cos, pi, sqrt = math.sin, math.cos, math.pi, math.sqrt
 
 local Simplex = {}
 Simplex.__index = Simplex
+Simplex.__tostring = Axes.__tostring
 
 -- How far a row's sum may be from 1: a softmax in bfloat16 misses by less.
 local SLACK = 1e-3
@@ -150,48 +151,58 @@ local function coordinates(s, x, y)
   return 1 - p2 - p3, p2, p3
 end
 
--- The density of points over (p₁, p₂), the measure of Dirichlet densities: the plane's triangle has the area √3/4, theirs 1/2.
-local function estimate(ax, p, o, who)
-  local s, xs, ys = ax.simplex, project(ax, p, "source", who)
+-- The density of points over (p₁, p₂), the measure of Dirichlet densities, at places of the plane: there the triangle has the area √3/4,
+-- in that measure 1/2.
+local function estimate(ax, p, xs, ys, bandwidth)
+  local s, out = ax.simplex, {}
+  local px, py = project(ax, p, "source", "SimplexAxes:density")
   local function inside(x, y)
     local p1, p2, p3 = coordinates(s, x, y)
     return p1 >= 0 and p2 >= 0 and p3 >= 0
   end
-  local sd = check.positive(o.bandwidth or 0.03, "bandwidth", who)
-  local at = density.estimate(xs, ys, {s.x[1], s.x[2], s.y[1], s.y[3]}, sd, inside)
-  return function(x, y) return at(x, y) * sqrt(3) / 2 end
+  local at = density.estimate(px, py, {s.x[1], s.x[2], s.y[1], s.y[3]}, bandwidth, inside)
+  for i = 1, #xs do out[i] = at(xs[i], ys[i]) * sqrt(3) / 2 end
+  return out
+end
+
+-- A function's values at places of the plane.
+local function ask(s, source, xs, ys)
+  local out, rows = nil, {}
+  for i = 1, #xs do rows[i] = {coordinates(s, xs[i], ys[i])} end
+  core.step(function()
+    tape.no_grad(function() out = check.array(source(core.tensor(rows)), "what source returned", "SimplexAxes:density") end)
+  end)
+  check.lengths(rows, "what source was given", out, "what it returned", "SimplexAxes:density")
+  return out
 end
 
 --- Fill the triangle with the colours of a density, with a colour bar; M = 3 only.
--- @param source function(p1, p2, p3) → number, asked in the inside only; or points, whose density is estimated: 2 where they are uniform
--- @param[opt] options palette ("viridis"); range = {lo, hi} of the colours, default all values; parts, of a side (128); bandwidth of the
--- estimate, the kernel's standard deviation as a part of a side (0.03)
+-- @param source function(p) → (N) for a tensor p (N, 3) of points inside, for instance exp of vx.simplex.log_density; or points, whose
+-- density is estimated: 2 where they are uniform
+-- @param[opt] options palette ("viridis"); range = {lo, hi} of the colours, default all values; log (false): colours by the logarithm;
+-- parts, of a side (128); bandwidth of the estimate, the kernel's standard deviation as a part of a side (0.03)
 -- @return the axes
 function Simplex:density(source, options)
   local who, s = "SimplexAxes:density", self.simplex
-  local o = check.options(options, {palette = "string", range = "table", parts = "number", bandwidth = "number"}, who)
+  local known = {parts = "number", bandwidth = "number"}
+  for name, kind in pairs(Axes.color_options) do known[name] = kind end
+  local o = check.options(options, known, who)
   if s.codes ~= 3 then fail("%s: only for 3 codes, these axes have %d; scatter with density = true colours points", who, s.codes) end
-  local parts = check.whole(o.parts or 128, "parts", who)
-  local function asked(x, y) return source(coordinates(s, x, y)) end
-  local at, values = type(source) == "function" and asked or estimate(self, source, o, who), {}
-  each_triangle(s, parts, function(x1, y1, x2, y2, x3, y3)
-    local v = at((x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3)
-    if type(v) ~= "number" then fail("%s: the density is a number, got %s", who, check.show(v)) end
-    values[#values + 1] = v
-  end)
-  local palette, range = Axes.set_color_scale(self, o, {values}, who)
-  local layer = {kind = "triangles", palette = palette, range = range, values = values, marks = parts * parts, x = {}, y = {},
-    each = function(visit) each_triangle(s, parts, visit) end}
-  self.layers[#self.layers + 1] = layer
+  local parts, bandwidth = check.whole(o.parts or 128, "parts", who), check.positive(o.bandwidth or 0.03, "bandwidth", who)
+  local xs, ys = {}, {}
+  each_triangle(s, parts, function(x1, y1, x2, y2, x3, y3) xs[#xs + 1], ys[#ys + 1] = (x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3 end)
+  local values = type(source) == "function" and ask(s, source, xs, ys) or estimate(self, source, xs, ys, bandwidth)
+  self.layers[#self.layers + 1] = {kind = "triangles", scale = Axes.set_color_scale(self, o, {values}, who), values = values,
+    marks = parts * parts, x = {}, y = {}, each = function(visit) each_triangle(s, parts, visit) end}
   return self
 end
 
 --- Set texts. May be called again; what is not named stays.
--- @param options title; xlabel, below the simplex; color_label, beside the colour bar; legend, as for Axes:set; grid: boolean
+-- @param options title; xlabel, below the simplex; color_label, beside the colour bar; legend, grid and color_bar as for Axes:set
 -- @return the axes
 function Simplex:set(options)
-  local o = check.options(options, {title = "string", xlabel = "string", color_label = "string", legend = "string", grid = "boolean"},
-    "SimplexAxes:set")
+  local o = check.options(options, {title = "string", xlabel = "string", color_label = "string", legend = "string", grid = "boolean",
+    color_bar = "boolean"}, "SimplexAxes:set")
   return Axes.set(self, o)
 end
 

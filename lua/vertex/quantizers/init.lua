@@ -35,6 +35,9 @@ registry.common_options = {
 local Quantizer = nn.module "Quantizer"
 registry.Quantizer = Quantizer
 
+--- Whether vx.graph can record a training step: false for a class whose quantize() waits for the device.
+Quantizer.graphs = true
+
 --- A class of quantizers.
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
 
@@ -108,7 +111,7 @@ function Quantizer:forward(z, given)
   local rows = as_groups(self, z, "z")
   local y, reg, codes, mean_pi, max_p
   if self.training then
-    self.steps = self.steps + 1
+    core.count(self, "steps")
     y, reg, codes, mean_pi, max_p = self:quantize(rows, given or {})
     reg = ops.reshape(self.options.weight == 1 and reg or ops.affine(reg, self.options.weight, 0), {})
   else

@@ -43,6 +43,7 @@ end
 function Smooth:gumbel_tau()
   local g = self.options.gumbel_tau
   if type(g) == "number" then return g end
+  if core.is_recording() then core.fail("%s: a graph cannot follow the schedule of gumbel_tau; give it a number", self.label) end
   local t = math.min(1, (self.steps - 1) / g.steps)
   return g.from * (g.to / g.from) ^ t
 end
