@@ -511,3 +511,39 @@ describe("simplex.watch", function()
     watch:stop()
   end)
 end)
+
+describe("on another device", function()
+  it("scores, divergences, quantizers and the watch give what they give on the CPU", function()
+    local there = pcall(core.device_number, "emu:0") -- the CUDA kernels on the host, tests/cuda_emulator
+    if not there then
+      pending "the emulator was not built"
+      return
+    end
+    finally(function() vx.device "cpu" end)
+    local function results(device)
+      vx.device(device)
+      local g = vx.generator(1)
+      local p, q = simplex.named("vertices", 70, { generator = g }), simplex.dirichlet({ 0.5, 1, 2 }, 60, { generator = g })
+      p.requires_grad = true
+      local _, deviation = simplex.knn(p, { k = 3 })
+      local list = { p, q, simplex.ppl(p), deviation, simplex.entropy(q), simplex.vertex_distances(p), simplex.log_density(p, { 0.5, 1, 2 }),
+        (simplex.dirichlet_mle(p)), simplex.perez_cruz_kl(p, q, { k = 2 }), simplex.perez_cruz_kl(p, q, { space = "log-ratio" }) }
+      ops.add(list[9], simplex.kl((simplex.dirichlet_mle(p)), 0.5)):backward()
+      list[#list + 1] = p.grad
+      for _, name in ipairs { "softmax-dirichlet", "softmax-pkl" } do
+        local quantizer = vx.quantizer(name, { dim = 6, codes = 5, groups = 2 })
+        local watch = simplex.watch(quantizer)
+        quantizer:forward(vx.empty({ 40, 6 }):copy(H.generator(3)({ 40, 6 }, { grad = false }))).reg:backward()
+        for _, field in ipairs { "distances", "neighbours", "claimed" } do list[#list + 1] = watch:stack(field) end
+        for _, parameter in ipairs(quantizer:parameters()) do list[#list + 1] = parameter.grad end
+      end
+      for i, x in ipairs(list) do
+        if i <= 11 then assert.equal(device, x:device()) end
+        list[i] = H.flat(x)
+      end
+      return list
+    end
+    local here = results "cpu"
+    for i, x in ipairs(results "emu:0") do assert.is_true(H.relative_error(x, here[i]) < 1e-4, ("result %d: %g"):format(i, H.relative_error(x, here[i]))) end
+  end)
+end)

@@ -206,6 +206,34 @@ describe("ae_sweep", function()
     assert.truthy(output:find("half the commitment", 1, true))
   end)
 
+  it("says what is wrong with a file of quantizers", function()
+    lfs.mkdir(scratch .. "/wrong")
+    local class = "class = require('vertex.quantizers').Quantizer.extend 'Empty' "
+    for text, expected in pairs {
+      ["return {"] = "wrong/one.lua:1: unexpected symbol",
+      ["error 'no'"] = "wrong/one.lua:1: no",
+      ["return 3"] = "wrong/one.lua returns a number",
+      ["return { " .. class .. "}"] = "names no quantizer",
+      ["return { names = { { name = 'a,b', summary = 's' } }, paper = 'p', " .. class .. "}"] = "names[1] has no name",
+      ["return { names = { { name = 'x' } }, paper = 'p', " .. class .. "}"] = "its summary is missing",
+      ["return { names = { { name = 'x', summary = 's' } }, " .. class .. "}"] = "paper is missing",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', options = { 'k' }, " .. class .. "}"] = "options[1] should be",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', class = 'X' }"] = "has as class a string",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', " .. class .. "}"] = "does not define Empty:quantize",
+    } do
+      write("wrong/one.lua", text)
+      local output, status = sweep "--quantizers wrong --steps 1 --out w"
+      assert.equal(2, status, text)
+      assert.truthy(output:find(expected, 1, true), text .. ": " .. output)
+      assert.truthy(output:find("--quantizers: ", 1, true) == 1, output)
+    end
+    local mine = read "more/mine.lua"
+    write("wrong/one.lua", (mine:gsub('"mine"', '"ste-euclid"')))
+    local output = sweep "--quantizers wrong --steps 1 --out w"
+    assert.truthy(output:find("'ste-euclid' of wrong/one.lua exists already", 1, true), output)
+    assert.falsy(lfs.attributes(scratch .. "/w", "mode"))
+  end)
+
   it("names and counts a broken image and goes on; --strict ends there", function()
     lfs.mkdir(scratch .. "/photos")
     for i = 1, 12 do vx.data.save(("%s/photos/%02d.png"):format(scratch, i), vx.data.procedural(40, 1, i)) end

@@ -54,13 +54,15 @@ end
 -- Rows may miss the sum 1 by this: what finite differences and sums of thousands of float32 do, and far from what logits do.
 local SLACK = 1e-2
 
---- p, checked to be points (N,M) of the simplex, N >= 1 and M >= 2.
+--- p, checked to be points (N,M) of the simplex, N >= 1 and M >= 2; while vx.graph records only the shape, since looking at numbers waits
+-- for the device.
 local function points(name, p, log, what)
   what = what or "p"
   if not core.is_tensor(p) then fail("%s: %s is a %s, expected a tensor (N,M)", name, what, type(p)) end
   if p:dtype() ~= "f32" or p:dim() ~= 2 or p:size(1) < 1 or p:size(2) < 2 then
     fail("%s: %s is %s %s, expected f32 (N,M), N at least 1 and M at least 2", name, what, p:dtype(), shape_text(p))
   end
+  if core.is_recording() then return p end
   core.step(function()
     tape.no_grad(function()
       local x = log and ops.exp(p) or p
@@ -121,7 +123,8 @@ function simplex.dirichlet(alpha, n, options)
   else
     local dim = o.dim or (type(alpha) == "number" and 3) or nil
     if dim then whole("dirichlet", "dim", dim, 2) end
-    alpha = core.tensor(concentrations("dirichlet", "alpha", alpha, dim), { device = o.device })
+    local list = concentrations("dirichlet", "alpha", alpha, dim)
+    alpha = type(alpha) == "number" and core.new({ dim }, { device = o.device }):fill(alpha) or core.tensor(list, { device = o.device })
   end
   return ops.dirichlet(core.new({ n, alpha:size(-1) }, { device = o.device }), alpha, o.log, o.generator)
 end
@@ -340,7 +343,8 @@ local function look(self, z)
   if o.rows < N then -- evenly spaced
     local index = {}
     for i = 1, o.rows do index[i] = math.floor((i - 1) * N / o.rows) end
-    z = ops.reshape(ops.gather(ops.reshape(z, { N, -1 }), core.tensor(index, { dtype = "i32", device = z:device() })), { o.rows, z:size(2), z:size(3) })
+    index = core.tensor(index, { dtype = "i32", device = z:device() })
+    z = ops.reshape(ops.gather(ops.reshape(z, { N, -1 }), index), { o.rows, z:size(2), z:size(3) })
   end
   local R, found = z:size(1), { distances = {}, neighbours = {}, claimed = {}, points = o.points > 0 and {} or nil }
   for g = 1, q.options.groups do
@@ -368,8 +372,8 @@ end
 --     neighbours (G,M)    mean deviation of each vertex's K nearest rows (of these R): distance under "l2", nats under "ce"
 --     claimed (G,M) i32   rows whose largest coordinate is this vertex's: 0 is a code nobody wants
 --     points (G,P,M)      the first P of these rows themselves, where asked for}
--- Looks at pi, without Gumbel noise, and changes nothing of the training. Smoothed quantizers only: those with a method
--- log_pi(z (N,G,D), g) that gives (N,M). Holds R x M numbers while it looks.
+-- Looks at pi, without Gumbel noise, and changes nothing of the training. Does not see steps that vx.graph records and replays.
+-- Smoothed quantizers only: those with a method log_pi(z (N,G,D), g) that gives (N,M). Holds R x M numbers while it looks.
 -- @param quantizer what vx.quantizer returned
 -- @param[opt] options {every = 1: look at each so many-th training forward, rows = 1024: R, evenly spaced, or all where a batch has fewer,
 --   k = 8: K, or R where that is less, metric = "l2" or "ce", points = 0: P}
@@ -388,7 +392,7 @@ function simplex.watch(quantizer, options)
   local self = setmetatable({ quantizer = quantizer, options = o, records = {} }, Watch)
   local quantize = quantizer.quantize
   rawset(quantizer, "quantize", function(q, z, given)
-    if (q.steps - 1) % o.every == 0 then
+    if (q.steps - 1) % o.every == 0 and not core.is_recording() then
       local record = core.step(tape.no_grad, look, self, z)
       for _, x in pairs(record) do core.keep(x) end
       record.step = q.steps

@@ -1,5 +1,6 @@
---- softmax-dirichlet: smoothed quantization by softmax, pulled toward the vertices as Section 5.2 considers first: the closed-form divergence
--- KL(P | Q) (Eq. 14) of the Dirichlet distribution Q that fits the rows best, from a Dirichlet prior P with concentrations below 1.
+--- softmax-dirichlet: smoothed quantization by softmax, pulled toward the vertices as Section 5.2 considers first: the closed-form
+-- divergence KL(P | Q) (Eq. 14) of the Dirichlet distribution Q that fits the rows best, from a Dirichlet prior P with concentrations
+-- below 1.
 --
 -- What is left open there is decided so:
 --   prior     all concentrations alpha = 0.5, Figure 2's first. A prior as tight as the vertices want it, alpha = 1/M with E ln p = -M, gives
@@ -12,7 +13,8 @@
 -- trigamma stands in the denominator: about alpha squared for small alpha, so that it does not explode there as the paper fears.
 -- Holds all N x M probabilities, and their gradients, in memory: an ablation, not for M in the thousands.
 --
--- [1] Ronning 1989, Maximum likelihood estimation of Dirichlet distributions   [2] Sklar 2014, Fast MLE computation for the Dirichlet multinomial
+-- [1] Ronning 1989, Maximum likelihood estimation of Dirichlet distributions
+-- [2] Sklar 2014, Fast MLE computation for the Dirichlet multinomial
 
 local core = require "vertex.core"
 local dirichlet = require "vertex.dirichlet"
@@ -22,6 +24,8 @@ local registry = require "vertex.quantizers"
 
 local Smooth = require("vertex.quantizers.smooth").class
 local DirichletQuantizer = nn.module("DirichletQuantizer", Smooth)
+
+DirichletQuantizer.graphs = false -- the fit is found on the host
 
 function DirichletQuantizer:setup(options)
   registry.check.integer("codes", options.codes, 2)

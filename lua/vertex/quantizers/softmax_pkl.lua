@@ -1,6 +1,6 @@
---- softmax-pkl: smoothed quantization by softmax, pulled toward the vertices by Perez-Cruz's estimate [1] of the divergence KL(P | Q) (Eq. 14)
--- of the rows' distribution Q from a Dirichlet prior P with concentrations below 1: Section 5.2's second alternative, of which the
--- paper's own regularizer is the case that P draws vertices only.
+--- softmax-pkl: smoothed quantization by softmax, pulled toward the vertices by Perez-Cruz's estimate [1] of the divergence KL(P | Q)
+-- (Eq. 14) of the rows' distribution Q from a Dirichlet prior P with concentrations below 1: Section 5.2's second alternative, of which
+-- the paper's own regularizer is the case that P draws vertices only.
 --
 -- What is left open there is decided so:
 --   prior     all concentrations alpha = 1/M, so that their sum is 1 and a point's largest coordinate is well above the others for every M;
