@@ -16,6 +16,7 @@ local vx = {
   is_tensor = core.is_tensor,
   -- devices, memory, threads
   device = core.device, devices = core.devices, threads = core.threads, sync = core.sync, allow_tf32 = core.allow_tf32,
+  autocast = core.autocast,
   memory = core.memory, memory_limit = core.memory_limit, memory_flush = core.memory_flush, reset_peak = core.reset_peak,
   -- scope, gradients, random numbers
   step = core.step, keep = core.keep, graph = require "vertex.graph", no_grad = tape.no_grad, seed = core.seed, generator = core.generator,

@@ -255,6 +255,7 @@ function Session:run(text)
     if self.tick then self.tick() end
   end
   local function handler(problem)
+    if core.interrupted() then problem = Session.INTERRUPT end -- else a system call that the signal ended could say so in its own words
     local printable, said = pcall(describe, problem)
     if not printable then said = "an error object whose __tostring fails" end
     return { message = said, frames = frames_of(self, said), interrupted = problem == Session.INTERRUPT }

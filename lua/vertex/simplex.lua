@@ -54,13 +54,15 @@ end
 -- Rows may miss the sum 1 by this: what finite differences and sums of thousands of float32 do, and far from what logits do.
 local SLACK = 1e-2
 
---- p, checked to be points (N,M) of the simplex, N >= 1 and M >= 2.
+--- p, checked to be points (N,M) of the simplex, N >= 1 and M >= 2; while vx.graph records only the shape, since looking at numbers waits
+-- for the device.
 local function points(name, p, log, what)
   what = what or "p"
   if not core.is_tensor(p) then fail("%s: %s is a %s, expected a tensor (N,M)", name, what, type(p)) end
   if p:dtype() ~= "f32" or p:dim() ~= 2 or p:size(1) < 1 or p:size(2) < 2 then
     fail("%s: %s is %s %s, expected f32 (N,M), N at least 1 and M at least 2", name, what, p:dtype(), shape_text(p))
   end
+  if core.is_recording() then return p end
   core.step(function()
     tape.no_grad(function()
       local x = log and ops.exp(p) or p
@@ -121,7 +123,8 @@ function simplex.dirichlet(alpha, n, options)
   else
     local dim = o.dim or (type(alpha) == "number" and 3) or nil
     if dim then whole("dirichlet", "dim", dim, 2) end
-    alpha = core.tensor(concentrations("dirichlet", "alpha", alpha, dim), { device = o.device })
+    local list = concentrations("dirichlet", "alpha", alpha, dim)
+    alpha = type(alpha) == "number" and core.new({ dim }, { device = o.device }):fill(alpha) or core.tensor(list, { device = o.device })
   end
   return ops.dirichlet(core.new({ n, alpha:size(-1) }, { device = o.device }), alpha, o.log, o.generator)
 end
@@ -326,6 +329,186 @@ function simplex.perez_cruz_kl(p, q, options)
   local function mean_log(distance) return ops.mean(ops.log(ops.clamp(ops.narrow(distance, 2, o.k, 1), CLOSEST, math.huge))) end
   local nu, rho = mean_log((ops.knn(x, y, o.k))), mean_log((ops.knn(x, x, o.k, true)))
   return ops.affine(ops.sub(nu, rho), (M - 1) / 2, math.log(L / (N - 1)))
+end
+
+-- -- Training trajectories ----------------------------------------------------------------------------------------------------------------
+
+local Watch = {}
+Watch.__index = Watch
+
+--- Where the rows z (N,G,D) sit: {step, distances (G,R), neighbours (G,M), claimed (G,M) i32, points (G,P,M) or nil}, on the CPU.
+local function look(self, z)
+  local o, q = self.options, self.quantizer
+  local N, M = z:size(1), q.options.codes
+  if o.rows < N then -- evenly spaced
+    local index = {}
+    for i = 1, o.rows do index[i] = math.floor((i - 1) * N / o.rows) end
+    index = core.tensor(index, { dtype = "i32", device = z:device() })
+    z = ops.reshape(ops.gather(ops.reshape(z, { N, -1 }), index), { o.rows, z:size(2), z:size(3) })
+  end
+  local R, found = z:size(1), { distances = {}, neighbours = {}, claimed = {}, points = o.points > 0 and {} or nil }
+  for g = 1, q.options.groups do
+    local log_pi = q:log_pi(z, g)
+    local p = ops.exp(log_pi)
+    local deviation = ops.vertex_knn(log_pi, math.min(o.k, R), o.metric, true)
+    if o.metric == "l2" then deviation = ops.sqrt(ops.clamp(deviation, 0, 2)) end
+    local claimed = ops.count_codes(ops.reshape(ops.argmax(p), { R, 1 }), M)
+    found.distances[g] = ops.reshape(ops.min(simplex.vertex_distances(p), 2), { 1, R })
+    found.neighbours[g] = ops.reshape(ops.mean(deviation, 2), { 1, M })
+    found.claimed[g] = ops.reshape(claimed:to "f32", { 1, M })
+    if found.points then found.points[g] = ops.reshape(ops.narrow(p, 1, 1, math.min(o.points, R)), { 1, -1, M }) end
+  end
+  local record = {}
+  for name, parts in pairs(found) do
+    local x = #parts > 1 and ops.cat(1, unpack(parts)) or parts[1]
+    record[name] = (name == "claimed" and x:to "i32" or x):to "cpu"
+  end
+  return record
+end
+
+--- Records, from now on, where the rows of training batches sit on the simplex: every training forward of `quantizer` adds an entry to
+-- watch.records, {step = number of the training forward, and, on the CPU,
+--     distances (G,R)     distance of each row from the vertex nearest to it, as vertex_distances
+--     neighbours (G,M)    mean deviation of each vertex's K nearest rows (of these R): distance under "l2", nats under "ce"
+--     claimed (G,M) i32   rows whose largest coordinate is this vertex's: 0 is a code nobody wants
+--     points (G,P,M)      the first P of these rows themselves, where asked for}
+-- Looks at pi, without Gumbel noise, and changes nothing of the training. Does not see steps that vx.graph records and replays.
+-- Smoothed quantizers only: those with a method log_pi(z (N,G,D), g) that gives (N,M). Holds R x M numbers while it looks.
+-- @param quantizer what vx.quantizer returned
+-- @param[opt] options {every = 1: look at each so many-th training forward, rows = 1024: R, evenly spaced, or all where a batch has fewer,
+--   k = 8: K, or R where that is less, metric = "l2" or "ce", points = 0: P}
+-- @return a watch: .records; :stack(name) all records of a name as one tensor (T,...); :steps() array of their T steps; :last();
+--   :save(path) as safetensors; :plot() as a figure over the steps; :stop() ends the recording
+function simplex.watch(quantizer, options)
+  local o = chosen("watch", options, { every = 1, rows = 1024, k = 8, metric = "l2", points = 0 })
+  for name, low in pairs { every = 1, rows = 1, k = 1, points = 0 } do whole("watch", name, o[name], low) end
+  if o.metric ~= "ce" and o.metric ~= "l2" then fail("watch: metric '%s', expected ce or l2", tostring(o.metric)) end
+  if type(quantizer) ~= "table" or type(quantizer.quantize) ~= "function" then fail("watch: a %s, expected a quantizer", type(quantizer)) end
+  if type(quantizer.log_pi) ~= "function" then
+    fail("watch: %s has no points on a simplex to look at: it is no smoothed quantizer (no method log_pi)", quantizer.label)
+  end
+  if quantizer.options.codes < 2 then fail("watch: %s has %d code, expected at least 2", quantizer.label, quantizer.options.codes) end
+  if rawget(quantizer, "quantize") then fail("watch: %s is being watched already; stop that watch first", quantizer.label) end
+  local self = setmetatable({ quantizer = quantizer, options = o, records = {} }, Watch)
+  local quantize = quantizer.quantize
+  rawset(quantizer, "quantize", function(q, z, given)
+    if (q.steps - 1) % o.every == 0 and not core.is_recording() then
+      local record = core.step(tape.no_grad, look, self, z)
+      for _, x in pairs(record) do core.keep(x) end
+      record.step = q.steps
+      self.records[#self.records + 1] = record
+    end
+    return quantize(q, z, given)
+  end)
+  return self
+end
+
+--- Ends the recording; what was recorded stays.
+function Watch:stop()
+  if self.quantizer then rawset(self.quantizer, "quantize", nil) end
+  self.quantizer = nil
+  return self
+end
+
+--- Array of the steps recorded.
+function Watch:steps()
+  local steps = {}
+  for i, record in ipairs(self.records) do steps[i] = record.step end
+  return steps
+end
+
+--- The latest record, or nil.
+function Watch:last() return self.records[#self.records] end
+
+--- The records' tensors of one name, "distances", "neighbours", "claimed" or "points", one after the other: f32 (T,...).
+function Watch:stack(name)
+  local first, parts = self.records[1], {}
+  if not first then fail "watch: nothing was recorded yet: no training forward has run" end
+  if not core.is_tensor(first[name]) then fail("watch: no tensors '%s' in the records", tostring(name)) end
+  for i, record in ipairs(self.records) do
+    if shape_text(record[name]) ~= shape_text(first[name]) then
+      fail("watch: %s is %s at step %d and %s at step %d: batches differ in size, so take watch.records one by one, or fewer rows", name,
+        shape_text(first[name]), first.step, shape_text(record[name]), record.step)
+    end
+    local x = record[name]:to "f32"
+    parts[i] = ops.reshape(x, { 1, unpack(x:shape()) })
+  end
+  return tape.no_grad(ops.cat, 1, unpack(parts))
+end
+
+--- Writes all that was recorded, stacked, with the tensor "step" (T), as a safetensors file.
+function Watch:save(path)
+  local tensors = { step = core.tensor(self:steps(), { dtype = "i32", device = "cpu" }) }
+  for _, name in ipairs { "distances", "neighbours", "claimed", "points" } do
+    if self.records[1] and self.records[1][name] then tensors[name] = self:stack(name) end
+  end
+  if not tensors.distances then fail "watch: nothing was recorded yet: no training forward has run" end
+  local meta = {}
+  for key, value in pairs(self.options) do meta[key] = tostring(value) end
+  require("vertex.safetensors").save(path, tensors, meta)
+end
+
+function Watch:__tostring()
+  local last = self:last()
+  if not last then return "watch: no record yet" end
+  local used = tape.no_grad(function() return ops.mean(ops.lt(core.new({ 1 }, { device = "cpu" }):zero(), last.claimed:to "f32")):item() end)
+  return ("watch: %d records, the last of step %d: mean distance from the nearest vertex %.3g, vertices claimed %.0f%%"):format(#self.records,
+    last.step, ops.mean(last.distances):item(), 100 * used)
+end
+
+-- -- Plots --------------------------------------------------------------------------------------------------------------------------------
+
+--- Points as a figure: on the triangle for M = 3, for more in a regular polygon with a vertex at each corner (plot/simplex.lua says what
+-- that shows); coloured by how densely they lie.
+-- @param p points (N,M), M at least 3
+-- @param[opt] options {title, labels = of the vertices (array of M strings), log = false: p holds logarithms}
+-- @return figure, to show, save or add to: fig:simplex(1) are its axes
+function simplex.plot(p, options)
+  local o = chosen("plot", options, { title = NONE, labels = NONE, log = false })
+  points("plot", p, o.log)
+  local M = p:size(2)
+  if M < 3 then fail("plot: p %s, expected (N,M) with M at least 3", shape_text(p)) end
+  local fig = require("vertex.plot").figure { width = 480, height = 440 }
+  core.step(function()
+    tape.no_grad(function()
+      fig:simplex(1, { codes = M, labels = o.labels }):scatter(probabilities(p, o.log), { density = true, size = 4.5 }):set { title = o.title }
+    end)
+  end)
+  return fig
+end
+
+--- What was recorded, over the steps, as a figure of three axes with a line for each codebook: the rows' distance from the vertex nearest
+-- to them (mean, in a band of one standard deviation, cut at 0), the deviation of each vertex's K nearest rows (mean over the vertices, in a band from
+-- the least to the greatest), and the share of vertices that any row claimed.
+-- @return figure
+function Watch:plot()
+  local steps, G = self:steps(), self.records[1] and self.records[1].claimed:size(1)
+  local distances, neighbours, claimed
+  core.step(tape.no_grad, function()
+    local d, n = self:stack "distances", self:stack "neighbours"
+    local mean = ops.mean(d, 3)
+    local sd = ops.sqrt(ops.mean(ops.square(ops.sub(d, ops.mean(d, 3, true))), 3))
+    distances = { mean:totable(), ops.clamp(ops.sub(mean, sd), 0, 2):totable(), ops.add(mean, sd):totable() }
+    neighbours = { ops.mean(n, 3):totable(), ops.min(n, 3):totable(), ops.max(n, 3):totable() }
+    claimed = ops.mean(ops.lt(core.new({ 1 }, { device = "cpu" }):zero(), self:stack "claimed"), 3):totable()
+  end)
+  local fig = require("vertex.plot").figure { width = 1050, height = 320, cols = 3 }
+  local function of(rows, g)
+    local out = {}
+    for t, row in ipairs(rows) do out[t] = row[g] end
+    return out
+  end
+  for g = 1, G do
+    local label = G > 1 and "codebook " .. g or nil
+    fig:axes(1):line(steps, of(distances[1], g), { band = { of(distances[2], g), of(distances[3], g) }, label = label })
+    fig:axes(2):line(steps, of(neighbours[1], g), { band = { of(neighbours[2], g), of(neighbours[3], g) }, label = label })
+    fig:axes(3):line(steps, of(claimed, g), { label = label })
+  end
+  local unit = self.options.metric == "ce" and " (nats)" or ""
+  fig:axes(1):set { title = "Rows: distance from a vertex", xlabel = "step", ylabel = "distance" }
+  fig:axes(2):set { title = "Vertices: their nearest rows", xlabel = "step", ylabel = "mean deviation" .. unit }
+  fig:axes(3):set { title = "Vertices claimed", xlabel = "step", ylabel = "share", ylim = { 0, 1.05 } }
+  return fig
 end
 
 return simplex

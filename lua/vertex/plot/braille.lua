@@ -30,6 +30,30 @@ local Text = canvas.extend {}
 local plain = getmetatable(Text)     -- the canvas of pictures
 
 function Text:text_width(text) return length(text) * CELL_WIDTH * self.zoom end
+-- The lightest that a colour of lines and markers is drawn: yellow ones would be taken for paper. Greys, such as the grid, stay.
+local LIGHTEST = 0.55
+
+-- Areas, which are drawn with sharp edges, keep their lightness for the dithering, until the next restore.
+function Text:sharp_edges()
+  self.shading = true
+  plain.sharp_edges(self)
+end
+
+function Text:restore()
+  self.shading = false
+  plain.restore(self)
+end
+
+function Text:color(color, alpha)
+  local r, g, b = color[1], color[2], color[3]
+  local light = 0.299 * r + 0.587 * g + 0.114 * b
+  if not self.shading and light > LIGHTEST and max(r, g, b) - min(r, g, b) > 0.1 then
+    local f = LIGHTEST / light
+    color = {r * f, g * f, b * f}
+  end
+  plain.color(self, color, alpha)
+end
+
 function Text:pen(width, dash) plain.pen(self, max(width, DOT * self.zoom), dash) end
 function Text:disc(x, y, r) plain.disc(self, x, y, max(r, 0.75 * DOT * self.zoom)) end
 
@@ -63,20 +87,22 @@ end
 local BITS = {[0] = {[0] = 1, 2, 4, 64}, {[0] = 8, 16, 32, 128}}
 local BAYER = {[0] = {[0] = 0, 8, 2, 10}, {[0] = 12, 4, 14, 6}, {[0] = 3, 11, 1, 9}, {[0] = 15, 7, 13, 5}}
 
--- The dots of a character as a number 0..255, and their mean colour.
+-- The dots of a character as a number 0..255, and the colour of the darkest of them, which is not mixed with paper.
 local function dots(pixel, column, row)
-  local bits, n, r, g, b = 0, 0, 0, 0, 0
+  local bits, most, r, g, b = 0, 0, 0, 0, 0
   for dx = 0, 1 do
     for dy = 0, 3 do
       local x, y = 2 * column + dx, 4 * row + dy
       local pr, pg, pb = pixel(x, y)
       local light = (0.299 * pr + 0.587 * pg + 0.114 * pb) / 255
-      local ink = max(0, min(1, (WHITE - light) / 0.3))        -- every series colour sets its dots, shades between are dithered
-      if ink > (BAYER[y % 4][x % 4] + 0.5) / 16 then bits, n, r, g, b = bits + BITS[dx][dy], n + 1, r + pr, g + pg, b + pb end
+      local ink = min(1, (WHITE - light) / 0.3)        -- every series colour sets its dots, shades between are dithered
+      if ink > (BAYER[y % 4][x % 4] + 0.5) / 16 then
+        bits = bits + BITS[dx][dy]
+        if 1 - light > most then most, r, g, b = 1 - light, pr, pg, pb end
+      end
     end
   end
-  n = max(n, 1)
-  return bits, r / n, g / n, b / n
+  return bits, r, g, b
 end
 
 local function glyph(bits)
@@ -114,8 +140,8 @@ local function lines(pixel, letters, columns, rows, color)
       end
       line[#line + 1] = text
     end
-    if now ~= DEFAULT then line[#line + 1] = DEFAULT end
-    out[#out + 1] = (table.concat(line):gsub(" +$", ""))
+    local text = table.concat(line):gsub(" +$", "")
+    out[#out + 1] = now ~= DEFAULT and text .. DEFAULT or text
   end
   return table.concat(out, "\n")
 end
