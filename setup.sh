@@ -19,7 +19,11 @@ needs=(
   "lua-argparse|luajit -e 'require \"argparse\"'"
   "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
   "libpng-dev|pkg-config --exists libpng"
+  "libedit2|ldconfig -p | grep -q libedit.so.2"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
+  "libzmq5|ldconfig -p | grep -q libzmq.so.5"
+  "libssl3|ldconfig -p | grep -q libcrypto.so.3"
+  "lua-dkjson|luajit -e 'require \"dkjson\"'"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )
 

@@ -53,6 +53,7 @@ typedef struct vx_host {
     int (*take)(int device, size_t *bytes, void **out);                                    /* vx_memory_take */
     void (*give)(int device, void *data, size_t bytes);                                    /* vx_memory_give */
     const int *tf32;                                                                       /* vx_allow_tf32's setting, to be read at each op */
+    const int *autocast; /* vx_autocast's */
 } vx_host;
 
 typedef const vx_backend *vx_backend_entry_function(int abi, const vx_host *host);

@@ -35,9 +35,10 @@ static device devices[VX_MAX_DEVICES] = {{.name = "cpu"}}; /* its backend is ask
 static int device_count = 1;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
-static int tf32; /* vx_allow_tf32 */
+static int tf32;              /* vx_allow_tf32 */
+static int autocast = VX_F32; /* vx_autocast */
 
-static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_memory_take, vx_memory_give, &tf32};
+static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_memory_take, vx_memory_give, &tf32, &autocast};
 
 /* -- Finding libraries -------------------------------------------------------------------------------------------------- */
 
@@ -264,6 +265,12 @@ int vx_allow_tf32(int on)
 {
     if (on >= 0) tf32 = on != 0;
     return tf32;
+}
+
+int vx_autocast(int dtype)
+{
+    if (dtype == VX_F32 || dtype == VX_BF16) autocast = dtype;
+    return autocast;
 }
 
 int vx_threads(int n, int *now)

@@ -90,6 +90,12 @@ VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our ker
  * default: float32 throughout. The quantizers' logits are float32 always. on -1 asks. Returns the setting in force. */
 VX_API int vx_allow_tf32(int on);
 
+/* What GPU products of float32 matrices (the op gemm, and the pointwise convolution of separable) round their factors to before they multiply:
+ * VX_BF16, on tensor cores, with sums and results in float32; VX_F32, the default: not at all. It holds for products of gradients as well.
+ * Everything else stays float32: parameters, norms, other convolutions, the quantizers' logits, the optimizer; and all on the CPU. -1 asks.
+ * Returns the setting in force. A recorded graph keeps the setting it was recorded with. */
+VX_API int vx_autocast(int dtype);
+
 typedef struct vx_memory_info {
     int64_t live, peak, cached;         /* bytes: held by tensors and graphs, their largest sum, kept for reuse */
     int64_t limit;                      /* bytes live + cached may reach */

@@ -26,7 +26,7 @@ local function define(stored)
   if flags.steps then epochs = nil elseif flags.epochs then steps = nil end
   if not steps and not epochs then steps, epochs = preset.steps, preset.epochs end
   return { preset = name, data = flags.data or stored.data, seed = flags.seed or stored.seed or 1, batch = flags.batch or stored.batch or preset.batch,
-    steps = steps, epochs = epochs }
+    steps = steps, epochs = epochs, autocast = (flags.autocast or stored.autocast) == "bf16" and "bf16" or nil }
 end
 
 local run = sweep.open(spec, flags, define)
@@ -188,6 +188,7 @@ end
 local function say(...) if not flags.quiet then io.stderr:write(string.format(...), "\n") end end
 
 local function main()
+  if config.autocast then vx.autocast(config.autocast) end
   say("%s: %s, %s, %s → %s", spec.name, config.preset, config.data or "images made on the fly", vx.devices()[1].description, run.out)
   for _, method in ipairs(run.methods) do
     if run:finished(method) then

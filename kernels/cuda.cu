@@ -193,6 +193,7 @@ cudaStream_t vx_stream(void) { return now.d->stream; }
 const vx_cuda_limits *vx_limits(void) { return &now.d->limits; }
 const char *vx_op(void) { return now.op; }
 bool vx_tf32(void) { return *host->tf32 != 0; }
+bool vx_bf16_products(void) { return *host->autocast == VX_BF16; }
 bool vx_ok(void) { return now.status == VX_OK; }
 int vx_status(void) { return now.status; }
 

@@ -51,6 +51,7 @@ cudaStream_t vx_stream(void);          /* all work goes here */
 const vx_cuda_limits *vx_limits(void); /* of the device the op runs on */
 const char *vx_op(void);               /* its name */
 bool vx_tf32(void);                    /* products of float32 may use TF32: vx_allow_tf32 */
+bool vx_bf16_products(void);           /* they round their factors to bf16: vx_autocast */
 bool vx_ok(void);                      /* nothing has failed in this op */
 int vx_status(void);                   /* what the op returns */
 void vx_fail_op(int status);           /* keeps a status, that of vx_fail(), unless there is one already */

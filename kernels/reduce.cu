@@ -47,7 +47,7 @@ template <class I> VX_DEVICE int64_t dims_offset(const dims &d, const int64_t *s
 /* What reduce works on: the innermost dimension, and the kept and the reduced ones around it. */
 typedef struct plan {
     dims kept, reduced;
-    bool inner_kept, fours; /* fours: rows may be read as float4 */
+    bool inner_kept, fours;    /* fours: rows may be read as float4 */
     int64_t n, x_step, y_step; /* the innermost dimension */
     const float *x;
     float *y;
@@ -69,7 +69,7 @@ template <int kind> VX_DEVICE double join(double a, double b)
     return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
 }
 
-/* Over groups of `width` threads: 1 .. 32 lanes, or the block. Every thread of the block takes part; the first of a group has the result. */
+/* Over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has the result. */
 template <int kind> VX_DEVICE double join_threads(double v, int width, double *shared)
 {
     for (int i = min(width, 32) / 2; i > 0; i >>= 1) v = join<kind>(v, __shfl_xor_sync(VX_ALL_LANES, v, i));
@@ -82,7 +82,7 @@ template <int kind> VX_DEVICE double join_threads(double v, int width, double *s
     return v;
 }
 
-template <int kind, class I> VX_KERNEL reduce_rows_kernel(plan p)
+template <int kind, class I> VX_KERNEL VX_HOT reduce_rows_kernel(plan p)
 {
     __shared__ double shared[32];
     const int at = threadIdx.x % p.width, groups = BLOCK / p.width;
@@ -117,7 +117,7 @@ template <int kind, class I> VX_KERNEL reduce_rows_kernel(plan p)
     }
 }
 
-template <int kind, class I> VX_KERNEL reduce_columns_kernel(plan p)
+template <int kind, class I> VX_KERNEL VX_HOT reduce_columns_kernel(plan p)
 {
     __shared__ double shared[BLOCK];
     const int at = threadIdx.x % p.width, lane = threadIdx.x / p.width, lanes = BLOCK / p.width;
@@ -260,7 +260,7 @@ int vx_cuda_reduce(vx_tensor *y, vx_tensor *x, int kind)
 
 /* -- argmax --------------------------------------------------------------------------------------------------------------- */
 
-/* p.width threads for each row of n elements. The largest key is that of the largest element, and among equals of the lowest column. */
+/* `width` threads for each row of n elements. The largest key is that of the largest element, and among equals of the lowest column. */
 VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n, int width, vx_alarm nan)
 {
     __shared__ unsigned long long shared[32];
@@ -280,7 +280,7 @@ VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n,
             least = vx_block_min(least, shared);
             __syncthreads();
         }
-        if (r < rows && at == 0) index[r] = (int32_t)(uint32_t)least & INT32_MAX; /* a row of NaN: an index out of nowhere, and the alarm */
+        if (r < rows && at == 0) index[r] = least == ~0ull ? 0 : (int32_t)(uint32_t)least; /* nothing but NaN: 0, and the alarm */
     }
 }
 

@@ -5,6 +5,8 @@
  * pixels of d, and their product with 32 rows of vT into registers. Neither n, u nor d ever reaches memory: it reads x 1.6 times (the
  * tile's rim), eight ninths of the rim from the L2 cache, and residual once, and writes y once.
  *
+ * Under vx_autocast the product runs on tensor cores, its factors rounded to bf16; so do those of the backward pass, in vx_gemm.
+ *
  * Backward. dd = dy v and dv = dyT d are large plain products, done by cuBLAS, so d and dd are stored. Between them a kernel makes n
  * again, from it d, and with dd the gradient of w. Another gathers du = w * dd and makes dz = dn slope, which it writes into dx and sums
  * per channel; the sums of the whole image known, a last pass turns dz into dx. Each large array is read once or twice by each.
@@ -147,6 +149,55 @@ template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK,
     }
 }
 
+/* The same under vx_autocast: d and vT rounded to bf16, their product on tensor cores. A warp takes 16 pixels and half of the outputs.
+ * Shared: n, then as bf16 d (PIXELS, BF16_PITCH) and rows of v (64 OUT, BF16_PITCH); the pitch lets eight rows be read at once. */
+constexpr int BF16_PITCH = CHUNK + 8;
+template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) separable_bf16_kernel(separable s, float *y)
+{
+    constexpr int COLUMNS = OUT * PANEL, HALF = COLUMNS / 2;
+    float *n = (float *)vx_shared;
+    vx_bf16 *a = (vx_bf16 *)(n + halo<STRIDE, UP>::floats), *b = a + PIXELS * BF16_PITCH;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp % 4 * 16, column = warp / 4 * HALF;
+    const tile t = tile_at(s, blockIdx.x);
+    const int64_t outputs = (int64_t)blockIdx.y * COLUMNS;
+    float sum[HALF / 8][4] = {};
+    for (int64_t from = 0; from < s.C; from += CHUNK) {
+        load_halo<STRIDE, UP>(s, t, from + lane, n);
+        for (int i = warp; i < COLUMNS; i += WARPS)
+            b[i * BF16_PITCH + lane] = vx_to_bf16(outputs + i < s.O && from + lane < s.C ? s.v[(outputs + i) * s.C + from + lane] : 0);
+        __syncthreads();
+        float d[SIDE];
+        make_row<STRIDE, UP>(s, from + lane, n, d);
+#pragma unroll
+        for (int q = 0; q < SIDE; q++) a[(warp * SIDE + q) * BF16_PITCH + lane] = vx_to_bf16(d[q]);
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < CHUNK; k += 16) {
+            uint32_t left[4];
+            vx_load_matrices(left, a + (row + lane % 16) * BF16_PITCH + k + lane / 16 * 8);
+#pragma unroll
+            for (int j = 0; j < HALF / 16; j++) {
+                uint32_t right[4]; /* columns 0 .. 7 along k, then 8 .. 15 */
+                vx_load_matrices(right, b + (column + 16 * j + lane / 16 * 8 + lane % 8) * BF16_PITCH + k + lane / 8 % 2 * 8);
+                vx_mma_bf16(sum[2 * j], left, right);
+                vx_mma_bf16(sum[2 * j + 1], left, right + 2);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int pixel = row + 8 * i + lane / 4;
+        const int64_t p = t.p + pixel / SIDE, q = t.q + pixel % SIDE, at = ((t.b * s.P + p) * s.Q + q) * s.O;
+        if (p >= s.P || q >= s.Q) continue;
+#pragma unroll
+        for (int j = 0; j < HALF / 4; j++) {
+            const int64_t o = outputs + column + j / 2 * 8 + lane % 4 * 2 + j % 2;
+            if (o < s.O) y[at + o] = sum[j / 2][2 * i + j % 2] + (s.bias ? s.bias[o] : 0) + (s.residual ? s.residual[at + o] : 0);
+        }
+    }
+}
+
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
                     const vx_tensor *mean, const vx_tensor *rstd, const vx_tensor *w, const vx_tensor *v)
 {
@@ -161,9 +212,15 @@ static int describe(separable *s, const char *op, const vx_tensor *x, const vx_t
 
 template <int STRIDE, int UP, int OUT> static void forward(const separable *s, float *y, int whole)
 {
-    const size_t floats = halo<STRIDE, UP>::floats + PIXELS * ROW_PITCH + CHUNK * PANEL * OUT;
+    const size_t n = halo<STRIDE, UP>::floats * sizeof(float);
     const dim3 grid((unsigned)tiles_of(s), (unsigned)vx_ceil_div(s->O, PANEL * OUT));
-    VX_LAUNCH((separable_kernel<STRIDE, UP, OUT>), grid, BLOCK, floats * sizeof(float), *s, y, whole);
+    if (vx_bf16_products()) {
+        const size_t rows = PIXELS + PANEL * OUT;
+        VX_LAUNCH((separable_bf16_kernel<STRIDE, UP, OUT>), grid, BLOCK, n + rows * BF16_PITCH * sizeof(vx_bf16), *s, y);
+    } else {
+        const size_t floats = PIXELS * ROW_PITCH + CHUNK * PANEL * OUT;
+        VX_LAUNCH((separable_kernel<STRIDE, UP, OUT>), grid, BLOCK, n + floats * sizeof(float), *s, y, whole);
+    }
 }
 
 int vx_cuda_separable(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, vx_tensor *w,

@@ -267,13 +267,12 @@ VX_DEVICE void keep_best(float *best, int32_t *code, float x, int32_t at)
     if (x > *best || (x == *best && at < *code)) *best = x, *code = at;
 }
 
-template <int KT>
-VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > 4 ? 1 : 2) forward_tensor_kernel(smooth_call c, forward_out out)
+template <int KT, bool NOISY>
+VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > (NOISY ? 2 : 4) ? 1 : 2) forward_tensor_kernel(smooth_call c, forward_out out)
 {
     float *rows = (float *)vx_shared, *books = rows + TENSOR_ROWS * ITEM_PITCH(KT);
     const int book = PANEL * ITEM_PITCH(KT), lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4;
     const int64_t first = (int64_t)blockIdx.x * TENSOR_ROWS, mine = first + warp * 16 + lane / 4; /* and mine + 8 */
-    const bool noisy = c.noise_kind != NOISE_NONE;
     float start[2], noisy_reference[2], sum[2] = {0, 0}, squares[2] = {0, 0}, noisy_sum[2] = {0, 0}, best[2] = {-INFINITY, -INFINITY};
     int32_t code[2] = {INT32_MAX, INT32_MAX};
     float o[KT][4];
@@ -282,7 +281,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > 4 ? 1 : 2) forward_tensor_
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         start[i] = mine + 8 * i < c.N ? out.start[mine + 8 * i] : 0;
-        noisy_reference[i] = out.noisy_reference && mine + 8 * i < c.N ? out.noisy_reference[mine + 8 * i] : 0;
+        noisy_reference[i] = NOISY && out.noisy_reference && mine + 8 * i < c.N ? out.noisy_reference[mine + 8 * i] : 0;
     }
     load_items<KT>(rows, c.rows, first, c.N, TENSOR_ROWS, threadIdx.x, TILE_THREADS);
     load_items<KT>(books, c.row, 0, c.panels * PANEL, PANEL, threadIdx.x, TILE_THREADS);
@@ -306,7 +305,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > 4 ? 1 : 2) forward_tensor_
                 for (int e = 0; e < 2; e++) {
                     float noise[4] = {1, 1, 1, 1};
                     const int u = 4 * q + 2 * h + e;
-                    if (noisy) noise_of(c, mine + 8 * i, panel, u, noise);
+                    if (NOISY) noise_of(c, mine + 8 * i, panel, u, noise);
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
                         float &logit = s[4 * h + j][2 * i + e];
@@ -314,12 +313,12 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > 4 ? 1 : 2) forward_tensor_
                         sum[i] += power;
                         squares[i] += power * power;
                         float x = power, ranked = logit;
-                        if (c.noise_kind == NOISE_RATES) ranked = x = power * noise[j];
-                        if (c.noise_kind == NOISE_LOGS) {
+                        if (NOISY && c.noise_kind == NOISE_RATES) ranked = x = power * noise[j];
+                        if (NOISY && c.noise_kind == NOISE_LOGS) {
                             ranked = logit > PADDING / 2 ? (logit + noise[j]) * c.cooling : PADDING;
                             x = vx_fast_exp2(ranked - noisy_reference[i]);
                         }
-                        noisy_sum[i] += x;
+                        if (NOISY) noisy_sum[i] += x;
                         keep_best(&best[i], &code[i], ranked, (int32_t)(panel * PANEL) + u + 16 * j);
                         logit = x;
                     }
@@ -337,7 +336,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > 4 ? 1 : 2) forward_tensor_
             const int32_t at = __shfl_xor_sync(VX_ALL_LANES, code[i], step);
             keep_best(&best[i], &code[i], other, at);
         }
-        inverse[i] = 1 / (noisy ? noisy_total : total);
+        inverse[i] = 1 / (NOISY ? noisy_total : total);
         if (q == 0 && mine + 8 * i < c.N) largest += write_row(c, out, mine + 8 * i, total, square, noisy_total, best[i], code[i]);
     }
     __syncthreads();
@@ -625,8 +624,13 @@ VX_KERNEL forward_scalars_kernel(float *reg, float *max_p, const double *total, 
 #define LAUNCH_FORWARD(RT, NS, DT, slices)                                                                                                 \
     VX_LAUNCH((forward_kernel<RT, NS, DT>), dim3((unsigned)vx_ceil_div(c.N, 16 * RT), (unsigned)(slices)), TILE_THREADS,                    \
               (forward_shared<RT, NS, DT>()), c, out)
+#define LAUNCH_FORWARD_NOISE(KT, NOISY)                                                                                                     \
+    VX_LAUNCH((forward_tensor_kernel<KT, NOISY>), (unsigned)vx_ceil_div(c.N, TENSOR_ROWS), TILE_THREADS, forward_tensor_shared<KT>(), c, out)
 #define LAUNCH_FORWARD_TENSOR(KT)                                                                                                          \
-    VX_LAUNCH((forward_tensor_kernel<KT>), (unsigned)vx_ceil_div(c.N, TENSOR_ROWS), TILE_THREADS, forward_tensor_shared<KT>(), c, out)
+    do {                                                                                                                                   \
+        if (c.noise_kind == NOISE_NONE) LAUNCH_FORWARD_NOISE(KT, false);                                                                   \
+        else LAUNCH_FORWARD_NOISE(KT, true);                                                                                               \
+    } while (0)
 #define LAUNCH_COLUMNS_TENSOR(KT)                                                                                                          \
     VX_LAUNCH((columns_tensor_kernel<KT>), grid, SELECT_THREADS, columns_tensor_shared<KT>() + lists, c, columns)
 
@@ -647,7 +651,8 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                            uint64_t seed, uint64_t stream)
 {
     if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
-    smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau, seed, stream);
+    smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau);
+    const vx_random random = vx_draws(seed, stream);
     const bool knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2, l2 = regularizer == VX_REG_KNN_L2;
     const int64_t S = knn ? near->shape[1] : 0, K = knn ? near->shape[2] : 0, each = knn ? K / shards : 0, shard_count = knn ? shards : 1;
     const int64_t padded = c.panels * PANEL, vertex_panels = vx_ceil_div(S, PANEL), vertex_padded = vertex_panels * PANEL;
@@ -658,6 +663,7 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     const int64_t select_ranges = knn ? cut_ranges(c.N / shards, vertex_panels, shards * vertex_padded * each * 8) : 1;
     const int64_t mean_ranges = cut_ranges(c.N, c.panels, padded * 4), mean_parts = together ? shards * select_ranges : mean_ranges;
 
+    vx_draw *draw = VX_SCRATCH(vx_draw, 1);
     float *scale = VX_SCRATCH(float, 2), *start = VX_SCRATCH(float, c.N), *norms = VX_SCRATCH(float, c.N);
     float *rows = VX_SCRATCH(float, c.N * c.depth), *panel = VX_SCRATCH(float, padded * c.depth);
     float *row = c.tensor ? VX_SCRATCH(float, padded * c.depth) : NULL, *raw_row = VX_SCRATCH(float, padded * c.depth);
@@ -675,9 +681,9 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     double *total = VX_SCRATCH(double, 2);
     const smooth_alarms alarm = alarms_of(&c);
 
-    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, vx_f32(log_tau), alarm.tau);
+    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, alarm.tau);
     if (c.noise) VX_LAUNCH(noise_check_kernel, vx_grid(c.N * c.G * c.M, 256), 256, 0, c.noise, c.N * c.G, c.M, alarm.noise);
-    c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
+    c.draw = draw, c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
     for (c.g = 0; c.g < c.G; c.g++) {
         code_layout to = {};
         to.panel = panel, to.row = row, to.raw_row = raw_row, to.tensor = c.tensor, to.count = c.M;

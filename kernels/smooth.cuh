@@ -20,7 +20,7 @@ typedef struct smooth_call {
     int64_t N, G, g, M, D, depth, panels;
     int sampler, regularizer, noise_kind;
     float cooling; /* 1 / gumbel_tau; 1 under softmax */
-    vx_random random;
+    const vx_draw *draw;  /* seed and stream */
     const float *noise;   /* (N,G,M) or NULL */
     const float *scale;   /* scale[0] = log2(e) / tau, scale[1] = tau */
     const float *rows;    /* (N,depth) z / |z| scale */
@@ -30,9 +30,11 @@ typedef struct smooth_call {
     int tensor;          /* D is 9 .. 64: tensor cores, and rows of codes in the order of tensor_tiles.cuh */
 } smooth_call;
 
-/* scale and tau from log_tau; a tau out of range is reported late, 1 in its place. */
-VX_KERNEL tau_kernel(float *scale, const float *log_tau, vx_alarm outside)
+/* scale and tau from log_tau; a tau out of range is reported late, 1 in its place. And the draw, where kernels find it without spending
+ * registers on where it may be. */
+VX_KERNEL tau_kernel(float *scale, vx_draw *draw, const float *log_tau, vx_random random, vx_alarm outside)
 {
+    *draw = vx_draw_now(random);
     double tau = exp((double)log_tau[0]);
     if (!(tau >= 1e-7 && tau <= 1e7)) {
         vx_raise(outside, 0);
@@ -57,7 +59,7 @@ VX_DEVICE void noise_of(const smooth_call &c, int64_t i, int64_t panel, int tx, 
         }
         return;
     }
-    gumbel_rates(vx_draw_now(c.random), row, c.panels, panel, tx, out);
+    gumbel_rates(*c.draw, row, c.panels, panel, tx, out);
     if (c.noise_kind == NOISE_LOGS)
 #pragma unroll
         for (int j = 0; j < 4; j++) out[j] = log2f(out[j]);
@@ -202,7 +204,7 @@ static inline int check_call(const vx_tensor *z, const vx_tensor *codebook, cons
 }
 
 static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *noise, int sampler,
-                                  int regularizer, float gumbel_tau, uint64_t seed, uint64_t stream)
+                                  int regularizer, float gumbel_tau)
 {
     smooth_call c = {};
     c.N = z->shape[0], c.G = z->shape[1], c.D = z->shape[2], c.M = codebook->shape[1];
@@ -213,7 +215,6 @@ static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook,
     c.noise = sampler == VX_SOFTMAX ? NULL : vx_f32(noise);
     c.noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c.noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
     c.cooling = sampler == VX_SOFTMAX ? 1 : 1 / gumbel_tau;
-    c.random = vx_draws(seed, stream);
     return c;
 }
 

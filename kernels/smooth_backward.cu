@@ -691,13 +691,15 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     if (sampler == VX_HARD_GUMBEL && !soft)
         return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
     if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
-    smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau, seed, stream);
+    smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau);
+    const vx_random random = vx_draws(seed, stream);
     const bool knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2, ppl = regularizer == VX_REG_PPL;
     const int64_t padded = c.panels * PANEL, ranges = cut_ranges(c.N, c.panels, 2 * padded * c.depth * 4);
     pairs q = {};
     backward_in in = {};
     q.S = knn ? near->shape[1] : 0, q.K = knn ? near->shape[2] : 0;
 
+    vx_draw *draw = VX_SCRATCH(vx_draw, 1);
     float *scale = VX_SCRATCH(float, 2), *rows = VX_SCRATCH(float, c.N * c.depth), *norms = VX_SCRATCH(float, c.N);
     float *grad = VX_SCRATCH(float, c.N * c.depth), *dhat = VX_SCRATCH(float, c.N * c.depth), *x_sum = VX_SCRATCH(float, c.N);
     /* what the kernels of this width read, see code_layout */
@@ -722,8 +724,8 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         vx_alarm_of(VX_EINVAL, vx_max64(q.K, 1), "near names a row outside 0 .. %lld, at vertex %%lld, neighbour %%lld",
                     (long long)c.N - 1);
 
-    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, vx_f32(log_tau), alarm.tau);
-    c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
+    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, alarm.tau);
+    c.draw = draw, c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
     in.dy = grad, in.raw_panel = raw_panel, in.start = start, in.mix_offset = mix_offset, in.noisy = noisy;
     in.pi_factor = pi_factor, in.pi_offset = pi_offset, in.ppl = weights, in.codes = vx_i32(codes);
     const float *mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y);

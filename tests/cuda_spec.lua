@@ -167,7 +167,7 @@ end
 function direct.unary(device)
   local results = {}
   local special = upload(vx.tensor { 0 / 0, 1 / 0, -1 / 0, 0, 1, -2, 3, 1e-40, 100, -100, 0.25 }, device)
-  for kind = 0, 12 do
+  for kind = 0, 15 do
     for _, x in ipairs { special, core.contiguous(special:narrow(1, 4, 4)), special:narrow(1, 2, 9) } do
       local y, dx = core.new_like(x), core.new_like(x)
       core.call(C.vx_unary, y._h, x._h, kind, 0.5, 2)
@@ -198,12 +198,72 @@ function direct.adamw(device)
   return results
 end
 
+function direct.reduce(device)
+  local T, results = H.generator(13), {}
+  local x = upload(T({ 60, 48, 5 }, { grad = false }), device)
+  local long = upload(T({ 3, 40004 }, { grad = false }), device)
+  local function reduced(v, shape)
+    for kind = 0, 3 do
+      local y = vx.empty(shape, { device = device })
+      core.call(C.vx_reduce, y._h, v._h, kind)
+      results[#results + 1] = y
+    end
+  end
+  local s = x:strides()
+  -- views: transposed, every second element, repeated by a stride of 0, off 16 bytes; every choice of dimensions
+  for _, view in ipairs { { { 60, 48, 5 }, s, 0 }, { { 5, 48, 60 }, { s[3], s[2], s[1] }, 0 }, { { 48, 60, 5 }, { s[2], s[1], s[3] }, 0 },
+    { { 30, 24, 5 }, { 2 * s[1], 2 * s[2], s[3] }, 0 }, { { 60, 24, 2 }, { s[1], 2 * s[2], 2 }, 1 }, { { 4, 48, 5 }, { 0, s[2], s[3] }, 1 },
+    { { 48, 5, 4 }, { s[2], s[3], 0 }, 3 } } do
+    local v = core.view(x, view[1], view[2], view[3])
+    for choice = 0, 7 do
+      local shape = {}
+      for d = 1, 3 do shape[d] = math.floor(choice / 2 ^ (d - 1)) % 2 == 0 and 1 or view[1][d] end
+      reduced(v, shape)
+    end
+  end
+  reduced(long, { 3, 1 })
+  reduced(long, { 1, 40004 })
+  reduced(long, { 1, 1 })
+  reduced(core.view(long, { 40004, 3 }, { 1, 40004 }, 0), { 1, 3 })
+  reduced(core.view(long, { 3, 40000 }, { 40004, 1 }, 1), { 3, 1 })
+  reduced(core.view(long, { 3, 2, 10000 }, { 40004, 20000, 2 }, 0), { 1, 2, 1 })
+  reduced(vx.full({}, 3, { device = device }), {})
+  local special = upload(vx.tensor { { 1, 0 / 0, 1 / 0 }, { 2, 3, -1 / 0 }, { 1 / 0, -1 / 0, 4 }, { 0, -0.0, -0.0 } }, device)
+  reduced(special, { 4, 1 })
+  reduced(special, { 1, 3 })
+  results[#results + 1] = ops.sum(vx.empty({ 0, 3 }, { device = device }), 1)
+  return results
+end
+
+function direct.softmax(device)
+  local T, results = H.generator(14), {}
+  local special = vx.tensor { { 1, 0 / 0, 2 }, { 1 / 0, 0, 1 }, { -1 / 0, -1 / 0, -1 / 0 }, { -1 / 0, 3, 4 }, { 3e38, -3e38, 3e38 }, { -90, 100, 0 } }
+  for logarithm = 0, 1 do
+    -- rows of a lane or several, of a warp, of a block, and longer than what a block keeps
+    for _, x in ipairs { special, T({ 700, 3 }, { grad = false }), T({ 65, 30 }, { grad = false, high = 50 }), T({ 9, 500 }, { grad = false }),
+      T({ 3, 513 }, { grad = false }), T({ 2, 8300 }, { grad = false }), T({ 2, 20000 }, { grad = false }) } do
+      local here, g = upload(x, device), upload(T(x:shape(), { grad = false }), device)
+      local y, dx = core.new_like(here), core.new_like(here)
+      core.call(C.vx_softmax, y._h, here._h, logarithm)
+      core.call(C.vx_softmax_backward, dx._h, g._h, y._h, logarithm)
+      results[#results + 1], results[#results + 2] = y, dx
+    end
+  end
+  return results
+end
+
 function direct.nonfinite(device)
   local x, results = vx.zeros { 300, 70 }, {}
   for _, place in ipairs { { 271, 70, 1 / 0 }, { 18, 1, 0 / 0 }, { 18, 2, -1 / 0 }, { 1, 1, 0 / 0 } } do
     x[place[1]][place[2]] = place[3]
     results[#results + 1] = vx.empty({ 2 }, { dtype = "i32", device = device })
     core.call(C.vx_nonfinite, results[#results]._h, upload(x, device)._h)
+  end
+  local long = vx.zeros { 2, 40000 }
+  for _ = 1, 2 do
+    results[#results + 1] = vx.empty({ 2 }, { dtype = "i32", device = device })
+    core.call(C.vx_nonfinite, results[#results]._h, upload(long, device)._h)
+    long[2]:fill(0 / 0)
   end
   return results
 end
@@ -217,12 +277,14 @@ function direct.argmax(device)
     results[#results + 1] = ops.argmax(upload(ties, device))
   end
   results[#results + 1] = ops.argmax(vx.full({ 3, 40 }, -1 / 0, { device = device }))
+  results[#results + 1] = ops.argmax(upload(vx.tensor { { -1, -0.0, 0 }, { 0, -0.0, -1 } }, device)) -- equal zeros
   return results
 end
 
 function direct.scatter_add(device)
   local T, results = H.generator(4), {}
-  for _, s in ipairs { { 900, 300, 64 }, { 1200, 7, 17 }, { 40, 1, 3 }, { 3, 500, 1 } } do
+  -- (rows, rows of the table, width): many short runs, a few long ones, one over many pieces of the sorted list
+  for _, s in ipairs { { 900, 300, 64 }, { 1200, 7, 17 }, { 40, 1, 3 }, { 3, 500, 1 }, { 5000, 2, 40 }, { 64, 1, 2 }, { 0, 4, 2 } } do
     local tab, x = T({ s[2], s[3] }, { grad = false }), T({ s[1], s[3] }, { grad = false })
     local index = T({ s[1] }, { dtype = "i32", high = s[2] - 1 })
     results[#results + 1] = upload(tab, device)
@@ -250,6 +312,47 @@ end
 function direct.normal(device)
   local results, generator = {}, vx.generator(7)
   for _, n in ipairs { 0, 1, 3, 4, 65, 20011 } do results[#results + 1] = ops.normal(vx.empty({ n }, { device = device }), 1, 2, generator) end
+  return results
+end
+
+function direct.dirichlet(device)
+  local results, generator = {}, vx.generator(9)
+  local rows = upload(vx.tensor { { 1e-3, 1e6 }, { 0.5, 2 }, { 1, 1 } }, device)
+  for _, logarithms in ipairs { false, true } do
+    results[#results + 1] = ops.dirichlet(vx.empty({ 300, 3 }, { device = device }), upload(vx.tensor { 0.1, 1, 50 }, device), logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 5, 70 }, { device = device }), vx.full({ 70 }, 0.3, { device = device }), logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 3, 2 }, { device = device }), rows, logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 2, 3 }, { device = device }), rows:t(), logarithms, generator)
+  end
+  results[#results + 1] = ops.dirichlet(vx.empty({ 0, 2 }, { device = device }), vx.ones({ 2 }, { device = device }), false, generator)
+  return results
+end
+
+--- Neighbours among rows of small whole numbers, where many are equally near, and gradients that meet in a few rows.
+function direct.neighbours(device)
+  local T, results = H.generator(11), {}
+  for _, s in ipairs { { 150, 90, 2, 7 }, { 40, 300, 3, 40 }, { 5, 6, 1, 5 } } do
+    local x, y = vx.empty { s[1], s[3] }:copy(T({ s[1], s[3] }, { dtype = "i32", low = 0, high = 2 })), vx.empty { s[2], s[3] }
+    y:copy(T({ s[2], s[3] }, { dtype = "i32", low = 0, high = 2 }))
+    x, y = upload(x, device), upload(y, device)
+    x.requires_grad, y.requires_grad = true, true
+    local distance, near = ops.knn(x, y, s[4])
+    ops.sum(ops.mul(distance, upload(T(distance:shape(), { grad = false }), device))):backward()
+    for _, r in ipairs { distance, near, x.grad, y.grad } do results[#results + 1] = r end
+    results[#results + 1], results[#results + 2] = ops.knn(y, y, s[4], true)
+  end
+  for _, metric in ipairs { "ce", "l2" } do
+    for _, logarithms in ipairs { false, true } do
+      for _, s in ipairs { { 300, 40, 5 }, { 700, 3, 64 }, { 9, 70, 9 }, { 20, 1, 1 } } do
+        local p = vx.empty { s[1], s[2] }:copy(T({ s[1], s[2] }, { dtype = "i32", low = 0, high = 4 }))
+        p = upload(logarithms and ops.affine(p, 0.5, -3) or ops.affine(p, 0.25), device)
+        p.requires_grad = true
+        local deviation, near = ops.vertex_knn(p, s[3], metric, logarithms)
+        ops.sum(ops.mul(deviation, upload(T(deviation:shape(), { grad = false }), device))):backward()
+        for _, r in ipairs { deviation, near, p.grad } do results[#results + 1] = r end
+      end
+    end
+  end
   return results
 end
 
@@ -291,7 +394,7 @@ function direct.hard(device)
   local results = {}
   for _, metric in ipairs { "euclid", "cosine" } do
     for _, estimator in ipairs { "ste", "rotation" } do
-      for _, s in ipairs { { 70, 2, 11, 6 }, { 300, 1, 130, 32 } } do
+      for _, s in ipairs { { 70, 2, 11, 6 }, { 300, 1, 130, 32 }, { 400, 3, 2, 2 }, { 20, 1, 5, 150 } } do
         local options = { metric = metric, estimator = estimator, beta = 0.25, reduction = "sum", codebook_grad = true }
         for _, x in ipairs(quantized(device, 7, s[1], s[2], s[3], s[4], ops.quantize_hard, options)) do results[#results + 1] = x end
       end
@@ -333,6 +436,36 @@ local faults = {
     local x = vx.zeros { 5, 3 }
     x[4][2], x[5][1] = 0 / 0, 0 / 0
     ops.argmax(upload(x, device))
+  end },
+  hard_forward = { "hard_forward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
+    local z, book = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device })
+    local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
+    core.call(C.vx_hard_forward, core.new_like(z)._h, vx.empty({ 1 }, { device = device })._h, z._h, book._h, codes._h, 1, 1, 0)
+  end },
+  hard_backward = { "hard_backward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
+    local z, book, one = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device }), vx.ones({ 1 }, { device = device })
+    local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
+    core.call(C.vx_hard_backward, core.new_like(z)._h, core.new_like(book)._h, z._h, one._h, z._h, book._h, codes._h, 1, 1, 1, 0, 0)
+  end },
+  dirichlet = { "dirichlet: ", "row 1, concentration 2", function(device)
+    ops.dirichlet(vx.empty({ 2, 3 }, { device = device }), upload(vx.tensor { { 1, 2, 3 }, { 1, 2, 0 } }, device))
+  end },
+  vertex_knn = { "vertex_knn: ", "row 1 of p holds a NaN or Inf", function(device)
+    ops.vertex_knn(upload(vx.tensor { { 0.5, 0.5 }, { 0.5, 1 / 0 }, { 0 / 0, 1 } }, device), 2, "l2")
+  end },
+  knn = { "knn: ", "row 2 of y holds a NaN or Inf", function(device)
+    ops.knn(vx.ones({ 3, 2 }, { device = device }), upload(vx.tensor { { 1, 2 }, { 3, 4 }, { 0 / 0, 1 } }, device), 2)
+  end },
+  vertex_knn_backward = { "vertex_knn_backward: ", "near (1,0) is no row of p, which has rows 0 .. 2", function(device)
+    local p, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 2, 2 }, { device = device })
+    for metric = 0, 1 do
+      core.call(C.vx_vertex_knn_backward, core.new_like(p)._h, g._h, upload(vx.tensor({ { 0, 1 }, { 3, -1 } }, { dtype = "i32" }), device)._h, p._h, metric, 0)
+    end
+  end },
+  knn_backward = { "knn_backward: ", "near (1,1) is no row of y, which has rows 0 .. 2", function(device)
+    local x, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 3, 2 }, { device = device })
+    local near = upload(vx.tensor({ { 0, 1 }, { 2, -1 }, { 9, 0 } }, { dtype = "i32" }), device)
+    core.call(C.vx_knn_backward, core.new_like(x)._h, core.new_like(x)._h, g._h, near._h, x._h, x._h)
   end },
   assign = { "assign: ", "row 2 of z holds a NaN or Inf", function(device)
     local z = vx.ones { 5, 1, 3 }
@@ -424,6 +557,38 @@ local function specs(device, tag)
         local t, meta = vx.load("tests/golden/" .. name)
         assert.equal(device, t.z:device())
         assert.same({}, (check.differences(t, meta)))
+      end)
+    end
+
+    for _, method in ipairs { "softmax-knn-ce", "sgumbel-ppl", "hgumbel-knn-l2", "ste-euclid", "re-cosine" } do
+      it("a step of an autoencoder with " .. method .. " agrees with the CPU" .. tag, function()
+        finally(function() vx.device "cpu" end)
+        local autoencoder = dofile(core.root .. "/experiments/autoencoder.lua")
+        --- Loss, codes, gradients and what AdamW makes of them.
+        local function step(where)
+          vx.device(where)
+          vx.seed(6)
+          local model = autoencoder.new({ 16, 8, 4 }, vx.quantizer(method, { dim = 4, codes = 21, k = 2, seed = 2 }))
+          local optimizer = vx.optim.AdamW(model:parameters(), { weight_decay = 0.1 })
+          local x = vx.empty({ 3, 12, 10, 3 }):copy(H.generator(46)({ 3, 12, 10, 3 }, { grad = false }))
+          local y, q = model(x)
+          local loss = vx.mse(y, x) + q.reg
+          loss:backward()
+          local state, gradients = { loss = loss:totable(), codes = H.flat(q.codes) }, {}
+          for i, p in ipairs(model:parameters()) do gradients[i] = H.flat(p.grad) end
+          optimizer:step(1e-3)
+          for name, t in pairs(model:state_dict()) do state[name] = H.flat(t) end
+          return state, gradients
+        end
+        local expected, expected_gradients = step "cpu"
+        local state, gradients = step(device)
+        assert.same(expected.codes, state.codes)
+        H.close({ state.loss }, { expected.loss }, 1e-5, 0, "loss")
+        for i, g in ipairs(expected_gradients) do H.close(gradients[i], g, 0, 2e-4 * largest(g), "gradient " .. i) end
+        for name, t in pairs(expected) do
+          -- AdamW's first step is rate * sign(g): where g is rounding noise, by two rates apart
+          if name ~= "codes" and name ~= "loss" then H.close(state[name], t, 0, 2.1e-3, name) end
+        end
       end)
     end
 
@@ -554,6 +719,78 @@ local function specs(device, tag)
       assert.equal(1, vx.ones({ 300000 }, { device = device })[300000]:item())
     end)
 
+    it("rounds the factors of products to bf16 under vx.autocast, and nothing else" .. tag, function()
+      finally(function()
+        vx.autocast "f32"
+        vx.device "cpu"
+      end)
+      vx.device "cpu"
+      H.raises(function() vx.autocast "bf16" end, "autocast: the default device is cpu")
+      H.raises(function() vx.autocast "f16" end, "autocast: 'f16', expected \"bf16\" or \"f32\"")
+      local function random(seed, ...) return H.generator(seed)({ ... }, { grad = false }) end
+      local function rounded(x) return x:to("bf16"):to "f32" end
+
+      --- y = f(a, b) and the gradients of a and b for dy, on the CPU.
+      local function results(f, a, b, dy)
+        a.requires_grad, b.requires_grad = true, true
+        local y = f(a, b)
+        y:backward(dy)
+        return { y:to "cpu", a.grad:to "cpu", b.grad:to "cpu" }
+      end
+      local function check_product(what, f, a, b)
+        vx.device "cpu"
+        local dy = random(3, unpack(f(a, b):shape()))
+        local expected = results(f, rounded(a), rounded(b), rounded(dy))
+        vx.device(device)
+        assert.equal("bf16", vx.autocast "bf16")
+        compare(results(f, upload(a, device), upload(b, device), upload(dy, device)), expected, what, 1e-6)
+        vx.autocast "f32"
+        assert.is_true(results(f, upload(a, device), upload(b, device), upload(dy, device))[1]:bytes() ~= expected[1]:bytes())
+        vx.device "cpu"
+      end
+      for _, s in ipairs { { 33, 70, 20 }, { 1, 8, 3 }, { 64, 64, 64 }, { 130, 5, 1 } } do
+        check_product("matmul", ops.matmul, random(1, s[1], s[2]), random(2, s[2], s[3]))
+        check_product("transposed", function(a, b) return ops.matmul(a:t(), b:t()) end, random(1, s[2], s[1]), random(2, s[3], s[2]))
+        check_product("linear", function(x, w) return ops.linear(x, w) end, random(1, s[1], s[2]), random(2, s[3], s[2]))
+      end
+      check_product("batches", ops.matmul, random(1, 3, 5, 9), random(2, 3, 9, 12))
+      check_product("one for all", ops.matmul, random(1, 3, 5, 9), random(2, 9, 12))
+
+      local function overlapping(x, w) -- rows that overlap go to a kernel of our own
+        local y = vx.empty({ 1, 18, 7 }, { device = x:device() })
+        core.call(C.vx_gemm, y._h, core.view(x, { 1, 18, 6 }, { 0, 2, 1 }, 0)._h, core.view(w, { 1, 6, 7 }, { 0, 7, 1 }, 0)._h, nil, 1, 0)
+        return y:to "cpu"
+      end
+      local x, w = random(1, 40), random(2, 6, 7)
+      local expected = overlapping(rounded(x), rounded(w))
+      vx.device(device)
+      vx.autocast "bf16"
+      compare({ overlapping(upload(x, device), upload(w, device)) }, { expected }, "overlapping", 1e-6)
+
+      local T = H.generator(8)
+      local cases = ops.registry.separable.cases(T) -- d is made in float32; where the two devices differ in its last bit they may round apart
+      for i, args in ipairs(larger.separable(T)) do cases[#cases + 1] = i <= 4 and args or nil end
+      for i, args in ipairs(cases) do
+        vx.autocast "bf16"
+        local got = run("separable", args, device, 20 + i)
+        vx.autocast "f32"
+        compare(got, run("separable", args, "cpu", 20 + i), "separable case " .. i, 1e-2)
+        assert.is_true(got[1]:bytes() ~= run("separable", args, device, 20 + i)[1]:bytes())
+      end
+      vx.autocast "bf16"
+
+      local function others() -- what is no product of matrices is as it was
+        local list = quantized(device, 8, 60, 1, 30, 8, ops.quantize_smooth, upload(vx.tensor { -2 }, device),
+          { sampler = "softmax", regularizer = "knn-ce", k = 4, gumbel_tau = 1, shards = 1, seed = 5, stream = 3 })
+        list[#list + 1] = ops.conv3x3(random(4, 2, 6, 5, 8), random(5, 3, 3, 8, 8))
+        list[#list + 1] = ops.assign(random(6, 9, 1, 4), random(7, 1, 7, 4), "cosine")
+        return bytes(list)
+      end
+      local under = others()
+      vx.autocast "f32"
+      assert.same(others(), under)
+    end)
+
     it("runs out of memory inside an op without harm" .. tag, function()
       finally(function() vx.memory_limit(0, device) end)
       local a, b = vx.ones({ 200000 }, { device = device }), vx.zeros({ 200000 }, { device = device })
@@ -568,6 +805,50 @@ local function specs(device, tag)
       vx.memory_limit(0, device)
       core.call(C.vx_mse, loss._h, a._h, b._h)
       assert.equal(1, loss:item())
+    end)
+
+    it("runs out of memory within a training step, which fails as a whole; the next smaller one runs" .. tag, function()
+      finally(function()
+        vx.memory_limit(0, device)
+        vx.device "cpu"
+      end)
+      vx.device(device)
+      vx.seed(3)
+      local autoencoder = dofile(core.root .. "/experiments/autoencoder.lua")
+      local quantizer = vx.quantizer("softmax-knn-ce", { dim = 4, codes = 11, k = 2, seed = 2 })
+      quantizer.with_stats = false
+      local model = autoencoder.new({ 8, 8, 4 }, quantizer)
+      local optimizer = vx.optim.AdamW(model:parameters())
+      local function step(batch)
+        local x = ops.uniform(vx.empty { batch, 8, 8, 3 }, -1, 1)
+        local y, q = model(x)
+        local loss = vx.mse(y, x) + q.reg
+        optimizer:zero_grad()
+        loss:backward()
+        optimizer:step(0.01)
+        return loss:item()
+      end
+      vx.step(step, 1)
+      collectgarbage()
+      collectgarbage()
+      vx.memory_flush(device)
+      local before, weights = vx.memory(device), {}
+      for name, x in pairs(model:state_dict()) do weights[name] = x:bytes() end
+      vx.reset_peak(device)
+      vx.step(step, 2)
+      local room = vx.memory(device).peak - before.live
+      for name, x in pairs(model:state_dict()) do x:frombytes(weights[name]) end
+      for part = 1, 3 do -- fails in forward, and later and later
+        vx.memory_limit(before.live + room, device)
+        vx.memory_flush(device)
+        local ok, message = pcall(vx.step, step, part == 1 and 64 or part == 2 and 6 or 4)
+        assert.is_false(ok)
+        assert.is_truthy(tostring(message):find("out of memory on " .. device, 1, true), message)
+        collectgarbage()
+        assert.equal(before.live, vx.memory(device).live)
+        for name, x in pairs(model:state_dict()) do assert.equal(weights[name], x:bytes(), name) end
+      end
+      assert.is_true(vx.step(step, 1) > 0)
     end)
 
     it("keeps live bytes constant over many steps" .. tag, function()
@@ -598,6 +879,7 @@ local function small_step(device, noise)
   s.a.requires_grad, s.b.requires_grad = true, true
   s.generator = vx.generator(3)
   s.fast, s.slow = vx.optim.AdamW({ s.a }, { weight_decay = 0.1 }), vx.optim.AdamW { s.b }
+  s.book = upload(H.generator(12)({ 1, 8, 3 }, { grad = false }), device)
   s.codes = upload(vx.tensor({ { 0 }, { 3 }, { 3 } }, { dtype = "i32" }), device)
   function s.run(rate)
     local x = s.x
@@ -646,7 +928,13 @@ local function graph_specs(device, tag)
   local function normal(s, x) return ops.normal(x, 0, 1, s.generator) end
   local noises = { { "without noise" }, { "with noise", normal }, { "with noise drawn elsewhere, too", function(s, x)
     return normal(s, x) + ops.uniform(vx.empty({ 40, 3 }, { device = device }), 0, 1)
-  end } }
+  end }, { "with a random order", function(s) return ops.reshape(ops.permutation(120, s.generator, { device = device }):to "f32", { 40, 3 }) / 100 end },
+    { "with a smoothed quantizer's noise", function(s)
+      local seed, stream = s.generator:stream()
+      local y = ops.quantize_smooth(ops.reshape(s.x, { 40, 1, 3 }), s.book, vx.zeros({ 1 }, { device = device }),
+        { sampler = "hgumbel", regularizer = "knn-ce", k = 2, gumbel_tau = 1, shards = 1, seed = seed, stream = stream })
+      return ops.reshape(y, { 40, 3 })
+    end } }
 
   describe("graphs on " .. device, function()
     for _, noise in ipairs(noises) do
@@ -698,9 +986,8 @@ local function graph_specs(device, tag)
           for name, t in pairs(optimizer:state_dict()) do state[name] = t:bytes() end
           return state, means
         end
-        local state, means, graph_state, graph_means
-        state, means = run_five(false)
-        graph_state, graph_means = run_five(true)
+        local state, means = run_five(false)
+        local graph_state, graph_means = run_five(true)
         assert.same(state, graph_state)
         assert.same(means, graph_means)
         assert.is_true(means.loss > means.mse and means.mse > 0)
@@ -882,11 +1169,11 @@ describe("the CUDA emulator", function()
     collectgarbage()
     collectgarbage()
     vx.memory_flush "emu:0"
-    setenv("VERTEX_EMU_MEMORY", "200000000")
+    setenv("VERTEX_EMU_MEMORY", tostring(vx.memory("emu:0").live + 180000000)) -- the pool holds cuBLAS's workspace and the upload buffers
     local x = vx.zeros({ 20, 1000000 }, { device = "emu:0" }) -- 80 MB
     local message = H.raises(function() vx.zeros({ 40, 1000000 }, { device = "emu:0" }) end, "out of memory on emu:0: asked 160.0 MB")
     local free = tonumber(message:match "free on the device ([%d.]+) MB")
-    assert.is_true(free > 80 and free < 120, message)
+    assert.is_true(free > 80 and free < 101, message)
     local y = vx.ones({ 5, 1000000 }, { device = "emu:0" }) -- the next smaller one runs
     assert.same({ 0, 1 }, { x[20][1000000]:item(), y[5][1000000]:item() })
     x:release()

@@ -315,11 +315,16 @@ describe("the registry", function()
       end
       return { names = { { name = "first", summary = "a test" } }, paper = "none", class = First } ]])
     local before = #vx.quantizers()
-    registry.load_folder(folder)
+    assert.same({ "first" }, registry.load_folder(folder))
     assert.equal(before + 1, #vx.quantizers())
     local o = vx.quantizer("first", { dim = 3, codes = 4 }):forward(data(1, { 5, 3 }))
     assert.same({ 5, 3 }, o.quantized:shape())
-    H.raises(function() registry.load_folder(folder) end, "'first'", "exists")
+    -- a file that was changed is read again, in place of what it was; another file cannot take its names
+    H.write(folder .. "/first.lua", (H.read(folder .. "/first.lua"):gsub("a test", "another test")))
+    registry.load_folder(folder)
+    assert.same({ before + 1, "another test" }, { #vx.quantizers(), registry.by_name.first.summary })
+    H.write(folder .. "/second.lua", H.read(folder .. "/first.lua"))
+    H.raises(function() registry.load_folder(folder) end, "'first'", "second.lua", "exists", "first.lua")
     registry.by_name.first = nil
     for i, item in ipairs(registry.list) do
       if item.name == "first" then table.remove(registry.list, i) break end

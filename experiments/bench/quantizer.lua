@@ -3,16 +3,21 @@
 --   luajit experiments/bench/quantizer.lua [--sections op,assign] [--shapes S,B] [--python python3] [--out DIR]
 --
 -- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a machine that others use
--- too slows both sides alike. Beside every time stand
+-- too slows both sides alike; the ratio of the least times stands beside it. Beside every time stand
 --   floor   the least time that the arithmetic takes at the ceilings roof.c measures in this run, with the same vectors and threads:
 --           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
 --           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
---           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here.
+--           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here. In the
+--           .csv the ceilings are those of the row's own run; in the .txt the best of all its runs, since others only ever lower them: the
+--           least time's percentage there says what the code can do, the median's what it did among others.
 --   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the library counts it, to the
 --           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the inputs loaded and its
 --           libraries warm, less its outputs
 --   errors  |x - exact| / |exact| of quantized, regularizer and gradients, and how many of the codes and neighbours are not those of float64
 --           (exact.c); gradients are compared for the neighbours chosen, and `gap` is how far the worst of those lies from the right one's key
+-- With --device cuda:0 both sides run on the GPU, where times include the wait for its last kernel; the ceilings are roof.cu's, and the floor is
+-- the time of the exponentials alone: one for each pair of a row and a code forward and two backward, 3 N M / exp2. Side "vertex graph" is
+-- the same work recorded once and launched as a whole (vx.graph), its time not divided into forward and backward.
 -- Results merge into OUT/quantizer-PROCESSOR.csv, so that sections and shapes can be repeated one by one; the .txt beside it shows them as
 -- tables, the .png is the plot of the sweep.
 
@@ -53,12 +58,13 @@ parser:option("--codes", "Codebook sizes M of the sweep."):argname "M,.."
 parser:option("--dims", "Row widths D of the sweep."):argname "D,..":default "3,32"
 parser:option("--baselines", "Comma-separated; default: naive,trans,chunk,filter,compile (sweep: naive,filter) and cdist,mm,chunk,vqp."):argname "A,B"
 parser:option("--python", "Interpreter with torch; 'none' leaves PyTorch out."):argname "P":default "python3"
-parser:option("--environment", "PyTorch's: tuned (huge pages, and up to 1 GB per N x M array freed memory kept) or stock."):default "tuned"
+parser:option("--environment", "PyTorch's: tuned (large arrays in huge pages, kept from step to step) or stock."):default "tuned"
 parser:option("--rounds", "Pairs of runs, at most."):argname "N":default "9":convert(tonumber)
 parser:option("--seconds", "For the pairs of one comparison; there is always one pair."):argname "T":default "30":convert(tonumber)
 parser:option("--limit", "Sweep: no PyTorch step that is expected to take longer, in seconds."):argname "T":default "120":convert(tonumber)
 parser:option("--memory", "GB that PyTorch may take; default: what is free less 2."):argname "GB":convert(tonumber)
 parser:option("--threads"):argname "N":default "2":convert(tonumber)
+parser:option("--device", "Of both sides: cpu, cuda:0, ..."):argname "D":default "cpu"
 parser:option("--tau", "Temperature."):default "0.1":convert(tonumber)
 parser:option("--errors", "yes; no; or auto: where N x M is at most 2^30."):default "auto"
 parser:option("--out", "Folder of the results."):argname "DIR":default "out/bench"
@@ -113,7 +119,10 @@ end
 local sections = words(flags.sections, SECTIONS, "section")
 local methods = words(flags.methods, known_methods, "method")
 local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist", "mm", "vqp" }, "baseline")
-local memory_limit = flags.memory and flags.memory * 1e9 or tools.free_memory() - 2e9
+local on_gpu = flags.device ~= "cpu"
+local opened, why = pcall(vx.device, flags.device)
+if not opened then exit_with("--device: %s", (tostring(why):gsub("^[^:]*:%d+: ", ""))) end
+local memory_limit = flags.memory and flags.memory * 1e9 or (on_gpu and vx.memory().limit or tools.free_memory()) - 2e9
 
 --- Those of `known` that were asked for; `default` where none were named.
 local function chosen(known, default)
@@ -126,8 +135,7 @@ local function chosen(known, default)
 end
 
 vx.threads(flags.threads)
-vx.device "cpu"
-local processor = tools.processor()
+local processor = on_gpu and tools.gpu(flags.device) or tools.processor()
 local limits = { rounds = flags.rounds, seconds = flags.seconds }
 
 -- -- Results ----------------------------------------------------------------------------------------------------------------------------------
@@ -136,15 +144,18 @@ local made, made_reason = os.execute("mkdir -p '" .. flags.out:gsub("'", "'\\''"
 if made ~= 0 and made ~= true then exit_with("--out %s: cannot make the folder (%s)", flags.out, tostring(made_reason or made)) end
 local path = ("%s/quantizer-%s"):format(flags.out, processor.slug)
 local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method", "side", "rounds", "forward_ms",
-  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes", "floor_ms",
-  "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2", "compare", "read",
-  "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
+  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "against_ms_min", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes",
+  "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2",
+  "compare", "read", "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
 
-local ceilings = tools.ceilings(here, processor.simd, flags.threads)
+local ceilings = on_gpu and tools.gpu_ceilings(flags.device) or tools.ceilings(root .. "/kernels/lab", processor.simd, flags.threads)
 local function say(...) print((...):format(select(2, ...))) end
 say("%s, %s kernels, %d threads", processor.name, processor.simd, flags.threads)
-say("ceilings of this run: fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, read %.1f GB/s, copy %.1f GB/s", ceilings.fma, ceilings.exp2,
-  ceilings.compare, ceilings.read, ceilings.copy)
+local measured = {}
+for _, c in ipairs { { "fma", "GFLOP/s" }, { "tensor", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" }, { "read", "GB/s" }, { "copy", "GB/s" } } do
+  if ceilings[c[1]] then measured[#measured + 1] = ("%s %.1f %s"):format(c[1], ceilings[c[1]], c[2]) end
+end
+say("ceilings of this run: %s", #measured > 0 and table.concat(measured, ", ") or "none measured")
 
 --- Adds a result to the file and shows it as a line; returns it.
 local function add(section, shape, method, side, row)
@@ -154,7 +165,8 @@ local function add(section, shape, method, side, row)
   for name, value in pairs(ceilings) do row[name] = value end
   results:add(row)
   local parts = { ("%-11s %-8s %-15s %-14s"):format(section, shape.name, method, side) }
-  if row.ms then parts[#parts + 1] = ("%9.2f ms (%.2f + %.2f)"):format(row.ms, row.forward_ms, row.backward_ms) end
+  if row.ms then parts[#parts + 1] = ("%9.3f ms"):format(row.ms) end
+  if row.forward_ms then parts[#parts + 1] = ("(%.3f + %.3f)"):format(row.forward_ms, row.backward_ms) end
   if row.floor_percent then parts[#parts + 1] = ("%.0f %% of the floor"):format(row.floor_percent) end
   if row.ratio then parts[#parts + 1] = ("%.2f times %s (%.2f .. %.2f)"):format(row.ratio, row.against, row.ratio_min, row.ratio_max) end
   if row.extra_bytes then parts[#parts + 1] = ("extra %.1f MB"):format(row.extra_bytes / 1e6) end
@@ -172,19 +184,9 @@ local function times(s, row)
   return row
 end
 
--- -- Floors -------------------------------------------------------------------------------------------------------------------------------------
-
---- Least milliseconds of a smoothed method; nil for those with noise.
-local function floor_ms(shape, method)
-  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
-  if sampler ~= "softmax" then return nil end
-  local NM = shape.N * shape.M
-  local G, E, F, madd = 2 * NM * shape.D / ceilings.fma, NM / ceilings.exp2, NM / ceilings.compare, 2 * NM / ceilings.fma
-  local t = 2 * G + E + 5 * G + E
-  if regularizer:match "^knn" then t = t + F end
-  if regularizer == "knn-l2" then t = t + 2 * madd end
-  if regularizer == "ppl" then t = t + madd + G + E + 2 * madd end
-  return t * 1e-6
+--- Puts into b's row how its times compare with a's.
+local function compare_times(row, a, b)
+  row.against_ms, row.against_ms_min, row.ratio, row.ratio_min, row.ratio_max = a.total, a.least, b.ratio, b.ratio_least, b.ratio_most
 end
 
 -- -- Our side -----------------------------------------------------------------------------------------------------------------------------------
@@ -211,6 +213,11 @@ end
 local SEED, STREAM = 1, 1 -- of the Gumbel noise
 local smooth = vx.ops.registry.quantize_smooth
 
+--- Waits for what is queued, unless it is only being recorded.
+local function finish_device()
+  if not core.is_recording() then vx.sync() end
+end
+
 --- One forward and backward pass: y, reg, codes, near, gradients and the seconds of both.
 local function pass(shape, method)
   local i = inputs(shape)
@@ -219,8 +226,10 @@ local function pass(shape, method)
   local start = core.time()
   local y, reg, codes = smooth.forward(ctx, i.z, i.codebook, i.log_tau,
     { sampler = sampler, regularizer = regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED, stream = STREAM, stats = false })
+  finish_device()
   local middle = core.time()
   local dz, dcodebook, dlog_tau = smooth.backward(ctx, i.dy, i.dreg)
+  finish_device()
   local finish = core.time()
   return { y = y, reg = reg, codes = codes, near = ctx.s.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau }, middle - start, finish - middle
 end
@@ -233,6 +242,21 @@ local function ours(shape, method)
     vx.step(function() forward, backward = select(2, pass(shape, method)) end)
     return forward * 1e3, backward * 1e3
   end
+end
+
+--- The same recorded and launched as a whole, a side of tools.pair.
+local function ours_in_graph(shape, method)
+  inputs(shape)
+  local graph = vx.graph(function() return pass(shape, method) end)
+  vx.step(graph.replay, graph)
+  vx.step(graph.replay, graph) -- recorded
+  vx.sync()
+  return function()
+    local start = core.time()
+    graph:replay()
+    vx.sync()
+    return (core.time() - start) * 1e3, 0
+  end, graph
 end
 
 --- Bytes beyond inputs and outputs: as the library counts them, and as the system does.
@@ -282,13 +306,13 @@ end
 
 -- -- PyTorch's side -------------------------------------------------------------------------------------------------------------------------------
 
---- The environment of a worker: the same threads; tuned: glibc asks for huge pages, and keeps what is freed where a few arrays of this size
--- fit, since a fresh mapping costs a fault for each page.
-local function environment(shape)
+--- The environment of a worker: the same threads; tuned: large arrays in huge pages that are kept for the next step (keep.c), since fresh
+-- ones cost a fault each, and glibc keeps the rest.
+local function environment()
   local threads = ("OMP_NUM_THREADS=%d MKL_NUM_THREADS=%d"):format(flags.threads, flags.threads)
-  if flags.environment == "stock" then return threads end
-  local keep = shape.N * shape.M * 4 <= 1e9 and ":glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=68719476736" or ""
-  return threads .. " GLIBC_TUNABLES=glibc.malloc.hugetlb=1" .. keep
+  if flags.environment == "stock" or on_gpu then return threads end
+  return threads .. " GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824 LD_PRELOAD=" ..
+    tools.compile(here .. "/keep.c", nil, true)
 end
 
 --- Pairs of our runs with a worker's: adds the worker's row and returns it. `own` is our side of the pair.
@@ -302,21 +326,21 @@ local function against_torch(section, shape, method, baseline, own)
   end
   local result = tools.scratch "torch"
   local worker, reason = tools.worker(flags.python, here .. "/quantizer.py",
-    { baseline, method, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result },
-    { environment = environment(shape), memory = memory_limit })
+    { baseline, method, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result, flags.device },
+    { environment = environment(), memory = not on_gpu and memory_limit or nil })
   if not worker then
     row.note = "did not start: " .. reason
     return add(section, shape, method, side, row)
   end
-  row.version = "torch " .. worker.version .. " " .. flags.environment
-  if baseline == "compile" then worker:ask "run" end -- compiles; `pair` warms up once more
+  row.version = "torch " .. worker.version .. (on_gpu and "" or " " .. flags.environment)
+  worker:ask "run" -- pages, and compilation: several times what a step takes; `pair` warms up once more
   local a, b = tools.pair(limits, own, function()
     local forward, backward = (worker:ask "run" or ""):match "(%S+) (%S+)"
     return tonumber(forward), tonumber(backward)
   end)
   if b then
     times(b, row)
-    row.against_ms, row.ratio, row.ratio_min, row.ratio_max = a.total, b.ratio, b.ratio_least, b.ratio_most
+    compare_times(row, a, b)
     local outputs = METRICS[method] and 8 * shape.N or 4 * (2 * shape.N + shape.M) * shape.D
     row.extra_bytes = math.max(0, tonumber(worker:ask "memory") - outputs)
     if (METRICS[method] or method:match "^softmax") and wants_errors(shape) then
@@ -336,7 +360,7 @@ end
 --- Our own row of a smoothed method, with floor, memory and errors; s: its summary.
 local function add_ours(section, shape, method, s)
   local row = times(s)
-  row.floor_ms = floor_ms(shape, method)
+  row.floor_ms = tools.floor_ms(shape, method, ceilings)
   row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
   row.extra_bytes, row.rss_bytes = our_memory(function()
     local r = pass(shape, method)
@@ -352,6 +376,14 @@ function run.op()
   for _, shape in ipairs(shapes "S,M,B,C,W") do
     for _, method in ipairs(methods) do
       add_ours("op", shape, method, (tools.pair(limits, ours(shape, method))))
+      if on_gpu then
+        local side, graph = ours_in_graph(shape, method)
+        local row = times((tools.pair(limits, side)))
+        row.forward_ms, row.backward_ms, row.floor_ms = nil, nil, tools.floor_ms(shape, method, ceilings)
+        row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
+        add("op", shape, method, "vertex graph", row)
+        graph:release()
+      end
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES)) do
         local sampler, regularizer = method:match "^(%a+)%-(.+)$"
         local fits = baseline == "naive" or baseline == "compile" or sampler == "softmax" and
@@ -365,8 +397,9 @@ end
 --- Pairs of two of our methods: adds a row for `method` with its ratio to `other`.
 local function against_method(section, shape, other, method)
   local a, b = tools.pair(limits, ours(shape, other), ours(shape, method))
-  local row = times(b, { against = other, against_ms = a.total, ratio = b.ratio, ratio_min = b.ratio_least, ratio_max = b.ratio_most })
-  row.floor_ms = floor_ms(shape, method)
+  local row = times(b, { against = other })
+  compare_times(row, a, b)
+  row.floor_ms = tools.floor_ms(shape, method, ceilings)
   row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
   add(section, shape, method, "vertex", row)
 end
@@ -397,12 +430,15 @@ function run.assign()
       local i = inputs(shape)
       local function own()
         local start = core.time()
-        vx.step(function() vx.ops.assign(i.z, i.codebook, metric) end)
+        vx.step(function()
+          vx.ops.assign(i.z, i.codebook, metric)
+          finish_device()
+        end)
         return (core.time() - start) * 1e3, 0
       end
       local row = times((tools.pair(limits, own)))
-      row.floor_ms = 2e-6 * shape.N * shape.M * shape.D / ceilings.fma
-      row.floor_percent = 100 * row.floor_ms / row.ms
+      row.floor_ms = tools.floor_ms(shape, metric, ceilings)
+      row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
       row.extra_bytes, row.rss_bytes = our_memory(function() return { vx.ops.assign(i.z, i.codebook, metric) } end)
       if wants_errors(shape) then
         local file = tools.scratch "ours"
@@ -419,22 +455,31 @@ function run.assign()
   end
 end
 
+--- The sweep's row of a side at the next smaller codebook, of this run or of one before.
+local function row_before(side, shape)
+  local found
+  for _, r in ipairs(results.rows) do
+    local same = r.section == "sweep" and r.side == side and r.D == shape.D and r.threads == flags.threads and r.tau == flags.tau
+    if same and r.M < shape.M and (not found or r.M > found.M) then found = r end
+  end
+  return found
+end
+
 function run.sweep()
   local method = "softmax-knn-ce"
   for _, D in ipairs(words(flags.dims)) do
-    local last = {} -- each baseline's row before
     for _, text in ipairs(words(flags.codes or "1024,2048,4096,8192,16384,32768,65536")) do
       local M = tonumber(text) or exit_with("--codes: '%s' is no number", text)
       local shape = shape_of(("%dx%dx%dx8"):format(8 * M, D, M))
       add_ours("sweep", shape, method, (tools.pair(limits, ours(shape, method))))
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES, { "naive", "filter" })) do
-        local before = last[baseline]
-        local seconds = before and before.ms and before.ms * 1e-3 * (M / before.M) ^ 2 -- N doubles with M
+        local before = row_before("torch " .. baseline, shape)
+        local seconds = before and before.ms and before.ms * 1e-3 * (M / before.M) ^ 2 -- N grows with M
         if seconds and seconds > flags.limit then
           add("sweep", shape, method, "torch " .. baseline, { against = "vertex",
             note = ("not run: would take about %.0f s, of %g allowed"):format(seconds, flags.limit) })
         elseif not before or before.ms then
-          last[baseline] = against_torch("sweep", shape, method, baseline, ours(shape, method))
+          against_torch("sweep", shape, method, baseline, ours(shape, method))
         end
       end
     end

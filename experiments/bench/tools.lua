@@ -51,14 +51,24 @@ function tools.processor()
   return { name = name:gsub(",", " "), simd = simd, slug = slug }
 end
 
---- Compiles a C file of this folder with the processor's own instructions, or those of a SIMD variant; returns the program's path.
-function tools.compile(source, simd)
+--- The same of a GPU.
+function tools.gpu(device)
+  local name
+  for _, d in ipairs(core.devices()) do name = d.name == device and d.description:match "^[^,]*" or name end
+  name = name or device -- the emulator is not listed
+  return { name = name, simd = device, slug = (name:lower():gsub("[^%w]+", "-"):gsub("%-$", "")) }
+end
+
+--- Compiles a C file with the processor's own instructions, or those of a SIMD variant; returns the program's path, or where `shared` is
+-- true that of a library to preload.
+function tools.compile(source, simd, shared)
   local machine = capture "uname -m":match "x86_64"
   local flags = machine and simd and VARIANT_FLAGS[simd] or "-march=native"
-  local program = tools.scratch(source:match "([%w_]+)%.c$" .. (simd or ""))
+  local program = tools.scratch(source:match "([%w_]+)%.c$" .. (simd or "") .. (shared and ".so" or ""))
   if lfs.attributes(program) then return program end
   local cc = os.getenv "CC" or "cc"
-  local output, ok = capture(("%s -O3 %s -ffp-contract=fast -fno-math-errno -fopenmp %s -o %s -lm 2>&1"):format(cc, flags, quote(source), quote(program)))
+  local output, ok = capture(("%s -O3 %s -ffp-contract=fast -fno-math-errno -fopenmp %s %s -o %s -lm 2>&1"):format(cc, flags,
+    shared and "-shared -fPIC" or "", quote(source), quote(program)))
   if not ok then tools.exit_with("cannot compile %s with %s:\n%s", source, cc, output) end
   return program
 end
@@ -77,6 +87,32 @@ function tools.ceilings(folder, simd, threads)
   local c = {}
   for name, value in tools.execute(tools.compile(folder .. "/roof.c", simd), threads):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
   return c
+end
+
+--- What a GPU can do at best, as build/cuda_roof (roof.cu) measures it: {fma, tensor, exp2, read, copy}; empty where that was not built.
+function tools.gpu_ceilings(device)
+  local program, ordinal, c = core.root .. "/build/cuda_roof", device:match "^cuda:(%d+)$", {}
+  if not ordinal or not lfs.attributes(program) then return c end
+  for name, value in tools.execute(program, ordinal):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
+  return c
+end
+
+--- Least milliseconds of a smoothed method or of the nearest code ("euclid", "cosine"), as the head of quantizer.lua counts them; nil for
+-- methods with noise, and where the ceilings were not measured. A GPU's are those without `compare`.
+function tools.floor_ms(shape, method, ceilings)
+  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+  if not ceilings.fma then return nil end
+  local NM = shape.N * shape.M
+  local G, E, madd = 2 * NM * shape.D / ceilings.fma, NM / ceilings.exp2, 2 * NM / ceilings.fma
+  if not sampler then return G * 1e-6 end
+  if sampler ~= "softmax" then return nil end
+  if not ceilings.compare then return 3 * E * 1e-6 end
+  local F = NM / ceilings.compare
+  local t = 2 * G + E + 5 * G + E
+  if regularizer:match "^knn" then t = t + F end
+  if regularizer == "knn-l2" then t = t + 2 * madd end
+  if regularizer == "ppl" then t = t + madd + G + E + 2 * madd end
+  return t * 1e-6
 end
 
 --- Bytes that this machine has free.
@@ -121,7 +157,8 @@ function tools.worker(python, script, arguments, options)
   for i, a in ipairs(arguments) do parts[i] = quote(a) end
   local limit = options.memory and ("ulimit -d %d; "):format(options.memory / 1024) or ""
   local self = setmetatable({}, Worker)
-  self.replies = assert(io.popen(("%sexec env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE %s %s %s %s < %s 2> %s"):format(limit, options.environment or "",
+  local environment = "-u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE " .. (options.environment or "")
+  self.replies = assert(io.popen(("%sexec env %s %s %s %s < %s 2> %s"):format(limit, environment,
     quote(python), quote(script), table.concat(parts, " "), quote(commands), quote(errors))))
   self.commands = assert(io.open(commands, "w"))
   self.commands:setvbuf "no"
@@ -171,7 +208,8 @@ end
 --- Times a and, where given, b in turn: A B A B ... Each is a function that returns milliseconds forward and backward (nil: it cannot), and is
 -- called so often in its turn that 0.2 s pass (20 times at most), the median being its time of the round.
 -- limits {rounds = at most, seconds = for all of them}. A first round warms up; it is the only one where it takes more than half of the
--- seconds. Returns the summary of a and of b (with b.ratio, ratio_least, ratio_most: b's time over a's, round by round); nil where one cannot.
+-- seconds, so that a side which is slow at first is better warmed up before. Returns the summary of a and of b (with b.ratio, ratio_least,
+-- ratio_most: b's time over a's, round by round); nil where one cannot.
 function tools.pair(limits, a, b)
   local sides, runs, repeats = { a, b }, { {}, {} }, { 1, 1 }
   local function turn(side)

@@ -76,7 +76,8 @@ local function fault(...) faults[#faults + 1] = string.format(...) end
 print(("%-44s %-7s %9s %7s %7s %7s"):format("kernel", "code", "registers", "shared", "stack", "spills"))
 for _, kernel in ipairs(order) do
   for _, row in ipairs(kernel.rows) do
-    print(("%-44s %-7s %9d %7d %7d %7d%s"):format(kernel.name, row.architecture, row.registers, row.shared or 0, row.stack, row.spills, kernel.hot and "  hot" or ""))
+    print(("%-44s %-7s %9d %7d %7d %7d%s"):format(kernel.name, row.architecture, row.registers, row.shared or 0, row.stack, row.spills,
+      kernel.hot and "  hot" or ""))
     if kernel.hot and row.spills > 0 then
       fault("%s: %s is hot and spills %d bytes for %s (%s)", kernel.file, kernel.name, row.spills, row.architecture, row.mangled)
     end
@@ -97,7 +98,9 @@ else
   local file = io.open(build .. "/compile_commands.json")
   local commands = file and file:read "*a" or ""
   if file then file:close() end
-  if not commands:find("arch=compute_90,code=[compute_90]", 1, true) then fault("the library was not built with PTX for compute_90 (%s/compile_commands.json)", build) end
+  if not commands:find("arch=compute_90,code=[compute_90]", 1, true) then
+    fault("the library was not built with PTX for compute_90 (%s/compile_commands.json)", build)
+  end
 end
 
 for _, text in ipairs(faults) do print("FAULT " .. text) end

@@ -24,7 +24,9 @@ local function open_library()
     candidates = { os.getenv "VERTEX_LIB" }
   else
     candidates[1] = core.root .. "/build/libvertex.so"
-    candidates[2] = package.searchpath("vertex.libvertex", package.cpath)
+    local prefix = core.directory:match "^(.*)/share/lua/5.1/vertex$" -- installed: PREFIX/lib/lua/5.1/vertex/libvertex.so
+    candidates[#candidates + 1] = prefix and prefix .. "/lib/lua/5.1/vertex/libvertex.so"
+    candidates[#candidates + 1] = package.searchpath("vertex.libvertex", package.cpath)
     candidates[#candidates + 1] = "vertex"
   end
   for _, name in ipairs(candidates) do
@@ -143,6 +145,7 @@ local function handle(x)
 end
 core.handle = handle
 
+--- Is x a tensor?
 function core.is_tensor(x) return getmetatable(x) == Tensor end
 
 local function fill_shape(shape)
@@ -241,6 +244,16 @@ function core.allow_tf32(on)
   return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
 end
 
+--- autocast "bf16": GPU products of float32 matrices (matmul, linear, pointwise convolutions, and their gradients) round their factors to
+-- bf16 and run on tensor cores; sums and results are float32, and so is everything else: parameters, norms, 3x3 convolutions, the
+-- quantizers' logits, the optimizer. An error where the default device is the CPU, whose products are float32 always. "f32": back to the
+-- default. Returns the setting. A recorded graph keeps the setting it was recorded with.
+function core.autocast(dtype)
+  if dtype ~= nil and dtype ~= "bf16" and dtype ~= "f32" then fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(dtype)) end
+  if dtype == "bf16" and core.device() == "cpu" then fail "autocast: the default device is cpu, and products in bf16 need a GPU" end
+  return DTYPE_NAMES[C.vx_autocast(dtype and DTYPES[dtype] or -1)]
+end
+
 --- {live, peak, cached, limit (bytes), tensors} of a device.
 function core.memory(device)
   choose_default()
@@ -322,6 +335,7 @@ end
 
 -- -- Questions ----------------------------------------------------------------------------------------------------------------
 
+--- Number of dimensions, name of the dtype, name of the device, number of elements; do the elements lie in memory in their order?
 function Tensor:dim() return C.vx_ndim(handle(self)) end
 function Tensor:dtype() return DTYPE_NAMES[C.vx_dtype(handle(self))] end
 function Tensor:device() return device_name(C.vx_device(handle(self))) end
@@ -451,11 +465,13 @@ function Tensor:copy(source)
   return self
 end
 
+--- All elements = value.
 function Tensor:fill(value)
   call(C.vx_fill, handle(self), value)
   return self
 end
 
+--- All elements = 0.
 function Tensor:zero() return self:fill(0) end
 
 --- A copy outside the tape, of the same shape, on a device ("cpu") or in a dtype ("f32", "i32", ...); x itself where nothing changes.
@@ -697,6 +713,13 @@ function core.with_hook(hook, every, f, ...)
   end
   return done(f(...))
 end
+
+--- Runs f(a, b, c), a C function of three pointers, in a thread of its own that receives no signals.
+function core.thread(f, a, b, c) call(C.vx_thread, ffi.cast("int (*)(void *, void *, void *)", f), a, b, c) end
+
+ffi.cdef "int getppid(void);"
+--- Number of the process that started this one; it changes when that process ends.
+function core.parent() return ffi.C.getppid() end
 
 function core.interrupted() return C.vx_interrupted() ~= 0 end
 function core.time() return C.vx_time() end

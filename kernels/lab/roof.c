@@ -1,5 +1,6 @@
 /* roof.c: what this processor can do at best, with the vectors it is compiled for and the threads it is given. Prints one
- * ceiling a line, "name value unit": the numbers that quantizer.lua and kernels/lab hold the kernels against.
+ * ceiling a line, "name value unit": the numbers that the steps of this folder and experiments/bench/quantizer.lua are held
+ * against.
  *
  *     cc -O3 -march=x86-64-v3 -ffp-contract=fast -fopenmp roof.c -o roof && ./roof THREADS
  *

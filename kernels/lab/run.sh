@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Runs the lab: every step of every program, checked against float64 and timed, after the machine's ceilings.
+#
+#   kernels/lab/run.sh [--quick] [assign] [forward] [backward]     all three where none is named, forward and backward at D = 32 and D = 3
+#
+# VERTEX_SIMD (portable, avx2, avx512) chooses the vectors, as it does for the library, of which build/ must hold a current one;
+# OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+quick=""
+programs=()
+for argument in "$@"; do
+  case $argument in
+    --quick) quick=quick ;;
+    assign | forward | backward) programs+=("$argument") ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' kernels/lab/run.sh >&2; exit 2 ;;
+  esac
+done
+[ ${#programs[@]} -gt 0 ] || programs=(assign forward backward)
+
+lacks() { ! grep -qw "$1" /proc/cpuinfo; }
+simd=${VERTEX_SIMD:-avx512}
+if [ -z "${VERTEX_SIMD:-}" ] && lacks avx512bw; then simd=avx2; fi
+if [ -z "${VERTEX_SIMD:-}" ] && [ $simd = avx2 ] && lacks avx2; then simd=portable; fi
+case $(uname -m)-$simd in # as in CMakeLists.txt
+  x86_64-avx512) flags="-march=x86-64-v4 -mprefer-vector-width=512" ;;
+  x86_64-avx2) flags=-march=x86-64-v3 ;;
+  x86_64-portable) flags=-march=x86-64-v2 ;;
+  x86_64-*) echo "VERTEX_SIMD: '$simd' is none of portable, avx2, avx512" >&2; exit 2 ;;
+  *) flags=-march=native simd=native ;;
+esac
+[ -e build/libvertex.so ] || { echo "build/libvertex.so is not there: ./setup.sh builds it" >&2; exit 2; }
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+compile() { # shellcheck disable=SC2086
+  ${CC:-cc} -std=gnu11 -O3 $flags -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp -Wall -Wextra -Wshadow -Wno-psabi \
+    -Wno-aggressive-loop-optimizations -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
+}
+
+threads=${OMP_NUM_THREADS:-$(nproc)}
+echo "$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1), $simd, $threads threads"
+roof=""
+[ -n "$quick" ] || { compile roof; roof=$folder/roof; }
+
+status=0
+start() { "$folder/$1" "${@:2}" ${roof:+"$roof"} || status=1; }
+for program in "${programs[@]}"; do
+  compile "$program"
+  case $program-$quick in # N D M K
+    assign-) start assign 9216 32 8192 0 ;;
+    assign-quick) start assign 192 32 256 0 ;;
+    *-) start "$program" 9216 32 4096 8; start "$program" 18432 3 8192 8 ;;
+    *-quick) start "$program" 192 32 256 4; start "$program" 192 3 256 4 ;;
+  esac
+done
+exit $status

@@ -1,0 +1,154 @@
+-- The quantizer's benchmark as a user runs it, without PyTorch and at a size where times mean nothing: flags, results, errors against
+-- float64. And the steps of kernels/lab, which only have to agree with float64 here.
+
+local H = require "tests.helper"
+
+--- Output (both streams) of a shell command and its exit status.
+local function shell(command)
+  local p = io.popen("{ (" .. command .. ") 2>&1; echo \"status $?\"; } 2>/dev/null")
+  local text = p:read "*a"
+  p:close()
+  local output, status = text:match "^(.*)status (%d+)%s*$"
+  return output, tonumber(status)
+end
+
+local function bench(arguments) return shell("luajit experiments/bench/quantizer.lua " .. arguments) end
+
+--- The rows of a CSV file as tables by column name; fails where a row has more or fewer cells than the header.
+local function rows_of(path)
+  local rows, columns = {}, nil
+  for line in H.read(path):gmatch "[^\n]+" do
+    local cells = {}
+    for cell in (line .. ","):gmatch "([^,]*)," do cells[#cells + 1] = cell end
+    if columns then
+      assert.equal(#columns, #cells, line)
+      local row = {}
+      for i, name in ipairs(columns) do row[name] = cells[i] end
+      rows[#rows + 1] = row
+    else
+      columns = cells
+    end
+  end
+  return rows
+end
+
+describe("the quantizer's benchmark", function()
+  it("names its sections, shapes and baselines under --help", function()
+    local text, status = bench "--help"
+    assert.equal(0, status)
+    for _, word in ipairs { "op ", "regularizer ", "gumbel ", "assign ", "sweep ", "large ", "NxDxMxK", "naive", "cdist", "--python", "--memory" } do
+      assert.is_truthy(text:find(word, 1, true), word)
+    end
+  end)
+
+  it("refuses what it does not know, and says what it knows", function()
+    for arguments, texts in pairs {
+      ["--sections op,nothing"] = { "unknown section 'nothing'", "regularizer" },
+      ["--shapes Q"] = { "unknown shape 'Q'", "NxDxMxK" },
+      ["--shapes 4x8x16x5"] = { "K at most N" },
+      ["--methods softmax-knn"] = { "unknown method 'softmax-knn'", "softmax-knn-ce" },
+      ["--rounds 0"] = { "--rounds", "above 0" },
+    } do
+      local text, status = bench(arguments .. " --python none --out " .. H.scratch "refused")
+      assert.equal(2, status, text)
+      for _, wanted in ipairs(texts) do assert.is_truthy(text:find(wanted, 1, true), text) end
+    end
+  end)
+
+  it("writes a row for every op and shape, with errors that are float32's", function()
+    local out = H.scratch "bench"
+    local text, status = bench("--sections op,assign --shapes 200x3x70x4,96x32x130x2 --python none --rounds 1 --seconds 0.01 --out " .. out)
+    assert.equal(0, status, text)
+    local csv = text:match "(%S+%.csv)"
+    local rows, seen = rows_of(csv), {}
+    assert.equal(8, #rows)
+    for _, row in ipairs(rows) do
+      seen[row.section .. " " .. row.shape .. " " .. row.method] = true
+      assert.equal("vertex", row.side)
+      assert.equal("0", row.codes_differ)
+      for _, name in ipairs { "ms", "ms_min", "extra_bytes", "floor_ms", "floor_percent", "fma", "exp2", "compare" } do
+        assert.is_true(tonumber(row[name]) > 0, name .. ": " .. row[name])
+      end
+      if row.section == "op" then
+        assert.equal("0", row.near_differ)
+        for name, most in pairs { quantized = 1e-5, reg = 5e-5, dz = 1e-4, dcodebook = 1e-4, dlog_tau = 1e-3 } do
+          assert.is_true(tonumber(row[name]) <= most, name .. ": " .. row[name])
+        end
+      end
+    end
+    for _, shape in ipairs { "200x3x70x4", "96x32x130x2" } do
+      for _, op in ipairs { "op %s softmax-knn-ce", "op %s softmax-knn-l2", "assign %s euclid", "assign %s cosine" } do
+        assert.is_true(seen[op:format(shape)], op)
+      end
+    end
+    local tables = H.read((csv:gsub("csv$", "txt")))
+    assert.is_truthy(tables:find("Smoothed quantizer", 1, true) and tables:find("Nearest code", 1, true))
+
+    local again = H.read(csv)
+    text, status = bench("--sections assign --shapes 200x3x70x4 --python none --rounds 1 --seconds 0.01 --errors no --out " .. out)
+    assert.equal(0, status, text)
+    assert.equal(8, #rows_of(csv), "a section that runs again takes the place of what it wrote")
+    assert.is_true(H.read(csv) ~= again)
+  end)
+end)
+
+describe("gpu.sh", function()
+  local function gpu(arguments) return shell("experiments/bench/gpu.sh " .. arguments) end
+
+  it("refuses what it cannot use, and measures nothing without the device", function()
+    local full = H.scratch "full"
+    assert(require("lfs").mkdir(full))
+    H.write(full .. "/thesis.txt", "words")
+    for arguments, expected in pairs {
+      [""] = "gpu.sh OUT", ["--dry"] = "gpu.sh OUT", ["a b"] = "gpu.sh OUT", ["a --rounds 3"] = "gpu.sh OUT", ["a --data"] = "gpu.sh OUT",
+      ["a --seconds x"] = "--seconds x: expected a number", ["a --data nowhere"] = "nowhere: no such folder", [full] = "is not empty",
+    } do
+      local text, status = gpu(arguments)
+      assert.equal(2, status, text)
+      assert.is_truthy(text:find(expected, 1, true), text)
+    end
+    local out = H.scratch "nothing"
+    local text, status = gpu(out .. " --device cuda:77")
+    assert.equal(1, status, text)
+    assert.is_truthy(text:find("no measurements: device 'cuda:77'", 1, true), text)
+    assert.equal(text, H.read(out .. "/summary.txt"))
+  end)
+
+  it("runs all its parts on the emulator, and leaves a file of each #slow", function()
+    local out = H.scratch "gpu"
+    local text, status = gpu(out .. " --dry")
+    assert.equal(0, status, text)
+    assert.equal(text, H.read(out .. "/summary.txt"))
+    for line in text:gmatch "[^\n]+" do
+      local name, said = line:match "^(%S+) +(.-)%s*$"
+      if name ~= "sanitizer" then
+        assert.is_truthy(said:find "^ok ", line)
+        assert.is_true(#H.read(out .. "/" .. name .. ".txt") > 0, name)
+      end
+    end
+    local modes = {}
+    for _, row in ipairs(rows_of(out .. "/ae.csv")) do
+      modes[#modes + 1] = row.method .. " " .. row.dtype .. " " .. row.graph
+      assert.is_true(tonumber(row.vertex_ms) > 0)
+    end
+    table.sort(modes)
+    assert.same({ "none bf16 on", "none f32 on", "softmax-knn-ce bf16 on", "softmax-knn-ce f32 off", "softmax-knn-ce f32 on" }, modes)
+    local sides = {}
+    for _, row in ipairs(rows_of(out .. "/errors/quantizer-emu-0.csv")) do
+      sides[row.side] = true
+      if row.side == "vertex" then assert.is_true(tonumber(row.dz) < 1e-4 and row.near_differ == "0") end
+    end
+    assert.same({ vertex = true, ["vertex graph"] = true }, sides)
+    assert.is_truthy(H.read(out .. "/train/results.csv"):find "\nste%-euclid,")
+  end)
+end)
+
+describe("kernels/lab", function()
+  it("agrees with float64 in every step #slow", function()
+    local text, status = shell "kernels/lab/run.sh --quick"
+    assert.equal(0, status, text)
+    assert.is_nil(text:find("FAILED", 1, true), text)
+    local steps = select(2, text:gsub("\n *%d+ %w", ""))
+    assert.equal(7 + 6 + 8 + 5 + 7, steps, text)
+  end)
+end)
