@@ -1204,6 +1204,25 @@ describe("the CUDA emulator", function()
     end
   end)
 
+  it("uploads through memory that queued ops still use only when they are done", function()
+    for seed = 1, 4 do
+      local out = H.child([[
+        local vx = require "vertex"
+        vx.device "emu:0"
+        local n, b, y = 2 ^ 20, {}, {} -- 4 MB: what a slot of the ring takes from the pool
+        local host = vx.full({ n }, 5, { device = "cpu" })
+        for i = 1, 3 do b[i] = vx.full({ n }, 3) end
+        for i = 1, 3 do y[i] = b[i] * 2 end
+        for i = 1, 3 do b[i]:release() end
+        local x = host:to "emu:0"
+        for i = 1, 3 do assert(y[i]:sum():item() == 6 * n) end
+        assert(x:sum():item() == 5 * n)
+        print "right"
+      ]], "VERTEX_EMU_SEED=" .. seed)
+      assert.equal("right\n", out)
+    end
+  end)
+
   it("names the ops that were queued when a kernel went wrong, and with VERTEX_SYNC=1 the one", function()
     local text = [[
       local vx = require "vertex"

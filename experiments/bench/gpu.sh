@@ -4,6 +4,8 @@
 #     experiments/bench/gpu.sh OUT [--data DIR] [--device cuda:0] [--python python3] [--seconds 540]
 #     experiments/bench/gpu.sh OUT --dry          the same at tiny sizes on the emulator, without PyTorch: tests this script, not a GPU
 #
+# carry.sh beside it takes the tree to a machine where nothing can be installed.
+#
 # In the order of their worth, so that what the time is too short for is the least of it:
 #   device      the card, its driver, and its ceilings (roof.cu)
 #   specs       tests/cuda_spec.lua on the card: every op and golden file against the CPU
