@@ -4,7 +4,7 @@
 --
 -- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a machine that others use
 -- too slows both sides alike; the ratio of the least times stands beside it. Beside every time stand
---   floor   the least time that the arithmetic takes at the ceilings roof.c measures in this run, with the same vectors and threads:
+--   floor   the least time that the arithmetic takes at the ceilings that kernels/lab/roof.c measures in this run, with the same vectors and threads:
 --           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
 --           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
 --           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here. In the
