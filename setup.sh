@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 # name of a Debian package, and a command that succeeds where it is there already
 needs=(
   "gcc|command -v gcc"
+  "g++|command -v g++"
   "cmake|command -v cmake"
   "ninja-build|command -v ninja"
   "pkg-config|command -v pkg-config"
@@ -18,7 +19,11 @@ needs=(
   "lua-argparse|luajit -e 'require \"argparse\"'"
   "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
   "libpng-dev|pkg-config --exists libpng"
+  "libedit2|ldconfig -p | grep -q libedit.so.2"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
+  "libzmq5|ldconfig -p | grep -q libzmq.so.5"
+  "libssl3|ldconfig -p | grep -q libcrypto.so.3"
+  "lua-dkjson|luajit -e 'require \"dkjson\"'"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )
 

@@ -22,6 +22,7 @@ static int not_implemented(const char *op, int device)
         const double values[] = {0 VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                                \
         int status = vx_check(#op, contract, all, COUNT(all), names + 1, values + 1, COUNT(values) - 1);              \
         if (status) return status;                                                                                    \
+        if (vx_recording >= 0 && (status = vx_record_op(#op, all, COUNT(all)))) return status;                        \
         int ordinal;                                                                                                  \
         const vx_backend *backend = vx_backend_of(all[0]->device, &ordinal);                                          \
         if (!backend->op) return not_implemented(#op, all[0]->device);                                                \

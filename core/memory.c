@@ -4,6 +4,14 @@
  * per 4 KiB (about 1 GB/s), many times the work on it. Blocks are rounded up to a size class (eight per power of two, so at
  * most 1/8 is wasted) and kept in a list per class.
  *
+ * On a device whose work is queued a freed block may still be in use by queued kernels. It may be handed out again at once all the
+ * same, since whoever gets it queues its own work behind theirs: a device computes on one stream. Only where blocks go back to
+ * the system must the queue be empty, which the backend's release sees to.
+ *
+ * A recorded graph (graph.c) touches the same addresses at every launch. So what is given back while it is recorded goes into its
+ * arena, from which that recording alone takes again, and so do tensors made then whenever they are freed; all of it counts as live
+ * until the graph is freed.
+ *
  * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take; (3) where
  * the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a failure leaves
  * everything as it was.
@@ -15,29 +23,47 @@
 
 #include "backend.h"
 
-enum { MAX_DEVICES = 64, CLASSES = 64 * 8, SMALLEST = 64 };
+enum { CLASSES = 64 * 8, SMALLEST = 64 };
 
 /* A cached block's record; kept outside the block, which may be device memory. */
 typedef struct block {
     struct block *next;
     void *data;
+    size_t bytes; /* in an arena */
 } block;
 
-/* Under AddressSanitizer every block has exactly its size and goes back at once, so that each overrun and each use of freed
- * memory shows. */
-#ifdef __SANITIZE_ADDRESS__
-enum { KEEP_BLOCKS = 0 };
-#else
-enum { KEEP_BLOCKS = 1 };
-#endif
+struct vx_arena {
+    block *free_list[CLASSES];
+    block *exact; /* blocks of no class, each used once */
+    int device, refs; /* the graph's, and one per living tensor that was made during the recording */
+    bool closed;      /* the graph is gone: what still comes goes to the pool */
+};
 
 typedef struct pool {
     block *free_list[CLASSES];
+    vx_arena *arena; /* of the graph being recorded on the device */
     int64_t live, peak, cached, limit, storages;
+    int keep; /* enum below */
 } pool;
 
-static pool pools[MAX_DEVICES];
+/* Without keeping, every block has exactly its size and goes back at once, so that each overrun and each use of freed memory
+ * shows: under AddressSanitizer, by VERTEX_POOL=0 (for compute-sanitizer), or by vx_memory_pool(). */
+enum { KEEP_UNSET = 0, KEEP_NOTHING, KEEP_BLOCKS };
+
+static pool pools[VX_MAX_DEVICES];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static bool keeps(pool *p)
+{
+    if (p->keep == KEEP_UNSET) {
+        const char *wish = getenv("VERTEX_POOL");
+        p->keep = wish && !strcmp(wish, "0") ? KEEP_NOTHING : KEEP_BLOCKS;
+#ifdef __SANITIZE_ADDRESS__
+        p->keep = KEEP_NOTHING;
+#endif
+    }
+    return p->keep == KEEP_BLOCKS;
+}
 
 /* The class of a size and the bytes its blocks have: 64, 72, 80 .. 128, 144, 160 ... */
 static int size_class(size_t bytes, size_t *rounded)
@@ -46,7 +72,7 @@ static int size_class(size_t bytes, size_t *rounded)
     int log2 = 63 - __builtin_clzll((unsigned long long)bytes);
     size_t step = (size_t)1 << (log2 - 3);
     size_t eighths = (bytes + step - 1) / step; /* 8 .. 16 */
-    *rounded = KEEP_BLOCKS ? eighths * step : bytes;
+    *rounded = eighths * step;
     return log2 * 8 + (int)(eighths - 8);
 }
 
@@ -66,66 +92,169 @@ static void flush(int device, const vx_backend *backend, int ordinal)
 static int64_t limit_of(int device, const vx_backend *backend, int ordinal)
 {
     pool *p = &pools[device];
-    if (p->limit == 0 && backend->capacity(ordinal, &p->limit) != VX_OK) p->limit = INT64_MAX;
+    int64_t available;
+    if (p->limit == 0 && backend->memory(ordinal, &p->limit, &available) != VX_OK) p->limit = INT64_MAX;
     return p->limit;
 }
 
-int vx_memory_take(int device, size_t bytes, void **out)
+/* A block from the system, if need be instead of all the cached ones. */
+static int new_block(int device, const vx_backend *backend, int ordinal, int64_t bytes, void **out)
 {
-    int ordinal;
-    const vx_backend *backend = vx_backend_of(device, &ordinal);
-    size_t rounded;
-    int class = size_class(bytes, &rounded), status = VX_OK;
-    pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
     int64_t limit = limit_of(device, backend, ordinal);
-    block *b = p->free_list[class];
+    if (bytes > limit - p->live) return VX_ENOMEM;
+    if (p->live + p->cached + bytes > limit) flush(device, backend, ordinal);
+    int status = backend->alloc(ordinal, (size_t)bytes, out);
+    if (status != VX_ENOMEM || !p->cached) return status;
+    flush(device, backend, ordinal);
+    return backend->alloc(ordinal, (size_t)bytes, out);
+}
+
+static int no_memory(int device, const vx_backend *backend, int ordinal, size_t bytes)
+{
+    const pool *p = &pools[device];
+    char name[64];
+    int64_t total, available = 0;
+    vx_device_name(device, name, sizeof name);
+    backend->memory(ordinal, &total, &available);
+    return vx_fail(VX_ENOMEM, "out of memory on %s: asked %.1f MB, free on the device %.1f MB, live %.1f MB, cached %.1f MB, limit %.1f MB",
+                   name, (double)bytes / 1e6, (double)available / 1e6, (double)p->live / 1e6, (double)p->cached / 1e6, (double)p->limit / 1e6);
+}
+
+int vx_memory_take(int device, size_t *bytes, void **out)
+{
+    int ordinal, status = VX_OK;
+    const vx_backend *backend = vx_backend_of(device, &ordinal);
+    pthread_mutex_lock(&mutex);
+    pool *p = &pools[device];
+    size_t asked = *bytes;
+    block *b = 0;
+    bool ours = false; /* the arena's block, which counts as live already */
+    if (keeps(p)) {
+        int class = size_class(asked, bytes);
+        ours = p->arena && p->arena->free_list[class];
+        block **list = ours ? &p->arena->free_list[class] : &p->free_list[class];
+        b = *list;
+        if (b) *list = b->next;
+    }
     if (b) {
-        p->free_list[class] = b->next;
-        p->cached -= (int64_t)rounded;
+        if (!ours) p->cached -= (int64_t)*bytes;
         *out = b->data;
         free(b);
     } else {
-        bool fits = (int64_t)rounded <= limit - p->live;
-        if (p->cached && (!fits || p->live + p->cached + (int64_t)rounded > limit)) flush(device, backend, ordinal);
-        status = fits ? backend->alloc(ordinal, rounded, out) : VX_ENOMEM;
-        if (status == VX_ENOMEM && fits && p->cached) {
-            flush(device, backend, ordinal);
-            status = backend->alloc(ordinal, rounded, out);
-        }
+        status = new_block(device, backend, ordinal, (int64_t)*bytes, out);
     }
     if (status == VX_OK) {
-        p->live += (int64_t)rounded;
+        if (!ours) p->live += (int64_t)*bytes;
         p->storages++;
         if (p->live > p->peak) p->peak = p->live;
     } else if (status == VX_ENOMEM) {
-        char name[64];
-        vx_device_name(device, name, sizeof name);
-        vx_fail(VX_ENOMEM, "out of memory on %s: asked %.1f MB, live %.1f MB, cached %.1f MB, limit %.1f MB", name, (double)bytes / 1e6,
-                (double)p->live / 1e6, (double)p->cached / 1e6, (double)limit / 1e6);
+        no_memory(device, backend, ordinal, asked);
     }
     pthread_mutex_unlock(&mutex);
     return status;
 }
 
-void vx_memory_give(int device, void *data, size_t bytes)
+/* A block to the pool; b, its record, may be NULL. The mutex is held. */
+static void to_pool(int device, block *b, void *data, size_t bytes)
 {
     int ordinal;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     size_t rounded;
     int class = size_class(bytes, &rounded);
-    block *b = KEEP_BLOCKS ? malloc(sizeof *b) : 0;
-    pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
-    p->live -= (int64_t)rounded;
-    p->storages--;
-    if (b) {
+    p->live -= (int64_t)bytes;
+    if (b && keeps(p) && bytes == rounded) {
         *b = (block){.next = p->free_list[class], .data = data};
         p->free_list[class] = b;
-        p->cached += (int64_t)rounded;
+        p->cached += (int64_t)bytes;
     } else {
-        backend->release(ordinal, data, rounded);
+        backend->release(ordinal, data, bytes);
+        free(b);
     }
+}
+
+/* The same to an arena. Without a record for it the block is lost, since what has been recorded may use it. */
+static void to_arena(vx_arena *arena, block *b, void *data, size_t bytes)
+{
+    size_t rounded;
+    int class = size_class(bytes, &rounded);
+    if (!b) return;
+    block **list = keeps(&pools[arena->device]) && bytes == rounded ? &arena->free_list[class] : &arena->exact;
+    *b = (block){.next = *list, .data = data, .bytes = bytes};
+    *list = b;
+}
+
+void vx_memory_give(int device, void *data, size_t bytes)
+{
+    block *b = malloc(sizeof *b);
+    pthread_mutex_lock(&mutex);
+    pool *p = &pools[device];
+    p->storages--;
+    if (p->arena) to_arena(p->arena, b, data, bytes);
+    else to_pool(device, b, data, bytes);
+    pthread_mutex_unlock(&mutex);
+}
+
+/* -- What belongs to a recorded graph ------------------------------------------------------------------------------------- */
+
+static void let_go(vx_arena *arena)
+{
+    if (--arena->refs == 0) free(arena);
+}
+
+vx_arena *vx_arena_begin(int device)
+{
+    vx_arena *arena = calloc(1, sizeof *arena);
+    if (!arena) return 0;
+    arena->device = device;
+    arena->refs = 1;
+    pthread_mutex_lock(&mutex);
+    pools[device].arena = arena;
+    pthread_mutex_unlock(&mutex);
+    return arena;
+}
+
+void vx_arena_end(vx_arena *arena)
+{
+    pthread_mutex_lock(&mutex);
+    pools[arena->device].arena = 0;
+    pthread_mutex_unlock(&mutex);
+}
+
+vx_arena *vx_memory_arena(int device)
+{
+    pthread_mutex_lock(&mutex);
+    vx_arena *arena = pools[device].arena;
+    if (arena) arena->refs++;
+    pthread_mutex_unlock(&mutex);
+    return arena;
+}
+
+void vx_arena_give(vx_arena *arena, void *data, size_t bytes)
+{
+    block *b = malloc(sizeof *b);
+    pthread_mutex_lock(&mutex);
+    pools[arena->device].storages--;
+    if (arena->closed) to_pool(arena->device, b, data, bytes);
+    else to_arena(arena, b, data, bytes);
+    let_go(arena);
+    pthread_mutex_unlock(&mutex);
+}
+
+void vx_arena_free(vx_arena *arena)
+{
+    pthread_mutex_lock(&mutex);
+    arena->closed = true;
+    for (int c = 0; c <= CLASSES; c++) {
+        block **list = c < CLASSES ? &arena->free_list[c] : &arena->exact;
+        while (*list) {
+            block *b = *list;
+            *list = b->next;
+            to_pool(arena->device, b, b->data, b->bytes);
+        }
+    }
+    let_go(arena);
     pthread_mutex_unlock(&mutex);
 }
 
@@ -134,14 +263,15 @@ void vx_memory_give(int device, void *data, size_t bytes)
 void *vx_scratch(const char *op, size_t bytes)
 {
     void *p;
-    int status = vx_memory_take(0, bytes + 64, &p);
+    size_t held = bytes + 64;
+    int status = vx_memory_take(0, &held, &p);
     if (status) {
         char text[512];
         snprintf(text, sizeof text, "%s", vx_error());
         vx_fail(status, "%s: %s", op, text);
         return 0;
     }
-    *(size_t *)p = bytes + 64;
+    *(size_t *)p = held;
     return (char *)p + 64;
 }
 
@@ -156,7 +286,8 @@ void vx_scratch_free(void *p)
 
 int vx_memory(int device, vx_memory_info *info)
 {
-    int ordinal;
+    int status = vx_device_check("memory", device), ordinal;
+    if (status) return status;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     pthread_mutex_lock(&mutex);
     const pool *p = &pools[device];
@@ -168,6 +299,8 @@ int vx_memory(int device, vx_memory_info *info)
 
 int vx_memory_limit(int device, int64_t bytes)
 {
+    int status = vx_device_check("memory limit", device);
+    if (status) return status;
     if (bytes < 0) return vx_fail(VX_EINVAL, "memory limit: %lld bytes, expected 0 or more", (long long)bytes);
     pthread_mutex_lock(&mutex);
     pools[device].limit = bytes;
@@ -177,17 +310,30 @@ int vx_memory_limit(int device, int64_t bytes)
 
 int vx_memory_flush(int device)
 {
-    int ordinal;
+    int status = vx_device_check("memory flush", device), ordinal;
+    if (status) return status;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
-    int status = backend->sync(ordinal);
+    status = backend->sync(ordinal);
     pthread_mutex_lock(&mutex);
     flush(device, backend, ordinal);
     pthread_mutex_unlock(&mutex);
     return status;
 }
 
+int vx_memory_pool(int device, int on)
+{
+    int status = vx_memory_flush(device);
+    if (status) return status;
+    pthread_mutex_lock(&mutex);
+    pools[device].keep = on ? KEEP_BLOCKS : KEEP_NOTHING;
+    pthread_mutex_unlock(&mutex);
+    return VX_OK;
+}
+
 int vx_memory_reset_peak(int device)
 {
+    int status = vx_device_check("memory peak", device);
+    if (status) return status;
     pthread_mutex_lock(&mutex);
     pools[device].peak = pools[device].live;
     pthread_mutex_unlock(&mutex);

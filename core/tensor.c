@@ -1,4 +1,4 @@
-/* tensor.c: tensors as views of refcounted storages, devices, and the text of errors. */
+/* tensor.c: tensors as views of refcounted storages, moving their data, and the text of errors. */
 #include "tensor.h"
 
 #include <stdarg.h>
@@ -43,71 +43,10 @@ char *vx_shape_text(const vx_tensor *x, char *text, size_t size)
     return text;
 }
 
-size_t vx_dtype_bytes(int dtype)
-{
-    static const size_t bytes[] = {[VX_F32] = 4, [VX_BF16] = 2, [VX_I32] = 4, [VX_U8] = 1};
-    return bytes[dtype];
-}
-
 const char *vx_dtype_name(int dtype)
 {
     static const char *const names[] = {[VX_F32] = "f32", [VX_BF16] = "bf16", [VX_I32] = "i32", [VX_U8] = "u8"};
     return names[dtype];
-}
-
-/* -- Devices ---------------------------------------------------------------------------------------------------------- */
-
-const vx_backend *vx_backend_of(int device, int *ordinal)
-{
-    *ordinal = device; /* the CPU is device 0 of backend 0; others come with their backend libraries */
-    return vx_cpu_backend();
-}
-
-int vx_device_open(const char *name, int *device)
-{
-    if (!strcmp(name, "cpu") || !strcmp(name, "cpu:0")) {
-        *device = 0;
-        return VX_OK;
-    }
-    if (!strncmp(name, "cuda", 4) && (name[4] == 0 || name[4] == ':'))
-        return vx_fail(VX_ENOSUP, "device %s: this build has no CUDA backend", name);
-    return vx_fail(VX_EINVAL, "device '%s': expected \"cpu\" or \"cuda:0\", \"cuda:1\", ...", name);
-}
-
-int vx_device_name(int device, char *name, size_t size)
-{
-    (void)device;
-    snprintf(name, size, "cpu");
-    return VX_OK;
-}
-
-int vx_device_describe(int device, char *text, size_t size)
-{
-    int ordinal;
-    const vx_backend *backend = vx_backend_of(device, &ordinal);
-    return backend->describe(ordinal, text, size);
-}
-
-int vx_device_count(const char *backend, int *count)
-{
-    *count = 0;
-    if (!strcmp(backend, "cpu")) return vx_cpu_backend()->count(count);
-    if (!strcmp(backend, "cuda")) return vx_fail(VX_ENOSUP, "this build has no CUDA backend");
-    return vx_fail(VX_EINVAL, "backend '%s': expected \"cpu\" or \"cuda\"", backend);
-}
-
-int vx_sync(int device)
-{
-    int ordinal;
-    return vx_backend_of(device, &ordinal)->sync(ordinal);
-}
-
-int vx_threads(int n, int *now)
-{
-    if (n < 0 || n > 4096) return vx_fail(VX_EINVAL, "threads: %d, expected 1 .. 4096 (0 asks)", n);
-    int in_force = vx_cpu_backend()->threads(n);
-    if (now) *now = in_force;
-    return VX_OK;
 }
 
 /* -- Making and freeing ------------------------------------------------------------------------------------------------ */
@@ -153,7 +92,9 @@ int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shap
     if (dtype < VX_F32 || dtype > VX_U8) return vx_fail(VX_EINVAL, "new: dtype %d is none of f32, bf16, i32, u8", dtype);
     int64_t numel = count_elements(ndim, shape);
     if (numel < 0) return shape_fault("new", ndim, shape);
-    size_t bytes = (size_t)numel * vx_dtype_bytes(dtype);
+    size_t bytes = (size_t)numel * vx_dtype_bytes(dtype), held = bytes;
+    int status = vx_device_check("new", device);
+    if (status) return status;
     vx_tensor *x = calloc(1, sizeof *x);
     vx_storage *storage = calloc(1, sizeof *storage);
     if (!x || !storage) {
@@ -161,7 +102,7 @@ int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shap
         free(storage);
         return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
     }
-    int status = vx_memory_take(device, bytes, &storage->data);
+    status = vx_memory_take(device, &held, &storage->data);
     if (status) {
         free(x);
         free(storage);
@@ -170,6 +111,8 @@ int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shap
     atomic_init(&storage->refs, 1);
     storage->device = device;
     storage->bytes = bytes;
+    storage->held = held;
+    storage->arena = vx_memory_arena(device);
     *x = (vx_tensor){.storage = storage, .data = storage->data, .dtype = dtype, .ndim = ndim, .device = device,
                      .contiguous = true, .numel = numel};
     int64_t stride = 1;
@@ -215,15 +158,20 @@ int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape,
     return VX_OK;
 }
 
+void vx_storage_drop(vx_storage *storage)
+{
+    if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) != 1) return;
+    if (storage->arena) vx_arena_give(storage->arena, storage->data, storage->held);
+    else vx_memory_give(storage->device, storage->data, storage->held);
+    free(storage);
+}
+
 void vx_free(vx_tensor *x)
 {
     if (!x) return;
     vx_storage *storage = x->storage;
     free(x);
-    if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) == 1) {
-        vx_memory_give(storage->device, storage->data, storage->bytes);
-        free(storage);
-    }
+    vx_storage_drop(storage);
 }
 
 /* -- Questions ---------------------------------------------------------------------------------------------------------- */
@@ -255,7 +203,8 @@ int vx_read(const vx_tensor *x, int64_t first, int64_t count, void *host)
     int status = check_range("read", x, first, count), ordinal;
     if (status || count == 0) return status;
     size_t item = vx_dtype_bytes(x->dtype);
-    return vx_backend_of(x->device, &ordinal)->transfer(ordinal, host, x->data + (size_t)first * item, (size_t)count * item, VX_TO_HOST);
+    const vx_backend *backend = vx_backend_of(x->device, &ordinal);
+    return backend->transfer(ordinal, host, x->data + (size_t)first * item, (size_t)count * item, VX_TO_HOST);
 }
 
 int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host)
@@ -263,7 +212,8 @@ int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host)
     int status = check_range("write", x, first, count), ordinal;
     if (status || count == 0) return status;
     size_t item = vx_dtype_bytes(x->dtype);
-    return vx_backend_of(x->device, &ordinal)->transfer(ordinal, x->data + (size_t)first * item, host, (size_t)count * item, VX_TO_DEVICE);
+    const vx_backend *backend = vx_backend_of(x->device, &ordinal);
+    return backend->transfer(ordinal, x->data + (size_t)first * item, host, (size_t)count * item, VX_TO_DEVICE);
 }
 
 /* A contiguous tensor of x's shape and dtype on x's device, holding x's elements; x itself where it already is one. */
@@ -280,20 +230,34 @@ static int made_contiguous(const vx_tensor *x, vx_tensor **out, bool *owned)
     return status;
 }
 
+/* Contiguous bytes from one device to another. */
+static int move(vx_tensor *dst, const vx_tensor *src, size_t bytes)
+{
+    int to, from;
+    const vx_backend *there = vx_backend_of(dst->device, &to), *here = vx_backend_of(src->device, &from);
+    if (src->device == 0) return there->transfer(to, dst->data, src->data, bytes, VX_TO_DEVICE);
+    if (dst->device == 0) return here->transfer(from, dst->data, src->data, bytes, VX_TO_HOST);
+    if (there == here && there->peer) return there->peer(to, dst->data, from, src->data, bytes);
+    void *host;
+    size_t held = bytes;
+    int status = vx_memory_take(0, &held, &host);
+    if (status) return status;
+    status = here->transfer(from, host, src->data, bytes, VX_TO_HOST);
+    if (!status) status = there->transfer(to, dst->data, host, bytes, VX_TO_DEVICE);
+    vx_memory_give(0, host, held);
+    return status;
+}
+
 /* Across devices the bytes travel contiguous and in src's dtype; strides and dtype change on either end. */
 static int copy_across(vx_tensor *dst, const vx_tensor *src)
 {
     vx_tensor *from, *landed = dst;
     bool owned;
-    int status = made_contiguous(src, &from, &owned), ordinal;
+    int status = made_contiguous(src, &from, &owned);
     if (status) return status;
     if (!dst->contiguous || dst->dtype != src->dtype) status = vx_new(&landed, dst->device, src->dtype, src->ndim, src->shape);
     size_t bytes = (size_t)src->numel * vx_dtype_bytes(src->dtype);
-    if (!status && bytes) {
-        bool up = src->device == 0;
-        const vx_backend *backend = vx_backend_of(up ? dst->device : src->device, &ordinal);
-        status = backend->transfer(ordinal, landed->data, from->data, bytes, up ? VX_TO_DEVICE : VX_TO_HOST);
-    }
+    if (!status && bytes) status = move(landed, from, bytes);
     if (!status && landed != dst) status = vx_convert(dst, landed);
     if (landed != dst) vx_free(landed);
     if (owned) vx_free(from);
@@ -309,15 +273,5 @@ int vx_copy(vx_tensor *dst, const vx_tensor *src)
     if (!same)
         return vx_fail(VX_EINVAL, "copy: dst %s and src %s disagree on their shape", vx_shape_text(dst, a, sizeof a),
                        vx_shape_text(src, b, sizeof b));
-    if (dst->device == src->device) return vx_convert(dst, (vx_tensor *)src);
-    if (dst->device != 0 && src->device != 0) { /* two devices: by way of the host */
-        vx_tensor *host;
-        int status = vx_new(&host, 0, src->dtype, src->ndim, src->shape);
-        if (status) return status;
-        status = copy_across(host, src);
-        if (!status) status = copy_across(dst, host);
-        vx_free(host);
-        return status;
-    }
-    return copy_across(dst, src);
+    return dst->device == src->device ? vx_convert(dst, (vx_tensor *)src) : copy_across(dst, src);
 }

@@ -2,18 +2,26 @@
 #ifndef VX_TENSOR_H
 #define VX_TENSOR_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "vertex.h"
 
-/* Refcounted bytes on one device; every tensor is a view of one. */
+/* Refcounted bytes on one device; every tensor is a view of one. C++ has no atomic_int, and kernels no need of it. */
+#ifdef __cplusplus
+typedef struct vx_storage vx_storage;
+#else
+#include <stdatomic.h>
 typedef struct vx_storage {
     atomic_int refs;
     int device;
-    size_t bytes; /* asked for; the pool may hold more */
-    void *data;   /* a device pointer where device is not the CPU */
+    size_t bytes, held;     /* asked for, and taken from the pool */
+    void *data;             /* a device pointer where device is not the CPU */
+    struct vx_arena *arena; /* of the graph during whose recording it was made, or NULL (memory.c) */
+    struct vx_graph *kept;  /* the last graph that keeps it (graph.c) */
 } vx_storage;
+
+void vx_storage_drop(vx_storage *storage); /* one reference less */
+#endif
 
 struct vx_tensor {
     vx_storage *storage;
@@ -28,7 +36,12 @@ struct vx_tensor {
 static inline float *vx_f32(const vx_tensor *x) { return x ? (float *)x->data : 0; }
 static inline int32_t *vx_i32(const vx_tensor *x) { return x ? (int32_t *)x->data : 0; }
 
-size_t vx_dtype_bytes(int dtype);
+static inline size_t vx_dtype_bytes(int dtype) { return dtype == VX_U8 ? 1 : dtype == VX_BF16 ? 2 : 4; }
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 const char *vx_dtype_name(int dtype);
 
 /* Sets vx_error() and returns status. */
@@ -41,4 +54,7 @@ char *vx_shape_text(const vx_tensor *x, char *text, size_t size);
 void *vx_scratch(const char *op, size_t bytes);
 void vx_scratch_free(void *p);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

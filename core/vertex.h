@@ -70,20 +70,34 @@ VX_API const char *vx_version(void);
 VX_API const char *vx_cdef(void);       /* this header, preprocessed */
 VX_API const char *vx_ops(void);        /* one line per numeric op: "name\tcontract\tdescription\n" */
 VX_API const char *vx_error(void);      /* text of this thread's last failure */
+/* there: whether the backend has a kernel for the op; needs its library, but no device. */
+VX_API int vx_backend_has(const char *backend, const char *op, int *there);
 
 /* -- Devices -------------------------------------------------------------------------------------------------------- */
 
-/* Device numbers are small ints; 0 is the CPU. vx_device_open finds "cpu", "cuda:1", ... and opens its backend library
- * on first use; VX_ENOSUP with the reason where that fails. */
+/* Device numbers are small ints; 0 is the CPU. vx_device_open finds "cpu", "cuda:1", ... and opens the backend library,
+ * libvertex_cuda.so in the folder VERTEX_BACKENDS or beside this library, on first use; VX_ENOSUP with the reason where that
+ * fails. The work of another device than the CPU is queued: what goes wrong in a kernel (VX_EDEVICE), and a value that no kernel
+ * may meet (VX_ENONFINITE, VX_EINVAL for an index), is reported by a later call that waits for the device, and names the op.
+ * VERTEX_SYNC=1 waits after every kernel. */
 VX_API int vx_device_open(const char *name, int *device);
 VX_API int vx_device_name(int device, char *name, size_t size);
 VX_API int vx_device_describe(int device, char *text, size_t size); /* the processor and its SIMD variant, or the GPU */
-VX_API int vx_device_count(const char *backend, int *count);    /* "cpu" or "cuda"; VX_ENOSUP says why there is none */
+VX_API int vx_device_count(const char *backend, int *count);    /* "cpu", "cuda", ...; VX_ENOSUP says why there is none */
 VX_API int vx_sync(int device);         /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */
+/* on 1: GPU products of float32 matrices may round their factors to TF32 (10 bits of fraction) and run on tensor cores. on 0, the
+ * default: float32 throughout. The quantizers' logits are float32 always. on -1 asks. Returns the setting in force. */
+VX_API int vx_allow_tf32(int on);
+
+/* What GPU products of float32 matrices (the op gemm, and the pointwise convolution of separable) round their factors to before they multiply:
+ * VX_BF16, on tensor cores, with sums and results in float32; VX_F32, the default: not at all. It holds for products of gradients as well.
+ * Everything else stays float32: parameters, norms, other convolutions, the quantizers' logits, the optimizer; and all on the CPU. -1 asks.
+ * Returns the setting in force. A recorded graph keeps the setting it was recorded with. */
+VX_API int vx_autocast(int dtype);
 
 typedef struct vx_memory_info {
-    int64_t live, peak, cached;         /* bytes: held by tensors, their largest sum, kept for reuse */
+    int64_t live, peak, cached;         /* bytes: held by tensors and graphs, their largest sum, kept for reuse */
     int64_t limit;                      /* bytes live + cached may reach */
     int64_t tensors;                    /* live storages */
 } vx_memory_info;
@@ -92,6 +106,34 @@ VX_API int vx_memory(int device, vx_memory_info *info);
 VX_API int vx_memory_limit(int device, int64_t bytes);  /* 0: back to the device's own size */
 VX_API int vx_memory_flush(int device);                 /* give cached blocks back to the system */
 VX_API int vx_memory_reset_peak(int device);
+/* 0: no block is kept for reuse or rounded up, so that memory checkers see every overrun; 1: back to the pool. The environment's
+ * VERTEX_POOL=0 says so for all devices. */
+VX_API int vx_memory_pool(int device, int on);
+
+/* -- Recorded graphs ------------------------------------------------------------------------------------------------ */
+
+/* The work of a training step, recorded once and then launched as a whole: what the host does between the ops of a step is done
+ * once and for all. Between vx_graph_begin and vx_graph_end the ops of `device` do all but run; an op of another device, reading,
+ * writing and copying to or from the host, and waiting are errors (VX_EINVAL) that leave the recording as it was. One graph is
+ * recorded at a time.
+ *
+ * A launch runs those ops on the same memory: the graph keeps what it uses, also tensors that are freed later. Three kinds of
+ * numbers are not fixed by the recording, since they change from step to step:
+ *   adamw's lr    the launch's rate times lr / rate as recorded: begin is told the rate that the rates inside are relative to
+ *   adamw's step  what was recorded plus the launch's `steps`
+ *   seed, stream  of random ops: draws[i] in place of the i-th distinct pair that was recorded, which vx_graph_draw tells;
+ *                 VX_EEND after the last. NULL: as recorded
+ *
+ * VX_ENOSUP on devices that have no graphs (the CPU), and with VERTEX_SYNC=1, which wants to see every op. */
+typedef struct vx_graph vx_graph;
+typedef struct vx_draw {
+    uint64_t seed, stream;
+} vx_draw;
+VX_API int vx_graph_begin(int device, float rate);
+VX_API int vx_graph_end(int device, vx_graph **out);    /* ends the recording also where it fails; out NULL: and drops it */
+VX_API int vx_graph_draw(const vx_graph *graph, int i, vx_draw *draw);
+VX_API int vx_graph_launch(vx_graph *graph, float rate, int64_t steps, const vx_draw *draws);
+VX_API void vx_graph_free(vx_graph *graph);             /* NULL is fine */
 
 /* -- Tensors -------------------------------------------------------------------------------------------------------- */
 

@@ -26,7 +26,7 @@ local function define(stored)
   if flags.steps then epochs = nil elseif flags.epochs then steps = nil end
   if not steps and not epochs then steps, epochs = preset.steps, preset.epochs end
   return { preset = name, data = flags.data or stored.data, seed = flags.seed or stored.seed or 1, batch = flags.batch or stored.batch or preset.batch,
-    steps = steps, epochs = epochs }
+    steps = steps, epochs = epochs, autocast = (flags.autocast or stored.autocast) == "bf16" and "bf16" or nil }
 end
 
 local run = sweep.open(spec, flags, define)
@@ -60,21 +60,34 @@ local function train_method(method)
   local meter, progress = train.meter(), train.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = flags.quiet })
   local shown = ""
 
+  local function train_step(x, learning_rate)
+    local y, q = model(x)
+    local mse = vx.mse(y, x)
+    local loss = mse + q.reg
+    optimizer:zero_grad()
+    loss:backward()
+    optimizer:step(learning_rate)
+    ops.count_codes(q.codes, preset.codes, used)
+    meter:add { loss = loss, mse = mse, reg = q.reg }
+    return q.stats
+  end
+
+  -- On a GPU the step is recorded once and launched as a whole. Batches then arrive in `place`, where the recording reads them, while
+  -- the step before is still computed; the logged steps, whose statistics wait for the device, run op by op, with the same bits.
+  local graphs = flags.graph ~= "off" and vx.device() ~= "cpu" and quantizer.graphs
+  local place = graphs and core.new({ config.batch, preset.size, preset.size, 3 }, { keep = true })
+  local recorded = vx.graph(function(learning_rate) return train_step(place, learning_rate) end)
+
   for step = now.step + 1, steps do
     local log = step % log_every == 0 or step == steps
     quantizer.with_stats = log
     local stats = vx.step(function()
       local x = images:next()
       if not x then return nil end -- interrupted
-      local y, q = model(x)
-      local mse = vx.mse(y, x)
-      local loss = mse + q.reg
-      optimizer:zero_grad()
-      loss:backward()
-      optimizer:step(schedule(step))
-      ops.count_codes(q.codes, preset.codes, used)
-      meter:add { loss = loss:item(), mse = mse:item(), reg = q.reg:item() }
-      return q.stats
+      if not graphs then return train_step(x, schedule(step)) end
+      place:copy(x)
+      if log then return train_step(place, schedule(step)) end
+      return recorded:replay(schedule(step))
     end)
     if not stats then
       run:save { step = step - 1, position = images:position() }
@@ -101,6 +114,7 @@ local function train_method(method)
   end
   for _, broken in ipairs(images:broken()) do io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason)) end
   images:close()
+  recorded:release()
   progress:finish()
   return state, steps
 end
@@ -174,6 +188,7 @@ end
 local function say(...) if not flags.quiet then io.stderr:write(string.format(...), "\n") end end
 
 local function main()
+  if config.autocast then vx.autocast(config.autocast) end
   say("%s: %s, %s, %s → %s", spec.name, config.preset, config.data or "images made on the fly", vx.devices()[1].description, run.out)
   for _, method in ipairs(run.methods) do
     if run:finished(method) then

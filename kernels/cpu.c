@@ -7,6 +7,7 @@
 const vx_backend VX_JOIN(vx_cpu_, VX_VARIANT, table) = {
     .abi = VX_ABI,
     .name = VX_STRING(VX_VARIANT),
+    .ops = VX_SIGNATURE,
 #define VX_OP(op, contract, text, tensors, numbers) .op = VX_CPU(op),
 #include "../core/ops.def"
 #undef VX_OP

@@ -75,10 +75,11 @@ static void cpu_release(int ordinal, void *data, size_t bytes)
     free(data);
 }
 
-static int cpu_capacity(int ordinal, int64_t *bytes)
+static int cpu_memory(int ordinal, int64_t *total, int64_t *available)
 {
     (void)ordinal;
-    *bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    *total = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    *available = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
     return VX_OK;
 }
 
@@ -108,7 +109,7 @@ static void cpu_init(void)
     cpu.describe = cpu_describe;
     cpu.alloc = cpu_alloc;
     cpu.release = cpu_release;
-    cpu.capacity = cpu_capacity;
+    cpu.memory = cpu_memory;
     cpu.transfer = cpu_transfer;
     cpu.sync = cpu_sync;
     cpu.threads = cpu_threads;

@@ -269,7 +269,8 @@ end)
 describe("the registry", function()
   it("lists the paper's thirteen in the order of Table 1, then the ablations", function()
     assert.same({ "ste-euclid", "ste-cosine", "re-euclid", "re-cosine", "hgumbel-ppl", "hgumbel-knn-l2", "hgumbel-knn-ce", "sgumbel-ppl", "sgumbel-knn-l2",
-      "sgumbel-knn-ce", "softmax-ppl", "softmax-knn-l2", "softmax-knn-ce", "hgumbel-none", "sgumbel-none", "softmax-none" }, names)
+      "sgumbel-knn-ce", "softmax-ppl", "softmax-knn-l2", "softmax-knn-ce", "hgumbel-none", "sgumbel-none", "softmax-none", "softmax-dirichlet",
+      "softmax-pkl" }, names)
     for _, item in ipairs(vx.quantizers()) do
       assert.is_string(item.paper)
       assert.is_string(item.summary)
@@ -314,11 +315,16 @@ describe("the registry", function()
       end
       return { names = { { name = "first", summary = "a test" } }, paper = "none", class = First } ]])
     local before = #vx.quantizers()
-    registry.load_folder(folder)
+    assert.same({ "first" }, registry.load_folder(folder))
     assert.equal(before + 1, #vx.quantizers())
     local o = vx.quantizer("first", { dim = 3, codes = 4 }):forward(data(1, { 5, 3 }))
     assert.same({ 5, 3 }, o.quantized:shape())
-    H.raises(function() registry.load_folder(folder) end, "'first'", "exists")
+    -- a file that was changed is read again, in place of what it was; another file cannot take its names
+    H.write(folder .. "/first.lua", (H.read(folder .. "/first.lua"):gsub("a test", "another test")))
+    registry.load_folder(folder)
+    assert.same({ before + 1, "another test" }, { #vx.quantizers(), registry.by_name.first.summary })
+    H.write(folder .. "/second.lua", H.read(folder .. "/first.lua"))
+    H.raises(function() registry.load_folder(folder) end, "'first'", "second.lua", "exists", "first.lua")
     registry.by_name.first = nil
     for i, item in ipairs(registry.list) do
       if item.name == "first" then table.remove(registry.list, i) break end
@@ -563,6 +569,63 @@ describe("a subset of vertices", function()
     for _ = 1, 400 do sum = sum + vx.step(function() return many:forward(z).reg:item() end) end
     local full = vx.quantizer("softmax-knn-ce", options()):forward(z).reg:item()
     H.close({ sum / 400 }, { full }, 0.05, 0)
+  end)
+end)
+
+describe("Section 5.2's alternatives", function()
+  it("are 0 where the fit is the prior, and rise on either side of it", function()
+    -- codes whose probabilities are the prior's own draws: cosines are what they are, so the points come through log_pi
+    local M, reg = 5, {}
+    local q = vx.quantizer("softmax-dirichlet", { dim = 4, codes = M, alpha = 0.5 })
+    for i, alpha in ipairs { 0.2, 0.5, 1.25 } do
+      q.log_pi = function() return vx.simplex.dirichlet(alpha, 4000, { dim = M, log = true, generator = vx.generator(i) }) end
+      reg[i] = q:forward(data(1, { 4000, 4 })).reg:item()
+    end
+    assert.is_true(reg[2] < 1e-3 and reg[1] > 0.1 and reg[3] > 0.1, table.concat(reg, " "))
+    local expected = vx.simplex.kl(0.5, { 1.25, 1.25, 1.25, 1.25, 1.25 }):item() / M
+    H.close({ reg[3] }, { expected }, 0.05, 0)
+  end)
+
+  it("estimate the divergence per dimension", function()
+    local M, prior = 3, vx.simplex.dirichlet(2, 3000, { dim = 3, generator = vx.generator(1) })
+    local q = vx.quantizer("softmax-pkl", { dim = 4, codes = M, alpha = 2, neighbour = 3 })
+    q.log_pi = function() return vx.simplex.dirichlet(1, 3000, { dim = M, log = true, generator = vx.generator(2) }) end
+    local expected = vx.simplex.kl(2, { 1, 1, 1 }):item() / 2
+    H.close({ q:forward(data(1, { 3000, 4 })).reg:item(), q:forward(data(1, { 3000, 4 }), { prior = prior }).reg:item() }, { expected, expected }, 0, 0.03)
+  end)
+
+  it("draw a new prior's sample each step, the same for the same seed", function()
+    local z = data(2, { 40, 6 })
+    local a, b = vx.quantizer("softmax-pkl", options()), vx.quantizer("softmax-pkl", options())
+    local first, second = a:forward(z).reg:item(), a:forward(z).reg:item()
+    assert.not_equal(first, second)
+    assert.same({ first, second }, { b:forward(z).reg:item(), b:forward(z).reg:item() })
+  end)
+
+  it("stay finite in full collapse, with gradients", function()
+    for _, name in ipairs { "softmax-dirichlet", "softmax-pkl" } do
+      local q = vx.quantizer(name, options())
+      local z = vx.ones { 30, 6 } -- all rows one point
+      z.requires_grad = true
+      local o = q:forward(z)
+      o.reg:backward()
+      assert.is_true(o.reg:item() < math.huge and o.reg:item() == o.reg:item(), name)
+      for _, x in ipairs { z, q.codebook, q.log_tau } do
+        assert.equal(0, (ops.nonfinite(x.grad:reshape { 1, -1 })), name)
+        assert.is_true(x.grad:abs():max():item() > 0, name)
+      end
+    end
+  end)
+
+  it("refuse what they cannot work with", function()
+    for _, name in ipairs { "softmax-dirichlet", "softmax-pkl" } do
+      H.raises(function() vx.quantizer(name, options { codes = 1 }) end, "codes is 1", "2 or more")
+      H.raises(function() vx.quantizer(name, options { alpha = 0 }) end, "alpha is 0")
+      H.raises(function() vx.quantizer(name, options { tau = -1 }) end, "tau is -1")
+    end
+    H.raises(function() vx.quantizer("softmax-pkl", options { neighbour = 0 }) end, "neighbour is 0")
+    H.raises(function() vx.quantizer("softmax-pkl", options { neighbour = 4 }):forward(data(3, { 4, 6 })) end, "4 rows", "neighbour = 4")
+    H.raises(function() vx.quantizer("softmax-pkl", options()):forward(data(3, { 4, 6 }), { prior = vx.full({ 8, 4 }, 0.25) }) end, "(8,4)", "(4,10)")
   end)
 end)
 

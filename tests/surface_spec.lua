@@ -56,6 +56,26 @@ describe("the surface:", function()
     assert.same({ 3, 5, 7 }, x.grad:totable())
   end)
 
+  it("graph: a step that is replayed; on the CPU it is run", function()
+    local p = vx.ones({ 3 }, { requires_grad = true })
+    local optimizer = vx.optim.AdamW({ p }, { weight_decay = 0 })
+    local step = vx.graph(function(rate)
+      local loss = (p * p):sum()
+      optimizer:zero_grad()
+      loss:backward()
+      optimizer:step(rate)
+      return loss
+    end)
+    local last = math.huge
+    for i = 1, 5 do
+      local loss = step:replay(0.1):item()
+      assert.is_true(loss < last)
+      assert.equal(i, optimizer.steps)
+      last = loss
+    end
+    step:release()
+  end)
+
   it("the usual names, as methods and as functions", function()
     local x = vx.tensor { { 0.5, 1 }, { 2, 4 } }
     for _, name in ipairs { "matmul", "sum", "mean", "max", "min", "exp", "log", "sqrt", "abs", "square", "softmax", "log_softmax", "relu", "silu", "gelu",

@@ -59,6 +59,19 @@ local function tensors(out, method)
   return table.concat(parts)
 end
 
+describe("a meter", function()
+  it("averages numbers and tensors between two looks", function()
+    local meter = train.meter()
+    assert.same({}, meter:take())
+    for i = 1, 4 do
+      vx.step(function() meter:add { number = i, tensor = vx.full({}, 2 * i), sometimes = i > 2 and vx.full({ 1 }, i) or nil } end)
+    end
+    assert.same({ number = 2.5, tensor = 5, sometimes = 3.5 }, meter:take())
+    meter:add { tensor = vx.full({}, 7) }
+    assert.same({ tensor = 7 }, meter:take())
+  end)
+end)
+
 describe("ae_sweep", function()
   setup(function()
     scratch = os.tmpname()
@@ -136,6 +149,9 @@ describe("ae_sweep", function()
       ["--data nowhere --out t2 --steps 1"] = "nowhere",
       ["--data other --out t3 --steps 1"] = "other",
       ["--quantizers nowhere"] = "'nowhere' is no folder",
+      ["--device cpu --graph on --out t4"] = "--graph on: the CPU records no graphs",
+      ["--device cpu --autocast bf16 --out t5"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
+      ["--graph maybe"] = "must be one of 'on', 'off'",
     } do
       local output, status = sweep(arguments)
       assert.truthy(status ~= 0, arguments)
@@ -204,6 +220,34 @@ describe("ae_sweep", function()
     assert.truthy(read("m/results.csv"):find("\nmine,", 1, true))
     output = sweep "--quantizers more --help"
     assert.truthy(output:find("half the commitment", 1, true))
+  end)
+
+  it("says what is wrong with a file of quantizers", function()
+    lfs.mkdir(scratch .. "/wrong")
+    local class = "class = require('vertex.quantizers').Quantizer.extend 'Empty' "
+    for text, expected in pairs {
+      ["return {"] = "wrong/one.lua:1: unexpected symbol",
+      ["error 'no'"] = "wrong/one.lua:1: no",
+      ["return 3"] = "wrong/one.lua returns a number",
+      ["return { " .. class .. "}"] = "names no quantizer",
+      ["return { names = { { name = 'a,b', summary = 's' } }, paper = 'p', " .. class .. "}"] = "names[1] has no name",
+      ["return { names = { { name = 'x' } }, paper = 'p', " .. class .. "}"] = "its summary is missing",
+      ["return { names = { { name = 'x', summary = 's' } }, " .. class .. "}"] = "paper is missing",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', options = { 'k' }, " .. class .. "}"] = "options[1] should be",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', class = 'X' }"] = "has as class a string",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', " .. class .. "}"] = "does not define Empty:quantize",
+    } do
+      write("wrong/one.lua", text)
+      local output, status = sweep "--quantizers wrong --steps 1 --out w"
+      assert.equal(2, status, text)
+      assert.truthy(output:find(expected, 1, true), text .. ": " .. output)
+      assert.truthy(output:find("--quantizers: ", 1, true) == 1, output)
+    end
+    local mine = read "more/mine.lua"
+    write("wrong/one.lua", (mine:gsub('"mine"', '"ste-euclid"')))
+    local output = sweep "--quantizers wrong --steps 1 --out w"
+    assert.truthy(output:find("'ste-euclid' of wrong/one.lua exists already", 1, true), output)
+    assert.falsy(lfs.attributes(scratch .. "/w", "mode"))
   end)
 
   it("names and counts a broken image and goes on; --strict ends there", function()

@@ -1,7 +1,10 @@
---- One training step of the autoencoder, Vertex against PyTorch on the same processor, interleaved: rounds of both in turn, the ratio of
--- each round, medians.
+--- One training step of the autoencoder, Vertex against PyTorch on the same processor or GPU, interleaved: rounds of both in turn, the ratio
+-- of each round, medians. A step's time includes the wait for its loss.
 --
 --   luajit experiments/bench/ae_step.lua [--preset tiny] [--batch 16] [--rounds 5] [--steps 20] [--threads 2] [--python python3] [--compile]
+--     [--device cuda:0] [--autocast bf16] [--graph off] [--csv FILE]
+-- On a GPU our step is recorded once and launched as a whole (--graph off: op by op). --autocast bf16 is vx.autocast on our side, and
+-- torch.autocast with the quantizer in float32 on the other. FILE gets a line per method.
 
 local root = (arg[0]:match "^(.*)/experiments/bench/[^/]*$") or "."
 package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. root .. "/experiments/?.lua;" .. package.path
@@ -18,11 +21,18 @@ parser:option("--steps", "Steps per round."):default "20":convert(tonumber)
 parser:option("--threads"):default "2":convert(tonumber)
 parser:option("--python", "Interpreter with torch; 'none' times Vertex alone."):default "python3"
 parser:flag("--compile", "torch.compile instead of eager.")
+parser:option("--device", "Of both sides."):default "cpu"
+parser:option("--autocast"):choices { "f32", "bf16" }:default "f32"
+parser:option("--graph", "Record the step on a GPU."):choices { "on", "off" }:default "on"
+parser:option("--methods", "none, or quantizers; PyTorch has none and softmax-knn-ce."):argname "A,B":default "none,softmax-knn-ce"
+parser:option("--csv", "A CSV file to add the results to."):argname "FILE"
 local flags = parser:parse()
 
 local preset = assert(autoencoder.presets[flags.preset], "unknown preset " .. flags.preset)
 vx.threads(flags.threads)
-vx.device "cpu"
+vx.device(flags.device)
+vx.autocast(flags.autocast)
+local graphs = flags.graph == "on" and flags.device ~= "cpu"
 
 local function median(t)
   table.sort(t)
@@ -37,19 +47,21 @@ local function vertex_round(method)
   local model = autoencoder.new(preset.channels, quantizer)
   local optimizer = vx.optim.AdamW(model:parameters(), { lr = 1e-4, betas = { 0.9, 0.99 }, weight_decay = 1e-4 })
   local x = vx.randn { flags.batch, preset.size, preset.size, 3 }
+  local function step()
+    local y, q = model(x)
+    local loss = vx.mse(y, x)
+    if q then loss = loss + q.reg end
+    optimizer:zero_grad()
+    loss:backward()
+    optimizer:step()
+    return loss
+  end
+  local recorded = vx.graph(step)
   return function(steps)
     local times = {}
     for i = 1, steps + 3 do
       local start = core.time()
-      vx.step(function()
-        local y, q = model(x)
-        local loss = vx.mse(y, x)
-        if q then loss = loss + q.reg end
-        optimizer:zero_grad()
-        loss:backward()
-        optimizer:step()
-        loss:item()
-      end)
+      vx.step(function() (graphs and recorded:replay() or step()):item() end)
       if i > 3 then times[#times + 1] = (core.time() - start) * 1e3 end
     end
     return median(times)
@@ -57,31 +69,49 @@ local function vertex_round(method)
 end
 
 local function torch_round(method)
-  local command = ("OMP_NUM_THREADS=%d %s %s/experiments/bench/ae_step.py %s %d %d %d %s %s 2>/dev/null"):format(flags.threads, flags.python, root,
-    flags.preset, flags.batch, flags.steps, flags.threads, method, flags.compile and "compile" or "")
+  local command = ("OMP_NUM_THREADS=%d %s %s/experiments/bench/ae_step.py %s %d %d %d %s %s %s %s 2>/dev/null"):format(flags.threads, flags.python,
+    root, flags.preset, flags.batch, flags.steps, flags.threads, method, flags.compile and "compile" or "", flags.autocast, flags.device)
   local p = io.popen(command)
   local ms, version = p:read "*a":match "([%d.]+) (%S+)"
   p:close()
-  if not ms then error("no answer from: " .. command) end
+  if not ms then return nil, "no answer from: " .. command end
   return tonumber(ms), version
 end
 
-print(("%s, preset %s, batch %d, %d threads, medians of %d steps in each of %d rounds"):format(vx.devices()[1].description, flags.preset, flags.batch,
-  flags.threads, flags.steps, flags.rounds))
-for _, method in ipairs { "none", "softmax-knn-ce" } do
+--- Adds a line to the CSV file.
+local function record(...)
+  if not flags.csv then return end
+  local fresh = not core.file_size(flags.csv)
+  local f = assert(io.open(flags.csv, "a"))
+  if fresh then f:write "device,preset,batch,method,dtype,graph,vertex_ms,torch,torch_mode,torch_ms,ratio\n" end
+  f:write(table.concat({ ... }, ","), "\n")
+  f:close()
+end
+
+local where = flags.device
+for _, d in ipairs(vx.devices()) do where = d.name == flags.device and d.description or where end
+print(("%s, preset %s, batch %d, %d threads, %s%s, medians of %d steps in each of %d rounds"):format(where, flags.preset, flags.batch, flags.threads,
+  flags.autocast, graphs and " in a graph" or "", flags.steps, flags.rounds))
+for method in flags.methods:gmatch "[^,%s]+" do
   local round = vertex_round(method)
-  local ours, theirs, ratios, version = {}, {}, {}, nil
+  local ours, theirs, ratios, version, reason = {}, {}, {}, nil, nil
+  local compared = flags.python ~= "none" and (method == "none" or method == "softmax-knn-ce")
   for r = 1, flags.rounds do
     ours[r] = round(flags.steps)
-    if flags.python ~= "none" then
+    if compared and not reason then
       theirs[r], version = torch_round(method)
-      ratios[r] = theirs[r] / ours[r]
+      if theirs[r] then ratios[r] = theirs[r] / ours[r] else reason = version end
     end
   end
-  if version then
-    print(("%-15s vertex %8.2f ms   torch %s%s %8.2f ms   ratio %.2f (%.2f .. %.2f)"):format(method, median(ours), version,
-      flags.compile and " compiled" or "", median(theirs), median(ratios), ratios[1], ratios[#ratios]))
+  local mode = flags.compile and "compiled" or "eager"
+  if reason then print(reason) end
+  if #ratios > 0 then
+    print(("%-15s vertex %8.3f ms   torch %s %s %8.3f ms   ratio %.2f (%.2f .. %.2f)"):format(method, median(ours), version, mode, median(theirs),
+      median(ratios), ratios[1], ratios[#ratios]))
   else
-    print(("%-15s vertex %8.2f ms"):format(method, median(ours)))
+    print(("%-15s vertex %8.3f ms"):format(method, median(ours)))
   end
+  local function compared_or_none(format, value) return #ratios > 0 and format:format(value) or "" end
+  record(flags.device, flags.preset, flags.batch, method, flags.autocast, graphs and "on" or "off", ("%.4f"):format(median(ours)),
+    compared_or_none("%s", version), compared_or_none("%s", mode), compared_or_none("%.4f", median(theirs)), compared_or_none("%.3f", median(ratios)))
 end

@@ -1,9 +1,9 @@
 """The autoencoder of experiments/autoencoder.lua in PyTorch: median milliseconds of a training step (forward, backward, AdamW).
 
-    python3 experiments/bench/ae_step.py PRESET BATCH STEPS THREADS {none,softmax-knn-ce} [compile]
+    python3 experiments/bench/ae_step.py PRESET BATCH STEPS THREADS {none,softmax-knn-ce} [compile] [bf16] [cuda:0]
 
 Channels-last, float32, as fast as eager PyTorch lets it be: group norm and SiLU by its own kernels, depthwise separable convolutions,
-fused AdamW where the version has it. The quantizer is the paper's, written out. Called by ae_step.lua, which interleaves it with Vertex.
+fused AdamW where the version has it. With bf16 the network runs under torch.autocast, the quantizer in float32. The quantizer is the paper's, written out. Called by ae_step.lua, which interleaves it with Vertex.
 """
 import statistics
 import sys
@@ -64,11 +64,12 @@ class Autoencoder(nn.Module):
         if not self.quantize:
             return self.decoder(z), 0.0
         b, c, h, w = z.shape
-        rows = z.permute(0, 2, 3, 1).reshape(-1, c)
-        logits = F.normalize(rows, dim=1) @ F.normalize(self.codebook, dim=1).t() / self.log_tau.exp()
-        log_p = F.log_softmax(logits, 1)
-        y = log_p.exp() @ self.codebook
-        reg = -log_p.topk(self.k, dim=0).values.mean()
+        with torch.autocast(z.device.type, enabled=False):
+            rows = z.float().permute(0, 2, 3, 1).reshape(-1, c)
+            logits = F.normalize(rows, dim=1) @ F.normalize(self.codebook, dim=1).t() / self.log_tau.exp()
+            log_p = F.log_softmax(logits, 1)
+            y = log_p.exp() @ self.codebook
+            reg = -log_p.topk(self.k, dim=0).values.mean()
         y = y.reshape(b, h, w, c).permute(0, 3, 1, 2)
         return self.decoder(y), reg
 
@@ -76,21 +77,23 @@ class Autoencoder(nn.Module):
 def main():
     preset, batch, steps, threads, quantizer = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
     p = PRESETS[preset]
+    device = next((a for a in sys.argv[6:] if a.startswith("cuda")), "cpu")
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    model = Autoencoder(p["channels"], p["codes"], p["k"], quantizer != "none").to(memory_format=torch.channels_last)
+    model = Autoencoder(p["channels"], p["codes"], p["k"], quantizer != "none").to(device, memory_format=torch.channels_last)
     parameters = [q for q in model.parameters() if quantizer != "none" or (q is not model.codebook and q is not model.log_tau)]
     try:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     except (TypeError, RuntimeError):
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-4)
     net = torch.compile(model) if "compile" in sys.argv[6:] else model
-    x = torch.randn(batch, 3, p["size"], p["size"]).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, p["size"], p["size"]).to(device, memory_format=torch.channels_last)
     times = []
     for i in range(steps + 3):
         start = time.perf_counter()
-        y, reg = net(x)
-        loss = F.mse_loss(y, x) + reg
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled="bf16" in sys.argv[6:]):
+            y, reg = net(x)
+        loss = F.mse_loss(y.float(), x) + reg
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -16,6 +16,9 @@
 --           libraries warm, less its outputs
 --   errors  |x - exact| / |exact| of quantized, regularizer and gradients, and how many of the codes and neighbours are not those of float64
 --           (exact.c); gradients are compared for the neighbours chosen, and `gap` is how far the worst of those lies from the right one's key
+-- With --device cuda:0 both sides run on the GPU, where times include the wait for its last kernel; the ceilings are roof.cu's, and the floor is
+-- the time of the exponentials alone: one for each pair of a row and a code forward and two backward, 3 N M / exp2. Side "vertex graph" is
+-- the same work recorded once and launched as a whole (vx.graph), its time not divided into forward and backward.
 -- Results merge into OUT/quantizer-PROCESSOR.csv, so that sections and shapes can be repeated one by one; the .txt beside it shows them as
 -- tables, the .png is the plot of the sweep.
 
@@ -62,6 +65,7 @@ parser:option("--seconds", "For the pairs of one comparison; there is always one
 parser:option("--limit", "Sweep: no PyTorch step that is expected to take longer, in seconds."):argname "T":default "120":convert(tonumber)
 parser:option("--memory", "GB that PyTorch may take; default: what is free less 2."):argname "GB":convert(tonumber)
 parser:option("--threads"):argname "N":default "2":convert(tonumber)
+parser:option("--device", "Of both sides: cpu, cuda:0, ..."):argname "D":default "cpu"
 parser:option("--tau", "Temperature."):default "0.1":convert(tonumber)
 parser:option("--errors", "yes; no; or auto: where N x M is at most 2^30."):default "auto"
 parser:option("--out", "Folder of the results."):argname "DIR":default "out/bench"
@@ -116,7 +120,10 @@ end
 local sections = words(flags.sections, SECTIONS, "section")
 local methods = words(flags.methods, known_methods, "method")
 local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist", "mm", "vqp" }, "baseline")
-local memory_limit = flags.memory and flags.memory * 1e9 or tools.free_memory() - 2e9
+local on_gpu = flags.device ~= "cpu"
+local opened, why = pcall(vx.device, flags.device)
+if not opened then exit_with("--device: %s", (tostring(why):gsub("^[^:]*:%d+: ", ""))) end
+local memory_limit = flags.memory and flags.memory * 1e9 or (on_gpu and vx.memory().limit or tools.free_memory()) - 2e9
 
 --- Those of `known` that were asked for; `default` where none were named.
 local function chosen(known, default)
@@ -129,8 +136,7 @@ local function chosen(known, default)
 end
 
 vx.threads(flags.threads)
-vx.device "cpu"
-local processor = tools.processor()
+local processor = on_gpu and tools.gpu(flags.device) or tools.processor()
 local limits = { rounds = flags.rounds, seconds = flags.seconds }
 
 -- -- Results ----------------------------------------------------------------------------------------------------------------------------------
@@ -143,11 +149,14 @@ local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M
   "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2",
   "compare", "read", "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
 
-local ceilings = tools.ceilings(root .. "/kernels/lab", processor.simd, flags.threads)
+local ceilings = on_gpu and tools.gpu_ceilings(flags.device) or tools.ceilings(root .. "/kernels/lab", processor.simd, flags.threads)
 local function say(...) print((...):format(select(2, ...))) end
 say("%s, %s kernels, %d threads", processor.name, processor.simd, flags.threads)
-say("ceilings of this run: fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, read %.1f GB/s, copy %.1f GB/s", ceilings.fma, ceilings.exp2,
-  ceilings.compare, ceilings.read, ceilings.copy)
+local measured = {}
+for _, c in ipairs { { "fma", "GFLOP/s" }, { "tensor", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" }, { "read", "GB/s" }, { "copy", "GB/s" } } do
+  if ceilings[c[1]] then measured[#measured + 1] = ("%s %.1f %s"):format(c[1], ceilings[c[1]], c[2]) end
+end
+say("ceilings of this run: %s", #measured > 0 and table.concat(measured, ", ") or "none measured")
 
 --- Adds a result to the file and shows it as a line; returns it.
 local function add(section, shape, method, side, row)
@@ -157,7 +166,8 @@ local function add(section, shape, method, side, row)
   for name, value in pairs(ceilings) do row[name] = value end
   results:add(row)
   local parts = { ("%-11s %-8s %-15s %-14s"):format(section, shape.name, method, side) }
-  if row.ms then parts[#parts + 1] = ("%9.2f ms (%.2f + %.2f)"):format(row.ms, row.forward_ms, row.backward_ms) end
+  if row.ms then parts[#parts + 1] = ("%9.3f ms"):format(row.ms) end
+  if row.forward_ms then parts[#parts + 1] = ("(%.3f + %.3f)"):format(row.forward_ms, row.backward_ms) end
   if row.floor_percent then parts[#parts + 1] = ("%.0f %% of the floor"):format(row.floor_percent) end
   if row.ratio then parts[#parts + 1] = ("%.2f times %s (%.2f .. %.2f)"):format(row.ratio, row.against, row.ratio_min, row.ratio_max) end
   if row.extra_bytes then parts[#parts + 1] = ("extra %.1f MB"):format(row.extra_bytes / 1e6) end
@@ -204,6 +214,11 @@ end
 local SEED, STREAM = 1, 1 -- of the Gumbel noise
 local smooth = vx.ops.registry.quantize_smooth
 
+--- Waits for what is queued, unless it is only being recorded.
+local function finish_device()
+  if not core.is_recording() then vx.sync() end
+end
+
 --- One forward and backward pass: y, reg, codes, near, gradients and the seconds of both.
 local function pass(shape, method)
   local i = inputs(shape)
@@ -212,8 +227,10 @@ local function pass(shape, method)
   local start = core.time()
   local y, reg, codes = smooth.forward(ctx, i.z, i.codebook, i.log_tau,
     { sampler = sampler, regularizer = regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED, stream = STREAM, stats = false })
+  finish_device()
   local middle = core.time()
   local dz, dcodebook, dlog_tau = smooth.backward(ctx, i.dy, i.dreg)
+  finish_device()
   local finish = core.time()
   return { y = y, reg = reg, codes = codes, near = ctx.s.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau }, middle - start, finish - middle
 end
@@ -226,6 +243,21 @@ local function ours(shape, method)
     vx.step(function() forward, backward = select(2, pass(shape, method)) end)
     return forward * 1e3, backward * 1e3
   end
+end
+
+--- The same recorded and launched as a whole, a side of tools.pair.
+local function ours_in_graph(shape, method)
+  inputs(shape)
+  local graph = vx.graph(function() return pass(shape, method) end)
+  vx.step(graph.replay, graph)
+  vx.step(graph.replay, graph) -- recorded
+  vx.sync()
+  return function()
+    local start = core.time()
+    graph:replay()
+    vx.sync()
+    return (core.time() - start) * 1e3, 0
+  end, graph
 end
 
 --- Bytes beyond inputs and outputs: as the library counts them, and as the system does.
@@ -279,7 +311,7 @@ end
 -- ones cost a fault each, and glibc keeps the rest.
 local function environment()
   local threads = ("OMP_NUM_THREADS=%d MKL_NUM_THREADS=%d"):format(flags.threads, flags.threads)
-  if flags.environment == "stock" then return threads end
+  if flags.environment == "stock" or on_gpu then return threads end
   return threads .. " GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824 LD_PRELOAD=" ..
     tools.compile(here .. "/keep.c", nil, true)
 end
@@ -295,13 +327,13 @@ local function against_torch(section, shape, method, baseline, own)
   end
   local result = tools.scratch "torch"
   local worker, reason = tools.worker(flags.python, here .. "/quantizer.py",
-    { baseline, method, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result },
-    { environment = environment(), memory = memory_limit })
+    { baseline, method, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result, flags.device },
+    { environment = environment(), memory = not on_gpu and memory_limit or nil })
   if not worker then
     row.note = "did not start: " .. reason
     return add(section, shape, method, side, row)
   end
-  row.version = "torch " .. worker.version .. " " .. flags.environment
+  row.version = "torch " .. worker.version .. (on_gpu and "" or " " .. flags.environment)
   worker:ask "run" -- pages, and compilation: several times what a step takes; `pair` warms up once more
   local a, b = tools.pair(limits, own, function()
     local forward, backward = (worker:ask "run" or ""):match "(%S+) (%S+)"
@@ -345,6 +377,14 @@ function run.op()
   for _, shape in ipairs(shapes "S,M,B,C,W") do
     for _, method in ipairs(methods) do
       add_ours("op", shape, method, (tools.pair(limits, ours(shape, method))))
+      if on_gpu then
+        local side, graph = ours_in_graph(shape, method)
+        local row = times((tools.pair(limits, side)))
+        row.forward_ms, row.backward_ms, row.floor_ms = nil, nil, tools.floor_ms(shape, method, ceilings)
+        row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
+        add("op", shape, method, "vertex graph", row)
+        graph:release()
+      end
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES)) do
         local sampler, regularizer = method:match "^(%a+)%-(.+)$"
         local fits = baseline == "naive" or baseline == "compile" or sampler == "softmax" and
@@ -391,12 +431,15 @@ function run.assign()
       local i = inputs(shape)
       local function own()
         local start = core.time()
-        vx.step(function() vx.ops.assign(i.z, i.codebook, metric) end)
+        vx.step(function()
+          vx.ops.assign(i.z, i.codebook, metric)
+          finish_device()
+        end)
         return (core.time() - start) * 1e3, 0
       end
       local row = times((tools.pair(limits, own)))
       row.floor_ms = tools.floor_ms(shape, metric, ceilings)
-      row.floor_percent = 100 * row.floor_ms / row.ms
+      row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
       row.extra_bytes, row.rss_bytes = our_memory(function() return { vx.ops.assign(i.z, i.codebook, metric) } end)
       if wants_errors(shape) then
         local file = tools.scratch "ours"

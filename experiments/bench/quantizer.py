@@ -1,10 +1,11 @@
 """The smoothed quantizer, and the nearest code, in PyTorch: what quantizer.lua times Vertex against.
 
-    python3 quantizer.py BASELINE METHOD N D M K THREADS INPUTS RESULT
+    python3 quantizer.py BASELINE METHOD N D M K THREADS INPUTS RESULT [DEVICE]
 
 A worker that quantizer.lua drives: it reads INPUTS (exact.c says what a file holds), prints "ready VERSION", and then answers
 each line "run" with "FORWARD BACKWARD" in milliseconds, "save" by writing RESULT, "memory" with the bytes that its peak
 resident size lies above what it was with the inputs loaded and the libraries warm. Out of memory: it answers "oom".
+With DEVICE cuda:0 all of it runs on that GPU, times include the wait for the last kernel, and memory is what torch's allocator counts.
 
 Baselines of the smoothed methods:
     naive    the paper written out: softmax, p @ codebook, topk over the rows, autograd
@@ -30,6 +31,13 @@ import torch.nn.functional as F
 # Of a block of rows times all codes: the fastest of 2^18 .. 2^25 on two cores of an AMD EPYC. Whole blocks go through topk in
 # chunk's forward pass, which likes them larger.
 CHUNK_ELEMENTS, TOPK_ELEMENTS = 1 << 21, 1 << 23
+GPU_CHUNK_ELEMENTS = 1 << 27  # half a gigabyte: few launches, and small beside a GPU's memory
+
+
+def now():
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def gumbel(shape):
@@ -231,9 +239,9 @@ def make_step(baseline, method, k):
         def step(z, codebook, log_tau, dy):
             nonlocal nearest
             nearest = nearest or nearest_vqp(codebook, method)
-            start = time.perf_counter()
+            start = now()
             codes = nearest(z, codebook, method)
-            return time.perf_counter() - start, 0.0, [codes]
+            return now() - start, 0.0, [codes]
 
         return step
     sampler, regularizer = method.split("-", 1)
@@ -244,18 +252,18 @@ def make_step(baseline, method, k):
     def step(z, codebook, log_tau, dy):
         for leaf in (z, codebook, log_tau):
             leaf.grad = None
-        start = time.perf_counter()
+        start = now()
         y, reg, p, near = quantize(z, codebook, log_tau, k, sampler, regularizer)
-        middle = time.perf_counter()
+        middle = now()
         torch.autograd.backward([y, reg], [dy, torch.ones(())]) if regularizer != "none" else y.backward(dy)
-        return middle - start, time.perf_counter() - middle, (y, reg, p, near)
+        return middle - start, now() - middle, (y, reg, p, near)
 
     return step
 
 
 def read_inputs(path, n, d, m):
     size = 2 * n * d + m * d + 1
-    flat = torch.from_file(path, size=size).clone()
+    flat = torch.from_file(path, size=size, device="cpu").to(torch.get_default_device(), copy=True)
     z, codebook, dy, log_tau = flat.split([n * d, m * d, n * d, 1])
     z, codebook, dy = z.view(n, d).clone(), codebook.view(m, d).clone(), dy.view(n, d).clone()
     return z.requires_grad_(), codebook.requires_grad_(), dy, log_tau.clone().requires_grad_()
@@ -264,18 +272,20 @@ def read_inputs(path, n, d, m):
 def write_result(path, z, codebook, log_tau, result):
     with open(path, "wb") as f:
         if len(result) == 1:
-            f.write(result[0].to(torch.int32).numpy().tobytes())
+            f.write(result[0].to(torch.int32).cpu().numpy().tobytes())
             return
         y, reg, p, near = result
         for x in (y, z.grad, codebook.grad, log_tau.grad, reg):
-            f.write(x.detach().reshape(-1).numpy().tobytes())
+            f.write(x.detach().reshape(-1).cpu().numpy().tobytes())
         if near is not None:
-            f.write(near.to(torch.int32).contiguous().numpy().tobytes())
+            f.write(near.to(torch.int32).contiguous().cpu().numpy().tobytes())
         codes = torch.zeros(z.shape[0], dtype=torch.int32) if p is None else p.argmax(1).to(torch.int32)
-        f.write(codes.numpy().tobytes())
+        f.write(codes.cpu().numpy().tobytes())
 
 
 def peak():
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -284,6 +294,10 @@ def main():
     n, d, m, k, threads = map(int, sys.argv[3:8])
     inputs, result_path = sys.argv[8:10]
     torch.set_num_threads(threads)
+    if len(sys.argv) > 10 and sys.argv[10].startswith("cuda"):
+        global CHUNK_ELEMENTS, TOPK_ELEMENTS
+        CHUNK_ELEMENTS = TOPK_ELEMENTS = GPU_CHUNK_ELEMENTS
+        torch.set_default_device(sys.argv[10])
     torch.manual_seed(1)
     small = [torch.randn(64, d).requires_grad_(), torch.randn(64, d).requires_grad_(), torch.tensor([0.1]).log().requires_grad_(), torch.randn(64, d)]
     make_step("naive" if baseline == "compile" else baseline, method, 1)(*small)  # libraries warm

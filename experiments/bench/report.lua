@@ -52,7 +52,7 @@ end
 
 local ORDER = {} -- of what the columns shape, method and side hold; others go behind, shapes by their codes
 for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex",
-  "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
+  "vertex graph", "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
 
 local function before(a, b)
   if not (ORDER[a.shape] and ORDER[b.shape]) and (a.D ~= b.D or a.M ~= b.M) then
@@ -75,7 +75,7 @@ local function write_tables(results, path, processor)
   for _, r in ipairs(results.rows) do
     for _, name in ipairs { "fma", "exp2", "compare", "read", "copy", "threads", "tau" } do
       local range = ranges[name] or { r[name], r[name] }
-      ranges[name] = { math.min(range[1], r[name]), math.max(range[2], r[name]) }
+      ranges[name] = r[name] and { math.min(range[1], r[name]), math.max(range[2], r[name]) } or ranges[name]
     end
     if r.version and not versions[r.version] then
       versions[r.version] = true
@@ -86,9 +86,13 @@ local function write_tables(results, path, processor)
     local a, b = short(ranges[name][1]), short(ranges[name][2])
     return a == b and a or a .. " .. " .. b
   end
-  text[2] = ("%d threads, tau %g; %s; ceilings of the runs: fma %s GFLOP/s, exp2 %s G/s, compare %s G/s, read %s GB/s, copy %s GB/s, of which the "
-    .. "floors take the best"):format(ranges.threads[2], ranges.tau[2], #versions > 0 and table.concat(versions, ", ") or "without PyTorch",
-    range "fma", range "exp2", range "compare", range "read", range "copy")
+  local ceilings = {}
+  for _, c in ipairs { { "fma", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" }, { "read", "GB/s" }, { "copy", "GB/s" } } do
+    if ranges[c[1]] then ceilings[#ceilings + 1] = ("%s %s %s"):format(c[1], range(c[1]), c[2]) end
+  end
+  text[2] = ("%d threads, tau %g; %s; ceilings of the runs%s"):format(ranges.threads[2], ranges.tau[2],
+    #versions > 0 and table.concat(versions, ", ") or "without PyTorch",
+    #ceilings > 0 and ": " .. table.concat(ceilings, ", ") .. ", of which the floors take the best" or " not measured")
   text[3] = "The columns are explained at the head of quantizer.lua, its rows are in the .csv beside this file."
   local best = {}
   for name, r in pairs(ranges) do best[name] = r[2] end

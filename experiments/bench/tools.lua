@@ -51,6 +51,14 @@ function tools.processor()
   return { name = name:gsub(",", " "), simd = simd, slug = slug }
 end
 
+--- The same of a GPU.
+function tools.gpu(device)
+  local name
+  for _, d in ipairs(core.devices()) do name = d.name == device and d.description:match "^[^,]*" or name end
+  name = name or device -- the emulator is not listed
+  return { name = name, simd = device, slug = (name:lower():gsub("[^%w]+", "-"):gsub("%-$", "")) }
+end
+
 --- Compiles a C file with the processor's own instructions, or those of a SIMD variant; returns the program's path, or where `shared` is
 -- true that of a library to preload.
 function tools.compile(source, simd, shared)
@@ -81,14 +89,25 @@ function tools.ceilings(folder, simd, threads)
   return c
 end
 
+--- What a GPU can do at best, as build/cuda_roof (roof.cu) measures it: {fma, tensor, exp2, read, copy}; empty where that was not built.
+function tools.gpu_ceilings(device)
+  local program, ordinal, c = core.root .. "/build/cuda_roof", device:match "^cuda:(%d+)$", {}
+  if not ordinal or not lfs.attributes(program) then return c end
+  for name, value in tools.execute(program, ordinal):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
+  return c
+end
+
 --- Least milliseconds of a smoothed method or of the nearest code ("euclid", "cosine"), as the head of quantizer.lua counts them; nil for
--- methods with noise.
+-- methods with noise, and where the ceilings were not measured. A GPU's are those without `compare`.
 function tools.floor_ms(shape, method, ceilings)
   local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+  if not ceilings.fma then return nil end
   local NM = shape.N * shape.M
-  local G, E, F, madd = 2 * NM * shape.D / ceilings.fma, NM / ceilings.exp2, NM / ceilings.compare, 2 * NM / ceilings.fma
+  local G, E, madd = 2 * NM * shape.D / ceilings.fma, NM / ceilings.exp2, 2 * NM / ceilings.fma
   if not sampler then return G * 1e-6 end
   if sampler ~= "softmax" then return nil end
+  if not ceilings.compare then return 3 * E * 1e-6 end
+  local F = NM / ceilings.compare
   local t = 2 * G + E + 5 * G + E
   if regularizer:match "^knn" then t = t + F end
   if regularizer == "knn-l2" then t = t + 2 * madd end

@@ -24,7 +24,9 @@ local function open_library()
     candidates = { os.getenv "VERTEX_LIB" }
   else
     candidates[1] = core.root .. "/build/libvertex.so"
-    candidates[2] = package.searchpath("vertex.libvertex", package.cpath)
+    local prefix = core.directory:match "^(.*)/share/lua/5.1/vertex$" -- installed: PREFIX/lib/lua/5.1/vertex/libvertex.so
+    candidates[#candidates + 1] = prefix and prefix .. "/lib/lua/5.1/vertex/libvertex.so"
+    candidates[#candidates + 1] = package.searchpath("vertex.libvertex", package.cpath)
     candidates[#candidates + 1] = "vertex"
   end
   for _, name in ipairs(candidates) do
@@ -71,7 +73,7 @@ local function check(status)
   if status ~= 0 then fail("%s", ffi.string(C.vx_error())) end
 end
 
-local ENOMEM, EEND, EINTR = 2, 7, 8 -- as numbers: VX_ENOMEM, VX_EEND, VX_EINTR of vertex.h
+local ENOMEM, ENOSUP, EEND, EINTR = 2, 3, 7, 8 -- as numbers: VX_ENOMEM, VX_ENOSUP, VX_EEND, VX_EINTR of vertex.h
 
 --- Calls a C function that returns a status; out of memory is tried once more after a collection, since dead tensors may
 -- still wait for Lua's collector. A failed op has written nothing, so that is safe.
@@ -102,21 +104,23 @@ local int_out = ffi.new "int[1]"
 local device_names = {}          -- number → name
 
 local scope                      -- innermost step scope: an array of the tensors made in it
-local made_bytes, look_at = 0, 64e6
 local memory_out = ffi.new "vx_memory_info"
-local soft_mark = 512e6
+local LOOK_AT, LEAST_MARK = 64e6, 512e6
+local made_bytes, soft_marks = {}, {} -- by device number
+for device = 0, 63 do made_bytes[device], soft_marks[device] = 0, LEAST_MARK end
 
 --- Bytes made since the last look are cheap to count; the true figure is asked for only every 64 MB.
-local function account(bytes)
-  made_bytes = made_bytes + bytes
-  if made_bytes < look_at then return end
-  made_bytes = 0
-  C.vx_memory(0, memory_out)
-  if tonumber(memory_out.live) > soft_mark then
+local function account(device, bytes)
+  local made = made_bytes[device] + bytes
+  made_bytes[device] = made
+  if made < LOOK_AT then return end
+  made_bytes[device] = 0
+  C.vx_memory(device, memory_out)
+  if tonumber(memory_out.live) > soft_marks[device] then
     collectgarbage()
     collectgarbage()
-    C.vx_memory(0, memory_out)
-    soft_mark = math.max(512e6, 1.4 * tonumber(memory_out.live))
+    C.vx_memory(device, memory_out)
+    soft_marks[device] = math.max(LEAST_MARK, 1.4 * tonumber(memory_out.live))
   end
 end
 
@@ -141,6 +145,7 @@ local function handle(x)
 end
 core.handle = handle
 
+--- Is x a tensor?
 function core.is_tensor(x) return getmetatable(x) == Tensor end
 
 local function fill_shape(shape)
@@ -219,11 +224,34 @@ function core.devices()
   return list
 end
 
+--- Whether a backend ("cpu", "cuda") has a kernel for an op of ops.def; nil and the reason where its library cannot be opened.
+function core.backend_has(backend, op)
+  if C.vx_backend_has(backend, op, int_out) == 0 then return int_out[0] ~= 0 end
+  return nil, ffi.string(C.vx_error())
+end
+
 --- CPU threads of the kernels: sets them where n is given; returns the number in force. Results do not depend on it.
 function core.threads(n)
   if n ~= nil and (type(n) ~= "number" or n < 1 or n ~= math.floor(n)) then fail("threads: %s, expected an integer of 1 or more", tostring(n)) end
   call(C.vx_threads, n or 0, int_out)
   return int_out[0]
+end
+
+--- Whether GPU products of float32 matrices may round their factors to TF32 (10 bits of fraction), which tensor cores multiply several times
+-- as fast: sets it where `on` is given (the default is false); returns the setting. The quantizers' logits are float32 always.
+function core.allow_tf32(on)
+  if on ~= nil and type(on) ~= "boolean" then fail("allow_tf32: %s, expected true or false", tostring(on)) end
+  return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
+end
+
+--- autocast "bf16": GPU products of float32 matrices (matmul, linear, pointwise convolutions, and their gradients) round their factors to
+-- bf16 and run on tensor cores; sums and results are float32, and so is everything else: parameters, norms, 3x3 convolutions, the
+-- quantizers' logits, the optimizer. An error where the default device is the CPU, whose products are float32 always. "f32": back to the
+-- default. Returns the setting. A recorded graph keeps the setting it was recorded with.
+function core.autocast(dtype)
+  if dtype ~= nil and dtype ~= "bf16" and dtype ~= "f32" then fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(dtype)) end
+  if dtype == "bf16" and core.device() == "cpu" then fail "autocast: the default device is cpu, and products in bf16 need a GPU" end
+  return DTYPE_NAMES[C.vx_autocast(dtype and DTYPES[dtype] or -1)]
 end
 
 --- {live, peak, cached, limit (bytes), tensors} of a device.
@@ -237,6 +265,8 @@ end
 --- Caps live + cached bytes of a device; 0 goes back to its own size.
 function core.memory_limit(bytes, device) call(C.vx_memory_limit, device and device_number(device) or default_device, bytes) end
 function core.memory_flush(device) call(C.vx_memory_flush, device and device_number(device) or default_device) end
+--- Keep freed blocks for reuse (the default), or let every block have exactly its size and go back at once, for memory checkers.
+function core.memory_pool(on, device) call(C.vx_memory_pool, device and device_number(device) or default_device, on and 1 or 0) end
 function core.reset_peak(device) call(C.vx_memory_reset_peak, device and device_number(device) or default_device) end
 function core.sync(device) call(C.vx_sync, device and device_number(device) or default_device) end
 
@@ -251,7 +281,7 @@ local function new(shape, options)
   device = device and device_number(device) or default_device
   call(C.vx_new, handle_out, device, dtype_number(dtype), n, shape_buffer)
   local t = wrap(handle_out[0], options and options.keep)
-  account(tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[dtype or "f32"])
+  account(device, tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[dtype or "f32"])
   return t
 end
 core.new = new
@@ -259,11 +289,11 @@ core.new = new
 --- An uninitialized tensor of x's shape, dtype and device.
 function core.new_like(x, keep)
   local h = handle(x)
-  local n = C.vx_ndim(h)
+  local n, device = C.vx_ndim(h), C.vx_device(h)
   for i = 0, n - 1 do shape_buffer[i] = C.vx_size(h, i) end
-  call(C.vx_new, handle_out, C.vx_device(h), C.vx_dtype(h), n, shape_buffer)
+  call(C.vx_new, handle_out, device, C.vx_dtype(h), n, shape_buffer)
   local t = wrap(handle_out[0], keep)
-  account(tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[DTYPE_NAMES[C.vx_dtype(h)]])
+  account(device, tonumber(C.vx_numel(t._h)) * DTYPE_BYTES[DTYPE_NAMES[C.vx_dtype(h)]])
   return t
 end
 
@@ -305,6 +335,7 @@ end
 
 -- -- Questions ----------------------------------------------------------------------------------------------------------------
 
+--- Number of dimensions, name of the dtype, name of the device, number of elements; do the elements lie in memory in their order?
 function Tensor:dim() return C.vx_ndim(handle(self)) end
 function Tensor:dtype() return DTYPE_NAMES[C.vx_dtype(handle(self))] end
 function Tensor:device() return device_name(C.vx_device(handle(self))) end
@@ -434,11 +465,13 @@ function Tensor:copy(source)
   return self
 end
 
+--- All elements = value.
 function Tensor:fill(value)
   call(C.vx_fill, handle(self), value)
   return self
 end
 
+--- All elements = 0.
 function Tensor:zero() return self:fill(0) end
 
 --- A copy outside the tape, of the same shape, on a device ("cpu") or in a dtype ("f32", "i32", ...); x itself where nothing changes.
@@ -507,6 +540,70 @@ function core.step(f, ...)
   return leave(parent, pcall(f, ...))
 end
 
+-- -- Recorded graphs: the C side of graph.lua --------------------------------------------------------------------------------------
+
+-- The counts of the recording under way: an array of {object, field, kind, value}.
+local counts
+
+--- Adds one to object[field], now and at every replay of a graph that is being recorded; returns the sum. kind: "stream" where the sum is a
+-- random stream of object.seed, "step" where it is AdamW's step, nil for what Lua alone counts.
+function core.count(object, field, kind)
+  local value = object[field] + 1
+  object[field] = value
+  if counts then counts[#counts + 1] = { object = object, field = field, kind = kind, value = value } end
+  return value
+end
+
+--- Whether a graph is being recorded.
+function core.is_recording() return counts ~= nil end
+
+local Graph = {}
+Graph.__index = Graph
+
+--- Runs f(...) while `device` records what it queues. Returns a graph and f's results, or nil where the device has no graphs (and f was not
+-- run). An error inside f drops the recording. rate: what the learning rates of AdamW inside are relative to.
+function core.record(device, rate, f, ...)
+  local number, out = device_number(device), ffi.new "vx_graph *[1]"
+  local status = C.vx_graph_begin(number, rate)
+  if status == ENOSUP then return nil end
+  check(status)
+  local mine = {}
+  counts = mine
+  local function done(ok, ...)
+    counts = nil
+    if not ok then
+      C.vx_graph_end(number, nil)
+      error((...), 0)
+    end
+    check(C.vx_graph_end(number, out))
+    return setmetatable({ g = ffi.gc(out[0], C.vx_graph_free), counts = mine }, Graph), ...
+  end
+  return done(pcall(f, ...))
+end
+
+--- Array of {seed, stream} of the pairs that recorded random ops draw from, in the order in which :launch takes them anew.
+function Graph:draws()
+  local list, draw = {}, ffi.new "vx_draw"
+  while true do
+    local status = C.vx_graph_draw(self.g, #list, draw)
+    if status == EEND then return list end
+    check(status)
+    list[#list + 1] = { seed = tonumber(draw.seed), stream = tonumber(draw.stream) }
+  end
+end
+
+--- Runs the recorded ops; steps: those of AdamW since the recording; draws: as :draws() gave them, with the values of now.
+function Graph:launch(rate, steps, draws)
+  self.buffer = self.buffer or ffi.new("vx_draw[?]", math.max(1, #draws))
+  for i, d in ipairs(draws) do self.buffer[i - 1].seed, self.buffer[i - 1].stream = d.seed, d.stream end
+  call(C.vx_graph_launch, self.g, rate, steps, self.buffer)
+end
+
+function Graph:release()
+  C.vx_graph_free(ffi.gc(self.g, nil))
+  self.g = nil
+end
+
 -- -- Random streams -------------------------------------------------------------------------------------------------------------
 
 local Generator = {}
@@ -521,10 +618,7 @@ function core.generator(seed)
   return setmetatable({ seed = seed, drawn = 0 }, Generator)
 end
 
-function Generator:stream()
-  self.drawn = self.drawn + 1
-  return self.seed, self.drawn
-end
+function Generator:stream() return self.seed, core.count(self, "drawn", "stream") end
 
 core.default_generator = core.generator(0)
 
@@ -620,6 +714,13 @@ function core.with_hook(hook, every, f, ...)
   return done(f(...))
 end
 
+--- Runs f(a, b, c), a C function of three pointers, in a thread of its own that receives no signals.
+function core.thread(f, a, b, c) call(C.vx_thread, ffi.cast("int (*)(void *, void *, void *)", f), a, b, c) end
+
+ffi.cdef "int getppid(void);"
+--- Number of the process that started this one; it changes when that process ends.
+function core.parent() return ffi.C.getppid() end
+
 function core.interrupted() return C.vx_interrupted() ~= 0 end
 function core.time() return C.vx_time() end
 function core.is_tty(fd) return C.vx_is_tty(fd) ~= 0 end
@@ -642,7 +743,7 @@ local IMAGE_KINDS = { [0] = "none", "jpeg", "png", "other" }
 --- A new tensor that a C function made and put in handle_out.
 local function made()
   local t = wrap(handle_out[0])
-  account(t:numel() * DTYPE_BYTES[t:dtype()])
+  account(0, t:numel() * DTYPE_BYTES[t:dtype()])
   return t
 end
 

@@ -96,8 +96,8 @@ function dirichlet.mle(g, rounding)
     below = below + math.exp(g[i])
   end
   -- Jensen: below <= 1, and = 1 exactly where all points are equal, which infinite concentrations suit best
-  if not (1 - below > (rounding or 1e-13)) then return nil, "the points are all equal, so the likelihood grows with the concentrations without end" end
-  local alpha, change, before = start(g), math.huge, nil
+  if 1 - below <= (rounding or 1e-13) then return nil, "the points are all equal, so the likelihood grows with the concentrations without end" end
+  local alpha, change = start(g), math.huge
   for step = 1, STEPS do
     local mean, slope = dirichlet.mean_log(alpha), {}
     for i = 1, #g do slope[i] = g[i] - mean[i] end
@@ -107,7 +107,8 @@ function dirichlet.mle(g, rounding)
     for i = 1, #g do
       if move[i] < 0 then length = math.min(length, -0.9 * alpha[i] / move[i]) end
     end
-    before, change = change, 0
+    local before = change
+    change = 0
     for i = 1, #g do
       change = math.max(change, math.abs(length * move[i]) / alpha[i])
       alpha[i] = alpha[i] + length * move[i]

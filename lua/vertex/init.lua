@@ -15,10 +15,11 @@ local vx = {
   Tensor = core.Tensor,
   is_tensor = core.is_tensor,
   -- devices, memory, threads
-  device = core.device, devices = core.devices, threads = core.threads, sync = core.sync,
+  device = core.device, devices = core.devices, threads = core.threads, sync = core.sync, allow_tf32 = core.allow_tf32,
+  autocast = core.autocast,
   memory = core.memory, memory_limit = core.memory_limit, memory_flush = core.memory_flush, reset_peak = core.reset_peak,
   -- scope, gradients, random numbers
-  step = core.step, keep = core.keep, no_grad = tape.no_grad, seed = core.seed, generator = core.generator,
+  step = core.step, keep = core.keep, graph = require "vertex.graph", no_grad = tape.no_grad, seed = core.seed, generator = core.generator,
   -- files
   load = safetensors.load, save = safetensors.save,
   -- quantizers
@@ -35,6 +36,7 @@ end
 
 --- From nested tables or a number.
 vx.tensor = core.tensor
+--- Of the given shape: uninitialized, or filled with 0, 1 or value.
 function vx.empty(shape, options) return finish(core.new(shape, options), options) end
 function vx.zeros(shape, options) return finish(core.new(shape, options):fill(0), options) end
 function vx.ones(shape, options) return finish(core.new(shape, options):fill(1), options) end
@@ -68,10 +70,14 @@ for name, f in pairs(ops) do
 end
 
 -- modules loaded at first use: a quantizer experiment should not need cairo or an image library
+local lazy = { data = "vertex.data.images", plot = "vertex.plot", train = "vertex.train", sweep = "vertex.sweep", simplex = "vertex.simplex",
+  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.display" }
+local names = {} -- of those that are there, for completion
+for name, module in pairs(lazy) do names[name] = package.searchpath(module, package.path) and true end
+
 return setmetatable(vx, {
+  __names = names,
   __index = function(t, name)
-    local lazy = { data = "vertex.data.images", plot = "vertex.plot", train = "vertex.train", sweep = "vertex.sweep", simplex = "vertex.simplex",
-      metrics = "vertex.metrics", dist = "vertex.dist" }
     if not lazy[name] then return nil end
     local module = require(lazy[name])
     rawset(t, name, module)

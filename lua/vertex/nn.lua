@@ -19,6 +19,7 @@ local is_tensor, fail = core.is_tensor, core.fail
 local Module = { training = true }
 Module.__index = Module
 
+--- Is x a module (not a class of modules)?
 local function is_module(x)
   local class = type(x) == "table" and not is_tensor(x) and getmetatable(x)
   return type(class) == "table" and class.is_module == true
@@ -41,6 +42,7 @@ function nn.module(name, parent)
       self:init(...)
       return self
     end,
+    __tostring = function(class) return "class of modules " .. class.name end,
   })
   class.name = name
   class.is_module = true

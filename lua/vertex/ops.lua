@@ -911,13 +911,14 @@ define("dirichlet_kl", {
 
 -- -- Random, in place ---------------------------------------------------------------------------------------------------------------
 
---- x uniform in (low, high), x normal, x a random order of 0 .. N-1; from `generator` or the default one.
+--- x uniform in (low, high), from `generator` or the default one.
 function ops.uniform(x, low, high, generator)
   local seed, stream = (generator or core.default_generator):stream()
   call(C.vx_uniform, handle(x), seed, stream, low or 0, high or 1)
   return x
 end
 
+--- x normal, from `generator` or the default one.
 function ops.normal(x, mean, deviation, generator)
   local seed, stream = (generator or core.default_generator):stream()
   call(C.vx_normal, handle(x), seed, stream, mean or 0, deviation or 1)
@@ -935,6 +936,7 @@ function ops.dirichlet(p, alpha, log, generator)
   return p
 end
 
+--- A random order of 0 .. n-1, i32 (n), from `generator` or the default one.
 function ops.permutation(n, generator, options)
   local seed, stream = (generator or core.default_generator):stream()
   local x = new({ n }, { dtype = "i32", device = options and options.device })

@@ -43,7 +43,7 @@ end
 --- One step with learning rate lr (default: the last one). Parameters without a gradient stay as they are.
 function AdamW:step(lr)
   self.lr = lr or self.lr
-  self.steps = self.steps + 1
+  core.count(self, "steps", "step")
   for i, p in ipairs(self.parameters) do
     if p.grad then
       call(C.vx_adamw, core.handle(p), self.first[i]._h, self.second[i]._h, core.handle(p.grad), self.lr, self.betas[1], self.betas[2], self.eps,

@@ -165,15 +165,20 @@ end
 local own = core.directory .. "/"
 local function is_own(source) return source:sub(2, #own + 1) == own end
 
+--- The text of an input or of a Lua file, by the source that debug.getinfo names; nil where there is none.
+function Session:text(source)
+  local text = self.inputs[source:sub(2)]
+  local file = not text and source:sub(1, 1) == "@" and io.open(source:sub(2), "r")
+  if not file then return text end
+  text = file:read "*a"
+  file:close()
+  return text
+end
+
 --- A line of an input or a file.
 function Session:line(source, number)
-  local text = self.inputs[source:sub(2)]
-  if not text then
-    local file = source:sub(1, 1) == "@" and io.open(source:sub(2), "r")
-    if not file then return nil end
-    text = file:read "*a"
-    file:close()
-  end
+  local text = self:text(source)
+  if not text then return nil end
   local n = 0
   for line in (text .. "\n"):gmatch "(.-)\n" do
     n = n + 1
@@ -236,7 +241,11 @@ function Session:run(text)
   local name = self.name(self.count)
   self.inputs[name] = text
   local chunk, valued, message = compile(text, "=" .. name)
-  if not chunk then return nil, { message = message, trace = {}, syntax = true } end
+  if not chunk then
+    local source, n = message:match "^(.-):(%d+):"
+    local line = source == name and self:line("=" .. name, tonumber(n))
+    return nil, { message = message, trace = line and line ~= "" and { { where = source .. ":" .. n, what = "", line = line } } or {}, syntax = true }
+  end
   jit.off(chunk, true)
   setfenv(chunk, self.env)
 
@@ -246,6 +255,7 @@ function Session:run(text)
     if self.tick then self.tick() end
   end
   local function handler(problem)
+    if core.interrupted() then problem = Session.INTERRUPT end -- else a system call that the signal ended could say so in its own words
     local printable, said = pcall(describe, problem)
     if not printable then said = "an error object whose __tostring fails" end
     return { message = said, frames = frames_of(self, said), interrupted = problem == Session.INTERRUPT }

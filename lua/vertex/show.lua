@@ -105,17 +105,24 @@ local function quoted(s)
   return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPES[c] or ("\\%d"):format(c:byte()) end) .. '"'
 end
 
+--- What a function was written as, and its first parameters that callers do not see: an op's forward takes a context.
+local function written(f)
+  local op = tape.op_of[f]
+  return op and op.forward or f, op and 1 or 0
+end
+
 --- The parameters of a function: "a, b, ...".
 function show.parameters(f)
-  local names, info = {}, debug.getinfo(f, "u")
-  for i = 1, info.nparams do names[i] = debug.getlocal(f, i) end
+  local own, hidden = written(f)
+  local names, info = {}, debug.getinfo(own, "u")
+  for i = hidden + 1, info.nparams do names[#names + 1] = debug.getlocal(own, i) end
   if info.isvararg then names[#names + 1] = "..." end
   return table.concat(names, ", ")
 end
 
 --- "file.lua:12" of a Lua function, the file relative to the library's folder where it is in there; nil for one of C.
 function show.place(f)
-  local info = debug.getinfo(f, "S")
+  local info = debug.getinfo(written(f), "S")
   if info.what == "C" then return nil end
   local path = info.source:match "^[@=](.*)" or info.short_src
   if path:sub(1, #core.root + 1) == core.root .. "/" then path = path:sub(#core.root + 2) end
@@ -126,6 +133,30 @@ local function function_text(f)
   local place = show.place(f)
   if not place then return "function (built in)" end
   return ("function(%s) at %s"):format(show.parameters(f), place)
+end
+
+--- Name under which a table of functions was required; nil for other tables.
+function show.module_name(t)
+  for name, module in pairs(package.loaded) do
+    if module == t then
+      for _, value in next, t do
+        if type(value) == "function" then return name end
+      end
+    end
+  end
+end
+
+--- The names in a module that begin with a letter, in order; those too that come into being when asked for (__names).
+function show.names(t)
+  local names, meta = {}, getmetatable(t)
+  for key in next, t do
+    if type(key) == "string" and key:find "^%a" then names[#names + 1] = key end
+  end
+  for key in pairs(type(meta) == "table" and rawget(meta, "__names") or {}) do
+    if rawget(t, key) == nil then names[#names + 1] = key end
+  end
+  table.sort(names)
+  return names
 end
 
 --- A value that stands within another, on one line.
@@ -149,6 +180,21 @@ end
 local function has_text(v)
   local meta = getmetatable(v)
   return type(meta) == "table" and rawget(meta, "__tostring") ~= nil
+end
+
+--- Names in columns, as many as fit the width; down the columns first.
+function show.columns(names, width)
+  local longest = 0
+  for _, name in ipairs(names) do longest = math.max(longest, #name) end
+  local per_row = math.max(1, math.floor(width / (longest + 2)))
+  local rows = math.ceil(#names / per_row)
+  local out = {}
+  for row = 1, rows do
+    local line = {}
+    for i = row, #names, rows do line[#line + 1] = names[i] .. (" "):rep(longest - #names[i]) end
+    out[row] = table.concat(line, "  "):gsub("%s+$", "")
+  end
+  return table.concat(out, "\n")
 end
 
 local render
@@ -184,6 +230,8 @@ function render(v, depth, indent, seen)
   if kind == "function" then return function_text(v) end
   if kind ~= "table" or has_text(v) then return depth == 0 and tostring(v) or brief(v) end
   if seen[v] then return "{ itself }" end
+  local module = show.module_name(v)
+  if module then return "module " .. module .. (depth == 0 and "\n" .. show.columns(show.names(v), WIDTH) or "") end
   if depth >= DEEP then return next(v) == nil and "{}" or "{ ... }" end
   seen[v] = true
   local list = entries(v, depth, indent, seen)

@@ -70,7 +70,7 @@ function sweep.flags(spec, argv)
   end
   if folder then
     local ok, message = pcall(registry.load_folder, folder)
-    if not ok then exit_with(tostring(message)) end
+    if not ok then exit_with("--quantizers: " .. tostring(message):gsub("^[^:]*:%d+: quantizers: ", "")) end
   end
   local presets = sorted_keys(spec.presets)
   local parser = argparse(spec.name, spec.summary):epilog(methods_help())
@@ -85,6 +85,9 @@ function sweep.flags(spec, argv)
   parser:option("--epochs", "Passes over the data instead of steps."):argname "N":convert(integer(1, 1e6))
   parser:option("--batch", "Images per step."):argname "N":convert(integer(1, 65536))
   parser:option("--threads", "CPU threads; results do not depend on it."):argname "N":convert(integer(1, 4096))
+  parser:option("--graph", "on or off: record a GPU's training step once and launch it as a whole; default on, where there is a GPU.")
+    :argname "on|off":choices { "on", "off" }
+  parser:option("--autocast", "bf16: a GPU's matrix products in bf16 (vx.autocast); default f32."):argname "DTYPE":choices { "f32", "bf16" }
   parser:option("--checkpoint", "Seconds between checkpoints; 0: after every step; default 10."):argname "N":convert(integer(0, 1e6))
   parser:option("--quantizers", "Folder with more quantizers, one file each."):argname "DIR"
   parser:flag("--strict", "A broken file in --data ends the run instead of being skipped.")
@@ -106,12 +109,15 @@ function sweep.flags(spec, argv)
     local found, reason = pcall(core.device, args.device)
     if not found then exit_with("--device: " .. tostring(reason):gsub("^[^:]*:%d+: ", "")) end
   end
+  if args.autocast == "bf16" and core.device() == "cpu" then exit_with "--autocast bf16: products in bf16 need a GPU, the device is cpu" end
+  if args.graph == "on" and core.device() == "cpu" then exit_with "--graph on: the CPU records no graphs" end
   return args
 end
 
 -- -- The output folder --------------------------------------------------------------------------------------------------------------------
 
-local function make_folders(path)
+--- Makes an experiment's output folder and those above it; ends the program with a message where that cannot be done.
+function sweep.make_folders(path)
   local at = path:sub(1, 1) == "/" and "" or nil
   for part in path:gmatch "[^/]+" do
     at = at and at .. "/" .. part or part
@@ -181,7 +187,7 @@ function sweep.open(spec, flags, define)
       if not known[m] then stored.methods[#stored.methods + 1] = m end
     end
   end
-  make_folders(out .. "/checkpoints")
+  sweep.make_folders(out .. "/checkpoints")
   local self = setmetatable({ out = out, methods = methods, config = config, flags = flags, spec = spec, results = {} }, Run)
   self.identity = train.json(config)
   config.methods = stored and stored.methods or methods

@@ -9,7 +9,8 @@
 
 local core = require "vertex.core"
 
-local tape = { enabled = true }
+-- op_of: function → the op it records
+local tape = { enabled = true, op_of = {} }
 
 local is_tensor = core.is_tensor
 local made = 0
@@ -28,7 +29,7 @@ function tape.recorded(op)
     end
     return ...
   end
-  return function(...)
+  local function recorded(...)
     local ctx = {}
     if tape.enabled then
       local n, needs = select("#", ...), nil
@@ -46,6 +47,8 @@ function tape.recorded(op)
     end
     return op.forward(ctx, ...)
   end
+  tape.op_of[recorded] = op
+  return recorded
 end
 
 --- Runs f(...) without recording.

@@ -3,6 +3,7 @@
 
 local cjson = require "cjson.safe"
 local core = require "vertex.core"
+local display = require "vertex.display"
 local safetensors = require "vertex.safetensors"
 
 local train = {}
@@ -112,26 +113,38 @@ end
 local Meter = {}
 Meter.__index = Meter
 
---- Means of named numbers between two :take()s.
+--- Means of named values between two :take()s.
 function train.meter() return setmetatable({ sums = {}, counts = {} }, Meter) end
 
+--- values: {name = number or tensor of one element}. Tensors are summed on their device, so that nothing waits for it before :take(), and
+-- within a recorded graph (vx.graph), whose replays add as well.
 function Meter:add(values)
   for name, v in pairs(values) do
-    self.sums[name] = (self.sums[name] or 0) + v
-    self.counts[name] = (self.counts[name] or 0) + 1
+    self.counts[name] = self.counts[name] or 0
+    core.count(self.counts, name)
+    if core.is_tensor(v) then
+      local sum = self.sums[name]
+      if sum then sum:copy(sum + v:detach()) else self.sums[name] = core.keep(v:detach():clone()) end
+    else
+      self.sums[name] = (self.sums[name] or 0) + v
+    end
   end
 end
 
---- Means so far; forgets them.
+--- Means so far, as numbers; forgets them.
 function Meter:take()
   local means = {}
-  for name, sum in pairs(self.sums) do means[name] = sum / self.counts[name] end
-  self.sums, self.counts = {}, {}
+  for name, sum in pairs(self.sums) do
+    if self.counts[name] > 0 then means[name] = (core.is_tensor(sum) and sum:item() or sum) / self.counts[name] end
+    self.counts[name] = 0
+    if core.is_tensor(sum) then sum:zero() else self.sums[name] = 0 end
+  end
   return means
 end
 
 -- -- Progress -----------------------------------------------------------------------------------------------------------------------------
 
+--- Seconds as a short text for people.
 local function duration(seconds)
   if seconds ~= seconds or seconds == math.huge then return "--:--" end
   seconds = math.floor(seconds + 0.5)
@@ -143,38 +156,51 @@ train.duration = duration
 local Progress = {}
 Progress.__index = Progress
 
---- A bar that updates in place on a terminal; elsewhere a plain line every `every` seconds (and the last). options {total, done = 0,
--- quiet, every = 10}.
+local bars = 0 -- so far
+
+--- A bar that updates in place on a terminal and in a notebook; elsewhere a plain line every `every` seconds (and the last). options
+-- {total, done = 0, quiet, every = 10}.
 function train.progress(label, options)
-  return setmetatable({ label = label, total = options.total, first = options.done or 0, quiet = options.quiet, tty = core.is_tty(2),
-    every = options.every or 10, started = core.time(), shown = -math.huge }, Progress)
+  bars = bars + 1
+  local notebook = display.mode == "notebook"
+  return setmetatable({ label = label, total = options.total, first = options.done or 0, quiet = options.quiet, notebook = notebook,
+    tty = not notebook and core.is_tty(2), every = options.every or 10, started = core.time(), shown = -math.huge, id = "progress " .. bars }, Progress)
+end
+
+--- The bar as a line of at most `columns`.
+function Progress:line(done, text, left, columns)
+  local tail = (" %3.0f%%  %s  left %s"):format(100 * done / self.total, text, left)
+  local room = math.max(0, math.min(30, columns - #self.label - #tail - 4))
+  local full = math.floor(room * done / self.total)
+  return ("%s %s%s%s"):format(self.label, ("━"):rep(full), ("╌"):rep(room - full), tail)
 end
 
 --- Shows `done` of the total and a text; rate-limited, so call it as often as you like.
 function Progress:update(done, text)
   if self.quiet then return end
   local now, last = core.time(), done >= self.total
-  if not last and now - self.shown < (self.tty and 0.1 or self.every) then return end
+  if not last and now - self.shown < ((self.tty or self.notebook) and 0.1 or self.every) then return end
   self.shown = now
   local elapsed = now - self.started
   local left = duration(elapsed / math.max(1e-9, done - self.first) * (self.total - done))
-  if not self.tty then
+  if self.notebook then
+    display.show(self:line(done, text, left, 120), { id = self.id })
+  elseif self.tty then
+    io.stderr:write("\r\27[K" .. self:line(done, text, left, core.terminal_columns()))
+    io.stderr:flush()
+    self.drawn = true
+  else
     io.stderr:write(("%s %d/%d  %s  left %s\n"):format(self.label, done, self.total, text, left))
-    return
   end
-  local tail = (" %3.0f%%  %s  left %s"):format(100 * done / self.total, text, left)
-  local columns = core.terminal_columns()
-  local room = math.max(0, math.min(30, columns - #self.label - #tail - 4))
-  local full = math.floor(room * done / self.total)
-  local line = ("%s %s%s%s"):format(self.label, ("━"):rep(full), ("╌"):rep(room - full), tail)
-  io.stderr:write("\r\27[K" .. line)
-  io.stderr:flush()
-  self.drawn = true
 end
 
---- Leaves the line; `text` replaces the bar where given.
+--- Leaves the line; `text` replaces the bar where given. A notebook keeps the bar where no text does.
 function Progress:finish(text)
   if self.quiet then return end
+  if self.notebook then
+    if text then display.show(text, { id = self.id }) end
+    return
+  end
   if self.drawn then io.stderr:write("\r\27[K") end
   if text then io.stderr:write(text .. "\n") end
 end

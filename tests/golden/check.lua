@@ -30,6 +30,8 @@ function check.run(t, meta)
   local q = vx.quantizer(meta.method, {
     dim = number(meta.dim), codes = number(meta.codes), groups = number(meta.groups), k = number(meta.k), beta = number(meta.beta),
     weight = number(meta.weight, 1), gumbel_tau = number(meta.gumbel_tau, 1), shards = number(meta.shards, 1),
+    alpha = number(meta.alpha, 0) > 0 and number(meta.alpha) or nil, -- 0: 1 / codes
+    neighbour = number(meta.neighbour, 1),
     reduction = meta.reduction or "sum", codebook_grad = meta.codebook_grad ~= "False",
   })
   q.codebook:copy(t.codebook)
@@ -45,7 +47,7 @@ function check.run(t, meta)
     })
     o = { quantized = y:reshape(z:shape()), reg = reg:reshape {}, codes = codes }
   else
-    o = q:forward(z, { gumbel = smooth and t.gumbel or nil })
+    o = q:forward(z, { gumbel = smooth and t.gumbel or nil, prior = t.prior })
   end
   local total = vx.sum(vx.mul(o.quantized, t.cotangent)) / z:size(1) + o.reg
   total:backward()

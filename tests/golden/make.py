@@ -67,7 +67,47 @@ def nearest(score, k, shards):
     return torch.cat(chosen)
 
 
-def smooth(method, z, book, log_tau, gumbel, o, vertices):
+def dirichlet_mle(log_p):
+    """Newton's method from far below, damped; then one more step that autograd sees, which has the gradient of the maximum."""
+    g, alpha = log_p.mean(0), None
+    target = g.detach()
+    alpha = torch.full_like(target, 1e-3)
+    psi = torch.digamma
+
+    def step(alpha, g):
+        trigamma, whole = torch.polygamma(1, alpha), torch.polygamma(1, alpha.sum())
+        slope = g - psi(alpha) + psi(alpha.sum())
+        shift = (slope / trigamma).sum() / (1 / whole - (1 / trigamma).sum())
+        return (slope + shift) / trigamma
+
+    for _ in range(2000):
+        move = step(alpha, target)
+        alpha = torch.maximum(alpha + move, alpha / 2)
+    assert (step(alpha, target).abs() < 1e-11 * alpha).all()
+    return alpha + step(alpha, g)
+
+
+def dirichlet_kl(a, b):
+    def log_beta(x):
+        return torch.lgamma(x).sum() - torch.lgamma(x.sum())
+
+    return log_beta(b) - log_beta(a) + ((a - b) * (torch.digamma(a) - torch.digamma(a.sum()))).sum()
+
+
+def perez_cruz(p, q, k):
+    """The estimate of KL(P | Q) from points of each, over the dimension of the simplex."""
+
+    def squared(a, b):
+        return ((a[:, None, :] - b[None]) ** 2).sum(-1)
+
+    nu = squared(p, q).sort(1).values[:, k - 1]
+    own = squared(p, p)
+    rho = (own + torch.diag(torch.full((len(p),), torch.inf))).sort(1).values[:, k - 1]
+    assert rho.min() > 1e-20 and nu.min() > 1e-20
+    return ((nu.log() - rho.log()).mean() / 2) + np.log(len(q) / (len(p) - 1)) / (p.shape[1] - 1)
+
+
+def smooth(method, z, book, log_tau, gumbel, o, vertices, prior):
     sampler, regularizer = method.split("-", 1)
     logits = sphere(z) @ sphere(book).T / log_tau.exp()
     log_pi = torch.log_softmax(logits, dim=1)
@@ -82,6 +122,13 @@ def smooth(method, z, book, log_tau, gumbel, o, vertices):
         y = p @ book
     if regularizer == "none":
         reg = torch.zeros(())
+    elif regularizer == "dirichlet":
+        m = book.shape[0]
+        alpha = torch.full((m,), o["alpha"])
+        expected = torch.digamma(alpha) - torch.digamma(alpha.sum())
+        reg = dirichlet_kl(alpha, dirichlet_mle(torch.cat([log_pi, expected[None]]))) / m
+    elif regularizer == "pkl":
+        reg = perez_cruz(prior, pi, o["neighbour"])
     elif regularizer == "ppl":
         mean = pi.mean(0)
         reg = 1 - torch.exp(-(mean * mean.log()).sum()) / book.shape[0]
@@ -108,6 +155,7 @@ def save(path, arrays, metadata):
 
 
 DEFAULTS = dict(groups=1, k=4, tau=0.15, beta=1.0, weight=1.0, gumbel_tau=1.0, shards=1, reduction="sum", codebook_grad=True, vertices=0)
+OWN = {"softmax-dirichlet": dict(alpha=0.5), "softmax-pkl": dict(alpha=0.0, neighbour=1)}  # alpha 0: 1 / codes
 
 #         label, method, n, dim, codes, options
 CASES = [
@@ -132,12 +180,16 @@ CASES = [
     ("plane", "softmax-knn-ce", 30, 2, 3, dict(k=2, tau=0.5)),
     ("single", "softmax-knn-ce", 7, 5, 1, dict(k=7, tau=0.5)),
     ("all-rows", "hgumbel-knn-l2", 9, 5, 20, dict(k=9)),
+    ("prior", "softmax-dirichlet", 40, 6, 12, dict()),
+    ("prior", "softmax-pkl", 40, 6, 12, dict()),
+    ("other-prior", "softmax-dirichlet", 50, 12, 20, dict(groups=2, alpha=0.05, tau=0.4, weight=0.5)),
+    ("other-prior", "softmax-pkl", 50, 12, 20, dict(groups=2, alpha=0.5, tau=0.4, neighbour=3)),
 ]
 
 
 def make(folder):
     for number, (label, method, n, dim, codes, given) in enumerate(CASES):
-        o = {**DEFAULTS, **given}
+        o = {**DEFAULTS, **OWN.get(method, {}), **given}
         rng = np.random.default_rng(5000 + number)
         g, width = o["groups"], dim // o["groups"]
 
@@ -149,6 +201,9 @@ def make(folder):
         a["gumbel"] = -np.log(-np.log(rng.uniform(1e-6, 1 - 1e-6, (n, g, codes)))).astype(np.float32)
         if o["vertices"]:
             a["vertices"] = np.stack([rng.permutation(codes)[: o["vertices"]] for _ in range(g)]).astype(np.int32)
+        if method == "softmax-pkl":
+            a["prior"] = rng.dirichlet(np.full(codes, o["alpha"] or 1 / codes), n + 7).astype(np.float32)
+        prior = torch.tensor(a["prior"].astype(np.float64)) if "prior" in a else None
         z, book, log_tau = (torch.tensor(a[name].astype(np.float64), requires_grad=True) for name in ("z", "codebook", "log_tau"))
         ys, regs, cs = [], [], []
         for i in range(g):
@@ -157,7 +212,7 @@ def make(folder):
                 y, reg, code = hard(method, part, book[i], o)
             else:
                 which = torch.tensor(a["vertices"][i].astype(np.int64)) if o["vertices"] else None
-                y, reg, code = smooth(method, part, book[i], log_tau, torch.tensor(a["gumbel"][:, i].astype(np.float64)), o, which)
+                y, reg, code = smooth(method, part, book[i], log_tau, torch.tensor(a["gumbel"][:, i].astype(np.float64)), o, which, prior)
             ys.append(y), regs.append(reg), cs.append(code)
         quantized, reg = torch.cat(ys, 1), o["weight"] * sum(regs) / g
         total = (quantized * torch.tensor(a["cotangent"].astype(np.float64))).sum() / n + reg

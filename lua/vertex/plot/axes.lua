@@ -2,7 +2,7 @@
 -- returns the axes, so that calls chain.
 --
 -- Axes hold: figure; layers, in the order of drawing; options, from set; series, how many were styled; bar_layers, of bar;
--- xlabels and ylabels, the texts at whole numbers; color_scale, of a heat map; reversed, y downwards; picture, of image.
+-- xlabels and ylabels, the texts at whole numbers; color_scale, of the colour bar; reversed, y downwards; picture, of image.
 
 local scales = require "vertex.plot.scales"
 local marks = require "vertex.plot.marks"
@@ -10,7 +10,7 @@ local legend = require "vertex.plot.legend"
 local colors = require "vertex.plot.colors"
 local check = require "vertex.plot.check"
 local core = require "vertex.core"
-local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
+local floor, ceil, min, max, nan = math.floor, math.ceil, math.min, math.max, 0 / 0
 local fail = core.fail
 
 local Axes = {}
@@ -18,6 +18,12 @@ Axes.__index = Axes
 
 function Axes.new(figure)
   return setmetatable({figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0}, Axes)
+end
+
+--- "axes with 2 layers", what a session says of them.
+function Axes.__tostring(ax)
+  if ax.picture then return "axes with a picture" end
+  return ("%s with %d layer(s)"):format(ax.simplex and ("axes on the simplex of %d codes"):format(ax.simplex.codes) or "axes", #ax.layers)
 end
 
 -- Dashes of the rounds through the series colours, in line widths.
@@ -59,12 +65,37 @@ local function check_points(x, y, who)
   return x, y
 end
 
--- The range option, or the range of the data.
-local function check_range(range, arrays, who)
-  if not range then return scales.range(arrays) end
+-- The range option, or the range of the data, of what is positive of them where that is asked for.
+local function check_range(range, arrays, who, positive)
+  if not range then return scales.range(arrays, positive) end
   local lo, hi = range[1], range[2]
   if type(lo) == "number" and type(hi) == "number" and lo < hi then return lo, hi end
   fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
+end
+
+-- What the colours of values are asked for with.
+Axes.color_options = {palette = "string", range = "table", log = "boolean"}
+
+-- Known options with those of colours.
+local function with_colors(known)
+  for name, kind in pairs(Axes.color_options) do known[name] = kind end
+  return known
+end
+
+--- The colour scale that the options palette, range and log ask for, else viridis over all values. It is that of the axes' colour bar, of
+-- which there is one: every layer with values must agree on it.
+-- @return {lo=, hi=, log=, palette=}
+function Axes.set_color_scale(ax, o, arrays, who)
+  local palette = colors.check_palette(o.palette or "viridis", who)
+  local lo, hi = check_range(o.range, arrays, who, o.log)
+  if o.log and lo <= 0 then fail("%s: range[1] is a positive number for a logarithmic scale, got %g", who, lo) end
+  local has = ax.color_scale
+  if has and not (has.lo == lo and has.hi == hi and has.log == o.log and has.palette == palette) then
+    fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range, palette and log", who, has.lo, has.hi,
+      has.palette)
+  end
+  ax.color_scale = {lo = lo, hi = hi, log = o.log, palette = palette}
+  return ax.color_scale
 end
 
 local function offset(values, by, sign)
@@ -98,20 +129,78 @@ function Axes:line(x, y, options)
   return add_layer(self, "line", layer)
 end
 
+--- Draw the mean of several runs, say of seeds, in a band of their standard deviation (n - 1) on both sides.
+-- @param x array, or nil for 1..n
+-- @param runs array of arrays of the length of x; a value that is not finite leaves its run out at that place
+-- @param[opt] options as for line without sd and band
+-- @return the axes
+function Axes:runs(x, runs, options)
+  local who = "Axes:runs"
+  runs = check.matrix(runs, "runs", who)
+  local mean, sd = {}, {}
+  for i = 1, #runs[1] do
+    local n, sum, squares = 0, 0, 0
+    for _, run in ipairs(runs) do
+      if scales.finite(run[i]) then n, sum = n + 1, sum + run[i] end
+    end
+    mean[i] = n > 0 and sum / n or nan
+    for _, run in ipairs(runs) do
+      if scales.finite(run[i]) then squares = squares + (run[i] - mean[i]) ^ 2 end
+    end
+    sd[i] = n > 1 and math.sqrt(squares / (n - 1)) or 0
+  end
+  local o = begin(self, who, options, {label = "string", color = "any", width = "number", dash = "any", marker = "string"})
+  o.sd = #runs > 1 and sd or nil
+  return self:line(x, mean, o)
+end
+
+-- The colours of marks by their values, if the options ask for it.
+local function check_values(ax, layer, o, like, who)
+  if not o.values then return end
+  layer.values = check.array_like(o.values, "values", like, "the points", who)
+  layer.scale = Axes.set_color_scale(ax, o, {layer.values}, who)
+end
+
 --- Draw points.
 -- @param x array, or nil for 1..n
 -- @param y array of the same length
--- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8)
+-- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8); instead of color, either
+-- values: array, shown as colours with a colour bar, with palette ("viridis"), range = {lo, hi} and log (false); or density = true: the
+-- more points lie around a point of the page, the lighter its colour in palette
 -- @return the axes
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
-  local o = begin(self, who, options, {label = "string", color = "any", marker = "string", size = "number", alpha = "number"})
+  local o = begin(self, who, options, with_colors {label = "string", color = "any", marker = "string", size = "number", alpha = "number",
+    values = "any", density = "boolean"})
   x, y = check_points(x, y, who)
   local size = check.positive(o.size or 5, "size", who)
+  if o.values and o.density then fail("%s: either values or density colour the points", who) end
   local layer = new_series(self, o, who)
+  layer.density = o.density and colors.check_palette(o.palette or "viridis", who)
+  check_values(self, layer, o, x, who)
   layer.x, layer.y, layer.marks, layer.size, layer.alpha = {x}, {y}, #x, size, o.alpha or 0.8
   layer.marker = layer.marker or marks.names[layer.round % #marks.names + 1]
   return add_layer(self, "scatter", layer)
+end
+
+--- Draw arrows from the points x, y along dx, dy, in the units of the axes.
+-- @param x, y, dx, dy arrays of one length; an arrow that is not finite is left out
+-- @param[opt] options label; color; scale: what dx and dy are multiplied by (1); width of the shaft in points (1); head: length of the
+-- head in points (5), less for short arrows; alpha 0..1 (1); values, palette, range and log as for scatter
+-- @return the axes
+function Axes:arrows(x, y, dx, dy, options)
+  local who = "Axes:arrows"
+  local o = begin(self, who, options, with_colors {label = "string", color = "any", scale = "number", width = "number", head = "number",
+    alpha = "number", values = "any"})
+  x, y = check_points(x, y, who)
+  dx, dy = check.array_like(dx, "dx", x, "x", who), check.array_like(dy, "dy", y, "y", who)
+  local scale = check.positive(o.scale or 1, "scale", who)
+  local width, head = check.positive(o.width or 1, "width", who), check.positive(o.head or 5, "head", who)
+  local layer = new_series(self, o, who)
+  check_values(self, layer, o, x, who)
+  layer.x, layer.y, layer.marks = {x, offset(x, dx, scale)}, {y, offset(y, dy, scale)}, #x
+  layer.width, layer.head, layer.alpha = width, head, o.alpha
+  return add_layer(self, "arrows", layer)
 end
 
 --- Write a text beside a point, for instance a curve's name at its end.
@@ -171,35 +260,28 @@ end
 --- Draw bars, one per label. Calling it again with the same labels puts the new bars beside the old ones.
 -- @param labels array of strings
 -- @param values array of the same length
--- @param[opt] options label (for the legend); color; alpha (1); errors, array of half lengths of the error bars
+-- @param[opt] options label (for the legend); color; colors, array of one for each bar; alpha (1); errors, array of half lengths of the
+-- error bars
 -- @return the axes
 function Axes:bar(labels, values, options)
   local who = "Axes:bar"
-  local o = begin(self, who, options, {label = "string", color = "any", alpha = "number", errors = "any"})
+  local o = begin(self, who, options, {label = "string", color = "any", colors = "table", alpha = "number", errors = "any"})
   labels = check.labels(labels, "labels", who)
   values = check.array(values, "values", who)
   check.lengths(labels, "labels", values, "values", who)
   if self.xlabels then check.lengths(self.xlabels, "the first bar's labels", values, "values", who) end
   local errors = o.errors and check.array_like(o.errors, "errors", values, "values", who)
+  local shades = o.colors and {}
+  for i, color in ipairs(o.colors or {}) do shades[i] = colors.check(color, who) end
+  if shades then check.lengths(shades, "colors", values, "values", who) end
   local layer = new_series(self, o, who)
+  layer.colors = shades
   layer.y = {values, errors and offset(values, errors, -1), errors and offset(values, errors, 1)}
   layer.alpha = o.alpha
   self.xlabels = self.xlabels or labels
   self.bar_layers[#self.bar_layers + 1] = layer
   place_bars(self)
   return add_layer(self, "bars", layer)
-end
-
--- A matrix as an array of arrays of one length, copied.
-local function check_matrix(rows, who)
-  local source, out = check.plain(rows), {}
-  if type(source) ~= "table" or #source == 0 then fail("%s: rows is an array of arrays, got %s", who, check.show(rows)) end
-  for r, row in ipairs(source) do
-    local name = ("rows[%d]"):format(r)
-    out[r] = check.array(row, name, who)
-    check.lengths(out[1], "rows[1]", out[r], name, who)
-  end
-  return out
 end
 
 --- Draw a matrix as colours, with a colour bar; row 1 is at the top. NaN cells stay white.
@@ -210,19 +292,17 @@ end
 -- @return the axes
 function Axes:heatmap(rows, options)
   local who = "Axes:heatmap"
-  local o = begin(self, who, options, {palette = "string", range = "table", row_labels = "table", col_labels = "table", extent = "table"})
-  local palette = colors.check_palette(o.palette or "viridis", who)
-  rows = check_matrix(rows, who)
+  local o = begin(self, who, options, with_colors {row_labels = "table", col_labels = "table", extent = "table"})
+  rows = check.matrix(rows, "rows", who)
   local row_labels = o.row_labels and check.labels(o.row_labels, "row_labels", who)
   local col_labels = o.col_labels and check.labels(o.col_labels, "col_labels", who)
   if row_labels then check.lengths(row_labels, "row_labels", rows, "rows", who) end
   if col_labels then check.lengths(col_labels, "col_labels", rows[1], "rows[1]", who) end
-  local lo, hi = check_range(o.range, rows, who)
   local e = check.array(o.extent or {0.5, #rows[1] + 0.5, 0.5, #rows + 0.5}, "extent", who)
   if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
+  local scale = Axes.set_color_scale(self, o, rows, who)
   self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
-  self.color_scale = {lo = lo, hi = hi, palette = palette}
-  return add_layer(self, "heatmap", {rows = rows, range = {lo, hi}, palette = palette, extent = e, tight = true,
+  return add_layer(self, "heatmap", {rows = rows, scale = scale, extent = e, tight = true,
     x = {{e[1], e[2]}}, y = {{e[3], e[4]}}, marks = #rows * #rows[1]})
 end
 
@@ -247,14 +327,14 @@ local function check_limits(limits, name, log, who)
 end
 
 --- Set texts and scales. May be called again; what is not named stays.
--- @param options title, xlabel, ylabel: strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either may be nil, hi < lo turns
--- the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries), "right", "none",
--- "upper right", "upper left", "lower right" or "lower left"; grid: boolean
+-- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either
+-- may be nil, hi < lo turns the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries),
+-- "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid: boolean; color_bar: boolean
 -- @return the axes
 function Axes:set(options)
   local who = "Axes:set"
-  local o = check.options(options, {title = "string", xlabel = "string", ylabel = "string", xlog = "boolean", ylog = "boolean",
-    xlim = "table", ylim = "table", legend = "string", grid = "boolean"}, who)
+  local o = check.options(options, {title = "string", xlabel = "string", ylabel = "string", color_label = "string", xlog = "boolean", ylog = "boolean",
+    xlim = "table", ylim = "table", legend = "string", grid = "boolean", color_bar = "boolean"}, who)
   if o.legend then legend.check_place(o.legend, who) end
   setmetatable(o, {__index = self.options})     -- limits and log must agree, whichever of them was set before
   for _, name in ipairs {"x", "y"} do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end

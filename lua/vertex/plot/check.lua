@@ -80,6 +80,18 @@ function check.array_like(v, name, other, other_name, who)
   return out
 end
 
+--- An array of arrays of numbers, all of one length, copied.
+function check.matrix(rows, name, who)
+  local source, out = check.plain(rows), {}
+  if type(source) ~= "table" or #source == 0 then fail("%s: %s is an array of arrays, got %s", who, name, show(rows)) end
+  for r, row in ipairs(source) do
+    local row_name = ("%s[%d]"):format(name, r)
+    out[r] = check.array(row, row_name, who)
+    check.lengths(out[1], name .. "[1]", out[r], row_name, who)
+  end
+  return out
+end
+
 --- An array of strings, copied; numbers become strings.
 function check.labels(labels, name, who)
   if type(labels) ~= "table" then fail("%s: %s is an array of strings, got %s", who, name, show(labels)) end

@@ -57,8 +57,35 @@ end
 
 -- Margins ------------------------------------------------------------------------------------------------------------
 
+-- Adds to the margins the room that the colour bar and a legend outside take on the right.
+local function add_right(ax, canvas, m, box, w, h)
+  local size = ax.figure.font
+  m.bar_at = m.right
+  if ax.color_scale and ax.options.color_bar ~= false then
+    m.right = m.right + 26 + widest(with_widths(canvas, scales.number_ticks(ax.color_scale, 6), size * 0.9))
+    m.color_label_at = m.right + size * 0.6
+    if ax.options.color_label then m.right = m.right + size * 1.6 end
+  end
+  if box and legend.outside(ax, box, w - m.left - m.right, h - m.top - m.bottom) then
+    m.legend_at = m.right
+    m.right = m.right + box.width + 4
+  end
+end
+
+-- Margins of a simplex: its corners' labels and a triangle's ticks stand around it.
+local function simplex_margins(ax, canvas, w, h)
+  local size, o, s, side = ax.figure.font, ax.options, ax.simplex, 0
+  for _, label in ipairs(s.labels) do side = max(side, canvas:text_width(label, size)) end
+  local m = {left = side + size, right = side + size * 1.4, top = (o.title and size * 2.1 or size * 0.5) + size * 1.4, bottom = size * 1.9}
+  m.xlabel_at = m.bottom + size * 0.4
+  if o.xlabel then m.bottom = m.bottom + size * 1.5 end
+  add_right(ax, canvas, m, legend.measure(ax, canvas, size * 0.9, h * 0.8), w, h)
+  return m
+end
+
 -- Space that labels, titles, legend and colour bar need on each side of a plot area in a cell of w by h points.
 local function margins(ax, canvas, w, h)
+  if ax.simplex then return simplex_margins(ax, canvas, w, h) end
   local size, o = ax.figure.font, ax.options
   local m = {left = 50, right = 20, top = 20, bottom = 40}
   local xscale, yscale = scales.of_axes(ax, "x"), scales.of_axes(ax, "y")
@@ -79,45 +106,70 @@ local function margins(ax, canvas, w, h)
     m.left = max(m.left, over_left + (o.ylabel and size * 1.7 or 0) + 4)
     m.top = o.title and size * 2.1 or size * 0.8
     m.right = max(over_right, 4) + 8
-    if ax.color_scale then
-      m.right = m.right + 24 + widest(with_widths(canvas, scales.number_ticks(ax.color_scale, 6), size * 0.9))
-    end
-    if box and legend.outside(ax, box, w - m.left - m.right, h - m.top - m.bottom) then
-      m.legend_at = m.right
-      m.right = m.right + box.width + 4
-    end
+    add_right(ax, canvas, m, box, w, h)
   end
   return m
 end
 
+-- Shares out `length` among `count` columns (or rows) beginning at `from`: margins are what each asks for, the plot areas between them
+-- are equal. Returns where each begins and its size, both from column 0.
+local function share(from, length, count, margin)
+  local room, at, size = length, {}, {}
+  for i = 0, count - 1 do room = room - margin(i) end
+  for i = 0, count - 1 do
+    at[i], size[i] = from, margin(i) + room / count
+    from = from + size[i]
+  end
+  return at, size
+end
+
 --- Where each of the axes of a figure goes: array of {ax=, x=, y=, w=, h=, margins=}; a picture has no margins. Cells of one
--- column share left and right margins, cells of one row top and bottom: plot areas line up.
+-- column share left and right margins, cells of one row top and bottom, and all plot areas are of one size: they line up.
 function layout.cells(fig, canvas)
   local head = fig.title and fig.font * 2.4 or 0
-  local w, h = (fig.width - 2 * PAD) / fig.cols, (fig.height - 2 * PAD - head) / fig.rows
+  local width, height = fig.width - 2 * PAD, fig.height - 2 * PAD - head
   local out, columns, rows = {}, {}, {}
+  for c = 0, fig.cols - 1 do columns[c] = {left = 0, right = 0} end
+  for r = 0, fig.rows - 1 do rows[r] = {top = 0, bottom = 0} end
   for i, ax in pairs(fig.cells) do
-    local r, c = floor((i - 1) / fig.cols), (i - 1) % fig.cols
-    local cell = {ax = ax, x = PAD + c * w, y = PAD + head + r * h, w = w, h = h, row = r, column = c}
+    local cell = {ax = ax, row = floor((i - 1) / fig.cols), column = (i - 1) % fig.cols}
     out[#out + 1] = cell
     if not ax.picture then
-      local m = margins(ax, canvas, w, h)
-      local column, row = columns[c] or {left = 0, right = 0}, rows[r] or {top = 0, bottom = 0}
-      cell.margins, columns[c], rows[r] = m, column, row
+      local m, column, row = margins(ax, canvas, width / fig.cols, height / fig.rows), columns[cell.column], rows[cell.row]
+      cell.margins = m
       column.left, column.right = max(column.left, m.left), max(column.right, m.right)
       row.top, row.bottom = max(row.top, m.top), max(row.bottom, m.bottom)
     end
   end
+  local x, w = share(PAD, width, fig.cols, function(c) return columns[c].left + columns[c].right end)
+  local y, h = share(PAD + head, height, fig.rows, function(r) return rows[r].top + rows[r].bottom end)
   for _, cell in ipairs(out) do
     local m, column, row = cell.margins, columns[cell.column], rows[cell.row]
+    cell.x, cell.w, cell.y, cell.h = x[cell.column], w[cell.column], y[cell.row], h[cell.row]
     if m then m.left, m.right, m.top, m.bottom = column.left, column.right, row.top, row.bottom end
   end
   return out
 end
 
+-- The view of a simplex: its plane, in the middle of the plot area, with one unit for both directions. Marks at the corners reach over.
+local function simplex_view(cell, view)
+  local s = cell.ax.simplex
+  local x0, x1, y0, y1 = min(unpack(s.x)), max(unpack(s.x)), min(unpack(s.y)), max(unpack(s.y))
+  local unit = min(view.width / (x1 - x0), view.height / (y1 - y0))
+  local left, bottom = view.left + (view.width - unit * (x1 - x0)) / 2, view.top + (view.height + unit * (y1 - y0)) / 2
+  view.over = cell.ax.figure.font
+  view.x = function(x) return left + (x - x0) * unit end
+  view.y = function(y) return bottom - (y - y0) * unit end
+  return view
+end
+
 --- The plot area of a cell, its scales and the maps from data to the page.
 function layout.view(cell)
   local m, ax = cell.margins, cell.ax
+  if ax.simplex then
+    return simplex_view(cell, {left = cell.x + m.left, top = cell.y + m.top, width = max(cell.w - m.left - m.right, 10),
+      height = max(cell.h - m.top - m.bottom, 10)})
+  end
   local view = {left = cell.x + m.left, top = cell.y + m.top,
     width = max(cell.w - m.left - m.right, 10), height = max(cell.h - m.top - m.bottom, 10),
     xscale = scales.of_axes(ax, "x"), yscale = scales.of_axes(ax, "y")}

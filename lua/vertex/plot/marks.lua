@@ -1,4 +1,4 @@
---- Marks: how lines, points, bars and heat maps look on a canvas. Each kind of layer has
+--- Marks: how lines, points, arrows, bars and heat maps look on a canvas. Each kind of layer has
 --   draw(canvas, layer, view): the data itself; view.x and view.y map data to the page and give NaN where there is no place
 --     (a gap, or nothing positive on a log axis);
 --   swatch(canvas, layer, x, y): its sample in a legend, where a legend can name it;
@@ -8,6 +8,7 @@
 local scales = require "vertex.plot.scales"
 local colors = require "vertex.plot.colors"
 local check = require "vertex.plot.check"
+local density = require "vertex.plot.density"
 local floor, ceil, abs, min, max, nan = math.floor, math.ceil, math.abs, math.min, math.max, 0 / 0
 local finite = scales.finite
 
@@ -122,7 +123,11 @@ function line.swatch(canvas, layer, x, y)
   if layer.marker then draw_marker(canvas, layer.marker, x + SWATCH / 2, y, layer.width + 4) end
 end
 
+-- The curve and the edges of its band.
 function line.ink(layer, view, add)
+  for _, edge in ipairs(layer.band or {}) do
+    for i, x in ipairs(layer.x[1]) do add(view.x(x), view.y(edge[i])) end
+  end
   for _, run in ipairs(runs(view, layer.x[1], layer.y[1])) do
     for i = 1, #run.x do
       local dx, dy = run.x[i] - (run.x[i - 1] or run.x[i]), run.y[i] - (run.y[i - 1] or run.y[i])
@@ -136,12 +141,53 @@ end
 
 local scatter = {}
 
-function scatter.draw(canvas, layer, view)
-  canvas:color(layer.color, layer.alpha)
-  local xs, ys = layer.x[1], layer.y[1]
+-- The kernel of the density that colours points, in points of the page.
+local DENSITY_SD = 8
+
+-- A number 0..1 for each point on the page, how densely they lie there, and the points' order from thin to dense.
+local function by_density(xs, ys, view)
+  local at = density.estimate(xs, ys, {view.left, view.left + view.width, view.top, view.top + view.height}, DENSITY_SD)
+  local shades, order, most = {}, {}, 0
   for i = 1, #xs do
-    local x, y = view.x(xs[i]), view.y(ys[i])
-    if finite(x + y) then draw_marker(canvas, layer.marker, x, y, layer.size) end
+    shades[i] = finite(xs[i] + ys[i]) and at(xs[i], ys[i]) or 0
+    order[i], most = i, max(most, shades[i])
+  end
+  for i = 1, #xs do shades[i] = shades[i] / max(most, 1e-300) end
+  table.sort(order, function(a, b) return shades[a] < shades[b] or shades[a] == shades[b] and a < b end)
+  return shades, order
+end
+
+-- The function from a layer's values to colours; nil for what has none. Infinite values take the map's ends.
+local function value_colors(layer)
+  local place = scales.mapper(layer.scale, 0, 1)
+  return function(v)
+    local at = (v == math.huge or v == -math.huge) and v or place(v)
+    return at == at and {colors.map(layer.scale.palette, at)} or nil
+  end
+end
+
+-- A function that gives the canvas the colour of mark i; false for a mark whose value has none.
+local function mark_colors(canvas, layer)
+  canvas:color(layer.color, layer.alpha)
+  if not layer.values then return function() return true end end
+  local color_of = value_colors(layer)
+  return function(i)
+    local color = color_of(layer.values[i])
+    if color then canvas:color(color, layer.alpha) end
+    return color ~= nil
+  end
+end
+
+function scatter.draw(canvas, layer, view)
+  local set_color, xs, ys, shades, order = mark_colors(canvas, layer), {}, {}, nil, nil
+  for i = 1, #layer.x[1] do xs[i], ys[i] = view.x(layer.x[1][i]), view.y(layer.y[1][i]) end
+  if layer.density then shades, order = by_density(xs, ys, view) end
+  for k = 1, #xs do
+    local i = order and order[k] or k
+    if finite(xs[i] + ys[i]) and set_color(i) then
+      if shades then canvas:color({colors.map(layer.density, shades[i])}, layer.alpha) end
+      draw_marker(canvas, layer.marker, xs[i], ys[i], layer.size)
+    end
   end
 end
 
@@ -149,6 +195,47 @@ function scatter.swatch(canvas, layer, x, y) draw_marker(canvas, layer.marker, x
 
 function scatter.ink(layer, view, add)
   for i = 1, #layer.x[1] do add(view.x(layer.x[1][i]), view.y(layer.y[1][i])) end
+end
+
+-- Arrows --------------------------------------------------------------------------------------------------------------
+
+-- Half the width of a head, to its length; arrows shorter than this many points are dots.
+local HEAD_SLOPE, SHORTEST = 0.4, 0.3
+
+-- An arrow on the page.
+local function draw_arrow(canvas, layer, x0, y0, x1, y1)
+  local length = math.sqrt((x1 - x0) ^ 2 + (y1 - y0) ^ 2)
+  if length < SHORTEST then return canvas:disc(x0, y0, layer.width * 0.6) end
+  local ux, uy, head = (x1 - x0) / length, (y1 - y0) / length, min(layer.head, length * 0.7)
+  local bx, by, half = x1 - ux * head, y1 - uy * head, head * HEAD_SLOPE
+  canvas:segment(x0, y0, bx + ux * 0.2 * head, by + uy * 0.2 * head)
+  canvas:stroke()
+  canvas:line_to(x1, y1)
+  canvas:line_to(bx - uy * half, by + ux * half)
+  canvas:line_to(bx + uy * half, by - ux * half)
+  canvas:fill()
+end
+
+local arrows = {}
+
+function arrows.draw(canvas, layer, view)
+  local set_color = mark_colors(canvas, layer)
+  canvas:pen(layer.width)
+  for i = 1, #layer.x[1] do
+    local x0, y0, x1, y1 = view.x(layer.x[1][i]), view.y(layer.y[1][i]), view.x(layer.x[2][i]), view.y(layer.y[2][i])
+    if finite(x0 + y0 + x1 + y1) and set_color(i) then draw_arrow(canvas, layer, x0, y0, x1, y1) end
+  end
+end
+
+function arrows.swatch(canvas, layer, x, y)
+  canvas:pen(layer.width)
+  draw_arrow(canvas, layer, x + 3, y, x + SWATCH - 3, y)
+end
+
+function arrows.ink(layer, view, add)
+  for k = 1, 2 do
+    for i = 1, #layer.x[1] do add(view.x(layer.x[k][i]), view.y(layer.y[k][i])) end
+  end
 end
 
 -- Bars ---------------------------------------------------------------------------------------------------------------
@@ -180,7 +267,7 @@ function bars.draw(canvas, layer, view)
   for i, value in ipairs(layer.y[1]) do
     local x, y, w, h = bar_box(layer, view, i)
     if finite(x + y + w + h) and finite(value) then
-      canvas:color(layer.color, layer.alpha)
+      canvas:color(layer.colors and layer.colors[i] or layer.color, layer.alpha)
       canvas:box(x, y, w, h)
       draw_error(canvas, layer, view, i, x, w)
     end
@@ -201,7 +288,7 @@ end
 local heatmap = {}
 
 function heatmap.draw(canvas, layer, view)
-  local e, lo, hi = layer.extent, layer.range[1], layer.range[2]
+  local e, color_of = layer.extent, value_colors(layer)
   canvas:sharp_edges()      -- else neighbours leave hairlines between them
   for r, row in ipairs(layer.rows) do
     local y0 = view.y(e[3] + (e[4] - e[3]) * (r - 1) / #layer.rows)
@@ -209,12 +296,31 @@ function heatmap.draw(canvas, layer, view)
     for c, v in ipairs(row) do
       local x0 = view.x(e[1] + (e[2] - e[1]) * (c - 1) / #row)
       local x1 = view.x(e[1] + (e[2] - e[1]) * c / #row)
-      if finite(v) then
-        canvas:color {colors.map(layer.palette, (v - lo) / (hi - lo))}
+      local color = finite(v) and color_of(v)
+      if color then
+        canvas:color(color)
         canvas:box(x0, y0, x1 - x0, y1 - y0)
       end
     end
   end
+end
+
+-- The triangle of a density over the simplex: layer.each visits its parts, in the order of layer.values.
+local triangles = {}
+
+function triangles.draw(canvas, layer, view)
+  canvas:sharp_edges()
+  local k, color_of = 0, value_colors(layer)
+  layer.each(function(x1, y1, x2, y2, x3, y3)
+    k = k + 1
+    local color = color_of(layer.values[k])
+    if not color then return end
+    canvas:color(color)
+    canvas:line_to(view.x(x1), view.y(y1))
+    canvas:line_to(view.x(x2), view.y(y2))
+    canvas:line_to(view.x(x3), view.y(y3))
+    canvas:fill()
+  end)
 end
 
 -- Texts: no swatch ---------------------------------------------------------------------------------------------------
@@ -246,15 +352,17 @@ end
 
 -- Any kind -----------------------------------------------------------------------------------------------------------
 
-local kinds = {line = line, scatter = scatter, bars = bars, heatmap = heatmap, text = text}
+local kinds = {line = line, scatter = scatter, arrows = arrows, bars = bars, heatmap = heatmap, triangles = triangles, text = text}
 
 --- Draw a layer within the view.
 function marks.draw(canvas, layer, view)
   local function draw(on) kinds[layer.kind].draw(on, layer, view) end
+  local over = view.over or 1                             -- how far marks may reach beyond the view
+  local left, top, width, height = view.left - over, view.top - over, view.width + 2 * over, view.height + 2 * over
   canvas:save()
-  canvas:clip(view.left - 1, view.top - 1, view.width + 2, view.height + 2)
+  canvas:clip(left, top, width, height)
   if canvas.vector and (layer.marks or 0) > MAX_VECTOR_MARKS then
-    canvas:raster(view.left, view.top, view.width, view.height, draw)
+    canvas:raster(left, top, width, height, draw)
   else
     draw(canvas)
   end
@@ -262,7 +370,7 @@ function marks.draw(canvas, layer, view)
 end
 
 function marks.swatch(canvas, layer, x, y)
-  canvas:color(layer.color, layer.alpha)
+  canvas:color(layer.density and {colors.map(layer.density, 0.5)} or layer.color, layer.alpha)
   kinds[layer.kind].swatch(canvas, layer, x, y)
 end
 

@@ -32,6 +32,67 @@ local function draw_frame(canvas, view, xticks, yticks)
   canvas:stroke()
 end
 
+-- The simplex -----------------------------------------------------------------------------------------------------------
+
+-- The most labels at the corners of a polygon.
+local MAX_CORNER_LABELS = 24
+
+-- Calls visit(x, y, end_x, end_y, value) for the ticks of a triangle, on the page: the ends of the line of equal p[m], the first on the
+-- side where its number stands, and p[m]. p[2] grows along the lower side, p[3] up the right one, p[1] down the left one.
+local function each_tick(s, view, visit)
+  for k = 1, 3 do
+    local from, to, apex = k, k % 3 + 1, (k + 1) % 3 + 1       -- the side from e_k to e_k+1, and the corner that it faces
+    for i = 1, s.ticks - 1 do
+      local t = i / s.ticks
+      local x, y = s.x[from] + t * (s.x[to] - s.x[from]), s.y[from] + t * (s.y[to] - s.y[from])
+      local end_x, end_y = s.x[apex] + t * (s.x[to] - s.x[apex]), s.y[apex] + t * (s.y[to] - s.y[apex])
+      visit(view.x(x), view.y(y), view.x(end_x), view.y(end_y), t)
+    end
+  end
+end
+
+local function draw_simplex_grid(canvas, s, view)
+  canvas:color(colors.grid)
+  canvas:pen(0.7)
+  if s.codes == 3 then
+    each_tick(s, view, function(x, y, ex, ey) canvas:segment(x, y, ex, ey) end)
+  else
+    for m = 1, s.codes, math.ceil(s.codes / MAX_CORNER_LABELS) do canvas:segment(view.x(0), view.y(0), view.x(s.x[m]), view.y(s.y[m])) end
+  end
+  canvas:stroke()
+end
+
+-- The sides, a triangle's ticks with their numbers, and the corners' labels, each outward of its place.
+local function draw_simplex_frame(canvas, s, view, font)
+  local size = font * 0.8
+  canvas:color(colors.gray)
+  canvas:pen(0.8)
+  for m = 1, s.codes do
+    local n = m % s.codes + 1
+    canvas:segment(view.x(s.x[m]), view.y(s.y[m]), view.x(s.x[n]), view.y(s.y[n]))
+  end
+  each_tick(s, view, function(x, y, ex, ey)
+    local length = math.sqrt((ex - x) ^ 2 + (ey - y) ^ 2)
+    canvas:segment(x, y, x - (ex - x) / length * 4, y - (ey - y) / length * 4)
+  end)
+  canvas:stroke()
+  local apart = (view.x(s.x[2]) - view.x(s.x[1])) / s.ticks
+  local numbered = apart > canvas:text_width("0.5", size) * 1.2
+  each_tick(s, view, function(x, y, ex, ey, t)
+    if not numbered then return end
+    local length = math.sqrt((ex - x) ^ 2 + (ey - y) ^ 2)
+    local ux, uy = (ex - x) / length, (ey - y) / length
+    canvas:text(scales.format_number(t), x - ux * 7, y - uy * (7 + size * 0.4), size, {align = 0.5 + ux * 0.5, color = colors.gray})
+  end)
+  for m = 1, s.codes, math.ceil(s.codes / MAX_CORNER_LABELS) do
+    local length = math.sqrt(s.x[m] ^ 2 + s.y[m] ^ 2)
+    local ux, uy = s.x[m] / length, s.y[m] / length
+    canvas:text(s.labels[m], view.x(s.x[m]) + ux * font * 0.6, view.y(s.y[m]) - uy * font * 1.1, font, {align = 0.5 - 0.5 * ux})
+  end
+end
+
+-- Texts and the whole ----------------------------------------------------------------------------------------------------
+
 -- The numbers or labels at the ticks, the names of the axes and the title.
 local function draw_texts(canvas, cell, view, xticks, yticks, turned)
   local o, font, size = cell.ax.options, cell.ax.figure.font, cell.ax.figure.font * 0.9
@@ -48,8 +109,10 @@ local function draw_texts(canvas, cell, view, xticks, yticks, turned)
   end
 end
 
-local function draw_color_bar(canvas, ax, view, size)
-  local scale, x, n = ax.color_scale, view.left + view.width + 10, 128
+local function draw_color_bar(canvas, cell, view, size)
+  local ax, m = cell.ax, cell.margins
+  local right = cell.x + cell.w - m.right               -- of the plot area
+  local scale, x, n = ax.color_scale, right + m.bar_at, 128
   canvas:save()
   canvas:sharp_edges()
   for i = 0, n - 1 do
@@ -65,6 +128,10 @@ local function draw_color_bar(canvas, ax, view, size)
     canvas:stroke()
     canvas:text(tick.label, x + 18, map(tick.value), size)
   end
+  if ax.options.color_label then
+    canvas:text(ax.options.color_label, right + m.color_label_at, view.top + view.height / 2, size / 0.9,
+      {align = 0.5, angle = -math.pi / 2, fit = view.height})
+  end
 end
 
 local function draw_legend(canvas, cell, view, size)
@@ -73,6 +140,29 @@ local function draw_legend(canvas, cell, view, size)
   if not box then return end
   if m.legend_at then return legend.draw(canvas, box, cell.x + cell.w - m.right + m.legend_at, view.top) end
   legend.draw(canvas, box, legend.inside_point(ax, box, view))
+end
+
+-- What stands over the data of any axes.
+local function draw_keys(canvas, cell, view, size)
+  if cell.ax.color_scale and cell.ax.options.color_bar ~= false then draw_color_bar(canvas, cell, view, size) end
+  draw_legend(canvas, cell, view, size)
+end
+
+local function draw_simplex(canvas, cell)
+  local ax, view, font = cell.ax, layout.view(cell), cell.ax.figure.font
+  if ax.options.grid ~= false then draw_simplex_grid(canvas, ax.simplex, view) end
+  local function draw_frame_now() draw_simplex_frame(canvas, ax.simplex, view, font) end
+  local under = true                                -- a density fills the triangle, so the frame comes after it; points stand on the frame
+  for _, layer in ipairs(ax.layers) do
+    if under and layer.kind ~= "triangles" then
+      draw_frame_now()
+      under = false
+    end
+    marks.draw(canvas, layer, view)
+  end
+  if under then draw_frame_now() end
+  draw_texts(canvas, cell, view, {}, {}, false)
+  draw_keys(canvas, cell, view, font * 0.9)
 end
 
 local function draw_axes(canvas, cell)
@@ -85,8 +175,7 @@ local function draw_axes(canvas, cell)
   for _, layer in ipairs(ax.layers) do marks.draw(canvas, layer, view) end
   draw_frame(canvas, view, xticks, yticks)
   draw_texts(canvas, cell, view, xticks, yticks, turned)
-  if ax.color_scale then draw_color_bar(canvas, ax, view, size) end
-  draw_legend(canvas, cell, view, size)
+  draw_keys(canvas, cell, view, size)
 end
 
 local function draw_picture(canvas, cell)
@@ -104,7 +193,8 @@ function page.draw(fig, canvas)
     canvas:text(fig.title, fig.width / 2, layout.PAD + fig.font * 0.9, fig.font * 1.35, style)
   end
   for _, cell in ipairs(layout.cells(fig, canvas)) do
-    if cell.ax.picture then draw_picture(canvas, cell) else draw_axes(canvas, cell) end
+    local draw = cell.ax.picture and draw_picture or cell.ax.simplex and draw_simplex or draw_axes
+    draw(canvas, cell)
   end
 end
 

@@ -28,10 +28,11 @@ local function open_range(lo, hi)
   return lo - room, hi + room
 end
 
---- Least and greatest of the finite values of some arrays, never the same.
-function scales.range(arrays)
+--- Least and greatest of the finite values of some arrays, never the same; where `positive` is set, of the positive ones.
+function scales.range(arrays, positive)
   local lo, hi = huge, -huge
-  for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values) end
+  for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values, positive) end
+  if positive and lo > hi then return 1, 10 end
   return open_range(lo, hi)
 end
 

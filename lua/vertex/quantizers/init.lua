@@ -5,7 +5,7 @@
 --     paper = "where it comes from",
 --     options = {{name=, default=, meaning=}, ...}, beyond the common ones below
 --     class = a module class made by Quantizer:extend(), with
---       :setup(options)                             parameters beyond the codebook
+--       :setup(options)                             parameters beyond the codebook; may be left out
 --       :quantize(z, given) → y, reg, codes, stats  training; z (N,G,D), y like z, reg {1}, codes i32 (N,G)
 --       :nearest(z) → codes,  :lookup(codes) → y    inference
 --   }
@@ -35,6 +35,9 @@ registry.common_options = {
 local Quantizer = nn.module "Quantizer"
 registry.Quantizer = Quantizer
 
+--- Whether vx.graph can record a training step: false for a class whose quantize() waits for the device.
+Quantizer.graphs = true
+
 --- A class of quantizers.
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
 
@@ -50,6 +53,8 @@ local function number(name, value, low, open)
   end
 end
 registry.check = { integer = integer, number = number }
+
+function Quantizer.setup() end
 
 function Quantizer:init(label, options)
   integer("dim", options.dim, 1)
@@ -106,7 +111,7 @@ function Quantizer:forward(z, given)
   local rows = as_groups(self, z, "z")
   local y, reg, codes, mean_pi, max_p
   if self.training then
-    self.steps = self.steps + 1
+    core.count(self, "steps")
     y, reg, codes, mean_pi, max_p = self:quantize(rows, given or {})
     reg = ops.reshape(self.options.weight == 1 and reg or ops.affine(reg, self.options.weight, 0), {})
   else
@@ -148,23 +153,62 @@ end
 
 -- -- Registry ---------------------------------------------------------------------------------------------------------------------------
 
+local added = 0 -- items so far
+
+--- Adds a family; one that came from the same file before is replaced.
 local function add_family(family, source)
+  local here = {}
   for _, entry in ipairs(family.names) do
-    if registry.by_name[entry.name] then fail("quantizers: '%s' of %s exists already", entry.name, source) end
+    local other = here[entry.name] or registry.by_name[entry.name]
+    if other and (here[entry.name] or other.source ~= source) then
+      fail("quantizers: '%s' of %s exists already, from %s", entry.name, source, other.source or source)
+    end
+    here[entry.name] = entry
+  end
+  for i = #registry.list, 1, -1 do
+    if registry.list[i].source == source then registry.by_name[table.remove(registry.list, i).name] = nil end
+  end
+  for _, entry in ipairs(family.names) do
     local options = {}
     for _, o in ipairs(registry.common_options) do options[#options + 1] = o end
     for _, o in ipairs(family.options or {}) do options[#options + 1] = o end
+    added = added + 1
     local item = { name = entry.name, summary = entry.summary, paper = entry.paper or family.paper, options = options, ablation = entry.ablation,
-      order = (family.order or 1000) + #registry.list / 1000, class = family.class }
+      order = (family.order or 1000) + added / 1000, class = family.class, source = source }
     registry.by_name[entry.name] = item
     registry.list[#registry.list + 1] = item
   end
   table.sort(registry.list, function(a, b) return a.order < b.order end)
 end
 
---- Adds every .lua file of a folder as a family; returns the names that came with it.
+local function is_text(x) return type(x) == "string" and x ~= "" end
+
+--- Does a file return what the top of this file asks for?
+local function check_family(family, path)
+  local function check(fine, text, ...)
+    if not fine then fail("quantizers: %s %s", path, text:format(...)) end
+  end
+  check(type(family) == "table", "returns a %s, expected {names =, paper =, options =, class =}", type(family))
+  check(type(family.names) == "table" and #family.names > 0, "names no quantizer: names = {{name = ..., summary = ...}}")
+  for i, entry in ipairs(family.names) do
+    check(type(entry) == "table" and is_text(entry.name) and not entry.name:find "[%s,]", "names[%d] has no name (a text without spaces and commas)", i)
+    check(is_text(entry.summary), "says nothing of '%s': its summary is missing", entry.name)
+    check(is_text(entry.paper or family.paper), "does not say where '%s' comes from: paper is missing", entry.name)
+  end
+  for i, option in ipairs(family.options or {}) do
+    check(type(option) == "table" and is_text(option.name) and is_text(option.meaning), "options[%d] should be {name =, default =, meaning =}", i)
+  end
+  local class = family.class
+  check(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend", type(class))
+  for _, method in ipairs { "quantize", "nearest", "lookup" } do
+    check(type(class[method]) == "function", "does not define %s:%s", class.name, method)
+  end
+end
+
+--- Adds every .lua file of a folder as a family; files read before are read again and replace what they defined.
+-- @return array of their names
 function registry.load_folder(dir, prefix)
-  local files, before = {}, #registry.list
+  local files, names = {}, {}
   if lfs.attributes(dir, "mode") ~= "directory" then fail("quantizers: '%s' is no folder", dir) end
   for file in lfs.dir(dir) do
     if file:match "%.lua$" and file ~= "init.lua" then files[#files + 1] = file end
@@ -172,12 +216,11 @@ function registry.load_folder(dir, prefix)
   table.sort(files)
   for _, file in ipairs(files) do
     local family = prefix and require(prefix .. file:gsub("%.lua$", "")) or dofile(dir .. "/" .. file)
-    if type(family) ~= "table" or not family.names or not family.class then fail("quantizers: %s/%s returns no family (names, class)", dir, file) end
-    add_family(family, file)
+    check_family(family, dir .. "/" .. file)
+    add_family(family, dir .. "/" .. file)
+    for _, entry in ipairs(family.names) do names[#names + 1] = entry.name end
   end
-  local names = {}
-  for _, item in ipairs(registry.list) do names[#names + 1] = item.name end
-  return names, #registry.list - before
+  return names
 end
 
 --- Array of {name, summary, paper, options}, in the order of the paper's Table 1, the ablations last.

@@ -43,6 +43,7 @@ end
 function Smooth:gumbel_tau()
   local g = self.options.gumbel_tau
   if type(g) == "number" then return g end
+  if core.is_recording() then core.fail("%s: a graph cannot follow the schedule of gumbel_tau; give it a number", self.label) end
   local t = math.min(1, (self.steps - 1) / g.steps)
   return g.from * (g.to / g.from) ^ t
 end
@@ -70,6 +71,25 @@ function Smooth:quantize(z, given)
     vertices = o.vertices and self.regularizer:match "^knn" and draw_vertices(self) or nil,
     stats = self.with_stats,
   })
+end
+
+--- log pi (N,M) of codebook g (from 1) for z (N,G,D), without noise. Holds all N x M of them, as quantize does not.
+function Smooth:log_pi(z, g)
+  local function sphere(x) return ops.div(x, ops.sqrt(ops.clamp(ops.sum(ops.square(x), 2, true), 1e-24, math.huge))) end
+  local cosine = ops.matmul(sphere(ops.select(z, 2, g)), ops.transpose(sphere(ops.select(self.codebook, 1, g)), 1, 2))
+  return ops.log_softmax(ops.mul(cosine, ops.exp(ops.affine(self.log_tau, -1, 0))))
+end
+
+--- quantize() for a regularizer of all N x M probabilities: as softmax-none, with the mean over the codebooks of regularizer(log pi).
+function Smooth:quantize_with(z, regularizer)
+  local y, _, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
+    sampler = "softmax", regularizer = "none", k = 1, gumbel_tau = 1, shards = 1, seed = 0, stream = 0, stats = self.with_stats })
+  local G, sum = self.options.groups, nil
+  for g = 1, G do
+    local one = ops.reshape(regularizer(self:log_pi(z, g)), { 1 })
+    sum = sum and ops.add(sum, one) or one
+  end
+  return y, G > 1 and ops.affine(sum, 1 / G, 0) or sum, codes, mean_pi, max_p
 end
 
 function Smooth:nearest(z) return ops.assign(z, self.codebook, "cosine") end

@@ -1,0 +1,130 @@
+/* graph.c: recorded graphs; vertex.h says what they are. The backend records what is queued; here is what does not depend on it: whose
+ * turn it is to record, and what a graph keeps alive.
+ *
+ * A graph keeps (1) the storage of every tensor that a recorded op was given and that was there before, by a reference, and (2) all
+ * memory that was taken and given back during the recording, its arena (memory.c). Within one recording the arena's blocks serve
+ * one op after the other, as they would in a step that runs.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "backend.h"
+
+struct vx_graph {
+    int device;
+    const vx_backend *backend;
+    void *recorded; /* the backend's */
+    vx_arena *arena;
+    vx_storage **kept;
+    int count, room;
+};
+
+int vx_recording = -1;
+static vx_graph *open_graph; /* being recorded */
+
+static const char *name_of(int device, char *text, size_t size)
+{
+    vx_device_name(device, text, size);
+    return text;
+}
+
+int vx_graph_begin(int device, float rate)
+{
+    char name[64];
+    int status = vx_device_check("graph", device), ordinal;
+    if (status) return status;
+    if (open_graph) return vx_fail(VX_EINVAL, "graph: one is being recorded on %s", name_of(vx_recording, name, sizeof name));
+    if (!(rate > 0) || isinf(rate)) return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number above 0", (double)rate);
+    const vx_backend *backend = vx_backend_of(device, &ordinal);
+    if (!backend->record) return vx_fail(VX_ENOSUP, "graph: %s records none", name_of(device, name, sizeof name));
+    vx_graph *g = calloc(1, sizeof *g);
+    if (!g) return vx_fail(VX_ENOMEM, "graph: out of memory");
+    g->device = device;
+    g->backend = backend;
+    status = backend->record(ordinal, rate);
+    if (!status) {
+        g->arena = vx_arena_begin(device);
+        if (!g->arena) {
+            backend->recorded(ordinal, 0);
+            status = vx_fail(VX_ENOMEM, "graph: out of memory");
+        }
+    }
+    if (status) {
+        free(g);
+        return status;
+    }
+    open_graph = g;
+    vx_recording = device;
+    return VX_OK;
+}
+
+int vx_graph_end(int device, vx_graph **out)
+{
+    vx_graph *g = open_graph;
+    int ordinal;
+    if (out) *out = 0;
+    if (!g || g->device != device) return vx_fail(VX_EINVAL, "graph: none is being recorded on device %d", device);
+    vx_backend_of(device, &ordinal);
+    open_graph = 0;
+    vx_recording = -1;
+    vx_arena_end(g->arena);
+    int status = g->backend->recorded(ordinal, out ? &g->recorded : 0);
+    if (out && !status) *out = g;
+    else vx_graph_free(g);
+    return status;
+}
+
+int vx_record_op(const char *op, vx_tensor *const *tensors, int count)
+{
+    vx_graph *g = open_graph;
+    char here[64], there[64];
+    if (tensors[0]->device != vx_recording)
+        return vx_fail(VX_EINVAL, "%s: on %s, while a graph of %s is being recorded, which has room for that device's work alone", op,
+                       name_of(tensors[0]->device, here, sizeof here), name_of(vx_recording, there, sizeof there));
+    for (int i = 0; i < count; i++) {
+        vx_storage *s = tensors[i] ? tensors[i]->storage : 0;
+        if (!s || s->kept == g || s->arena == g->arena) continue;
+        if (g->count == g->room) {
+            int room = g->room ? 2 * g->room : 64;
+            vx_storage **more = realloc(g->kept, sizeof(vx_storage *) * (size_t)room);
+            if (!more) return vx_fail(VX_ENOMEM, "%s: no memory to record it", op);
+            g->kept = more;
+            g->room = room;
+        }
+        atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
+        s->kept = g;
+        g->kept[g->count++] = s;
+    }
+    return VX_OK;
+}
+
+int vx_graph_draw(const vx_graph *g, int i, vx_draw *draw)
+{
+    if (!g) return vx_fail(VX_EINVAL, "graph: a freed one");
+    return g->backend->draw(g->recorded, i, draw);
+}
+
+int vx_graph_launch(vx_graph *g, float rate, int64_t steps, const vx_draw *draws)
+{
+    char name[64];
+    if (!g) return vx_fail(VX_EINVAL, "graph: a freed one");
+    if (open_graph)
+        return vx_fail(VX_EINVAL, "graph: launched while one is being recorded on %s", name_of(vx_recording, name, sizeof name));
+    if (!(rate >= 0) || isinf(rate)) return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number of 0 or more", (double)rate);
+    if (steps < 0) return vx_fail(VX_EINVAL, "graph: %lld steps after the recording, expected 0 or more", (long long)steps);
+    return g->backend->launch(g->recorded, rate, steps, draws);
+}
+
+void vx_graph_free(vx_graph *g)
+{
+    if (!g) return;
+    if (g->recorded) g->backend->forget(g->recorded);
+    vx_arena_free(g->arena);
+    for (int i = 0; i < g->count; i++) {
+        if (g->kept[i]->kept == g) g->kept[i]->kept = 0; /* another graph may come to lie at this address */
+        vx_storage_drop(g->kept[i]);
+    }
+    free(g->kept);
+    free(g);
+}

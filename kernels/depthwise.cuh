@@ -1,0 +1,13 @@
+/* depthwise.cuh: what the convolutions' files share on CUDA. */
+#ifndef VX_DEPTHWISE_CUH
+#define VX_DEPTHWISE_CUH
+
+#include "cuda.cuh"
+
+/* sum[i] = sum over p < parts, in order and in float64, of partial[p pitch + i]; i < count. */
+void vx_add_parts(float *sum, const float *partial, int64_t count, int64_t parts, int64_t pitch);
+
+/* sum (C) = the rows of x (rows,C) (conv.cu). */
+void vx_add_rows(float *sum, const float *x, int64_t rows, int64_t C);
+
+#endif

@@ -1,0 +1,435 @@
+/* elementwise.cu: fill, convert, binary, unary, unary_backward on CUDA; what they compute, special values included, is said in
+ * elementwise.c.
+ *
+ * Memory traffic: each operand is read once, the output written once. That is the bound: the kind of an operation is a number that all
+ * threads of a launch share, and switching on it per element costs nothing beside the memory.
+ *
+ * Idea: the dimensions of all operands are collapsed together (struct walk, as in elementwise.c). A thread takes 4 neighbours of the
+ * last dimension where every operand allows that (contiguous along it and aligned, or constant), else one element, and finds its
+ * place by dividing: once per 4 elements, and in 32 bits unless the tensor is larger. A transposition goes through shared memory.
+ */
+#include "../core/special.h"
+#include "cuda.cuh"
+
+enum { BLOCK = 256, SQUARE = 32 };
+
+/* -- Walking several strided operands at once ---------------------------------------------------------------------------- */
+
+typedef struct walk {
+    int operands, ndim; /* ndim >= 1 */
+    int64_t numel;
+    int64_t size[VX_MAX_DIMS];
+    int64_t stride[3][VX_MAX_DIMS]; /* elements */
+    char *data[3];
+    int item[3]; /* bytes of an element */
+    int group;   /* neighbours a thread takes: 4 or 1 */
+} walk;
+
+/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by the
+ * output's strides, neighbours that every operand steps through evenly become one. */
+static walk walk_of(int operands, const vx_tensor *const *x)
+{
+    walk w = {};
+    w.operands = operands;
+    w.numel = x[0]->numel;
+    int order[VX_MAX_DIMS], n = 0;
+    for (int d = 0; d < x[0]->ndim; d++) {
+        if (x[0]->shape[d] == 1) continue;
+        int at = n++;
+        for (; at > 0 && x[0]->stride[order[at - 1]] < x[0]->stride[d]; at--) order[at] = order[at - 1];
+        order[at] = d;
+    }
+    for (int k = 0; k < operands; k++) w.data[k] = x[k]->data, w.item[k] = (int)vx_dtype_bytes(x[k]->dtype);
+    for (int i = 0; i < n; i++) {
+        const int64_t size = x[0]->shape[order[i]];
+        bool joins = w.ndim > 0;
+        for (int k = 0; k < operands; k++) joins = joins && w.stride[k][w.ndim - 1] == x[k]->stride[order[i]] * size;
+        const int d = joins ? w.ndim - 1 : w.ndim++;
+        w.size[d] = joins ? w.size[d] * size : size;
+        for (int k = 0; k < operands; k++) w.stride[k][d] = x[k]->stride[order[i]];
+    }
+    if (!w.ndim) {
+        w.ndim = 1;
+        w.size[0] = 1;
+        for (int k = 0; k < operands; k++) w.stride[k][0] = 1;
+    }
+    return w;
+}
+
+/* Sets w->group; constant says whether operands other than the output may be constant along the last dimension. */
+static void group_of(walk *w, bool constant)
+{
+    const int last = w->ndim - 1;
+    bool four = w->size[last] % 4 == 0;
+    for (int k = 0; four && k < w->operands; k++) {
+        if (constant && k > 0 && w->stride[k][last] == 0) continue;
+        four = w->stride[k][last] == 1 && (uintptr_t)w->data[k] % (uintptr_t)(4 * w->item[k]) == 0;
+        for (int d = 0; four && d < last; d++) four = w->stride[k][d] % 4 == 0;
+    }
+    w->group = four ? 4 : 1;
+}
+
+/* The element of each operand k where group i begins. */
+template <class I, int operands> VX_DEVICE void place(const walk &w, int64_t i, int64_t *at)
+{
+    const int last = w.ndim - 1;
+    I rest = (I)i;
+    const I width = (I)(w.size[last] / w.group);
+    I x = rest % width;
+    rest /= width;
+    for (int k = 0; k < operands; k++) at[k] = (int64_t)x * w.group * w.stride[k][last];
+    for (int d = last - 1; d >= 0; d--) {
+        const I size = (I)w.size[d];
+        x = d ? rest % size : rest;
+        rest = d ? rest / size : 0;
+        for (int k = 0; k < operands; k++) at[k] += (int64_t)x * w.stride[k][d];
+    }
+}
+
+/* Launches kernel<uint32_t> or kernel<int64_t>, whichever can count the groups. */
+#define LAUNCH_WALK(kernel, w, ...)                                                                                                        \
+    do {                                                                                                                                   \
+        const int64_t groups_ = (w).numel / (w).group;                                                                                     \
+        if (groups_ < INT64_C(1) << 32) VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);         \
+        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                                     \
+    } while (0)
+
+/* -- fill ----------------------------------------------------------------------------------------------------------------- */
+
+VX_DEVICE void store_bits(char *data, int item, int64_t at, uint32_t bits)
+{
+    if (item == 4) ((uint32_t *)data)[at] = bits;
+    else if (item == 2) ((uint16_t *)data)[at] = (uint16_t)bits;
+    else ((uint8_t *)data)[at] = (uint8_t)bits;
+}
+
+template <class I> VX_KERNEL fill_kernel(walk w, int64_t groups, uint32_t bits)
+{
+    for (int64_t i = vx_first(); i < groups; i += vx_step()) {
+        int64_t at[1];
+        place<I, 1>(w, i, at);
+        if (w.group == 1) store_bits(w.data[0], w.item[0], at[0], bits);
+        else if (w.item[0] == 4) *(uint4 *)((uint32_t *)w.data[0] + at[0]) = make_uint4(bits, bits, bits, bits);
+        else if (w.item[0] == 2) *(uint2 *)((uint16_t *)w.data[0] + at[0]) = make_uint2(bits * 0x10001u, bits * 0x10001u);
+        else *(uint32_t *)((uint8_t *)w.data[0] + at[0]) = bits * 0x1010101u;
+    }
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* x = value, rounded and saturated as convert would. */
+int vx_cuda_fill(vx_tensor *x, double value)
+{
+    if (!x->numel) return VX_OK;
+    const uint32_t f = bits_of((float)value);
+    /* doubles hold every int32, so the limits are exact */
+    const double whole = value != value ? 0 : rint(fmin(fmax(value, INT32_MIN), INT32_MAX));
+    uint32_t bits = f;
+    if (x->dtype == VX_BF16) bits = (f & 0x7fffffffu) > 0x7f800000u ? f >> 16 | 0x40u : (f + 0x7fffu + (f >> 16 & 1u)) >> 16;
+    else if (x->dtype == VX_I32) bits = (uint32_t)(int32_t)whole;
+    else if (x->dtype == VX_U8) bits = (uint32_t)fmin(fmax(whole, 0), 255);
+    const vx_tensor *const all[] = {x};
+    walk w = walk_of(1, all);
+    group_of(&w, false);
+    LAUNCH_WALK(fill_kernel, w, bits);
+    return vx_status();
+}
+
+/* -- convert -------------------------------------------------------------------------------------------------------------- */
+
+/* Rounded once, although float32 lies between: bits that float32 would round away become one sticky bit first. */
+VX_DEVICE vx_bf16 bf16_from_i32(int32_t x)
+{
+    const int32_t sticky = (x & ~0xff) | ((x & 0xff) ? 0x80 : 0);
+    return vx_to_bf16((float)(x >= 1 << 24 || x <= -(1 << 24) ? sticky : x));
+}
+
+/* To nearest, ties to even, saturating, NaN to 0. */
+VX_DEVICE int32_t i32_from_f32(float x)
+{
+    const float r = rintf(x);
+    if (r != r) return 0;
+    return r >= 2147483648.0f ? INT32_MAX : r < -2147483648.0f ? INT32_MIN : (int32_t)r;
+}
+
+VX_DEVICE uint32_t u8_from_f32(float x)
+{
+    const float r = x > 0.0f ? x : 0.0f;
+    return (uint32_t)rintf(r < 255.0f ? r : 255.0f);
+}
+
+/* The bits of an element of dtype `from` as those of dtype `to`. */
+VX_DEVICE uint32_t converted(int to, int from, uint32_t bits)
+{
+    if (to == from) return bits;
+    if (from == VX_I32 || from == VX_U8) {
+        const int32_t x = (int32_t)bits;
+        if (to == VX_F32) return __float_as_uint((float)x);
+        if (to == VX_BF16) return bf16_from_i32(x);
+        if (to == VX_I32) return bits;
+        return (uint32_t)(x < 0 ? 0 : x > 255 ? 255 : x);
+    }
+    const float x = from == VX_BF16 ? vx_from_bf16((vx_bf16)bits) : __uint_as_float(bits);
+    if (to == VX_F32) return __float_as_uint(x);
+    if (to == VX_BF16) return vx_to_bf16(x);
+    if (to == VX_I32) return (uint32_t)i32_from_f32(x);
+    return u8_from_f32(x);
+}
+
+VX_DEVICE uint32_t load_bits(const char *data, int item, int64_t at)
+{
+    return item == 4 ? ((const uint32_t *)data)[at] : item == 2 ? ((const uint16_t *)data)[at] : ((const uint8_t *)data)[at];
+}
+
+VX_DEVICE uint4 load_four(const char *data, int item, int64_t at)
+{
+    if (item == 4) return *(const uint4 *)((const uint32_t *)data + at);
+    if (item == 2) {
+        const uint2 x = *(const uint2 *)((const uint16_t *)data + at);
+        return make_uint4(x.x & 0xffffu, x.x >> 16, x.y & 0xffffu, x.y >> 16);
+    }
+    const uint32_t x = *(const uint32_t *)((const uint8_t *)data + at);
+    return make_uint4(x & 255u, x >> 8 & 255u, x >> 16 & 255u, x >> 24);
+}
+
+VX_DEVICE void store_four(char *data, int item, int64_t at, uint4 x)
+{
+    if (item == 4) *(uint4 *)((uint32_t *)data + at) = x;
+    else if (item == 2) *(uint2 *)((uint16_t *)data + at) = make_uint2(x.x | x.y << 16, x.z | x.w << 16);
+    else *(uint32_t *)((uint8_t *)data + at) = x.x | x.y << 8 | x.z << 16 | x.w << 24;
+}
+
+template <class I> VX_KERNEL convert_kernel(walk w, int64_t groups, int to, int from)
+{
+    for (int64_t i = vx_first(); i < groups; i += vx_step()) {
+        int64_t at[2];
+        place<I, 2>(w, i, at);
+        if (w.group == 1) {
+            store_bits(w.data[0], w.item[0], at[0], converted(to, from, load_bits(w.data[1], w.item[1], at[1])));
+        } else {
+            const uint4 x = load_four(w.data[1], w.item[1], at[1]);
+            store_four(w.data[0], w.item[0], at[0],
+                       make_uint4(converted(to, from, x.x), converted(to, from, x.y), converted(to, from, x.z), converted(to, from, x.w)));
+        }
+    }
+}
+
+/* The last two dimensions of w: rows, in which x is contiguous, and columns, in which y is. A block takes squares of 32 x 32; the
+ * odd pitch spreads a column over the banks. */
+VX_KERNEL transpose_kernel(walk w, int64_t squares, int to, int from)
+{
+    __shared__ uint32_t square[SQUARE][SQUARE + 1];
+    const int last = w.ndim - 1;
+    const int64_t rows = w.size[last - 1], columns = w.size[last];
+    const int64_t across = (columns + SQUARE - 1) / SQUARE, down = (rows + SQUARE - 1) / SQUARE;
+    for (int64_t s = blockIdx.x; s < squares; s += gridDim.x) {
+        int64_t rest = s / across / down, y = 0, x = 0;
+        for (int d = last - 2; d >= 0; d--) {
+            const int64_t at = d ? rest % w.size[d] : rest;
+            rest = d ? rest / w.size[d] : 0;
+            y += at * w.stride[0][d], x += at * w.stride[1][d];
+        }
+        const int64_t column = s % across * SQUARE, row = s / across % down * SQUARE;
+        for (int i = threadIdx.x / SQUARE; i < SQUARE; i += BLOCK / SQUARE) {
+            const int64_t c = column + i, r = row + threadIdx.x % SQUARE;
+            if (c < columns && r < rows)
+                square[i][threadIdx.x % SQUARE] =
+                    converted(to, from, load_bits(w.data[1], w.item[1], x + c * w.stride[1][last] + r * w.stride[1][last - 1]));
+        }
+        __syncthreads();
+        for (int i = threadIdx.x / SQUARE; i < SQUARE; i += BLOCK / SQUARE) {
+            const int64_t r = row + i, c = column + threadIdx.x % SQUARE;
+            if (c < columns && r < rows)
+                store_bits(w.data[0], w.item[0], y + c * w.stride[0][last] + r * w.stride[0][last - 1], square[threadIdx.x % SQUARE][i]);
+        }
+        __syncthreads();
+    }
+}
+
+/* y = x between any strides and dtypes. */
+int vx_cuda_convert(vx_tensor *y, vx_tensor *x)
+{
+    if (!y->numel) return VX_OK;
+    const vx_tensor *const all[] = {y, x};
+    walk w = walk_of(2, all);
+    const int last = w.ndim - 1;
+    int near = last;
+    for (int d = 0; d < last; d++)
+        if (w.stride[1][d] == 1 && w.size[d] > 1) near = d;
+    if (near == last || w.stride[1][last] == 1 || w.stride[1][last] == 0) {
+        group_of(&w, false);
+        LAUNCH_WALK(convert_kernel, w, y->dtype, x->dtype);
+        return vx_status();
+    }
+    /* the dimension in which x is contiguous becomes the last but one; the order of the others does not matter */
+    const int64_t size = w.size[near], to = w.stride[0][near], from = w.stride[1][near];
+    for (int d = near; d < last - 1; d++) {
+        w.size[d] = w.size[d + 1];
+        w.stride[0][d] = w.stride[0][d + 1];
+        w.stride[1][d] = w.stride[1][d + 1];
+    }
+    w.size[last - 1] = size, w.stride[0][last - 1] = to, w.stride[1][last - 1] = from;
+    const int64_t squares = vx_ceil_div(w.size[last], SQUARE) * vx_ceil_div(size, SQUARE) * (w.numel / (w.size[last] * size));
+    VX_LAUNCH(transpose_kernel, vx_grid(squares, 1), BLOCK, 0, w, squares, y->dtype, x->dtype);
+    return vx_status();
+}
+
+/* -- binary --------------------------------------------------------------------------------------------------------------- */
+
+VX_DEVICE float binary(int kind, float a, float b)
+{
+    switch (kind) {
+    case VX_ADD: return a + b;
+    case VX_SUB: return a - b;
+    case VX_MUL: return a * b;
+    case VX_DIV: return a / b;
+    case VX_MAX: return a != a ? a : a > b ? a : b; /* b where b is NaN */
+    case VX_MIN: return a != a ? a : a < b ? a : b;
+    case VX_EQ: return a == b ? 1.0f : 0.0f;
+    case VX_LT: return a < b ? 1.0f : 0.0f;
+    case VX_LE: return a <= b ? 1.0f : 0.0f;
+    default: return powf(a, b);
+    }
+}
+
+/* Four of operand k, or the one it has, four times. */
+VX_DEVICE float4 four_of(const walk &w, int k, int64_t at)
+{
+    const float *p = (const float *)w.data[k] + at;
+    if (w.stride[k][w.ndim - 1]) return *(const float4 *)p;
+    const float x = *p;
+    return make_float4(x, x, x, x);
+}
+
+template <class I> VX_KERNEL binary_kernel(walk w, int64_t groups, int kind)
+{
+    for (int64_t i = vx_first(); i < groups; i += vx_step()) {
+        int64_t at[3];
+        place<I, 3>(w, i, at);
+        float *y = (float *)w.data[0] + at[0];
+        if (w.group == 1) {
+            *y = binary(kind, ((const float *)w.data[1])[at[1]], ((const float *)w.data[2])[at[2]]);
+        } else {
+            const float4 a = four_of(w, 1, at[1]), b = four_of(w, 2, at[2]);
+            *(float4 *)y = make_float4(binary(kind, a.x, b.x), binary(kind, a.y, b.y), binary(kind, a.z, b.z), binary(kind, a.w, b.w));
+        }
+    }
+}
+
+/* y = a (kind) b. */
+int vx_cuda_binary(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
+{
+    if (!y->numel) return VX_OK;
+    const vx_tensor *const all[] = {y, a, b};
+    walk w = walk_of(3, all);
+    group_of(&w, true);
+    LAUNCH_WALK(binary_kernel, w, kind);
+    return vx_status();
+}
+
+/* -- unary ---------------------------------------------------------------------------------------------------------------- */
+
+VX_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+/* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
+VX_DEVICE float normal_below(float x) { return 0.5f + 0.5f * erff(x * 0.70710678f); }
+
+/* The gamma function's family is computed in double and has kernels of its own (gamma true): its registers would cost the others. */
+template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, float beta)
+{
+    if (gamma) return (float)(kind == VX_LGAMMA ? special_lgamma(x) : kind == VX_DIGAMMA ? special_digamma(x) : special_trigamma(x));
+    switch (kind) {
+    case VX_AFFINE: return alpha * x + beta;
+    case VX_EXP: return expf(x);
+    case VX_LOG: return logf(x);
+    case VX_SQRT: return sqrtf(x);
+    case VX_ABS: return fabsf(x);
+    case VX_SQUARE: return x * x;
+    case VX_RELU: return x > 0.0f || x != x ? x : 0.0f;
+    case VX_SILU: return x * sigmoid(x);
+    case VX_GELU: return x * normal_below(x);
+    case VX_SIGMOID: return sigmoid(x);
+    case VX_TANH: return tanhf(x);
+    case VX_CLAMP: return x != x ? x : x < alpha ? alpha : x > beta ? beta : x;
+    default: return powf(x, alpha);
+    }
+}
+
+/* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
+template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha, float beta)
+{
+    if (gamma)
+        return dy * (float)(kind == VX_LGAMMA ? special_digamma(x) : kind == VX_DIGAMMA ? special_trigamma(x) : special_tetragamma(x));
+    switch (kind) {
+    case VX_AFFINE: return dy * alpha;
+    case VX_EXP: return dy * y;
+    case VX_LOG: return dy / x;
+    case VX_SQRT: return dy * (0.5f / y);
+    case VX_ABS: return dy * (x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x);
+    case VX_SQUARE: return dy * (x + x);
+    case VX_RELU: return x > 0.0f ? dy : 0.0f;
+    case VX_SILU: {
+        const float s = sigmoid(x);
+        return dy * (s + y * (1.0f - s));
+    }
+    case VX_GELU: return dy * (normal_below(x) + x * (0.39894228f * expf(-0.5f * x * x)));
+    case VX_SIGMOID: return dy * (y * (1.0f - y));
+    case VX_TANH: return dy * (1.0f - y * y);
+    case VX_CLAMP: return x >= alpha && x <= beta ? dy : 0.0f;
+    default: return dy * (alpha * powf(x, alpha - 1.0f));
+    }
+}
+
+/* `fours` groups of 4, then what is left singly. */
+template <bool gamma> VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int kind, float alpha, float beta)
+{
+    for (int64_t i = vx_first(); i < fours; i += vx_step()) {
+        const float4 v = ((const float4 *)x)[i];
+        ((float4 *)y)[i] = make_float4(unary<gamma>(kind, v.x, alpha, beta), unary<gamma>(kind, v.y, alpha, beta),
+                                       unary<gamma>(kind, v.z, alpha, beta), unary<gamma>(kind, v.w, alpha, beta));
+    }
+    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) y[i] = unary<gamma>(kind, x[i], alpha, beta);
+}
+
+template <bool gamma>
+VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
+                                float beta)
+{
+    for (int64_t i = vx_first(); i < fours; i += vx_step()) {
+        const float4 g = ((const float4 *)dy)[i], v = ((const float4 *)x)[i], r = ((const float4 *)y)[i];
+        ((float4 *)dx)[i] =
+            make_float4(unary_backward<gamma>(kind, g.x, v.x, r.x, alpha, beta), unary_backward<gamma>(kind, g.y, v.y, r.y, alpha, beta),
+                        unary_backward<gamma>(kind, g.z, v.z, r.z, alpha, beta), unary_backward<gamma>(kind, g.w, v.w, r.w, alpha, beta));
+    }
+    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) dx[i] = unary_backward<gamma>(kind, dy[i], x[i], y[i], alpha, beta);
+}
+
+/* y = f(x); y may be x. */
+int vx_cuda_unary(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
+{
+    if (!y->numel) return VX_OK;
+    const int64_t n = y->numel, fours = vx_aligned(y, 16) && vx_aligned(x, 16) ? n / 4 : 0;
+    if (kind >= VX_LGAMMA)
+        VX_LAUNCH(unary_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
+    else VX_LAUNCH(unary_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
+    return vx_status();
+}
+
+/* dx = dy f'(x); dx may be dy, x or y. */
+int vx_cuda_unary_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor *y, int kind, float alpha, float beta)
+{
+    if (!dx->numel) return VX_OK;
+    const int64_t n = dx->numel;
+    const int64_t fours = vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(y, 16) ? n / 4 : 0;
+    if (kind >= VX_LGAMMA)
+        VX_LAUNCH(unary_backward_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n,
+                  fours, kind, alpha, beta);
+    else
+        VX_LAUNCH(unary_backward_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y),
+                  n, fours, kind, alpha, beta);
+    return vx_status();
+}

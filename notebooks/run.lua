@@ -1,0 +1,106 @@
+--- Runs notebooks without Jupyter: the code cells of each in order, in the notebook's folder, with what they show as text. Ends with
+-- status 1 at the first error.
+--
+--   luajit notebooks/run.lua notebooks/02-collapse-and-cure.ipynb
+--   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb           the first `steps = ...` of each becomes steps = 20
+
+local lfs = require "lfs"
+local path = arg[0]:sub(1, 1) == "/" and arg[0] or lfs.currentdir() .. "/" .. arg[0]
+local root = path:match "^(.*)/notebooks/[^/]*$"
+package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
+
+local vx = require "vertex"
+local display = require "vertex.display"
+local Session = require "vertex.session"
+local show = require "vertex.show"
+
+local function usage(message)
+  io.stderr:write(message, "\nusage: luajit notebooks/run.lua [--set NAME=VALUE] FILE.ipynb ...\n")
+  os.exit(2)
+end
+
+--- The sources of a notebook's code cells.
+local function code_cells(file)
+  local f, reason = io.open(file, "r")
+  if not f then usage(reason) end
+  local notebook = vx.train.parse_json(f:read "*a")
+  f:close()
+  if type(notebook) ~= "table" or type(notebook.cells) ~= "table" then usage(file .. " is no notebook") end
+  local sources = {}
+  for _, cell in ipairs(notebook.cells) do
+    local source = type(cell.source) == "table" and table.concat(cell.source) or cell.source
+    if cell.cell_type == "code" then sources[#sources + 1] = source end
+  end
+  return sources
+end
+
+--- What a notebook would show, as text; of a picture its size.
+local function write_bundle(bundle)
+  local pictures = 0
+  for form, bytes in pairs(bundle) do
+    if form:find "^image/" then
+      io.write(("[%s, %d bytes]\n"):format(form, #bytes))
+      pictures = pictures + 1
+    end
+  end
+  if pictures == 0 then io.write(bundle["text/plain"], "\n") end
+end
+
+local ids, last -- what a cell shows again and again under one id: only the last is written, when the cell is over
+
+local function backend(bundle, options)
+  if options.id == nil then return write_bundle(bundle) end
+  if not last[options.id] then ids[#ids + 1] = options.id end
+  last[options.id] = bundle
+end
+
+local function run(file, settings)
+  local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }), name = function(n) return ("%s[%d]"):format(file, n) end }
+  local sources, here = code_cells(file), lfs.currentdir()
+  local used = {}
+  lfs.chdir(file:match "^(.*)/[^/]*$" or ".")
+  for _, source in ipairs(sources) do
+    for name, value in pairs(settings) do
+      for _, before in ipairs { "\n", "\nlocal " } do
+        local text, n = ("\n" .. source):gsub("(" .. before .. name .. " = )[^\n]*", function(head) return head .. value end, 1)
+        if n > 0 and not used[name] then source, used[name] = text:sub(2), true end
+      end
+    end
+    io.write("> ", (source:gsub("\n", "\n  ")), "\n")
+    ids, last = {}, {}
+    local values, shown = session:run(source)
+    for _, id in ipairs(ids) do write_bundle(last[id]) end
+    if not values then
+      io.stderr:write(Session.error_text(shown), "\n")
+      os.exit(shown.interrupted and 130 or 1)
+    end
+    for i = 1, shown and values.n or 0 do
+      local meta = getmetatable(values[i])
+      local rich = type(meta) == "table" and rawget(meta, "__mime")
+      write_bundle(rich and display.mime(values[i]) or { ["text/plain"] = show.value(values[i]) })
+    end
+    io.flush()
+  end
+  for name in pairs(settings) do
+    if not used[name] then usage(("--set %s: %s sets no such variable"):format(name, file)) end
+  end
+  lfs.chdir(here)
+end
+
+local settings, files, i = {}, {}, 1
+while arg[i] do
+  if arg[i] == "--set" then
+    local name, value = (arg[i + 1] or ""):match "^([%a_][%w_]*)=(.+)$"
+    if not name then usage "--set: expected NAME=VALUE" end
+    settings[name], i = value, i + 1
+  elseif arg[i]:find "^%-" then
+    usage("unknown option " .. arg[i])
+  else
+    files[#files + 1] = arg[i]
+  end
+  i = i + 1
+end
+if #files == 0 then usage "which notebook?" end
+display.mode, display.backend = "notebook", backend
+Session.interpret_files()
+for _, file in ipairs(files) do run(file, settings) end

@@ -1,0 +1,384 @@
+-- The interactive session as its users meet it: on a terminal (a pseudo-terminal this file types into), on a dumb one, from a pipe; and
+-- what ?name says.
+
+local H = require "tests.helper"
+local ffi = require "ffi"
+local bit = require "bit"
+local vx = H.vx
+local core = require "vertex.core"
+local help = require "vertex.help"
+local show = require "vertex.show"
+local Session = require "vertex.session"
+
+-- -- Pipes --------------------------------------------------------------------------------------------------------------------------
+
+--- What a session on a pipe writes: standard output, standard error, exit status.
+local function piped(text, command)
+  local input, errors = H.write(H.scratch "input", text), H.scratch "errors"
+  local pipe = io.popen(("%s < '%s' 2> '%s'; echo rc=$?"):format(command or "timeout 60 luajit lua/repl.lua", input, errors))
+  local out = pipe:read "*a"
+  pipe:close()
+  local body, status = out:match "^(.*)rc=(%d+)\n$"
+  return body, H.read(errors), tonumber(status)
+end
+
+describe("a session on a pipe", function()
+  it("shows values without prompts, and takes inputs of several lines", function()
+    local out, errors, status = piped 'x = 20\nx + 1\nfor i = 1, 2 do\n  print("line", i)\nend\n_, "text", nil\n'
+    assert.equal('21\nline\t1\nline\t2\n21  "text"  nil\n', out)
+    assert.equal("", errors)
+    assert.equal(0, status)
+  end)
+
+  it("takes the last line without its end", function() assert.equal("2\n", (piped "1 + 1")) end)
+
+  it("keeps locals, and keeps quiet after a semicolon", function()
+    assert.equal("7\n", (piped "local a, b = 3, 4\na * b;\na + b\n"))
+  end)
+
+  it("has vx, and shows tensors, modules and tables", function()
+    local out = piped 'vx.zeros{2, 3}\nvx.nn.Sequential(vx.nn.Linear(3, 4))\nvx.nn\nvx.sum\n{ b = { 1, 2 }, a = "x\\n" }\n'
+    assert.truthy(out:find("f32 (2,3) on cpu", 1, true), out)
+    assert.truthy(out:find("1: Linear(3 -> 4)  16 parameters", 1, true), out)
+    assert.truthy(out:find("module vertex.nn\nApply ", 1, true), out)
+    assert.truthy(out:find("function(x, dims, keep) at lua/vertex/ops.lua:", 1, true), out)
+    assert.truthy(out:find('{ a = "x\\n", b = { 1, 2 } }', 1, true), out)
+  end)
+
+  it("goes on after errors, which show the input's line and no frames of its own, and ends with status 1", function()
+    local out, errors, status = piped "function f(t)\n  return t.a.b\nend\nf {}\nvx.matmul(vx.zeros{2,3}, vx.zeros{4,5})\nx = = 1\nfor i = 1\n1 + 1\n2 + 2\n"
+    assert.equal("4\n", out) -- `1 + 1` ends what `for i = 1` began
+    assert.equal(1, status)
+    assert.truthy(errors:find("[1]:2: attempt to index field 'a' (a nil value)\n", 1, true), errors)
+    assert.truthy(errors:find "%[1%]:2 f +return t%.a%.b\n", errors)
+    assert.truthy(errors:find "%[2%]:1 +f {}\n", errors)
+    assert.truthy(errors:find("[3]:1: matmul: a (2,3) and b (4,5) disagree on the inner size", 1, true), errors)
+    assert.truthy(errors:find("[4]:1   x = = 1", 1, true), errors)
+    assert.falsy(errors:find "lua/", errors)
+    assert.falsy(errors:find "%[C%]", errors)
+  end)
+
+  it("says that an input has no end, or a value cannot be shown", function()
+    local _, errors, status = piped "for i = 1, 2 do\n"
+    assert.truthy(errors:find("'end' expected near '<eof>'", 1, true), errors)
+    assert.equal(1, status)
+    errors = select(2, piped 'setmetatable({}, { __tostring = function() error "no text" end })\n')
+    assert.truthy(errors:find("the value cannot be shown: ", 1, true) and errors:find("no text", 1, true), errors)
+  end)
+
+  it("tells the time of an input that took long", function()
+    local _, errors = piped 'os.execute "sleep 1.1"\nx = 1\n'
+    assert.truthy(errors:find "^%(1%.%d%d s%)\n$" or errors:find "^%(%d+%.%d%d s%)\n$", errors)
+  end)
+
+  it("reads what an input reads, runs shell commands, never writes behind unfinished text", function()
+    assert.equal('"hello"\n', (piped "word = io.read()\nhello\nword\n"))
+    assert.equal("from the shell\n", (piped "!echo from the shell\n"))
+    assert.equal("abc\n5\n", (piped 'io.write "abc";\n5\n'))
+    assert.equal("abc\n5\n", (piped 'io.stdout:write("abc");\n5\n'))
+  end)
+
+  it("is stopped by Ctrl-C in a loop", function()
+    local _, errors, status = piped("while true do end\nprint 'not reached'\n", "timeout --foreground -s INT 1 luajit lua/repl.lua")
+    assert.truthy(errors:find("interrupted\n", 1, true), errors)
+    assert.equal(130, status == 124 and 130 or status) -- timeout says 124 of what it ended
+  end)
+
+  it("runs a file, with a session after it where asked", function()
+    local file = H.write(H.scratch "script.lua", 'answer = #vx.zeros{3}:shape() + #arg\nprint(arg[1], ...)\n')
+    local out, errors, status = piped("", ("luajit lua/repl.lua '%s' one two"):format(file))
+    assert.same({ "one\tone\ttwo\n", "", 0 }, { out, errors, status })
+    out = piped("answer\n", ("luajit lua/repl.lua -i '%s'"):format(file))
+    assert.equal("nil\n1\n", out)
+    out, errors, status = piped("", ("luajit lua/repl.lua '%s'"):format(H.write(H.scratch "bad.lua", "error 'boom'")))
+    assert.truthy(errors:find("bad.lua:1: boom", 1, true), errors)
+    assert.same({ "", 1 }, { out, status })
+    out, errors, status = piped("", "luajit lua/repl.lua --nonsense")
+    assert.truthy(errors:find("unknown option '--nonsense'; known: -i, --help, --version", 1, true), errors)
+    assert.same({ "", 2 }, { out, status })
+    assert.truthy(piped("", "luajit lua/repl.lua --help"):find("[-i] [FILE", 1, true))
+  end)
+end)
+
+describe("README's session", function()
+  it("is what a session says", function()
+    local function unnumbered(text) return (text:gsub("%.lua:%d+", ".lua")) end
+    local inputs, expected = {}, {}
+    for line in H.read(core.root .. "/README.md"):match "## Exploring.-```\n(.-)```":gmatch "[^\n]+" do
+      local input = line:match "^>>? (.*)$"
+      if input then inputs[#inputs + 1] = input else expected[#expected + 1] = line end
+    end
+    local out = piped(table.concat(inputs, "\n") .. "\n", "sh -c 'luajit lua/repl.lua 2>&1'")
+    assert.equal(unnumbered(table.concat(expected, "\n") .. "\n"), unnumbered(out))
+  end)
+end)
+
+-- -- Terminals -----------------------------------------------------------------------------------------------------------------------
+
+ffi.cdef [[
+int posix_openpt(int flags); int grantpt(int fd); int unlockpt(int fd); char *ptsname(int fd); int ioctl(int fd, unsigned long request, ...);
+int poll(void *fds, unsigned long count, int milliseconds); long read(int fd, void *bytes, size_t count);
+long write(int fd, const void *bytes, size_t count); int close(int fd);
+]]
+local C = ffi.C
+local O_RDWR, O_NOCTTY, TIOCSWINSZ, POLLIN = 2, 256, 0x5414, 1
+
+local Terminal = {}
+Terminal.__index = Terminal
+local open_terminals = {}
+
+--- A session on a terminal of its own. environment "A=1 B=2"; the history is a file of this test run.
+local function terminal(environment)
+  local self = setmetatable({ fd = C.posix_openpt(bit.bor(O_RDWR, O_NOCTTY)), seen = "", all = "", status_file = os.tmpname() }, Terminal)
+  assert(self.fd >= 0 and C.grantpt(self.fd) == 0 and C.unlockpt(self.fd) == 0, "no pseudo-terminal")
+  C.ioctl(self.fd, TIOCSWINSZ, ffi.new("unsigned short[4]", 40, 100))
+  local name = ffi.string(C.ptsname(self.fd))
+  os.remove(self.status_file)
+  local program = ("trap : INT; luajit lua/repl.lua; echo $? > %s"):format(self.status_file)
+  os.execute(("env TERM=xterm LC_ALL=C.UTF-8 VERTEX_HISTORY='%s' %s timeout 60 setsid -c sh -c '%s' <>%s >&0 2>&0 &"):format(H.scratch "history",
+    environment or "", program, name))
+  open_terminals[#open_terminals + 1] = self
+  return self
+end
+
+function Terminal:type(keys) C.write(self.fd, keys, #keys) end
+
+--- Waits until the terminal's output (since the last wait) holds `text`, then returns what came up to it.
+function Terminal:wait(text, seconds)
+  local buffer, fds = ffi.new "uint8_t[4096]", ffi.new "struct { int fd; short events, revents; }"
+  local until_then = core.time() + (seconds or 20)
+  while true do
+    local first, last = self.seen:find(text, 1, true)
+    if first then
+      local before = self.seen:sub(1, last)
+      self.seen = self.seen:sub(last + 1)
+      return before
+    end
+    fds.fd, fds.events = self.fd, POLLIN
+    local left = until_then - core.time()
+    local n = left > 0 and C.poll(fds, 1, math.ceil(left * 1000)) > 0 and C.read(self.fd, buffer, 4096) or 0
+    if n <= 0 then error(("%q did not come after %q; in all %q"):format(text, self.seen, self.all), 2) end
+    local bytes = ffi.string(buffer, n)
+    self.all = self.all .. bytes
+    self.seen = (self.seen .. bytes):gsub("\27%[[%d;]*%a", "") -- moves of the cursor
+  end
+end
+
+--- Types a line and waits for what comes after it.
+function Terminal:enter(line, text)
+  self:type(line .. "\r")
+  return self:wait(text)
+end
+
+--- Ctrl-D at the next prompt; the exit status.
+function Terminal:leave()
+  self:wait "> "
+  self:type "\4"
+  for _ = 1, 200 do
+    local status = H.read(self.status_file)
+    if status and status ~= "" then return tonumber(status) end
+    os.execute "sleep 0.05"
+  end
+end
+
+describe("a session on a terminal", function()
+  after_each(function()
+    for i, t in ipairs(open_terminals) do
+      C.close(t.fd) -- which hangs up
+      os.remove(t.status_file)
+      open_terminals[i] = nil
+    end
+  end)
+
+  it("greets, shows values, remembers the last one, leaves at Ctrl-D", function()
+    local t = terminal()
+    t:wait(("Vertex %s on cpu"):format(core.version))
+    t:wait "> "
+    t:enter("6 * 7", "\n42\r\n")
+    t:enter("_ + 1", "\n43\r\n")
+    t:enter("_ + 1;", "\r\n")
+    t:enter("_", "\n44\r\n")
+    assert.equal(0, t:leave())
+  end)
+
+  it("completes names through tables, metatables and quotes", function()
+    local t = terminal()
+    t:wait "> "
+    t:enter("vx.zer\t{2}", "f32 (2) on cpu")
+    t:enter("x = vx.zeros{3, 4}", "> ")
+    t:enter("x:shap\t()", "{ 3, 4 }")
+    t:enter("q = vx.quantizer('softmax-knn-c\t', {dim = 4, codes = 8})", "> ")
+    t:enter("q.labe\t", '"softmax-knn-ce"')
+    t:enter("vx.random\t().drawn >= 0", "\ntrue\r\n") -- random_state: set_random_state begins otherwise
+    t:type "vx.ma\t"
+    t:wait "matmul" -- listed: several begin so
+    t:enter("t\t == vx.matmul", "\ntrue\r\n")
+    t:enter("vx.nonsens\t", "nil\r\n")
+  end)
+
+  it("stops a running loop at Ctrl-C, again and again, and stays", function()
+    local t = terminal()
+    t:wait "> "
+    for _, loop in ipairs { "while true do end", "while true do pcall(error) end", "while true do vx.randn{8}:sum() end",
+      "coroutine.wrap(function() while true do end end)()" } do
+      t:type(loop .. "\r")
+      t:wait(loop:sub(-6) .. "\r\n")
+      os.execute "sleep 0.2"
+      t:type "\3"
+      t:wait "interrupted"
+      t:wait "> "
+    end
+    t:enter("1 + 1", "\n2\r\n")
+  end)
+
+  it("drops what is typed at Ctrl-C, also several lines", function()
+    local t = terminal()
+    t:wait "> "
+    t:type "x = 'half\3"
+    t:wait "^C\r\n"
+    t:enter("for i = 1, 2 do", ">> ")
+    t:type "\3"
+    t:wait "^C\r\n"
+    t:enter("x", "nil\r\n")
+    t:enter("for i = 1, 2 do", ">> ")
+    t:enter("print(i * 111) end", "\n111\r\n222\r\n")
+  end)
+
+  it("edits lines of any characters", function()
+    local t = terminal()
+    t:wait "> "
+    t:enter("#'é\127\1\5ü' -- end\27[D", "\n2\r\n") -- é was deleted, ü is two bytes
+    t:enter("'a\27[D\27[D\5b'", '"ab"')
+  end)
+
+  it("finds earlier lines, those of earlier sessions too", function()
+    local t = terminal()
+    t:wait "> "
+    t:enter("first_of_all = 11", "> ")
+    t:enter("second = 2", "> ")
+    t:enter("firs\27[A", "\n") -- the one that begins so
+    t:leave()
+    assert.truthy(H.read(H.scratch "history"):find("first_of_all = 11\nsecond = 2\nfirst_of_all = 11\n", 1, true))
+    t = terminal()
+    t:wait "> "
+    t:type "\27[A\27[A"
+    t:wait "second = 2"
+    t:enter("", "> ")
+    t:enter("second + 1", "3\r\n")
+  end)
+
+  it("sets the clock for slow inputs and answers questions", function()
+    local t = terminal()
+    t:wait "> "
+    t:enter("?vx.nn.Linear", "nn.Linear(inputs, outputs, options), a class of modules")
+    t:enter("?", "what is known of")
+    t:enter("?no_such", "nothing is known of 'no_such'")
+  end)
+
+  local picture = 'p = setmetatable({}, { __mime = function() return { ["image/png"] = "PNG", ["text/plain"] = "as text" } end })'
+  it("shows pictures where the terminal does, text elsewhere", function()
+    local t = terminal "VERTEX_PICTURES=kitty"
+    t:wait "> "
+    t:enter(picture, "> ")
+    t:enter("p", "\27_Gf=100,a=T,m=0;UE5H\27\\")
+    t = terminal "VERTEX_PICTURES=none"
+    t:wait "> "
+    t:enter(picture, "> ")
+    t:enter("p", "\nas text\r\n")
+  end)
+
+  it("does without editing on a dumb terminal", function()
+    local t = terminal "TERM=dumb"
+    t:wait "> "
+    t:enter("1 + 1", "\n2\r\n")
+    t:enter("for i = 1, 2 do", ">> ")
+    t:type "\3"
+    t:wait "^C\r\n"
+    t:type "while true do end\r"
+    os.execute "sleep 0.3"
+    t:type "\3"
+    t:wait "interrupted"
+    t:wait "> "
+    t:type "\3"
+    t:wait "^C\r\n"
+    t:enter("2 + 2", "\n4\r\n")
+    assert.equal(0, t:leave())
+    assert.falsy(t.all:find "\27", t.all)
+  end)
+end)
+
+-- -- Help ----------------------------------------------------------------------------------------------------------------------------
+
+describe("?name", function()
+  local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }) }
+  local function about(name, ...)
+    local text = assert(help.about(session, name))
+    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("'%s' is not in what ?%s says:\n%s"):format(part, name, text)) end
+    return text
+  end
+
+  it("finds something to say of every public function", function()
+    local silent = {}
+    local function walk(t, name, separator)
+      for _, key in ipairs(show.names(t)) do
+        local full, value = name .. separator .. key, t[key]
+        if type(value) == "function" then
+          if help.about(session, full):find "No comment" then silent[#silent + 1] = full end
+        elseif key ~= "ops" and type(value) == "table" and show.module_name(value) then
+          walk(value, full, ".")
+        end
+      end
+    end
+    walk(vx, "vx", ".")
+    walk(vx.Tensor, "x", ":")
+    assert.same({}, silent)
+  end)
+
+  it("shows an op's parameters, comment and contract", function()
+    about("vx.matmul", "vx.matmul(a, b)", "(m,k)(k,n)", "Differentiable.", "in C: gemm   c~(B,M,N) <- ")
+    about("matmul", "vx.matmul(a, b)")
+    about("x:sum", "x:sum(dims, keep)", "in C: reduce")
+    about("conv3x3_backward_input", "dx(B,H,W,C) <- dy(B,H,W,O)")
+  end)
+
+  it("shows a comment above the definition, of inputs too", function()
+    about("vx.tensor", "vx.tensor(data, options)", "A tensor from nested tables")
+    about("vx.zeros", "Of the given shape")
+    session:run "--- Twice its argument.\nfunction double(x) return 2 * x end\n"
+    about("double", "double(x)", "Twice its argument.")
+    about("double(", "Twice its argument.")
+  end)
+
+  it("shows quantizers by name with their options, and as objects", function()
+    about("softmax-knn-ce", "Morita 2025", "codebook size M", "K, neighbours pulled toward each vertex")
+    session:run 'q = vx.quantizer("ste-euclid", { dim = 4, codes = 8 })'
+    about("q", "ste-euclid, dim 4, 8 codes", "van den Oord", "codebook size M")
+  end)
+
+  it("shows modules by their banner and what is in them, classes by their comment, values as they are", function()
+    about("vx", "a workbench for vector quantization", "quantizer ")
+    about("vx.optim", "AdamW and learning-rate schedules.", ".AdamW(parameters, config)", "AdamW over a list of parameters.")
+    about("vx.nn.Linear", "Linear(inputs, outputs, options)", "y = x wT + b")
+    session:run "n = 3 t = vx.zeros{2}"
+    about("n", "3")
+    about("t", "f32 (2) on cpu")
+    about("string.rep", "a function of Lua itself")
+    assert.same({ nil, "nothing is known of 'nonsense.name'" }, { help.about(session, "nonsense.name") })
+  end)
+end)
+
+-- -- Installing --------------------------------------------------------------------------------------------------------------------
+
+describe("cmake --install", function()
+  it("puts the command, the library and the Lua files where they find each other, from any folder and through a link", function()
+    if not core.file_size(core.root .. "/build/cmake_install.cmake") then return pending "there is no build folder" end
+    local prefix, link = H.scratch "some where", H.scratch "link"
+    os.execute(("cmake --install '%s/build' --prefix '%s' > /dev/null && ln -s '%s/bin/vertex' '%s'"):format(core.root, prefix, prefix, link))
+    local out, errors, status = piped("vx.zeros{2}\n?vx.nn.Linear\nprint(require 'vertex.core'.directory)\n",
+      ("cd / && env -u LUA_PATH -u LUA_CPATH -u VERTEX_LIB '%s'"):format(link))
+    assert.same({ "", 0 }, { errors, status })
+    assert.truthy(out:find("f32 (2) on cpu", 1, true), out)
+    assert.truthy(out:find("y = x wT + b", 1, true), out)
+    assert.truthy(out:find(prefix .. "/share/lua/5.1/vertex\n", 1, true), out)
+  end)
+end)
