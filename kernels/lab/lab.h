@@ -7,8 +7,8 @@
  *     F  one comparison per element                              N M / compare
  *     O  one other vector operation per element                  N M / (fma / 2): as many of them pass as multiply-adds
  *     B  one byte per element to or from memory                  N M / copy
- * A prediction that fails teaches more than one that holds; the comment above a step says what was learned. `bits` says
- * whether one thread gives the same bits as all of them.
+ * A prediction that fails teaches more than one that holds; the comment above a step says what was learned there, and
+ * amd-epyc-avx2.txt is what run.sh printed. `bits` says whether one thread gives the same bits as all of them.
  *
  * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels handle
  * all others, and small temperatures, noise, groups and NaN besides.
