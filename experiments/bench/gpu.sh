@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
       [ $# -gt 1 ] || usage
       declare "${1#--}=$2"
       shift ;;
-    --dry) dry=yes device=emu:0 python=none ;;
+    --dry) dry=yes device=emu:0 python=none seconds=3600 ;;
     -*) usage ;;
     *) [ -z "$out" ] || usage; out=$1 ;;
   esac
@@ -55,6 +55,7 @@ failed=0
 part() {
   local name=$1 left=$((seconds - SECONDS)) limit=$2 start=$SECONDS status
   shift 2
+  [ -z "$dry" ] || limit=$((10 * limit)) # it is no test of the machine's speed
   [ "$limit" -lt "$left" ] || limit=$left
   if [ "$limit" -lt 3 ]; then
     printf '%-24s left out: no time\n' "$name" | tee -a "$out/summary.txt"
