@@ -100,8 +100,8 @@ VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, co
 }
 
 /* c[i][v] += sum over k < count of <a[i ai + k ak], b[k ldb + v]>, both pairs of bfloat16 (vu_pair); rows i, vectors v. */
-VX_INLINE void tile_pairs(const int rows, const int vectors, float *c, int64_t ldc, const uint32_t *a, int64_t ai, int64_t ak,
-                          const uint32_t *b, int64_t ldb, int64_t count)
+VX_INLINE void tile_pairs(const int rows, const int vectors, float *c, int64_t ldc, const uint32_t *a, int64_t ai,
+                          int64_t ak, const uint32_t *b, int64_t ldb, int64_t count)
 {
     vf sum[8][2];
 #pragma GCC unroll 8

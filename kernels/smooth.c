@@ -16,11 +16,12 @@
  * only.
  *
  * Precision. Under VX_BF16 and for D > 8 five products round their factors to bfloat16 (to nearest, ties to even) and add in
- * float32: sum_m p_im q_m here; <dy_i, q_m>, sum_m x_im q^_m, sum_i x_im z^_i and sum_i p_im dy_i in smooth_backward.c, which
- * rounds q^ and multiplies by |q_m| after. Each sum is off by up to 2^-8 of the sum of its terms' magnitudes. Everything else
- * is float32 with the bits it has under VX_F32: logits (in both passes), lse, sumsq, mean_pi, codes, near, reg, max_p, and y
- * under hard Gumbel, which is a code. The variant avx512bf16 adds pairs of products by vdpbf16ps; the others split the pairs
- * into float32 factors again, with the same products in the same order, and take longer than under VX_F32.
+ * float32: sum_m p_im q_m here; <dy_i, q_m>, sum_m x_im q^_m, sum_i x_im z^_i and sum_i p_im dy_i in smooth_backward.c,
+ * which rounds q^ and multiplies by |q_m| after. Each sum is off by up to 2^-8 of the sum of its terms' magnitudes.
+ * Everything else is float32 with the bits it has under VX_F32: logits (in both passes), lse, sumsq, mean_pi, codes, near,
+ * reg, max_p, and y under hard Gumbel, which is a code. The variant avx512bf16 adds pairs of products by vdpbf16ps; the
+ * others split the pairs into float32 factors again, with the same products in the same order, and take longer than under
+ * VX_F32.
  *
  * Left for the backward pass: lse (log-sum-exp of l, and of (l + g)/t), sumsq = |pi_i|^2 (under knn-l2, else 0),
  * soft = sum_m p_im q_m, near, mean_pi.
@@ -270,8 +271,8 @@ static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int6
     }
     if (c->bf16) {
         pair_codes(t->pairs, t->w, BLOCK);
-        tile_pair_product(t->o + from * c->Dp, c->Dp, BLOCK, t->pairs, PANEL / 2, 1, f->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp,
-                          PANEL / 2);
+        tile_pair_product(t->o + from * c->Dp, c->Dp, BLOCK, t->pairs, PANEL / 2, 1,
+                          f->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp, PANEL / 2);
     } else tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
     return 1;
 }
@@ -609,8 +610,7 @@ static void fill_slots(const forward *f)
 int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
                            vx_tensor *near, vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z,
                            vx_tensor *codebook, vx_tensor *log_tau, vx_tensor *noise, vx_tensor *vertices, int sampler,
-                           int regularizer, float gumbel_tau, int shards, int precision, uint64_t seed,
-                           uint64_t stream)
+                           int regularizer, float gumbel_tau, int shards, int precision, uint64_t seed, uint64_t stream)
 {
     float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
     if (!norms) return VX_ENOMEM;

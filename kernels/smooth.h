@@ -191,8 +191,8 @@ static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book
     b->hat_pairs = c->bf16 && backward ? carve_pairs(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
 }
 
-/* out (ceil(count / 2), columns) = pairs of rows 2i and 2i + 1 of x (count, columns); a last, odd row is paired with 0. columns is
- * a multiple of VX_LANES. */
+/* out (ceil(count / 2), columns) = pairs of rows 2i and 2i + 1 of x (count, columns); a last, odd row is paired with 0.
+ * columns is a multiple of VX_LANES. */
 static inline void pair_rows(uint32_t *out, const float *x, int64_t count, int64_t columns)
 {
     for (int64_t i = 0; i < count; i += 2)
@@ -226,8 +226,7 @@ static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < c->panels; panel++) {
         pair_rows(b->row_pairs + panel * PANEL / 2 * c->Dp, b->rows + panel * PANEL * c->Dp, 2, PANEL / 2 * c->Dp);
-        if (backward)
-            pair_rows(b->hat_pairs + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
+        if (backward) pair_rows(b->hat_pairs + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
     }
 }
 
@@ -277,18 +276,20 @@ static inline void tile_collect(float *w, const float *x, int rows, const float 
 }
 
 /* c (rows,columns; ldc) += a b of pairs: a[i ai + k ak], b (count,columns). rows are a multiple of PAIRS_ROWS. */
-static inline void tile_pair_product(float *c, int64_t ldc, int rows, const uint32_t *a, int64_t ai, int64_t ak, const uint32_t *b,
-                                     int64_t columns, int64_t count)
+static inline void tile_pair_product(float *c, int64_t ldc, int rows, const uint32_t *a, int64_t ai, int64_t ak,
+                                     const uint32_t *b, int64_t columns, int64_t count)
 {
     for (int64_t k = 0; k < count; k += SLICE) {
         const int64_t steps = vx_min64(SLICE, count - k);
         int64_t d = 0;
         for (; d + 2 * VX_LANES <= columns; d += 2 * VX_LANES)
             for (int i = 0; i < rows; i += PAIRS_ROWS)
-                tile_pairs(PAIRS_ROWS, 2, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d, columns, steps);
+                tile_pairs(PAIRS_ROWS, 2, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d, columns,
+                           steps);
         if (d < columns)
             for (int i = 0; i < rows; i += PAIRS_ROWS)
-                tile_pairs(PAIRS_ROWS, 1, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d, columns, steps);
+                tile_pairs(PAIRS_ROWS, 1, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d, columns,
+                           steps);
     }
 }
 

@@ -268,7 +268,8 @@ static void inner_tile(const backward *b, worker *t, int64_t i, int64_t panel)
     const int64_t half = vx_ceil_div(c->D, 2);
     if (c->bf16) {
         memset(t->x, 0, sizeof(float) * (size_t)(b->block * PANEL));
-        tile_pair_product(t->x, PANEL, b->block, t->dy_halves + i * half, half, 1, b->book.hat_pairs + panel * half * PANEL, PANEL, half);
+        tile_pair_product(t->x, PANEL, b->block, t->dy_halves + i * half, half, 1, b->book.hat_pairs + panel * half * PANEL,
+                          PANEL, half);
     } else tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * c->Dp, c->Dp, b->book.hat + panel * PANEL * c->D, c->D);
 }
 
@@ -285,8 +286,8 @@ static void add_tile(const backward *b, worker *t, int64_t i, int64_t panel)
     }
     const int64_t steps = b->block / 2;
     pair_codes(t->pairs, t->x, b->block);
-    tile_pair_product(t->dhat + i * c->Dp, c->Dp, b->block, t->pairs, PANEL / 2, 1, b->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp,
-                      PANEL / 2);
+    tile_pair_product(t->dhat + i * c->Dp, c->Dp, b->block, t->pairs, PANEL / 2, 1,
+                      b->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp, PANEL / 2);
     pair_rows(t->pairs, t->x, b->block, PANEL);
     tile_pair_product(dhat, c->Dp, PANEL, t->pairs, 1, PANEL, t->z_pairs + i / 2 * c->Dp, c->Dp, steps);
     if (!dmix) return;

@@ -147,13 +147,14 @@ static inline vf vf_sqrt(vf a)
 #endif
 }
 
-/* Pairs of bfloat16: lane l holds low[l] in its lower half and high[l] in its upper half, rounded to nearest, ties to even. NaN
- * stays NaN. */
+/* Pairs of bfloat16: lane l holds low[l] in its lower half and high[l] in its upper half, rounded to nearest, ties to even.
+ * NaN stays NaN. */
 static inline vu vu_pair(vf low, vf high)
 {
 #if defined(__AVX512BF16__)
-    const __m512i interleaved = (__m512i)(short __attribute__((vector_size(64)))){
-        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i interleaved =
+        (__m512i)(short __attribute__((vector_size(64)))){0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return (vu)_mm512_permutexvar_epi16(interleaved, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 #else
     vu a = (vu)low, b = (vu)high;
@@ -163,8 +164,8 @@ static inline vu vu_pair(vf low, vf high)
 #endif
 }
 
-/* sum + a's upper halves times b's + a's lower halves times b's, rounded to float32 after each addition. The products are exact,
- * so that the two versions agree but for results below 2^-126. */
+/* sum + a's upper halves times b's + a's lower halves times b's, rounded to float32 after each addition. The products are
+ * exact, so that the two versions agree but for results below 2^-126. */
 static inline vf vf_dot_pairs(vf sum, vu a, vu b)
 {
 #if defined(__AVX512BF16__)

@@ -76,7 +76,7 @@ local function against_surrogate(name, args, what, value, gradients_agree)
   for i, x in ipairs(args) do arrays[i] = vx.is_tensor(x) and R.from(x) or x end
   local o = args[#args]
   local ro = {}
-  for key, value in pairs(o) do ro[key] = value end
+  for key, option in pairs(o) do ro[key] = option end
   if ro.noise then ro.noise = R.from(ro.noise) end
   if ro.vertices then ro.vertices = ro.vertices:totable() end
   arrays[#args] = ro
