@@ -17,7 +17,7 @@
  *
  * Precision. Under VX_BF16 and for D > 8 five products round their factors to bfloat16 (to nearest, ties to even) and add in
  * float32: sum_m p_im q_m here; <dy_i, q_m>, sum_m x_im q^_m, sum_i x_im z^_i and sum_i p_im dy_i in smooth_backward.c,
- * which rounds q^ and multiplies by |q_m| after. Each sum is off by up to 2^-8 of the sum of its terms' magnitudes.
+ * which rounds q^ and multiplies by |q_m| after. Each sum is off by up to 2^-7 of the sum of its terms' magnitudes.
  * Everything else is float32 with the bits it has under VX_F32: logits (in both passes), lse, sumsq, mean_pi, codes, near,
  * reg, max_p, and y under hard Gumbel, which is a code. The variant avx512bf16 adds pairs of products by vdpbf16ps; the
  * others split the pairs into float32 factors again, with the same products in the same order, and take longer than under

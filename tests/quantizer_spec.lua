@@ -194,9 +194,9 @@ describe("quantize_smooth", function()
     end
   end
 
-  -- Factors rounded to bfloat16 are off by 2^-9 of themselves, products by 2^-8. y: at most 2^-8 sum_m p_m |q_m|, and |q| < 1 here.
-  -- Gradients are sums of such products of either sign, of both the product and what it is made of, hence in the norm: the worst of these cases
-  -- is off by 2^-8.2 of the gradient. That of log tau is a sum over all <dz^, z^>, which is what it is measured with.
+  -- bfloat16 has 8 significant bits: a factor is off by at most 2^-8 of itself, a product by 2^-7 and a little. So y is off by at most
+  -- 2^-7 sum_m p_m |q_m|, and |q| < 1 here. A gradient is a sum of products whose factor x is itself made of such a sum: up to 2^-6 in the norm;
+  -- the worst of these cases is off by 1.0 %. That of log tau, a sum over all <dz^, z^>, is measured with the size of those.
   for _, sampler in ipairs { "softmax", "sgumbel", "hgumbel" } do
     for _, regularizer in ipairs { "none", "ppl", "knn-ce", "knn-l2" } do
       number = number + 1
@@ -211,14 +211,13 @@ describe("quantize_smooth", function()
           local mixed, exact = smooth_outputs(z, book, log_tau, o, "f32")
           local rounded, same = smooth_outputs(z, book, log_tau, o, "bf16")
           for key, x in pairs(exact) do assert.same(H.flat(x), H.flat(same[key]), key) end
-          H.close(H.flat(rounded), H.flat(mixed), 0, 2 ^ -8)
+          H.close(H.flat(rounded), H.flat(mixed), 0, 2 ^ -7)
           assert.are_not.same(H.flat(rounded), H.flat(mixed)) -- or the option has no effect
           local length
-          against_surrogate("quantize_smooth", { z, book, log_tau, o }, "bf16", 2 ^ -8, function(got, expected, i)
+          against_surrogate("quantize_smooth", { z, book, log_tau, o }, "bf16", 2 ^ -7, function(got, expected, i)
             if i == 1 then length = math.sqrt(squares(expected) * squares(H.flat(z))) end
             local e = i < 3 and H.relative_error(got, expected) or math.abs(got[1] - expected[1]) / length
-            if os.getenv "SHOW" then print(sampler, regularizer, i, e * 256) end
-            assert.is_true(e < 2 ^ -7, ("argument %d of %s: %.2e"):format(i, table.concat(s, " "), e))
+            assert.is_true(e < 2 ^ -6, ("argument %d of %s: %.2e"):format(i, table.concat(s, " "), e))
           end)
         end
       end)
