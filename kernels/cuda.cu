@@ -7,7 +7,8 @@
  * so that the transfer over the bus runs beside whatever is computed meanwhile; the last leg costs a thousandth of the first two.
  * Small data goes from the pinned buffer to the target on the compute stream. The buffers are slots of a ring, filled one after the
  * other; an event on the compute stream says when a slot is free again, so the host runs ahead by as much as the ring holds. Where a
- * large upload meets a slot in use the ring grows, so that a whole batch can cross the bus while the step before it is computed.
+ * large upload meets a slot in use the ring grows, so that a whole batch can cross the bus while the step before it is computed. A slot's
+ * device buffer is pool memory that the upload stream touches: that stream first waits for what the block was used for before.
  * Downloads wait.
  *
  * Errors. What a launch reports at once belongs to the op. What a kernel does wrong shows up in a later call: it is named after the
@@ -503,6 +504,8 @@ static int complete_slot(device *d, slot *s, bool staged)
     if (!status && !s->device && staged) {
         size_t held = SLOT_BYTES;
         status = host->take(d->number, &held, (void **)&s->device);
+        TRY(cudaEventRecord(s->free, d->stream)); /* what the block was used for may still be queued */
+        TRY(cudaStreamWaitEvent(d->upload, s->free, 0));
     }
     return status;
 }

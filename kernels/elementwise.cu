@@ -338,7 +338,7 @@ VX_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 /* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
 VX_DEVICE float normal_below(float x) { return 0.5f + 0.5f * erff(x * 0.70710678f); }
 
-/* The gamma function's family is computed in double and has kernels of its own (gamma true): the registers that takes would cost the others. */
+/* The gamma function's family is computed in double and has kernels of its own (gamma true): its registers would cost the others. */
 template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, float beta)
 {
     if (gamma) return (float)(kind == VX_LGAMMA ? special_lgamma(x) : kind == VX_DIGAMMA ? special_digamma(x) : special_trigamma(x));
@@ -362,7 +362,8 @@ template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, floa
 /* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
 template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha, float beta)
 {
-    if (gamma) return dy * (float)(kind == VX_LGAMMA ? special_digamma(x) : kind == VX_DIGAMMA ? special_trigamma(x) : special_tetragamma(x));
+    if (gamma)
+        return dy * (float)(kind == VX_LGAMMA ? special_digamma(x) : kind == VX_DIGAMMA ? special_trigamma(x) : special_tetragamma(x));
     switch (kind) {
     case VX_AFFINE: return dy * alpha;
     case VX_EXP: return dy * y;
@@ -388,19 +389,21 @@ template <bool gamma> VX_KERNEL unary_kernel(float *y, const float *x, int64_t n
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 v = ((const float4 *)x)[i];
-        ((float4 *)y)[i] = make_float4(unary<gamma>(kind, v.x, alpha, beta), unary<gamma>(kind, v.y, alpha, beta), unary<gamma>(kind, v.z, alpha, beta),
-                                       unary<gamma>(kind, v.w, alpha, beta));
+        ((float4 *)y)[i] = make_float4(unary<gamma>(kind, v.x, alpha, beta), unary<gamma>(kind, v.y, alpha, beta),
+                                       unary<gamma>(kind, v.z, alpha, beta), unary<gamma>(kind, v.w, alpha, beta));
     }
     for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) y[i] = unary<gamma>(kind, x[i], alpha, beta);
 }
 
-template <bool gamma> VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
+template <bool gamma>
+VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
                                 float beta)
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 g = ((const float4 *)dy)[i], v = ((const float4 *)x)[i], r = ((const float4 *)y)[i];
-        ((float4 *)dx)[i] = make_float4(unary_backward<gamma>(kind, g.x, v.x, r.x, alpha, beta), unary_backward<gamma>(kind, g.y, v.y, r.y, alpha, beta),
-                                        unary_backward<gamma>(kind, g.z, v.z, r.z, alpha, beta), unary_backward<gamma>(kind, g.w, v.w, r.w, alpha, beta));
+        ((float4 *)dx)[i] =
+            make_float4(unary_backward<gamma>(kind, g.x, v.x, r.x, alpha, beta), unary_backward<gamma>(kind, g.y, v.y, r.y, alpha, beta),
+                        unary_backward<gamma>(kind, g.z, v.z, r.z, alpha, beta), unary_backward<gamma>(kind, g.w, v.w, r.w, alpha, beta));
     }
     for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) dx[i] = unary_backward<gamma>(kind, dy[i], x[i], y[i], alpha, beta);
 }
@@ -426,7 +429,7 @@ int vx_cuda_unary_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor
         VX_LAUNCH(unary_backward_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n,
                   fours, kind, alpha, beta);
     else
-        VX_LAUNCH(unary_backward_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n,
-                  fours, kind, alpha, beta);
+        VX_LAUNCH(unary_backward_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y),
+                  n, fours, kind, alpha, beta);
     return vx_status();
 }

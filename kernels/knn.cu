@@ -139,7 +139,8 @@ VX_KERNEL vertex_l2_backward_kernel(float *dp, const float *g, const unsigned lo
             else end = middle;
         }
         double weight = 0;
-        for (int64_t i = begin + lane; i < count && vx_sort_key(entries[i]) == n; i += 32) weight += 2 * (double)g[vx_sort_index(entries[i])];
+        for (int64_t i = begin + lane; i < count && vx_sort_key(entries[i]) == n; i += 32)
+            weight += 2 * (double)g[vx_sort_index(entries[i])];
         weight = vx_warp_sum(weight);
         for (int64_t m = lane; m < c.M; m += 32) {
             const double x = point(c, n, m);
@@ -260,7 +261,8 @@ int vx_cuda_knn(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
     VX_LAUNCH(finite_kernel, vx_grid(y->numel, BLOCK), BLOCK, 0, c.y, y->numel, bad_y);
     for (int64_t first = 0; first < c.N; first += chunk) {
         const int64_t rows = vx_min64(chunk, c.N - first);
-        VX_LAUNCH(distance_kernel, dim3((unsigned)vx_ceil_div(c.L, TILE), (unsigned)vx_ceil_div(rows, TILE)), BLOCK, 0, held, c, first, rows);
+        VX_LAUNCH(distance_kernel, dim3((unsigned)vx_ceil_div(c.L, TILE), (unsigned)vx_ceil_div(rows, TILE)), BLOCK, 0, held, c, first,
+                  rows);
         VX_LAUNCH(nearest_kernel, vx_grid(rows, 1), BLOCK, 0, vx_i32(near), vx_f32(distance), held, c, first, rows);
     }
     return vx_status();
@@ -283,10 +285,7 @@ VX_KERNEL knn_backward_kernel(float *dx, const float *g, const int32_t *near, ro
 struct neighbour_term {
     rows_call c;
     const float *g;
-    VX_INSIDE float operator()(uint32_t l, uint32_t i, int64_t d) const
-    {
-        return 2 * g[i] * (c.y[l * c.D + d] - c.x[i / c.K * c.D + d]);
-    }
+    VX_INSIDE float operator()(uint32_t l, uint32_t i, int64_t d) const { return 2 * g[i] * (c.y[l * c.D + d] - c.x[i / c.K * c.D + d]); }
 };
 
 /* d |x - y|^2 = 2 (x - y) (dx - dy). Working space: 16 N K bytes, and a 32nd of N K D floats. */

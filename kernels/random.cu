@@ -1,5 +1,5 @@
-/* random.cu: uniform, normal, dirichlet, permutation on CUDA: the numbers of random.c, which says how they are made; those that pass
- * through a logarithm or a sine agree to float32's rounding, uniform and permutation exactly.
+/* random.cu: uniform, normal, dirichlet, permutation on CUDA: the numbers of random.c, which says how they are made. Permutations are the
+ * same, the others to float32's rounding.
  *
  * Memory traffic: 4 bytes written per number. A thread makes the four numbers of one Philox block.
  */

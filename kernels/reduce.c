@@ -14,6 +14,7 @@
  * max and min return NaN where any element is one.
  */
 #include "cpu.h"
+#include "dims.h"
 #include "vec.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -167,20 +168,6 @@ INLINE void columns_into(int kind, int64_t step, double *sum, const float *const
 
 /* -- reduce --------------------------------------------------------------------------------------------------------------- */
 
-/* Sizes and strides of some dimensions, outermost first. */
-typedef struct dims {
-    int n;
-    int64_t count; /* product of the sizes */
-    int64_t size[VX_MAX_DIMS], x[VX_MAX_DIMS], y[VX_MAX_DIMS];
-} dims;
-
-static void dims_add(dims *d, int64_t size, int64_t x, int64_t y)
-{
-    d->size[d->n] = size, d->x[d->n] = x, d->y[d->n] = y;
-    d->n++;
-    d->count *= size;
-}
-
 /* Offset of the i-th of count elements under the strides `stride` (d->x or d->y). */
 static int64_t dims_offset(const dims *d, const int64_t *stride, int64_t i)
 {
@@ -311,40 +298,11 @@ INLINE void reduce_kind(int kind, const plan *p)
     }
 }
 
-/* Collapses x and y into p: sizes of 1 go; dimensions are ordered by x's strides, the largest and those of 0 outermost;
- * neighbours of one kind that x and y step through evenly become one. */
 static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
 {
-    int order[VX_MAX_DIMS], n = 0;
-    for (int d = 0; d < x->ndim; d++) {
-        if (x->shape[d] == 1) continue;
-        uint64_t stride = (uint64_t)x->stride[d] - 1; /* 0 becomes the largest */
-        int at = n++;
-        for (; at > 0 && (uint64_t)x->stride[order[at - 1]] - 1 < stride; at--) order[at] = order[at - 1];
-        order[at] = d;
-    }
-    dims all = {.count = 1};
-    bool kept[VX_MAX_DIMS];
-    for (int i = 0; i < n; i++) {
-        int d = order[i], last = all.n - 1;
-        bool keep = y->shape[d] != 1;
-        int64_t size = x->shape[d], step = x->stride[d], out = keep ? y->stride[d] : 0;
-        if (last >= 0 && kept[last] == keep && all.x[last] == step * size && all.y[last] == out * size) {
-            all.size[last] *= size, all.x[last] = step, all.y[last] = out;
-        } else {
-            kept[all.n] = keep;
-            dims_add(&all, size, step, out);
-        }
-    }
-    if (!all.n) {
-        kept[0] = false;
-        dims_add(&all, 1, 1, 0);
-    }
-    int last = all.n - 1;
-    p->kept.count = p->reduced.count = 1;
-    for (int i = 0; i < last; i++) dims_add(kept[i] ? &p->kept : &p->reduced, all.size[i], all.x[i], all.y[i]);
-    p->inner_kept = kept[last];
-    p->n = all.size[last], p->x_step = all.x[last], p->y_step = all.y[last];
+    dims inner;
+    p->inner_kept = dims_collapse(&p->kept, &p->reduced, &inner, y, x);
+    p->n = inner.size[0], p->x_step = inner.x[0], p->y_step = inner.y[0];
 }
 
 /* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or per

@@ -12,24 +12,11 @@
  * The dimensions are visited in the order of x's strides, as in reduce.c. max and min return NaN where any element is one.
  */
 #include "cuda.cuh"
+#include "dims.h"
 
 enum { BLOCK = 256, PART = 16384 };
 
 /* -- reduce --------------------------------------------------------------------------------------------------------------- */
-
-/* Sizes and strides of some dimensions, outermost first. */
-typedef struct dims {
-    int n;
-    int64_t count; /* product of the sizes */
-    int64_t size[VX_MAX_DIMS], x[VX_MAX_DIMS], y[VX_MAX_DIMS];
-} dims;
-
-static void dims_add(dims *d, int64_t size, int64_t x, int64_t y)
-{
-    d->size[d->n] = size, d->x[d->n] = x, d->y[d->n] = y;
-    d->n++;
-    d->count *= size;
-}
 
 /* Offset of the i-th of count elements under the strides `stride` (d.x or d.y). I: a type that holds count. */
 template <class I> VX_DEVICE int64_t dims_offset(const dims &d, const int64_t *stride, int64_t i)
@@ -47,7 +34,7 @@ template <class I> VX_DEVICE int64_t dims_offset(const dims &d, const int64_t *s
 /* What reduce works on: the innermost dimension, and the kept and the reduced ones around it. */
 typedef struct plan {
     dims kept, reduced;
-    bool inner_kept, fours; /* fours: rows may be read as float4 */
+    bool inner_kept, fours;    /* fours: rows may be read as float4 */
     int64_t n, x_step, y_step; /* the innermost dimension */
     const float *x;
     float *y;
@@ -69,7 +56,7 @@ template <int kind> VX_DEVICE double join(double a, double b)
     return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
 }
 
-/* Over groups of `width` threads: 1 .. 32 lanes, or the block. Every thread of the block takes part; the first of a group has the result. */
+/* Over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has the result. */
 template <int kind> VX_DEVICE double join_threads(double v, int width, double *shared)
 {
     for (int i = min(width, 32) / 2; i > 0; i >>= 1) v = join<kind>(v, __shfl_xor_sync(VX_ALL_LANES, v, i));
@@ -159,41 +146,11 @@ template <int kind, class I> VX_KERNEL reduce_parts_kernel(plan p)
     }
 }
 
-/* Collapses x and y into p: sizes of 1 go; dimensions are ordered by x's strides, the largest and those of 0 outermost;
- * neighbours of one kind that x and y step through evenly become one. */
 static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
 {
-    int order[VX_MAX_DIMS], n = 0;
-    for (int d = 0; d < x->ndim; d++) {
-        if (x->shape[d] == 1) continue;
-        uint64_t stride = (uint64_t)x->stride[d] - 1; /* 0 becomes the largest */
-        int at = n++;
-        for (; at > 0 && (uint64_t)x->stride[order[at - 1]] - 1 < stride; at--) order[at] = order[at - 1];
-        order[at] = d;
-    }
-    dims all = {};
-    all.count = 1;
-    bool kept[VX_MAX_DIMS];
-    for (int i = 0; i < n; i++) {
-        int d = order[i], last = all.n - 1;
-        bool keep = y->shape[d] != 1;
-        int64_t size = x->shape[d], step = x->stride[d], out = keep ? y->stride[d] : 0;
-        if (last >= 0 && kept[last] == keep && all.x[last] == step * size && all.y[last] == out * size) {
-            all.size[last] *= size, all.x[last] = step, all.y[last] = out;
-        } else {
-            kept[all.n] = keep;
-            dims_add(&all, size, step, out);
-        }
-    }
-    if (!all.n) {
-        kept[0] = false;
-        dims_add(&all, 1, 1, 0);
-    }
-    int last = all.n - 1;
-    p->kept.count = p->reduced.count = 1;
-    for (int i = 0; i < last; i++) dims_add(kept[i] ? &p->kept : &p->reduced, all.size[i], all.x[i], all.y[i]);
-    p->inner_kept = kept[last];
-    p->n = all.size[last], p->x_step = all.x[last], p->y_step = all.y[last];
+    dims inner;
+    p->inner_kept = dims_collapse(&p->kept, &p->reduced, &inner, y, x);
+    p->n = inner.size[0], p->x_step = inner.x[0], p->y_step = inner.y[0];
 }
 
 /* Threads for n elements: lanes, or a block where they are many. */

@@ -76,9 +76,11 @@ VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], co
                             const float *b, int64_t ldb, int64_t count)
 {
     int64_t k = 0;
+#if VX_LANES == 16 /* with 16 registers there is none to spare for a step that begins before the last one ends */
     for (; k + 4 <= count; k += 4)
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) tile_step(rows, vectors, sum, a + (k + j) * ak, ai, b + (k + j) * ldb);
+#endif
     for (; k < count; k++) tile_step(rows, vectors, sum, a + k * ak, ai, b + k * ldb);
 }
 

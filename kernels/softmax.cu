@@ -92,8 +92,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
         const float total = (float)row_sum(sum, width, shared);
         const float *kept_g = cached ? cache : g, *kept_p = cached ? cache_y : p;
 #pragma unroll 4
-        for (int64_t i = at; i < count; i += width)
-            out[i] = log ? kept_g[i] - expf(kept_p[i]) * total : kept_p[i] * (kept_g[i] - total);
+        for (int64_t i = at; i < count; i += width) out[i] = log ? kept_g[i] - expf(kept_p[i]) * total : kept_p[i] * (kept_g[i] - total);
     }
 }
 
@@ -124,7 +123,6 @@ int vx_cuda_softmax_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *y, int log
     const int64_t rows = y->shape[0], n = y->shape[1];
     if (!y->numel) return VX_OK;
     const layout l = layout_of(n, 2);
-    VX_LAUNCH(softmax_backward_kernel, vx_grid(rows, BLOCK / l.width), BLOCK, l.shared, vx_f32(dx), vx_f32(dy), vx_f32(y), rows, n, l,
-              log);
+    VX_LAUNCH(softmax_backward_kernel, vx_grid(rows, BLOCK / l.width), BLOCK, l.shared, vx_f32(dx), vx_f32(dy), vx_f32(y), rows, n, l, log);
     return vx_status();
 }

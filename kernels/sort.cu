@@ -22,14 +22,18 @@ VX_KERNEL sort_count_kernel(uint32_t *count, const unsigned long long *entries, 
     for (int i = lane; i < DIGITS && r < ranges; i += 32) count[i * ranges + r] = mine[warp][i];
 }
 
-/* One block: count becomes its exclusive sum. A thread has a stretch of it. */
-VX_KERNEL sort_scan_kernel(uint32_t *count, int64_t n)
+/* One block: count (4 fours) becomes its exclusive sum. A thread has a stretch of it. */
+VX_KERNEL sort_scan_kernel(uint4 *count, int64_t fours)
 {
     __shared__ uint32_t sum[SCAN];
-    const int64_t each = (n + SCAN - 1) / SCAN, first = min((long long)n, (long long)threadIdx.x * each),
-                  end = min((long long)n, (long long)first + each);
+    const int64_t each = (fours + SCAN - 1) / SCAN, first = min((long long)fours, (long long)threadIdx.x * each),
+                  end = min((long long)fours, (long long)first + each);
     uint32_t total = 0;
-    for (int64_t i = first; i < end; i++) total += count[i];
+#pragma unroll 4
+    for (int64_t i = first; i < end; i++) {
+        const uint4 here = count[i];
+        total += here.x + here.y + here.z + here.w;
+    }
     sum[threadIdx.x] = total;
     __syncthreads();
     for (int step = 1; step < SCAN; step *= 2) {
@@ -39,10 +43,12 @@ VX_KERNEL sort_scan_kernel(uint32_t *count, int64_t n)
         __syncthreads();
     }
     uint32_t place = sum[threadIdx.x] - total;
+#pragma unroll 4
     for (int64_t i = first; i < end; i++) {
-        const uint32_t here = count[i];
-        count[i] = place;
-        place += here;
+        const uint4 here = count[i];
+        const uint4 at = make_uint4(place, place + here.x, place + here.x + here.y, place + here.x + here.y + here.z);
+        count[i] = at;
+        place = at.w + here.w;
     }
 }
 
@@ -92,7 +98,7 @@ vx_sort vx_sort_of(int64_t n, int bits)
     if (n >= INT64_C(1) << 32) vx_fail_op(vx_fail(VX_EINVAL, "%s: %lld rows, of at most 2^32 - 1", vx_op(), (long long)n));
     s.entries = VX_SCRATCH(unsigned long long, n);
     s.other = VX_SCRATCH(unsigned long long, n);
-    s.count = VX_SCRATCH(uint32_t, DIGITS *s.ranges);
+    s.count = VX_SCRATCH(uint32_t, DIGITS * s.ranges);
     return s;
 }
 
@@ -102,7 +108,7 @@ void vx_sort_run(vx_sort *s)
     const unsigned grid = (unsigned)vx_ceil_div(s->ranges, WARPS);
     for (int shift = 0; shift < s->bits; shift += 8) {
         VX_LAUNCH(sort_count_kernel, grid, BLOCK, 0, s->count, s->entries, s->n, s->range, s->ranges, shift);
-        VX_LAUNCH(sort_scan_kernel, 1, SCAN, 0, s->count, DIGITS * s->ranges);
+        VX_LAUNCH(sort_scan_kernel, 1, SCAN, 0, (uint4 *)s->count, DIGITS / 4 * s->ranges);
         VX_LAUNCH(sort_place_kernel, grid, BLOCK, 0, s->other, s->entries, s->count, s->n, s->range, s->ranges, shift);
         unsigned long long *swap = s->entries;
         s->entries = s->other, s->other = swap;

@@ -46,12 +46,12 @@ local function write_bundle(bundle)
   if pictures == 0 then io.write(bundle["text/plain"], "\n") end
 end
 
-local held -- what a cell shows again and again under one id: only the last is written, when the cell is over
+local ids, last -- what a cell shows again and again under one id: only the last is written, when the cell is over
 
 local function backend(bundle, options)
-  if not options.id then return write_bundle(bundle) end
-  if not held[options.id] then held[#held + 1] = options.id end
-  held[options.id] = bundle
+  if options.id == nil then return write_bundle(bundle) end
+  if not last[options.id] then ids[#ids + 1] = options.id end
+  last[options.id] = bundle
 end
 
 local function run(file, settings)
@@ -67,9 +67,9 @@ local function run(file, settings)
       end
     end
     io.write("> ", (source:gsub("\n", "\n  ")), "\n")
-    held = {}
+    ids, last = {}, {}
     local values, shown = session:run(source)
-    for _, id in ipairs(held) do write_bundle(held[id]) end
+    for _, id in ipairs(ids) do write_bundle(last[id]) end
     if not values then
       io.stderr:write(Session.error_text(shown), "\n")
       os.exit(shown.interrupted and 130 or 1)

@@ -92,6 +92,57 @@ describe("the quantizer's benchmark", function()
   end)
 end)
 
+describe("gpu.sh", function()
+  local function gpu(arguments) return shell("experiments/bench/gpu.sh " .. arguments) end
+
+  it("refuses what it cannot use, and measures nothing without the device", function()
+    local full = H.scratch "full"
+    assert(require("lfs").mkdir(full))
+    H.write(full .. "/thesis.txt", "words")
+    for arguments, expected in pairs {
+      [""] = "gpu.sh OUT", ["--dry"] = "gpu.sh OUT", ["a b"] = "gpu.sh OUT", ["a --rounds 3"] = "gpu.sh OUT", ["a --data"] = "gpu.sh OUT",
+      ["a --seconds x"] = "--seconds x: expected a number", ["a --data nowhere"] = "nowhere: no such folder", [full] = "is not empty",
+    } do
+      local text, status = gpu(arguments)
+      assert.equal(2, status, text)
+      assert.is_truthy(text:find(expected, 1, true), text)
+    end
+    local out = H.scratch "nothing"
+    local text, status = gpu(out .. " --device cuda:77")
+    assert.equal(1, status, text)
+    assert.is_truthy(text:find("no measurements: device 'cuda:77'", 1, true), text)
+    assert.equal(text, H.read(out .. "/summary.txt"))
+  end)
+
+  it("runs all its parts on the emulator, and leaves a file of each #slow", function()
+    local out = H.scratch "gpu"
+    local text, status = gpu(out .. " --dry")
+    assert.equal(0, status, text)
+    assert.equal(text, H.read(out .. "/summary.txt"))
+    for line in text:gmatch "[^\n]+" do
+      local name, said = line:match "^(%S+) +(.-)%s*$"
+      if name ~= "sanitizer" then
+        assert.is_truthy(said:find "^ok ", line)
+        assert.is_true(#H.read(out .. "/" .. name .. ".txt") > 0, name)
+      end
+    end
+    local modes = {}
+    for _, row in ipairs(rows_of(out .. "/ae.csv")) do
+      modes[#modes + 1] = row.method .. " " .. row.dtype .. " " .. row.graph
+      assert.is_true(tonumber(row.vertex_ms) > 0)
+    end
+    table.sort(modes)
+    assert.same({ "none bf16 on", "none f32 on", "softmax-knn-ce bf16 on", "softmax-knn-ce f32 off", "softmax-knn-ce f32 on" }, modes)
+    local sides = {}
+    for _, row in ipairs(rows_of(out .. "/errors/quantizer-emu-0.csv")) do
+      sides[row.side] = true
+      if row.side == "vertex" then assert.is_true(tonumber(row.dz) < 1e-4 and row.near_differ == "0") end
+    end
+    assert.same({ vertex = true, ["vertex graph"] = true }, sides)
+    assert.is_truthy(H.read(out .. "/train/results.csv"):find "\nste%-euclid,")
+  end)
+end)
+
 describe("kernels/lab", function()
   it("agrees with float64 in every step #slow", function()
     local text, status = shell "kernels/lab/run.sh --quick"

@@ -198,12 +198,72 @@ function direct.adamw(device)
   return results
 end
 
+function direct.reduce(device)
+  local T, results = H.generator(13), {}
+  local x = upload(T({ 60, 48, 5 }, { grad = false }), device)
+  local long = upload(T({ 3, 40004 }, { grad = false }), device)
+  local function reduced(v, shape)
+    for kind = 0, 3 do
+      local y = vx.empty(shape, { device = device })
+      core.call(C.vx_reduce, y._h, v._h, kind)
+      results[#results + 1] = y
+    end
+  end
+  local s = x:strides()
+  -- views: transposed, every second element, repeated by a stride of 0, off 16 bytes; every choice of dimensions
+  for _, view in ipairs { { { 60, 48, 5 }, s, 0 }, { { 5, 48, 60 }, { s[3], s[2], s[1] }, 0 }, { { 48, 60, 5 }, { s[2], s[1], s[3] }, 0 },
+    { { 30, 24, 5 }, { 2 * s[1], 2 * s[2], s[3] }, 0 }, { { 60, 24, 2 }, { s[1], 2 * s[2], 2 }, 1 }, { { 4, 48, 5 }, { 0, s[2], s[3] }, 1 },
+    { { 48, 5, 4 }, { s[2], s[3], 0 }, 3 } } do
+    local v = core.view(x, view[1], view[2], view[3])
+    for choice = 0, 7 do
+      local shape = {}
+      for d = 1, 3 do shape[d] = math.floor(choice / 2 ^ (d - 1)) % 2 == 0 and 1 or view[1][d] end
+      reduced(v, shape)
+    end
+  end
+  reduced(long, { 3, 1 })
+  reduced(long, { 1, 40004 })
+  reduced(long, { 1, 1 })
+  reduced(core.view(long, { 40004, 3 }, { 1, 40004 }, 0), { 1, 3 })
+  reduced(core.view(long, { 3, 40000 }, { 40004, 1 }, 1), { 3, 1 })
+  reduced(core.view(long, { 3, 2, 10000 }, { 40004, 20000, 2 }, 0), { 1, 2, 1 })
+  reduced(vx.full({}, 3, { device = device }), {})
+  local special = upload(vx.tensor { { 1, 0 / 0, 1 / 0 }, { 2, 3, -1 / 0 }, { 1 / 0, -1 / 0, 4 }, { 0, -0.0, -0.0 } }, device)
+  reduced(special, { 4, 1 })
+  reduced(special, { 1, 3 })
+  results[#results + 1] = ops.sum(vx.empty({ 0, 3 }, { device = device }), 1)
+  return results
+end
+
+function direct.softmax(device)
+  local T, results = H.generator(14), {}
+  local special = vx.tensor { { 1, 0 / 0, 2 }, { 1 / 0, 0, 1 }, { -1 / 0, -1 / 0, -1 / 0 }, { -1 / 0, 3, 4 }, { 3e38, -3e38, 3e38 }, { -90, 100, 0 } }
+  for logarithm = 0, 1 do
+    -- rows of a lane or several, of a warp, of a block, and longer than what a block keeps
+    for _, x in ipairs { special, T({ 700, 3 }, { grad = false }), T({ 65, 30 }, { grad = false, high = 50 }), T({ 9, 500 }, { grad = false }),
+      T({ 3, 513 }, { grad = false }), T({ 2, 8300 }, { grad = false }), T({ 2, 20000 }, { grad = false }) } do
+      local here, g = upload(x, device), upload(T(x:shape(), { grad = false }), device)
+      local y, dx = core.new_like(here), core.new_like(here)
+      core.call(C.vx_softmax, y._h, here._h, logarithm)
+      core.call(C.vx_softmax_backward, dx._h, g._h, y._h, logarithm)
+      results[#results + 1], results[#results + 2] = y, dx
+    end
+  end
+  return results
+end
+
 function direct.nonfinite(device)
   local x, results = vx.zeros { 300, 70 }, {}
   for _, place in ipairs { { 271, 70, 1 / 0 }, { 18, 1, 0 / 0 }, { 18, 2, -1 / 0 }, { 1, 1, 0 / 0 } } do
     x[place[1]][place[2]] = place[3]
     results[#results + 1] = vx.empty({ 2 }, { dtype = "i32", device = device })
     core.call(C.vx_nonfinite, results[#results]._h, upload(x, device)._h)
+  end
+  local long = vx.zeros { 2, 40000 }
+  for _ = 1, 2 do
+    results[#results + 1] = vx.empty({ 2 }, { dtype = "i32", device = device })
+    core.call(C.vx_nonfinite, results[#results]._h, upload(long, device)._h)
+    long[2]:fill(0 / 0)
   end
   return results
 end
@@ -217,6 +277,7 @@ function direct.argmax(device)
     results[#results + 1] = ops.argmax(upload(ties, device))
   end
   results[#results + 1] = ops.argmax(vx.full({ 3, 40 }, -1 / 0, { device = device }))
+  results[#results + 1] = ops.argmax(upload(vx.tensor { { -1, -0.0, 0 }, { 0, -0.0, -1 } }, device)) -- equal zeros
   return results
 end
 
@@ -1140,6 +1201,25 @@ describe("the CUDA emulator", function()
       end)
       mse() -- and all goes on
       assert.equal(1, loss:item())
+    end
+  end)
+
+  it("uploads through memory that queued ops still use only when they are done", function()
+    for seed = 1, 4 do
+      local out = H.child([[
+        local vx = require "vertex"
+        vx.device "emu:0"
+        local n, b, y = 2 ^ 20, {}, {} -- 4 MB: what a slot of the ring takes from the pool
+        local host = vx.full({ n }, 5, { device = "cpu" })
+        for i = 1, 3 do b[i] = vx.full({ n }, 3) end
+        for i = 1, 3 do y[i] = b[i] * 2 end
+        for i = 1, 3 do b[i]:release() end
+        local x = host:to "emu:0"
+        for i = 1, 3 do assert(y[i]:sum():item() == 6 * n) end
+        assert(x:sum():item() == 5 * n)
+        print "right"
+      ]], "VERTEX_EMU_SEED=" .. seed)
+      assert.equal("right\n", out)
     end
   end)
 

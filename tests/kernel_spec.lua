@@ -255,6 +255,12 @@ describe("the kernel", function()
     assert.truthy(texts(published):find("fit ━━━━━━━━━━╌╌╌╌", 1, true) and texts(published):find("100%%  loss 1"), texts(published))
   end)
 
+  it("shows HTML and SVG made by hand", function()
+    local _, published = run "vx.display.object { ['text/html'] = '<i>x</i>' }"
+    assert.same({ ["text/html"] = "<i>x</i>", ["text/plain"] = "(text/html)" }, published[1][2].data)
+    assert.truthy(run("vx.display.object { html = 'x' }").evalue:find("^In%[%d+%]:1: display.object: form html"))
+  end)
+
   it("asks for input", function()
     local function type_in(message) client.talk:send(client.stdin, {}, "input_reply", { value = "12 é" }, message.json) end
     local _, published = run("io.write 'name? ' local n = io.read(); n, #n", { allow_stdin = true }, type_in)

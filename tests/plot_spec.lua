@@ -561,6 +561,45 @@ describe("plot drawing", function()
     assert.is_true(error_sum < 0.1 * total)
   end)
 
+  it("shows points and what a watch recorded through vx.simplex", function()
+    vx.seed(2)
+    local p = vx.simplex.named("vertices", 50, {dim = 6})
+    local labels = {"a", "b", "c", "d", "e", "f"}
+    local fig, logs = vx.simplex.plot(p, {title = "six", labels = labels}), vx.simplex.plot(p:log(), {log = true, title = "six", labels = labels})
+    assert.equal(6, fig:simplex(1).simplex.codes)
+    assert.equal(50, #fig:simplex(1).layers[1].x[1])
+    for i, x in ipairs(fig:simplex(1).layers[1].x[1]) do assert.near(x, logs:simplex(1).layers[1].x[1][i], 1e-5) end
+    assert.has_no.errors(function() fig:png() end)
+    refused(function() vx.simplex.plot(vx.simplex.named("uniform", 4, {dim = 2})) end, "p (4,2)", "M at least 3")
+    refused(function() vx.simplex.plot(vx.zeros{4, 3}) end, "does not hold points")
+    refused(function() vx.simplex.plot(p, {label = "x"}) end, "unknown option 'label'")
+
+    local quantizer = vx.quantizer("softmax-knn-l2", {dim = 4, codes = 5, groups = 2, k = 2, seed = 1})
+    local watch = vx.simplex.watch(quantizer)
+    refused(function() watch:plot() end, "nothing was recorded yet")
+    for _ = 1, 3 do quantizer(vx.randn{20, 4}) end
+    fig = watch:plot()
+    for c = 1, 3 do
+      assert.equal(2, #fig:axes(c).layers)
+      assert.same({1, 2, 3}, fig:axes(c).layers[1].x[1])
+    end
+    assert.near(watch:last().distances[2]:mean():item(), fig:axes(1).layers[2].y[1][3], 1e-6)
+    assert.near(watch:last().neighbours[1]:max():item(), fig:axes(2).layers[1].y[3][3], 1e-6)
+    local claimed = 0
+    for _, n in ipairs(watch:last().claimed[1]:totable()) do claimed = claimed + (n > 0 and 1 or 0) / 5 end
+    assert.near(claimed, fig:axes(3).layers[1].y[1][3], 1e-6)
+    assert.has_no.errors(function() fig:png() end)
+  end)
+
+  it("keeps the legend off a band too", function()
+    local function png(legend)
+      local fig = plot.figure()
+      fig:axes(1):line(nil, {2, 2, 2, 2}, {band = {{1, 1, 1, 1}, {2, 3, 4, 8}}, label = "a"}):set{legend = legend}
+      return fig:png()
+    end
+    assert.equal(png "upper left", png "auto")
+  end)
+
   it("saves by the ending, svg and pdf too", function()
     local fig = plot.figure()
     fig:axes(1):line(nil, {1, 2}, {label = "é"})
@@ -648,15 +687,18 @@ describe("plot drawing", function()
     local mode, backend, shown, options = display.mode, display.backend, nil, nil
     display.mode, display.backend = "notebook", function(bundle, o) shown, options = bundle, o end
     local fig = plot.figure{width = 100, height = 80}
-    local ok, result = pcall(fig.show, fig, {id = "loss"})
+    local ok, result = pcall(function() return select("#", fig:show {id = "loss"}) end)
     display.mode, display.backend = mode, backend
     assert.is_true(ok)
-    assert.equal(fig, result)
+    assert.equal(0, result)
     assert.equal(fig:png(), shown["image/png"])
     assert.is_nil(shown["text/plain"]:find("\27", 1, true))
     assert.same({id = "loss", metadata = {["image/png"] = {width = 100, height = 80}}}, options)
     assert.matches("figure 100 x 80 pt", tostring(fig))
     assert.matches("pictures", tostring(plot.image_grid{{solid(1, 1, 0, 0, 0)}}))
+    local two = plot.figure{cols = 2}
+    assert.equal("axes with 1 layer(s)", tostring(two:axes(1):line(nil, {1, 2})))
+    assert.equal("axes on the simplex of 3 codes with 1 layer(s)", tostring(two:simplex(2):scatter{{1, 0, 0}}))
   end)
 
   it("is written to a file by show in a script without a terminal", function()

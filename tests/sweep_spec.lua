@@ -59,6 +59,19 @@ local function tensors(out, method)
   return table.concat(parts)
 end
 
+describe("a meter", function()
+  it("averages numbers and tensors between two looks", function()
+    local meter = train.meter()
+    assert.same({}, meter:take())
+    for i = 1, 4 do
+      vx.step(function() meter:add { number = i, tensor = vx.full({}, 2 * i), sometimes = i > 2 and vx.full({ 1 }, i) or nil } end)
+    end
+    assert.same({ number = 2.5, tensor = 5, sometimes = 3.5 }, meter:take())
+    meter:add { tensor = vx.full({}, 7) }
+    assert.same({ tensor = 7 }, meter:take())
+  end)
+end)
+
 describe("ae_sweep", function()
   setup(function()
     scratch = os.tmpname()
@@ -136,6 +149,9 @@ describe("ae_sweep", function()
       ["--data nowhere --out t2 --steps 1"] = "nowhere",
       ["--data other --out t3 --steps 1"] = "other",
       ["--quantizers nowhere"] = "'nowhere' is no folder",
+      ["--device cpu --graph on --out t4"] = "--graph on: the CPU records no graphs",
+      ["--device cpu --autocast bf16 --out t5"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
+      ["--graph maybe"] = "must be one of 'on', 'off'",
     } do
       local output, status = sweep(arguments)
       assert.truthy(status ~= 0, arguments)

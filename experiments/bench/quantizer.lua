@@ -4,7 +4,8 @@
 --
 -- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a machine that others use
 -- too slows both sides alike; the ratio of the least times stands beside it. Beside every time stand
---   floor   the least time that the arithmetic takes at the ceilings roof.c measures in this run, with the same vectors and threads:
+--   floor   the least time that the arithmetic takes at the ceilings that kernels/lab/roof.c measures in this run, with the same vectors and
+--           threads:
 --           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
 --           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
 --           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here. In the
@@ -474,8 +475,13 @@ function run.sweep()
       add_ours("sweep", shape, method, (tools.pair(limits, ours(shape, method))))
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES, { "naive", "filter" })) do
         local before = row_before("torch " .. baseline, shape)
-        local seconds = before and before.ms and before.ms * 1e-3 * (M / before.M) ^ 2 -- N grows with M
-        if seconds and seconds > flags.limit then
+        local growth = before and before.ms and (M / before.M) ^ 2 -- N grows with M
+        local seconds, bytes = growth and before.ms * 1e-3 * growth, growth and before.extra_bytes * growth
+        local whole = baseline ~= "chunk" and baseline ~= "filter"
+        if whole and bytes and bytes > memory_limit then
+          add("sweep", shape, method, "torch " .. baseline, { against = "vertex",
+            note = ("not run: would take about %.0f GB of memory, of %.1f allowed"):format(bytes / 1e9, memory_limit / 1e9) })
+        elseif seconds and seconds > flags.limit then
           add("sweep", shape, method, "torch " .. baseline, { against = "vertex",
             note = ("not run: would take about %.0f s, of %g allowed"):format(seconds, flags.limit) })
         elseif not before or before.ms then

@@ -51,8 +51,8 @@ local function lines_of(rows, best)
 end
 
 local ORDER = {} -- of what the columns shape, method and side hold; others go behind, shapes by their codes
-for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex", "vertex graph",
-  "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
+for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex",
+  "vertex graph", "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
 
 local function before(a, b)
   if not (ORDER[a.shape] and ORDER[b.shape]) and (a.D ~= b.D or a.M ~= b.M) then
@@ -134,10 +134,13 @@ local function draw_curves(ax, rows, quantity, scale)
   end
 end
 
+--- The rows of section large are points of the sweep's line.
+local function in_plot(r) return r.section == "sweep" or r.section == "large" and r.N == 8 * r.M end
+
 local function write_plot(results, path, processor)
   local by_width, widths = {}, {}
   for _, r in ipairs(results.rows) do
-    if r.section == "sweep" then
+    if in_plot(r) then
       if not by_width[r.D] then
         by_width[r.D] = {}
         widths[#widths + 1] = r.D
@@ -148,7 +151,7 @@ local function write_plot(results, path, processor)
   if #widths == 0 then return end
   local codes = { math.huge, 0 }
   for _, r in ipairs(results.rows) do
-    if r.section == "sweep" then codes = { math.min(codes[1], r.M * 0.8), math.max(codes[2], r.M * 1.25) } end
+    if in_plot(r) then codes = { math.min(codes[1], r.M * 0.8), math.max(codes[2], r.M * 1.25) } end
   end
   table.sort(widths)
   local fig = plot.figure { width = 460 * #widths + 40, height = 720, rows = 2, cols = #widths,

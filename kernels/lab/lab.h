@@ -7,8 +7,8 @@
  *     F  one comparison per element                              N M / compare
  *     O  one other vector operation per element                  N M / (fma / 2): as many of them pass as multiply-adds
  *     B  one byte per element to or from memory                  N M / copy
- * A prediction that fails teaches more than one that holds; the comment above a step says what was learned. `bits` says
- * whether one thread gives the same bits as all of them.
+ * A prediction that fails teaches more than one that holds; the comment above a step says what was learned there, and
+ * amd-epyc-avx2.txt is what run.sh printed. `bits` says whether one thread gives the same bits as all of them.
  *
  * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels handle
  * all others, and small temperatures, noise, groups and NaN besides.
@@ -297,7 +297,7 @@ static inline int run_lab(const lab *l, int argc, char **argv)
         printf("fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, copy %.1f GB/s\n", ceiling[0], ceiling[1], ceiling[2],
                ceiling[4]);
         printf("G %.2f ms, E %.2f, F %.2f, O %.2f, B %.2f; floor %.1f ms\n", G, E, F, O, B, floor);
-        printf("   step                        least   median  predicted  of floor  worst error     bits    prediction\n");
+        printf("   step                          least   median  predicted  of floor  worst error     bits    prediction\n");
     }
     for (int i = 0; i < l->count; i++) {
         const step *s = l->steps + i;
@@ -305,7 +305,7 @@ static inline int run_lab(const lab *l, int argc, char **argv)
         if (o->runs == 0) continue;
         qsort(o->ms, (size_t)o->runs, sizeof *o->ms, ascending);
         failed |= !(o->worst <= 1);
-        printf("%2d %-22s", i + 1, s->name);
+        printf("%2d %-24s", i + 1, s->name);
         if (roof)
             printf(" %9.1f %8.1f %10.1f %7.0f %%", o->ms[0], o->ms[o->runs / 2],
                    s->g * G + s->e * E + s->f * F + s->o * O + s->b * B, 100 * floor / o->ms[0]);

@@ -30,6 +30,20 @@ function display.mime(object)
   return bundle, metadata or {}
 end
 
+--- An object that shows itself in the given forms: display.object{["text/html"] = "<b>bold</b>"}, {["image/svg+xml"] = ...}.
+-- @param bundle form → bytes
+-- @param[opt] metadata form → table
+function display.object(bundle, metadata)
+  if type(bundle) ~= "table" or next(bundle) == nil then core.fail("display.object: expected a table of forms, got %s", tostring(bundle)) end
+  for form, bytes in pairs(bundle) do
+    if type(form) ~= "string" or not form:find "^%l+/" or type(bytes) ~= "string" then
+      core.fail("display.object: form %s with a %s, expected a form such as text/html with a string", tostring(form), type(bytes))
+    end
+  end
+  local text = bundle["text/plain"] or ("(%s)"):format((next(bundle)))
+  return setmetatable({}, { __mime = function() return bundle, metadata end, __tostring = function() return text end })
+end
+
 -- -- Pictures in terminals --------------------------------------------------------------------------------------------------------------
 
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"

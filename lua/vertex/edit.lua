@@ -20,8 +20,8 @@ extern void *stdin, *stdout, *stderr;
 void *el_init(const char *program, void *in, void *out, void *err); int el_set(void *editor, int what, ...); int el_source(void *editor, const char *path);
 const char *el_gets(void *editor, int *count); const void *el_line(void *editor); int el_insertstr(void *editor, const char *text);
 void el_resize(void *editor); void *history_init(void); int history(void *history, void *event, int what, ...);
-char *setlocale(int category, const char *name); long read(int fd, void *bytes, size_t count); int poll(void *fds, unsigned long count, int milliseconds);
-int kill(int pid, int signal); unsigned umask(unsigned mask);
+char *setlocale(int category, const char *name); long read(int fd, void *bytes, size_t count);
+int poll(void *fds, unsigned long count, int milliseconds); int kill(int pid, int signal); unsigned umask(unsigned mask);
 ]]
 local C = ffi.C
 
@@ -132,9 +132,10 @@ function Editor:character()
   for _ = 1, more do
     local following = self:byte()
     if not following then return nil end
+    if following < 0x80 or following > 0xBF then return 0xFFFD end
     code = code * 64 + following % 64
   end
-  return code
+  return (code > 0x10FFFF or code >= 0xD800 and code <= 0xDFFF) and 0xFFFD or code
 end
 
 --- Stops the process as Ctrl-Z does, with the terminal as programs expect it meanwhile.

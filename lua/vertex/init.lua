@@ -71,7 +71,7 @@ end
 
 -- modules loaded at first use: a quantizer experiment should not need cairo or an image library
 local lazy = { data = "vertex.data.images", plot = "vertex.plot", train = "vertex.train", sweep = "vertex.sweep", simplex = "vertex.simplex",
-  metrics = "vertex.metrics", dist = "vertex.dist" }
+  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.display" }
 local names = {} -- of those that are there, for completion
 for name, module in pairs(lazy) do names[name] = package.searchpath(module, package.path) and true end
 

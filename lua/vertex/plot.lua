@@ -162,19 +162,16 @@ function Figure:text(options)
 end
 
 --- Show the figure where the user looks: in the terminal, in the notebook, or in a file that a script without a terminal writes.
+-- Returns nothing, for sessions and notebooks show what is returned.
 -- @param[opt] options id: a later show with the same id takes this one's place in a notebook
--- @return the figure
-function Figure:show(options)
-  display.show(self, options)
-  return self
-end
+function Figure:show(options) display.show(self, options) end
 
 -- The forms that display.lua shows a figure in. Colours are for terminals that have them.
 function Figure.__mime(fig)
   local terminal = display.mode ~= "notebook" and core.is_tty(1) and not os.getenv "NO_COLOR" and os.getenv "TERM" ~= "dumb"
-  local columns = core.is_tty(1) and core.terminal_columns() or 80
-  local png = fig:png()
-  return {["image/png"] = png, ["text/plain"] = fig:text {columns = math.max(20, math.min(columns, 120)), color = terminal}},
+  local columns = core.is_tty(1) and core.terminal_columns() or 0
+  if columns < 20 then columns = 80 end                  -- terminals that do not know say 0
+  return {["image/png"] = fig:png(), ["text/plain"] = fig:text {columns = math.min(columns, 120), color = terminal}},
     {["image/png"] = {width = math.ceil(fig.width), height = math.ceil(fig.height)}}
 end
 

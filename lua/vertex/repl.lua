@@ -244,9 +244,12 @@ local function run_file(path, arguments)
     return 1
   end
   _G.arg = arguments
-  local ok, trace = xpcall(chunk, debug.traceback, unpack(arguments))
+  local ok, trace = xpcall(chunk, function(raised)
+    local message = type(raised) == "string" and raised or show.value(raised)
+    return (debug.traceback(message, 2):gsub("\n%s*%[C%]: in function 'xpcall'.*$", ""))
+  end, unpack(arguments))
   if ok then return 0 end
-  io.stderr:write(tostring(trace), "\n")
+  io.stderr:write(trace, "\n")
   return 1
 end
 

@@ -378,7 +378,7 @@ end
 -- @param[opt] options {every = 1: look at each so many-th training forward, rows = 1024: R, evenly spaced, or all where a batch has fewer,
 --   k = 8: K, or R where that is less, metric = "l2" or "ce", points = 0: P}
 -- @return a watch: .records; :stack(name) all records of a name as one tensor (T,...); :steps() array of their T steps; :last();
---   :save(path) as safetensors; :stop() ends the recording
+--   :save(path) as safetensors; :plot() as a figure over the steps; :stop() ends the recording
 function simplex.watch(quantizer, options)
   local o = chosen("watch", options, { every = 1, rows = 1024, k = 8, metric = "l2", points = 0 })
   for name, low in pairs { every = 1, rows = 1, k = 1, points = 0 } do whole("watch", name, o[name], low) end
@@ -454,6 +454,61 @@ function Watch:__tostring()
   local used = tape.no_grad(function() return ops.mean(ops.lt(core.new({ 1 }, { device = "cpu" }):zero(), last.claimed:to "f32")):item() end)
   return ("watch: %d records, the last of step %d: mean distance from the nearest vertex %.3g, vertices claimed %.0f%%"):format(#self.records,
     last.step, ops.mean(last.distances):item(), 100 * used)
+end
+
+-- -- Plots --------------------------------------------------------------------------------------------------------------------------------
+
+--- Points as a figure: on the triangle for M = 3, for more in a regular polygon with a vertex at each corner (plot/simplex.lua says what
+-- that shows); coloured by how densely they lie.
+-- @param p points (N,M), M at least 3
+-- @param[opt] options {title, labels = of the vertices (array of M strings), log = false: p holds logarithms}
+-- @return figure, to show, save or add to: fig:simplex(1) are its axes
+function simplex.plot(p, options)
+  local o = chosen("plot", options, { title = NONE, labels = NONE, log = false })
+  points("plot", p, o.log)
+  local M = p:size(2)
+  if M < 3 then fail("plot: p %s, expected (N,M) with M at least 3", shape_text(p)) end
+  local fig = require("vertex.plot").figure { width = 480, height = 440 }
+  core.step(function()
+    tape.no_grad(function()
+      fig:simplex(1, { codes = M, labels = o.labels }):scatter(probabilities(p, o.log), { density = true, size = 4.5 }):set { title = o.title }
+    end)
+  end)
+  return fig
+end
+
+--- What was recorded, over the steps, as a figure of three axes with a line for each codebook: the rows' distance from the vertex nearest
+-- to them (mean, in a band of one standard deviation, cut at 0), the deviation of each vertex's K nearest rows (mean over the vertices, in a band from
+-- the least to the greatest), and the share of vertices that any row claimed.
+-- @return figure
+function Watch:plot()
+  local steps, G = self:steps(), self.records[1] and self.records[1].claimed:size(1)
+  local distances, neighbours, claimed
+  core.step(tape.no_grad, function()
+    local d, n = self:stack "distances", self:stack "neighbours"
+    local mean = ops.mean(d, 3)
+    local sd = ops.sqrt(ops.mean(ops.square(ops.sub(d, ops.mean(d, 3, true))), 3))
+    distances = { mean:totable(), ops.clamp(ops.sub(mean, sd), 0, 2):totable(), ops.add(mean, sd):totable() }
+    neighbours = { ops.mean(n, 3):totable(), ops.min(n, 3):totable(), ops.max(n, 3):totable() }
+    claimed = ops.mean(ops.lt(core.new({ 1 }, { device = "cpu" }):zero(), self:stack "claimed"), 3):totable()
+  end)
+  local fig = require("vertex.plot").figure { width = 1050, height = 320, cols = 3 }
+  local function of(rows, g)
+    local out = {}
+    for t, row in ipairs(rows) do out[t] = row[g] end
+    return out
+  end
+  for g = 1, G do
+    local label = G > 1 and "codebook " .. g or nil
+    fig:axes(1):line(steps, of(distances[1], g), { band = { of(distances[2], g), of(distances[3], g) }, label = label })
+    fig:axes(2):line(steps, of(neighbours[1], g), { band = { of(neighbours[2], g), of(neighbours[3], g) }, label = label })
+    fig:axes(3):line(steps, of(claimed, g), { label = label })
+  end
+  local unit = self.options.metric == "ce" and " (nats)" or ""
+  fig:axes(1):set { title = "Rows: distance from a vertex", xlabel = "step", ylabel = "distance" }
+  fig:axes(2):set { title = "Vertices: their nearest rows", xlabel = "step", ylabel = "mean deviation" .. unit }
+  fig:axes(3):set { title = "Vertices claimed", xlabel = "step", ylabel = "share", ylim = { 0, 1.05 } }
+  return fig
 end
 
 return simplex

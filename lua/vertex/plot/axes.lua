@@ -20,6 +20,12 @@ function Axes.new(figure)
   return setmetatable({figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0}, Axes)
 end
 
+--- "axes with 2 layers", what a session says of them.
+function Axes.__tostring(ax)
+  if ax.picture then return "axes with a picture" end
+  return ("%s with %d layer(s)"):format(ax.simplex and ("axes on the simplex of %d codes"):format(ax.simplex.codes) or "axes", #ax.layers)
+end
+
 -- Dashes of the rounds through the series colours, in line widths.
 local dashes = {{}, {5, 2}, {1.5, 1.5}, {7, 2, 1.5, 2}}
 

@@ -30,6 +30,30 @@ local Text = canvas.extend {}
 local plain = getmetatable(Text)     -- the canvas of pictures
 
 function Text:text_width(text) return length(text) * CELL_WIDTH * self.zoom end
+-- The lightest that a colour of lines and markers is drawn: yellow ones would be taken for paper. Greys, such as the grid, stay.
+local LIGHTEST = 0.55
+
+-- Areas, which are drawn with sharp edges, keep their lightness for the dithering, until the next restore.
+function Text:sharp_edges()
+  self.shading = true
+  plain.sharp_edges(self)
+end
+
+function Text:restore()
+  self.shading = false
+  plain.restore(self)
+end
+
+function Text:color(color, alpha)
+  local r, g, b = color[1], color[2], color[3]
+  local light = 0.299 * r + 0.587 * g + 0.114 * b
+  if not self.shading and light > LIGHTEST and max(r, g, b) - min(r, g, b) > 0.1 then
+    local f = LIGHTEST / light
+    color = {r * f, g * f, b * f}
+  end
+  plain.color(self, color, alpha)
+end
+
 function Text:pen(width, dash) plain.pen(self, max(width, DOT * self.zoom), dash) end
 function Text:disc(x, y, r) plain.disc(self, x, y, max(r, 0.75 * DOT * self.zoom)) end
 
@@ -116,8 +140,8 @@ local function lines(pixel, letters, columns, rows, color)
       end
       line[#line + 1] = text
     end
-    if now ~= DEFAULT then line[#line + 1] = DEFAULT end
-    out[#out + 1] = (table.concat(line):gsub(" +$", ""))
+    local text = table.concat(line):gsub(" +$", "")
+    out[#out + 1] = now ~= DEFAULT and text .. DEFAULT or text
   end
   return table.concat(out, "\n")
 end

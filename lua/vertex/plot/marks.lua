@@ -123,7 +123,11 @@ function line.swatch(canvas, layer, x, y)
   if layer.marker then draw_marker(canvas, layer.marker, x + SWATCH / 2, y, layer.width + 4) end
 end
 
+-- The curve and the edges of its band.
 function line.ink(layer, view, add)
+  for _, edge in ipairs(layer.band or {}) do
+    for i, x in ipairs(layer.x[1]) do add(view.x(x), view.y(edge[i])) end
+  end
   for _, run in ipairs(runs(view, layer.x[1], layer.y[1])) do
     for i = 1, #run.x do
       local dx, dy = run.x[i] - (run.x[i - 1] or run.x[i]), run.y[i] - (run.y[i - 1] or run.y[i])
@@ -138,7 +142,7 @@ end
 local scatter = {}
 
 -- The kernel of the density that colours points, in points of the page.
-local DENSITY_SD = 5
+local DENSITY_SD = 8
 
 -- A number 0..1 for each point on the page, how densely they lie there, and the points' order from thin to dense.
 local function by_density(xs, ys, view)

@@ -17,6 +17,7 @@ local sin, cos, pi, sqrt = math.sin, math.cos, math.pi, math.sqrt
 
 local Simplex = {}
 Simplex.__index = Simplex
+Simplex.__tostring = Axes.__tostring
 
 -- How far a row's sum may be from 1: a softmax in bfloat16 misses by less.
 local SLACK = 1e-3
