@@ -33,7 +33,7 @@ extern "C" {
 /* -- Status, types, limits ------------------------------------------------------------------------------------------ */
 
 enum {
-    VX_ABI = 2,             /* raised when a declaration changes; backends and Lua refuse another one */
+    VX_ABI = 3,             /* raised when a declaration changes; backends and Lua refuse another one */
     VX_MAX_DIMS = 8,
     VX_OK = 0,
     VX_EINVAL = 1,          /* the caller's mistake: shape, dtype, range, released tensor */
@@ -60,7 +60,7 @@ enum { VX_ACT_NONE = 0, VX_ACT_SILU, VX_ACT_GELU };
 enum { VX_EUCLID = 0, VX_COSINE };                              /* assign, hard_* */
 enum { VX_KNN_CE = 0, VX_KNN_L2 };                              /* vertex_knn: metric */
 enum { VX_STE = 0, VX_ROTATION };                               /* hard_backward: gradient estimator */
-enum { VX_SOFTMAX = 0, VX_SOFT_GUMBEL, VX_HARD_GUMBEL };        /* smooth_*: sampler */
+enum { VX_SOFTMAX = 0, VX_SOFT_GUMBEL, VX_HARD_GUMBEL };        /* smooth_*: sampler; precision is VX_F32 or VX_BF16 */
 enum { VX_REG_NONE = 0, VX_REG_PPL, VX_REG_KNN_CE, VX_REG_KNN_L2 }; /* smooth_*: regularizer */
 
 typedef struct vx_tensor vx_tensor;

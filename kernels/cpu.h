@@ -1,4 +1,4 @@
-/* cpu.h: frame of the CPU kernels. Every file in kernels/ is compiled once per SIMD variant (portable, avx2, avx512) with
+/* cpu.h: frame of the CPU kernels. Every file in kernels/ is compiled once per SIMD variant (portable, avx2, avx512, avx512bf16) with
  * VX_VARIANT set; VX_CPU(name) gives each copy its own names, and vx_cpu_backend() (kernels/simd.c) chooses one table at
  * run time. A kernel is therefore plain C with vec.h's vectors: no run-time dispatch inside.
  *

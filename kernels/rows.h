@@ -101,4 +101,30 @@ VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, co
         for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
 }
 
+/* c[i][v] += sum over k < count of <a[i ai + k ak], b[k ldb + v]>, both pairs of bfloat16 (vu_pair); rows i, vectors v. */
+VX_INLINE void tile_pairs(const int rows, const int vectors, float *c, int64_t ldc, const uint32_t *a, int64_t ai,
+                          int64_t ak, const uint32_t *b, int64_t ldb, int64_t count)
+{
+    vf sum[8][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) sum[i][v] = vf_load(c + i * ldc + v * VX_LANES);
+    for (int64_t k = 0; k < count; k++) {
+        vu column[2];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) memcpy(&column[v], b + k * ldb + v * VX_LANES, sizeof column[v]);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            vu x = a[i * ai + k * ak] - (vu){0};
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; v++) sum[i][v] = vf_dot_pairs(sum[i][v], x, column[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
+}
+
 #endif

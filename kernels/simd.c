@@ -1,5 +1,6 @@
-/* simd.c: chooses the CPU kernels' SIMD variant at run time, and gives its table the host's memory functions. The only kernel
- * file that is compiled once. VERTEX_SIMD=avx512|avx2|portable forces a variant this processor can run. */
+/* simd.c: chooses the CPU kernels' SIMD variant at run time, and gives its table the host's memory functions. The only
+ * kernel file that is compiled once. VERTEX_SIMD=avx512bf16|avx512|avx2|portable forces a variant that this processor can
+ * run. */
 #define _GNU_SOURCE
 #include <omp.h>
 #include <pthread.h>
@@ -13,7 +14,7 @@
 
 extern const vx_backend vx_cpu_portable_table;
 #ifdef VX_X86_VARIANTS
-extern const vx_backend vx_cpu_avx2_table, vx_cpu_avx512_table;
+extern const vx_backend vx_cpu_avx2_table, vx_cpu_avx512_table, vx_cpu_avx512bf16_table;
 #endif
 
 static vx_backend cpu;
@@ -25,7 +26,10 @@ static const vx_backend *best_variant(void)
 #ifdef VX_X86_VARIANTS
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("x86-64-v3"), avx512 = __builtin_cpu_supports("x86-64-v4");
+    bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     if (forced && !strcmp(forced, "avx2") && avx2) return &vx_cpu_avx2_table;
+    if (forced && !strcmp(forced, "avx512") && avx512) return &vx_cpu_avx512_table;
+    if (bf16) return &vx_cpu_avx512bf16_table;
     if (avx512) return &vx_cpu_avx512_table;
     if (avx2) return &vx_cpu_avx2_table;
 #endif

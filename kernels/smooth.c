@@ -15,6 +15,14 @@
  * where n(m, 1..K) are the K rows nearest to vertex m. A subset of `vertices` and `shards` concern the KNN regularizers
  * only.
  *
+ * Precision. Under VX_BF16 and for D > 8 five products round their factors to bfloat16 (to nearest, ties to even) and add in
+ * float32: sum_m p_im q_m here; <dy_i, q_m>, sum_m x_im q^_m, sum_i x_im z^_i and sum_i p_im dy_i in smooth_backward.c,
+ * which rounds q^ and multiplies by |q_m| after. Each sum is off by up to 2^-7 of the sum of its terms' magnitudes.
+ * Everything else is float32 with the bits it has under VX_F32: logits (in both passes), lse, sumsq, mean_pi, codes, near,
+ * reg, max_p, and y under hard Gumbel, which is a code. The variant avx512bf16 adds pairs of products by vdpbf16ps; the
+ * others split the pairs into float32 factors again, with the same products in the same order, and take longer than under
+ * VX_F32.
+ *
  * Left for the backward pass: lse (log-sum-exp of l, and of (l + g)/t), sumsq = |pi_i|^2 (under knn-l2, else 0),
  * soft = sum_m p_im q_m, near, mean_pi.
  *
@@ -82,6 +90,7 @@ typedef struct worker {
     float *s;         /* (block, Mp) logits relative to ref */
     float *e;         /* (block, Mp) 2^s, where keep_powers; in the place of s where only they are needed */
     float *w;         /* (block, 64) weights of one panel */
+    uint32_t *pairs;  /* (BLOCK, 32) the same in bfloat16 */
     float *noise;     /* (block, 64), thin (THIN_STRIP, 2, 64) */
     float *o;         /* (block, Dp) sum of weight times code */
     uint64_t *lists;  /* (shards, S, K/shards) */
@@ -260,7 +269,11 @@ static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int6
         else if (c->noise_kind == NOISE_RATES) weigh_row(1, t, i, s + i * c->Mp, noise, w, e, panel);
         else weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
-    tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
+    if (c->bf16) {
+        pair_codes(t->pairs, t->w, BLOCK);
+        tile_pair_product(t->o + from * c->Dp, c->Dp, BLOCK, t->pairs, PANEL / 2, 1,
+                          f->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp, PANEL / 2);
+    } else tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
     return 1;
 }
 
@@ -565,7 +578,7 @@ static int64_t cut_parts(const smooth_call *c, int block, part *parts)
 static void carve_forward(smooth_arena *a, forward *f, worker **workers, int threads, int with_mean, double **loss)
 {
     const smooth_call *c = &f->c;
-    carve_book(a, c, &f->book);
+    carve_book(a, c, &f->book, 0);
     f->parts = carve(a, f->part_count, sizeof(part));
     f->max_p = carve(a, f->part_count, sizeof(double));
     f->mean = with_mean ? carve_f32(a, f->part_count * c->Mp) : 0;
@@ -579,6 +592,7 @@ static void carve_forward(smooth_arena *a, forward *f, worker **workers, int thr
         t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
         t->e = !f->keep_powers ? 0 : c->regularizer == VX_REG_KNN_CE || c->thin ? carve_f32(a, f->block * c->Mp) : t->s;
         t->w = carve_f32(a, BLOCK * PANEL);
+        t->pairs = c->bf16 ? carve_pairs(a, BLOCK * PANEL / 2) : 0;
         t->noise = carve_f32(a, PANEL * (c->thin ? PAIR * THIN_STRIP : BLOCK));
         t->o = carve_f32(a, f->block * c->Dp);
         t->lists = carve(a, c->S * c->K, sizeof(uint64_t));
@@ -596,7 +610,7 @@ static void fill_slots(const forward *f)
 int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
                            vx_tensor *near, vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z,
                            vx_tensor *codebook, vx_tensor *log_tau, vx_tensor *noise, vx_tensor *vertices, int sampler,
-                           int regularizer, float gumbel_tau, int shards, uint64_t seed, uint64_t stream)
+                           int regularizer, float gumbel_tau, int shards, int precision, uint64_t seed, uint64_t stream)
 {
     float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
     if (!norms) return VX_ENOMEM;
@@ -608,7 +622,7 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                  .codes = vx_i32(codes)};
     smooth_call *c = &f.c;
     int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau,
-                              shards, seed, stream, norms);
+                              shards, precision, seed, stream, norms);
     int threads = omp_get_max_threads();
     worker *workers[threads];
     smooth_arena arena = {0};

@@ -648,8 +648,9 @@ static void walk_columns(const smooth_call &c, const columns_out &columns, int64
 int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft, vx_tensor *near,
                            vx_tensor *mean_pi, vx_tensor *reg, vx_tensor *max_p, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
                            vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau, int shards,
-                           uint64_t seed, uint64_t stream)
+                           int precision, uint64_t seed, uint64_t stream)
 {
+    (void)precision; /* bf16 asks for less than the float32 that there is */
     if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
     smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau);
     const vx_random random = vx_draws(seed, stream);

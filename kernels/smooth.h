@@ -34,6 +34,7 @@ typedef struct smooth_call {
     int64_t Mp, Dp, panels;
     int thin; /* D as thin.h pads it (3, 4 or 8), where its loops are used; else 0 */
     int sampler, regularizer, noise_kind;
+    int bf16; /* the products that smooth.c names take pairs of bfloat16 */
     float gumbel_tau, tau;
     float scale; /* log2(e) / tau */
     uint64_t seed, stream;
@@ -47,6 +48,8 @@ typedef struct smooth_book {
     float *raw;  /* (panels, thin, 64): as stored; thin only */
     float *rows; /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
     float *norm; /* (Mp): max(|q|, GUARD) */
+    uint32_t *row_pairs; /* (panels, 32, Dp): codes m and m + 32 of a panel's `rows`; bf16 only */
+    uint32_t *hat_pairs; /* (panels, ceil(D / 2), 64): elements 2d and 2d + 1 of `hat`; bf16 only, backward */
 } smooth_book;
 
 /* -- Working memory: the same function first counts (base NULL), then hands out ---------------------------------------- */
@@ -64,6 +67,7 @@ static inline void *carve(smooth_arena *a, int64_t count, size_t size)
 }
 
 static inline float *carve_f32(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(float)); }
+static inline uint32_t *carve_pairs(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(uint32_t)); }
 
 /* -- Checks ------------------------------------------------------------------------------------------------------------- */
 
@@ -124,7 +128,7 @@ static inline int check_neighbours(const smooth_call *c, const vx_tensor *near)
 static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
                                const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near,
                                const vx_tensor *mean_pi, int sampler, int regularizer, float gumbel_tau, int shards,
-                               uint64_t seed, uint64_t stream, float *norms)
+                               int precision, uint64_t seed, uint64_t stream, float *norms)
 {
     int knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2;
     double tau = exp((double)vx_f32(log_tau)[0]);
@@ -151,6 +155,7 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
     c->panels = vx_ceil_div(c->M, PANEL);
     c->Mp = c->panels * PANEL;
     c->noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c->noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
+    c->bf16 = precision == VX_BF16 && c->D > 8;
     c->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
     c->Dp = c->thin ? c->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
     if (!(tau >= 1e-7 && tau <= 1e7)) return vx_fail(VX_ENONFINITE, "smooth: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", tau);
@@ -176,16 +181,30 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
 
 /* -- The codebook in panels ------------------------------------------------------------------------------------------- */
 
-static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b)
+static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b, int backward)
 {
     b->hat = carve_f32(a, c->Mp * (c->thin ? c->thin : c->D));
     b->raw = carve_f32(a, c->Mp * c->thin);
     b->rows = carve_f32(a, c->Mp * c->Dp);
     b->norm = carve_f32(a, c->Mp);
+    b->row_pairs = c->bf16 ? carve_pairs(a, c->Mp / 2 * c->Dp) : 0;
+    b->hat_pairs = c->bf16 && backward ? carve_pairs(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
 }
 
-/* Lays out group g's codes; rows are normalized where hat_rows is 1. To be called by all threads of a parallel region. */
-static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t g, int hat_rows)
+/* out (ceil(count / 2), columns) = pairs of rows 2i and 2i + 1 of x (count, columns); a last, odd row is paired with 0.
+ * columns is a multiple of VX_LANES. */
+static inline void pair_rows(uint32_t *out, const float *x, int64_t count, int64_t columns)
+{
+    for (int64_t i = 0; i < count; i += 2)
+        for (int64_t j = 0; j < columns; j += VX_LANES) {
+            const float *row = x + i * columns + j;
+            vu pair = vu_pair(vf_load(row), i + 1 < count ? vf_load(row + columns) : vf_zero());
+            memcpy(out + i / 2 * columns + j, &pair, sizeof pair);
+        }
+}
+
+/* Lays out group g's codes; rows are normalized in the backward pass. To be called by all threads of a parallel region. */
+static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t g, int backward)
 {
     const int64_t D = c->D;
 #pragma omp for schedule(static)
@@ -200,17 +219,23 @@ static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t
                   hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
             if (d < depth) b->hat[at + d * PANEL] = hat;
             if (d < c->thin) b->raw[at + d * PANEL] = x;
-            if (d < c->Dp) row[d] = hat_rows ? hat : x;
+            if (d < c->Dp) row[d] = backward ? hat : x;
         }
+    }
+    if (!c->bf16) return;
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < c->panels; panel++) {
+        pair_rows(b->row_pairs + panel * PANEL / 2 * c->Dp, b->rows + panel * PANEL * c->Dp, 2, PANEL / 2 * c->Dp);
+        if (backward) pair_rows(b->hat_pairs + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
     }
 }
 
 /* -- Products of small tiles, all from one register kernel ------------------------------------------------------------ */
 
 #if VX_LANES == 16
-enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8 };
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8, PAIRS_ROWS = 8 };
 #else
-enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4 };
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4, PAIRS_ROWS = 4 };
 #endif
 
 enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a block of rows passes */
@@ -248,6 +273,30 @@ static inline void tile_collect(float *w, const float *x, int rows, const float 
     if (d < Dp)
         for (int m = 0; m < PANEL; m += COLLECT_ROWS)
             tile(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+}
+
+/* c (rows,columns; ldc) += a b of pairs: a[i ai + k ak], b (count,columns). rows are a multiple of PAIRS_ROWS. */
+static inline void tile_pair_product(float *c, int64_t ldc, int rows, const uint32_t *a, int64_t ai, int64_t ak,
+                                     const uint32_t *b, int64_t columns, int64_t count)
+{
+    for (int64_t k = 0; k < count; k += SLICE) {
+        const int64_t steps = vx_min64(SLICE, count - k);
+        int64_t d = 0;
+        for (; d + 2 * VX_LANES <= columns; d += 2 * VX_LANES)
+            for (int i = 0; i < rows; i += PAIRS_ROWS)
+                tile_pairs(PAIRS_ROWS, 2, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d, columns,
+                           steps);
+        if (d < columns)
+            for (int i = 0; i < rows; i += PAIRS_ROWS)
+                tile_pairs(PAIRS_ROWS, 1, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d, columns,
+                           steps);
+    }
+}
+
+/* out (rows,32) = pairs of elements m and m + 32 of p (rows,64) */
+static inline void pair_codes(uint32_t *out, const float *p, int rows)
+{
+    for (int i = 0; i < rows; i++) pair_rows(out + i * PANEL / 2, p + i * PANEL, 2, PANEL / 2);
 }
 
 /* Overwrites what a last, partly filled panel holds for codes that are not there. */

@@ -84,6 +84,9 @@ typedef struct worker {
     vf *x_sum;                    /* (chunk) sum over m of x_im, lane by lane */
     float *noisy;                 /* (chunk) turns pi / E, or (log2 pi + g)/t, into p */
     float *p, *x, *noise;         /* (block,64); noise thin (RUN,64) */
+    uint32_t *z_pairs, *dy_pairs; /* (chunk/2, Dp) rows 2i and 2i + 1; bf16 only, as the next two */
+    uint32_t *dy_halves;          /* (chunk, ceil(D / 2)) elements 2d and 2d + 1 */
+    uint32_t *pairs;              /* (block,32) a tile's pairs, along the codes or the rows */
     vf *thin_dhat;                /* thin (chunk, thin + 1): dhat and x_sum, lane by lane */
     float zero[BLOCK];
 } worker;
@@ -146,6 +149,19 @@ static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows
             for (int64_t d = 0; d < D; d++) t->dhat[i * Dp + d] += b->pair.weight[pair] * hat[d];
         }
     }
+}
+
+/* The chunk's factors in bfloat16. */
+static void pair_chunk(const backward *b, worker *t, int64_t rows)
+{
+    const int64_t D = b->c.D, Dp = b->c.Dp, half = vx_ceil_div(D, 2), filled = vx_ceil_div(rows, b->block) * b->block;
+    pair_rows(t->z_pairs, t->z, filled, Dp);
+    pair_rows(t->dy_pairs, t->dy, filled, Dp);
+    for (int64_t i = 0; i < filled; i++)
+        for (int64_t d = 0; d < half; d++) {
+            const float *dy = t->dy + i * Dp + 2 * d; /* a last, odd element is followed by padding */
+            t->dy_halves[i * half + d] = vu_pair(vf_set1(dy[0]), vf_set1(dy[1]))[0];
+        }
 }
 
 /* The numbers that each row contributes to x. */
@@ -245,22 +261,53 @@ VX_INLINE void gumbel_row(const backward *b, worker *t, int64_t i, const float *
     }
 }
 
+/* <dy, q^> of one block and panel, into t->x */
+static void inner_tile(const backward *b, worker *t, int64_t i, int64_t panel)
+{
+    const smooth_call *c = &b->c;
+    const int64_t half = vx_ceil_div(c->D, 2);
+    if (c->bf16) {
+        memset(t->x, 0, sizeof(float) * (size_t)(b->block * PANEL));
+        tile_pair_product(t->x, PANEL, b->block, t->dy_halves + i * half, half, 1, b->book.hat_pairs + panel * half * PANEL,
+                          PANEL, half);
+    } else tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * c->Dp, c->Dp, b->book.hat + panel * PANEL * c->D, c->D);
+}
+
+/* What the tile's p and x add to the gradients. */
+static void add_tile(const backward *b, worker *t, int64_t i, int64_t panel)
+{
+    const smooth_call *c = &b->c;
+    float *dhat = b->dhat + panel * PANEL * c->Dp, *dmix = b->dmix ? b->dmix + panel * PANEL * c->Dp : 0;
+    if (!c->bf16) {
+        tile_mix(t->dhat + i * c->Dp, b->block, t->x, b->book.rows + panel * PANEL * c->Dp, c->Dp);
+        tile_collect(dhat, t->x, b->block, t->z + i * c->Dp, c->Dp);
+        if (dmix) tile_collect(dmix, t->p, b->block, t->dy + i * c->Dp, c->Dp);
+        return;
+    }
+    const int64_t steps = b->block / 2;
+    pair_codes(t->pairs, t->x, b->block);
+    tile_pair_product(t->dhat + i * c->Dp, c->Dp, b->block, t->pairs, PANEL / 2, 1,
+                      b->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp, PANEL / 2);
+    pair_rows(t->pairs, t->x, b->block, PANEL);
+    tile_pair_product(dhat, c->Dp, PANEL, t->pairs, 1, PANEL, t->z_pairs + i / 2 * c->Dp, c->Dp, steps);
+    if (!dmix) return;
+    pair_rows(t->pairs, t->p, b->block, PANEL);
+    tile_pair_product(dmix, c->Dp, PANEL, t->pairs, 1, PANEL, t->dy_pairs + i / 2 * c->Dp, c->Dp, steps);
+}
+
 /* All that one panel of codes and one chunk of rows owe each other. */
 static void chunk_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
     const smooth_call *c = &b->c;
     const float *norm = b->book.norm + panel * PANEL, *ppl = b->ppl ? b->ppl + panel * PANEL : 0;
-    const float *hat = b->book.hat + panel * PANEL * c->D, *hat_rows = b->book.rows + panel * PANEL * c->Dp;
     for (int64_t i = 0; i < rows; i += b->block) {
         log_pi_tile(b, t, i, panel);
-        tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * c->Dp, c->Dp, hat, c->D);
+        inner_tile(b, t, i, panel);
         if (c->noise_kind != NOISE_NONE) noise_rows(c, first + i, b->block, b->g, panel, t->noise);
         for (int r = 0; r < b->block; r++)
             if (c->noise_kind == NOISE_NONE) softmax_row(t, i + r, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
             else gumbel_row(b, t, i + r, t->noise + r * PANEL, t->p + r * PANEL, t->x + r * PANEL, norm, ppl);
-        tile_mix(t->dhat + i * c->Dp, b->block, t->x, hat_rows, c->Dp);
-        tile_collect(b->dhat + panel * PANEL * c->Dp, t->x, b->block, t->z + i * c->Dp, c->Dp);
-        if (b->dmix) tile_collect(b->dmix + panel * PANEL * c->Dp, t->p, b->block, t->dy + i * c->Dp, c->Dp);
+        add_tile(b, t, i, panel);
     }
 }
 
@@ -357,6 +404,7 @@ static void backward_chunk(const backward *b, worker *t, int64_t chunk)
     int64_t first = chunk * b->chunk, rows = vx_min64(b->chunk, c->N - first);
     load_chunk(b, t, first, rows);
     load_row_numbers(b, t, first, rows);
+    if (c->bf16) pair_chunk(b, t, rows);
     if (b->ppl) add_ppl_sums(b, t, rows);
     for (int64_t i = 0; c->thin && c->noise_kind == NOISE_NONE && i < rows; i++) t->mix_offset[i] += t->pi_offset[i];
     if (c->thin) memset(t->thin_dhat, 0, sizeof(vf) * (size_t)(b->chunk * (c->thin + 1)));
@@ -426,7 +474,7 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
     const smooth_call *c = &b->c;
     const int hard = c->sampler == VX_HARD_GUMBEL, ppl = c->regularizer == VX_REG_PPL;
     const int64_t count = c->S * c->K;
-    carve_book(a, c, &b->book);
+    carve_book(a, c, &b->book, 1);
     b->dhat = carve_f32(a, c->Mp * c->Dp);
     b->dmix = hard ? 0 : carve_f32(a, c->Mp * c->Dp);
     b->turns = carve(a, b->chunks, sizeof(turn));
@@ -454,6 +502,10 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
         t->noisy = carve_f32(a, b->chunk);
         t->p = carve_f32(a, b->block * PANEL);
         t->x = carve_f32(a, b->block * PANEL);
+        t->z_pairs = c->bf16 ? carve_pairs(a, b->chunk / 2 * c->Dp) : 0;
+        t->dy_pairs = c->bf16 ? carve_pairs(a, b->chunk / 2 * c->Dp) : 0;
+        t->dy_halves = c->bf16 ? carve_pairs(a, b->chunk * vx_ceil_div(c->D, 2)) : 0;
+        t->pairs = c->bf16 ? carve_pairs(a, b->block * PANEL / 2) : 0;
         t->noise = carve_f32(a, (c->thin ? RUN : b->block) * PANEL);
         t->thin_dhat = c->thin ? carve(a, b->chunk * (c->thin + 1), sizeof(vf)) : 0;
         if (a->base) memset(t->zero, 0, sizeof t->zero);
@@ -476,7 +528,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
                             vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
                             vx_tensor *near, vx_tensor *mean_pi, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
                             vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau,
-                            int shards, uint64_t seed, uint64_t stream)
+                            int shards, int precision, uint64_t seed, uint64_t stream)
 {
     if (sampler == VX_HARD_GUMBEL && !soft)
         return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
@@ -494,7 +546,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     };
     smooth_call *c = &b.c;
     int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau,
-                              shards, seed, stream, norms);
+                              shards, precision, seed, stream, norms);
     if (!status) status = check_indices(c, b.codes, vx_i32(near));
     int threads = omp_get_max_threads();
     worker *workers[threads];

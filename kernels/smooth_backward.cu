@@ -686,8 +686,9 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
                             vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
                             vx_tensor *near, vx_tensor *mean_pi, vx_tensor *z, vx_tensor *codebook, vx_tensor *log_tau,
                             vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau,
-                            int shards, uint64_t seed, uint64_t stream)
+                            int shards, int precision, uint64_t seed, uint64_t stream)
 {
+    (void)precision;
     if (sampler == VX_HARD_GUMBEL && !soft)
         return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
     if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;

@@ -147,6 +147,35 @@ static inline vf vf_sqrt(vf a)
 #endif
 }
 
+/* Pairs of bfloat16: lane l holds low[l] in its lower half and high[l] in its upper half, rounded to nearest, ties to even.
+ * NaN stays NaN. */
+static inline vu vu_pair(vf low, vf high)
+{
+#if defined(__AVX512BF16__)
+    const __m512i interleaved =
+        (__m512i)(short __attribute__((vector_size(64)))){0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (vu)_mm512_permutexvar_epi16(interleaved, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#else
+    vu a = (vu)low, b = (vu)high;
+    a = (vu)vf_select(low != low, (vf)(a | 0x400000), (vf)(a + 0x7fff + (a >> 16 & 1)));
+    b = (vu)vf_select(high != high, (vf)(b | 0x400000), (vf)(b + 0x7fff + (b >> 16 & 1)));
+    return a >> 16 | (b & 0xffff0000);
+#endif
+}
+
+/* sum + a's upper halves times b's + a's lower halves times b's, rounded to float32 after each addition. The products are
+ * exact, so that the two versions agree but for results below 2^-126. */
+static inline vf vf_dot_pairs(vf sum, vu a, vu b)
+{
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum += (vf)(a & 0xffff0000) * (vf)(b & 0xffff0000);
+    return sum + (vf)(a << 16) * (vf)(b << 16);
+#endif
+}
+
 /* 1 / x, 1 ulp, where 2^-126 <= |x| <= 2^126: with AVX-512 a table and a Newton step, a quarter of the time of a division. */
 static inline vf vf_reciprocal(vf x)
 {

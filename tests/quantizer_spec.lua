@@ -69,18 +69,19 @@ end)
 -- float32 with logits up to 1 / tau = 7 and sums over rows and codes.
 local STEP, VALUE, GRADIENT = 1e-5, 3e-6, 2e-5
 
-local function against_surrogate(name, args, what)
+-- gradients_agree(got, expected, i) holds argument i's gradient against the differences, in place of the tolerances.
+local function against_surrogate(name, args, what, value, gradients_agree)
   local y, reg, codes = ops[name](unpack(args))
   local arrays = {}
   for i, x in ipairs(args) do arrays[i] = vx.is_tensor(x) and R.from(x) or x end
   local o = args[#args]
   local ro = {}
-  for key, value in pairs(o) do ro[key] = value end
+  for key, option in pairs(o) do ro[key] = option end
   if ro.noise then ro.noise = R.from(ro.noise) end
   if ro.vertices then ro.vertices = ro.vertices:totable() end
   arrays[#args] = ro
   local ry, rreg, rcodes, at = R.ops[name](unpack(arrays))
-  H.close(H.flat(y), R.list(ry), VALUE, VALUE, what .. " y")
+  H.close(H.flat(y), R.list(ry), VALUE, value or VALUE, what .. " y")
   H.close(H.flat(reg), R.list(rreg), 1e-5, 1e-5, what .. " reg")
   assert.same(R.list(rcodes), H.flat(codes), what)
 
@@ -106,7 +107,8 @@ local function against_surrogate(name, args, what)
         numeric[p + 1] = (high - projected()) / (2 * STEP)
         a.v[p] = before
       end
-      H.close(H.flat(x.grad), numeric, GRADIENT, GRADIENT, what .. ": gradient of argument " .. i)
+      if gradients_agree then gradients_agree(H.flat(x.grad), numeric, i)
+      else H.close(H.flat(x.grad), numeric, GRADIENT, GRADIENT, what .. ": gradient of argument " .. i) end
       x.grad = nil
     end
   end
@@ -145,6 +147,29 @@ describe("quantize_hard", function()
   end)
 end)
 
+-- What quantize_smooth leaves behind: y, soft (hgumbel) or y, and the tensors whose bits no precision changes.
+local function smooth_outputs(z, book, log_tau, o, precision)
+  local C, N, G, M = core.C, z:size(1), z:size(2), book:size(2)
+  local function handle(x) return x and x:detach()._h end
+  local new = function(shape, dtype) return vx.zeros(shape, { dtype = dtype }) end
+  local knn = o.regularizer:match "^knn"
+  local y, soft = new(z:shape()), o.sampler == "hgumbel" and new(z:shape()) or nil
+  local t = { codes = new({ N, G }, "i32"), lse = new { N, G, 2 }, sumsq = new { N, G }, near = knn and new({ G, M, o.k }, "i32") or nil,
+    mean_pi = new { G, M }, reg = new { 1 }, max_p = new { 1 } }
+  core.call(C.vx_smooth_forward, y._h, t.codes._h, t.lse._h, t.sumsq._h, soft and soft._h, t.near and t.near._h, t.mean_pi._h, t.reg._h,
+    t.max_p._h, handle(z), handle(book), handle(log_tau), handle(o.noise), nil, ({ softmax = C.VX_SOFTMAX, sgumbel = C.VX_SOFT_GUMBEL,
+      hgumbel = C.VX_HARD_GUMBEL })[o.sampler], ({ none = C.VX_REG_NONE, ppl = C.VX_REG_PPL, ["knn-ce"] = C.VX_REG_KNN_CE,
+      ["knn-l2"] = C.VX_REG_KNN_L2 })[o.regularizer], o.gumbel_tau, o.shards, precision == "bf16" and C.VX_BF16 or C.VX_F32, o.seed, o.stream)
+  if o.sampler == "hgumbel" then t.y = y end -- a code, as stored
+  return soft or y, t
+end
+
+local function squares(list)
+  local sum = 0
+  for i = 1, #list do sum = sum + list[i] ^ 2 end
+  return sum
+end
+
 describe("quantize_smooth", function()
   local number = 0
   for _, sampler in ipairs { "softmax", "sgumbel", "hgumbel" } do
@@ -168,6 +193,61 @@ describe("quantize_smooth", function()
       end)
     end
   end
+
+  -- bfloat16 has 8 significant bits: a factor is off by at most 2^-8 of itself, a product by 2^-7 and a little. So y is off by at most
+  -- 2^-7 sum_m p_m |q_m|, and |q| < 1 here. A gradient is a sum of products whose factor x is itself made of such a sum: up to 2^-6 in the norm;
+  -- the worst of these cases is off by 1.0 %. That of log tau, a sum over all <dz^, z^>, is measured with the size of those.
+  for _, sampler in ipairs { "softmax", "sgumbel", "hgumbel" } do
+    for _, regularizer in ipairs { "none", "ppl", "knn-ce", "knn-l2" } do
+      number = number + 1
+      local seed = number
+      it("keeps to bfloat16's rounding under precision bf16, and codes and neighbours to float32: " .. sampler .. "-" .. regularizer, function()
+        for _, s in ipairs { { 5, 1, 67, 17 }, { 27, 2, 6, 10 } } do
+          local T = H.generator(seed)
+          local N, G, M, D = unpack(s)
+          local z, book, log_tau = T { N, G, D }, T { G, M, D }, vx.tensor({ math.log(0.15) }, { requires_grad = true })
+          local o = { sampler = sampler, regularizer = regularizer, k = 3, gumbel_tau = 0.8, shards = 1, seed = 3, stream = 4, precision = "bf16",
+            noise = sampler ~= "softmax" and T({ N, G, M }, { low = -1, high = 3, grad = false }) or nil }
+          local mixed, exact = smooth_outputs(z, book, log_tau, o, "f32")
+          local rounded, same = smooth_outputs(z, book, log_tau, o, "bf16")
+          for key, x in pairs(exact) do assert.same(H.flat(x), H.flat(same[key]), key) end
+          H.close(H.flat(rounded), H.flat(mixed), 0, 2 ^ -7)
+          assert.are_not.same(H.flat(rounded), H.flat(mixed)) -- or the option has no effect
+          local length
+          against_surrogate("quantize_smooth", { z, book, log_tau, o }, "bf16", 2 ^ -7, function(got, expected, i)
+            if i == 1 then length = math.sqrt(squares(expected) * squares(H.flat(z))) end
+            local e = i < 3 and H.relative_error(got, expected) or math.abs(got[1] - expected[1]) / length
+            assert.is_true(e < 2 ^ -6, ("argument %d of %s: %.2e"):format(i, table.concat(s, " "), e))
+          end)
+        end
+      end)
+    end
+  end
+
+  it("is float32 under precision bf16 where rows are not wider than 8", function()
+    local T = H.generator(3)
+    local z, book, log_tau = T { 30, 1, 8 }, T { 1, 70, 8 }, vx.tensor { math.log(0.15) }
+    for _, gumbel_tau in ipairs { 1, 0.5 } do
+      local o = { sampler = "sgumbel", regularizer = "knn-ce", k = 3, gumbel_tau = gumbel_tau, shards = 1, seed = 3, stream = 4 }
+      assert.same(H.flat((smooth_outputs(z, book, log_tau, o, "f32"))), H.flat((smooth_outputs(z, book, log_tau, o, "bf16"))))
+    end
+  end)
+
+  it("has the same bits for 1 and 2 threads under precision bf16", function()
+    local function run()
+      local results = {}
+      for _, s in ipairs { { 300, 1, 130, 17 }, { 150, 2, 70, 40 }, { 90, 1, 65, 150 } } do
+        local T = H.generator(6)
+        local z, book, log_tau = T { s[1], s[2], s[4] }, T { s[2], s[3], s[4] }, vx.tensor({ math.log(0.1) }, { requires_grad = true })
+        local y, reg = ops.quantize_smooth(z, book, log_tau,
+          { sampler = "sgumbel", regularizer = "knn-l2", k = 3, gumbel_tau = 1, shards = 1, seed = 3, stream = 4, precision = "bf16" })
+        ops.add(ops.sum(ops.mul(y, data(3, y:shape()))), ops.sum(reg)):backward()
+        for _, x in ipairs { y, z.grad, book.grad, log_tau.grad } do results[#results + 1] = H.flat(x) end
+      end
+      return results
+    end
+    assert.same(H.with_threads(1, run), H.with_threads(2, run))
+  end)
 
   it("reports the mean of pi and the mean of the largest p", function()
     local T = H.generator(8)
@@ -293,6 +373,7 @@ describe("the registry", function()
     H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, k = 3, shards = 2 }) end, "k 3", "2 shards")
     H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, k = 0 }) end, "k is 0")
     H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, vertices = 5 }) end, "5 of 4")
+    H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, precision = "f16" }) end, "precision", "'f16'", "f32 or bf16")
     H.raises(function() vx.quantizer("sgumbel-ppl", { dim = 4, codes = 4, gumbel_tau = { from = 2, to = 0, steps = 5 } }) end, "gumbel_tau.to")
     -- an option of another family is accepted: one table can serve a whole sweep
     assert.is_truthy(vx.quantizer("ste-euclid", { dim = 4, codes = 4, tau = 0.1, k = 8 }))

@@ -40,7 +40,8 @@ end
 
 -- -- The machine --------------------------------------------------------------------------------------------------------------------------
 
-local VARIANT_FLAGS = { portable = "-march=x86-64-v2", avx2 = "-march=x86-64-v3", avx512 = "-march=x86-64-v4 -mprefer-vector-width=512" }
+local AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
+local VARIANT_FLAGS = { portable = "-march=x86-64-v2", avx2 = "-march=x86-64-v3", avx512 = AVX512, avx512bf16 = AVX512 }
 
 --- {name, simd, slug} of the processor and of the kernels that this run uses.
 function tools.processor()

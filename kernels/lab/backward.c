@@ -324,7 +324,7 @@ static void library(const problem *q, results *r)
               *z = tensor(VX_F32, N, 1, D, q->z);
     vx_tensor *codebook = tensor(VX_F32, 1, M, D, q->codebook), *log_tau = tensor(VX_F32, 1, 0, 0, q->log_tau);
     must(vx_smooth_backward(dz, dcodebook, dlog_tau, dy, dreg, y, codes, lse, sumsq, 0, near, 0, z, codebook, log_tau, 0, 0,
-                            VX_SOFTMAX, VX_REG_KNN_CE, 1, 1, 0, 0));
+                            VX_SOFTMAX, VX_REG_KNN_CE, 1, 1, VX_F32, 0, 0));
     read_out(dz, r->dz), read_out(dcodebook, r->dcodebook), read_out(dlog_tau, &r->dlog_tau);
     read_out(dy, 0), read_out(dreg, 0), read_out(y, 0), read_out(codes, 0), read_out(lse, 0), read_out(sumsq, 0);
     read_out(near, 0), read_out(z, 0), read_out(codebook, 0), read_out(log_tau, 0);

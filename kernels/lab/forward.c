@@ -315,7 +315,7 @@ static void library(const problem *q, results *r)
     vx_tensor *max_p = tensor(VX_F32, 1, 0, 0, 0), *z = tensor(VX_F32, N, 1, D, q->z);
     vx_tensor *codebook = tensor(VX_F32, 1, M, D, q->codebook), *log_tau = tensor(VX_F32, 1, 0, 0, q->log_tau);
     must(vx_smooth_forward(y, codes, lse, sumsq, 0, near, 0, reg, max_p, z, codebook, log_tau, 0, 0, VX_SOFTMAX,
-                           VX_REG_KNN_CE, 1, 1, 0, 0));
+                           VX_REG_KNN_CE, 1, 1, VX_F32, 0, 0));
     read_out(y, r->y), read_out(codes, r->codes), read_out(near, r->near), read_out(reg, &r->reg);
     float *both = floats(2 * N);
     read_out(lse, both);

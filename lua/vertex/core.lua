@@ -8,7 +8,7 @@ local core = {}
 
 -- -- The library ----------------------------------------------------------------------------------------------------------
 
-local ABI = 2
+local ABI = 3
 
 local function library_directory()
   local source = debug.getinfo(1, "S").source:sub(2)

@@ -721,6 +721,7 @@ local METRICS = { euclid = C.VX_EUCLID, cosine = C.VX_COSINE }
 local ESTIMATORS = { ste = C.VX_STE, rotation = C.VX_ROTATION }
 local SAMPLERS = { softmax = C.VX_SOFTMAX, sgumbel = C.VX_SOFT_GUMBEL, hgumbel = C.VX_HARD_GUMBEL }
 local REGULARIZERS = { none = C.VX_REG_NONE, ppl = C.VX_REG_PPL, ["knn-ce"] = C.VX_REG_KNN_CE, ["knn-l2"] = C.VX_REG_KNN_L2 }
+local PRECISIONS = { f32 = C.VX_F32, bf16 = C.VX_BF16 }
 
 --- Index (0-based i32, (N,G)) of the code nearest to each row; z (N,G,D), codebook (G,M,D), metric "euclid" or "cosine".
 function ops.assign(z, codebook, metric)
@@ -761,12 +762,14 @@ define("quantize_hard", {
 
 --- Smoothed quantization (Eq. 5-8, 11-13) with its regularizer, one op each way. z (N,G,D), codebook (G,M,D), log_tau {1};
 -- options {sampler, regularizer, k, gumbel_tau, shards, seed, stream, noise (N,G,M) or nil, vertices i32 (G,S) or nil, stats: false
--- where nobody looks at mean_pi}. Returns y (N,G,D), reg {1}, codes (N,G), mean_pi (G,M) or nil, max_p {1}.
+-- where nobody looks at mean_pi, precision "f32" (also nil) or "bf16"}. Returns y (N,G,D), reg {1}, codes (N,G), mean_pi (G,M) or nil, max_p {1}.
 define("quantize_smooth", {
   outputs = 2,
   forward = function(ctx, z, codebook, log_tau, o)
     z = contiguous(z)
     local N, G, M = z:size(1), z:size(2), codebook:size(2)
+    local precision = PRECISIONS[o.precision or "f32"]
+    if not precision then fail("quantize_smooth: precision '%s', expected f32 or bf16", tostring(o.precision)) end
     local knn = o.regularizer == "knn-ce" or o.regularizer == "knn-l2"
     local s = {
       y = new_like(z), codes = beside(z, { N, G }, "i32"), lse = beside(z, { N, G, 2 }), sumsq = beside(z, { N, G }),
@@ -777,8 +780,8 @@ define("quantize_smooth", {
     local reg, max_p = beside(z, { 1 }), beside(z, { 1 })
     call(C.vx_smooth_forward, s.y._h, s.codes._h, s.lse._h, s.sumsq._h, s.soft and s.soft._h, s.near and s.near._h, s.mean_pi and s.mean_pi._h,
       reg._h, max_p._h, z._h, handle(codebook), handle(log_tau), handle(o.noise), handle(o.vertices), SAMPLERS[o.sampler],
-      REGULARIZERS[o.regularizer], o.gumbel_tau, o.shards, o.seed, o.stream)
-    if ctx.needs then ctx.z, ctx.codebook, ctx.log_tau, ctx.o, ctx.s = z, codebook, log_tau, o, s end
+      REGULARIZERS[o.regularizer], o.gumbel_tau, o.shards, precision, o.seed, o.stream)
+    if ctx.needs then ctx.z, ctx.codebook, ctx.log_tau, ctx.o, ctx.s, ctx.precision = z, codebook, log_tau, o, s, precision end
     return s.y, reg, s.codes, s.mean_pi, max_p
   end,
   backward = function(ctx, dy, dreg)
@@ -788,7 +791,8 @@ define("quantize_smooth", {
     dreg = dreg or beside(z, { 1 }):zero()
     call(C.vx_smooth_backward, dz._h, dcodebook._h, dlog_tau._h, dy._h, dreg._h, handle(s.y), handle(s.codes), handle(s.lse),
       handle(s.sumsq), handle(s.soft), handle(s.near), handle(s.mean_pi), handle(z), handle(ctx.codebook), handle(ctx.log_tau),
-      handle(o.noise), handle(o.vertices), SAMPLERS[o.sampler], REGULARIZERS[o.regularizer], o.gumbel_tau, o.shards, o.seed, o.stream)
+      handle(o.noise), handle(o.vertices), SAMPLERS[o.sampler], REGULARIZERS[o.regularizer], o.gumbel_tau, o.shards,
+      ctx.precision, o.seed, o.stream)
     return dz, dcodebook, dlog_tau
   end,
 })

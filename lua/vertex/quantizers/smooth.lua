@@ -7,6 +7,9 @@
 --   y = sum_m p_m q_m with the codebook as stored
 -- Regularizers, all of pi: ppl 1 - exp(H(mean pi)) / M (Eq. 11, 12; the printed sign would be minimized by collapse); knn-ce and knn-l2
 -- the mean deviation of each vertex's K nearest rows (Eq. 13) as -log pi_m or squared distance; none.
+-- precision "bf16" rounds the factors of the products of p, dp and the gradients to bfloat16 and adds in float32 (kernels/smooth.c says which):
+-- each such sum is off by up to 2^-7 of its terms' magnitudes added up; codes, neighbours and the regularizer keep their bits. It is faster
+-- on processors with AVX512_BF16 alone, slower on other CPUs; CUDA computes in float32 either way.
 --
 -- [1] Jang et al. 2017, Categorical reparameterization with Gumbel-softmax
 
@@ -25,6 +28,9 @@ function Smooth:setup(options)
   if options.vertices ~= nil then
     check.integer("vertices", options.vertices, 1)
     if options.vertices > options.codes then core.fail("quantizer: vertices %d of %d codes", options.vertices, options.codes) end
+  end
+  if options.precision ~= "f32" and options.precision ~= "bf16" then
+    core.fail("quantizer: precision '%s', expected f32 or bf16", tostring(options.precision))
   end
   if options.k % options.shards ~= 0 then core.fail("quantizer: k %d does not divide into %d shards", options.k, options.shards) end
   local g = options.gumbel_tau
@@ -69,7 +75,7 @@ function Smooth:quantize(z, given)
     sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards, seed = seed, stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
     vertices = o.vertices and self.regularizer:match "^knn" and draw_vertices(self) or nil,
-    stats = self.with_stats,
+    precision = o.precision, stats = self.with_stats,
   })
 end
 
@@ -83,7 +89,8 @@ end
 --- quantize() for a regularizer of all N x M probabilities: as softmax-none, with the mean over the codebooks of regularizer(log pi).
 function Smooth:quantize_with(z, regularizer)
   local y, _, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
-    sampler = "softmax", regularizer = "none", k = 1, gumbel_tau = 1, shards = 1, seed = 0, stream = 0, stats = self.with_stats })
+    sampler = "softmax", regularizer = "none", k = 1, gumbel_tau = 1, shards = 1, seed = 0, stream = 0,
+    precision = self.options.precision, stats = self.with_stats })
   local G, sum = self.options.groups, nil
   for g = 1, G do
     local one = ops.reshape(regularizer(self:log_pi(z, g)), { 1 })
@@ -127,6 +134,7 @@ return {
     { name = "gumbel_tau", default = 1, meaning = "Gumbel temperature, or a schedule {from = 2, to = 0.5, steps = n}" },
     { name = "vertices", meaning = "S: look only at S random vertices each step (knn-*, Section 5.3)" },
     { name = "shards", default = 1, meaning = "split the batch in this many parts with K / shards neighbours each, as the paper's GPUs do" },
+    { name = "precision", default = "f32", meaning = "\"bf16\": averages and gradients of rows wider than 8 from factors rounded to bf16; logits float32" },
   },
   class = Smooth,
 }
