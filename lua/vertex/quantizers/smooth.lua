@@ -9,7 +9,7 @@
 -- the mean deviation of each vertex's K nearest rows (Eq. 13) as -log pi_m or squared distance; none.
 -- precision "bf16" rounds the factors of the products of p, dp and the gradients to bfloat16 and adds in float32 (kernels/smooth.c says which):
 -- each such sum is off by up to 2^-7 of its terms' magnitudes added up; codes, neighbours and the regularizer keep their bits. It is faster
--- on processors with AVX512_BF16 alone, slower on other CPUs; CUDA computes in float32 either way.
+-- on processors with AVX512_BF16 alone (not measured yet), slower on other CPUs; CUDA computes in float32 either way.
 --
 -- [1] Jang et al. 2017, Categorical reparameterization with Gumbel-softmax
 
