@@ -52,8 +52,7 @@ typedef struct vx_host {
     char *(*shape_text)(const vx_tensor *x, char *text, size_t size);                      /* vx_shape_text */
     int (*take)(int device, size_t *bytes, void **out);                                    /* vx_memory_take */
     void (*give)(int device, void *data, size_t bytes);                                    /* vx_memory_give */
-    const int *tf32;                                                                       /* vx_allow_tf32's setting, to be read at each op */
-    const int *autocast; /* vx_autocast's */
+    const int *tf32, *autocast; /* the settings of vx_allow_tf32 and vx_autocast, to be read at each op */
 } vx_host;
 
 typedef const vx_backend *vx_backend_entry_function(int abi, const vx_host *host);

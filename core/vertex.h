@@ -191,7 +191,7 @@ VX_API int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void 
  * into Lua. */
 VX_API int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c);
 
-/* ln gamma, its first and its second derivative, in double for x > 0 (special.h); NaN below 0. */
+/* ln gamma, its first and its second derivative, in double for x > 0 (kernels/special.h); NaN below 0. */
 VX_API double vx_lgamma(double x);
 VX_API double vx_digamma(double x);
 VX_API double vx_trigamma(double x);

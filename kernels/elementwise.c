@@ -10,7 +10,7 @@
  * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too. The
  * exceptions: comparisons with NaN give 0, and conversion of NaN to an integer gives 0.
  */
-#include "../core/special.h"
+#include "special.h"
 #include "cpu.h"
 #include "vec.h"
 

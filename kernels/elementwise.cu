@@ -8,7 +8,7 @@
  * last dimension where every operand allows that (contiguous along it and aligned, or constant), else one element, and finds its
  * place by dividing: once per 4 elements, and in 32 bits unless the tensor is larger. A transposition goes through shared memory.
  */
-#include "../core/special.h"
+#include "special.h"
 #include "cuda.cuh"
 
 enum { BLOCK = 256, SQUARE = 32 };

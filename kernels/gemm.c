@@ -10,6 +10,7 @@
  *
  * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
  */
+#include "checks.h"
 #include "tile.h"
 
 enum {
@@ -299,15 +300,7 @@ static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const flo
 int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, float alpha, float beta)
 {
     const int64_t batch = c->shape[0], m = c->shape[1], n = c->shape[2], k = a->shape[2];
-    const vx_tensor *operands[] = {a, b};
-    for (int i = 0; i < 2; i++) {
-        const vx_tensor *x = operands[i];
-        if (x->shape[1] > 1 && x->shape[2] > 1 && x->stride[1] != 1 && x->stride[2] != 1)
-            return vx_fail(VX_EINVAL, "gemm: %c has strides (%lld,%lld,%lld), expected 1 in one of the last two", i ? 'b' : 'a',
-                           (long long)x->stride[0], (long long)x->stride[1], (long long)x->stride[2]);
-    }
-    if (n > 1 && c->stride[2] != 1)
-        return vx_fail(VX_EINVAL, "gemm: c has last stride %lld, expected 1", (long long)c->stride[2]);
+    if (check_gemm(c, a, b)) return VX_EINVAL;
     if (!batch || !m || !n) return VX_OK;
 
     /* parts long enough that adding them up is a twentieth of the work */

@@ -9,6 +9,7 @@
  * sizes on the same device.
  */
 #include "blas.cuh"
+#include "checks.h"
 #include "gemm.cuh"
 
 constexpr int GEMM_RT = 4, GEMM_ROWS = 16 * GEMM_RT;
@@ -162,15 +163,7 @@ static matrix matrix_of(const vx_tensor *x)
 int vx_cuda_gemm(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, float alpha, float beta)
 {
     const int64_t m = c->shape[1], n = c->shape[2], k = a->shape[2];
-    const vx_tensor *operands[] = {a, b};
-    for (int i = 0; i < 2; i++) {
-        const vx_tensor *x = operands[i];
-        if (x->shape[1] > 1 && x->shape[2] > 1 && x->stride[1] != 1 && x->stride[2] != 1)
-            return vx_fail(VX_EINVAL, "gemm: %c has strides (%lld,%lld,%lld), expected 1 in one of the last two", i ? 'b' : 'a',
-                           (long long)x->stride[0], (long long)x->stride[1], (long long)x->stride[2]);
-    }
-    if (n > 1 && c->stride[2] != 1)
-        return vx_fail(VX_EINVAL, "gemm: c has last stride %lld, expected 1", (long long)c->stride[2]);
+    if (check_gemm(c, a, b)) return VX_EINVAL;
     vx_gemm(c->shape[0], m, n, k, alpha, matrix_of(a), matrix_of(b), beta, vx_f32(c), c->stride[0], m > 1 ? c->stride[1] : n, vx_f32(bias));
     return vx_status();
 }

@@ -3,6 +3,7 @@
 #define VX_NORM_CUH
 
 #include "cuda.cuh"
+#include "special.h"
 
 /* mean and rstd (B,G) of x (B,S,C), for S > 0, queued like any kernel; the same bits as the op group_norm. Takes its
  * scratch. */
@@ -14,22 +15,12 @@ void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, in
 /* 1 / (1 + e^-z) */
 VX_DEVICE float sigmoid(float z) { return 1.0f / (1.0f + exp2f(fminf(126.0f, z * -1.44269504088896341f))); }
 
-/* Distribution function of a standard normal, and bell = e^(-z^2/2): the polynomial of norm.h, 2.5e-8 of the value in the
- * tail. */
+/* Distribution function of a standard normal, and bell = e^(-z^2/2), as in norm.h. */
 VX_DEVICE float normal_cdf(float z, float *bell)
 {
     const float a = fminf(14.0f, fabsf(z)), t = 1.0f / (1.0f + 0.26f * a);
-    float p = 0.03050520457f;
-    p = p * t - 0.1528303027f;
-    p = p * t + 0.2514941990f;
-    p = p * t - 0.1509521156f;
-    p = p * t + 0.1609499007f;
-    p = p * t + 0.05102686211f;
-    p = p * t + 0.1030304507f;
-    p = p * t + 0.1030167267f;
-    p = p * t + 0.1037590578f;
     *bell = exp2f(a * a * -0.72134752044448170f);
-    const float tail = *bell * (p * t);
+    const float tail = *bell * SPECIAL_NORMAL_TAIL(t);
     return z < 0.0f ? tail : 1.0f - tail;
 }
 

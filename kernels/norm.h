@@ -3,6 +3,7 @@
 #define VX_NORM_H
 
 #include "cpu.h"
+#include "special.h"
 #include "vec.h"
 
 /* mean and rstd (G) of x (S,C); VX_ENOMEM. The same bits as the op group_norm. */
@@ -16,23 +17,13 @@ static inline vf sigmoid(vf z)
     return vf_reciprocal(1.0f + vf_exp2(vf_min(vf_set1(126.0f), z * -1.44269504088896341f)));
 }
 
-/* Distribution function of a standard normal, and bell = e^(-z^2/2). Its tail Phi(-a) is bell times a polynomial in
- * 1 / (1 + 0.26 a), fitted on [0, 14] to 2.5e-8 of the value: a tail without cancellation, and the slope gets its density for
- * nothing. */
+/* Distribution function of a standard normal, and bell = e^(-z^2/2). A tail without
+ * cancellation, and the slope gets its density for nothing. */
 static inline vf normal_cdf(vf z, vf *bell)
 {
     const vf a = vf_min(vf_set1(14.0f), vf_abs(z)), t = vf_reciprocal(1.0f + 0.26f * a);
-    vf p = vf_set1(0.03050520457f);
-    p = p * t - 0.1528303027f;
-    p = p * t + 0.2514941990f;
-    p = p * t - 0.1509521156f;
-    p = p * t + 0.1609499007f;
-    p = p * t + 0.05102686211f;
-    p = p * t + 0.1030304507f;
-    p = p * t + 0.1030167267f;
-    p = p * t + 0.1037590578f;
     *bell = vf_exp2(a * a * -0.72134752044448170f);
-    const vf tail = *bell * (p * t);
+    const vf tail = *bell * SPECIAL_NORMAL_TAIL(t);
     return vf_select(z < 0.0f, tail, 1.0f - tail);
 }
 

@@ -13,6 +13,7 @@
  * The dimensions are visited in the order of x's strides, not in their own, so that a transposed view is read along memory.
  * max and min return NaN where any element is one.
  */
+#include "checks.h"
 #include "cpu.h"
 #include "dims.h"
 #include "vec.h"
@@ -309,17 +310,9 @@ static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
  * 64 elements and more where columns are kept. */
 int VX_CPU(reduce)(vx_tensor *y, vx_tensor *x, int kind)
 {
-    bool fits = y->ndim == x->ndim;
-    for (int d = 0; fits && d < x->ndim; d++) fits = y->shape[d] == 1 || y->shape[d] == x->shape[d];
-    if (!fits) {
-        char a[128], b[128];
-        return vx_fail(VX_EINVAL, "reduce: y %s must have the sizes of x %s, or 1", vx_shape_text(y, a, sizeof a),
-                       vx_shape_text(x, b, sizeof b));
-    }
+    if (check_reduce(y, x, kind)) return VX_EINVAL;
     if (!y->numel) return VX_OK;
     if (!x->numel) {
-        static const char *const names[] = {"sum", "mean", "max", "min"};
-        if (kind != VX_REDUCE_SUM) return vx_fail(VX_EINVAL, "reduce: %s of no elements", names[kind]);
         memset(y->data, 0, sizeof(float) * (size_t)y->numel);
         return VX_OK;
     }

@@ -24,6 +24,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "checks.h"
 #include "depthwise.h"
 #include "norm.h"
 #include "tile.h"
@@ -48,13 +49,12 @@ typedef struct separable {
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
                     const vx_tensor *mean, const vx_tensor *rstd)
 {
-    const int given = (gamma != 0) + (beta != 0) + (mean != 0) + (rstd != 0);
-    if (given != 0 && given != 4) return vx_fail(VX_EINVAL, "%s: gamma, beta, mean and rstd must all be there or none", op);
+    if (check_separable(op, gamma, beta, mean, rstd)) return VX_EINVAL;
     s->B = x->shape[0], s->H = x->shape[1], s->W = x->shape[2], s->C = x->shape[3];
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
     s->Cp = vx_ceil_div(s->C, VX_LANES) * VX_LANES;
     s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
-    s->norm = given != 0;
+    s->norm = gamma != 0;
     s->block = vx_min64(vx_ceil_div(BLOCK_PIXELS, s->Q), s->P);
     const int64_t row = vx_max64(vx_max64(s->W * s->C * s->stride / s->up, s->Q * s->O), 1);
     s->bands = vx_max64(s->P * row / BAND_FLOATS, 1);

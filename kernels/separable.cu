@@ -13,6 +13,7 @@
  *
  * Sums over pixels are cut into parts by the sizes alone, and the parts are added in order, in float64.
  */
+#include "checks.h"
 #include "depthwise.cuh"
 #include "gemm.cuh"
 #include "norm.cuh"
@@ -201,12 +202,11 @@ template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK,
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
                     const vx_tensor *mean, const vx_tensor *rstd, const vx_tensor *w, const vx_tensor *v)
 {
-    const int given = (gamma != 0) + (beta != 0) + (mean != 0) + (rstd != 0);
-    if (given != 0 && given != 4) return vx_fail(VX_EINVAL, "%s: gamma, beta, mean and rstd must all be there or none", op);
+    if (check_separable(op, gamma, beta, mean, rstd)) return VX_EINVAL;
     s->B = x->shape[0], s->H = x->shape[1], s->W = x->shape[2], s->C = x->shape[3];
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
     s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
-    s->w = vx_f32(w), s->v = vx_f32(v), s->norm = given != 0;
+    s->w = vx_f32(w), s->v = vx_f32(v), s->norm = gamma != 0;
     return VX_OK;
 }
 

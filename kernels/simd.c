@@ -1,5 +1,5 @@
-/* simd.c: chooses the CPU kernels' SIMD variant at run time, and gives its table the host's memory functions. The only
- * kernel file that is compiled once. VERTEX_SIMD=avx512bf16|avx512|avx2|portable forces a variant that this processor can
+/* simd.c: chooses the CPU kernels' SIMD variant at run time, and gives its table the host's memory functions. Compiled
+ * once. VERTEX_SIMD=avx512bf16|avx512|avx2|portable forces a variant that this processor can
  * run. */
 #define _GNU_SOURCE
 #include <omp.h>

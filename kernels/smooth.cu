@@ -651,7 +651,7 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                            int precision, uint64_t seed, uint64_t stream)
 {
     (void)precision; /* bf16 asks for less than the float32 that there is */
-    if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
+    if (check_smooth(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
     smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau);
     const vx_random random = vx_draws(seed, stream);
     const bool knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2, l2 = regularizer == VX_REG_KNN_L2;

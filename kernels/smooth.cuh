@@ -7,6 +7,7 @@
 #ifndef VX_SMOOTH_CUH
 #define VX_SMOOTH_CUH
 
+#include "checks.h"
 #include "tensor_tiles.cuh"
 
 #define LOG2E 1.44269504088896341
@@ -178,29 +179,6 @@ static inline int64_t cut_ranges(int64_t rows, int64_t panels, int64_t bytes)
     const int64_t by_blocks = vx_ceil_div(1024, panels), by_rows = vx_max64(rows / 512, 1),
                   by_memory = vx_max64((INT64_C(16) << 20) / bytes, 1);
     return vx_min64(vx_min64(by_blocks, by_rows), by_memory);
-}
-
-/* What a contract cannot say, as check_neighbours in smooth.h. */
-static inline int check_call(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *vertices, const vx_tensor *near,
-                             const vx_tensor *mean_pi, int regularizer, int shards)
-{
-    const long long N = z->shape[0], M = codebook->shape[1];
-    if (N > INT32_MAX) return vx_fail(VX_EINVAL, "smooth: %lld rows, of at most 2^31 - 1", N);
-    if (regularizer == VX_REG_PPL && !mean_pi) return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
-    if (regularizer != VX_REG_KNN_CE && regularizer != VX_REG_KNN_L2) return VX_OK;
-    if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
-    const long long S = near->shape[1], K = near->shape[2], each = K / shards, least = N / shards;
-    if (!vertices && S != M)
-        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given", S,
-                       M);
-    if (S < 1 || K < 1) return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", S, K);
-    if (K % shards) return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %d shards", K, shards);
-    if (each > least)
-        return shards == 1
-                   ? vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", each, least)
-                   : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %d shards", each,
-                             least, shards);
-    return VX_OK;
 }
 
 static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *noise, int sampler,

@@ -10,6 +10,7 @@
 #ifndef VX_SMOOTH_H
 #define VX_SMOOTH_H
 
+#include "checks.h"
 #include "gumbel.h"
 #include "rows.h"
 
@@ -101,28 +102,6 @@ static inline int check_vertices(const smooth_call *c)
     return status;
 }
 
-/* What a contract cannot say about the KNN regularizers. */
-static inline int check_neighbours(const smooth_call *c, const vx_tensor *near)
-{
-    if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
-    if (!c->vertices && c->S != c->M)
-        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given",
-                       (long long)c->S, (long long)c->M);
-    if (c->S < 1 || c->K < 1)
-        return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", (long long)c->S,
-                       (long long)c->K);
-    if (c->K % c->shards)
-        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %lld shards", (long long)c->K,
-                       (long long)c->shards);
-    int64_t each = c->K / c->shards, least = c->N / c->shards;
-    if (each > least)
-        return c->shards == 1
-                   ? vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", (long long)each, (long long)least)
-                   : vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %lld shards",
-                             (long long)each, (long long)least, (long long)c->shards);
-    return c->vertices ? check_vertices(c) : VX_OK;
-}
-
 /* Fills c from the arguments that both directions have, checks them, and fills norms (N,G) with max(|z|, GUARD); writes
  * nothing else. */
 static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
@@ -159,12 +138,9 @@ static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tens
     c->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
     c->Dp = c->thin ? c->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
     if (!(tau >= 1e-7 && tau <= 1e7)) return vx_fail(VX_ENONFINITE, "smooth: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", tau);
-    if (c->N > INT32_MAX) return vx_fail(VX_EINVAL, "smooth: %lld rows, of at most 2^31 - 1", (long long)c->N);
-    if (regularizer == VX_REG_PPL && !mean_pi) return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
-    if (knn) {
-        int status = check_neighbours(c, near);
-        if (status) return status;
-    }
+    int status = check_smooth(z, codebook, vertices, near, mean_pi, regularizer, shards);
+    if (!status && c->vertices) status = check_vertices(c);
+    if (status) return status;
     int64_t bad = first_nonfinite(c->codebook, c->G * c->M, c->D, 0);
     if (bad >= 0)
         return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf",

@@ -691,7 +691,7 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     (void)precision;
     if (sampler == VX_HARD_GUMBEL && !soft)
         return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
-    if (check_call(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
+    if (check_smooth(z, codebook, vertices, near, mean_pi, regularizer, shards)) return VX_EINVAL;
     smooth_call c = call_of(z, codebook, noise, sampler, regularizer, gumbel_tau);
     const vx_random random = vx_draws(seed, stream);
     const bool knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2, ppl = regularizer == VX_REG_PPL;
