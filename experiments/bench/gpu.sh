@@ -8,7 +8,7 @@
 #
 # In the order of their worth, so that what the time is too short for is the least of it:
 #   device      the card, its driver, and its ceilings (roof.cu)
-#   specs       tests/cuda_spec.lua on the card: every op and golden file against the CPU
+#   specs       tests/cuda_spec.lua and cuda_graph_spec.lua on the card: every op and golden file against the CPU, recorded steps
 #   op*         quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch, and S against float64
 #   ae-*        ae_step.lua: a training step at the paper's presets, batch 16, float32 and bf16, against PyTorch eager and compiled
 #   train-*     short trainings of four methods, on the images of DIR if given
@@ -105,7 +105,7 @@ has_torch=''
 [ -n "$has_torch" ] || python=none
 
 part device 40 bash -c describe
-part specs 120 busted "${specs[@]}" -o plainTerminal tests/cuda_spec.lua
+part specs 120 busted "${specs[@]}" -o plainTerminal tests/cuda_spec.lua tests/cuda_graph_spec.lua
 part op 110 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$shapes" --methods softmax-knn-ce,softmax-knn-l2,softmax-ppl \
   --python none --rounds "$rounds" --seconds 3 --errors no --out "$out"
 step() { # NAME LIMIT PRESET ARGUMENTS...

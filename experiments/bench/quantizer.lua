@@ -141,8 +141,8 @@ local limits = { rounds = flags.rounds, seconds = flags.seconds }
 
 -- -- Results ----------------------------------------------------------------------------------------------------------------------------------
 
-local made, made_reason = os.execute("mkdir -p '" .. flags.out:gsub("'", "'\\''") .. "'")
-if made ~= 0 and made ~= true then exit_with("--out %s: cannot make the folder (%s)", flags.out, tostring(made_reason or made)) end
+local made, made_reason = core.make_folders(flags.out)
+if not made then exit_with("--out %s: %s", flags.out, made_reason) end
 local path = ("%s/quantizer-%s"):format(flags.out, processor.slug)
 local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method", "side", "rounds", "forward_ms",
   "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "against_ms_min", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes",

@@ -659,6 +659,21 @@ function core.write_file(path, text)
   w:commit()
 end
 
+--- Makes a folder and those above it that are missing. True; or nil and why not.
+function core.make_folders(path)
+  local lfs = require "lfs"
+  local at = path:sub(1, 1) == "/" and "" or nil
+  for part in path:gmatch "[^/]+" do
+    at = at and at .. "/" .. part or part
+    if lfs.attributes(at, "mode") ~= "directory" then
+      local ok, reason = lfs.mkdir(at)
+      -- another process may have made it in between
+      if not ok and lfs.attributes(at, "mode") ~= "directory" then return nil, ("cannot make the folder '%s': %s"):format(at, reason) end
+    end
+  end
+  return true
+end
+
 --- Fills tensor x from raw data at byte `offset` of a file; format is a safetensors dtype.
 function core.read_tensor(x, path, offset, format) call(C.vx_file_read, handle(x), path, offset, format) end
 

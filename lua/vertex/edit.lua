@@ -59,13 +59,6 @@ local function private(f, ...)
   return result
 end
 
-local function make_folders(path)
-  local lfs = require "lfs"
-  for at in path:gmatch "()/" do
-    if at > 1 then lfs.mkdir(path:sub(1, at - 1)) end
-  end
-end
-
 --- The last lines of a history file, oldest first; a file twice too long is cut. None where it cannot be read.
 function edit.read_history(path)
   local lines, file = {}, io.open(path, "r")
@@ -82,7 +75,7 @@ end
 --- Adds a line to a history file; whether that worked.
 function edit.append_history(path, line)
   return private(function()
-    make_folders(path)
+    core.make_folders(path:match "^(.*)/[^/]*$" or "")
     local file = io.open(path, "a")
     if not file then return false end
     file:write(line, "\n")

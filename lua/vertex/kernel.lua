@@ -336,7 +336,7 @@ function requests.is_complete_request(kernel, message)
   kernel:reply(message, "is_complete_reply", { status = status, indent = indent })
 end
 
---- The inputs of this session: {session, line, input} each; older ones are not kept.
+--- The inputs since the kernel began, each as Jupyter wants it: {0, line, input}.
 function requests.history_request(kernel, message)
   local ask, found = message.content, {}
   local pattern = ask.hist_access_type == "search" and "^" .. tostring(ask.pattern or "*"):gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0")
@@ -472,17 +472,6 @@ local function read_file(path)
   return text
 end
 
-local function make_folders(path)
-  local at = path:sub(1, 1) == "/" and "" or "."
-  for part in path:gmatch "[^/]+" do
-    at = at .. "/" .. part
-    if lfs.attributes(at, "mode") ~= "directory" then
-      local ok, reason = lfs.mkdir(at)
-      if not ok then core.fail("cannot make the folder %s: %s", at, reason) end
-    end
-  end
-end
-
 --- The folder in which Jupyter looks for data: of the user, of an installation prefix, or of the Python that `python3` is.
 local function jupyter_folder(option, prefix)
   if option == "--prefix" then return prefix .. "/share/jupyter" end
@@ -503,7 +492,8 @@ end
 --- Writes kernel.json where Jupyter finds it; returns the folder.
 local function install(option, prefix)
   local folder = jupyter_folder(option, prefix) .. "/kernels/vertex"
-  make_folders(folder)
+  local made, reason = core.make_folders(folder)
+  if not made then core.fail("%s", reason) end
   core.write_file(folder .. "/kernel.json", wire.encode({ argv = wire.array { arg[-1] or "luajit", core.directory .. "/kernel.lua", "{connection_file}" },
     display_name = "Lua (Vertex)", language = "lua", interrupt_mode = "signal" }, { indent = true }) .. "\n")
   return folder

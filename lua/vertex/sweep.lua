@@ -118,14 +118,8 @@ end
 
 --- Makes an experiment's output folder and those above it; ends the program with a message where that cannot be done.
 function sweep.make_folders(path)
-  local at = path:sub(1, 1) == "/" and "" or nil
-  for part in path:gmatch "[^/]+" do
-    at = at and at .. "/" .. part or part
-    if lfs.attributes(at, "mode") ~= "directory" then
-      local ok, reason = lfs.mkdir(at)
-      if not ok and lfs.attributes(at, "mode") ~= "directory" then exit_with(("--out %s: cannot make '%s': %s"):format(path, at, reason)) end
-    end
-  end
+  local ok, reason = core.make_folders(path)
+  if not ok then exit_with(("--out %s: %s"):format(path, reason)) end
 end
 
 local function read_config(out)
