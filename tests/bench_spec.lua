@@ -2,15 +2,7 @@
 -- float64. And the steps of kernels/lab, which only have to agree with float64 here.
 
 local H = require "tests.helper"
-
---- Output (both streams) of a shell command and its exit status.
-local function shell(command)
-  local p = io.popen("{ (" .. command .. ") 2>&1; echo \"status $?\"; } 2>/dev/null")
-  local text = p:read "*a"
-  p:close()
-  local output, status = text:match "^(.*)status (%d+)%s*$"
-  return output, tonumber(status)
-end
+local shell = H.shell
 
 local function bench(arguments) return shell("luajit experiments/bench/quantizer.lua " .. arguments) end
 

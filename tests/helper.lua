@@ -20,6 +20,7 @@ setmetatable(_G, {
 
 local lfs = require "lfs"
 local vx = require "vertex"
+local core = require "vertex.core"
 vx.device "cpu"
 vx.threads(2)
 
@@ -179,16 +180,23 @@ function H.read(path)
   return bytes
 end
 
+--- The checkout, as an absolute path: children run elsewhere.
+H.root = (core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root):gsub("/%.$", "")
+
+--- Runs a shell command; returns its output (both streams) and exit status.
+function H.shell(command)
+  local pipe = assert(io.popen(("{ (%s) 2>&1; echo rc=$?; } 2>/dev/null"):format(command)))
+  local output, status = pipe:read("*a"):match "^(.*)rc=(%d+)\n$"
+  pipe:close()
+  return output, tonumber(status)
+end
+
 --- Runs Lua text in a LuaJIT of its own, with the same library and the given environment ("A=1 B=2"); returns its output and
 -- whether it ended well.
 function H.child(text, environment)
   local path = H.write(H.scratch "child.lua", text)
-  local command = "%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;./?.lua;;' timeout 120 luajit '%s' 2>&1; echo rc=$?"
-  local pipe = assert(io.popen(command:format(environment or "", path)))
-  local out = pipe:read "*a"
-  pipe:close()
-  local body, rc = out:match "^(.*)rc=(%d+)\n$"
-  return body, rc == "0"
+  local out, status = H.shell(("%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;./?.lua;;' timeout 120 luajit '%s'"):format(environment or "", path))
+  return out, status == 0
 end
 
 H.vx = vx

@@ -5,15 +5,8 @@ local core = require "vertex.core"
 local lfs = require "lfs"
 local wire = require "vertex.wire"
 
-local root = (core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root):gsub("/%.$", "")
+local root, shell = H.root, H.shell
 local program = root .. "/lua/vertex/kernel.lua"
-
-local function shell(command)
-  local pipe = assert(io.popen(("{ %s; } 2>&1; echo rc=$?"):format(command)))
-  local out, rc = pipe:read("*a"):match "^(.*)rc=(%d+)\n$"
-  pipe:close()
-  return out, tonumber(rc)
-end
 
 local started = 0
 local client -- {pid, talk, a socket of each kind}

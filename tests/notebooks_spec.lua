@@ -1,19 +1,10 @@
 -- The notebooks, run from their files with fewer steps; and the runner that needs no Jupyter.
 
 local H = require "tests.helper"
-local core = require "vertex.core"
-local lfs = require "lfs"
 local train = require "vertex.train"
 
-local root = (core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root):gsub("/%.$", "")
+local root, shell = H.root, H.shell
 local NAMES = { "01-the-simplex", "02-collapse-and-cure", "03-your-own-quantizer" }
-
-local function shell(command)
-  local pipe = assert(io.popen(("{ %s; } 2>&1; echo rc=$?"):format(command)))
-  local out, rc = pipe:read("*a"):match "^(.*)rc=(%d+)\n$"
-  pipe:close()
-  return out, tonumber(rc)
-end
 
 --- A copy of the checkout, as far as notebooks see it, in which they may leave files.
 local checkout

@@ -1,36 +1,22 @@
 -- The figures of the simplex as a user makes them: experiments/simplex_figures.lua in a child process.
 
+local H = require "tests.helper"
 local lfs = require "lfs"
-local core = require "vertex.core"
 
-local root = core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root
-local scratch
+local folder
 
 local function figures(arguments)
-  local library = os.getenv "VERTEX_LIB" or root .. "/build/libvertex.so"
-  local p = io.popen(("cd '%s' && { VERTEX_LIB='%s' luajit '%s/experiments/simplex_figures.lua' %s 2>&1; echo \"status $?\"; }"):format(scratch, library,
-    root, arguments))
-  local text = p:read "*a"
-  p:close()
-  local output, status = text:match "^(.*)status (%d+)%s*$"
-  return output, tonumber(status)
+  local library = os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so"
+  return H.shell(("cd '%s' && VERTEX_LIB='%s' luajit '%s/experiments/simplex_figures.lua' %s"):format(folder, library, H.root, arguments))
 end
 
-local function read(path)
-  local f = assert(io.open(scratch .. "/" .. path, "rb"))
-  local text = f:read "*a"
-  f:close()
-  return text
-end
+local function read(path) return H.read(folder .. "/" .. path) end
 
 describe("simplex_figures", function()
   setup(function()
-    scratch = os.tmpname()
-    os.remove(scratch)
-    assert(lfs.mkdir(scratch))
+    folder = H.scratch "figures"
+    assert(lfs.mkdir(folder))
   end)
-
-  teardown(function() os.execute(("rm -rf '%s'"):format(scratch)) end)
 
   it("writes every figure in three formats, and scores ordered as in Figure 1", function()
     local output, status = figures "--out a/b --quick --seed 3"
@@ -70,7 +56,7 @@ describe("simplex_figures", function()
     output, status = figures "--colour red"
     assert.is_true(status ~= 0)
     assert.matches("%-%-colour", output)
-    local file = assert(io.open(scratch .. "/taken", "w"))
+    local file = assert(io.open(folder .. "/taken", "w"))
     file:close()
     output, status = figures "--out taken/here --quick"
     assert.is_true(status ~= 0)

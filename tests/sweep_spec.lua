@@ -1,39 +1,21 @@
 -- The main job as a user runs it: flags, output folder, results, kill and resume. Runs experiments/ae_sweep.lua in child processes.
 
+local H = require "tests.helper"
 local lfs = require "lfs"
 local train = require "vertex.train"
 local core = require "vertex.core"
 local vx = require "vertex"
 
-local root = core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root -- children run elsewhere
+local root, shell = H.root, H.shell
 local scratch
-
---- Runs a shell command; returns its output (both streams) and exit status.
-local function shell(command)
-  local p = io.popen("{ (" .. command .. ") 2>&1; echo \"status $?\"; } 2>/dev/null")
-  local text = p:read "*a"
-  p:close()
-  local output, status = text:match "^(.*)status (%d+)%s*$"
-  return output, tonumber(status)
-end
 
 local function sweep(arguments, before)
   local library = os.getenv "VERTEX_LIB" or root .. "/build/libvertex.so"
   return shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s/experiments/ae_sweep.lua' %s"):format(scratch, library, before or "", root, arguments))
 end
 
-local function read(path)
-  local f = assert(io.open(scratch .. "/" .. path, "rb"))
-  local text = f:read "*a"
-  f:close()
-  return text
-end
-
-local function write(path, text)
-  local f = assert(io.open(scratch .. "/" .. path, "wb"))
-  f:write(text)
-  f:close()
-end
+local function read(path) return assert(H.read(scratch .. "/" .. path), path) end
+local function write(path, text) H.write(scratch .. "/" .. path, text) end
 
 --- results.csv without the column that depends on the clock.
 local function results(out)
@@ -74,11 +56,9 @@ end)
 
 describe("ae_sweep", function()
   setup(function()
-    scratch = os.tmpname()
-    os.remove(scratch)
-    lfs.mkdir(scratch)
+    scratch = H.scratch "sweep"
+    assert(lfs.mkdir(scratch))
   end)
-  teardown(function() os.execute(("rm -rf '%s'"):format(scratch)) end)
 
   it("trains, evaluates and leaves every file", function()
     local output, status = sweep "--steps 3 --batch 4 --out a/b --methods softmax-knn-ce,ste-euclid"
