@@ -19,6 +19,12 @@ static inline int check_reduce(const vx_tensor *y, const vx_tensor *x, int kind)
     return VX_OK;
 }
 
+/* Neighbours are 32-bit row numbers. */
+static inline int check_rows(const char *op, long long rows)
+{
+    return rows > INT32_MAX ? vx_fail(VX_EINVAL, "%s: %lld rows, of at most 2^31 - 1", op, rows) : VX_OK;
+}
+
 static inline int check_gemm(const vx_tensor *c, const vx_tensor *a, const vx_tensor *b)
 {
     const vx_tensor *operands[] = {a, b};
@@ -44,7 +50,7 @@ static inline int check_smooth(const vx_tensor *z, const vx_tensor *codebook, co
                                const vx_tensor *mean_pi, int regularizer, int shards)
 {
     const long long N = z->shape[0], M = codebook->shape[1];
-    if (N > INT32_MAX) return vx_fail(VX_EINVAL, "smooth: %lld rows, of at most 2^31 - 1", N);
+    if (check_rows("smooth", N)) return VX_EINVAL;
     if (regularizer == VX_REG_PPL && !mean_pi) return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
     if (regularizer != VX_REG_KNN_CE && regularizer != VX_REG_KNN_L2) return VX_OK;
     if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");

@@ -221,6 +221,16 @@ VX_DEVICE uint32_t vx_ordered(float x)
 }
 VX_DEVICE float vx_unordered(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
+/* Neighbours: keys packed as in neighbours.h. */
+VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row)
+{
+    return (unsigned long long)vx_ordered(key) << 32 | (uint32_t) ~(uint32_t)row;
+}
+VX_DEVICE float neighbour_key(unsigned long long entry) { return vx_unordered((uint32_t)(entry >> 32)); }
+VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(uint32_t)entry; }
+
+#define GUARD 1e-12 /* least norm that a row or a code is divided by, as in rows.h */
+
 /* bf16 is stored as its 16 bits. To nearest, ties to even; a NaN stays one: its payload is cut off and made quiet, as on the CPU. */
 typedef uint16_t vx_bf16;
 VX_DEVICE float vx_from_bf16(vx_bf16 x) { return __uint_as_float((uint32_t)x << 16); }

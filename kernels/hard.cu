@@ -8,7 +8,6 @@
 
 enum { BLOCK = 256, MOST_BLOCKS = 2048 };
 
-#define GUARD 1e-12 /* least norm that a row or a code is divided by */
 #define ROTATION_GUARD 1e-6f
 
 typedef struct hard_call {

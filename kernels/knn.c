@@ -12,6 +12,7 @@
 #include <float.h>
 #include <omp.h>
 
+#include "checks.h"
 #include "neighbours.h"
 #include "rows.h"
 
@@ -68,6 +69,7 @@ static float deviation_of(const vertex_call *c, int64_t n, int64_t m)
 int VX_CPU(vertex_knn)(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int metric, int log)
 {
     vertex_call c = {p->shape[0], p->shape[1], near->shape[1], metric, log, vx_f32(p), 0};
+    if (check_rows("vertex_knn", c.N)) return VX_EINVAL;
     if (!c.M) return VX_OK;
     int64_t bad = first_nonfinite(c.p, c.N, c.M, 0);
     if (bad >= 0) return vx_fail(VX_ENONFINITE, "vertex_knn: row %lld of p holds a NaN or Inf", (long long)bad);
@@ -206,6 +208,7 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
                    .K = near->shape[1],
                    .exclude_self = exclude_self,
                    .x = vx_f32(x)};
+    if (check_rows("knn", c.L)) return VX_EINVAL;
     c.panels = vx_ceil_div(c.L, PANEL);
     int64_t bad = first_nonfinite(c.x, c.N, c.D, 0), bad_y = first_nonfinite(vx_f32(y), c.L, c.D, 0);
     if (bad >= 0 || bad_y >= 0)

@@ -9,16 +9,11 @@
  */
 #include <float.h>
 
+#include "checks.h"
 #include "sort.cuh"
 
 enum { BLOCK = 256, TILE = 64, DEPTH = 16 };
 static const int64_t DISTANCES = INT64_C(16) << 20; /* squared distances held at a time, 4 bytes each */
-
-VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row)
-{
-    return (unsigned long long)vx_ordered(key) << 32 | (uint32_t) ~(uint32_t)row;
-}
-VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(uint32_t)entry; }
 
 VX_KERNEL finite_kernel(const float *x, int64_t count, vx_alarm nonfinite)
 {
@@ -105,6 +100,7 @@ static vertex_call vertex_call_of(const vx_tensor *p, const vx_tensor *near, int
 int vx_cuda_vertex_knn(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int metric, int log)
 {
     vertex_call c = vertex_call_of(p, near, metric, log);
+    if (check_rows("vertex_knn", c.N)) return VX_EINVAL;
     if (!c.M) return VX_OK;
     const vx_alarm nonfinite = vx_alarm_of(VX_ENONFINITE, c.M, "row %%lld of p holds a NaN or Inf");
     if (metric == VX_KNN_L2) c.sumsq = VX_SCRATCH(double, c.N);
@@ -252,6 +248,7 @@ VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, r
 int vx_cuda_knn(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y, int exclude_self)
 {
     const rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], exclude_self, vx_f32(x), vx_f32(y)};
+    if (check_rows("knn", c.L)) return VX_EINVAL;
     if (!c.N) return VX_OK;
     const vx_alarm bad_x = vx_alarm_of(VX_ENONFINITE, c.D, "row %%lld of x holds a NaN or Inf");
     const vx_alarm bad_y = vx_alarm_of(VX_ENONFINITE, c.D, "row %%lld of y holds a NaN or Inf");

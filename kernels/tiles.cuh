@@ -1,5 +1,5 @@
 /* tiles.cuh: what the quantizers' kernels share on CUDA: rows and codes laid out for products of tiles, the product itself,
- * the packed keys of neighbours.h, and the Gumbel noise of gumbel.h.
+ * and the Gumbel noise of gumbel.h.
  *
  * Layout. Codes are cut into panels of 64 as on the CPU, and within a panel stand in another order: code c is at position
  * 4 (c % 16) + c / 16, so that the four neighbouring positions that a thread takes are the codes tx, tx + 16, tx + 32, tx +
@@ -12,7 +12,6 @@
 
 #include "gemm.cuh"
 
-#define GUARD 1e-12      /* least norm that a row or a code is divided by */
 #define PADDING (-1e30f) /* logit of a code that is not there */
 
 static inline int64_t depth_of(int64_t D) { return vx_ceil_div(D, 4) * 4; }
@@ -122,15 +121,6 @@ VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t firs
         multiply_tile<RT, 1>(acc, a, b, count);
     }
 }
-
-/* -- Neighbours: see neighbours.h ------------------------------------------------------------------------------------- */
-
-VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row)
-{
-    return (unsigned long long)vx_ordered(key) << 32 | (uint32_t) ~(uint32_t)row;
-}
-VX_DEVICE float neighbour_key(unsigned long long entry) { return vx_unordered((uint32_t)(entry >> 32)); }
-VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(uint32_t)entry; }
 
 /* -- Gumbel noise: see gumbel.h --------------------------------------------------------------------------------------- */
 

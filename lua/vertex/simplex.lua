@@ -196,14 +196,18 @@ end
 
 -- -- Scores -------------------------------------------------------------------------------------------------------------------------
 
+local function spread(p, log)
+  local mean = ops.mean(probabilities(p, log), 1)
+  return ops.exp(ops.affine(ops.sum(ops.mul(mean, ops.log(ops.clamp(mean, LEAST, 1)))), -1, 0))
+end
+
 --- exp(H(mean p)): how many vertices the mean of the points is spread over, from 1 to M (Eq. 11 times M).
 -- @param p points (N,M)
 -- @param[opt] options {log = false: p holds logarithms}
 -- @return scalar tensor
 function simplex.perplexity(p, options)
   local o = chosen("perplexity", options, { log = false })
-  local mean = ops.mean(probabilities(points("perplexity", p, o.log), o.log), 1)
-  return ops.exp(ops.affine(ops.sum(ops.mul(mean, ops.log(ops.clamp(mean, LEAST, 1)))), -1, 0))
+  return spread(points("perplexity", p, o.log), o.log)
 end
 
 --- The perplexity regularizer 1 - exp(H(mean p)) / M, between 0 (the mean is the center) and 1 - 1/M (collapse to one vertex): what the
@@ -213,8 +217,7 @@ end
 -- @return scalar tensor
 function simplex.ppl(p, options)
   local o = chosen("ppl", options, { log = false })
-  points("ppl", p, o.log)
-  return ops.affine(simplex.perplexity(p, o), -1 / p:size(2), 1)
+  return ops.affine(spread(points("ppl", p, o.log), o.log), -1 / p:size(2), 1)
 end
 
 --- The KNN regularizer (Eq. 13): the mean deviation of each vertex's K nearest points from it, what the *-knn-* quantizers add to the loss.
