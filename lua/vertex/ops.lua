@@ -198,6 +198,7 @@ define("cast", { -- x in another dtype, "f32" or "bf16"
     return x:to(dtype)
   end,
   backward = function(ctx, dy) return dy:to(ctx.dtype) end,
+  cases = function(T) return { { T { 2, 3 }, "f32" } } end,
 })
 tape.cast = ops.cast
 
