@@ -2,7 +2,7 @@
  *
  * Grammar of a contract
  *     outputs "<-" inputs [ ":" conditions ]
- *     argument   = name mark* "(" sizes ")"      mark: "?" may be NULL   "~" any strides   ":i32" ":u8" ":any" dtype
+ *     argument   = name mark* "(" sizes ")"      mark: "?" may be NULL   "~" any strides   ":i32" ":u8" ":any" ":body" dtype
  *     sizes      = size { "," size }             size: a letter (bound at its first use), a number, "..." (a list of
  *                                                sizes, the same wherever it appears) or "*" (any list, unrelated)
  *     conditions = expression { ";" expression } with || && == != < <= > >= + - * / % over letters, numbers, names
@@ -250,6 +250,10 @@ static int check_dtype(const call *c, const char *name, int length, const vx_ten
 {
     char a[TEXT];
     if (dtype_length == 3 && !strncmp(dtype, "any", 3)) return VX_OK;
+    if (dtype_length == 4 && !strncmp(dtype, "body", 4)) { /* the CPU's kernels compute on float32 only */
+        if (x->dtype == VX_BF16 && x->device != 0) return VX_OK;
+        dtype = "f32", dtype_length = 3;
+    }
     const char *is = vx_dtype_name(x->dtype);
     if ((int)strlen(is) == dtype_length && !strncmp(is, dtype, (size_t)dtype_length)) return VX_OK;
     return vx_fail(VX_EINVAL, "%s: %.*s %s is %s, expected %.*s", c->op, length, name, vx_shape_text(x, a, sizeof a), is,

@@ -2,7 +2,8 @@
 --
 -- Encoder: dense 3x3 convolution to channels[1] at full size; for each further column but the last a stage: depthwise-separable
 -- convolution with stride 2, residual block; at last a depthwise-separable convolution to the latent width. The decoder is the mirror
--- image, with nearest-neighbour enlargement before each stage's convolution, and a dense 3x3 convolution to RGB.
+-- image, with nearest-neighbour enlargement before each stage's convolution, and a dense 3x3 convolution to RGB. What the quantizer and the
+-- loss are given is float32 under vx.autocast too.
 
 local vx = require "vertex"
 local nn = vx.nn
@@ -25,14 +26,14 @@ function Autoencoder:init(channels, quantizer)
     self.encoder:add(nn.SeparableConv3x3(channels[i - 1], channels[i], { stride = 2 }))
     self.encoder:add(Residual(channels[i]))
   end
-  self.encoder:add(nn.SeparableConv3x3(channels[n - 1], channels[n]))
+  self.encoder:add(nn.SeparableConv3x3(channels[n - 1], channels[n], { output = "f32" }))
   self.quantizer = quantizer
   self.decoder = nn.Sequential(nn.SeparableConv3x3(channels[n], channels[n - 1]))
   for i = n - 1, 2, -1 do
     self.decoder:add(nn.SeparableConv3x3(channels[i], channels[i - 1], { up = 2 }))
     self.decoder:add(Residual(channels[i - 1]))
   end
-  self.decoder:add(nn.Conv3x3(channels[1], 3))
+  self.decoder:add(nn.Conv3x3(channels[1], 3, { output = "f32" }))
 end
 
 --- images (B,H,W,3), standardized → reconstruction of the same shape, and the quantizer's output (nil without one).

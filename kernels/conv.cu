@@ -7,7 +7,7 @@
  * The gradient of w is a product (9 C, pixels) times (pixels, O) with the pixels cut into parts, which are added in order; for at most 4
  * outputs a thread takes one of the 9 C rows.
  *
- * Cost: 18 B H W C O flops each, float32. x is read nine times, eight of them from the caches.
+ * Cost: 18 B H W C O flops each, in float32 whatever the images' types. x is read nine times, eight of them from the caches.
  */
 #include "depthwise.cuh"
 #include "gemm.cuh"
@@ -16,12 +16,13 @@ constexpr int CONV_RT = 4, CONV_PIXELS = 16 * CONV_RT, FEW = 4, BLOCK = 256, WAR
 static_assert(CHUNK == 32, "a lane for each number of a chunk");
 
 /* y (B,H,W,O) from x (B,H,W,C): y += w(tap, c, o) x(pixel + tap), the weight of tap t (0 .. 8) at w[t tap + c input + o output]. */
-typedef struct conv {
+template <class X, class Y> struct conv {
     int64_t B, H, W, C, O;
     int64_t tap, input, output;
-    const float *x, *w, *bias;
-    float *y;
-} conv;
+    const float *w, *bias;
+    const X *x;
+    Y *y;
+};
 
 /* A pixel of x, counted over the batch, with its row and column, as far as they are looked up: at moved(tap) is its neighbour. */
 typedef struct place {
@@ -36,13 +37,13 @@ VX_DEVICE place place_of(int64_t pixel, int64_t pixels, int64_t H, int64_t W)
 }
 
 /* x at the place moved by tap, channel c; 0 off the image. */
-VX_DEVICE float pixel_value(const float *x, int64_t H, int64_t W, int64_t C, const place &at, int tap, int64_t c)
+template <class X> VX_DEVICE float pixel_value(const X *x, int64_t H, int64_t W, int64_t C, const place &at, int tap, int64_t c)
 {
     const int u = tap / 3 - 1, v = tap - tap / 3 * 3 - 1, h = at.h + u, w = at.w + v;
-    return h >= 0 && h < H && w >= 0 && w < W ? x[(at.pixel + u * W + v) * C + c] : 0;
+    return h >= 0 && h < H && w >= 0 && w < W ? vx_get(x + (at.pixel + u * W + v) * C + c) : 0;
 }
 
-VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
+template <class X, class Y> VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv<X, Y> s)
 {
     alignas(16) __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * PANEL];
     const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * PANEL, pixels = s.B * s.H * s.W, depth = 9 * s.C;
@@ -70,12 +71,12 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int64_t pixel = first + ty + 16 * i, o = outputs + 4 * tx + j;
-            if (pixel < pixels && o < s.O) s.y[pixel * s.O + o] = sum[i][j] + (s.bias ? s.bias[o] : 0);
+            if (pixel < pixels && o < s.O) vx_put(s.y + pixel * s.O + o, sum[i][j] + (s.bias ? s.bias[o] : 0));
         }
 }
 
 /* At most FEW outputs. Shared: the weights (9 C, FEW). */
-VX_KERNEL VX_HOT conv_few_kernel(conv s)
+template <class X, class Y> VX_KERNEL VX_HOT conv_few_kernel(conv<X, Y> s)
 {
     float4 *w = vx_shared;
     const int lane = threadIdx.x % 32;
@@ -96,37 +97,42 @@ VX_KERNEL VX_HOT conv_few_kernel(conv s)
             }
 #pragma unroll
         for (int o = 0; o < FEW; o++) sum[o] = vx_warp_sum(sum[o]);
-        if (lane < s.O) s.y[pixel * s.O + lane] = (lane == 0 ? sum[0] : lane == 1 ? sum[1] : lane == 2 ? sum[2] : sum[3]) + (s.bias ? s.bias[lane] : 0);
+        const float mine = lane == 0 ? sum[0] : lane == 1 ? sum[1] : lane == 2 ? sum[2] : sum[3];
+        if (lane < s.O) vx_put(s.y + pixel * s.O + lane, mine + (s.bias ? s.bias[lane] : 0));
     }
 }
 
-static int convolve(const conv *s)
+template <class X, class Y> static void convolve(const conv<X, Y> &s)
 {
-    const int64_t pixels = s->B * s->H * s->W, few_bytes = 9 * s->C * (int64_t)sizeof(float4);
-    if (!pixels || !s->O) return VX_OK;
-    if (s->O <= FEW && few_bytes <= 48 << 10) VX_LAUNCH(conv_few_kernel, vx_grid(pixels, 64), BLOCK, (size_t)few_bytes, *s);
-    else VX_LAUNCH(conv_kernel, dim3((unsigned)vx_ceil_div(pixels, CONV_PIXELS), (unsigned)vx_ceil_div(s->O, PANEL)), TILE_THREADS, 0, *s);
-    return vx_status();
+    const int64_t pixels = s.B * s.H * s.W, few_bytes = 9 * s.C * (int64_t)sizeof(float4);
+    if (!pixels || !s.O) return;
+    if (s.O <= FEW && few_bytes <= 48 << 10) VX_LAUNCH((conv_few_kernel<X, Y>), vx_grid(pixels, 64), BLOCK, (size_t)few_bytes, s);
+    else
+        VX_LAUNCH((conv_kernel<X, Y>), dim3((unsigned)vx_ceil_div(pixels, CONV_PIXELS), (unsigned)vx_ceil_div(s.O, PANEL)), TILE_THREADS, 0, s);
 }
 
 int vx_cuda_conv3x3(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias)
 {
-    const int64_t C = x->shape[3], O = y->shape[3];
-    const conv s = {x->shape[0], x->shape[1], x->shape[2], C, O, C * O, O, 1, vx_f32(x), vx_f32(w), vx_f32(bias), vx_f32(y)};
-    return convolve(&s);
+    const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], O = y->shape[3];
+    VX_TYPED(vx_is_bf16(x), X,
+             VX_TYPED(vx_is_bf16(y), Y,
+                      convolve<X, Y>({B, H, W, C, O, C * O, O, 1, vx_f32(w), vx_f32(bias), (const X *)x->data, (Y *)y->data})));
+    return vx_status();
 }
 
 int vx_cuda_conv3x3_backward_input(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 {
-    const int64_t C = dx->shape[3], O = dy->shape[3];
-    /* turned by 180 degrees: tap t is the forward pass's 8 - t */
-    const conv s = {dx->shape[0], dx->shape[1], dx->shape[2], O, C, -C * O, 1, O, vx_f32(dy), vx_f32(w) + 8 * C * O, NULL, vx_f32(dx)};
-    return convolve(&s);
+    const int64_t B = dx->shape[0], H = dx->shape[1], W = dx->shape[2], C = dx->shape[3], O = dy->shape[3];
+    const float *turned = vx_f32(w) + 8 * C * O; /* by 180 degrees: tap t is the forward pass's 8 - t */
+    VX_TYPED(vx_is_bf16(dy), X,
+             VX_TYPED(vx_is_bf16(dx), Y, convolve<X, Y>({B, H, W, O, C, -C * O, 1, O, turned, NULL, (const X *)dy->data, (Y *)dx->data})));
+    return vx_status();
 }
 
 /* partial (parts, 9 C, O). */
+template <class X, class Y>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
-    conv_weight_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O, int64_t parts)
+    conv_weight_kernel(float *partial, const X *x, const Y *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O, int64_t parts)
 {
     alignas(16) __shared__ float a[CHUNK * PANEL], b[CHUNK * PANEL];
     const int64_t m = (int64_t)blockIdx.x * PANEL, n = (int64_t)blockIdx.y * PANEL, part = blockIdx.z, pixels = B * H * W;
@@ -139,7 +145,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
         for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
             const int64_t pixel = from + i / PANEL;
             a[i] = tap < 9 ? pixel_value(x, H, W, C, place_of(pixel, end, H, W), tap, channel) : 0;
-            b[i] = pixel < end && o < O ? dy[pixel * O + o] : 0;
+            b[i] = pixel < end && o < O ? vx_get(dy + pixel * O + o) : 0;
         }
         __syncthreads();
         for (int k = 0; k < CHUNK; k++) {
@@ -159,8 +165,8 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
 }
 
 /* The same for at most FEW outputs: a thread for each of the 9 C rows. */
-VX_KERNEL VX_HOT conv_weight_few_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O,
-                                        int64_t parts)
+template <class X, class Y>
+VX_KERNEL VX_HOT conv_weight_few_kernel(float *partial, const X *x, const Y *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O, int64_t parts)
 {
     const int64_t row = (int64_t)blockIdx.x * BLOCK + threadIdx.x, part = blockIdx.y, pixels = B * H * W;
     if (row >= 9 * C) return;
@@ -170,19 +176,19 @@ VX_KERNEL VX_HOT conv_weight_few_kernel(float *partial, const float *x, const fl
         const float z = pixel_value(x, H, W, C, place_of(pixel, pixels, H, W), tap, row - tap * C);
 #pragma unroll
         for (int o = 0; o < FEW; o++)
-            if (o < O) sum[o] += z * dy[pixel * O + o];
+            if (o < O) sum[o] += z * vx_get(dy + pixel * O + o);
     }
     for (int o = 0; o < O; o++) partial[(part * 9 * C + row) * O + o] = sum[o];
 }
 
 /* partial (parts, C): sums of rows. Block: 32 columns, 8 warps taking every eighth row. */
-VX_KERNEL rows_sum_kernel(float *partial, const float *x, int64_t rows, int64_t C, int64_t parts)
+template <class X> VX_KERNEL rows_sum_kernel(float *partial, const X *x, int64_t rows, int64_t C, int64_t parts)
 {
     __shared__ float shared[8][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t c = (int64_t)blockIdx.y * 32 + lane, part = blockIdx.x;
     float sum = 0;
-    for (int64_t r = part * rows / parts + warp; r < (part + 1) * rows / parts && c < C; r += 8) sum += x[r * C + c];
+    for (int64_t r = part * rows / parts + warp; r < (part + 1) * rows / parts && c < C; r += 8) sum += vx_get(x + r * C + c);
     shared[warp][lane] = sum;
     __syncthreads();
     if (warp || c >= C) return;
@@ -190,13 +196,26 @@ VX_KERNEL rows_sum_kernel(float *partial, const float *x, int64_t rows, int64_t 
     partial[part * C + c] = sum;
 }
 
-void vx_add_rows(float *sum, const float *x, int64_t rows, int64_t C)
+void vx_add_rows(float *sum, const vx_tensor *x, int64_t rows, int64_t C)
 {
     const int64_t parts = vx_max64(vx_min64(rows / 64, 512), 1);
     if (!C) return;
     float *partial = VX_SCRATCH(float, parts * C);
-    VX_LAUNCH(rows_sum_kernel, dim3((unsigned)parts, (unsigned)vx_ceil_div(C, 32)), BLOCK, 0, partial, x, rows, C, parts);
+    VX_TYPED(vx_is_bf16(x), X,
+             VX_LAUNCH((rows_sum_kernel<X>), dim3((unsigned)parts, (unsigned)vx_ceil_div(C, 32)), BLOCK, 0, partial, (const X *)x->data, rows, C,
+                       parts));
     vx_add_parts(sum, partial, C, parts, C);
+}
+
+template <class X, class Y>
+static void weight_parts(float *partial, const X *x, const Y *dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t O, int64_t parts)
+{
+    if (O <= FEW)
+        VX_LAUNCH((conv_weight_few_kernel<X, Y>), dim3((unsigned)vx_ceil_div(9 * C, BLOCK), (unsigned)parts), BLOCK, 0, partial, x, dy, B, H, W, C, O,
+                  parts);
+    else
+        VX_LAUNCH((conv_weight_kernel<X, Y>), dim3((unsigned)vx_ceil_div(9 * C, PANEL), (unsigned)vx_ceil_div(O, PANEL), (unsigned)parts),
+                  TILE_THREADS, 0, partial, x, dy, B, H, W, C, O, parts);
 }
 
 int vx_cuda_conv3x3_backward_weight(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy)
@@ -208,14 +227,11 @@ int vx_cuda_conv3x3_backward_weight(vx_tensor *dw, vx_tensor *dbias, vx_tensor *
     const int64_t most = few ? pixels / 256 : pixels / 1024, memory = (INT64_C(8) << 20) / vx_max64(9 * C * O, 1);
     const int64_t parts = vx_max64(vx_min64(vx_min64(vx_ceil_div(1024, vx_max64(tiles, 1)), most), memory), 1);
     float *partial = VX_SCRATCH(float, parts * 9 * C * O);
-    if (dw->numel && few)
-        VX_LAUNCH(conv_weight_few_kernel, dim3((unsigned)vx_ceil_div(9 * C, BLOCK), (unsigned)parts), BLOCK, 0, partial, vx_f32(x), vx_f32(dy), B, H, W,
-                  C, O, parts);
-    else if (dw->numel)
-        VX_LAUNCH(conv_weight_kernel, dim3((unsigned)vx_ceil_div(9 * C, PANEL), (unsigned)vx_ceil_div(O, PANEL), (unsigned)parts), TILE_THREADS, 0,
-                  partial, vx_f32(x), vx_f32(dy), B, H, W, C, O, parts);
+    if (dw->numel)
+        VX_TYPED(vx_is_bf16(x), X,
+                 VX_TYPED(vx_is_bf16(dy), Y, weight_parts(partial, (const X *)x->data, (const Y *)dy->data, B, H, W, C, O, parts)));
     if (dw->numel) vx_add_parts(vx_f32(dw), partial, 9 * C * O, parts, 9 * C * O);
-    if (dbias) vx_add_rows(vx_f32(dbias), vx_f32(dy), pixels, O);
+    if (dbias) vx_add_rows(vx_f32(dbias), dy, pixels, O);
     return vx_status();
 }
 

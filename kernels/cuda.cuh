@@ -240,4 +240,23 @@ VX_DEVICE vx_bf16 vx_to_bf16(float x)
     return (vx_bf16)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* An element of an operand that a contract lets be f32 or bf16, for kernels whose type T that is. */
+VX_DEVICE float vx_get(const float *p) { return *p; }
+VX_DEVICE float vx_get(const vx_bf16 *p) { return vx_from_bf16(*p); }
+VX_DEVICE void vx_put(float *p, float x) { *p = x; }
+VX_DEVICE void vx_put(vx_bf16 *p, float x) { *p = vx_to_bf16(x); }
+
+/* Runs the statement with T for the type of the elements, by a condition of the host's. */
+#define VX_TYPED(is_bf16, T, ...)                                                                                                          \
+    do {                                                                                                                                   \
+        if (is_bf16) {                                                                                                                     \
+            using T = vx_bf16;                                                                                                             \
+            __VA_ARGS__;                                                                                                                   \
+        } else {                                                                                                                           \
+            using T = float;                                                                                                               \
+            __VA_ARGS__;                                                                                                                   \
+        }                                                                                                                                  \
+    } while (0)
+static inline bool vx_is_bf16(const vx_tensor *x) { return x && x->dtype == VX_BF16; }
+
 #endif

@@ -7,7 +7,7 @@
 /* sum[i] = sum over p < parts, in order and in float64, of partial[p pitch + i]; i < count. */
 void vx_add_parts(float *sum, const float *partial, int64_t count, int64_t parts, int64_t pitch);
 
-/* sum (C) = the rows of x (rows,C) (conv.cu). */
-void vx_add_rows(float *sum, const float *x, int64_t rows, int64_t C);
+/* sum (C) = the rows of x, f32 or bf16, as (rows,C) (conv.cu). */
+void vx_add_rows(float *sum, const vx_tensor *x, int64_t rows, int64_t C);
 
 #endif

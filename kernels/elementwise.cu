@@ -8,8 +8,8 @@
  * last dimension where every operand allows that (contiguous along it and aligned, or constant), else one element, and finds its
  * place by dividing: once per 4 elements, and in 32 bits unless the tensor is larger. A transposition goes through shared memory.
  */
+#include "lanes.cuh"
 #include "special.h"
-#include "cuda.cuh"
 
 enum { BLOCK = 256, SQUARE = 32 };
 
@@ -297,13 +297,26 @@ VX_DEVICE float binary(int kind, float a, float b)
     }
 }
 
-/* Four of operand k, or the one it has, four times. */
-VX_DEVICE float4 four_of(const walk &w, int k, int64_t at)
+/* An element of operand k, f32 or bf16. */
+VX_DEVICE float one_of(const walk &w, int k, int64_t at)
 {
-    const float *p = (const float *)w.data[k] + at;
-    if (w.stride[k][w.ndim - 1]) return *(const float4 *)p;
-    const float x = *p;
-    return make_float4(x, x, x, x);
+    return w.item[k] == 4 ? ((const float *)w.data[k])[at] : vx_from_bf16(((const vx_bf16 *)w.data[k])[at]);
+}
+
+/* Four of operand k, or the one it has, four times. */
+VX_DEVICE lanes<4> four_of(const walk &w, int k, int64_t at)
+{
+    if (!w.stride[k][w.ndim - 1]) {
+        const float x = one_of(w, k, at);
+        return {{x, x, x, x}};
+    }
+    return w.item[k] == 4 ? load<4>((const float *)w.data[k] + at) : load<4>((const vx_bf16 *)w.data[k] + at);
+}
+
+template <int V> VX_DEVICE void store_result(const walk &w, int64_t at, const lanes<V> &y)
+{
+    if (w.item[0] == 4) store<V>((float *)w.data[0] + at, y);
+    else store<V>((vx_bf16 *)w.data[0] + at, y);
 }
 
 template <class I> VX_KERNEL binary_kernel(walk w, int64_t groups, int kind)
@@ -311,13 +324,15 @@ template <class I> VX_KERNEL binary_kernel(walk w, int64_t groups, int kind)
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
         int64_t at[3];
         place<I, 3>(w, i, at);
-        float *y = (float *)w.data[0] + at[0];
         if (w.group == 1) {
-            *y = binary(kind, ((const float *)w.data[1])[at[1]], ((const float *)w.data[2])[at[2]]);
-        } else {
-            const float4 a = four_of(w, 1, at[1]), b = four_of(w, 2, at[2]);
-            *(float4 *)y = make_float4(binary(kind, a.x, b.x), binary(kind, a.y, b.y), binary(kind, a.z, b.z), binary(kind, a.w, b.w));
+            store_result<1>(w, at[0], {{binary(kind, one_of(w, 1, at[1]), one_of(w, 2, at[2]))}});
+            continue;
         }
+        lanes<4> a = four_of(w, 1, at[1]);
+        const lanes<4> b = four_of(w, 2, at[2]);
+#pragma unroll
+        for (int v = 0; v < 4; v++) a.x[v] = binary(kind, a.x[v], b.x[v]);
+        store_result<4>(w, at[0], a);
     }
 }
 

@@ -4,13 +4,14 @@
  * least a row's length and sizes below 2^31; what it does not take (rows that overlap, a view with a stride of 0) goes to a kernel of
  * our own, 64 x 64 tiles of float32 multiply-adds with any strides.
  *
- * Accuracy: float32 throughout unless vx_allow_tf32 says otherwise. Under vx_autocast the factors are rounded to bf16, for cuBLAS as
- * copies; a product of two bf16 is exact in float32, and sums and results are float32. Sums run in cuBLAS's order, the same for the same
- * sizes on the same device.
+ * Accuracy: float32 throughout unless vx_allow_tf32 says otherwise. Under vx_autocast, or where one factor is bf16 already, both are
+ * rounded to bf16, for cuBLAS as copies; a product of two bf16 is exact in float32, and sums are float32. Sums run in cuBLAS's order, the
+ * same for the same sizes on the same device.
  */
 #include "blas.cuh"
 #include "checks.h"
 #include "gemm.cuh"
+#include "lanes.cuh"
 
 constexpr int GEMM_RT = 4, GEMM_ROWS = 16 * GEMM_RT;
 
@@ -22,12 +23,17 @@ VX_KERNEL bias_kernel(float *c, const float *bias, float beta, int64_t m, int64_
     }
 }
 
-VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, float *c, int64_t c_batch_stride, int64_t c_stride, int64_t m,
-                                                         int64_t n, int64_t k, float alpha, float beta, const float *bias, bool bf16)
+VX_DEVICE float element(const matrix &x, int64_t i)
+{
+    return x.bf16 ? vx_get((const vx_bf16 *)x.data + i) : vx_get((const float *)x.data + i);
+}
+
+VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, matrix c, int64_t m, int64_t n, int64_t k, float alpha, float beta,
+                                                         const float *bias, bool bf16)
 {
     alignas(16) __shared__ float left[GEMM_ROWS * ROW_PITCH], right[CHUNK * PANEL];
     const int64_t row = (int64_t)blockIdx.x * GEMM_ROWS, column = (int64_t)blockIdx.y * PANEL, index = blockIdx.z;
-    const float *x = a.data + index * a.batch_stride, *y = b.data + index * b.batch_stride;
+    const int64_t x = index * a.batch_stride, y = index * b.batch_stride;
     const int tx = tile_x(), ty = tile_y();
     float sum[GEMM_RT][4] = {};
     for (int64_t from = 0; from < k; from += CHUNK) {
@@ -35,13 +41,13 @@ VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, flo
         for (int i = threadIdx.x; i < GEMM_ROWS * CHUNK; i += TILE_THREADS) {
             const int r = i / CHUNK, p = i % CHUNK;
             const bool there = row + r < m && from + p < k;
-            const float value = there ? x[(row + r) * a.row_stride + (from + p) * a.column_stride] : 0;
+            const float value = there ? element(a, x + (row + r) * a.row_stride + (from + p) * a.column_stride) : 0;
             left[r * ROW_PITCH + p] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
         }
         for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
             const int p = i / PANEL, j = i % PANEL;
             const bool there = from + p < k && column + j < n;
-            const float value = there ? y[(from + p) * b.row_stride + (column + j) * b.column_stride] : 0;
+            const float value = there ? element(b, y + (from + p) * b.row_stride + (column + j) * b.column_stride) : 0;
             right[p * PANEL + j] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
         }
         __syncthreads();
@@ -53,8 +59,10 @@ VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, flo
         for (int j = 0; j < 4; j++) {
             const int64_t r = row + ty + 16 * i, at = column + 4 * tx + j;
             if (r >= m || at >= n) continue;
-            float *to = c + index * c_batch_stride + r * c_stride + at;
-            *to = alpha * sum[i][j] + (beta != 0 ? beta * *to : 0) + (bias ? bias[at] : 0);
+            const int64_t to = index * c.batch_stride + r * c.row_stride + at;
+            const float value = alpha * sum[i][j] + (beta != 0 ? beta * element(c, to) : 0) + (bias ? bias[at] : 0);
+            if (c.bf16) vx_put((vx_bf16 *)c.data + to, value);
+            else vx_put((float *)c.data + to, value);
         }
 }
 
@@ -74,7 +82,7 @@ static char orientation(matrix x, int64_t rows, int64_t columns, int64_t *leadin
 }
 
 /* to (batch,rows,pitch): the elements of from (batch,rows,columns), whose columns lie side by side; four at a time. */
-VX_KERNEL round_kernel(uint2 *to, const float *from, int64_t batch, int64_t rows, int64_t columns, int64_t pitch, int64_t batch_stride,
+VX_KERNEL round_kernel(vx_bf16 *to, const float *from, int64_t batch, int64_t rows, int64_t columns, int64_t pitch, int64_t batch_stride,
                        int64_t row_stride, bool fours)
 {
     const int64_t across = pitch / 4;
@@ -89,7 +97,7 @@ VX_KERNEL round_kernel(uint2 *to, const float *from, int64_t batch, int64_t rows
             if (c + 2 < columns) v.z = x[2];
             if (c + 3 < columns) v.w = x[3];
         }
-        to[i] = make_uint2(vx_to_bf16(v.x) | (uint32_t)vx_to_bf16(v.y) << 16, vx_to_bf16(v.z) | (uint32_t)vx_to_bf16(v.w) << 16);
+        store<4>(to + 4 * i, {{v.x, v.y, v.z, v.w}});
     }
 }
 
@@ -102,10 +110,10 @@ typedef struct factor {
 } factor;
 
 /* x as it is, or a place for its rounded copy, rows of which begin on 16 bytes. */
-static factor factor_of(matrix x, int64_t batch, int64_t rows, int64_t columns, char how, int64_t leading)
+static factor factor_of(matrix x, int64_t batch, int64_t rows, int64_t columns, char how, int64_t leading, bool bf16)
 {
-    factor f = {x.data, CUDA_R_32F, leading, x.batch_stride, 0, 0, 0};
-    if (!vx_bf16_products()) return f;
+    factor f = {x.data, x.bf16 ? CUDA_R_16BF : CUDA_R_32F, leading, x.batch_stride, 0, 0, 0};
+    if (x.bf16 == bf16) return f;
     f.batch = x.batch_stride ? batch : 1, f.rows = how == 'n' ? rows : columns, f.columns = how == 'n' ? columns : rows;
     f.type = CUDA_R_16BF, f.leading = vx_ceil_div(f.columns, 8) * 8;
     f.batch_stride = x.batch_stride ? f.rows * f.leading : 0;
@@ -117,46 +125,51 @@ static void fill_factor(const factor *f, matrix x, int64_t leading)
 {
     if (!f->batch) return;
     const bool fours = (uintptr_t)x.data % 16 == 0 && leading % 4 == 0 && x.batch_stride % 4 == 0;
-    VX_LAUNCH(round_kernel, vx_grid(f->batch * f->rows * f->leading / 4, 256), 256, 0, (uint2 *)f->data, x.data, f->batch, f->rows, f->columns,
+    VX_LAUNCH(round_kernel, vx_grid(f->batch * f->rows * f->leading / 4, 256), 256, 0, (vx_bf16 *)f->data, (const float *)x.data, f->batch, f->rows, f->columns,
               f->leading, x.batch_stride, leading, fours);
 }
 
-void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c, int64_t c_batch_stride,
-             int64_t c_stride, const float *bias)
+static matrix from_index(matrix x, int64_t first)
+{
+    x.data = (char *)x.data + first * x.batch_stride * (int64_t)(x.bf16 ? sizeof(vx_bf16) : sizeof(float));
+    return x;
+}
+
+void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, matrix c, const float *bias)
 {
     if (!batch || !m || !n) return;
+    const bool bf16 = vx_bf16_products() || a.bf16 || b.bf16;
     int64_t lda = 0, ldb = 0;
     const char how_a = orientation(a, m, k, &lda), how_b = orientation(b, k, n, &ldb);
-    const bool fits = k > 0 && m <= INT32_MAX && n <= INT32_MAX && k <= INT32_MAX && batch <= INT32_MAX && c_stride <= INT32_MAX &&
-                      (c_stride >= n || m == 1);
+    const bool fits = k > 0 && m <= INT32_MAX && n <= INT32_MAX && k <= INT32_MAX && batch <= INT32_MAX && c.row_stride <= INT32_MAX &&
+                      (c.row_stride >= n || m == 1);
     if (!how_a || !how_b || !fits) {
         for (int64_t first = 0; first < batch; first += 65535) { /* a grid's third size is limited */
             const int64_t count = vx_min64(batch - first, 65535);
-            matrix x = a, y = b;
-            x.data += first * a.batch_stride, y.data += first * b.batch_stride;
+            const matrix x = from_index(a, first), y = from_index(b, first), z = from_index(c, first);
             VX_LAUNCH(product_kernel, dim3((unsigned)vx_ceil_div(m, GEMM_ROWS), (unsigned)vx_ceil_div(n, PANEL), (unsigned)count), TILE_THREADS,
-                      0, x, y, c + first * c_batch_stride, c_batch_stride, c_stride, m, n, k, alpha, beta, bias, vx_bf16_products());
+                      0, x, y, z, m, n, k, alpha, beta, bias, bf16);
         }
         return;
     }
     const vx_blas *blas = vx_blas_open();
     if (!blas) return;
-    const factor x = factor_of(a, batch, m, k, how_a, lda), y = factor_of(b, batch, k, n, how_b, ldb);
+    const factor x = factor_of(a, batch, m, k, how_a, lda, bf16), y = factor_of(b, batch, k, n, how_b, ldb, bf16);
     fill_factor(&x, a, lda);
     fill_factor(&y, b, ldb);
     if (bias) {
-        VX_LAUNCH(bias_kernel, vx_grid(batch * m * n, 256), 256, 0, c, bias, beta, m, n, batch, c_batch_stride, c_stride);
+        VX_LAUNCH(bias_kernel, vx_grid(batch * m * n, 256), 256, 0, (float *)c.data, bias, beta, m, n, batch, c.batch_stride, c.row_stride);
         beta = 1;
     }
     VX_BLAS(blas->gemm(blas->handle, how_b == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, how_a == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, (int)n, (int)m,
-                       (int)k, &alpha, y.data, y.type, (int)y.leading, y.batch_stride, x.data, x.type, (int)x.leading, x.batch_stride, &beta, c,
-                       CUDA_R_32F, (int)(m == 1 ? vx_max64(n, 1) : c_stride), c_batch_stride, (int)batch,
-                       vx_tf32() && x.type == CUDA_R_32F ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+                       (int)k, &alpha, y.data, y.type, (int)y.leading, y.batch_stride, x.data, x.type, (int)x.leading, x.batch_stride, &beta, c.data,
+                       c.bf16 ? CUDA_R_16BF : CUDA_R_32F, (int)(m == 1 ? vx_max64(n, 1) : c.row_stride), c.batch_stride, (int)batch,
+                       vx_tf32() && !bf16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 
 static matrix matrix_of(const vx_tensor *x)
 {
-    const matrix of = {vx_f32(x), x->stride[0], x->stride[1], x->stride[2]};
+    const matrix of = {x->data, x->stride[0], x->stride[1], x->stride[2], false};
     return of;
 }
 
@@ -164,6 +177,6 @@ int vx_cuda_gemm(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, floa
 {
     const int64_t m = c->shape[1], n = c->shape[2], k = a->shape[2];
     if (check_gemm(c, a, b)) return VX_EINVAL;
-    vx_gemm(c->shape[0], m, n, k, alpha, matrix_of(a), matrix_of(b), beta, vx_f32(c), c->stride[0], m > 1 ? c->stride[1] : n, vx_f32(bias));
+    vx_gemm(c->shape[0], m, n, k, alpha, matrix_of(a), matrix_of(b), beta, matrix_of(c), vx_f32(bias));
     return vx_status();
 }

@@ -10,16 +10,16 @@
 
 #include "cuda.cuh"
 
-/* Element (i, j) of index b is data[b batch_stride + i row_stride + j column_stride]. */
+/* Element (i, j) of index b is data[b batch_stride + i row_stride + j column_stride], of f32 or bf16. */
 typedef struct matrix {
-    const float *data;
+    void *data;
     int64_t batch_stride, row_stride, column_stride;
+    bool bf16;
 } matrix;
 
-/* c (batch,m,n) = alpha a (batch,m,k) b (batch,k,n) + beta c + bias, in float32; c's rows are c_stride apart, its columns side by side. By
- * cuBLAS where it can take the strides, else by a kernel of our own. c is not read where beta is 0. */
-void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c, int64_t c_batch_stride,
-             int64_t c_stride, const float *bias);
+/* c (batch,m,n) = alpha a (batch,m,k) b (batch,k,n) + beta c + bias, added up in float32; c's columns lie side by side. By cuBLAS where it
+ * can take the strides, else by a kernel of our own. c is not read where beta is 0; with a bias or a beta it is f32. */
+void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, matrix c, const float *bias);
 
 /* -- A tile ------------------------------------------------------------------------------------------------------------------ */
 

@@ -92,8 +92,8 @@ template <int V> VX_DEVICE lanes<V> of_groups(const group &q, const stand &at, c
 
 /* partial (B,chunks,2,C): mean and sum of squares about it of each channel. The mean is taken again from the residuals,
  * which removes the rounding of the first sum. */
-template <int V>
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK) moments_kernel(group q, float *partial, const float *x, int64_t items)
+template <int V, class T>
+VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) moments_kernel(group q, float *partial, const T *x, int64_t items)
 {
     __shared__ lanes<V> shared[BLOCK];
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -204,22 +204,29 @@ static int width_of(int64_t D)
 
 static unsigned grid_of(const group *q) { return vx_grid(q->B * q->chunks * q->tiles, 1); }
 
-template <int V> static void statistics(float *mean, float *rstd, const float *x, float *partial, const group *q, float eps)
+template <int V, class T> static void statistics(float *mean, float *rstd, const T *x, float *partial, const group *q, float eps)
 {
-    VX_LAUNCH(moments_kernel<V>, grid_of(q), BLOCK, 0, *q, partial, x, q->B * q->chunks * q->tiles);
+    VX_LAUNCH((moments_kernel<V, T>), grid_of(q), BLOCK, 0, *q, partial, x, q->B * q->chunks * q->tiles);
     VX_LAUNCH(statistics_kernel, vx_grid(q->B * q->G, 1), BLOCK, 0, *q, mean, rstd, partial, width_of(q->C / q->G), eps);
 }
 
-static bool on_16_bytes(const float *p) { return (uintptr_t)p % 16 == 0; }
-
-void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
+template <class T> static void image_statistics(float *mean, float *rstd, const T *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
 {
     if (!B || !C) return;
-    const bool fours = C % 4 == 0 && on_16_bytes(x);
+    const bool fours = C % 4 == 0 && (uintptr_t)x % (4 * sizeof(T)) == 0;
     const group q = group_of(B, S, C, G, fours ? 4 : 1);
     float *partial = VX_SCRATCH(float, B *q.chunks * 2 * C);
     if (fours) statistics<4>(mean, rstd, x, partial, &q, eps);
     else statistics<1>(mean, rstd, x, partial, &q, eps);
+}
+
+void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
+{
+    image_statistics(mean, rstd, x, B, S, C, G, eps);
+}
+void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
+{
+    image_statistics(mean, rstd, x, B, S, C, G, eps);
 }
 
 #define LAUNCH_ACT(kernel, V, act, ...)                                                                                     \

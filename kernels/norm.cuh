@@ -8,6 +8,7 @@
 /* mean and rstd (B,G) of x (B,S,C), for S > 0, queued like any kernel; the same bits as the op group_norm. Takes its
  * scratch. */
 void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps);
+void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps);
 
 /* -- Activations
  * ------------------------------------------------------------------------------------------------------------- */

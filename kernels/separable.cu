@@ -5,7 +5,9 @@
  * pixels of d, and their product with 32 rows of vT into registers. Neither n, u nor d ever reaches memory: it reads x 1.6 times (the
  * tile's rim), eight ninths of the rim from the L2 cache, and residual once, and writes y once.
  *
- * Under vx_autocast the product runs on tensor cores, its factors rounded to bf16; so do those of the backward pass, in vx_gemm.
+ * Under vx_autocast, or where x or y is bf16, the product runs on tensor cores, its factors rounded to bf16; so do those of the backward
+ * pass, in vx_gemm, and d and dd are stored as bf16. What is between memory and a product, norm, activation, taps and all sums, is float32,
+ * and so are the gradients of the parameters.
  *
  * Backward. dd = dy v and dv = dyT d are large plain products, done by cuBLAS, so d and dd are stored. Between them a kernel makes n
  * again, from it d, and with dd the gradient of w. Another gathers du = w * dd and makes dz = dn slope, which it writes into dx and sums
@@ -24,7 +26,8 @@ static_assert(WARPS == SIDE, "a warp takes a row of the tile");
 typedef struct separable {
     int64_t B, H, W, C, P, Q, O, G;
     int act, stride, up, norm;
-    const float *x, *gamma, *beta, *w, *v, *bias, *residual;
+    const void *x, *residual; /* f32 or bf16: of the type the kernel has for x, and of y's */
+    const float *gamma, *beta, *w, *v, *bias;
     float *mean, *rstd; /* (B,G) */
 } separable;
 
@@ -64,7 +67,7 @@ VX_DEVICE channel channel_of(const separable &s, int64_t b, int64_t c)
 }
 
 /* n (halo pixels, 32): channels c, one for each lane, of the pixels under the tile. */
-template <int STRIDE, int UP> VX_DEVICE void load_halo(const separable &s, const tile &t, int64_t c, float *n)
+template <int STRIDE, int UP, class X> VX_DEVICE void load_halo(const separable &s, const tile &t, int64_t c, float *n)
 {
     using under = halo<STRIDE, UP>;
     const int lane = threadIdx.x % 32;
@@ -74,7 +77,7 @@ template <int STRIDE, int UP> VX_DEVICE void load_halo(const separable &s, const
         const int64_t y = h + i / under::side, x = w + i % under::side;
         float z = 0, slope;
         if (c < s.C && y >= 0 && y < s.H && x >= 0 && x < s.W) {
-            z = s.x[((t.b * s.H + y) * s.W + x) * s.C + c];
+            z = vx_get((const X *)s.x + ((t.b * s.H + y) * s.W + x) * s.C + c);
             if (s.norm) z = activate(s.act, (z - of.mean) * of.scale + of.beta, &slope);
         }
         n[i * 32 + lane] = z;
@@ -105,7 +108,7 @@ template <int STRIDE, int UP> VX_DEVICE void make_row(const separable &s, int64_
 /* -- Forward --------------------------------------------------------------------------------------------------------------- */
 
 /* OUT panels of outputs from panel OUT blockIdx.y on. Shared: n, d (PIXELS, ROW_PITCH), 32 rows of vT (32, 64 OUT). */
-template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) separable_kernel(separable s, float *y, int whole)
+template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) separable_kernel(separable s, float *y, bool whole)
 {
     constexpr int COLUMNS = OUT * PANEL;
     float *n = (float *)vx_shared, *a = n + halo<STRIDE, UP>::floats, *b = a + PIXELS * ROW_PITCH;
@@ -114,7 +117,7 @@ template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK,
     const int64_t outputs = (int64_t)blockIdx.y * COLUMNS;
     float sum[RT][4 * OUT] = {};
     for (int64_t from = 0; from < s.C; from += CHUNK) {
-        load_halo<STRIDE, UP>(s, t, from + lane, n);
+        load_halo<STRIDE, UP, float>(s, t, from + lane, n);
         for (int i = threadIdx.x; i < COLUMNS * (CHUNK / 4); i += BLOCK) { /* neighbouring lanes write neighbouring columns */
             const int column = i % COLUMNS, k = i / COLUMNS * 4;
             const int64_t o = outputs + column, c = from + k;
@@ -145,15 +148,29 @@ template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK,
 #pragma unroll
         for (int j = 0; j < 4 * OUT; j++) {
             const int64_t o = outputs + j / 4 * PANEL + 4 * tx + j % 4;
-            if (o < s.O) y[at + o] = sum[i][j] + (s.bias ? s.bias[o] : 0) + (s.residual ? s.residual[at + o] : 0);
+            if (o < s.O) y[at + o] = sum[i][j] + (s.bias ? s.bias[o] : 0) + (s.residual ? ((const float *)s.residual)[at + o] : 0);
         }
     }
 }
 
-/* The same under vx_autocast: d and vT rounded to bf16, their product on tensor cores. A warp takes 16 pixels and half of the outputs.
+/* y's elements at and at + 1, the second where `two` is set: sums, bias, residual. In pairs where y's rows are even. */
+template <class Y> VX_DEVICE void finish_pair(const separable &s, Y *y, int64_t at, int64_t o, float first, float second)
+{
+    const bool two = o + 1 < s.O;
+    const Y *residual = (const Y *)s.residual;
+    if (s.bias) first += s.bias[o], second += two ? s.bias[o + 1] : 0;
+    if (residual) first += vx_get(residual + at + o), second += two ? vx_get(residual + at + o + 1) : 0;
+    if (s.O % 2 || (uintptr_t)y % (2 * sizeof(Y))) {
+        vx_put(y + at + o, first);
+        if (two) vx_put(y + at + o + 1, second);
+    } else if constexpr (sizeof(Y) == 2) *(uint32_t *)(y + at + o) = vx_pack_bf16(first, second);
+    else *(float2 *)(y + at + o) = make_float2(first, second);
+}
+
+/* The same with d and vT rounded to bf16, their product on tensor cores. A warp takes 16 pixels and half of the outputs.
  * Shared: n, then as bf16 d (PIXELS, BF16_PITCH) and rows of v (64 OUT, BF16_PITCH); the pitch lets eight rows be read at once. */
 constexpr int BF16_PITCH = CHUNK + 8;
-template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) separable_bf16_kernel(separable s, float *y)
+template <int STRIDE, int UP, int OUT, class X> VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) separable_bf16_kernel(separable s, void *y, bool y_bf16)
 {
     constexpr int COLUMNS = OUT * PANEL, HALF = COLUMNS / 2;
     float *n = (float *)vx_shared;
@@ -163,7 +180,7 @@ template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK,
     const int64_t outputs = (int64_t)blockIdx.y * COLUMNS;
     float sum[HALF / 8][4] = {};
     for (int64_t from = 0; from < s.C; from += CHUNK) {
-        load_halo<STRIDE, UP>(s, t, from + lane, n);
+        load_halo<STRIDE, UP, X>(s, t, from + lane, n);
         for (int i = warp; i < COLUMNS; i += WARPS)
             b[i * BF16_PITCH + lane] = vx_to_bf16(outputs + i < s.O && from + lane < s.C ? s.v[(outputs + i) * s.C + from + lane] : 0);
         __syncthreads();
@@ -192,12 +209,17 @@ template <int STRIDE, int UP, int OUT> VX_KERNEL VX_HOT __launch_bounds__(BLOCK,
         const int64_t p = t.p + pixel / SIDE, q = t.q + pixel % SIDE, at = ((t.b * s.P + p) * s.Q + q) * s.O;
         if (p >= s.P || q >= s.Q) continue;
 #pragma unroll
-        for (int j = 0; j < HALF / 4; j++) {
-            const int64_t o = outputs + column + j / 2 * 8 + lane % 4 * 2 + j % 2;
-            if (o < s.O) y[at + o] = sum[j / 2][2 * i + j % 2] + (s.bias ? s.bias[o] : 0) + (s.residual ? s.residual[at + o] : 0);
+        for (int j = 0; j < HALF / 8; j++) {
+            const int64_t o = outputs + column + j * 8 + lane % 4 * 2;
+            if (o >= s.O) continue;
+            if (y_bf16) finish_pair(s, (vx_bf16 *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
+            else finish_pair(s, (float *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
         }
     }
 }
+
+/* Whether products take bf16. */
+static bool in_bf16(const vx_tensor *x, const vx_tensor *y) { return vx_bf16_products() || vx_is_bf16(x) || vx_is_bf16(y); }
 
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
                     const vx_tensor *mean, const vx_tensor *rstd, const vx_tensor *w, const vx_tensor *v)
@@ -205,21 +227,21 @@ static int describe(separable *s, const char *op, const vx_tensor *x, const vx_t
     if (check_separable(op, gamma, beta, mean, rstd)) return VX_EINVAL;
     s->B = x->shape[0], s->H = x->shape[1], s->W = x->shape[2], s->C = x->shape[3];
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
-    s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
+    s->x = x->data, s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
     s->w = vx_f32(w), s->v = vx_f32(v), s->norm = gamma != 0;
     return VX_OK;
 }
 
-template <int STRIDE, int UP, int OUT> static void forward(const separable *s, float *y, int whole)
+template <int STRIDE, int UP, int OUT> static void forward(const separable *s, const vx_tensor *y, const vx_tensor *x, bool whole)
 {
     const size_t n = halo<STRIDE, UP>::floats * sizeof(float);
     const dim3 grid((unsigned)tiles_of(s), (unsigned)vx_ceil_div(s->O, PANEL * OUT));
-    if (vx_bf16_products()) {
-        const size_t rows = PIXELS + PANEL * OUT;
-        VX_LAUNCH((separable_bf16_kernel<STRIDE, UP, OUT>), grid, BLOCK, n + rows * BF16_PITCH * sizeof(vx_bf16), *s, y);
+    if (in_bf16(x, y)) {
+        const size_t shared = n + (PIXELS + PANEL * OUT) * BF16_PITCH * sizeof(vx_bf16);
+        VX_TYPED(vx_is_bf16(x), X, VX_LAUNCH((separable_bf16_kernel<STRIDE, UP, OUT, X>), grid, BLOCK, shared, *s, y->data, vx_is_bf16(y)));
     } else {
         const size_t floats = PIXELS * ROW_PITCH + CHUNK * PANEL * OUT;
-        VX_LAUNCH((separable_kernel<STRIDE, UP, OUT>), grid, BLOCK, n + floats * sizeof(float), *s, y, whole);
+        VX_LAUNCH((separable_kernel<STRIDE, UP, OUT>), grid, BLOCK, n + floats * sizeof(float), *s, vx_f32(y), whole);
     }
 }
 
@@ -227,22 +249,25 @@ int vx_cuda_separable(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
                       vx_tensor *v, vx_tensor *bias, vx_tensor *residual, int act, float eps, int stride, int up)
 {
     separable s = {};
-    s.act = act, s.stride = stride, s.up = up, s.bias = vx_f32(bias), s.residual = vx_f32(residual);
+    s.act = act, s.stride = stride, s.up = up, s.bias = vx_f32(bias), s.residual = residual ? residual->data : NULL;
     if (describe(&s, "separable", x, y, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
+    if (residual && residual->dtype != y->dtype) return vx_fail(VX_EINVAL, "separable: residual and y are of different dtypes");
     if (!y->numel) return VX_OK;
-    if (s.norm) vx_group_statistics(s.mean, s.rstd, s.x, s.B, s.H * s.W, s.C, s.G, eps);
-    const int whole = s.C % 4 == 0 && vx_aligned(v, 16), wide = s.O > PANEL, how = wide + 2 * (up == 2) + 4 * (stride == 2);
-    static void (*const kinds[])(const separable *, float *, int) = {forward<1, 1, 1>, forward<1, 1, 2>, forward<1, 2, 1>, forward<1, 2, 2>,
-                                                                     forward<2, 1, 1>, forward<2, 1, 2>, forward<2, 2, 1>, forward<2, 2, 2>};
-    kinds[how](&s, vx_f32(y), whole);
+    if (s.norm) VX_TYPED(vx_is_bf16(x), X, vx_group_statistics(s.mean, s.rstd, (const X *)s.x, s.B, s.H * s.W, s.C, s.G, eps));
+    const bool whole = s.C % 4 == 0 && vx_aligned(v, 16);
+    const int how = (s.O > PANEL) + 2 * (up == 2) + 4 * (stride == 2);
+    static void (*const kinds[])(const separable *, const vx_tensor *, const vx_tensor *, bool) = {
+        forward<1, 1, 1>, forward<1, 1, 2>, forward<1, 2, 1>, forward<1, 2, 2>,
+        forward<2, 1, 1>, forward<2, 1, 2>, forward<2, 2, 1>, forward<2, 2, 2>};
+    kinds[how](&s, y, x, whole);
     return vx_status();
 }
 
 /* -- Backward -------------------------------------------------------------------------------------------------------------- */
 
 /* d (B,P,Q,C), and partial (parts,9,C) of the gradient of w. Block: 32 channels of a part of the tiles. Shared: n, or (9,8,32) sums. */
-template <int STRIDE, int UP>
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK) middle_kernel(separable s, float *d, float *partial, const float *dd, int64_t tiles, int64_t parts)
+template <int STRIDE, int UP, class X, class D>
+VX_KERNEL VX_HOT __launch_bounds__(BLOCK) middle_kernel(separable s, D *d, float *partial, const D *dd, int64_t tiles, int64_t parts)
 {
     float *n = (float *)vx_shared;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -251,15 +276,15 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) middle_kernel(separable s, float *d, f
     for (int64_t index = part * tiles / parts; index < (part + 1) * tiles / parts; index++) {
         const tile t = tile_at(s, index);
         const int64_t p = t.p + warp, row = ((t.b * s.P + p) * s.Q + t.q) * s.C + c;
-        load_halo<STRIDE, UP>(s, t, c, n);
+        load_halo<STRIDE, UP, X>(s, t, c, n);
         __syncthreads();
         float made[SIDE], g[SIDE];
         make_row<STRIDE, UP>(s, c, n, made);
 #pragma unroll
         for (int q = 0; q < SIDE; q++) {
             const bool there = c < s.C && p < s.P && t.q + q < s.Q;
-            if (there) d[row + q * s.C] = made[q];
-            g[q] = there ? dd[row + q * s.C] : 0;
+            if (there) vx_put(d + row + q * s.C, made[q]);
+            g[q] = there ? vx_get(dd + row + q * s.C) : 0;
         }
 #pragma unroll
         for (int tap = 0; tap < 9; tap++)
@@ -277,16 +302,16 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) middle_kernel(separable s, float *d, f
     }
 }
 
-template <int STRIDE, int UP>
-static void middle(const separable *s, float *d, float *partial, const float *dd, int64_t tiles, int64_t parts)
+template <int STRIDE, int UP, class X, class D>
+static void middle(const separable *s, D *d, float *partial, const D *dd, int64_t tiles, int64_t parts)
 {
     const size_t floats = halo<STRIDE, UP>::floats > 9 * WARPS * 32 ? halo<STRIDE, UP>::floats : 9 * WARPS * 32;
-    VX_LAUNCH((middle_kernel<STRIDE, UP>), dim3((unsigned)parts, (unsigned)vx_ceil_div(s->C, 32)), BLOCK, floats * sizeof(float), *s, d, partial,
-              dd, tiles, parts);
+    VX_LAUNCH((middle_kernel<STRIDE, UP, X, D>), dim3((unsigned)parts, (unsigned)vx_ceil_div(s->C, 32)), BLOCK, floats * sizeof(float), *s, d,
+              partial, dd, tiles, parts);
 }
 
 /* du at (r, t) of the enlarged image, channel c. */
-VX_DEVICE float du_at(const separable &s, const float *dd, const float (&w)[9], int64_t b, int64_t r, int64_t t, int64_t c)
+template <class D> VX_DEVICE float du_at(const separable &s, const D *dd, const float (&w)[9], int64_t b, int64_t r, int64_t t, int64_t c)
 {
     float sum = 0;
 #pragma unroll
@@ -294,14 +319,14 @@ VX_DEVICE float du_at(const separable &s, const float *dd, const float (&w)[9], 
         int64_t p = r + 1 - tap / 3, q = t + 1 - tap % 3;
         if (p < 0 || q < 0 || (s.stride == 2 && ((p | q) & 1))) continue;
         if (s.stride == 2) p >>= 1, q >>= 1;
-        if (p < s.P && q < s.Q) sum += w[tap] * dd[((b * s.P + p) * s.Q + q) * s.C + c];
+        if (p < s.P && q < s.Q) sum += w[tap] * vx_get(dd + ((b * s.P + p) * s.Q + q) * s.C + c);
     }
     return sum;
 }
 
 /* dx = dz, and partial (B,parts,2,C): its sums and those of dz (x - mean), where there is a norm. Block: 32 channels, a part of an
  * image's pixels; a warp takes every eighth pixel. */
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(separable s, float *dx, double *partial, const float *dd, int64_t parts)
+template <class X, class D> VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(separable s, X *dx, double *partial, const D *dd, int64_t parts)
 {
     __shared__ double shared[2][WARPS][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -316,14 +341,14 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(separable s, float *dx, 
         float g = du_at(s, dd, w, b, r, t, c);
         if (s.up == 2) g = (g + du_at(s, dd, w, b, r, t + 1, c)) + (du_at(s, dd, w, b, r + 1, t, c) + du_at(s, dd, w, b, r + 1, t + 1, c));
         if (s.norm) {
-            const float from_mean = s.x[at] - of.mean;
+            const float from_mean = vx_get((const X *)s.x + at) - of.mean;
             float slope;
             activate(s.act, from_mean * of.scale + of.beta, &slope);
             g *= slope;
             plain += g;
             along += (double)(g * from_mean);
         }
-        dx[at] = g;
+        vx_put(dx + at, g);
     }
     if (!s.norm) return;
     shared[0][warp][lane] = plain;
@@ -371,13 +396,47 @@ VX_KERNEL affine_kernel(separable s, float *dgamma, float *dbeta, const double *
 }
 
 /* dx = scale dz - (x - mean) factor - factor', in place. */
-VX_KERNEL finish_kernel(separable s, float *dx, const float *factor)
+template <class X> VX_KERNEL finish_kernel(separable s, X *dx, const float *factor)
 {
     const int64_t image = s.H * s.W * s.C;
     for (int64_t i = vx_first(); i < s.B * image; i += vx_step()) {
         const int64_t c = i % s.C, b = i / image;
         const channel of = channel_of(s, b, c);
-        dx[i] = of.scale * dx[i] - ((s.x[i] - of.mean) * factor[b * 2 * s.C + c] + factor[(b * 2 + 1) * s.C + c]);
+        const float from_mean = vx_get((const X *)s.x + i) - of.mean;
+        vx_put(dx + i, of.scale * vx_get(dx + i) - (from_mean * factor[b * 2 * s.C + c] + factor[(b * 2 + 1) * s.C + c]));
+    }
+}
+
+/* What of the backward pass depends on the types: X of x and dx, D of d and dd. */
+template <class X, class D>
+static void backward(const separable &s, vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dw, vx_tensor *dv, vx_tensor *dbias,
+                     vx_tensor *dy)
+{
+    constexpr bool bf16 = sizeof(D) == 2;
+    const int64_t pixels = s.B * s.P * s.Q, tiles = tiles_of(&s), inputs = s.H * s.W;
+    const int64_t parts = vx_max64(vx_min64(tiles, 512), 1), sum_parts = vx_max64(vx_min64(inputs / 64, vx_ceil_div(1024, vx_max64(s.B, 1))), 1);
+    D *d = VX_SCRATCH(D, pixels * s.C), *dd = VX_SCRATCH(D, pixels * s.C);
+    float *dw_parts = VX_SCRATCH(float, parts * 9 * s.C), *factor = VX_SCRATCH(float, s.norm ? s.B * 2 * s.C : 1);
+    double *sums = VX_SCRATCH(double, s.norm ? s.B * sum_parts * 2 * s.C : 1), *total = VX_SCRATCH(double, s.norm ? s.B * 2 * s.C : 1);
+    const matrix up_v = {(void *)s.v, 0, s.C, 1, false}, d_rows = {d, 0, s.C, 1, bf16}, dd_rows = {dd, 0, s.C, 1, bf16};
+    const matrix dy_rows = {dy->data, 0, s.O, 1, vx_is_bf16(dy)}, dy_columns = {dy->data, 0, 1, s.O, vx_is_bf16(dy)};
+    const matrix to_v = {dv->data, 0, s.C, 1, false};
+    vx_gemm(1, pixels, s.C, s.O, 1, dy_rows, up_v, 0, dd_rows, NULL);
+    static void (*const kinds[])(const separable *, D *, float *, const D *, int64_t, int64_t) = {middle<1, 1, X, D>, middle<1, 2, X, D>,
+                                                                                                 middle<2, 1, X, D>, middle<2, 2, X, D>};
+    if (s.C) {
+        kinds[(s.up == 2) + 2 * (s.stride == 2)](&s, d, dw_parts, dd, tiles, parts);
+        vx_add_parts(vx_f32(dw), dw_parts, 9 * s.C, parts, 9 * s.C);
+    }
+    vx_gemm(1, s.O, s.C, pixels, 1, dy_columns, d_rows, 0, to_v, NULL);
+    if (dbias) vx_add_rows(vx_f32(dbias), dy, pixels, s.O);
+    if (dx->numel)
+        VX_LAUNCH((gather_kernel<X, D>), dim3((unsigned)(s.B * sum_parts), (unsigned)vx_ceil_div(s.C, 32)), BLOCK, 0, s, (X *)dx->data, sums, dd,
+                  sum_parts);
+    if (s.norm && s.C) {
+        if (s.B) VX_LAUNCH(settle_kernel, (unsigned)s.B, BLOCK, 0, s, total, factor, sums, sum_parts);
+        VX_LAUNCH(affine_kernel, vx_grid(s.C, BLOCK), BLOCK, 0, s, vx_f32(dgamma), vx_f32(dbeta), total);
+        if (dx->numel) VX_LAUNCH((finish_kernel<X>), vx_grid(dx->numel, BLOCK), BLOCK, 0, s, (X *)dx->data, factor);
     }
 }
 
@@ -390,27 +449,8 @@ int vx_cuda_separable_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     s.act = act, s.stride = stride, s.up = up;
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
-    const int64_t pixels = s.B * s.P * s.Q, tiles = tiles_of(&s), inputs = s.H * s.W;
-    const int64_t parts = vx_max64(vx_min64(tiles, 512), 1), sum_parts = vx_max64(vx_min64(inputs / 64, vx_ceil_div(1024, vx_max64(s.B, 1))), 1);
-    float *d = VX_SCRATCH(float, pixels * s.C), *dd = VX_SCRATCH(float, pixels * s.C), *dw_parts = VX_SCRATCH(float, parts * 9 * s.C);
-    double *sums = VX_SCRATCH(double, s.norm ? s.B * sum_parts * 2 * s.C : 1), *total = VX_SCRATCH(double, s.norm ? s.B * 2 * s.C : 1);
-    float *factor = VX_SCRATCH(float, s.norm ? s.B * 2 * s.C : 1);
-    const matrix up_v = {s.v, 0, s.C, 1}, dy_rows = {vx_f32(dy), 0, s.O, 1}, dy_columns = {vx_f32(dy), 0, 1, s.O}, d_rows = {d, 0, s.C, 1};
-    vx_gemm(1, pixels, s.C, s.O, 1, dy_rows, up_v, 0, dd, 0, s.C, NULL);
-    static void (*const kinds[])(const separable *, float *, float *, const float *, int64_t, int64_t) = {middle<1, 1>, middle<1, 2>, middle<2, 1>,
-                                                                                                         middle<2, 2>};
-    if (s.C) {
-        kinds[(up == 2) + 2 * (stride == 2)](&s, d, dw_parts, dd, tiles, parts);
-        vx_add_parts(vx_f32(dw), dw_parts, 9 * s.C, parts, 9 * s.C);
-    }
-    vx_gemm(1, s.O, s.C, pixels, 1, dy_columns, d_rows, 0, vx_f32(dv), 0, s.C, NULL);
-    if (dbias) vx_add_rows(vx_f32(dbias), vx_f32(dy), pixels, s.O);
-    if (dx->numel)
-        VX_LAUNCH(gather_kernel, dim3((unsigned)(s.B * sum_parts), (unsigned)vx_ceil_div(s.C, 32)), BLOCK, 0, s, vx_f32(dx), sums, dd, sum_parts);
-    if (s.norm && s.C) {
-        if (s.B) VX_LAUNCH(settle_kernel, (unsigned)s.B, BLOCK, 0, s, total, factor, sums, sum_parts);
-        VX_LAUNCH(affine_kernel, vx_grid(s.C, BLOCK), BLOCK, 0, s, vx_f32(dgamma), vx_f32(dbeta), total);
-        if (dx->numel) VX_LAUNCH(finish_kernel, vx_grid(dx->numel, BLOCK), BLOCK, 0, s, vx_f32(dx), factor);
-    }
+    if (dx->dtype != x->dtype) return vx_fail(VX_EINVAL, "separable_backward: dx and x are of different dtypes");
+    if (!in_bf16(x, dy)) backward<float, float>(s, dx, dgamma, dbeta, dw, dv, dbias, dy);
+    else VX_TYPED(vx_is_bf16(x), X, backward<X, vx_bf16>(s, dx, dgamma, dbeta, dw, dv, dbias, dy));
     return vx_status();
 }

@@ -289,6 +289,20 @@ describe("the tape and the step scope", function()
     assert.equal(before, vx.memory().live)
   end)
 
+  it("goes through a cast to bf16, in the type of each side", function()
+    local x = leaf { 1, 1.0078125 + 2 ^ -10, -3.14159 }
+    local y = ops.cast(x, "bf16")
+    assert.equal("bf16", y:dtype())
+    near({ 1, 1.0078125, -3.140625 }, y:to "f32")
+    ops.mul(ops.cast(y, "f32"), vx.tensor { 2, 1 + 2 ^ -10, 5 }):sum():backward()
+    near({ 2, 1, 5 }, x.grad) -- rounded on their way, as y is
+    y = ops.cast(x, "bf16")
+    y:backward(vx.tensor { 1, 1 + 2 ^ -10, 1 }) -- a gradient is given in any dtype
+    near({ 3, 2, 6 }, x.grad)
+    H.raises(function() ops.cast(x, "u8") end, "cast: 'u8', expected f32 or bf16")
+    H.raises(function() ops.cast(vx.tensor({ 1 }, { dtype = "i32" }), "f32") end, "cast: x (1) is i32, expected f32 or bf16")
+  end)
+
   it("an op whose backward fails leaves the tape usable", function()
     local tape = require "vertex.tape"
     local broken = tape.recorded { name = "broken", forward = function(_, x) return x:detach() end, backward = function() error("broken backward", 0) end }

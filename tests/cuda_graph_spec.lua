@@ -86,10 +86,15 @@ local function graph_specs(device, tag)
       end)
     end
 
-    for _, method in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine", "softmax-pkl" } do
-      it("train an autoencoder with " .. method .. " to the same bits as single ops" .. tag, function()
-        finally(function() vx.device "cpu" end)
+    for _, case in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine", "softmax-pkl", "softmax-knn-l2 in bf16" } do
+      it("train an autoencoder with " .. case .. " to the same bits as single ops" .. tag, function()
+        finally(function()
+          vx.autocast "f32"
+          vx.device "cpu"
+        end)
         vx.device(device)
+        vx.autocast(case:match " in (%S+)$" or "f32")
+        local method = case:match "^%S+"
         local autoencoder = dofile(core.root .. "/experiments/autoencoder.lua")
         local function run_five(recorded)
           vx.seed(5)

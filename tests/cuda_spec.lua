@@ -256,7 +256,7 @@ local function specs(device, tag)
       assert.equal(1, vx.ones({ 300000 }, { device = device })[300000]:item())
     end)
 
-    it("rounds the factors of products to bf16 under vx.autocast, and nothing else" .. tag, function()
+    it("rounds the factors of products to bf16 under vx.autocast" .. tag, function()
       finally(function()
         vx.autocast "f32"
         vx.device "cpu"
@@ -319,13 +319,174 @@ local function specs(device, tag)
       local function others() -- what is no product of matrices is as it was
         local list = device_cases.quantized(device, 8, 60, 1, 30, 8, ops.quantize_smooth, upload(vx.tensor { -2 }, device),
           { sampler = "softmax", regularizer = "knn-ce", k = 4, gumbel_tau = 1, shards = 1, seed = 5, stream = 3 })
-        list[#list + 1] = ops.conv3x3(random(4, 2, 6, 5, 8), random(5, 3, 3, 8, 8))
+        list[#list + 1] = ops.depthwise3x3(random(4, 2, 6, 5, 8), random(5, 3, 3, 8))
         list[#list + 1] = ops.assign(random(6, 9, 1, 4), random(7, 1, 7, 4), "cosine")
         return bytes(list)
       end
       local under = others()
       vx.autocast "f32"
       assert.same(others(), under)
+    end)
+
+    it("keeps images in bf16 under vx.autocast, parameters and sums in float32" .. tag, function()
+      finally(function()
+        vx.autocast "f32"
+        vx.device "cpu"
+      end)
+      vx.device(device)
+      local function random(seed, ...) return upload(H.generator(seed)({ ... }, { grad = false }), device) end
+      local function rounded(x) return x:to("bf16"):to "f32" end
+      local function trained(list)
+        for _, x in ipairs(list) do x.requires_grad = true end
+        return unpack(list)
+      end
+      local function equal(expected, got, what)
+        assert.equal(expected:dtype(), got:dtype(), what)
+        assert.is_true(expected:bytes() == got:bytes(), what)
+      end
+
+      -- A dense convolution computes in float32, so that only what it reads and writes is rounded. 6 outputs, and few; 70 is more than a panel.
+      for _, O in ipairs { 6, 3, 70 } do
+        local w, b, dy = random(2, 3, 3, 5, O), random(3, O), random(4, 2, 6, 5, O)
+        for _, half in ipairs { false, true } do
+          local what = ("conv3x3 to %d of %s"):format(O, half and "bf16" or "f32")
+          local x = random(1, 2, 6, 5, 5)
+          local function results(input, setting, output, gradient)
+            vx.autocast(setting)
+            local a, v, c = trained { input, w:clone():detach(), b:clone():detach() }
+            local y = ops.conv3x3(a, v, c, output)
+            y:backward(gradient)
+            return { y, a.grad, v.grad, c.grad }
+          end
+          local exact = results(half and rounded(x) or x:detach(), "f32", nil, rounded(dy))
+          local body = results(half and x:to "bf16" or x:detach(), "bf16", nil, dy)
+          equal(exact[1]:to "bf16", body[1], what)
+          equal(half and exact[2]:to "bf16" or exact[2], body[2], what .. ": dx")
+          equal(exact[3], body[3], what .. ": dw")
+          equal(exact[4], body[4], what .. ": dbias")
+          equal(exact[1], results(half and x:to "bf16" or x:detach(), "bf16", "f32", dy)[1], what .. " as f32")
+        end
+      end
+
+      -- separable: every pair of types, and a residual of another than the result's; against float32 on the CPU
+      for i, o in ipairs { {}, { groups = 2, activation = "silu" }, { stride = 2 }, { up = 2, groups = 1, activation = "gelu" } } do
+        for _, outputs in ipairs { 8, 5, 66 } do
+          local size = o.up and 8 or o.stride and 2 or 4
+          local given = { random(1, 2, 4, 4, 12), random(2, 3, 3, 12), random(3, outputs, 12), random(4, outputs) }
+          if o.groups then given[5], given[6] = random(5, 12), random(6, 12) end
+          given[7] = i % 2 == 0 and random(7, 2, size, size, outputs) or nil
+          local dy = random(8, 2, size, size, outputs)
+          local function results(where, half, residual_half, output)
+            local list, all = {}, {}
+            for j = 1, 7 do
+              local x = given[j] and rounded(given[j])
+              if x and ((j == 1 and half) or (j == 7 and residual_half)) then x = x:to "bf16" end
+              list[j] = x and x:detach():to(where)
+              if x then list[j].requires_grad = true end
+            end
+            o.output = output
+            local y = ops.separable(list[1], list[2], list[3], list[4], list[5], list[6], list[7], o)
+            y:backward(rounded(dy):to(where))
+            all[1] = y
+            for j = 1, 7 do
+              if list[j] then
+                assert.equal(list[j]:dtype(), list[j].grad:dtype())
+                all[#all + 1] = list[j].grad
+              end
+            end
+            return all
+          end
+          vx.autocast "f32"
+          vx.device "cpu"
+          local expected = results("cpu", false, false, nil)
+          vx.device(device)
+          vx.autocast "bf16"
+          for kind = 0, 7 do
+            local half, residual_half, output = kind % 2 == 1, kind % 4 >= 2, kind >= 4 and "f32" or nil
+            local got = results(device, half, residual_half, output)
+            assert.equal(output or "bf16", got[1]:dtype())
+            for j, x in ipairs(got) do got[j] = x:to("cpu"):to "f32" end
+            compare(got, expected, ("separable %d to %d, kind %d"):format(i, outputs, kind), 2e-2)
+            if not given[7] and not output then equal(results(device, half, false, "f32")[1]:to("bf16"):to "cpu", results(device, half)[1]:to "cpu", "y") end
+          end
+          o.output = nil
+        end
+      end
+
+      -- what takes no bf16 gets float32, views pass it on, gradients find their way back, in the type of what they belong to
+      local x, w = random(11, 2, 4, 4, 6), random(12, 3, 3, 6, 6)
+      local function chain(where)
+        local a, v = trained { rounded(x):detach():to(where), w:detach():to(where) }
+        local y = ops.conv3x3(a, v)
+        local part = ops.narrow(y, 4, 2, 3)
+        local loss = ops.sum(ops.silu(y)) + ops.sum(ops.square(ops.reshape(part, { 2, -1 }))) + ops.sum(y * 2) + ops.sum(ops.transpose(y, 2, 3)[1])
+        loss:backward()
+        return { loss:detach(), a.grad, v.grad }, y, part
+      end
+      vx.autocast "f32"
+      vx.device "cpu"
+      local expected = chain "cpu"
+      vx.device(device)
+      vx.autocast "bf16"
+      local got, y, part = chain(device)
+      assert.same({ "bf16", "bf16", "f32" }, { y:dtype(), part:dtype(), got[1]:dtype() })
+      for i, g in ipairs(got) do got[i] = g:to "cpu" end
+      compare(got, expected, "chain", 2e-2)
+      assert.same(bytes { ops.assign(x:reshape { 32, 1, 6 }:to "bf16", random(13, 1, 7, 6), "euclid") },
+        bytes { ops.assign(rounded(x):reshape { 32, 1, 6 }, random(13, 1, 7, 6), "euclid") })
+      local leaf = ops.cast(x, "bf16")
+      leaf.requires_grad = true
+      ops.sum(ops.cast(leaf, "f32")):backward()
+      assert.equal("bf16", leaf.grad:dtype())
+
+      H.raises(function() ops.conv3x3(x, w, nil, "bf16") end, "conv3x3: output 'bf16'")
+      H.raises(function() ops.cast(x, "i32") end, "cast: 'i32', expected f32 or bf16")
+      H.raises(function() ops.cast(x:to "u8", "f32") end, "cast: x (2,4,4,6) is u8")
+      local other, w9, v = x:to "bf16", random(14, 3, 3, 6), random(15, 6, 6)
+      H.raises(function() core.call(C.vx_separable, other._h, nil, nil, x._h, nil, nil, w9._h, v._h, nil, x._h, 0, 1e-5, 1, 1) end,
+        "separable: residual and y are of different dtypes")
+      vx.autocast "f32"
+      vx.device "cpu"
+      local here = x:to("cpu"):to "bf16"
+      H.raises(function() ops.conv3x3(here, w:to "cpu") end, "conv3x3: x (2,4,4,6) is bf16, expected f32")
+      H.raises(function() return here + here end, "binary: a (2,4,4,6) is bf16, expected f32")
+    end)
+
+    it("trains an autoencoder in bf16 close to float32" .. tag, function()
+      finally(function()
+        vx.autocast "f32"
+        vx.device "cpu"
+      end)
+      local autoencoder = dofile(core.root .. "/experiments/autoencoder.lua")
+      local function losses(setting)
+        vx.device(device)
+        vx.autocast(setting)
+        vx.seed(3)
+        local model = autoencoder.new({ 16, 8, 4 }, vx.quantizer("softmax-knn-ce", { dim = 4, codes = 16, k = 2, seed = 2 })):to(device)
+        local optimizer = vx.optim.AdamW(model:parameters(), { lr = 3e-3 })
+        local x = upload(H.generator(5)({ 2, 8, 8, 3 }, { grad = false }), device)
+        local list = {}
+        for step = 1, 6 do
+          list[step] = vx.step(function()
+            local y, q = model(x)
+            assert.equal("f32", y:dtype())
+            assert.equal("f32", q.quantized:dtype())
+            assert.equal(setting, model.encoder[1](x):dtype())
+            local loss = vx.mse(y, x)
+            local total = loss + q.reg
+            optimizer:zero_grad()
+            total:backward()
+            for _, p in ipairs(model:parameters()) do assert.same({ "f32", "f32" }, { p:dtype(), p.grad and p.grad:dtype() or "f32" }) end
+            optimizer:step()
+            return loss:item()
+          end)
+        end
+        return list
+      end
+      local exact, body = losses "f32", losses "bf16"
+      assert.is_true(exact[6] < exact[1])
+      for step = 1, 6 do assert.is_true(math.abs(body[step] - exact[step]) < 0.02 * exact[1], ("step %d: %g, %g"):format(step, exact[step], body[step])) end
+      assert.is_true(body[6] ~= exact[6])
     end)
 
     it("runs out of memory inside an op without harm" .. tag, function()

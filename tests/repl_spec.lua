@@ -338,7 +338,7 @@ describe("?name", function()
     about("vx.matmul", "vx.matmul(a, b)", "(m,k)(k,n)", "Differentiable.", "in C: gemm   c~(B,M,N) <- ")
     about("matmul", "vx.matmul(a, b)")
     about("x:sum", "x:sum(dims, keep)", "in C: reduce")
-    about("conv3x3_backward_input", "dx(B,H,W,C) <- dy(B,H,W,O)")
+    about("conv3x3_backward_input", "dx:body(B,H,W,C) <- dy:body(B,H,W,O)")
   end)
 
   it("shows a comment above the definition, of inputs too", function()

@@ -244,10 +244,11 @@ function core.allow_tf32(on)
   return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
 end
 
---- autocast "bf16": GPU products of float32 matrices (matmul, linear, pointwise convolutions, and their gradients) round their factors to
--- bf16 and run on tensor cores; sums and results are float32, and so is everything else: parameters, norms, 3x3 convolutions, the
--- quantizers' logits, the optimizer. An error where the default device is the CPU, whose products are float32 always. "f32": back to the
--- default. Returns the setting. A recorded graph keeps the setting it was recorded with.
+--- autocast "bf16", on a GPU: convolutions (dense and separable) give their images as bf16, and products (matmul, linear, pointwise
+-- convolutions, and their gradients) round their factors to bf16 and run on tensor cores; sums are float32. Everything else is float32:
+-- parameters and their gradients, statistics, norms, losses, the quantizers, the optimizer; an op that takes no bf16 gets it converted.
+-- {output = "f32"} keeps the result of a convolution float32. An error where the default device is the CPU, which computes in float32
+-- always. "f32": back to the default. Returns the setting. A recorded graph keeps the setting it was recorded with.
 function core.autocast(dtype)
   if dtype ~= nil and dtype ~= "bf16" and dtype ~= "f32" then fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(dtype)) end
   if dtype == "bf16" and core.device() == "cpu" then fail "autocast: the default device is cpu, and products in bf16 need a GPU" end

@@ -231,15 +231,16 @@ end
 function nn.Linear:forward(x) return ops.linear(x, self.weight, self.bias) end
 function nn.Linear:summary() return ("%d -> %d%s"):format(self.weight:size(2), self.weight:size(1), self.bias and "" or ", no bias") end
 
---- Dense 3x3 convolution of (B,H,W,inputs), stride 1, zero padding.
+--- Dense 3x3 convolution of (B,H,W,inputs), stride 1, zero padding. options {output = "f32"}: the result is float32 under vx.autocast too.
 nn.Conv3x3 = nn.module "Conv3x3"
-function nn.Conv3x3:init(inputs, outputs)
+function nn.Conv3x3:init(inputs, outputs, options)
   count("inputs", "Conv3x3", inputs)
   count("outputs", "Conv3x3", outputs)
+  self.output = options and options.output
   self.weight = nn.parameter({ 3, 3, inputs, outputs }, { "uniform", fan_in_bound(9 * inputs) })
   self.bias = nn.parameter({ outputs }, 0, { no_decay = true })
 end
-function nn.Conv3x3:forward(x) return ops.conv3x3(x, self.weight, self.bias) end
+function nn.Conv3x3:forward(x) return ops.conv3x3(x, self.weight, self.bias, self.output) end
 function nn.Conv3x3:summary() return ("%d -> %d"):format(self.weight:size(3), self.weight:size(4)) end
 
 --- Depthwise 3x3 convolution without bias (a pointwise one with bias follows it), stride 1 or 2, zero padding.
@@ -272,14 +273,15 @@ function nn.GroupNorm:summary()
 end
 
 --- Depthwise separable 3x3 convolution [Chollet 2017]: depthwise, then pointwise, computed as one op. options {stride = 1 or 2; up = 2:
--- nearest-neighbour enlargement first; activation = "silu", ...: group norm and this activation first}. forward(x, residual) adds residual.
+-- nearest-neighbour enlargement first; activation = "silu", ...: group norm and this activation first; output = "f32": the result is float32
+-- under vx.autocast too}. forward(x, residual) adds residual.
 nn.SeparableConv3x3 = nn.module "SeparableConv3x3"
 function nn.SeparableConv3x3:init(inputs, outputs, options)
   options = options or {}
   if options.activation then self.norm = nn.GroupNorm(inputs, options.groups, { activation = options.activation }) end
   self.depthwise = nn.Depthwise3x3(inputs, options.stride)
   self.pointwise = nn.Linear(inputs, outputs)
-  self.how = { stride = options.stride, up = options.up, groups = self.norm and self.norm.groups, activation = options.activation }
+  self.how = { stride = options.stride, up = options.up, groups = self.norm and self.norm.groups, activation = options.activation, output = options.output }
 end
 function nn.SeparableConv3x3:forward(x, residual)
   local norm, pointwise = self.norm, self.pointwise

@@ -65,6 +65,7 @@ end
 -- -- Views: no copy, their gradient is the view undone ---------------------------------------------------------------------
 
 define("reshape", {
+  bodies = true,
   forward = function(ctx, x, shape)
     expect_tensor(x, "reshape", "x")
     local target, unknown, known = {}, nil, 1
@@ -128,6 +129,7 @@ define("expand", {
 --- Strided view of x given by (shape, stride, offset); gradient: the same window of a zero tensor.
 local function windowed(name, window, cases)
   define(name, {
+    bodies = true,
     forward = function(ctx, x, ...)
       expect_tensor(x, name, "x")
       local shape, stride, offset = window(x, ...)
@@ -138,7 +140,7 @@ local function windowed(name, window, cases)
       return core.view(x, shape, stride, offset)
     end,
     backward = function(ctx, dy)
-      local dx = beside(dy, ctx.whole):zero()
+      local dx = beside(dy, ctx.whole, dy:dtype()):zero()
       local shape, stride, offset = window(dx, unpack(ctx.args))
       call(C.vx_convert, core.view(dx, shape, stride, offset)._h, dy._h)
       return dx
@@ -177,6 +179,7 @@ windowed("transpose", function(x, a, b)
 end, function(T) return { { T { 4, 5 }, 1, 2 }, { T { 2, 3, 4 }, 1, -1 } } end)
 
 define("contiguous", {
+  bodies = true,
   forward = function(_, x)
     if x:is_contiguous() then return x:detach() end
     return contiguous(x)
@@ -184,6 +187,20 @@ define("contiguous", {
   backward = function(_, dy) return dy end,
   cases = function(T) return { { T { 2, 3 } } } end,
 })
+
+define("cast", { -- x in another dtype, "f32" or "bf16"
+  bodies = true,
+  forward = function(ctx, x, dtype)
+    if expect_tensor(x, "cast", "x"):dtype() ~= "f32" and x:dtype() ~= "bf16" then fail("cast: x %s is %s, expected f32 or bf16", shape_text(x), x:dtype()) end
+    if dtype ~= "f32" and dtype ~= "bf16" then fail("cast: '%s', expected f32 or bf16", tostring(dtype)) end
+    ctx.dtype = x:dtype()
+    if ctx.dtype == dtype then return x:detach() end
+    return x:to(dtype)
+  end,
+  backward = function(ctx, dy) return dy:to(ctx.dtype) end,
+  cases = function(T) return { { T { 2, 3 }, "f32" } } end,
+})
+tape.cast = ops.cast
 
 define("cat", {
   forward = function(ctx, d, ...)
@@ -482,13 +499,20 @@ define("linear", { -- y = x wT + bias; x (..., in), w (out, in), bias (out) or n
 
 -- -- Convolution, channels last ------------------------------------------------------------------------------------------------
 
-define("conv3x3", { -- dense; x (B,H,W,C), w (3,3,C,O), bias (O) or nil; stride 1, zero padding
-  forward = function(ctx, x, w, bias)
+--- dtype of an image that an op makes beside x: bf16 where vx.autocast says so and x is on a GPU, unless `output` is "f32".
+local function body_dtype(x, output, op)
+  if output ~= nil and output ~= "f32" then fail("%s: output '%s', expected \"f32\" or nil", op, tostring(output)) end
+  return output or C.vx_autocast(-1) == C.VX_BF16 and C.vx_device(handle(x)) ~= 0 and "bf16" or "f32"
+end
+
+define("conv3x3", { -- dense; x (B,H,W,C), w (3,3,C,O), bias (O) or nil; stride 1, zero padding; output "f32": also under vx.autocast
+  bodies = true,
+  forward = function(ctx, x, w, bias, output)
     x = contiguous(expect_tensor(x, "conv3x3", "x"))
     expect_tensor(w, "conv3x3", "w")
     local s = x:shape()
     s[#s] = w:size(-1)
-    local y = beside(x, s)
+    local y = beside(x, s, body_dtype(x, output, "conv3x3"))
     call(C.vx_conv3x3, y._h, x._h, handle(w), bias and handle(bias))
     if ctx.needs then ctx.x, ctx.w, ctx.bias = x, w, bias end
     return y
@@ -565,17 +589,21 @@ end
 
 --- separable(x, w, v, bias, gamma, beta, residual, options): pointwise(depthwise3x3(act(group_norm(x)))) + residual, image by image in cache.
 -- x (B,H,W,C), w (3,3,C), v (O,C), bias (O) or nil; gamma and beta (C), or nil for neither norm nor activation; residual like the result, or
--- nil; options {groups, activation} of the norm, {stride = 1 or 2}, {up = 1 or 2}: nearest-neighbour enlargement before the convolution.
+-- nil; options {groups, activation} of the norm, {stride = 1 or 2}, {up = 1 or 2}: nearest-neighbour enlargement before the convolution,
+-- {output = "f32"}: of this dtype under vx.autocast too.
 define("separable", {
+  bodies = true,
   forward = function(ctx, x, w, v, bias, gamma, beta, residual, options)
     x = contiguous(expect_tensor(x, "separable", "x"))
     local o = options or {}
     local s, stride, up = x:shape(), o.stride or 1, o.up or 1
     if #s ~= 4 then fail("separable: x %s should have the shape (B,H,W,C)", shape_text(x)) end
     local act = activation_number(o.activation, "separable")
-    local y = beside(x, { s[1], math.ceil(s[2] * up / stride), math.ceil(s[3] * up / stride), expect_tensor(v, "separable", "v"):size(1) })
+    local dtype = body_dtype(x, o.output, "separable")
+    local y = beside(x, { s[1], math.ceil(s[2] * up / stride), math.ceil(s[3] * up / stride), expect_tensor(v, "separable", "v"):size(1) }, dtype)
     local mean, rstd = gamma and beside(x, { s[1], o.groups or 1 }), gamma and beside(x, { s[1], o.groups or 1 })
-    residual = residual and contiguous(residual)
+    ctx.residual_dtype = residual and residual:dtype()
+    residual = residual and contiguous(residual):to(dtype)
     call(C.vx_separable, y._h, handle(mean or nil), handle(rstd or nil), x._h, handle(gamma), handle(beta), handle(w), handle(v), handle(bias),
       handle(residual), act, 1e-5, stride, up)
     if ctx.needs then
@@ -589,7 +617,7 @@ define("separable", {
     local dgamma, dbeta = ctx.gamma and new_like(ctx.gamma), ctx.gamma and new_like(ctx.beta)
     call(C.vx_separable_backward, dx._h, handle(dgamma), handle(dbeta), dw._h, dv._h, handle(db), dy._h, handle(ctx.x), handle(ctx.gamma),
       handle(ctx.beta), handle(ctx.mean), handle(ctx.rstd), handle(ctx.w), handle(ctx.v), ctx.act, 1e-5, ctx.stride, ctx.up)
-    return dx, dw, dv, db, dgamma, dbeta, dy
+    return dx, dw, dv, db, dgamma, dbeta, ctx.residual_dtype and dy:to(ctx.residual_dtype)
   end,
   cases = function(T)
     return { { T { 2, 4, 5, 3 }, T { 3, 3, 3 }, T { 6, 3 }, T { 6 } },
@@ -732,6 +760,7 @@ function ops.assign(z, codebook, metric)
     fail("assign: z %s and codebook %s disagree, expected (N,G,D) and (G,M,D)", shape_text(z), shape_text(codebook))
   end
   local codes = beside(z, { z:size(1), z:size(2) }, "i32")
+  if z:dtype() == "bf16" then z = z:to "f32" end
   call(C.vx_assign, codes._h, handle(contiguous(z)), handle(codebook), METRICS[metric])
   return codes
 end

@@ -87,7 +87,7 @@ function sweep.flags(spec, argv)
   parser:option("--threads", "CPU threads; results do not depend on it."):argname "N":convert(integer(1, 4096))
   parser:option("--graph", "on or off: record a GPU's training step once and launch it as a whole; default on, where there is a GPU.")
     :argname "on|off":choices { "on", "off" }
-  parser:option("--autocast", "bf16: a GPU's matrix products in bf16 (vx.autocast); default f32."):argname "DTYPE":choices { "f32", "bf16" }
+  parser:option("--autocast", "bf16: a GPU's convolutions and products in bf16 (vx.autocast); default f32."):argname "DTYPE":choices { "f32", "bf16" }
   parser:option("--checkpoint", "Seconds between checkpoints; 0: after every step; default 10."):argname "N":convert(integer(0, 1e6))
   parser:option("--quantizers", "Folder with more quantizers, one file each."):argname "DIR"
   parser:flag("--strict", "A broken file in --data ends the run instead of being skipped.")

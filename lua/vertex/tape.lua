@@ -6,14 +6,29 @@
 --   2. backward(ctx, dy1, dy2, ...) returns one gradient per input or nil; dy of an output nobody used is nil. A gradient it
 --      returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept in ctx.
 --   3. ctx.needs[i] says whether input i wants a gradient.
+--   4. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its tensor's dtype.
 
 local core = require "vertex.core"
 
--- op_of: function → the op it records
-local tape = { enabled = true, op_of = {} }
+-- op_of: function → the op it records; cast: ops.cast
+local tape = { enabled = true, op_of = {}, cast = nil }
 
 local is_tensor = core.is_tensor
 local made = 0
+
+--- The arguments, bf16 tensors as float32.
+local function widened(...)
+  local n, wide = select("#", ...), nil
+  for i = 1, n do
+    local x = (select(i, ...))
+    if is_tensor(x) and x:dtype() == "bf16" then
+      wide = wide or { ... }
+      wide[i] = tape.cast(x, "f32")
+    end
+  end
+  if wide then return unpack(wide, 1, n) end
+  return ...
+end
 
 --- Wraps an op {name, outputs (differentiable ones, default 1), forward, backward} into a function that records it.
 function tape.recorded(op)
@@ -29,7 +44,7 @@ function tape.recorded(op)
     end
     return ...
   end
-  local function recorded(...)
+  local function record(...)
     local ctx = {}
     if tape.enabled then
       local n, needs = select("#", ...), nil
@@ -46,6 +61,10 @@ function tape.recorded(op)
       end
     end
     return op.forward(ctx, ...)
+  end
+  local function recorded(...)
+    if core.C.vx_autocast(-1) ~= core.C.VX_BF16 or op.bodies then return record(...) end
+    return record(widened(...))
   end
   tape.op_of[recorded] = op
   return recorded
@@ -114,6 +133,7 @@ function core.Tensor:backward(gradient)
   elseif core.shape_text(gradient) ~= core.shape_text(self) then
     core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
   end
+  gradient = gradient:to(self:dtype())
   if not root then return add_to_leaf(self, core.contiguous(gradient)) end
 
   -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and waits in one slot,
