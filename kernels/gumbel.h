@@ -6,7 +6,7 @@
  *     then needs no shuffling, and the upper halves may hold anything. The first two rounds are half constant: the counter's
  *     upper words are the same for all blocks.
  *   - E = -(e log 2 + log m) for u = 2^e m, m in [sqrt 1/2, sqrt 2), and log(1 + r) = r N(r) / D(r) to 2e-8, so that 1/E
- *     takes one reciprocal and no logarithm: 1/E = D / (-e log 2 D - r N). Relative accuracy holds up to u = 1 - 2^-24,
+ *     takes one quotient and no logarithm: 1/E = D / (-e log 2 D - r N). Relative accuracy holds up to u = 1 - 2^-24,
  *     where E is 6e-8.
  *   - all of it is done for two rows at once, since each step depends on the one before.
  */
@@ -125,9 +125,7 @@ static inline __attribute__((always_inline)) void gumbel_rate(const vu word[4], 
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) n[i] *= r[i], d[i] = d[i] * r[i] + 1.0f;
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) rate[i] = vf_reciprocal(e[i] * d[i] - n[i]);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) rate[i] *= d[i];
+    for (int i = 0; i < 4; i++) rate[i] = vf_quotient(d[i], e[i] * d[i] - n[i]);
 }
 
 /* rates[r][64]: 1/E of the panel whose first Philox block is block[r]. */

@@ -187,6 +187,16 @@ static inline vf vf_reciprocal(vf x)
 #endif
 }
 
+/* a / b within 2 ulp, for b within the range of vf_reciprocal */
+static inline vf vf_quotient(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return a * vf_reciprocal(b);
+#else
+    return a / b;
+#endif
+}
+
 /* 1 where any lane of the mask is set */
 static inline int vi_any(vi mask)
 {
