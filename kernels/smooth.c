@@ -311,43 +311,73 @@ static inline uint32_t equal_bits(vf x, float largest)
     return ((1u << VX_LANES) - 1) & ~vf_greater_bits(vf_set1(largest), x);
 }
 
-/* Two rows, from row i of the block on, meet panels from .. to - 1 of a strip; D, noisy and tail are constants. */
-VX_INLINE void sweep_pair(const int D, const int noisy, const int tail, const forward *f, worker *t, thin_row *state, int i,
-                          int64_t strip, int64_t from, int64_t to)
+/* thin_forward for every combination of its constants, each a function of its own: in one function that holds them all GCC allots
+ * registers so badly that a third of the time is lost. */
+typedef void thin_function(thin_row *row, const thin_strip *strip);
+enum { KEEP_SE = KEEP_S + KEEP_E, KEEP_E_SQUARES = KEEP_E + ADD_SQUARES };
+#define FOR_KEEPS(f, D, noisy) f(D, noisy, 0) f(D, noisy, KEEP_S) f(D, noisy, KEEP_E) f(D, noisy, KEEP_SE) f(D, noisy, KEEP_E_SQUARES)
+#define FOR_ALL(f) FOR_KEEPS(f, 3, 0) FOR_KEEPS(f, 3, 1) FOR_KEEPS(f, 4, 0) FOR_KEEPS(f, 4, 1) FOR_KEEPS(f, 8, 0) FOR_KEEPS(f, 8, 1)
+#define DEFINE(D, noisy, keep)                                                                                              \
+    static void thin_##D##noisy##keep(thin_row *row, const thin_strip *strip) { thin_forward(D, noisy, keep, 0, row, strip); } \
+    static void tail_##D##noisy##keep(thin_row *row, const thin_strip *strip) { thin_forward(D, noisy, keep, 1, row, strip); }
+FOR_ALL(DEFINE)
+
+/* The copy, or that for panels with padding. */
+static thin_function *thin_copy(int D, int noisy, int keep, int tail)
 {
-    const smooth_call *c = &f->c;
-    const float *a = t->a + i * D, *start = t->negative_ref + i, *noise = t->noise + (from - strip) * PAIR * PANEL;
-    float *s = f->keep_logits ? t->s + i * c->Mp : 0, *e = f->keep_powers ? t->e + i * c->Mp : 0;
-#define FORWARD(keep_s, keep_e, square)                                                                                     \
-    thin_forward(D, noisy, keep_s, keep_e, square, tail, state + i, a, start, f->book.hat, f->book.raw, from, to, s, e,     \
-                 c->Mp, noise, c->M)
-    if (c->regularizer == VX_REG_KNN_L2) FORWARD(0, 1, 1);
-    else if (s && e) FORWARD(1, 1, 0);
-    else if (s) FORWARD(1, 0, 0);
-    else if (e) FORWARD(0, 1, 0);
-    else FORWARD(0, 0, 0);
-#undef FORWARD
+#define CHOOSE(D_, noisy_, keep_) \
+    if (D == D_ && noisy == noisy_ && keep == keep_) return tail ? tail_##D_##noisy_##keep_ : thin_##D_##noisy_##keep_;
+    FOR_ALL(CHOOSE)
+    return 0;
 }
 
-/* The first sweep of a narrow block: pairs of rows take turns at strips of panels. D and noisy are constants. */
-VX_INLINE void sweep_thin(const int D, const int noisy, const forward *f, worker *t, int64_t first, int rows)
+static void thin_block_maxima(const forward *f, worker *t)
+{
+    switch (f->c.thin) {
+    case 3: thin_maxima(3, t->a, f->book.hat, f->c.M, t->ref); break;
+    case 4: thin_maxima(4, t->a, f->book.hat, f->c.M, t->ref); break;
+    case 8: thin_maxima(8, t->a, f->book.hat, f->c.M, t->ref); break;
+    }
+}
+
+/* The first sweep of a narrow block: pairs of rows take turns at strips of panels. */
+static void sweep_thin(const forward *f, worker *t, int64_t first, int rows)
 {
     const smooth_call *c = &f->c;
+    const int D = c->thin, noisy = c->noise_kind != NOISE_NONE;
+    const int keep = c->regularizer == VX_REG_KNN_L2 ? KEEP_E_SQUARES : f->keep_logits * KEEP_S + f->keep_powers * KEEP_E;
     const int64_t full = c->M / PANEL; /* panels without padding */
+    thin_function *const whole = thin_copy(D, noisy, keep, 0), *const tail = thin_copy(D, noisy, keep, 1);
     thin_row state[THIN_BLOCK];
-    if (c->scale > LIMIT) thin_maxima(D, t->a, f->book.hat, c->M, t->ref);
+    if (c->scale > LIMIT) thin_block_maxima(f, t);
     for (int i = 0; i < THIN_BLOCK; i++) {
         state[i] = (thin_row){.best = vf_set1(-INFINITY)};
         t->ref[i] = ceilf(t->ref[i]);
         t->negative_ref[i] = -t->ref[i];
     }
-    for (int64_t strip = 0; strip < c->panels; strip += THIN_STRIP)
+    for (int64_t from = 0; from < c->panels; from += THIN_STRIP)
         for (int i = 0; i < rows; i += PAIR) {
-            const int64_t end = vx_min64(strip + THIN_STRIP, c->panels), middle = vx_min64(end, full);
-            for (int64_t panel = strip; noisy && panel < end; panel++)
-                noise_rows(c, first + i, PAIR, f->g, panel, t->noise + (panel - strip) * PAIR * PANEL);
-            sweep_pair(D, noisy, 0, f, t, state, i, strip, strip, middle);
-            if (middle < end) sweep_pair(D, noisy, 1, f, t, state, i, strip, middle, end);
+            const int64_t end = vx_min64(from + THIN_STRIP, c->panels);
+            thin_strip strip = {
+                .a = t->a + i * D,
+                .start = t->negative_ref + i,
+                .hat = f->book.hat,
+                .raw = f->book.raw,
+                .first = from,
+                .end = vx_min64(end, full),
+                .M = c->M,
+                .s = f->keep_logits ? t->s + i * c->Mp : 0,
+                .e = f->keep_powers ? t->e + i * c->Mp : 0,
+                .ld = c->Mp,
+                .noise = t->noise,
+            };
+            for (int64_t panel = from; noisy && panel < end; panel++)
+                noise_rows(c, first + i, PAIR, f->g, panel, t->noise + (panel - from) * PAIR * PANEL);
+            whole(state + i, &strip);
+            if (strip.end == end) continue;
+            strip.noise += (strip.end - from) * PAIR * PANEL;
+            strip.first = strip.end, strip.end = end;
+            tail(state + i, &strip);
         }
     for (int i = 0; i < THIN_BLOCK; i++) {
         t->sum[i] = state[i].sum, t->squares[i] = state[i].squares, t->noisy_sum[i] = state[i].noisy_sum;
@@ -379,19 +409,6 @@ VX_INLINE int64_t find_thin(const int D, const forward *f, worker *t, int64_t fi
     int v = 0;
     while (!(lanes = equal_bits(x[v], *value))) v++;
     return panel * PANEL + v * VX_LANES + __builtin_ctz(lanes);
-}
-
-static void sweep_narrow(const forward *f, worker *t, int64_t first, int rows)
-{
-    const int noisy = f->c.noise_kind != NOISE_NONE;
-    switch (f->c.thin * 2 + noisy) {
-    case 6: sweep_thin(3, 0, f, t, first, rows); break;
-    case 7: sweep_thin(3, 1, f, t, first, rows); break;
-    case 8: sweep_thin(4, 0, f, t, first, rows); break;
-    case 9: sweep_thin(4, 1, f, t, first, rows); break;
-    case 16: sweep_thin(8, 0, f, t, first, rows); break;
-    case 17: sweep_thin(8, 1, f, t, first, rows); break;
-    }
 }
 
 static int64_t find_code(const forward *f, worker *t, int64_t first, int i, float *value)
@@ -504,7 +521,7 @@ static void forward_part(const forward *f, worker *t, int64_t p)
     for (int64_t first = range->first; first < range->end; first += f->block) {
         int rows = (int)vx_min64(f->block, range->end - first);
         load_rows(f, t, first, rows);
-        if (f->c.thin) sweep_narrow(f, t, first, rows);
+        if (f->c.thin) sweep_thin(f, t, first, rows);
         else sweep_block(f, t, rows, first);
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);

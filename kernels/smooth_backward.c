@@ -328,13 +328,41 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
     return dlog_tau;
 }
 
-/* chunk_panel for narrow rows: runs of RUN rows against one vector of codes at a time. D is a constant. */
-VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
+/* thin_backward for every combination of its constants, each a function of its own (smooth.c says why). */
+typedef void thin_function(const thin_run *run, const thin_codes *codes);
+enum {
+    MIX_SQUARE = MIX + SQUARE,
+    MIX_PPL = MIX + WITH_PPL,
+    NOISY_SQUARE = NOISY + SQUARE,
+    NOISY_PPL = NOISY + WITH_PPL,
+    NOISY_MIX_SQUARE = NOISY + MIX_SQUARE,
+    NOISY_MIX_PPL = NOISY + MIX_PPL,
+};
+#define FOR_KINDS(f, D)                                                                                                     \
+    f(D, MIX) f(D, MIX_SQUARE) f(D, MIX_PPL) f(D, NOISY_SQUARE) f(D, NOISY_PPL) f(D, NOISY_MIX_SQUARE) f(D, NOISY_MIX_PPL)
+#define FOR_ALL(f) FOR_KINDS(f, 3) FOR_KINDS(f, 4) FOR_KINDS(f, 8)
+#define DEFINE(D, kind)                                                                                                     \
+    static void thin_##D##kind(const thin_run *run, const thin_codes *codes) { thin_backward(D, kind, 0, run, codes); }     \
+    static void tail_##D##kind(const thin_run *run, const thin_codes *codes) { thin_backward(D, kind, 1, run, codes); }
+FOR_ALL(DEFINE)
+
+static thin_function *thin_copy(int D, int kind, int tail)
+{
+#define CHOOSE(D_, kind_) \
+    if (D == D_ && kind == kind_) return tail ? tail_##D_##kind_ : thin_##D_##kind_;
+    FOR_ALL(CHOOSE)
+    return 0;
+}
+
+/* chunk_panel for narrow rows: runs of RUN rows against one or two vectors of codes at a time. */
+static void thin_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    const int noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2;
+    const int D = c->thin, noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2 || (noisy && !b->ppl);
+    const int kind = noisy * NOISY + square * SQUARE + (b->ppl != 0) * WITH_PPL + (b->dmix != 0) * MIX;
+    thin_function *const whole = thin_copy(D, kind, 0), *const tail = thin_copy(D, kind, 1);
     for (int64_t i = 0; i < rows; i += RUN) {
-        thin_run run = {
+        const thin_run run = {
             .z = t->z + i * D,
             .dy = t->dy + i * D,
             .start = t->start + i,
@@ -344,43 +372,30 @@ VX_INLINE void thin_panel(const int D, const backward *b, worker *t, int64_t fir
             .noisy = t->noisy + i,
             .noise = t->noise,
             .dhat = t->thin_dhat + i * (D + 1),
-            .rows = vx_min64(RUN, vx_ceil_div(rows - i, QUAD) * QUAD),
+            .rows = vx_min64(RUN, vx_ceil_div(rows - i, PAIR) * PAIR),
         };
         if (noisy) noise_rows(c, first + i, run.rows, b->g, panel, t->noise);
-        for (int v = 0; v < PANEL; v += VX_LANES) {
-            const int64_t at = panel * PANEL * D + v, left = c->M - panel * PANEL - v;
-            const float *hat = b->book.hat + at, *raw = b->book.raw + at, *ppl = b->ppl ? b->ppl + panel * PANEL + v : 0;
-            float *dhat = b->dhat + at, *dmix = b->dmix ? b->dmix + at : 0;
-            if (left <= 0) break;
-#define BACKWARD(noisy_, square_, ppl_, mix_, tail_)                                                                        \
-    thin_backward(D, noisy_, square_, ppl_, mix_, tail_, &run, v, hat, raw, ppl, dhat, dmix, left)
-            switch ((left < VX_LANES) * 8 + noisy * 4 + (ppl != 0) * 2 + (dmix != 0)) {
-            case 1: square ? BACKWARD(0, 1, 0, 1, 0) : BACKWARD(0, 0, 0, 1, 0); break;
-            case 3: BACKWARD(0, 0, 1, 1, 0); break;
-            case 4: BACKWARD(1, 1, 0, 0, 0); break;
-            case 5: BACKWARD(1, 1, 0, 1, 0); break;
-            case 6: BACKWARD(1, 0, 1, 0, 0); break;
-            case 7: BACKWARD(1, 0, 1, 1, 0); break;
-            case 9: BACKWARD(0, 1, 0, 1, 1); break;
-            case 11: BACKWARD(0, 1, 1, 1, 1); break;
-            case 12: BACKWARD(1, 1, 0, 0, 1); break;
-            case 13: BACKWARD(1, 1, 0, 1, 1); break;
-            case 14: BACKWARD(1, 1, 1, 0, 1); break;
-            case 15: BACKWARD(1, 1, 1, 1, 1); break;
-            }
-#undef BACKWARD
+        const int step = thin_side(D) * VX_LANES;
+        for (int v = 0; v < PANEL && panel * PANEL + v < c->M; v += step) {
+            const int64_t at = panel * PANEL * D + v, filled = c->M - panel * PANEL - v;
+            const thin_codes codes = {
+                .v = v,
+                .hat = b->book.hat + at,
+                .raw = b->book.raw + at,
+                .ppl = b->ppl ? b->ppl + panel * PANEL + v : 0,
+                .dhat = b->dhat + at,
+                .dmix = b->dmix ? b->dmix + at : 0,
+                .filled = filled,
+            };
+            (filled < step ? tail : whole)(&run, &codes);
         }
     }
 }
 
 static void meet_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
-    switch (b->c.thin) {
-    case 3: thin_panel(3, b, t, first, rows, panel); break;
-    case 4: thin_panel(4, b, t, first, rows, panel); break;
-    case 8: thin_panel(8, b, t, first, rows, panel); break;
-    default: chunk_panel(b, t, first, rows, panel);
-    }
+    if (b->c.thin) thin_panel(b, t, first, rows, panel);
+    else chunk_panel(b, t, first, rows, panel);
 }
 
 /* Adds up what thin_panel left lane by lane. */

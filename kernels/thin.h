@@ -40,29 +40,39 @@ VX_INLINE vf thin_pad(vf s, int64_t first_code, int64_t M)
     return vf_select(lane + (int32_t)first_code < (vi){0} + (int32_t)M, s, vf_set1(PADDING));
 }
 
-/* powers = 2^powers of count vectors, a multiple of 4 */
-VX_INLINE void thin_powers(float *powers, int count)
+/* to (64) = 2^from */
+VX_INLINE void thin_powers(float *to, const float *from)
 {
-    for (int v = 0; v < count; v += 4) {
+    for (int v = 0; v < PANEL; v += 4 * VX_LANES) {
         vf x[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) x[j] = vf_load(powers + (v + j) * VX_LANES);
+        for (int j = 0; j < 4; j++) x[j] = vf_load(from + v + j * VX_LANES);
         vf_exp2_many(4, x);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) vf_store(powers + (v + j) * VX_LANES, x[j]);
+        for (int j = 0; j < 4; j++) vf_store(to + v + j * VX_LANES, x[j]);
     }
 }
 
-/* Panels first .. end - 1 for the rows a (2,D). s, e: where the rows' logits and powers are kept, where keep_s, keep_e.
- * noise: (end - first, 2, 64) rates where noisy. M: number of codes, looked at where tail is 1.
+/* Panels first .. end - 1 of a book, for the rows a (2,D). */
+typedef struct thin_strip {
+    const float *a, *start, *hat, *raw;
+    int64_t first, end, M;
+    float *s, *e; /* logits and powers of the rows, `ld` apart, where they are kept */
+    int64_t ld;
+    const float *noise; /* (end - first, 2, 64) rates, where noisy */
+} thin_strip;
+
+enum { KEEP_S = 1, KEEP_E = 2, ADD_SQUARES = 4 }; /* what the second sweep needs */
+
+/* keep: of KEEP_S, KEEP_E, ADD_SQUARES. tail: codes from M on do not count.
  *
  * A panel passes through three short loops (logits, powers, use) with a buffer in between, since one long loop would hold
  * more than a processor's scheduler sees, and its chains of dependent operations would stand still. */
-VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, const int keep_e, const int square,
-                            const int tail, thin_row *row, const float *a, const float *start, const float *hat,
-                            const float *raw, int64_t first, int64_t end, float *s, float *e, int64_t ld, const float *noise,
-                            int64_t M)
+VX_INLINE void thin_forward(const int D, const int noisy, const int keep, const int tail, thin_row *row, const thin_strip *strip)
 {
+    const float *a = strip->a, *start = strip->start, *noise = strip->noise;
+    const int64_t first = strip->first, ld = strip->ld;
+    float *s = strip->s, *e = strip->e;
     _Alignas(64) float power[PAIR * PANEL];
     vf sum[PAIR], squares[PAIR], noisy_sum[PAIR], o[PAIR][THIN_MAX];
 #pragma GCC unroll 2
@@ -71,8 +81,8 @@ VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, cons
 #pragma GCC unroll 8
         for (int d = 0; d < D; d++) o[r][d] = row[r].o[d];
     }
-    for (int64_t panel = first; panel < end; panel++) {
-        const float *q = hat + panel * PANEL * D, *values = raw + panel * PANEL * D;
+    for (int64_t panel = first; panel < strip->end; panel++) {
+        const float *q = strip->hat + panel * PANEL * D, *values = strip->raw + panel * PANEL * D;
         vf top[PAIR] = {vf_set1(-INFINITY), vf_set1(-INFINITY)};
 #pragma GCC unroll 4
         for (int v = 0; v < PANEL; v += VX_LANES) {
@@ -83,21 +93,22 @@ VX_INLINE void thin_forward(const int D, const int noisy, const int keep_s, cons
                 for (int r = 0; r < PAIR; r++) x[r] += vf_load(q + d * PANEL + v) * a[r * D + d];
 #pragma GCC unroll 2
             for (int r = 0; r < PAIR; r++) {
-                if (tail) x[r] = thin_pad(x[r], panel * PANEL + v, M);
-                if (keep_s) vf_store(s + r * ld + panel * PANEL + v, x[r]);
+                if (tail) x[r] = thin_pad(x[r], panel * PANEL + v, strip->M);
                 if (!noisy) top[r] = vf_max(top[r], x[r]);
-                vf_store(power + r * PANEL + v, x[r]);
+                vf_store(keep & KEEP_S ? s + r * ld + panel * PANEL + v : power + r * PANEL + v, x[r]);
             }
         }
-        thin_powers(power, PAIR * VECTORS);
+#pragma GCC unroll 2
+        for (int r = 0; r < PAIR; r++)
+            thin_powers(power + r * PANEL, keep & KEEP_S ? s + r * ld + panel * PANEL : power + r * PANEL);
 #pragma GCC unroll 4
         for (int v = 0; v < PANEL; v += VX_LANES)
 #pragma GCC unroll 2
             for (int r = 0; r < PAIR; r++) {
                 vf x = vf_load(power + r * PANEL + v);
-                if (keep_e) vf_store(e + r * ld + panel * PANEL + v, x);
+                if (keep & KEEP_E) vf_store(e + r * ld + panel * PANEL + v, x);
                 sum[r] += x;
-                if (square) squares[r] += x * x;
+                if (keep & ADD_SQUARES) squares[r] += x * x;
                 if (noisy) {
                     x *= vf_load(noise + ((panel - first) * PAIR + r) * PANEL + v);
                     noisy_sum[r] += x;
@@ -139,9 +150,12 @@ VX_INLINE void thin_maxima(const int D, const float *a, const float *hat, int64_
     for (int i = 0; i < THIN_BLOCK; i++) largest[i] = vf_maximum(top[i]);
 }
 
-/* -- Backward: one vector of codes meets a run of rows ---------------------------------------------------------------- */
+/* -- Backward: two vectors of codes meet a run of rows ------------------------------------------------------------------ */
 
-enum { RUN = 48, QUAD = 4 }; /* most rows of a run; rows side by side */
+enum { RUN = 48 }; /* most rows of a run */
+
+/* Vectors of codes side by side, so that a row's numbers are broadcast once for both: as many as the registers hold. */
+VX_INLINE int thin_side(const int D) { return D <= 4 ? 2 : 1; }
 
 /* What a run of rows brings; see smooth_backward.c's worker for the meaning. */
 typedef struct thin_run {
@@ -149,74 +163,98 @@ typedef struct thin_run {
     const float *start, *mix_offset, *pi_factor, *pi_offset, *noisy; /* (rows) */
     const float *noise;                                              /* (rows, 64) rates of the panel, where noisy */
     vf *dhat;                                                        /* (rows, D + 1) sum of x q^, and of x, lane by lane */
-    int64_t rows;                                                    /* a multiple of QUAD, at most RUN */
+    int64_t rows;                                                    /* even, at most RUN */
 } thin_run;
 
-/* Codes v .. v + VX_LANES - 1 of a panel (hat, raw (D,64) and ppl (64) point there); their dhat and dmix (D,64) grow.
- * square: pi_factor is used. mix: dmix is wanted. filled: codes that exist, from v on, looked at where tail is 1. Four rows
- * are four chains of operations side by side. */
-VX_INLINE void thin_backward(const int D, const int noisy, const int square, const int with_ppl, const int mix,
-                             const int tail, const thin_run *run, int v, const float *hat, const float *raw,
-                             const float *ppl, float *dhat, float *dmix, int64_t filled)
+/* Codes from number v of a panel on, to which the pointers point. */
+typedef struct thin_codes {
+    int v;
+    const float *hat, *raw, *ppl; /* (D,64), (D,64), (64) */
+    float *dhat, *dmix;           /* (D,64) */
+    int64_t filled;               /* codes that exist */
+} thin_codes;
+
+enum { NOISY = 1, SQUARE = 2, WITH_PPL = 4, MIX = 8 };
+
+/* thin_side(D) vectors of codes; their dhat and dmix grow. kind: of NOISY, SQUARE (pi_factor is used), WITH_PPL, MIX (dmix is wanted).
+ * tail: codes from `filled` on do not count.
+ *
+ * As in the forward pass short loops with buffers in between: powers, then x, then what becomes of x, then of the powers. In one long
+ * loop neither the registers nor the two loads a cycle would suffice. */
+VX_INLINE void thin_backward(const int D, const int kind, const int tail, const thin_run *run, const thin_codes *codes)
 {
-    vf q[THIN_MAX], values[THIN_MAX], dq[THIN_MAX], dv[THIN_MAX];
+    const int side = thin_side(D), mix = (kind & MIX) != 0;
+    const float *noise = run->noise + codes->v;
+    vf q[2][THIN_MAX], values[2][THIN_MAX], dq[2][THIN_MAX], dv[2][THIN_MAX], weight[RUN][2], product[RUN][2];
+#pragma GCC unroll 2
+    for (int j = 0; j < side; j++)
 #pragma GCC unroll 8
-    for (int d = 0; d < D; d++) {
-        q[d] = vf_load(hat + d * PANEL);
-        values[d] = vf_load(raw + d * PANEL);
-        dq[d] = vf_load(dhat + d * PANEL);
-        dv[d] = mix ? vf_load(dmix + d * PANEL) : vf_zero();
+        for (int d = 0; d < D; d++) {
+            const int at = d * PANEL + j * VX_LANES;
+            q[j][d] = vf_load(codes->hat + at);
+            values[j][d] = vf_load(codes->raw + at);
+            dq[j][d] = vf_load(codes->dhat + at);
+            dv[j][d] = mix ? vf_load(codes->dmix + at) : vf_zero();
+        }
+    for (int64_t i = 0; i < run->rows; i += PAIR) {
+        vf pi[2 * PAIR];
+#pragma GCC unroll 4
+        for (int n = 0; n < PAIR * side; n++) pi[n] = vf_set1(run->start[i + n / side]);
+#pragma GCC unroll 8
+        for (int d = 0; d < D; d++)
+#pragma GCC unroll 4
+            for (int n = 0; n < PAIR * side; n++) pi[n] += q[n % side][d] * run->z[(i + n / side) * D + d];
+#pragma GCC unroll 4
+        for (int n = 0; n < PAIR * side; n++)
+            if (tail) pi[n] = thin_pad(pi[n], n % side * VX_LANES, codes->filled);
+        vf_exp2_many(PAIR * side, pi);
+#pragma GCC unroll 4
+        for (int n = 0; n < PAIR * side; n++) weight[i + n / side][n % side] = pi[n];
     }
-    for (int64_t i = 0; i < run->rows; i += QUAD) {
-        const float *z = run->z + i * D, *dy = run->dy + i * D;
-        vf *sum = run->dhat + i * (D + 1), pi[QUAD], x[QUAD], weight[QUAD];
-#pragma GCC unroll 4
-        for (int r = 0; r < QUAD; r++) pi[r] = vf_set1(run->start[i + r]);
+    for (int64_t i = 0; i < run->rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < side; j++) {
+            vf pi = weight[i][j], x = vf_set1(run->mix_offset[i]);
 #pragma GCC unroll 8
-        for (int d = 0; d < D; d++)
-#pragma GCC unroll 4
-            for (int r = 0; r < QUAD; r++) pi[r] += q[d] * z[r * D + d];
-#pragma GCC unroll 4
-        for (int r = 0; r < QUAD; r++)
-            if (tail) pi[r] = thin_pad(pi[r], 0, filled);
-        vf_exp2_many(QUAD, pi);
-#pragma GCC unroll 4
-        for (int r = 0; r < QUAD; r++) x[r] = vf_set1(run->mix_offset[i + r]);
-#pragma GCC unroll 8
-        for (int d = 0; d < D; d++)
-#pragma GCC unroll 4
-            for (int r = 0; r < QUAD; r++) x[r] += values[d] * dy[r * D + d];
-#pragma GCC unroll 4
-        for (int r = 0; r < QUAD; r++) {
-            if (noisy) {
-                weight[r] = pi[r] * vf_load(run->noise + (i + r) * PANEL + v) * run->noisy[i + r];
-                vf regular = vf_set1(run->pi_offset[i + r]);
-                if (square) regular += pi[r] * run->pi_factor[i + r];
-                if (with_ppl) regular += vf_load(ppl);
-                x[r] = weight[r] * x[r] + pi[r] * regular;
+            for (int d = 0; d < D; d++) x += values[j][d] * run->dy[i * D + d];
+            if (kind & NOISY) {
+                vf regular = vf_set1(run->pi_offset[i]);
+                if (kind & SQUARE) regular += pi * run->pi_factor[i];
+                if (kind & WITH_PPL) regular += vf_load(codes->ppl + j * VX_LANES);
+                weight[i][j] = pi * vf_load(noise + i * PANEL + j * VX_LANES) * run->noisy[i];
+                product[i][j] = weight[i][j] * x + pi * regular;
             } else {
-                weight[r] = pi[r];
-                if (square) x[r] += pi[r] * run->pi_factor[i + r];
-                if (with_ppl) x[r] += vf_load(ppl);
-                x[r] *= pi[r];
+                if (kind & SQUARE) x += pi * run->pi_factor[i];
+                if (kind & WITH_PPL) x += vf_load(codes->ppl + j * VX_LANES);
+                product[i][j] = x * pi;
             }
         }
+    for (int64_t i = 0; i < run->rows; i++) {
+        vf *sum = run->dhat + i * (D + 1), total = sum[D];
+#pragma GCC unroll 8
+        for (int d = 0; d < D; d++) {
+            vf z = vf_set1(run->z[i * D + d]), along = sum[d];
+#pragma GCC unroll 2
+            for (int j = 0; j < side; j++) dq[j][d] += product[i][j] * z, along += product[i][j] * q[j][d];
+            sum[d] = along;
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < side; j++) total += product[i][j];
+        sum[D] = total;
+    }
+    for (int64_t i = 0; mix && i < run->rows; i++)
 #pragma GCC unroll 8
         for (int d = 0; d < D; d++)
-#pragma GCC unroll 4
-            for (int r = 0; r < QUAD; r++) {
-                dq[d] += x[r] * z[r * D + d];
-                if (mix) dv[d] += weight[r] * dy[r * D + d];
-                sum[r * (D + 1) + d] += x[r] * q[d];
-            }
-#pragma GCC unroll 4
-        for (int r = 0; r < QUAD; r++) sum[r * (D + 1) + D] += x[r];
-    }
+#pragma GCC unroll 2
+            for (int j = 0; j < side; j++) dv[j][d] += weight[i][j] * run->dy[i * D + d];
+#pragma GCC unroll 2
+    for (int j = 0; j < side; j++)
 #pragma GCC unroll 8
-    for (int d = 0; d < D; d++) {
-        vf_store(dhat + d * PANEL, dq[d]);
-        if (mix) vf_store(dmix + d * PANEL, dv[d]);
-    }
+        for (int d = 0; d < D; d++) {
+            const int at = d * PANEL + j * VX_LANES;
+            vf_store(codes->dhat + at, dq[j][d]);
+            if (mix) vf_store(codes->dmix + at, dv[j][d]);
+        }
 }
 
 #endif

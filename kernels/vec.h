@@ -259,20 +259,9 @@ static inline vf vf_round(vf x)
 #endif
 }
 
-/* 2^t. Degree-5 minimax polynomial on [-0.5, 0.5] times a power of two: 1.4 ulp down to 2^-126; between there and 2^-127 the value is
- * off by up to 2^-127, below it is 0, except with AVX-512, whose scaling is gradual; +inf from 128 on; NaN stays NaN. */
-static inline vf vf_exp2(vf t)
+/* p 2^n, for integers n; without AVX-512 where the result's exponent is in range. */
+static inline vf vf_scale(vf p, vf n)
 {
-#if !defined(__AVX512F__)
-    t = vf_max(vf_set1(-127.0f), vf_min(vf_set1(128.0f), t)); /* at the ends p is 1, and the exponent's field 0 or that of inf */
-#endif
-    vf n = vf_round(t), f = t - n;
-    vf p = vf_set1(1.32647271e-3f);
-    p = p * f + 9.67151268e-3f;
-    p = p * f + 5.55073374e-2f;
-    p = p * f + 2.40222421e-1f;
-    p = p * f + 6.93146978e-1f;
-    p = p * f + 1.0f;
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(p, n);
 #else
@@ -280,14 +269,19 @@ static inline vf vf_exp2(vf t)
 #endif
 }
 
-/* x[i] = 2^x[i] for count (a constant) vectors, step by step for all of them: a vf_exp2 is a chain of eight operations, and
- * processors do not look far enough ahead to overlap chains that stand one behind the other. */
+/* x[i] = 2^x[i], x[i] < 128, for count (a constant) vectors. Degree-5 minimax polynomial on [-0.5, 0.5] times a power of two: 1.4 ulp down
+ * to 2^-126; between there and 2^-127 the value is off by up to 2^-127, below it is 0, except with AVX-512, whose scaling is gradual; NaN
+ * stays NaN. Step by step for all vectors: each is a chain of ten operations, and processors do not look far enough ahead to overlap chains
+ * that stand one behind the other. */
 static inline __attribute__((always_inline)) void vf_exp2_many(const int count, vf *x)
 {
-#if defined(__AVX512F__)
     vf n[16], p[16];
+#if !defined(__AVX512F__)
 #pragma GCC unroll 16
-    for (int i = 0; i < count; i++) n[i] = _mm512_roundscale_ps(x[i], 8);
+    for (int i = 0; i < count; i++) x[i] = vf_max(vf_set1(-127.0f), x[i]); /* there p is 1 and the exponent's field 0 */
+#endif
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) n[i] = vf_round(x[i]);
 #pragma GCC unroll 16
     for (int i = 0; i < count; i++) x[i] -= n[i];
 #pragma GCC unroll 16
@@ -301,11 +295,17 @@ static inline __attribute__((always_inline)) void vf_exp2_many(const int count, 
 #pragma GCC unroll 16
     for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + 1.0f;
 #pragma GCC unroll 16
-    for (int i = 0; i < count; i++) x[i] = _mm512_scalef_ps(p[i], n[i]);
-#else
-#pragma GCC unroll 16
-    for (int i = 0; i < count; i++) x[i] = vf_exp2(x[i]);
+    for (int i = 0; i < count; i++) x[i] = vf_scale(p[i], n[i]);
+}
+
+/* 2^t, +inf from 128 on. */
+static inline vf vf_exp2(vf t)
+{
+#if !defined(__AVX512F__)
+    t = vf_min(vf_set1(128.0f), t); /* there p is 1 and the exponent's field that of inf */
 #endif
+    vf_exp2_many(1, &t);
+    return t;
 }
 
 /* e^x by a two-term reduction, 0.7 ulp within the range of vf_exp2. */
@@ -323,10 +323,10 @@ static inline vf vf_exp(vf x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
+    vf q = vf_scale(p, n);
 #if defined(__AVX512F__)
-    return _mm512_scalef_ps(p, n);
+    return q;
 #else
-    vf q = (vf)((vu)p + ((vu)__builtin_convertvector(n, vi) << 23));
     q = vf_select(x < vf_set1(-87.33654f), vf_zero(), q);
     return vf_select(x > vf_set1(88.72283f), vf_set1(INFINITY), q);
 #endif

@@ -265,9 +265,10 @@ static void vectors_over_codes_panel(const problem *q, work *w, int64_t n, int64
     }
 }
 
-/* Step 6, rows of 3 only. Four rows side by side, each operation for all four before the next: the chains overlap without
- * the processor's looking ahead. thin.h has the loop. */
-static void four_rows_panel(const problem *q, work *w, int64_t n, int64_t m)
+/* Step 6, rows of 3 only. In step 5 the chains of one long loop stand one behind the other, and every vector of codes loads a row's numbers
+ * anew: 26 loads for 22 operations, where a cycle has two of each. Here two vectors of codes share what they load, and a run of rows passes
+ * through four short loops with buffers in between. thin.h has them. */
+static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
 {
     for (int64_t i = n; i < n + CHUNK; i += RUN) {
         vf sums[RUN * 4];
@@ -280,9 +281,11 @@ static void four_rows_panel(const problem *q, work *w, int64_t n, int64_t m)
                               .mix_offset = w->offset + i,
                               .dhat = sums,
                               .rows = RUN};
-        for (int v = 0; v < PANEL; v += VX_LANES)
-            thin_backward(3, 0, 0, 0, 1, 0, &run, v, w->hat_panels + m * 3 + v, w->raw_panels + m * 3 + v, 0,
-                          w->dq_hat + m * 3 + v, w->dmix + m * 3 + v, q->M);
+        for (int v = 0; v < PANEL; v += thin_side(3) * VX_LANES) {
+            const int64_t at = m * 3 + v;
+            const thin_codes codes = {.hat = w->hat_panels + at, .raw = w->raw_panels + at, .dhat = w->dq_hat + at, .dmix = w->dmix + at};
+            thin_backward(3, MIX, 0, &run, &codes);
+        }
         for (int j = 0; j < RUN; j++)
             for (int d = 0; d < 3; d++) vf_store(w->dz_hat + ((i + j) * 3 + d) * VX_LANES, sums[j * 4 + d]);
     }
@@ -305,8 +308,8 @@ static void lanes_dense(const problem *q, work *w, panel_function *meet)
 
 static void vectors_dense(const problem *q, work *w) { lanes_dense(q, w, vectors_over_codes_panel); }
 static void vectors_over_codes(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, vectors_dense); }
-static void four_rows_dense(const problem *q, work *w) { lanes_dense(q, w, four_rows_panel); }
-static void four_rows(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, four_rows_dense); }
+static void short_loops_dense(const problem *q, work *w) { lanes_dense(q, w, short_loops_panel); }
+static void short_loops(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, short_loops_dense); }
 
 /* Step 7. kernels/smooth_backward.c: chunks sized to the cache, and a chunk's sums kept in its own thread's memory. */
 static void library(const problem *q, results *r)
@@ -354,7 +357,7 @@ static const step steps[] = {
     {"tiles", tiles, .g = 5, .e = 1, .o = 1, .least = 1, .most = 1024},
     {"threads in line", threads_in_line, .g = 5, .e = 1, .o = 1, .least = 1, .most = 1024},
     {"vectors over codes", vectors_over_codes, .g = 5, .e = 1, .o = 1, .least = 3, .most = 3},
-    {"four rows side by side", four_rows, .g = 5, .e = 1, .o = 1, .least = 3, .most = 3},
+    {"short loops", short_loops, .g = 5, .e = 1, .o = 1, .least = 3, .most = 3},
     {"the library", library, .g = 5, .e = 1, .o = 1, .least = 1, .most = 1024},
 };
 

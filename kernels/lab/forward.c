@@ -286,7 +286,8 @@ static void block_of_pairs(const problem *q, results *r, work *w, int64_t n)
     for (int i = 0; i < THIN_BLOCK; i += PAIR) {
         const float *a = w->a + (n + i) * 3;
         thin_row state[PAIR] = {{.best = vf_set1(-INFINITY)}, {.best = vf_set1(-INFINITY)}};
-        thin_forward(3, 0, 1, 0, 0, 0, state, a, zero, w->hat, w->raw, 0, q->M / PANEL, w->s + i * q->M, 0, q->M, 0, q->M);
+        const thin_strip all = {.a = a, .start = zero, .hat = w->hat, .raw = w->raw, .end = q->M / PANEL, .M = q->M, .s = w->s + i * q->M, .ld = q->M};
+        thin_forward(3, 0, KEEP_S, 0, state, &all);
         for (int j = 0; j < PAIR; j++) {
             const float *s = w->s + (i + j) * q->M, top = vf_maximum(state[j].best);
             const float mixed[3] = {vf_sum(state[j].o[0]), vf_sum(state[j].o[1]), vf_sum(state[j].o[2])};
