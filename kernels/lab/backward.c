@@ -270,6 +270,7 @@ static void vectors_over_codes_panel(const problem *q, work *w, int64_t n, int64
  * through four short loops with buffers in between. thin.h has them. */
 static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
 {
+    (void)q;
     for (int64_t i = n; i < n + CHUNK; i += RUN) {
         vf sums[RUN * 4];
         for (int j = 0; j < RUN; j++)
