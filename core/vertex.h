@@ -90,11 +90,11 @@ VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our ker
  * default: float32 throughout. The quantizers' logits are float32 always. on -1 asks. Returns the setting in force. */
 VX_API int vx_allow_tf32(int on);
 
-/* What GPU products of float32 matrices (the op gemm, and the pointwise convolution of separable) round their factors to before they multiply:
- * VX_BF16, on tensor cores, with sums in float32; VX_F32, the default: not at all. It holds for products of gradients as well. An op whose
- * contract says `body` may besides be given images, and asked for them, in bf16; the callers choose, by this setting. Everything else stays
- * float32: parameters, norms, other convolutions' sums, the quantizers, the optimizer; and all on the CPU. -1 asks. Returns the setting in
- * force. A recorded graph keeps the setting it was recorded with. */
+/* What GPU products of float32 matrices (the op gemm, the dense convolution, and the pointwise one of separable) round their factors to before
+ * they multiply: VX_BF16, on tensor cores, with sums in float32; VX_F32, the default: not at all. It holds for products of gradients as well.
+ * An op whose contract says `body` may besides be given images, and asked for them, in bf16; the callers choose, by this setting. Everything
+ * else stays float32: parameters, norms, depthwise convolutions, the quantizers, the optimizer; and all on the CPU. -1 asks. Returns the
+ * setting in force. A recorded graph keeps the setting it was recorded with. */
 VX_API int vx_autocast(int dtype);
 
 typedef struct vx_memory_info {

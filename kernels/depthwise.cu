@@ -89,6 +89,7 @@ VX_KERNEL add_parts_kernel(float *sum, const float *partial, int64_t count, int6
 {
     for (int64_t i = vx_first(); i < count; i += vx_step()) {
         double total = 0;
+#pragma unroll 16 /* many loads under way: there are few threads */
         for (int64_t p = 0; p < parts; p++) total += partial[p * pitch + i];
         sum[i] = (float)total;
     }

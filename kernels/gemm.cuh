@@ -53,4 +53,41 @@ template <int RT, int OUT> VX_DEVICE void multiply_tile(float (&sum)[RT][4 * OUT
     }
 }
 
+/* -- A tile of bf16, on tensor cores ------------------------------------------------------------------------------------------- */
+
+constexpr int BF16_PITCH = CHUNK + 8; /* lets eight rows be read at once */
+
+/* A warp takes 16 rows and half of 64 OUT columns, from these on. */
+VX_DEVICE int bf16_tile_row(void) { return threadIdx.x / 32 % 4 * 16; }
+template <int OUT> VX_DEVICE int bf16_tile_column(void) { return threadIdx.x / 128 * (OUT * PANEL / 2); }
+
+/* sum[j] += the warp's rows by columns 8 j .. 8 j + 7 of its own, as d of vx_mma_bf16: a has 64 rows of CHUNK numbers, b such a row for
+ * each of 64 OUT columns. Both in shared memory, rows BF16_PITCH apart; depth in ascending order. */
+template <int OUT> VX_DEVICE void multiply_bf16_tile(float (&sum)[4 * OUT][4], const vx_bf16 *a, const vx_bf16 *b)
+{
+    const int lane = threadIdx.x % 32, row = bf16_tile_row(), column = bf16_tile_column<OUT>();
+#pragma unroll
+    for (int k = 0; k < CHUNK; k += 16) {
+        uint32_t left[4];
+        vx_load_matrices(left, a + (row + lane % 16) * BF16_PITCH + k + lane / 16 * 8);
+#pragma unroll
+        for (int j = 0; j < 2 * OUT; j++) {
+            uint32_t right[4]; /* columns 0 .. 7 along k, then 8 .. 15 */
+            vx_load_matrices(right, b + (column + 16 * j + lane / 16 * 8 + lane % 8) * BF16_PITCH + k + lane / 8 % 2 * 8);
+            vx_mma_bf16(sum[2 * j], left, right);
+            vx_mma_bf16(sum[2 * j + 1], left, right + 2);
+        }
+    }
+}
+
+/* to[0] = first and, if `two`, to[1] = second; in one store if `paired`, which says that there are two, always, on a multiple of their size. */
+template <class T> VX_DEVICE void put_pair(T *to, bool two, bool paired, float first, float second)
+{
+    if (!paired) {
+        vx_put(to, first);
+        if (two) vx_put(to + 1, second);
+    } else if constexpr (sizeof(T) == 2) *(uint32_t *)to = vx_pack_bf16(first, second);
+    else *(float2 *)to = make_float2(first, second);
+}
+
 #endif

@@ -160,25 +160,20 @@ template <class Y> VX_DEVICE void finish_pair(const separable &s, Y *y, int64_t 
     const Y *residual = (const Y *)s.residual;
     if (s.bias) first += s.bias[o], second += two ? s.bias[o + 1] : 0;
     if (residual) first += vx_get(residual + at + o), second += two ? vx_get(residual + at + o + 1) : 0;
-    if (s.O % 2 || (uintptr_t)y % (2 * sizeof(Y))) {
-        vx_put(y + at + o, first);
-        if (two) vx_put(y + at + o + 1, second);
-    } else if constexpr (sizeof(Y) == 2) *(uint32_t *)(y + at + o) = vx_pack_bf16(first, second);
-    else *(float2 *)(y + at + o) = make_float2(first, second);
+    put_pair(y + at + o, two, s.O % 2 == 0 && (uintptr_t)y % (2 * sizeof(Y)) == 0, first, second);
 }
 
-/* The same with d and vT rounded to bf16, their product on tensor cores. A warp takes 16 pixels and half of the outputs.
- * Shared: n, then as bf16 d (PIXELS, BF16_PITCH) and rows of v (64 OUT, BF16_PITCH); the pitch lets eight rows be read at once. */
-constexpr int BF16_PITCH = CHUNK + 8;
+/* The same with d and vT rounded to bf16, their product on tensor cores.
+ * Shared: n, then as bf16 d (PIXELS, BF16_PITCH) and rows of v (64 OUT, BF16_PITCH). */
 template <int STRIDE, int UP, int OUT, class X> VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) separable_bf16_kernel(separable s, void *y, bool y_bf16)
 {
-    constexpr int COLUMNS = OUT * PANEL, HALF = COLUMNS / 2;
+    constexpr int COLUMNS = OUT * PANEL;
     float *n = (float *)vx_shared;
     vx_bf16 *a = (vx_bf16 *)(n + halo<STRIDE, UP>::floats), *b = a + PIXELS * BF16_PITCH;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp % 4 * 16, column = warp / 4 * HALF;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = bf16_tile_row(), column = bf16_tile_column<OUT>();
     const tile t = tile_at(s, blockIdx.x);
     const int64_t outputs = (int64_t)blockIdx.y * COLUMNS;
-    float sum[HALF / 8][4] = {};
+    float sum[4 * OUT][4] = {};
     for (int64_t from = 0; from < s.C; from += CHUNK) {
         load_halo<STRIDE, UP, X>(s, t, from + lane, n);
         for (int i = warp; i < COLUMNS; i += WARPS)
@@ -189,18 +184,7 @@ template <int STRIDE, int UP, int OUT, class X> VX_KERNEL VX_HOT __launch_bounds
 #pragma unroll
         for (int q = 0; q < SIDE; q++) a[(warp * SIDE + q) * BF16_PITCH + lane] = vx_to_bf16(d[q]);
         __syncthreads();
-#pragma unroll
-        for (int k = 0; k < CHUNK; k += 16) {
-            uint32_t left[4];
-            vx_load_matrices(left, a + (row + lane % 16) * BF16_PITCH + k + lane / 16 * 8);
-#pragma unroll
-            for (int j = 0; j < HALF / 16; j++) {
-                uint32_t right[4]; /* columns 0 .. 7 along k, then 8 .. 15 */
-                vx_load_matrices(right, b + (column + 16 * j + lane / 16 * 8 + lane % 8) * BF16_PITCH + k + lane / 8 % 2 * 8);
-                vx_mma_bf16(sum[2 * j], left, right);
-                vx_mma_bf16(sum[2 * j + 1], left, right + 2);
-            }
-        }
+        multiply_bf16_tile<OUT>(sum, a, b);
         __syncthreads();
     }
 #pragma unroll
@@ -209,7 +193,7 @@ template <int STRIDE, int UP, int OUT, class X> VX_KERNEL VX_HOT __launch_bounds
         const int64_t p = t.p + pixel / SIDE, q = t.q + pixel % SIDE, at = ((t.b * s.P + p) * s.Q + q) * s.O;
         if (p >= s.P || q >= s.Q) continue;
 #pragma unroll
-        for (int j = 0; j < HALF / 8; j++) {
+        for (int j = 0; j < 4 * OUT; j++) {
             const int64_t o = outputs + column + j * 8 + lane % 4 * 2;
             if (o >= s.O) continue;
             if (y_bf16) finish_pair(s, (vx_bf16 *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
@@ -217,9 +201,6 @@ template <int STRIDE, int UP, int OUT, class X> VX_KERNEL VX_HOT __launch_bounds
         }
     }
 }
-
-/* Whether products take bf16. */
-static bool in_bf16(const vx_tensor *x, const vx_tensor *y) { return vx_bf16_products() || vx_is_bf16(x) || vx_is_bf16(y); }
 
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
                     const vx_tensor *mean, const vx_tensor *rstd, const vx_tensor *w, const vx_tensor *v)
@@ -236,7 +217,7 @@ template <int STRIDE, int UP, int OUT> static void forward(const separable *s, c
 {
     const size_t n = halo<STRIDE, UP>::floats * sizeof(float);
     const dim3 grid((unsigned)tiles_of(s), (unsigned)vx_ceil_div(s->O, PANEL * OUT));
-    if (in_bf16(x, y)) {
+    if (vx_in_bf16(x, y)) {
         const size_t shared = n + (PIXELS + PANEL * OUT) * BF16_PITCH * sizeof(vx_bf16);
         VX_TYPED(vx_is_bf16(x), X, VX_LAUNCH((separable_bf16_kernel<STRIDE, UP, OUT, X>), grid, BLOCK, shared, *s, y->data, vx_is_bf16(y)));
     } else {
@@ -450,7 +431,7 @@ int vx_cuda_separable_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
     if (dx->dtype != x->dtype) return vx_fail(VX_EINVAL, "separable_backward: dx and x are of different dtypes");
-    if (!in_bf16(x, dy)) backward<float, float>(s, dx, dgamma, dbeta, dw, dv, dbias, dy);
+    if (!vx_in_bf16(x, dy)) backward<float, float>(s, dx, dgamma, dbeta, dw, dv, dbias, dy);
     else VX_TYPED(vx_is_bf16(x), X, backward<X, vx_bf16>(s, dx, dgamma, dbeta, dw, dv, dbias, dy));
     return vx_status();
 }

@@ -244,8 +244,8 @@ function core.allow_tf32(on)
   return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
 end
 
---- autocast "bf16", on a GPU: convolutions (dense and separable) give their images as bf16, and products (matmul, linear, pointwise
--- convolutions, and their gradients) round their factors to bf16 and run on tensor cores; sums are float32. Everything else is float32:
+--- autocast "bf16", on a GPU: convolutions (dense and separable) give their images as bf16, and products (matmul, linear, dense and
+-- pointwise convolutions, and their gradients) round their factors to bf16 and run on tensor cores; sums are float32. Everything else is float32:
 -- parameters and their gradients, statistics, norms, losses, the quantizers, the optimizer; an op that takes no bf16 gets it converted.
 -- {output = "f32"} keeps the result of a convolution float32. An error where the default device is the CPU, which computes in float32
 -- always. "f32": back to the default. Returns the setting. A recorded graph keeps the setting it was recorded with.
