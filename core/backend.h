@@ -41,6 +41,7 @@ typedef struct vx_backend {
     int (*threads)(int n);                                          /* n > 0 sets; returns the number in force. The CPU's only */
 #define VX_OP(op, contract, text, tensors, numbers) \
     int (*op)(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers));
+#define VX_LIST_OP(op, contract, text, tensors, each, numbers) int (*op)(VX_LIST_PARAMETERS(tensors, each, numbers));
 #include "ops.def"
 #undef VX_OP
 } vx_backend;
@@ -76,6 +77,9 @@ const vx_backend *vx_cpu_backend(void);
 /* Checks a call against its contract (contract.c). */
 int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count, const char *const *number_names,
              const double *numbers, int number_count);
+
+/* Checks what the tensors of a call on lists must be to each other, where each place has passed vx_check. */
+int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const *lists, int list_count, int count);
 
 /* Pool and accounting (memory.c). take rounds *bytes up to what the block holds; give is told that number. */
 int vx_memory_take(int device, size_t *bytes, void **out);

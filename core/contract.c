@@ -5,8 +5,9 @@
  *     argument   = name mark* "(" sizes ")"      mark: "?" may be NULL   "~" any strides   ":i32" ":u8" ":any" ":body" dtype
  *     sizes      = size { "," size }             size: a letter (bound at its first use), a number, "..." (a list of
  *                                                sizes, the same wherever it appears) or "*" (any list, unrelated)
- *     conditions = expression { ";" expression } with || && == != < <= > >= + - * / % over letters, numbers, names
- * Arguments are listed in the order of the call. The texts name the op, both tensors with their shapes, and the size.
+ *     conditions = expression { ";" expression } with || && == != < <= > >= + - * / % over letters, whole numbers, names,
+ * inf Arguments are listed in the order of the call. The texts name the op, both tensors with their shapes, and the size.
+ * For an op on lists every place is such a call.
  */
 #include <ctype.h>
 #include <math.h>
@@ -111,6 +112,8 @@ static int match_sizes(call *c, const char *name, int length, const vx_tensor *x
 
 static double any_of(const call *c, const char **s);
 
+static bool is_infinity(const char *name, int length) { return length == 3 && !strncmp(name, "inf", 3); }
+
 static double primary(const call *c, const char **s)
 {
     *s = skip_spaces(*s);
@@ -121,9 +124,8 @@ static double primary(const call *c, const char **s)
         return v;
     }
     if (isdigit((unsigned char)**s)) {
-        char *end;
-        double v = strtod(*s, &end);
-        *s = end;
+        double v = 0;
+        while (isdigit((unsigned char)**s)) v = 10 * v + *(*s)++ - '0';
         return v;
     }
     int n = 0;
@@ -131,6 +133,7 @@ static double primary(const call *c, const char **s)
     const char *name = *s;
     *s += n;
     if (n == 1 && isupper((unsigned char)*name)) return (double)c->letter[*name - 'A'];
+    if (is_infinity(name, n)) return INFINITY;
     for (int i = 0; i < c->number_count; i++)
         if ((int)strlen(c->number_names[i]) == n && !strncmp(c->number_names[i], name, (size_t)n)) return c->numbers[i];
     return NAN; /* a name ops.def does not know: every comparison with it fails, and a test would see it */
@@ -215,7 +218,7 @@ static void values_text(const call *c, const char *from, const char *to, char *t
             s++;
             continue;
         }
-        bool old = isdigit((unsigned char)*s);
+        bool old = isdigit((unsigned char)*s) || is_infinity(s, n);
         for (int i = 0; i < seen_count; i++) old = old || (!strncmp(seen[i], s, (size_t)n) && !isalnum((unsigned char)seen[i][n]) && seen[i][n] != '_');
         if (!old) {
             const char *cursor = s;
@@ -260,57 +263,120 @@ static int check_dtype(const call *c, const char *name, int length, const vx_ten
                    dtype_length, dtype);
 }
 
+typedef struct argument {
+    const char *name, *dtype, *sizes;
+    int length, dtype_length, sizes_length; /* of these texts */
+    bool output, optional, strided;
+} argument;
+
+/* The argument at *contract, which moves on to the next. */
+static argument next_argument(const char **contract)
+{
+    const char *s = skip_spaces(*contract);
+    const char *arrow = strstr(s, "<-");
+    argument a = {.dtype = "f32", .dtype_length = 3, .output = arrow && arrow != s};
+    if (arrow == s) s = skip_spaces(s + 2);
+    a.name = s;
+    while (isalnum((unsigned char)*s) || *s == '_') s++;
+    a.length = (int)(s - a.name);
+    for (; *s != '('; s++) {
+        if (*s == '?') a.optional = true;
+        if (*s == '~') a.strided = true;
+        if (*s == ':') {
+            a.dtype = s + 1;
+            a.dtype_length = 0;
+            while (isalnum((unsigned char)a.dtype[a.dtype_length])) a.dtype_length++;
+            s += a.dtype_length;
+        }
+    }
+    a.sizes = s;
+    while (*s != ')') s++;
+    *contract = ++s;
+    a.sizes_length = (int)(s - a.sizes);
+    return a;
+}
+
 int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count, const char *const *number_names,
              const double *numbers, int number_count)
 {
     call c = {.op = op, .number_names = number_names, .numbers = numbers, .number_count = number_count};
     for (int i = 0; i < MAX_LETTERS; i++) c.letter[i] = -1;
     const vx_tensor *first = 0;
-    const char *first_name = "";
-    int first_length = 0;
+    argument of_first = {0};
     const char *s = contract;
-    char a[TEXT];
+    char text[TEXT];
     for (int i = 0; i < tensor_count; i++) {
-        s = skip_spaces(s);
-        if (s[0] == '<' && s[1] == '-') s = skip_spaces(s + 2);
-        const char *name = s;
-        while (isalnum((unsigned char)*s) || *s == '_') s++;
-        int length = (int)(s - name);
-        bool optional = false, strided = false;
-        const char *dtype = "f32";
-        int dtype_length = 3;
-        for (; *s != '('; s++) {
-            if (*s == '?') optional = true;
-            if (*s == '~') strided = true;
-            if (*s == ':') {
-                dtype = s + 1;
-                dtype_length = 0;
-                while (isalnum((unsigned char)dtype[dtype_length])) dtype_length++;
-                s += dtype_length;
-            }
-        }
-        const char *sizes = s;
-        while (*s != ')') s++;
-        s++;
+        const argument a = next_argument(&s);
         const vx_tensor *x = tensors[i];
         if (!x) {
-            if (optional) continue;
-            return vx_fail(VX_EINVAL, "%s: %.*s is a released tensor", op, length, name);
+            if (a.optional) continue;
+            return vx_fail(VX_EINVAL, "%s: %.*s is a released tensor", op, a.length, a.name);
         }
-        int status = check_dtype(&c, name, length, x, dtype, dtype_length);
-        if (!status) status = match_sizes(&c, name, length, x, sizes, (int)(s - sizes));
+        int status = check_dtype(&c, a.name, a.length, x, a.dtype, a.dtype_length);
+        if (!status) status = match_sizes(&c, a.name, a.length, x, a.sizes, a.sizes_length);
         if (status) return status;
-        if (!strided && !x->contiguous)
-            return vx_fail(VX_EINVAL, "%s: %.*s %s is a strided view, expected a contiguous tensor", op, length, name,
-                           vx_shape_text(x, a, sizeof a));
-        if (!first) first = x, first_name = name, first_length = length;
+        if (!a.strided && !x->contiguous)
+            return vx_fail(VX_EINVAL, "%s: %.*s %s is a strided view, expected a contiguous tensor", op, a.length, a.name,
+                           vx_shape_text(x, text, sizeof text));
+        if (!first) first = x, of_first = a;
         if (x->device != first->device) {
             char there[64], here[64];
             vx_device_name(first->device, there, sizeof there);
             vx_device_name(x->device, here, sizeof here);
-            return vx_fail(VX_EINVAL, "%s: %.*s is on %s, %.*s on %s", op, first_length, first_name, there, length, name, here);
+            return vx_fail(VX_EINVAL, "%s: %.*s is on %s, %.*s on %s", op, of_first.length, of_first.name, there, a.length,
+                           a.name, here);
         }
     }
     s = strchr(s, ':');
     return s ? check_conditions(&c, s + 1) : VX_OK;
+}
+
+/* -- Lists ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct place {
+    const vx_tensor *x;
+    const char *name;
+    int length, index;
+} place;
+
+/* By address; tensors at one address in the order of the call. */
+static int compare_places(const void *a, const void *b)
+{
+    const place *p = a, *q = b;
+    if (p->x->data != q->x->data) return p->x->data < q->x->data ? -1 : 1;
+    return p->name != q->name ? (p->name < q->name ? -1 : 1) : p->index - q->index;
+}
+
+int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const *lists, int list_count, int count)
+{
+    const vx_tensor *first = lists[0][0];
+    argument of_first = {0};
+    place *outputs = malloc(sizeof(place) * (size_t)list_count * (size_t)count);
+    int status = outputs ? VX_OK : vx_fail(VX_ENOMEM, "%s: out of memory", op), used = 0;
+    char a[TEXT], b[TEXT];
+    for (int k = 0; !status && k < list_count; k++) {
+        const argument of = next_argument(&contract);
+        if (k == 0) of_first = of;
+        for (int i = 0; !status && i < count; i++) {
+            const vx_tensor *x = lists[k][i];
+            if (!x) continue;
+            if (x->device != first->device) {
+                vx_device_name(first->device, a, sizeof a);
+                vx_device_name(x->device, b, sizeof b);
+                status = vx_fail(VX_EINVAL, "%s: %.*s[0] is on %s, %.*s[%d] on %s", op, of_first.length, of_first.name, a,
+                                 of.length, of.name, i, b);
+            }
+            if (of.output && x->numel) outputs[used++] = (place){x, of.name, of.length, i};
+        }
+    }
+    if (!status) qsort(outputs, (size_t)used, sizeof *outputs, compare_places);
+    for (int i = 1; !status && i < used; i++) { /* where any two overlap, two neighbours do */
+        const place *p = &outputs[i - 1], *q = &outputs[i];
+        if (q->x->data < p->x->data + vx_dtype_bytes(p->x->dtype) * (size_t)p->x->numel)
+            status =
+                vx_fail(VX_EINVAL, "%s: %.*s[%d] %s and %.*s[%d] %s share memory", op, p->length, p->name, p->index,
+                        vx_shape_text(p->x, a, sizeof a), q->length, q->name, q->index, vx_shape_text(q->x, b, sizeof b));
+    }
+    free(outputs);
+    return status;
 }

@@ -79,12 +79,15 @@ int vx_record_op(const char *op, vx_tensor *const *tensors, int count)
 {
     vx_graph *g = open_graph;
     char here[64], there[64];
-    if (tensors[0]->device != vx_recording)
-        return vx_fail(VX_EINVAL, "%s: on %s, while a graph of %s is being recorded, which has room for that device's work alone", op,
-                       name_of(tensors[0]->device, here, sizeof here), name_of(vx_recording, there, sizeof there));
     for (int i = 0; i < count; i++) {
-        vx_storage *s = tensors[i] ? tensors[i]->storage : 0;
-        if (!s || s->kept == g || s->arena == g->arena) continue;
+        const vx_tensor *x = tensors[i];
+        if (!x) continue;
+        if (x->device != vx_recording)
+            return vx_fail(VX_EINVAL,
+                           "%s: on %s, while a graph of %s is being recorded, which has room for that device's work alone",
+                           op, name_of(x->device, here, sizeof here), name_of(vx_recording, there, sizeof there));
+        vx_storage *s = x->storage;
+        if (s->kept == g || s->arena == g->arena) continue;
         if (g->count == g->room) {
             int room = g->room ? 2 * g->room : 64;
             vx_storage **more = realloc(g->kept, sizeof(vx_storage *) * (size_t)room);

@@ -33,7 +33,7 @@ extern "C" {
 /* -- Status, types, limits ------------------------------------------------------------------------------------------ */
 
 enum {
-    VX_ABI = 3,             /* raised when a declaration changes; backends and Lua refuse another one */
+    VX_ABI = 4,             /* raised when a declaration changes; backends and Lua refuse another one */
     VX_MAX_DIMS = 8,
     VX_OK = 0,
     VX_EINVAL = 1,          /* the caller's mistake: shape, dtype, range, released tensor */
@@ -210,6 +210,7 @@ VX_API int vx_terminal_columns(void);   /* 0 where stdout and stderr are no term
 #include "ops_macros.h"
 #define VX_OP(name, contract, text, tensors, numbers) \
     VX_API int vx_##name(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers));
+#define VX_LIST_OP(name, contract, text, tensors, each, numbers) VX_API int vx_##name(VX_LIST_PARAMETERS(tensors, each, numbers));
 #include "ops.def"
 #undef VX_OP
 

@@ -17,6 +17,7 @@
 #define VX_OP(op, contract, text, tensors, numbers)                   \
     int VX_CPU(op)(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors)       \
                        VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers));
+#define VX_LIST_OP(op, contract, text, tensors, each, numbers) int VX_CPU(op)(VX_LIST_PARAMETERS(tensors, each, numbers));
 #include "../core/ops.def"
 #undef VX_OP
 

@@ -359,6 +359,15 @@ static int check_draws(const char *numbers)
         if (!status) status = check_draws(#numbers);                                                                                       \
         return leave(status);                                                                                                              \
     }
+#define VX_LIST_OP(op, contract, text, tensors, each, numbers)                                                                             \
+    static int enter_##op(VX_LIST_PARAMETERS(tensors, each, numbers))                                                                      \
+    {                                                                                                                                      \
+        vx_tensor *const *const lists[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                                     \
+        int status = enter(#op, lists[0][0]->device);                                                                                      \
+        if (!status) status = vx_cuda_##op(VX_LIST_ARGUMENTS(tensors, each, numbers));                                                     \
+        if (!status) status = check_draws(#each #numbers);                                                                                 \
+        return leave(status);                                                                                                              \
+    }
 #include "../core/ops.def"
 #undef VX_OP
 

@@ -35,6 +35,8 @@
 #define VX_OP(op, contract, text, tensors, numbers)                                                                                        \
     extern "C" int vx_cuda_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))           \
         __attribute__((weak));
+#define VX_LIST_OP(op, contract, text, tensors, each, numbers)                                                                             \
+    extern "C" int vx_cuda_##op(VX_LIST_PARAMETERS(tensors, each, numbers)) __attribute__((weak));
 #include "../core/ops.def"
 #undef VX_OP
 

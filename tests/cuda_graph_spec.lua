@@ -196,6 +196,28 @@ local function graph_specs(device, tag)
       assert.same({ 3, 6, 0.03, 0.015 }, { s.fast.steps, s.slow.steps, s.fast.lr, s.slow.lr })
     end)
 
+    it("step more parameters than a launch takes, each with its decay" .. tag, function()
+      local function stepped(recorded)
+        local parameters = {}
+        for i = 1, 170 do
+          local p = upload(H.generator(i)({ i % 7 }, { grad = false }), device)
+          p.requires_grad, p.no_decay, p.grad = true, i % 3 == 0, vx.full({ i % 7 }, i, { device = device })
+          parameters[i] = p
+        end
+        local optimizer = vx.optim.AdamW(parameters, { weight_decay = 0.2 })
+        local step = vx.graph(function(rate) optimizer:step(rate) end, { device = device })
+        for i = 1, 4 do
+          if recorded then step:replay(rate_of(i)) else step.f(rate_of(i)) end
+        end
+        assert.equal(recorded, step.recorded ~= nil)
+        local state = {}
+        for i, p in ipairs(parameters) do state[i] = p:bytes() end
+        for name, x in pairs(optimizer:state_dict()) do state[name] = x:bytes() end
+        return state
+      end
+      assert.same(stepped(false), stepped(true))
+    end)
+
     it("refuse what has to wait for the device or comes from the host, and drop the recording" .. tag, function()
       local x, y, host = vx.ones({ 4 }, { device = device }), vx.empty({ 4 }, { device = device }), vx.ones({ 4 }, { device = "cpu" })
       collectgarbage()

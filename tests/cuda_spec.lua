@@ -69,6 +69,15 @@ local function specs(device, tag)
       it(name .. " agrees with the CPU" .. tag, function() against_cpu(f, name, tolerances[name]) end)
     end
 
+    it("adamw gives every tensor of a call the bits that it gets in a call of its own" .. tag, function()
+      local together, alone = H.adamw_tuples(device), H.adamw_tuples(device)
+      H.adamw(together, 0.1, 0.9, 0.99, 1e-8, 3)
+      for i, t in ipairs(alone) do
+        H.adamw({ t }, 0.1, 0.9, 0.99, 1e-8, 3)
+        for k = 1, 4 do assert.equal(t[k]:bytes(), together[i][k]:bytes()) end
+      end
+    end)
+
     for name, fault in pairs(faults) do
       it(name .. " reports a value it cannot work with" .. tag, function()
         local ok, message = pcall(function()
@@ -212,6 +221,11 @@ local function specs(device, tag)
       local here, there = vx.ones({ 2, 3 }, { device = device }), vx.ones { 2, 3 }
       H.raises(function() ops.add(here, there) end, "binary: ", "y is on " .. device, "b on cpu")
       H.raises(function() ops.add(there, here) end, "binary: ", "y is on cpu", "b on " .. device)
+      local function tuple(on)
+        local function zeros() return vx.zeros({ 2 }, { device = on }) end
+        return { zeros(), zeros(), zeros(), zeros(), 0 }
+      end
+      H.raises(function() H.adamw({ tuple "cpu", tuple(device) }, 0.1, 0.9, 0.99, 1e-8, 1) end, "adamw: p[0] is on cpu, p[1] on " .. device)
       H.raises(function() ops.mse(here, there) end, "mse: ", device, "cpu")
       H.raises(function() ops.gather(here, vx.zeros({ 2 }, { dtype = "i32" })) end, "gather: ", device, "cpu")
       H.raises(function() core.image_png(vx.zeros({ 2, 2, 3 }, { dtype = "u8", device = device })) end, "")
@@ -572,7 +586,7 @@ local function specs(device, tag)
       for step = 1, 300 do
         vx.step(function()
           ops.mse(ops.exp(w), vx.zeros { 64 }):backward()
-          core.call(C.vx_adamw, w._h, m._h, v._h, w.grad._h, 0.01, 0.9, 0.99, 1e-8, 0, step)
+          H.adamw({ { w, m, v, w.grad, 0 } }, 0.01, 0.9, 0.99, 1e-8, step)
           w:zero_grad()
         end)
         if step == 10 then live = vx.memory(device).live end

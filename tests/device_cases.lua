@@ -176,21 +176,10 @@ function direct.unary(device)
 end
 
 function direct.adamw(device)
-  local results = {}
-  for _, n in ipairs { 1, 3, 4, 17, 20011 } do
-    for offset = 0, 1 do -- views that lie on 4 bytes, not 16
-      local T = H.generator(n)
-      local state = {}
-      for i = 1, 3 do
-        local x = T({ n + offset }, { grad = false, low = i == 1 and -1 or 0 })
-        state[i] = upload(x, device):narrow(1, 1 + offset, n)
-      end
-      for step = 1, 3 do
-        local g = upload(T({ n + offset }, { grad = false }), device):narrow(1, 1 + offset, n)
-        core.call(C.vx_adamw, state[1]._h, state[2]._h, state[3]._h, g._h, 0.01, 0.9, 0.99, 1e-8, 0.1, step)
-      end
-      for i = 1, 3 do results[#results + 1] = state[i] end
-    end
+  local tuples, results = H.adamw_tuples(device), {}
+  for step = 1, 2 do H.adamw(tuples, 0.01, 0.9, 0.99, 1e-8, step) end
+  for _, t in ipairs(tuples) do
+    for k = 1, 4 do results[#results + 1] = t[k] end
   end
   return results
 end

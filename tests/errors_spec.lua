@@ -121,6 +121,39 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.dirichlet_kl(f(3), f(4)) end, "dirichlet_kl: ", "(3)", "(4)")
     raises(function() ops.dirichlet_kl(f(3):fill(1), vx.tensor { 1, 1, 0 }) end, "dirichlet_kl: ", "concentration 2 of b is 0")
   end)
+  it("adamw, at any place of its lists, where nothing is written then", function()
+    local function tuple(...) return { f(...), f(...), f(...), f(...):fill(1), 0 } end
+    local function refused(change, ...)
+      local tuples = { tuple(2, 3), tuple(5), tuple(4) }
+      local numbers = change(tuples) or {}
+      local before = {}
+      for i, t in ipairs(tuples) do before[i] = { t[1] and t[1]:bytes(), t[2]:bytes(), t[3]:bytes() } end
+      local function call()
+        H.adamw(tuples, numbers.lr or 0.1, numbers.beta1 or 0.9, numbers.beta2 or 0.99, numbers.eps or 1e-8, numbers.step or 1)
+      end
+      raises(call, ...)
+      for i, t in ipairs(tuples) do assert.same(before[i], { t[1] and t[1]:bytes(), t[2]:bytes(), t[3]:bytes() }) end
+    end
+    refused(function(t) t[2][4] = f(6) end, "adamw[1]: p (5) and g (6) disagree on their shape")
+    refused(function(t) t[3][2] = f(2, 2) end, "adamw[2]: p (4) and m (2,2) disagree on their shape")
+    refused(function(t) t[1][3] = i32(2, 3) end, "adamw[0]: v (2,3) is i32, expected f32")
+    refused(function(t) t[3][1] = f(4, 2):select(2, 1) end, "adamw[2]: p (4) is a strided view")
+    refused(function(t) t[3][1] = false end, "adamw[2]: p is a released tensor")
+    refused(function(t) t[2][4] = false end, "adamw[1]: g is a released tensor")
+    refused(function(t) t[3][1] = t[1][1]:reshape { 6 }:narrow(1, 2, 4) end, "adamw: p[0] (2,3) and p[2] (4) share memory")
+    refused(function(t) t[2][3] = t[2][2] end, "adamw: m[1] (5) and v[1] (5) share memory")
+    refused(function(t) t[3] = t[2] end, "adamw: p[1] (5) and p[2] (5) share memory")
+    for _, bad in ipairs { -1, 0 / 0, 1 / 0 } do
+      refused(function(t) t[2][5] = bad end, "adamw[1]: needs decay ", "got decay = ")
+      refused(function() return { lr = bad } end, "adamw[0]: needs lr ", "got lr = ")
+      refused(function() return { beta1 = bad } end, "adamw[0]: needs beta1 ", "got beta1 = ")
+      refused(function() return { beta2 = bad } end, "adamw[0]: needs beta2 ", "got beta2 = ")
+      refused(function() return { eps = bad } end, "adamw[0]: needs eps ", "got eps = ")
+    end
+    refused(function() return { lr = 1 / 0 } end, "adamw[0]: needs lr < inf, got lr = inf")
+    refused(function() return { beta1 = 1 } end, "needs beta1 < 1, got beta1 = 1")
+    refused(function() return { step = 0 } end, "needs step >= 1, got step = 0")
+  end)
   it("count_codes and copy", function()
     raises(function() ops.count_codes(i32(5, 2), 3, i32(1, 3)) end, "count_codes: ", "(5,2)", "(1,3)")
     raises(function() f(2, 3):copy(f(3, 2)) end, "copy: ", "(2,3)", "(3,2)")

@@ -64,6 +64,43 @@ function H.generator(seed)
   end
 end
 
+-- -- AdamW: the op takes lists --------------------------------------------------------------------------------------------------------
+
+--- One step of the op on all of an array of {p, m, v, g, decay}; a false in place of a tensor stands for a released one.
+function H.adamw(tuples, lr, beta1, beta2, eps, step)
+  local n, lists, decay = #tuples, {}, core.array("float", #tuples)
+  for k = 1, 4 do
+    lists[k] = core.array("vx_tensor *", n)
+    for i, t in ipairs(tuples) do lists[k][i - 1] = t[k] and t[k]._h or nil end
+  end
+  for i, t in ipairs(tuples) do decay[i - 1] = t[5] end
+  local status = core.C.vx_adamw(lists[1], lists[2], lists[3], lists[4], n, decay, lr, beta1, beta2, eps, step)
+  if status ~= 0 then error(require("ffi").string(core.C.vx_error()), 2) end
+end
+
+--- Such an array on a device, the same at every call: more tensors than a CUDA launch takes, of sizes around what a vector, a block and a
+-- thread take, half of them views, side by side in one storage and off 16 bytes, and of several decays.
+function H.adamw_tuples(device)
+  local T, sizes, tuples = H.generator(21), { 0, 1, 3, 4, 5, 64, 1023, 1024, 1025 }, {}
+  for i = 1, 170 do sizes[i] = sizes[i] or sizes[i % 9 + 1] end
+  sizes[50], sizes[90], sizes[91], sizes[92], sizes[110] = 100003, 4095, 4096, 4097, 40000
+  local function upload(x) return vx.empty(x:shape(), { device = device }):copy(x) end
+  local packed, used = upload(T({ 60000 }, { grad = false, low = 0 })), 0
+  for i, n in ipairs(sizes) do
+    local t = { nil, nil, nil, nil, ({ 0, 0.1, 1e-4 })[i % 3 + 1] }
+    for k = 1, 4 do
+      if i % 2 == 1 and n < 2000 and used + n <= 60000 then
+        t[k] = packed:narrow(1, used + 1, n)
+        used = used + n
+      else
+        t[k] = upload(T({ n }, { grad = false, low = k == 3 and 0 or -1 }))
+      end
+    end
+    tuples[i] = t
+  end
+  return tuples
+end
+
 -- -- Reading ---------------------------------------------------------------------------------------------------------------------
 
 --- All elements of a tensor in row-major order as a flat Lua array.

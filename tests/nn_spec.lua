@@ -301,6 +301,43 @@ describe("AdamW", function()
     assert.equal(a:bytes(), b:bytes())
   end)
 
+  it("follows what is set between steps: gradients, no_decay, weight_decay", function()
+    local function train(together)
+      local params, opts = {}, {}
+      for i = 1, 3 do params[i] = vx.full({ i }, i, { requires_grad = true }) end
+      for i = 1, together and 1 or 3 do opts[i] = optim.AdamW(together and params or { params[i] }, { lr = 0.1, weight_decay = 0.5 }) end
+      for step = 1, 4 do
+        params[2].no_decay = step > 2
+        for i, p in ipairs(params) do
+          p.grad = not (i == 1 and step == 2) and vx.full({ i }, step - 2.5) or nil
+          if not together or i == 1 then
+            opts[i].weight_decay = step / 4
+          end
+        end
+        if not together and step == 2 then opts[1].steps = opts[1].steps + 1 end
+        for i, opt in ipairs(opts) do
+          if together or params[i].grad then opt:step() end
+        end
+      end
+      local state = {}
+      for i, p in ipairs(params) do
+        local moments = (together and opts[1] or opts[i]):state_dict()
+        local k = together and i or 1
+        state[i] = { p:bytes(), moments["first." .. k]:bytes(), moments["second." .. k]:bytes() }
+      end
+      return state
+    end
+    assert.same(train(false), train(true))
+  end)
+
+  it("refuses a parameter that is there twice", function()
+    local w = vx.ones({ 2 }, { requires_grad = true })
+    local opt = optim.AdamW { w, w }
+    ops.sum(w):backward()
+    H.raises(function() opt:step() end, "adamw: p[0] (2) and p[1] (2) share memory")
+    assert.same({ 1, 1 }, w:totable())
+  end)
+
   it("made inside a step keeps its moments", function()
     local w, opt = vx.ones({ 2 }, { requires_grad = true }), nil
     vx.step(function() opt = optim.AdamW({ w }) end)

@@ -8,7 +8,7 @@ local core = {}
 
 -- -- The library ----------------------------------------------------------------------------------------------------------
 
-local ABI = 3
+local ABI = 4
 
 local function library_directory()
   local source = debug.getinfo(1, "S").source:sub(2)
@@ -144,6 +144,9 @@ local function handle(x)
   return h
 end
 core.handle = handle
+
+--- An array for C of n elements of a C type: "vx_tensor *" for handles, "float". It keeps no tensor alive.
+function core.array(ctype, n) return ffi.new(ctype .. "[?]", n) end
 
 --- Is x a tensor?
 function core.is_tensor(x) return getmetatable(x) == Tensor end

@@ -20,7 +20,7 @@ local function check_number(name, value, low, high)
 end
 
 --- AdamW over a list of parameters. config {lr = 1e-3, betas = {0.9, 0.99}, eps = 1e-8, weight_decay = 1e-4}. Parameters marked
--- no_decay (biases, norms, temperatures) are not decayed.
+-- no_decay (biases, norms, temperatures) are not decayed. They lie on one device, each is there once, and no two share memory.
 function optim.AdamW(parameters, config)
   local self = setmetatable({ parameters = parameters, steps = 0, first = {}, second = {} }, AdamW)
   for key in pairs(config or {}) do
@@ -37,19 +37,26 @@ function optim.AdamW(parameters, config)
     self.first[i] = core.new_like(p, true):zero()
     self.second[i] = core.new_like(p, true):zero()
   end
+  self.lists = { decay = core.array("float", #parameters) }
+  for _, name in ipairs { "p", "m", "v", "g" } do self.lists[name] = core.array("vx_tensor *", #parameters) end
   return self
 end
 
---- One step with learning rate lr (default: the last one). Parameters without a gradient stay as they are.
+--- One step with learning rate lr (default: the last one), all parameters in one call of C. Parameters without a gradient stay as they are.
 function AdamW:step(lr)
   self.lr = lr or self.lr
   core.count(self, "steps", "step")
-  for i, p in ipairs(self.parameters) do
+  local lists, count = self.lists, 0
+  for i = 1, #self.first do
+    local p = self.parameters[i]
     if p.grad then
-      call(C.vx_adamw, core.handle(p), self.first[i]._h, self.second[i]._h, core.handle(p.grad), self.lr, self.betas[1], self.betas[2], self.eps,
-        p.no_decay and 0 or self.weight_decay, self.steps)
+      lists.p[count], lists.g[count] = core.handle(p), core.handle(p.grad)
+      lists.m[count], lists.v[count] = core.handle(self.first[i]), core.handle(self.second[i])
+      lists.decay[count] = p.no_decay and 0 or self.weight_decay
+      count = count + 1
     end
   end
+  call(C.vx_adamw, lists.p, lists.m, lists.v, lists.g, count, lists.decay, self.lr, self.betas[1], self.betas[2], self.eps, self.steps)
 end
 
 function AdamW:zero_grad()
