@@ -5,9 +5,9 @@
  *     argument   = name mark* "(" sizes ")"      mark: "?" may be NULL   "~" any strides   ":i32" ":u8" ":any" ":body" dtype
  *     sizes      = size { "," size }             size: a letter (bound at its first use), a number, "..." (a list of
  *                                                sizes, the same wherever it appears) or "*" (any list, unrelated)
- *     conditions = expression { ";" expression } with || && == != < <= > >= + - * / % over letters, whole numbers, names,
- * inf Arguments are listed in the order of the call. The texts name the op, both tensors with their shapes, and the size.
- * For an op on lists every place is such a call.
+ *     conditions = expression { ";" expression } with || && == != < <= > >= + - * / % over letters, numbers, names, inf
+ * Arguments are listed in the order of the call. The texts name the op, both tensors with their shapes, and the size. For an
+ * op on lists every place is such a call.
  */
 #include <ctype.h>
 #include <math.h>
@@ -339,12 +339,14 @@ typedef struct place {
     int length, index;
 } place;
 
+static bool in_call(const place *p, const place *q) { return p->name != q->name ? p->name < q->name : p->index < q->index; }
+
 /* By address; tensors at one address in the order of the call. */
 static int compare_places(const void *a, const void *b)
 {
     const place *p = a, *q = b;
     if (p->x->data != q->x->data) return p->x->data < q->x->data ? -1 : 1;
-    return p->name != q->name ? (p->name < q->name ? -1 : 1) : p->index - q->index;
+    return in_call(p, q) ? -1 : 1;
 }
 
 int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const *lists, int list_count, int count)
@@ -370,13 +372,16 @@ int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const
         }
     }
     if (!status) qsort(outputs, (size_t)used, sizeof *outputs, compare_places);
-    for (int i = 1; !status && i < used; i++) { /* where any two overlap, two neighbours do */
-        const place *p = &outputs[i - 1], *q = &outputs[i];
-        if (q->x->data < p->x->data + vx_dtype_bytes(p->x->dtype) * (size_t)p->x->numel)
-            status =
-                vx_fail(VX_EINVAL, "%s: %.*s[%d] %s and %.*s[%d] %s share memory", op, p->length, p->name, p->index,
-                        vx_shape_text(p->x, a, sizeof a), q->length, q->name, q->index, vx_shape_text(q->x, b, sizeof b));
+    const place *p = 0, *q = 0;
+    for (int i = 1; !status && i < used; i++) { /* where any two overlap, two neighbours do; the first of the call is named */
+        const place *x = &outputs[i - 1], *y = &outputs[i];
+        if (y->x->data >= x->x->data + vx_dtype_bytes(x->x->dtype) * (size_t)x->x->numel) continue;
+        if (in_call(y, x)) y = x, x = &outputs[i];
+        if (!p || in_call(x, p)) p = x, q = y;
     }
+    if (p)
+        status = vx_fail(VX_EINVAL, "%s: %.*s[%d] %s and %.*s[%d] %s share memory", op, p->length, p->name, p->index,
+                         vx_shape_text(p->x, a, sizeof a), q->length, q->name, q->index, vx_shape_text(q->x, b, sizeof b));
     free(outputs);
     return status;
 }

@@ -28,8 +28,10 @@ function optim.AdamW(parameters, config)
   end
   for key, value in pairs(DEFAULTS) do self[key] = config and config[key] or value end
   check_number("lr", self.lr, 0, math.huge)
-  check_number("betas[1]", self.betas[1], 0, 1)
-  check_number("betas[2]", self.betas[2], 0, 1)
+  for i = 1, 2 do
+    check_number(("betas[%d]"):format(i), self.betas[i], 0, 1)
+    if self.betas[i] == 1 then fail("AdamW: betas[%d] is 1, expected less", i) end
+  end
   check_number("eps", self.eps, 1e-30, 1)
   check_number("weight_decay", self.weight_decay, 0, 1e3)
   if #parameters == 0 then fail "AdamW: no parameters" end
