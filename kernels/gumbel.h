@@ -57,6 +57,8 @@ static inline vu philox_join(vu64 even, vu64 odd)
 {
 #if defined(__AVX512F__)
     return (vu)_mm512_mask_shuffle_epi32((__m512i)even, 0xaaaa, (__m512i)odd, (_MM_PERM_ENUM)0xa0);
+#elif defined(__AVX2__)
+    return (vu)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xaa);
 #else
     return (vu)((even & 0xffffffffu) | odd << 32);
 #endif
