@@ -101,6 +101,16 @@ function H.adamw_tuples(device)
   return tuples
 end
 
+--- Tensors updated in one call get the bits of calls of their own.
+function H.check_adamw_lists(device)
+  local together, alone = H.adamw_tuples(device), H.adamw_tuples(device)
+  H.adamw(together, 0.1, 0.9, 0.99, 1e-8, 3)
+  for i, t in ipairs(alone) do
+    H.adamw({ t }, 0.1, 0.9, 0.99, 1e-8, 3)
+    for k = 1, 4 do require("luassert").equal(t[k]:bytes(), together[i][k]:bytes()) end
+  end
+end
+
 -- -- Reading ---------------------------------------------------------------------------------------------------------------------
 
 --- All elements of a tensor in row-major order as a flat Lua array.
