@@ -123,7 +123,7 @@ static double primary(const call *c, const char **s)
         *s = skip_spaces(*s) + 1;
         return v;
     }
-    if (isdigit((unsigned char)**s)) {
+    if (isdigit((unsigned char)**s)) { /* no strtod: an op on lists comes by here for every tensor */
         double v = 0;
         while (isdigit((unsigned char)**s)) v = 10 * v + *(*s)++ - '0';
         return v;

@@ -65,10 +65,13 @@ typedef struct part {
     int64_t first, end, shard;
 } part;
 
+typedef void thin_function(thin_row *row, const thin_strip *strip);
+
 /* What the threads share. */
 typedef struct forward {
     smooth_call c;
     smooth_book book;
+    thin_function *whole, *tail; /* the call's copies of thin_forward: for panels without padding, and with */
     int64_t g;
     int block;          /* rows of a block */
     int keep_logits;    /* the second sweep needs the logits */
@@ -313,7 +316,6 @@ static inline uint32_t equal_bits(vf x, float largest)
 
 /* thin_forward for every combination of its constants, each a function of its own: in one function that holds them all GCC allots
  * registers so badly that a third of the time is lost. */
-typedef void thin_function(thin_row *row, const thin_strip *strip);
 enum { KEEP_SE = KEEP_S + KEEP_E, KEEP_E_SQUARES = KEEP_E + ADD_SQUARES };
 #define FOR_KEEPS(f, D, noisy) f(D, noisy, 0) f(D, noisy, KEEP_S) f(D, noisy, KEEP_E) f(D, noisy, KEEP_SE) f(D, noisy, KEEP_E_SQUARES)
 #define FOR_ALL(f) FOR_KEEPS(f, 3, 0) FOR_KEEPS(f, 3, 1) FOR_KEEPS(f, 4, 0) FOR_KEEPS(f, 4, 1) FOR_KEEPS(f, 8, 0) FOR_KEEPS(f, 8, 1)
@@ -331,6 +333,15 @@ static thin_function *thin_copy(int D, int noisy, int keep, int tail)
     return 0;
 }
 
+static void choose_copies(forward *f)
+{
+    const smooth_call *c = &f->c;
+    const int noisy = c->noise_kind != NOISE_NONE;
+    const int keep = c->regularizer == VX_REG_KNN_L2 ? KEEP_E_SQUARES : f->keep_logits * KEEP_S + f->keep_powers * KEEP_E;
+    f->whole = thin_copy(c->thin, noisy, keep, 0);
+    f->tail = thin_copy(c->thin, noisy, keep, 1);
+}
+
 static void thin_block_maxima(const forward *f, worker *t)
 {
     switch (f->c.thin) {
@@ -345,9 +356,7 @@ static void sweep_thin(const forward *f, worker *t, int64_t first, int rows)
 {
     const smooth_call *c = &f->c;
     const int D = c->thin, noisy = c->noise_kind != NOISE_NONE;
-    const int keep = c->regularizer == VX_REG_KNN_L2 ? KEEP_E_SQUARES : f->keep_logits * KEEP_S + f->keep_powers * KEEP_E;
     const int64_t full = c->M / PANEL; /* panels without padding */
-    thin_function *const whole = thin_copy(D, noisy, keep, 0), *const tail = thin_copy(D, noisy, keep, 1);
     thin_row state[THIN_BLOCK];
     if (c->scale > LIMIT) thin_block_maxima(f, t);
     for (int i = 0; i < THIN_BLOCK; i++) {
@@ -373,11 +382,11 @@ static void sweep_thin(const forward *f, worker *t, int64_t first, int rows)
             };
             for (int64_t panel = from; noisy && panel < end; panel++)
                 noise_rows(c, first + i, PAIR, f->g, panel, t->noise + (panel - from) * PAIR * PANEL);
-            whole(state + i, &strip);
+            f->whole(state + i, &strip);
             if (strip.end == end) continue;
             strip.noise += (strip.end - from) * PAIR * PANEL;
             strip.first = strip.end, strip.end = end;
-            tail(state + i, &strip);
+            f->tail(state + i, &strip);
         }
     for (int i = 0; i < THIN_BLOCK; i++) {
         t->sum[i] = state[i].sum, t->squares[i] = state[i].squares, t->noisy_sum[i] = state[i].noisy_sum;
@@ -650,6 +659,7 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                            : MOST_ROWS; /* the codes pass through the cache once a block */
     f.keep_logits = regularizer == VX_REG_KNN_CE || !c->thin;
     f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;
+    choose_copies(&f);
     if (!status) {
         f.part_count = cut_parts(c, f.block, 0);
         carve_forward(&arena, &f, workers, threads, mean_pi != 0, &loss);

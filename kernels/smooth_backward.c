@@ -54,10 +54,13 @@ typedef struct pairs {
     float *probability; /* (N) P_i */
 } pairs;
 
+typedef void thin_function(const thin_run *run, const thin_codes *codes);
+
 /* What the threads share. */
 typedef struct backward {
     smooth_call c;
     smooth_book book;
+    thin_function *whole, *tail; /* the call's copies of thin_backward: for vectors of codes that all exist, and not */
     int64_t g;
     int block;
     int64_t chunk, chunks, strip; /* rows of a chunk, their number, panels of a strip */
@@ -329,7 +332,6 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
 }
 
 /* thin_backward for every combination of its constants, each a function of its own (smooth.c says why). */
-typedef void thin_function(const thin_run *run, const thin_codes *codes);
 enum {
     MIX_SQUARE = MIX + SQUARE,
     MIX_PPL = MIX + WITH_PPL,
@@ -354,13 +356,20 @@ static thin_function *thin_copy(int D, int kind, int tail)
     return 0;
 }
 
+static void choose_copies(backward *b)
+{
+    const smooth_call *c = &b->c;
+    const int noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2 || (noisy && !b->ppl);
+    const int kind = noisy * NOISY + square * SQUARE + (b->ppl != 0) * WITH_PPL + (b->dmix != 0) * MIX;
+    b->whole = thin_copy(c->thin, kind, 0);
+    b->tail = thin_copy(c->thin, kind, 1);
+}
+
 /* chunk_panel for narrow rows: runs of RUN rows against one or two vectors of codes at a time. */
 static void thin_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    const int D = c->thin, noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2 || (noisy && !b->ppl);
-    const int kind = noisy * NOISY + square * SQUARE + (b->ppl != 0) * WITH_PPL + (b->dmix != 0) * MIX;
-    thin_function *const whole = thin_copy(D, kind, 0), *const tail = thin_copy(D, kind, 1);
+    const int D = c->thin, noisy = c->noise_kind != NOISE_NONE;
     for (int64_t i = 0; i < rows; i += RUN) {
         const thin_run run = {
             .z = t->z + i * D,
@@ -387,7 +396,7 @@ static void thin_panel(const backward *b, worker *t, int64_t first, int64_t rows
                 .dmix = b->dmix ? b->dmix + at : 0,
                 .filled = filled,
             };
-            (filled < step ? tail : whole)(&run, &codes);
+            (filled < step ? b->tail : b->whole)(&run, &codes);
         }
     }
 }
@@ -582,6 +591,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         return status;
     }
     carve_backward(&arena, &b, workers, threads, &slot);
+    choose_copies(&b);
     memset(b.dlog_tau, 0, sizeof(double) * (size_t)b.chunks);
 
     for (b.g = 0; b.g < c->G; b.g++) {
