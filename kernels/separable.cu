@@ -202,6 +202,13 @@ template <int STRIDE, int UP, int OUT, class X> VX_KERNEL VX_HOT __launch_bounds
     }
 }
 
+static int check_one_dtype(const char *op, const char *name, const vx_tensor *x, const char *other_name, const vx_tensor *other)
+{
+    if (x->dtype == other->dtype) return VX_OK;
+    return vx_fail(VX_EINVAL, "%s: %s is %s and %s %s, expected one dtype", op, name, vx_is_bf16(x) ? "bf16" : "f32", other_name,
+                   vx_is_bf16(other) ? "bf16" : "f32");
+}
+
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
                     const vx_tensor *mean, const vx_tensor *rstd, const vx_tensor *w, const vx_tensor *v)
 {
@@ -232,7 +239,7 @@ int vx_cuda_separable(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     separable s = {};
     s.act = act, s.stride = stride, s.up = up, s.bias = vx_f32(bias), s.residual = residual ? residual->data : NULL;
     if (describe(&s, "separable", x, y, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
-    if (residual && residual->dtype != y->dtype) return vx_fail(VX_EINVAL, "separable: residual and y are of different dtypes");
+    if (residual && check_one_dtype("separable", "residual", residual, "y", y)) return VX_EINVAL;
     if (!y->numel) return VX_OK;
     if (s.norm) VX_TYPED(vx_is_bf16(x), X, vx_group_statistics(s.mean, s.rstd, (const X *)s.x, s.B, s.H * s.W, s.C, s.G, eps));
     const bool whole = s.C % 4 == 0 && vx_aligned(v, 16);
@@ -430,7 +437,7 @@ int vx_cuda_separable_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     s.act = act, s.stride = stride, s.up = up;
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
-    if (dx->dtype != x->dtype) return vx_fail(VX_EINVAL, "separable_backward: dx and x are of different dtypes");
+    if (check_one_dtype("separable_backward", "dx", dx, "x", x)) return VX_EINVAL;
     if (!vx_in_bf16(x, dy)) backward<float, float>(s, dx, dgamma, dbeta, dw, dv, dbias, dy);
     else VX_TYPED(vx_is_bf16(x), X, backward<X, vx_bf16>(s, dx, dgamma, dbeta, dw, dv, dbias, dy));
     return vx_status();

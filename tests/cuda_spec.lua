@@ -465,7 +465,7 @@ local function specs(device, tag)
       H.raises(function() ops.cast(x:to "u8", "f32") end, "cast: x (2,4,4,6) is u8")
       local other, w9, v = x:to "bf16", random(14, 3, 3, 6), random(15, 6, 6)
       H.raises(function() core.call(C.vx_separable, other._h, nil, nil, x._h, nil, nil, w9._h, v._h, nil, x._h, 0, 1e-5, 1, 1) end,
-        "separable: residual and y are of different dtypes")
+        "separable: residual is f32 and y bf16, expected one dtype")
       vx.autocast "f32"
       vx.device "cpu"
       local here = x:to("cpu"):to "bf16"
