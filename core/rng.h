@@ -13,9 +13,7 @@
 
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define VX_RNG_INLINE static __host__ __device__ __forceinline__
-#else
+#ifndef VX_RNG_INLINE /* a compiler for devices has more to say before a function (kernels/cuda.cuh) */
 #define VX_RNG_INLINE static inline
 #endif
 

@@ -29,6 +29,7 @@
 #include <hardware.cuh>
 
 #include "../core/backend.h"
+#define VX_RNG_INLINE static __host__ __device__ __forceinline__
 #include "../core/rng.h"
 
 /* Weak: an op without a kernel leaves NULL in the table. */
