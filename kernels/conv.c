@@ -23,6 +23,8 @@
 enum {
     SERIAL_BELOW = 20000,   /* multiply-adds that are not worth waking a thread for */
     STRIP = 8,              /* rows of a task; two more are copied */
+    RUN = 3,                /* rows of one product in the gradient of w: the segments there are */
+    SLOTS = RUN + 2,
     STRIP_NARROW = 32,      /* rows of a task; two more are multiplied */
     PARTS = 64,             /* most parts of the weight gradient */
     PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB, if four parts fit */
@@ -30,22 +32,22 @@ enum {
 
 static int64_t padded(int64_t columns) { return vx_ceil_div(columns, VX_LANES) * VX_LANES; }
 
-/* -- Three rows in flight -------------------------------------------------------------------------------------------------- */
+/* -- A few rows in flight -------------------------------------------------------------------------------------------------- */
 
-/* Rows h - 1, h, h + 1 of an image of H rows: row r is in slot r mod 3, with C zeros before and after it. */
+/* Rows h - 1 .. h + n, n <= RUN, of an image of H rows: row r is in slot r mod SLOTS, with C zeros before and after it. */
 typedef struct window {
     float *slot;
     int64_t H, W, C;
     const float *image;
 } window;
 
-static int64_t window_floats(int64_t W, int64_t C) { return 3 * (W + 2) * C; }
-static float *window_at(const window *q, int64_t r) { return q->slot + (r + 3) % 3 * (q->W + 2) * q->C; }
+static int64_t window_floats(int64_t W, int64_t C) { return SLOTS * (W + 2) * C; }
+static float *window_at(const window *q, int64_t r) { return q->slot + (r + SLOTS) % SLOTS * (q->W + 2) * q->C; }
 static int window_has(const window *q, int64_t r) { return r >= 0 && r < q->H; }
 
 static window window_new(float *slot, int64_t H, int64_t W, int64_t C)
 {
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < SLOTS; i++) {
         float *at = slot + i * (W + 2) * C;
         memset(at, 0, sizeof(float) * (size_t)C);
         memset(at + (W + 1) * C, 0, sizeof(float) * (size_t)C);
@@ -58,12 +60,12 @@ static void window_load(window *q, int64_t r)
     if (window_has(q, r)) memcpy(window_at(q, r) + q->C, q->image + r * q->W * q->C, sizeof(float) * (size_t)(q->W * q->C));
 }
 
-/* Makes h - 1 .. h + 1 present; first: nothing of this image is there yet. */
-static void window_advance(window *q, const float *image, int64_t h, int first)
+/* Makes h - 1 .. h + n present; first: nothing of this image is there yet, else the rows before h + 1 are. */
+static void window_advance(window *q, const float *image, int64_t h, int64_t n, int first)
 {
     q->image = image;
     if (first) window_load(q, h - 1), window_load(q, h);
-    window_load(q, h + 1);
+    for (int64_t i = 1; i <= n; i++) window_load(q, h + i);
 }
 
 /* -- Forward and gradient of the input --------------------------------------------------------------------------------------- */
@@ -84,7 +86,7 @@ static void wide(float *y, const float *x, const float *packed, const float *bia
 {
     window in = window_new(buffer, H, W, C);
     for (int64_t h = h0; h < vx_min64(h0 + STRIP, H); h++) {
-        window_advance(&in, x, h, h == h0);
+        window_advance(&in, x, h, 1, h == h0);
         const float *panel = packed;
         for (int64_t j = 0; j < O; j += VX_PANEL) {
             const int columns = (int)vx_min64(VX_PANEL, O - j);
@@ -188,34 +190,22 @@ int VX_CPU(conv3x3_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 
 /* -- Gradient of the weights ------------------------------------------------------------------------------------------------- */
 
-/* partial (9 S, L) += row h: window of `few` (S channels, three padded rows) against `many` (W, L). */
-static void weight_row(float *partial, const window *few, const float *many, float *packed, int64_t h, int64_t L)
+/* partial (9 S, L) += rows h .. h + n - 1, n <= RUN: window of `few` (S channels, padded rows) against `many` (n, W, L). */
+static void weight_rows(float *partial, const window *few, const float *many, float *packed, int64_t h, int64_t n, int64_t L)
 {
     const int64_t S = few->C, W = few->W;
     for (int64_t j = 0; j < L; j += VX_PANEL) {
         const int columns = (int)vx_min64(VX_PANEL, L - j);
         const float *b = many + j;
         int64_t b_stride = L;
-        if (columns % VX_LANES) b_stride = VX_CPU(pack_panel)(packed, b, W, columns, L, 1), b = packed;
-        for (int i = 0; i < 3; i++)
-            if (window_has(few, h + i - 1))
-                VX_CPU(panel)(&(vx_product){.segments = 1, .k = W, .a = {window_at(few, h + i - 1)}, .row_stride = 1, .k_stride = S,
-                                            .b = {b}, .b_stride = b_stride, .c = partial + 3 * i * S * L + j, .c_stride = L,
-                                            .alpha = 1, .beta = 1},
-                              3 * S, columns);
-    }
-}
-
-static void add_pixels(float *sum, const float *x, int64_t pixels, int64_t C)
-{
-    for (int64_t c = 0; c < C; c += VX_LANES) {
-        const int n = (int)vx_min64(VX_LANES, C - c);
-        vf s = vf_zero();
-        if (n == VX_LANES)
-            for (int64_t i = 0; i < pixels; i++) s += vf_load(x + i * C + c);
-        else
-            for (int64_t i = 0; i < pixels; i++) s += vf_load_n(x + i * C + c, n);
-        vf_store_n(sum + c, vf_load_n(sum + c, n) + s, n);
+        if (columns % VX_LANES) b_stride = VX_CPU(pack_panel)(packed, b, n * W, columns, L, 1), b = packed;
+        for (int i = 0; i < 3; i++) {
+            vx_product q = {.k = W, .row_stride = 1, .k_stride = S, .b_stride = b_stride, .c = partial + 3 * i * S * L + j, .c_stride = L,
+                            .alpha = 1, .beta = 1, .near = 1};
+            for (int64_t r = 0; r < n; r++)
+                if (window_has(few, h + r + i - 1)) q.a[q.segments] = window_at(few, h + r + i - 1), q.b[q.segments++] = b + r * W * b_stride;
+            VX_CPU(panel)(&q, 3 * S, columns);
+        }
     }
 }
 
@@ -227,7 +217,7 @@ int VX_CPU(conv3x3_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *
     const int64_t S = swap ? O : C, L = swap ? C : O, each = padded(9 * S * L + O);
     const int64_t image_rows = W ? B * H : 0, fit = vx_max64(PARTS_FLOATS / vx_max64(each, 1), 4);
     const int64_t parts = vx_max64(vx_min64(vx_min64(image_rows, PARTS), fit), 1);
-    const int64_t buffer = padded(window_floats(W, S)) + W * VX_PANEL;
+    const int64_t buffer = padded(window_floats(W, S)) + RUN * W * VX_PANEL;
     const size_t floats = (size_t)(parts * each + omp_get_max_threads() * buffer);
     float *partial = vx_scratch("conv3x3_backward_weight", sizeof(float) * floats), *buffers;
     if (!partial) return VX_ENOMEM;
@@ -242,11 +232,12 @@ int VX_CPU(conv3x3_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *
             float *sum = partial + part * each;
             memset(sum, 0, sizeof(float) * (size_t)each);
             const int64_t first = part * image_rows / parts, end = (part + 1) * image_rows / parts;
-            for (int64_t r = first; r < end; r++) {
+            for (int64_t r = first, n; r < end; r += n) {
                 const int64_t h = r % H;
-                window_advance(&around, few + (r - h) * W * S, h, r == first || h == 0);
-                weight_row(sum, &around, many + r * W * L, own + padded(window_floats(W, S)), h, L);
-                add_pixels(sum + 9 * S * L, grad + r * W * O, W, O);
+                n = vx_min64(RUN, vx_min64(end - r, H - h));
+                window_advance(&around, few + (r - h) * W * S, h, n, r == first || h == 0);
+                weight_rows(sum, &around, many + r * W * L, own + padded(window_floats(W, S)), h, n, L);
+                vx_add_rows(sum + 9 * S * L, grad + r * W * O, n * W, O);
             }
         }
 #pragma omp for schedule(static)

@@ -21,9 +21,9 @@ enum {
 
 /* -- The tile ---------------------------------------------------------------------------------------------------------- */
 
-/* R rows by V vectors, with R, V and which of a's strides is 1 known at compile time: the accumulators stay in registers,
- * the row addresses need one base each, or one in all. */
-static inline __attribute__((always_inline)) void tile(const int R, const int V, const int a_transposed, const vx_product *q,
+/* R rows by V vectors, with R, V, which of a's strides is 1 and whether to fetch ahead known at compile time: the accumulators stay in
+ * registers, the row addresses need one base each, or one in all. */
+static inline __attribute__((always_inline)) void tile(const int R, const int V, const int a_transposed, const int near, const vx_product *q,
                                                        int64_t row, int tail)
 {
     vf sum[12][VX_PANEL_VECTORS]; /* R and V as sizes would make it a variable-length array, which never reaches registers */
@@ -41,10 +41,11 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
         const float *ahead_b = b + K_BLOCK_DIRECT * b_stride + row / 2 % VX_PANEL_VECTORS * VX_LANES;
 #pragma GCC unroll 1
         for (int64_t p = 0; p < k; p++, b += b_stride) {
-            if (a_transposed) {
+            if (!a_transposed) __builtin_prefetch(ahead + p * R);
+            else if (!near) {
                 __builtin_prefetch(ahead + p * k_stride, 0, 2);
                 __builtin_prefetch(ahead_b + p * b_stride, 0, 2);
-            } else __builtin_prefetch(ahead + p * R);
+            }
             vf column[VX_PANEL_VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) column[v] = vf_load(b + v * VX_LANES);
@@ -106,10 +107,10 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
 typedef void tile_function(const vx_product *q, int64_t row, int tail);
 
 #define TILE(R, V)                                                                                              \
-    static void tile_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 0, q, row, tail); }     \
-    static void tile_t_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, q, row, tail); }
-#define TILES(V) TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(6, V)
-#define TILE_SHAPES(X, V) X(6, V) X(4, V) X(3, V) X(2, V) X(1, V)
+    static void tile_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 0, 0, q, row, tail); }   \
+    static void tile_t_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 0, q, row, tail); } \
+    static void tile_n_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 1, q, row, tail); }
+#define TILES(V) TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(5, V) TILE(6, V)
 
 TILES(1)
 TILES(2)
@@ -123,26 +124,24 @@ TILE(12, 2)
 #endif
 
 /* Tile heights, tallest first; those a width has no registers for have no function. */
-#define HEIGHTS 7
-static const int height[HEIGHTS] = {12, 9, 6, 4, 3, 2, 1};
-#define ROW(prefix, V) prefix##6_##V, prefix##4_##V, prefix##3_##V, prefix##2_##V, prefix##1_##V
-static tile_function *const tiles[2][VX_PANEL_VECTORS][HEIGHTS] = {
+#define HEIGHTS 8
+static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
+#define ROW(prefix, V) prefix##6_##V, prefix##5_##V, prefix##4_##V, prefix##3_##V, prefix##2_##V, prefix##1_##V
 #if VX_PANEL_VECTORS == 4
-    {{tile_12_1, tile_9_1, ROW(tile_, 1)}, {tile_12_2, tile_9_2, ROW(tile_, 2)}, {0, 0, ROW(tile_, 3)}, {0, 0, ROW(tile_, 4)}},
-    {{tile_t_12_1, tile_t_9_1, ROW(tile_t_, 1)}, {tile_t_12_2, tile_t_9_2, ROW(tile_t_, 2)}, {0, 0, ROW(tile_t_, 3)},
-     {0, 0, ROW(tile_t_, 4)}},
+#define WIDTHS(prefix)                                                                                                       \
+    {{prefix##12_1, prefix##9_1, ROW(prefix, 1)}, {prefix##12_2, prefix##9_2, ROW(prefix, 2)}, {0, 0, ROW(prefix, 3)}, \
+     {0, 0, ROW(prefix, 4)}}
 #else
-    {{tile_12_1, tile_9_1, ROW(tile_, 1)}, {0, 0, ROW(tile_, 2)}},
-    {{tile_t_12_1, tile_t_9_1, ROW(tile_t_, 1)}, {0, 0, ROW(tile_t_, 2)}},
+#define WIDTHS(prefix) {{prefix##12_1, prefix##9_1, ROW(prefix, 1)}, {0, 0, ROW(prefix, 2)}}
 #endif
-};
+static tile_function *const tiles[3][VX_PANEL_VECTORS][HEIGHTS] = {WIDTHS(tile_), WIDTHS(tile_t_), WIDTHS(tile_n_)};
 
 void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
 {
     const int tail = columns % VX_LANES;
     const int transposed = q->k_stride != 1 && q->k > 1;
     const int vectors = vx_panel_vectors(columns);
-    tile_function *const *shapes = tiles[transposed][vectors - 1];
+    tile_function *const *shapes = tiles[transposed ? 1 + q->near : 0][vectors - 1];
     /* The tallest tile that fits and leaves nothing, or enough for a tile of eight accumulators, below which the FMA units wait for
      * their own results. */
     const int64_t least = vx_ceil_div(8, vectors);

@@ -12,9 +12,11 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
 /* -- Activations ------------------------------------------------------------------------------------------------------------- */
 
 /* 1 / (1 + e^-z) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and less.) */
-static inline vf sigmoid(vf z)
+static inline __attribute__((always_inline)) vf sigmoid(vf z)
 {
-    return vf_reciprocal(1.0f + vf_exp2(vf_min(vf_set1(126.0f), z * -1.44269504088896341f)));
+    vf power = vf_min(vf_set1(126.0f), z * -1.44269504088896341f);
+    vf_exp2_many(1, &power);
+    return vf_reciprocal(1.0f + power);
 }
 
 /* Distribution function of a standard normal, and bell = e^(-z^2/2). A tail without

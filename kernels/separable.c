@@ -234,27 +234,6 @@ static int64_t sums_bytes(const separable *s, sums *g, char *p)
     return vx_ceil_div(p - start, 64) * 64;
 }
 
-/* sum (C) += the rows of x (count,C) */
-static void add_rows(float *sum, const float *x, int64_t count, int64_t C)
-{
-    for (int64_t c = 0; c < C; c += 4 * VX_LANES) {
-        vf total[4] = {{0}};
-        int lanes[4];
-        for (int v = 0; v < 4; v++) lanes[v] = (int)vx_max64(vx_min64(C - c - v * VX_LANES, VX_LANES), 0);
-        if (lanes[3] == VX_LANES)
-            for (int64_t i = 0; i < count; i++)
-#pragma GCC unroll 4
-                for (int v = 0; v < 4; v++) total[v] += vf_load(x + i * C + c + v * VX_LANES);
-        else
-            for (int64_t i = 0; i < count; i++)
-                for (int v = 0; v < 4 && lanes[v]; v++) total[v] += vf_load_n(x + i * C + c + v * VX_LANES, lanes[v]);
-        for (int v = 0; v < 4 && lanes[v]; v++) {
-            float *to = sum + c + v * VX_LANES;
-            vf_store_n(to, vf_load_n(to, lanes[v]) + total[v], lanes[v]);
-        }
-    }
-}
-
 static const float *dd_row(const separable *s, const space *at, int64_t p, int64_t start)
 {
     return p < 0 || p >= s->P ? at->zeros : at->dd + (p - start) % s->dd_ring * s->Q * s->Cp;
@@ -279,40 +258,54 @@ static void make_du(const separable *s, int64_t first, int64_t end, int64_t star
         }
 }
 
-/* Row i of dx from the row (or two rows) of du over it: dz = dn slope where there is a norm, whose sums are added to `total`. */
-static inline __attribute__((always_inline)) void finish_row_as(const separable *s, int64_t b, int64_t i, const float *du, const space *at,
-                                                                double *total, const int norm, const int up)
+/* Row i of dx from the row (or two rows) of du over it: dz = dn slope where there is a norm, whose sums are added to `total`. `count`
+ * vectors of channels, n of the last one's. */
+static inline __attribute__((always_inline)) void finish_row_as(const separable *s, float *dx, const float *x, const float *du,
+                                                                const float *slope, const float *channel_mean, double *total, const int count,
+                                                                const int n, const int norm, const int up)
 {
     const int64_t C = s->C, Cp = s->Cp, W = s->W;
-    const float *x = s->x + (b * s->H + i) * W * C, *slope = at->slope + i % s->ring * W * Cp;
-    float *dx = s->dx + (b * s->H + i) * W * C;
-    for (int64_t c = 0; c < Cp; c += VX_LANES) {
-        const int n = (int)vx_min64(VX_LANES, C - c);
-        const vf mean = vf_load(at->channel + c);
-        const float *below = du + up * W * Cp;
-        vf plain = vf_zero(), along = vf_zero();
-        for (int64_t j = 0; j < W; j++) {
-            const int64_t k = up * j * Cp + c;
+    const float *below = du + up * W * Cp;
+    vf mean[4], plain[4], along[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < count; v++) mean[v] = vf_load(channel_mean + v * VX_LANES), plain[v] = along[v] = vf_zero();
+    for (int64_t j = 0; j < W; j++)
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) {
+            const int64_t k = up * j * Cp + v * VX_LANES;
             vf g = vf_load(du + k);
             if (up == 2) g = (g + vf_load(du + k + Cp)) + (vf_load(below + k) + vf_load(below + k + Cp));
             if (norm) {
-                g *= vf_load(slope + j * Cp + c);
-                plain += g;
-                along += g * ((n == VX_LANES ? vf_load(x + j * C + c) : vf_load_n(x + j * C + c, n)) - mean);
+                g *= vf_load(slope + j * Cp + v * VX_LANES);
+                plain[v] += g;
+                along[v] += g * (vf_load_upto(x + j * C + v * VX_LANES, n) - mean[v]);
             }
-            if (n == VX_LANES) vf_store(dx + j * C + c, g);
-            else vf_store_n(dx + j * C + c, g, n);
+            vf_store_upto(dx + j * C + v * VX_LANES, g, n);
         }
-        for (int l = 0; norm && l < n; l++) total[c + l] += plain[l], total[Cp + c + l] += along[l];
-    }
+    for (int v = 0; norm && v < count; v++)
+        for (int l = 0; l < n; l++) total[v * VX_LANES + l] += plain[v][l], total[Cp + v * VX_LANES + l] += along[v][l];
+}
+
+static inline __attribute__((always_inline)) void finish_row_of(const separable *s, int64_t b, int64_t i, const float *du, const space *at,
+                                                                double *total, const int norm, const int up)
+{
+    const int64_t C = s->C, at_row = (b * s->H + i) * s->W * C;
+    const float *x = s->x + at_row, *slope = at->slope + i % s->ring * s->W * s->Cp;
+    float *dx = s->dx + at_row;
+    int64_t c = 0;
+    for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES)
+        finish_row_as(s, dx + c, x + c, du + c, slope + c, at->channel + c, total + c, 4, VX_LANES, norm, up);
+    for (; c + VX_LANES <= C; c += VX_LANES)
+        finish_row_as(s, dx + c, x + c, du + c, slope + c, at->channel + c, total + c, 1, VX_LANES, norm, up);
+    if (c < C) finish_row_as(s, dx + c, x + c, du + c, slope + c, at->channel + c, total + c, 1, (int)(C - c), norm, up);
 }
 
 static void finish_row(const separable *s, int64_t b, int64_t i, const float *du, const space *at, double *total)
 {
-    if (s->norm && s->up == 1) finish_row_as(s, b, i, du, at, total, 1, 1);
-    else if (s->norm) finish_row_as(s, b, i, du, at, total, 1, 2);
-    else if (s->up == 1) finish_row_as(s, b, i, du, at, total, 0, 1);
-    else finish_row_as(s, b, i, du, at, total, 0, 2);
+    if (s->norm && s->up == 1) finish_row_of(s, b, i, du, at, total, 1, 1);
+    else if (s->norm) finish_row_of(s, b, i, du, at, total, 1, 2);
+    else if (s->up == 1) finish_row_of(s, b, i, du, at, total, 0, 1);
+    else finish_row_of(s, b, i, du, at, total, 0, 2);
 }
 
 /* Own d rows first .. end - 1 of a block, whose dd is there: gradients of w and v. */
@@ -320,10 +313,10 @@ static void weight_gradients(const separable *s, int64_t b, int64_t first, int64
 {
     const float *dy = s->dy + (b * s->P + first) * s->Q * s->O;
     const int64_t count = (end - first) * s->Q;
-    add_rows(g->dbias, dy, count, s->O);
+    vx_add_rows(g->dbias, dy, count, s->O);
     for (int64_t j = 0; j < s->Cp; j += VX_PANEL)
         VX_CPU(panel)(&(vx_product){.segments = 1, .k = count, .a = {dy}, .row_stride = 1, .k_stride = s->O, .b = {at->d + j},
-                                    .b_stride = s->Cp, .c = g->dv + j, .c_stride = s->Cp, .alpha = 1, .beta = 1},
+                                    .b_stride = s->Cp, .c = g->dv + j, .c_stride = s->Cp, .alpha = 1, .beta = 1, .near = 1},
                       s->O, (int)vx_min64(VX_PANEL, s->Cp - j));
     for (int64_t p = first; p < end; p++) {
         const float *around[3];
