@@ -11,12 +11,14 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
 
 /* -- Activations ------------------------------------------------------------------------------------------------------------- */
 
-/* 1 / (1 + e^-z) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and less.) */
-static inline __attribute__((always_inline)) vf sigmoid(vf z)
+/* s[i] = 1 / (1 + e^-z[i]) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and less.) */
+static inline __attribute__((always_inline)) void sigmoids(const int count, vf *s, const vf *z)
 {
-    vf power = vf_min(vf_set1(126.0f), z * -1.44269504088896341f);
-    vf_exp2_many(1, &power);
-    return vf_reciprocal(1.0f + power);
+#pragma GCC unroll 4
+    for (int i = 0; i < count; i++) s[i] = vf_min(vf_set1(126.0f), z[i] * -1.44269504088896341f);
+    vf_exp2_many(count, s);
+#pragma GCC unroll 4
+    for (int i = 0; i < count; i++) s[i] = vf_reciprocal(1.0f + s[i]);
 }
 
 /* Distribution function of a standard normal, and bell = e^(-z^2/2). A tail without
@@ -29,21 +31,32 @@ static inline vf normal_cdf(vf z, vf *bell)
     return vf_select(z < 0.0f, tail, 1.0f - tail);
 }
 
-/* The activation of z, and its slope there. */
-static inline __attribute__((always_inline)) vf activate(int act, vf z, vf *slope)
+/* z[i] = the activation of z[i], and its slope there, for count (a constant, 4 at most) vectors. */
+static inline __attribute__((always_inline)) void activate_many(const int count, int act, vf *z, vf *slope)
 {
     if (act == VX_ACT_SILU) {
-        const vf s = sigmoid(z), y = z * s;
-        *slope = s + y * (1.0f - s);
-        return y;
-    }
-    if (act == VX_ACT_GELU) {
-        vf bell;
-        const vf cdf = normal_cdf(z, &bell);
-        *slope = cdf + z * 0.39894228040143268f * bell;
-        return z * cdf;
-    }
-    *slope = vf_set1(1);
+        sigmoids(count, slope, z);
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) {
+            const vf s = slope[i];
+            z[i] *= s;
+            slope[i] = s + z[i] * (1.0f - s);
+        }
+    } else
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) {
+            if (act == VX_ACT_GELU) {
+                vf bell;
+                const vf cdf = normal_cdf(z[i], &bell);
+                slope[i] = cdf + z[i] * 0.39894228040143268f * bell;
+                z[i] *= cdf;
+            } else slope[i] = vf_set1(1);
+        }
+}
+
+static inline __attribute__((always_inline)) vf activate(int act, vf z, vf *slope)
+{
+    activate_many(1, act, &z, slope);
     return z;
 }
 

@@ -109,21 +109,41 @@ static void load_channels(const separable *s, int64_t b, const space *at)
     }
 }
 
+/* A pixel's channels c .. of row n, and of slope where that is wanted: `count` vectors, the last of `lanes` channels. */
+static inline __attribute__((always_inline)) void make_vectors(const separable *s, const int count, int lanes, float *n, float *slopes,
+                                                               const float *x, const float *mean, const int norm, const int act,
+                                                               const int with_slope)
+{
+    const float *scale = mean + 2 * s->Cp, *beta = mean + 3 * s->Cp;
+    vf z[4], slope[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < count; v++) {
+        const int64_t c = v * VX_LANES;
+        z[v] = vf_load_upto(x + c, lanes);
+        if (norm) z[v] = (z[v] - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c);
+    }
+    if (norm) activate_many(count, act, z, slope);
+#pragma GCC unroll 4
+    for (int v = 0; v < count; v++) {
+        vf_store(n + v * VX_LANES, z[v]);
+        if (s->up == 2) vf_store(n + s->Cp + v * VX_LANES, z[v]);
+        if (with_slope) vf_store(slopes + v * VX_LANES, slope[v]);
+    }
+}
+
 /* Row i of n, and of slope where that is wanted, from image b. */
 static inline __attribute__((always_inline)) void make_row_as(const separable *s, int64_t b, int64_t i, const space *at, const int norm,
                                                               const int act, const int with_slope)
 {
     const int64_t C = s->C, Cp = s->Cp, slot = i % s->ring;
-    const float *x = s->x + (b * s->H + i) * s->W * C, *mean = at->channel, *scale = mean + 2 * Cp, *beta = mean + 3 * Cp;
+    const float *x = s->x + (b * s->H + i) * s->W * C, *mean = at->channel;
     float *n = at->n + slot * s->W * s->up * Cp, *slopes = at->slope + slot * s->W * Cp;
-    for (int64_t j = 0; j < s->W; j++, x += C, n += s->up * Cp, slopes += Cp)
-        for (int64_t c = 0; c < Cp; c += VX_LANES) {
-            vf z = c + VX_LANES <= C ? vf_load(x + c) : vf_load_n(x + c, (int)(C - c)), slope = vf_zero();
-            if (norm) z = activate(act, (z - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c), &slope);
-            vf_store(n + c, z);
-            if (s->up == 2) vf_store(n + Cp + c, z);
-            if (with_slope) vf_store(slopes + c, slope);
-        }
+    for (int64_t j = 0; j < s->W; j++, x += C, n += s->up * Cp, slopes += Cp) {
+        int64_t c = 0;
+        for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES) make_vectors(s, 4, VX_LANES, n + c, slopes + c, x + c, mean + c, norm, act, with_slope);
+        for (; c + VX_LANES <= C; c += VX_LANES) make_vectors(s, 1, VX_LANES, n + c, slopes + c, x + c, mean + c, norm, act, with_slope);
+        if (c < C) make_vectors(s, 1, (int)(C - c), n + c, slopes + c, x + c, mean + c, norm, act, with_slope);
+    }
 }
 
 static void make_row(const separable *s, int64_t b, int64_t i, const space *at, int with_slope)
