@@ -193,7 +193,8 @@ int VX_CPU(conv3x3_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 /* partial (9 S, L) += rows h .. h + n - 1, n <= RUN: window of `few` (S channels, padded rows) against `many` (n, W, L). */
 static void weight_rows(float *partial, const window *few, const float *many, float *packed, int64_t h, int64_t n, int64_t L)
 {
-    const int64_t S = few->C, W = few->W;
+    const int64_t S = few->C, W = few->W, share = vx_ceil_div(n * W * VX_PANEL, 3);
+    const float *next = many + n * W * L; /* comes into the cache meanwhile */
     for (int64_t j = 0; j < L; j += VX_PANEL) {
         const int columns = (int)vx_min64(VX_PANEL, L - j);
         const float *b = many + j;
@@ -203,7 +204,11 @@ static void weight_rows(float *partial, const window *few, const float *many, fl
             vx_product q = {.k = W, .row_stride = 1, .k_stride = S, .b_stride = b_stride, .c = partial + 3 * i * S * L + j, .c_stride = L,
                             .alpha = 1, .beta = 1, .near = 1};
             for (int64_t r = 0; r < n; r++)
-                if (window_has(few, h + r + i - 1)) q.a[q.segments] = window_at(few, h + r + i - 1), q.b[q.segments++] = b + r * W * b_stride;
+                if (window_has(few, h + r + i - 1)) {
+                    q.a[q.segments] = window_at(few, h + r + i - 1);
+                    q.b[q.segments++] = b + r * W * b_stride;
+                }
+            for (const float *end = next + share; next < end; next += 64 / sizeof(float)) __builtin_prefetch(next);
             VX_CPU(panel)(&q, 3 * S, columns);
         }
     }

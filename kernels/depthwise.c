@@ -35,7 +35,7 @@ static int stride1(const char *op, float *y, const float *x, const float *w, con
             const int64_t from = h + t - 1;
             row[t] = from < 0 || from >= H ? zeros : x + (image * H + from) * W * C;
         }
-        depthwise_band(rows, y + (image * H + h) * W * C, row, w, bias, W, C, flip, stream);
+        depthwise_band(rows, y + (image * H + h) * W * C, row, w, bias, W, C, C, flip, stream);
         if (stream) vf_stream_end();
     }
     vx_scratch_free(zeros);
@@ -59,7 +59,7 @@ static int stride2(float *y, const float *x, const float *w, const float *bias, 
             const int64_t from = 2 * p + i - 1;
             row[i] = from < 0 || from >= H ? zeros : x + (image * H + from) * W * C;
         }
-        depthwise_row2(y + task * Q * C, row, w, bias, W, Q, C, stream);
+        depthwise_row2(y + task * Q * C, row, w, bias, W, Q, C, C, stream);
         if (stream) vf_stream_end();
     }
     vx_scratch_free(zeros);
@@ -78,7 +78,7 @@ static int stride2_input(float *dx, const float *dy, const float *w, int64_t B, 
         const int64_t image = task / P, p = task % P;
         const float *row = dy + task * Q * C, *below = p + 1 < P ? row + Q * C : zeros;
         float *even = dx + (image * H + 2 * p) * W * C, *odd = 2 * p + 1 < H ? even + W * C : 0;
-        depthwise_input2(even, odd, row, below, w, W, Q, C, stream);
+        depthwise_input2(even, odd, row, below, w, W, Q, C, C, stream);
         if (stream) vf_stream_end();
     }
     vx_scratch_free(zeros);
@@ -105,7 +105,7 @@ int VX_CPU(depthwise3x3_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_ten
                 const int64_t from = stride * p + i - 1;
                 row[i] = from < 0 || from >= H ? zeros : in + (image * H + from) * W * C;
             }
-            depthwise_weight_row(partial + part * 10 * C, row, grad + r * Q * C, W, Q, C, stride);
+            depthwise_weight_row(partial + part * 10 * C, row, grad + r * Q * C, W, Q, C, C, stride);
         }
     for (int64_t part = 1; part < parts; part++)
         for (int64_t i = 0; i < 10 * C; i++) partial[i] += partial[part * 10 * C + i];

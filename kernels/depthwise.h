@@ -3,7 +3,7 @@
  *
  * A vector of channels keeps its nine weights in registers and walks along the row, each pixel loaded once for all outputs it touches:
  * the partial sums of three columns travel along. row[i] is the input row under the i-th row of taps; a row off the image is a row
- * of zeros. C is the distance of two pixels, and the number of channels. stream: outputs bypass the caches (vf_streams). */
+ * of zeros. C is the distance of two pixels and of two taps, `channels` of which are used. stream: outputs bypass the caches (vf_streams). */
 #ifndef VX_DEPTHWISE_H
 #define VX_DEPTHWISE_H
 
@@ -49,11 +49,11 @@ static inline __attribute__((always_inline)) void depthwise_walk(const int T, in
 }
 
 /* y (rows,W,C), rows <= BAND, from the rows + 2 rows around them; flip turns w by 180 degrees: the gradient of x. */
-static inline void depthwise_band(int rows, float *y, const float *const *row, const float *w, const float *bias, int64_t W, int64_t C, int flip,
-                 int stream)
+static inline void depthwise_band(int rows, float *y, const float *const *row, const float *w, const float *bias, int64_t W,
+                                  int64_t channels, int64_t C, int flip, int stream)
 {
-    for (int64_t c = 0; c < C; c += VX_LANES) {
-        const int n = (int)vx_min64(VX_LANES, C - c);
+    for (int64_t c = 0; c < channels; c += VX_LANES) {
+        const int n = (int)vx_min64(VX_LANES, channels - c);
         const float *at[BAND + 2], *b = bias ? bias + c : 0;
         for (int t = 0; t < rows + 2; t++) at[t] = row[t] + c;
         if (rows == BAND && stream) depthwise_walk(BAND, VX_LANES, y + c, at, w + c, b, W, C, flip, 1);
@@ -93,13 +93,14 @@ static inline __attribute__((always_inline)) void depthwise_walk2(int n, float *
     }
 }
 
-static inline void depthwise_row2(float *y, const float *const *row, const float *w, const float *bias, int64_t W, int64_t Q, int64_t C, int stream)
+static inline void depthwise_row2(float *y, const float *const *row, const float *w, const float *bias, int64_t W, int64_t Q,
+                                  int64_t channels, int64_t C, int stream)
 {
-    for (int64_t c = 0; c < C; c += VX_LANES) {
+    for (int64_t c = 0; c < channels; c += VX_LANES) {
         const float *at[3] = {row[0] + c, row[1] + c, row[2] + c}, *b = bias ? bias + c : 0;
         if (stream) depthwise_walk2(VX_LANES, y + c, at, w + c, b, W, Q, C, 1);
-        else if (c + VX_LANES <= C) depthwise_walk2(VX_LANES, y + c, at, w + c, b, W, Q, C, 0);
-        else depthwise_walk2((int)(C - c), y + c, at, w + c, b, W, Q, C, 0);
+        else if (c + VX_LANES <= channels) depthwise_walk2(VX_LANES, y + c, at, w + c, b, W, Q, C, 0);
+        else depthwise_walk2((int)(channels - c), y + c, at, w + c, b, W, Q, C, 0);
     }
 }
 
@@ -126,13 +127,13 @@ static inline __attribute__((always_inline)) void depthwise_walk2_input(int n, f
 }
 
 static inline void depthwise_input2(float *even, float *odd, const float *dy, const float *below, const float *w, int64_t W, int64_t Q,
-                                    int64_t C, int stream)
+                                    int64_t channels, int64_t C, int stream)
 {
-    for (int64_t c = 0; c < C; c += VX_LANES) {
+    for (int64_t c = 0; c < channels; c += VX_LANES) {
         float *second = odd ? odd + c : 0;
         if (stream) depthwise_walk2_input(VX_LANES, even + c, second, dy + c, below + c, w + c, W, Q, C, 1);
-        else if (c + VX_LANES <= C) depthwise_walk2_input(VX_LANES, even + c, second, dy + c, below + c, w + c, W, Q, C, 0);
-        else depthwise_walk2_input((int)(C - c), even + c, second, dy + c, below + c, w + c, W, Q, C, 0);
+        else if (c + VX_LANES <= channels) depthwise_walk2_input(VX_LANES, even + c, second, dy + c, below + c, w + c, W, Q, C, 0);
+        else depthwise_walk2_input((int)(channels - c), even + c, second, dy + c, below + c, w + c, W, Q, C, 0);
     }
 }
 
@@ -186,11 +187,12 @@ static inline __attribute__((always_inline)) void depthwise_walk2_weight(int n, 
     for (int i = 0; i < 10; i++) vf_store_upto(sum + i * C, vf_load_upto(sum + i * C, n) + k[i], n);
 }
 
-static inline void depthwise_weight_row(float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q, int64_t C, int stride)
+static inline void depthwise_weight_row(float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q, int64_t channels,
+                                        int64_t C, int stride)
 {
-    for (int64_t c = 0; c < C; c += VX_LANES) {
+    for (int64_t c = 0; c < channels; c += VX_LANES) {
         const float *at[3] = {row[0] + c, row[1] + c, row[2] + c};
-        const int n = (int)vx_min64(VX_LANES, C - c);
+        const int n = (int)vx_min64(VX_LANES, channels - c);
         if (n == VX_LANES && stride == 1) depthwise_walk_weight(VX_LANES, sum + c, at, dy + c, W, Q, C);
         else if (n == VX_LANES) depthwise_walk2_weight(VX_LANES, sum + c, at, dy + c, W, Q, C);
         else if (stride == 1) depthwise_walk_weight(n, sum + c, at, dy + c, W, Q, C);

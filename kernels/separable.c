@@ -17,7 +17,8 @@
  *
  * Threads take an image each, or a band of rows of a large one; a band's first and last rows are made with the rows around them, which
  * its neighbours make too. Sums are kept for each band, in order of the rows, and the bands added in order: the bits depend on the sizes
- * alone. Arrays within the op have Cp channels, C filled up with zeros to whole vectors.
+ * alone. Arrays within the op have Cp channels, C filled up with zeros to whole vectors; from pixel to pixel it is `pitch`, an odd number
+ * of vectors: the rows of an image, a power of two apart, would fall on few sets of the L1 cache.
  *
  * [1] Chollet 2017, Xception.
  */
@@ -36,14 +37,14 @@ enum {
 };
 
 typedef struct separable {
-    int64_t B, H, W, C, P, Q, O, G, Cp;
+    int64_t B, H, W, C, P, Q, O, G, Cp, pitch;
     int act, stride, up, norm;
     float eps;
     const float *x, *gamma, *beta, *bias, *residual, *dy;
     float *y, *mean, *rstd, *dx;
     int64_t block, band, bands; /* d rows of a block and of a band, bands of an image */
     int64_t ring, dd_ring;      /* rows of n and of dd that are kept */
-    float *w, *v;               /* weights: w (3,3,Cp); v forward panels of vT (C, columns of a panel), backward (O,Cp) */
+    float *w, *v;               /* weights: w (3,3,pitch); v forward panels of vT (C, columns of a panel), backward (O,Cp) */
 } separable;
 
 static int describe(separable *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma, const vx_tensor *beta,
@@ -53,6 +54,7 @@ static int describe(separable *s, const char *op, const vx_tensor *x, const vx_t
     s->B = x->shape[0], s->H = x->shape[1], s->W = x->shape[2], s->C = x->shape[3];
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
     s->Cp = vx_ceil_div(s->C, VX_LANES) * VX_LANES;
+    s->pitch = s->Cp / VX_LANES % 2 ? s->Cp : s->Cp + VX_LANES;
     s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
     s->norm = gamma != 0;
     s->block = vx_min64(vx_ceil_div(BLOCK_PIXELS, s->Q), s->P);
@@ -76,21 +78,21 @@ static void pad_rows(float *to, const float *from, int64_t rows, int64_t C, int6
 
 /* A thread's working space. Slots of the rings are rows modulo their number. */
 typedef struct space {
-    float *n;       /* (ring, W up, Cp) rows of n, each pixel doubled where up is 2 */
-    float *slope;   /* (ring, W, Cp) act' at the same rows; backward, under norm */
-    float *d;       /* (block, Q, Cp) */
-    float *dd;      /* (dd_ring, Q, Cp) */
-    float *du;      /* (block stride + 2, W up, Cp) */
+    float *n;       /* (ring, W up, pitch) rows of n, each pixel doubled where up is 2 */
+    float *slope;   /* (ring, W, pitch) act' at the same rows; backward, under norm */
+    float *d;       /* (block, Q, pitch) */
+    float *dd;      /* (dd_ring, Q, pitch) */
+    float *du;      /* (block stride + 2, W up, pitch) */
     float *zeros;   /* (a row) */
     float *channel; /* (4,Cp) mean, rstd, scale = rstd gamma, beta of the image at hand */
 } space;
 
 static int64_t space_floats(const separable *s, space *at, float *p, int backward)
 {
-    const int64_t u = s->W * s->up * s->Cp, d = s->Q * s->Cp;
+    const int64_t u = s->W * s->up * s->pitch, d = s->Q * s->pitch;
     float *start = p;
     at->n = p, p += s->ring * u;
-    at->slope = p, p += backward && s->norm ? s->ring * s->W * s->Cp : 0;
+    at->slope = p, p += backward && s->norm ? s->ring * s->W * s->pitch : 0;
     at->d = p, p += s->block * d;
     at->dd = p, p += backward ? s->dd_ring * d : 0;
     at->du = p, p += backward ? (s->block * s->stride + 2) * u : 0;
@@ -126,7 +128,7 @@ static inline __attribute__((always_inline)) void make_vectors(const separable *
 #pragma GCC unroll 4
     for (int v = 0; v < count; v++) {
         vf_store(n + v * VX_LANES, z[v]);
-        if (s->up == 2) vf_store(n + s->Cp + v * VX_LANES, z[v]);
+        if (s->up == 2) vf_store(n + s->pitch + v * VX_LANES, z[v]);
         if (with_slope) vf_store(slopes + v * VX_LANES, slope[v]);
     }
 }
@@ -135,10 +137,10 @@ static inline __attribute__((always_inline)) void make_vectors(const separable *
 static inline __attribute__((always_inline)) void make_row_as(const separable *s, int64_t b, int64_t i, const space *at, const int norm,
                                                               const int act, const int with_slope)
 {
-    const int64_t C = s->C, Cp = s->Cp, slot = i % s->ring;
+    const int64_t C = s->C, pitch = s->pitch, slot = i % s->ring;
     const float *x = s->x + (b * s->H + i) * s->W * C, *mean = at->channel;
-    float *n = at->n + slot * s->W * s->up * Cp, *slopes = at->slope + slot * s->W * Cp;
-    for (int64_t j = 0; j < s->W; j++, x += C, n += s->up * Cp, slopes += Cp) {
+    float *n = at->n + slot * s->W * s->up * pitch, *slopes = at->slope + slot * s->W * pitch;
+    for (int64_t j = 0; j < s->W; j++, x += C, n += s->up * pitch, slopes += pitch) {
         int64_t c = 0;
         for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES) make_vectors(s, 4, VX_LANES, n + c, slopes + c, x + c, mean + c, norm, act, with_slope);
         for (; c + VX_LANES <= C; c += VX_LANES) make_vectors(s, 1, VX_LANES, n + c, slopes + c, x + c, mean + c, norm, act, with_slope);
@@ -158,13 +160,13 @@ static void make_row(const separable *s, int64_t b, int64_t i, const space *at, 
 /* Row r of u: a row of zeros off the image. */
 static const float *u_row(const separable *s, const space *at, int64_t r)
 {
-    return r < 0 || r >= s->H * s->up ? at->zeros : at->n + r / s->up % s->ring * s->W * s->up * s->Cp;
+    return r < 0 || r >= s->H * s->up ? at->zeros : at->n + r / s->up % s->ring * s->W * s->up * s->pitch;
 }
 
 /* d rows first .. end - 1 into at->d. Rows of n before `made` are there; returns how many are then. */
 static int64_t make_block(const separable *s, int64_t b, int64_t first, int64_t end, int64_t made, const space *at, int with_slope)
 {
-    const int64_t Cp = s->Cp, row = s->Q * Cp;
+    const int64_t Cp = s->Cp, pitch = s->pitch, row = s->Q * pitch;
     for (; made < vx_min64(s->H, ((end - 1) * s->stride + 1) / s->up + 1); made++) make_row(s, b, made, at, with_slope);
     const int step = s->stride == 1 ? BAND : 1;
     for (int64_t p = first; p < end; p += step) {
@@ -172,8 +174,8 @@ static int64_t make_block(const separable *s, int64_t b, int64_t first, int64_t 
         const float *around[BAND + 2];
         for (int t = 0; t < rows + 2; t++) around[t] = u_row(s, at, p * s->stride + t - 1);
         float *d = at->d + (p - first) * row;
-        if (s->stride == 1) depthwise_band(rows, d, around, s->w, 0, s->W * s->up, Cp, 0, 0);
-        else depthwise_row2(d, around, s->w, 0, s->W * s->up, s->Q, Cp, 0);
+        if (s->stride == 1) depthwise_band(rows, d, around, s->w, 0, s->W * s->up, Cp, pitch, 0, 0);
+        else depthwise_row2(d, around, s->w, 0, s->W * s->up, s->Q, Cp, pitch, 0);
     }
     return made;
 }
@@ -190,7 +192,7 @@ static void forward_band(const separable *s, int64_t b, int64_t first, int64_t e
         made = make_block(s, b, p, stop, made, at, 0);
         for (int64_t j = 0; j < s->O; j += VX_PANEL) {
             const int columns = (int)vx_min64(VX_PANEL, s->O - j);
-            VX_CPU(panel)(&(vx_product){.segments = 1, .k = s->C, .a = {at->d}, .row_stride = s->Cp, .k_stride = 1, .b = {s->v + j * s->C},
+            VX_CPU(panel)(&(vx_product){.segments = 1, .k = s->C, .a = {at->d}, .row_stride = s->pitch, .k_stride = 1, .b = {s->v + j * s->C},
                                         .b_stride = vx_panel_vectors(columns) * VX_LANES, .c = s->y + offset + j, .c_stride = s->O,
                                         .alpha = 1, .beta = s->residual != 0, .addend = s->residual ? s->residual + offset + j : 0,
                                         .bias = s->bias ? s->bias + j : 0},
@@ -208,10 +210,10 @@ int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     space at;
     const int threads = omp_get_max_threads();
     const int64_t floats = space_floats(&s, &at, 0, 0), panels = vx_ceil_div(s.O, VX_PANEL) * VX_PANEL * s.C;
-    float *scratch = vx_scratch("separable", sizeof(float) * (size_t)(9 * s.Cp + panels + threads * floats));
+    float *scratch = vx_scratch("separable", sizeof(float) * (size_t)(9 * s.pitch + panels + threads * floats));
     if (!scratch) return VX_ENOMEM;
-    s.w = scratch, s.v = s.w + 9 * s.Cp;
-    pad_rows(s.w, vx_f32(w), 9, s.C, s.Cp);
+    s.w = scratch, s.v = s.w + 9 * s.pitch;
+    pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
     for (int64_t j = 0; j < s.O; j += VX_PANEL)
         VX_CPU(pack_panel)(s.v + j * s.C, vx_f32(v) + j * s.C, s.C, (int)vx_min64(VX_PANEL, s.O - j), 1, s.C);
     int failed = 0;
@@ -219,7 +221,7 @@ int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     {
         space mine;
         space_floats(&s, &mine, s.v + panels + omp_get_thread_num() * floats, 0);
-        memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.Cp));
+        memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.pitch));
         if (s.norm && s.bands > 1)
 #pragma omp for schedule(static)
             for (int64_t b = 0; b < s.B; b++)
@@ -238,7 +240,7 @@ int VX_CPU(separable)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
 
 /* -- Backward -------------------------------------------------------------------------------------------------------------------- */
 
-/* Sums of one band: dw (3,3,Cp) and a row that is not used, dv (O,Cp), dbias (O); of dz and of dz (x - mean), (2,Cp) in float64. */
+/* Sums of one band: dw (3,3,pitch) and a row that is not used, dv (O,Cp), dbias (O); of dz and of dz (x - mean), (2,Cp) in float64. */
 typedef struct sums {
     float *dw, *dv, *dbias;
     double *dz;
@@ -248,7 +250,7 @@ static int64_t sums_bytes(const separable *s, sums *g, char *p)
 {
     char *start = p;
     g->dz = (double *)p, p += sizeof(double) * (size_t)(2 * s->Cp);
-    g->dw = (float *)p, p += sizeof(float) * (size_t)(10 * s->Cp);
+    g->dw = (float *)p, p += sizeof(float) * (size_t)(10 * s->pitch);
     g->dv = (float *)p, p += sizeof(float) * (size_t)(s->O * s->Cp);
     g->dbias = (float *)p, p += sizeof(float) * (size_t)s->O;
     return vx_ceil_div(p - start, 64) * 64;
@@ -256,25 +258,25 @@ static int64_t sums_bytes(const separable *s, sums *g, char *p)
 
 static const float *dd_row(const separable *s, const space *at, int64_t p, int64_t start)
 {
-    return p < 0 || p >= s->P ? at->zeros : at->dd + (p - start) % s->dd_ring * s->Q * s->Cp;
+    return p < 0 || p >= s->P ? at->zeros : at->dd + (p - start) % s->dd_ring * s->Q * s->pitch;
 }
 
 /* Rows first .. end - 1 of du into at->du; under stride 2 first is even. start: the d row that the ring of dd counts from. */
 static void make_du(const separable *s, int64_t first, int64_t end, int64_t start, const space *at)
 {
-    const int64_t Cp = s->Cp, W = s->W * s->up, row = W * Cp;
+    const int64_t Cp = s->Cp, pitch = s->pitch, W = s->W * s->up, row = W * pitch;
     if (s->stride == 1)
         for (int64_t r = first; r < end; r += BAND) {
             const int rows = (int)vx_min64(BAND, end - r);
             const float *around[BAND + 2];
             for (int t = 0; t < rows + 2; t++) around[t] = dd_row(s, at, r + t - 1, start);
-            depthwise_band(rows, at->du + (r - first) * row, around, s->w, 0, W, Cp, 1, 0);
+            depthwise_band(rows, at->du + (r - first) * row, around, s->w, 0, W, Cp, pitch, 1, 0);
         }
     else
         for (int64_t r = first; r < end; r += 2) {
             float *even = at->du + (r - first) * row;
             depthwise_input2(even, r + 1 < end ? even + row : 0, dd_row(s, at, r / 2, start), dd_row(s, at, r / 2 + 1, start), s->w, W, s->Q,
-                             Cp, 0);
+                             Cp, pitch, 0);
         }
 }
 
@@ -284,19 +286,19 @@ static inline __attribute__((always_inline)) void finish_row_as(const separable 
                                                                 const float *slope, const float *channel_mean, double *total, const int count,
                                                                 const int n, const int norm, const int up)
 {
-    const int64_t C = s->C, Cp = s->Cp, W = s->W;
-    const float *below = du + up * W * Cp;
+    const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W;
+    const float *below = du + up * W * pitch;
     vf mean[4], plain[4], along[4];
 #pragma GCC unroll 4
     for (int v = 0; v < count; v++) mean[v] = vf_load(channel_mean + v * VX_LANES), plain[v] = along[v] = vf_zero();
     for (int64_t j = 0; j < W; j++)
 #pragma GCC unroll 4
         for (int v = 0; v < count; v++) {
-            const int64_t k = up * j * Cp + v * VX_LANES;
+            const int64_t k = up * j * pitch + v * VX_LANES;
             vf g = vf_load(du + k);
-            if (up == 2) g = (g + vf_load(du + k + Cp)) + (vf_load(below + k) + vf_load(below + k + Cp));
+            if (up == 2) g = (g + vf_load(du + k + pitch)) + (vf_load(below + k) + vf_load(below + k + pitch));
             if (norm) {
-                g *= vf_load(slope + j * Cp + v * VX_LANES);
+                g *= vf_load(slope + j * pitch + v * VX_LANES);
                 plain[v] += g;
                 along[v] += g * (vf_load_upto(x + j * C + v * VX_LANES, n) - mean[v]);
             }
@@ -310,7 +312,7 @@ static inline __attribute__((always_inline)) void finish_row_of(const separable 
                                                                 double *total, const int norm, const int up)
 {
     const int64_t C = s->C, at_row = (b * s->H + i) * s->W * C;
-    const float *x = s->x + at_row, *slope = at->slope + i % s->ring * s->W * s->Cp;
+    const float *x = s->x + at_row, *slope = at->slope + i % s->ring * s->W * s->pitch;
     float *dx = s->dx + at_row;
     int64_t c = 0;
     for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES)
@@ -336,12 +338,12 @@ static void weight_gradients(const separable *s, int64_t b, int64_t first, int64
     vx_add_rows(g->dbias, dy, count, s->O);
     for (int64_t j = 0; j < s->Cp; j += VX_PANEL)
         VX_CPU(panel)(&(vx_product){.segments = 1, .k = count, .a = {dy}, .row_stride = 1, .k_stride = s->O, .b = {at->d + j},
-                                    .b_stride = s->Cp, .c = g->dv + j, .c_stride = s->Cp, .alpha = 1, .beta = 1, .near = 1},
+                                    .b_stride = s->pitch, .c = g->dv + j, .c_stride = s->Cp, .alpha = 1, .beta = 1, .near = 1},
                       s->O, (int)vx_min64(VX_PANEL, s->Cp - j));
     for (int64_t p = first; p < end; p++) {
         const float *around[3];
         for (int t = 0; t < 3; t++) around[t] = u_row(s, at, p * s->stride + t - 1);
-        depthwise_weight_row(g->dw, around, dd_row(s, at, p, start), s->W * s->up, s->Q, s->Cp, s->stride);
+        depthwise_weight_row(g->dw, around, dd_row(s, at, p, start), s->W * s->up, s->Q, s->Cp, s->pitch, s->stride);
     }
 }
 
@@ -355,10 +357,12 @@ static void backward_band(const separable *s, int64_t b, int64_t first, int64_t 
     for (int64_t p = start; p < stop; p += s->block) {
         const int64_t next = vx_min64(p + s->block, stop), own = vx_max64(p, first), own_end = vx_min64(next, end);
         const float *dy = s->dy + (b * s->P + p) * s->Q * s->O;
+        /* the first panel fetches dy, the next two the rows of x and dx that this block comes to */
+        const float *fetch[3] = {0, s->x + (b * s->H + made) * s->W * s->C, s->dx + (b * s->H + done / s->up) * s->W * s->C};
         for (int64_t j = 0; j < s->Cp; j += VX_PANEL)
             VX_CPU(panel)(&(vx_product){.segments = 1, .k = s->O, .a = {dy}, .row_stride = s->O, .k_stride = 1, .b = {s->v + j},
-                                        .b_stride = s->Cp, .c = at->dd + (p - start) % s->dd_ring * s->Q * s->Cp + j, .c_stride = s->Cp,
-                                        .alpha = 1, .beta = 0},
+                                        .b_stride = s->Cp, .c = at->dd + (p - start) % s->dd_ring * s->Q * s->pitch + j, .c_stride = s->pitch,
+                                        .alpha = 1, .beta = 0, .fetch = fetch[vx_min64(j / VX_PANEL, 3) % 3]},
                           (next - p) * s->Q, (int)vx_min64(VX_PANEL, s->Cp - j));
         if (own < own_end) {
             made = make_block(s, b, own, own_end, made, at, s->norm);
@@ -368,7 +372,7 @@ static void backward_band(const separable *s, int64_t b, int64_t first, int64_t 
         int64_t complete = next == s->P ? last : vx_min64(last, s->stride == 1 ? next - 1 : 2 * next - 2) / unit * unit;
         if (done >= complete) continue;
         make_du(s, done, complete, start, at);
-        for (int64_t r = done; r < complete; r += s->up) finish_row(s, b, r / s->up, at->du + (r - done) * W * s->Cp, at, g->dz);
+        for (int64_t r = done; r < complete; r += s->up) finish_row(s, b, r / s->up, at->du + (r - done) * W * s->pitch, at, g->dz);
         done = complete;
     }
 }
@@ -428,14 +432,14 @@ static void finish_band(const separable *s, int64_t b, int64_t k, char *partial,
 /* The sums of all bands into the outputs; partial is used up. */
 static void add_bands(const separable *s, char *partial, int64_t bytes, float *dw, float *dv, float *dbias, float *dgamma, float *dbeta)
 {
-    const int64_t C = s->C, Cp = s->Cp, tasks = s->B * s->bands, floats = 10 * Cp + s->O * Cp + s->O;
+    const int64_t C = s->C, Cp = s->Cp, tasks = s->B * s->bands, floats = 10 * s->pitch + s->O * Cp + s->O;
     sums g, other;
     sums_bytes(s, &g, partial);
     for (int64_t task = 1; task < tasks; task++) {
         sums_bytes(s, &other, partial + task * bytes);
         for (int64_t i = 0; i < floats; i++) g.dw[i] += other.dw[i];
     }
-    for (int64_t i = 0; i < 9; i++) memcpy(dw + i * C, g.dw + i * Cp, sizeof(float) * (size_t)C);
+    for (int64_t i = 0; i < 9; i++) memcpy(dw + i * C, g.dw + i * s->pitch, sizeof(float) * (size_t)C);
     for (int64_t o = 0; o < s->O; o++) memcpy(dv + o * C, g.dv + o * Cp, sizeof(float) * (size_t)C);
     if (dbias) memcpy(dbias, g.dbias, sizeof(float) * (size_t)s->O);
     for (int64_t c = 0; s->norm && c < C; c++) {
@@ -462,18 +466,18 @@ int VX_CPU(separable_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     const int64_t floats = space_floats(&s, &at, 0, 1), bytes = sums_bytes(&s, &g, 0), tasks = s.B * s.bands;
     const int64_t partial_bytes = vx_max64(tasks, 1) * bytes;
     char *scratch = vx_scratch("separable_backward",
-                               (size_t)partial_bytes + sizeof(float) * (size_t)(9 * s.Cp + s.O * s.Cp + threads * floats));
+                               (size_t)partial_bytes + sizeof(float) * (size_t)(9 * s.pitch + s.O * s.Cp + threads * floats));
     if (!scratch) return VX_ENOMEM;
     memset(scratch, 0, (size_t)partial_bytes);
-    s.w = (float *)(scratch + partial_bytes), s.v = s.w + 9 * s.Cp;
-    pad_rows(s.w, vx_f32(w), 9, s.C, s.Cp);
+    s.w = (float *)(scratch + partial_bytes), s.v = s.w + 9 * s.pitch;
+    pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
     pad_rows(s.v, vx_f32(v), s.O, s.C, s.Cp);
 #pragma omp parallel num_threads(threads)
     {
         space mine;
         sums own;
         space_floats(&s, &mine, s.v + s.O * s.Cp + omp_get_thread_num() * floats, 1);
-        memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.Cp));
+        memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.pitch));
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < tasks; task++) {
             const int64_t b = task / s.bands, k = task % s.bands;

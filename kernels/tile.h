@@ -34,6 +34,7 @@ typedef struct vx_product {
     const float *bias; /* may be NULL */
     int stream;        /* store past the caches (vf_streams); beta is 0 then */
     int near;          /* 1: a, transposed, and b are in L2 already */
+    const float *fetch; /* a as stored: what to bring into the caches meanwhile, rows k floats of it; NULL: a's own next rows */
 } vx_product;
 
 /* rows >= 0, 1 <= columns <= VX_PANEL */
