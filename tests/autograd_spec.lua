@@ -332,4 +332,78 @@ describe("a new op of one's own", function()
     y:sum():backward()
     near({ 2, 2 }, x.grad)
   end)
+
+  -- y = factors[1] a + factors[2] b; the order in which its backward asks for the two gradients is given
+  local function weighted(first, factors)
+    local tape = require "vertex.tape"
+    return tape.recorded {
+      name = "weighted",
+      forward = function(ctx, a, b)
+        ctx.a, ctx.b = a, b
+        return ops.affine(a:detach(), factors[1]) + ops.affine(b:detach(), factors[2])
+      end,
+      backward = function(ctx, dy)
+        local da, db
+        if first == "a" then da, db = tape.gradient_like(ctx.a), tape.gradient_like(ctx.b)
+        else db = tape.gradient_like(ctx.b); da = tape.gradient_like(ctx.a) end
+        da:copy(ops.affine(dy, factors[1]))
+        db:copy(ops.affine(dy, factors[2]))
+        return da, db
+      end,
+    }
+  end
+
+  it("may make gradients in the leaves' own memory, of one leaf twice as well", function()
+    for _, first in ipairs { "a", "b" } do
+      local x, y = leaf { 1, 5 }, leaf { 2, 3 }
+      weighted(first, { 2, 3 })(x, y):sum():backward()
+      near({ 2, 2 }, x.grad)
+      near({ 3, 3 }, y.grad)
+      local g = x.grad
+      x:zero_grad()
+      y:zero_grad()
+      weighted(first, { 2, 3 })(x, x):sum():backward()
+      near({ 5, 5 }, x.grad)
+      assert.equal(g, x.grad)
+      weighted(first, { 2, 3 })(x, y):sum():backward() -- into a gradient that is there
+      near({ 7, 7 }, x.grad)
+      local z = ops.affine(x, 1)
+      local both = weighted(first, { 10, 20 })(z, y) + weighted(first, { 1, 1 })(y, x)
+      both:sum():backward()
+      near({ 18, 18 }, x.grad)
+      near({ 24, 24 }, y.grad)
+    end
+  end)
+
+  it("that fails after it was lent a leaf's memory leaves nothing of it behind", function()
+    local tape = require "vertex.tape"
+    local broken = tape.recorded {
+      name = "broken",
+      forward = function(ctx, x)
+        ctx.x = x
+        return x:detach()
+      end,
+      backward = function(ctx)
+        tape.gradient_like(ctx.x):fill(100)
+        error("broken backward", 0)
+      end,
+    }
+    local x = leaf { 1 }
+    assert.is_false((pcall(function() broken(x):backward() end)))
+    assert.is_nil(x.grad)
+    x:square():backward()
+    near({ 2 }, x.grad)
+  end)
+
+  it("an input that wanted no gradient when it was used gets none", function()
+    local x, w = leaf { 1, 2 }, leaf { 3, 4 }
+    local part = ops.affine(w, 7)
+    w.requires_grad = false
+    local y = weighted("a", { 2, 3 })(x, w)
+    w.requires_grad = true
+    y = y + part
+    y:sum():backward()
+    near({ 2, 2 }, x.grad)
+    near({ 7, 7 }, w.grad)
+  end)
 end)

@@ -10,6 +10,7 @@ local dirichlet = require "vertex.dirichlet"
 local tape = require "vertex.tape"
 
 local C, call, handle, new, new_like = core.C, core.call, core.handle, core.new, core.new_like
+local gradient_like = tape.gradient_like
 local Tensor, is_tensor, contiguous, fail = core.Tensor, core.is_tensor, core.contiguous, core.fail
 local shape_text = core.shape_text
 
@@ -524,7 +525,7 @@ define("conv3x3", { -- dense; x (B,H,W,C), w (3,3,C,O), bias (O) or nil; stride 
       call(C.vx_conv3x3_backward_input, dx._h, dy._h, handle(ctx.w))
     end
     if needs[2] or needs[3] then
-      dw, db = new_like(ctx.w), ctx.bias and new_like(ctx.bias)
+      dw, db = gradient_like(ctx.w), ctx.bias and gradient_like(ctx.bias)
       call(C.vx_conv3x3_backward_weight, dw._h, db and db._h, handle(ctx.x), dy._h)
     end
     return dx, dw, db
@@ -554,7 +555,7 @@ define("depthwise3x3", { -- x (B,H,W,C), w (3,3,C), bias (C) or nil, stride 1 or
       call(C.vx_depthwise3x3_backward_input, dx._h, dy._h, handle(ctx.w), ctx.stride)
     end
     if needs[2] or needs[3] then
-      dw, db = new_like(ctx.w), ctx.bias and new_like(ctx.bias)
+      dw, db = gradient_like(ctx.w), ctx.bias and gradient_like(ctx.bias)
       call(C.vx_depthwise3x3_backward_weight, dw._h, db and db._h, handle(ctx.x), dy._h, ctx.stride)
     end
     return dx, dw, db
@@ -613,8 +614,8 @@ define("separable", {
     return y
   end,
   backward = function(ctx, dy)
-    local dx, dw, dv, db = new_like(ctx.x), new_like(ctx.w), new_like(ctx.v), ctx.bias and new_like(ctx.bias)
-    local dgamma, dbeta = ctx.gamma and new_like(ctx.gamma), ctx.gamma and new_like(ctx.beta)
+    local dx, dw, dv, db = new_like(ctx.x), gradient_like(ctx.w), gradient_like(ctx.v), ctx.bias and gradient_like(ctx.bias)
+    local dgamma, dbeta = ctx.gamma and gradient_like(ctx.gamma), ctx.gamma and gradient_like(ctx.beta)
     call(C.vx_separable_backward, dx._h, handle(dgamma), handle(dbeta), dw._h, dv._h, handle(db), dy._h, handle(ctx.x), handle(ctx.gamma),
       handle(ctx.beta), handle(ctx.mean), handle(ctx.rstd), handle(ctx.w), handle(ctx.v), ctx.act, 1e-5, ctx.stride, ctx.up)
     return dx, dw, dv, db, dgamma, dbeta, ctx.residual_dtype and dy:to(ctx.residual_dtype)
@@ -642,7 +643,7 @@ define("group_norm", { -- x (B,...,C), gamma and beta (C); y = act(gamma (x - me
     return shaped(y, s)
   end,
   backward = function(ctx, dy)
-    local dx, dgamma, dbeta = new_like(ctx.x), new_like(ctx.gamma), new_like(ctx.beta)
+    local dx, dgamma, dbeta = new_like(ctx.x), gradient_like(ctx.gamma), gradient_like(ctx.beta)
     call(C.vx_group_norm_backward, dx._h, dgamma._h, dbeta._h, handle(shaped(dy, ctx.x:shape())), handle(ctx.x), handle(ctx.gamma),
       handle(ctx.beta), handle(ctx.mean), handle(ctx.rstd), ctx.act)
     return shaped(dx, ctx.shape), dgamma, dbeta
@@ -662,7 +663,7 @@ define("layer_norm", { -- over the last dimension
     return shaped(y, s)
   end,
   backward = function(ctx, dy)
-    local dx, dgamma, dbeta = new_like(ctx.x), new_like(ctx.gamma), new_like(ctx.gamma)
+    local dx, dgamma, dbeta = new_like(ctx.x), gradient_like(ctx.gamma), new_like(ctx.gamma)
     call(C.vx_layer_norm_backward, dx._h, dgamma._h, dbeta._h, (rows(dy))._h, handle(ctx.x), handle(ctx.gamma), handle(ctx.mean), handle(ctx.rstd))
     return shaped(dx, ctx.shape), dgamma, dbeta
   end,
@@ -780,7 +781,7 @@ define("quantize_hard", {
   end,
   backward = function(ctx, dy, dreg)
     local z, o = ctx.z, ctx.options
-    local dz, dcodebook = new_like(z), new_like(ctx.codebook)
+    local dz, dcodebook = new_like(z), gradient_like(ctx.codebook)
     dy = dy or new_like(z):zero()
     dreg = dreg or beside(z, { 1 }):zero()
     call(C.vx_hard_backward, dz._h, dcodebook._h, dy._h, dreg._h, handle(z), handle(ctx.codebook), handle(ctx.codes),
@@ -815,7 +816,7 @@ define("quantize_smooth", {
   end,
   backward = function(ctx, dy, dreg)
     local z, s, o = ctx.z, ctx.s, ctx.o
-    local dz, dcodebook, dlog_tau = new_like(z), new_like(ctx.codebook), new_like(ctx.log_tau)
+    local dz, dcodebook, dlog_tau = new_like(z), gradient_like(ctx.codebook), gradient_like(ctx.log_tau)
     dy = dy or new_like(z):zero()
     dreg = dreg or beside(z, { 1 }):zero()
     call(C.vx_smooth_backward, dz._h, dcodebook._h, dlog_tau._h, dy._h, dreg._h, handle(s.y), handle(s.codes), handle(s.lse),

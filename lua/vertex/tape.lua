@@ -6,7 +6,8 @@
 --   2. backward(ctx, dy1, dy2, ...) returns one gradient per input or nil; dy of an output nobody used is nil. A gradient it
 --      returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept in ctx.
 --   3. ctx.needs[i] says whether input i wants a gradient.
---   4. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its tensor's dtype.
+--   4. The gradient of a parameter is best made in tape.gradient_like(it): the leaf's own buffer, which nothing need be copied into.
+--   5. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its tensor's dtype.
 
 local core = require "vertex.core"
 
@@ -104,17 +105,35 @@ local function nodes_before(root)
   return list
 end
 
---- leaf.grad += g. The buffer belongs to the leaf and lives as long as the leaf, outside any step the leaf is outside of.
-local function add_to_leaf(leaf, g)
-  if leaf.grad then
-    core.call(core.C.vx_binary, leaf.grad._h, leaf.grad._h, g._h, 0)
-    return
-  end
+--- The memory of a leaf's gradient. It belongs to the leaf and lives as long as the leaf, outside any step the leaf is outside of.
+local function buffer_of(leaf)
   local buffer = leaf._gradient_buffer
   if not buffer or buffer._h == nil then
     buffer = core.new_like(leaf, leaf._scope == nil)
     leaf._gradient_buffer = buffer
   end
+  return buffer
+end
+
+-- leaf → its buffer, which the op whose backward runs was given and fills
+local lent = {}
+
+--- For an op's backward: an uninitialized tensor for the gradient of x, one of its inputs, to fill and return.
+function tape.gradient_like(x)
+  if x._node or x.grad or lent[x] or not x.requires_grad then return core.new_like(x) end
+  lent[x] = buffer_of(x)
+  return lent[x]
+end
+
+--- leaf.grad += g
+local function add_to_leaf(leaf, g)
+  if lent[leaf] then leaf.grad, lent[leaf] = lent[leaf], nil end
+  if g == leaf.grad then return end
+  if leaf.grad then
+    core.call(core.C.vx_binary, leaf.grad._h, leaf.grad._h, g._h, 0)
+    return
+  end
+  local buffer = buffer_of(leaf)
   core.call(core.C.vx_convert, buffer._h, g._h)
   leaf.grad = buffer
 end
@@ -169,7 +188,7 @@ function core.Tensor:backward(gradient)
   local function spread(node, ...)
     for i = 1, node.inputs.n do
       local g = (select(i, ...))
-      if g and node.ctx.needs[i] then
+      if g and node.ctx.needs[i] and g ~= lent[node.inputs[i]] then
         holders[g] = (holders[g] or 0) + 1 -- held by this loop
       end
     end
@@ -177,11 +196,13 @@ function core.Tensor:backward(gradient)
       local g = (select(i, ...))
       if g and node.ctx.needs[i] then
         deposit(node.inputs[i], g)
-        drop(g)
+        if holders[g] then drop(g) end
       end
     end
+    for x in pairs(lent) do lent[x] = nil end -- of inputs that wanted no gradient after all
   end
 
+  lent = {} -- what an op that failed was lent is forgotten
   for _, node in ipairs(nodes) do
     local g = node.gradients
     if g then
