@@ -33,7 +33,7 @@ extern "C" {
 /* -- Status, types, limits ------------------------------------------------------------------------------------------ */
 
 enum {
-    VX_ABI = 4,             /* raised when a declaration changes; backends and Lua refuse another one */
+    VX_ABI = 5,             /* raised when a declaration changes; backends and Lua refuse another one */
     VX_MAX_DIMS = 8,
     VX_OK = 0,
     VX_EINVAL = 1,          /* the caller's mistake: shape, dtype, range, released tensor */

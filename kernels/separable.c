@@ -40,7 +40,7 @@ typedef struct separable {
     int64_t B, H, W, C, P, Q, O, G, Cp, pitch;
     int act, stride, up, norm;
     float eps;
-    const float *x, *gamma, *beta, *bias, *residual, *dy;
+    const float *x, *gamma, *beta, *bias, *residual, *addend, *dy;
     float *y, *mean, *rstd, *dx;
     int64_t block, band, bands; /* d rows of a block and of a band, bands of an image */
     int64_t ring, dd_ring;      /* rows of n and of dd that are kept */
@@ -280,10 +280,10 @@ static void make_du(const separable *s, int64_t first, int64_t end, int64_t star
         }
 }
 
-/* Row i of dx from the row (or two rows) of du over it: dz = dn slope where there is a norm, whose sums are added to `total`. `count`
- * vectors of channels, n of the last one's. */
-static inline __attribute__((always_inline)) void finish_row_as(const separable *s, float *dx, const float *x, const float *du,
-                                                                const float *slope, const float *channel_mean, double *total, const int count,
+/* Row i of dx from the row (or two rows) of du over it: dz = dn slope where there is a norm, whose sums are added to `total`, else dn +
+ * addend. `count` vectors of channels, n of the last one's. */
+static inline __attribute__((always_inline)) void finish_row_as(const separable *s, float *dx, const float *x, const float *addend,
+                                                                const float *du, const float *slope, const float *channel_mean, double *total, const int count,
                                                                 const int n, const int norm, const int up)
 {
     const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W;
@@ -301,7 +301,7 @@ static inline __attribute__((always_inline)) void finish_row_as(const separable 
                 g *= vf_load(slope + j * pitch + v * VX_LANES);
                 plain[v] += g;
                 along[v] += g * (vf_load_upto(x + j * C + v * VX_LANES, n) - mean[v]);
-            }
+            } else if (addend) g += vf_load_upto(addend + j * C + v * VX_LANES, n);
             vf_store_upto(dx + j * C + v * VX_LANES, g, n);
         }
     for (int v = 0; norm && v < count; v++)
@@ -313,13 +313,14 @@ static inline __attribute__((always_inline)) void finish_row_of(const separable 
 {
     const int64_t C = s->C, at_row = (b * s->H + i) * s->W * C;
     const float *x = s->x + at_row, *slope = at->slope + i % s->ring * s->W * s->pitch;
+    const float *addend = s->addend ? s->addend + at_row : 0;
     float *dx = s->dx + at_row;
     int64_t c = 0;
     for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES)
-        finish_row_as(s, dx + c, x + c, du + c, slope + c, at->channel + c, total + c, 4, VX_LANES, norm, up);
+        finish_row_as(s, dx + c, x + c, addend ? addend + c : 0, du + c, slope + c, at->channel + c, total + c, 4, VX_LANES, norm, up);
     for (; c + VX_LANES <= C; c += VX_LANES)
-        finish_row_as(s, dx + c, x + c, du + c, slope + c, at->channel + c, total + c, 1, VX_LANES, norm, up);
-    if (c < C) finish_row_as(s, dx + c, x + c, du + c, slope + c, at->channel + c, total + c, 1, (int)(C - c), norm, up);
+        finish_row_as(s, dx + c, x + c, addend ? addend + c : 0, du + c, slope + c, at->channel + c, total + c, 1, VX_LANES, norm, up);
+    if (c < C) finish_row_as(s, dx + c, x + c, addend ? addend + c : 0, du + c, slope + c, at->channel + c, total + c, 1, (int)(C - c), norm, up);
 }
 
 static void finish_row(const separable *s, int64_t b, int64_t i, const float *du, const space *at, double *total)
@@ -390,25 +391,30 @@ static void settle(const separable *s, int64_t b, const double *total, float *fa
     }
 }
 
-/* The last pass over rows first .. end - 1 of image b: dx = scale dz - (x - mean) factor - factor', in place, the last rows, which are in
- * the cache, first. */
-static void finish_norm(const separable *s, int64_t b, int64_t first, int64_t end, const float *factor, const space *at)
+/* The last pass over rows first .. end - 1 of image b: dx = scale dz - (x - mean) factor - factor' + addend, in place, the last rows, which
+ * are in the cache, first. */
+static inline __attribute__((always_inline)) void finish_norm_as(const separable *s, int64_t b, int64_t first, int64_t end, const float *factor,
+                                                                 const space *at, const int add)
 {
     const int64_t C = s->C, Cp = s->Cp;
     const float *mean = at->channel, *scale = mean + 2 * Cp;
     for (int64_t i = (b * s->H + end) * s->W; i-- > (b * s->H + first) * s->W;) {
-        const float *x = s->x + i * C;
+        const float *x = s->x + i * C, *addend = add ? s->addend + i * C : 0;
         float *dx = s->dx + i * C;
         for (int64_t c = 0; c < C; c += VX_LANES) {
             const int n = (int)vx_min64(VX_LANES, C - c);
-            if (n == VX_LANES)
-                vf_store(dx + c, vf_load(scale + c) * vf_load(dx + c) -
-                                     ((vf_load(x + c) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c)));
-            else
-                vf_store_n(dx + c, vf_load(scale + c) * vf_load_n(dx + c, n) -
-                                       ((vf_load_n(x + c, n) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c)), n);
+            const vf of_x = (vf_load_upto(x + c, n) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c);
+            vf g = vf_load(scale + c) * vf_load_upto(dx + c, n) - of_x;
+            if (add) g += vf_load_upto(addend + c, n);
+            vf_store_upto(dx + c, g, n);
         }
     }
+}
+
+static void finish_norm(const separable *s, int64_t b, int64_t first, int64_t end, const float *factor, const space *at)
+{
+    if (s->addend) finish_norm_as(s, b, first, end, factor, at, 1);
+    else finish_norm_as(s, b, first, end, factor, at, 0);
 }
 
 /* The last pass over band k of image b, whose sums are complete. */
@@ -455,9 +461,9 @@ static void add_bands(const separable *s, char *partial, int64_t bytes, float *d
 
 int VX_CPU(separable_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dw, vx_tensor *dv, vx_tensor *dbias,
                                vx_tensor *dy, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd,
-                               vx_tensor *w, vx_tensor *v, int act, float eps, int stride, int up)
+                               vx_tensor *w, vx_tensor *v, vx_tensor *addend, int act, float eps, int stride, int up)
 {
-    separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .dy = vx_f32(dy), .dx = vx_f32(dx)};
+    separable s = {.act = act, .eps = eps, .stride = stride, .up = up, .dy = vx_f32(dy), .dx = vx_f32(dx), .addend = vx_f32(addend)};
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
     space at;

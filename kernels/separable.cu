@@ -26,7 +26,7 @@ static_assert(WARPS == SIDE, "a warp takes a row of the tile");
 typedef struct separable {
     int64_t B, H, W, C, P, Q, O, G;
     int act, stride, up, norm;
-    const void *x, *residual; /* f32 or bf16: of the type the kernel has for x, and of y's */
+    const void *x, *addend, *residual; /* f32 or bf16: of the type the kernel has for x, the last of y's */
     const float *gamma, *beta, *w, *v, *bias;
     float *mean, *rstd; /* (B,G) */
 } separable;
@@ -312,7 +312,7 @@ template <class D> VX_DEVICE float du_at(const separable &s, const D *dd, const 
     return sum;
 }
 
-/* dx = dz, and partial (B,parts,2,C): its sums and those of dz (x - mean), where there is a norm. Block: 32 channels, a part of an
+/* dx = dz, and partial (B,parts,2,C): its sums and those of dz (x - mean), where there is a norm; else dx = dz + addend. Block: 32 channels, a part of an
  * image's pixels; a warp takes every eighth pixel. */
 template <class X, class D> VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(separable s, X *dx, double *partial, const D *dd, int64_t parts)
 {
@@ -335,7 +335,7 @@ template <class X, class D> VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_ker
             g *= slope;
             plain += g;
             along += (double)(g * from_mean);
-        }
+        } else if (s.addend) g += vx_get((const X *)s.addend + at);
         vx_put(dx + at, g);
     }
     if (!s.norm) return;
@@ -383,7 +383,7 @@ VX_KERNEL affine_kernel(separable s, float *dgamma, float *dbeta, const double *
     }
 }
 
-/* dx = scale dz - (x - mean) factor - factor', in place. */
+/* dx = scale dz - (x - mean) factor - factor' + addend, in place. */
 template <class X> VX_KERNEL finish_kernel(separable s, X *dx, const float *factor)
 {
     const int64_t image = s.H * s.W * s.C;
@@ -391,7 +391,8 @@ template <class X> VX_KERNEL finish_kernel(separable s, X *dx, const float *fact
         const int64_t c = i % s.C, b = i / image;
         const channel of = channel_of(s, b, c);
         const float from_mean = vx_get((const X *)s.x + i) - of.mean;
-        vx_put(dx + i, of.scale * vx_get(dx + i) - (from_mean * factor[b * 2 * s.C + c] + factor[(b * 2 + 1) * s.C + c]));
+        const float g = of.scale * vx_get(dx + i) - (from_mean * factor[b * 2 * s.C + c] + factor[(b * 2 + 1) * s.C + c]);
+        vx_put(dx + i, s.addend ? g + vx_get((const X *)s.addend + i) : g);
     }
 }
 
@@ -430,14 +431,15 @@ static void backward(const separable &s, vx_tensor *dx, vx_tensor *dgamma, vx_te
 
 int vx_cuda_separable_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dw, vx_tensor *dv, vx_tensor *dbias,
                                vx_tensor *dy, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd,
-                               vx_tensor *w, vx_tensor *v, int act, float eps, int stride, int up)
+                               vx_tensor *w, vx_tensor *v, vx_tensor *addend, int act, float eps, int stride, int up)
 {
     (void)eps;
     separable s = {};
-    s.act = act, s.stride = stride, s.up = up;
+    s.act = act, s.stride = stride, s.up = up, s.addend = addend ? addend->data : NULL;
     if (describe(&s, "separable_backward", x, dy, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta)) return vx_fail(VX_EINVAL, "separable_backward: dgamma and dbeta must be there with gamma");
     if (check_one_dtype("separable_backward", "dx", dx, "x", x)) return VX_EINVAL;
+    if (addend && check_one_dtype("separable_backward", "addend", addend, "x", x)) return VX_EINVAL;
     if (!vx_in_bf16(x, dy)) backward<float, float>(s, dx, dgamma, dbeta, dw, dv, dbias, dy);
     else VX_TYPED(vx_is_bf16(x), X, backward<X, vx_bf16>(s, dx, dgamma, dbeta, dw, dv, dbias, dy));
     return vx_status();

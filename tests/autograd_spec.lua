@@ -395,6 +395,41 @@ describe("a new op of one's own", function()
     near({ 2 }, x.grad)
   end)
 
+  it("may add to what its first input has got so far", function()
+    local tape = require "vertex.tape"
+    local given = {}
+    local half = tape.recorded {
+      name = "half",
+      adds = true,
+      forward = function(_, x) return ops.affine(x:detach(), 0.5) end,
+      backward = function(_, dy, _, before)
+        given[#given + 1] = before and H.flat(before) or "nothing"
+        return before and dy * 0.5 + before or dy * 0.5
+      end,
+    }
+    for _, others in ipairs { 0, 1, 2 } do
+      given = {}
+      local x = leaf { 1, 5 }
+      local z = ops.affine(x, 3)
+      local y = half(z)
+      for k = 1, others do y = y + ops.affine(z, 10 ^ k) end -- made later, so their gradients come first
+      (y + ops.affine(z, 100)):sum():backward()
+      y = half(x) -- a leaf's gradient is added up by the tape
+      y:sum():backward()
+      local sum = 100 + (others > 0 and 10 or 0) + (others > 1 and 100 or 0)
+      assert.same({ { sum, sum }, "nothing" }, given)
+      near({ 3 * (sum + 0.5) + 0.5, 3 * (sum + 0.5) + 0.5 }, x.grad)
+    end
+    given = {} -- one that comes later
+    local x = leaf { 1, 5 }
+    local z = ops.affine(x, 3)
+    local part = ops.affine(z, 7)
+    local y = half(z) + part
+    y:sum():backward()
+    assert.same({ "nothing" }, given)
+    near({ 3 * 7.5, 3 * 7.5 }, x.grad)
+  end)
+
   it("an input that wanted no gradient when it was used gets none", function()
     local x, w = leaf { 1, 2 }, leaf { 3, 4 }
     local part = ops.affine(w, 7)

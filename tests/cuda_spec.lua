@@ -71,6 +71,8 @@ local function specs(device, tag)
 
     it("adamw gives every tensor of a call the bits that it gets in a call of its own" .. tag, function() H.check_adamw_lists(device) end)
 
+    it("separable adds what x's gradient is so far" .. tag, function() H.check_separable_addend(device) end)
+
     for name, fault in pairs(faults) do
       it(name .. " reports a value it cannot work with" .. tag, function()
         local ok, message = pcall(function()

@@ -111,6 +111,28 @@ function H.check_adamw_lists(device)
   end
 end
 
+--- separable_backward with an addend gives the bits of one without, and a sum.
+function H.check_separable_addend(device)
+  local T, op = H.generator(22), vx.ops.registry.separable
+  local cases = op.cases(T)
+  for _, args in ipairs(require("tests.larger_cases").separable(T)) do cases[#cases + 1] = args end
+  cases[#cases + 1] = { T { 1, 130, 66, 64 }, T { 3, 3, 64 }, T { 8, 64 }, nil, T { 64 }, T { 64 }, nil, { groups = 4, activation = "silu" } } -- in bands
+  for i, args in ipairs(cases) do
+    local here, n = {}, 0
+    for k, x in pairs(args) do
+      here[k], n = x, math.max(n, k)
+      if vx.is_tensor(x) then
+        here[k] = x:to(device)
+        here[k].requires_grad = true
+      end
+    end
+    local y = vx.ops.separable(unpack(here, 1, n))
+    local dy, before = T(y:shape(), { grad = false }):to(device), T(here[1]:shape(), { grad = false }):to(device)
+    local dx = op.backward(y._node.ctx, dy)
+    require("luassert").equal((before + dx):bytes(), op.backward(y._node.ctx, dy, nil, before):bytes(), "case " .. i)
+  end
+end
+
 -- -- Reading ---------------------------------------------------------------------------------------------------------------------
 
 --- All elements of a tensor in row-major order as a flat Lua array.

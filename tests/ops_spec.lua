@@ -624,6 +624,8 @@ describe("ops without gradients", function()
 
   it("adamw gives every tensor of a call the bits that it gets in a call of its own", function() H.check_adamw_lists "cpu" end)
 
+  it("separable adds what x's gradient is so far", function() H.check_separable_addend "cpu" end)
+
   it("and those with: together they are all of ops.def", function()
     for _, op in ipairs(core.op_list()) do
       local recorded = through[op.name]

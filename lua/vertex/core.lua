@@ -8,7 +8,7 @@ local core = {}
 
 -- -- The library ----------------------------------------------------------------------------------------------------------
 
-local ABI = 4
+local ABI = 5
 
 local function library_directory()
   local source = debug.getinfo(1, "S").source:sub(2)

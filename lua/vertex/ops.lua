@@ -594,6 +594,7 @@ end
 -- {output = "f32"}: of this dtype under vx.autocast too.
 define("separable", {
   bodies = true,
+  adds = true,
   forward = function(ctx, x, w, v, bias, gamma, beta, residual, options)
     x = contiguous(expect_tensor(x, "separable", "x"))
     local o = options or {}
@@ -613,11 +614,12 @@ define("separable", {
     end
     return y
   end,
-  backward = function(ctx, dy)
+  backward = function(ctx, dy, _, before)
     local dx, dw, dv, db = new_like(ctx.x), gradient_like(ctx.w), gradient_like(ctx.v), ctx.bias and gradient_like(ctx.bias)
     local dgamma, dbeta = ctx.gamma and gradient_like(ctx.gamma), ctx.gamma and gradient_like(ctx.beta)
     call(C.vx_separable_backward, dx._h, handle(dgamma), handle(dbeta), dw._h, dv._h, handle(db), dy._h, handle(ctx.x), handle(ctx.gamma),
-      handle(ctx.beta), handle(ctx.mean), handle(ctx.rstd), handle(ctx.w), handle(ctx.v), ctx.act, 1e-5, ctx.stride, ctx.up)
+      handle(ctx.beta), handle(ctx.mean), handle(ctx.rstd), handle(ctx.w), handle(ctx.v), handle(before), ctx.act, 1e-5,
+      ctx.stride, ctx.up)
     return dx, dw, dv, db, dgamma, dbeta, ctx.residual_dtype and dy:to(ctx.residual_dtype)
   end,
   cases = function(T)

@@ -7,7 +7,9 @@
 --      returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept in ctx.
 --   3. ctx.needs[i] says whether input i wants a gradient.
 --   4. The gradient of a parameter is best made in tape.gradient_like(it): the leaf's own buffer, which nothing need be copied into.
---   5. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its tensor's dtype.
+--   5. An op that says `adds = true` is given, after two dy, the gradient that its first input has got so far, or nil; the gradient it
+--      returns for that input includes it.
+--   6. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its tensor's dtype.
 
 local core = require "vertex.core"
 
@@ -166,14 +168,24 @@ function core.Tensor:backward(gradient)
     if n == 0 then g:release() end
   end
 
-  local function deposit(x, g)
+  --- What the first input of an op that adds to it has got so far.
+  local function so_far(node)
+    local x = node.inputs[1]
+    local gradients = node.op.adds and node.ctx.needs[1] and x._node and x._node.gradients
+    local g = gradients and gradients[x._slot]
+    return g and g:is_contiguous() and g or nil
+  end
+
+  --- included: a gradient that g includes already.
+  local function deposit(x, g, included)
     local node = x._node
     if not node then return add_to_leaf(x, core.contiguous(g)) end
     node.gradients = node.gradients or {}
     local before = node.gradients[x._slot]
-    if not before then
+    if not before or before == included then
       holders[g] = (holders[g] or 0) + 1
       node.gradients[x._slot] = g
+      if before then drop(before) end
     elseif sums[before] then
       core.call(core.C.vx_binary, before._h, before._h, g._h, 0)
     else
@@ -185,7 +197,7 @@ function core.Tensor:backward(gradient)
     end
   end
 
-  local function spread(node, ...)
+  local function spread(node, included, ...)
     for i = 1, node.inputs.n do
       local g = (select(i, ...))
       if g and node.ctx.needs[i] and g ~= lent[node.inputs[i]] then
@@ -195,7 +207,7 @@ function core.Tensor:backward(gradient)
     for i = 1, node.inputs.n do
       local g = (select(i, ...))
       if g and node.ctx.needs[i] then
-        deposit(node.inputs[i], g)
+        deposit(node.inputs[i], g, i == 1 and included or nil)
         if holders[g] then drop(g) end
       end
     end
@@ -216,7 +228,8 @@ function core.Tensor:backward(gradient)
           g[slot] = whole
         end
       end
-      spread(node, node.op.backward(node.ctx, g[1], g[2]))
+      local included = so_far(node)
+      spread(node, included, node.op.backward(node.ctx, g[1], g[2], included))
       for slot = 1, outputs do
         if g[slot] then drop(g[slot]) end
       end
