@@ -280,55 +280,51 @@ static void make_du(const separable *s, int64_t first, int64_t end, int64_t star
         }
 }
 
-/* Row i of dx from the row (or two rows) of du over it: dz = dn slope where there is a norm, whose sums are added to `total`, else dn +
- * addend. `count` vectors of channels, n of the last one's. */
-static inline __attribute__((always_inline)) void finish_row_as(const separable *s, float *dx, const float *x, const float *addend,
-                                                                const float *du, const float *slope, const float *channel_mean, double *total, const int count,
-                                                                const int n, const int norm, const int up)
+/* Channels c .. of row i of dx, `count` vectors, n channels of the last, from the row (or two rows) of du over it: dz = dn slope where there is a
+ * norm, whose sums are added to `total`, else dn + addend. */
+static inline __attribute__((always_inline)) void finish_vectors(const separable *s, int64_t b, int64_t i, const float *du, const space *at,
+                                                                 double *total, int64_t c, const int count, const int n, const int norm,
+                                                                 const int up)
 {
-    const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W;
-    const float *below = du + up * W * pitch;
+    const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W, row = (b * s->H + i) * W * C + c;
+    const float *x = s->x + row, *addend = s->addend ? s->addend + row : 0, *slope = at->slope + i % s->ring * W * pitch + c;
+    const float *above = du + c, *below = above + up * W * pitch;
+    float *dx = s->dx + row;
     vf mean[4], plain[4], along[4];
 #pragma GCC unroll 4
-    for (int v = 0; v < count; v++) mean[v] = vf_load(channel_mean + v * VX_LANES), plain[v] = along[v] = vf_zero();
+    for (int v = 0; v < count; v++) mean[v] = vf_load(at->channel + c + v * VX_LANES), plain[v] = along[v] = vf_zero();
     for (int64_t j = 0; j < W; j++)
 #pragma GCC unroll 4
         for (int v = 0; v < count; v++) {
-            const int64_t k = up * j * pitch + v * VX_LANES;
-            vf g = vf_load(du + k);
-            if (up == 2) g = (g + vf_load(du + k + pitch)) + (vf_load(below + k) + vf_load(below + k + pitch));
+            const int64_t k = up * j * pitch + v * VX_LANES, l = j * C + v * VX_LANES;
+            vf g = vf_load(above + k);
+            if (up == 2) g = (g + vf_load(above + k + pitch)) + (vf_load(below + k) + vf_load(below + k + pitch));
             if (norm) {
                 g *= vf_load(slope + j * pitch + v * VX_LANES);
                 plain[v] += g;
-                along[v] += g * (vf_load_upto(x + j * C + v * VX_LANES, n) - mean[v]);
-            } else if (addend) g += vf_load_upto(addend + j * C + v * VX_LANES, n);
-            vf_store_upto(dx + j * C + v * VX_LANES, g, n);
+                along[v] += g * (vf_load_upto(x + l, n) - mean[v]);
+            } else if (addend) g += vf_load_upto(addend + l, n);
+            vf_store_upto(dx + l, g, n);
         }
     for (int v = 0; norm && v < count; v++)
-        for (int l = 0; l < n; l++) total[v * VX_LANES + l] += plain[v][l], total[Cp + v * VX_LANES + l] += along[v][l];
+        for (int l = 0; l < n; l++) total[c + v * VX_LANES + l] += plain[v][l], total[Cp + c + v * VX_LANES + l] += along[v][l];
 }
 
-static inline __attribute__((always_inline)) void finish_row_of(const separable *s, int64_t b, int64_t i, const float *du, const space *at,
+static inline __attribute__((always_inline)) void finish_row_as(const separable *s, int64_t b, int64_t i, const float *du, const space *at,
                                                                 double *total, const int norm, const int up)
 {
-    const int64_t C = s->C, at_row = (b * s->H + i) * s->W * C;
-    const float *x = s->x + at_row, *slope = at->slope + i % s->ring * s->W * s->pitch;
-    const float *addend = s->addend ? s->addend + at_row : 0;
-    float *dx = s->dx + at_row;
     int64_t c = 0;
-    for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES)
-        finish_row_as(s, dx + c, x + c, addend ? addend + c : 0, du + c, slope + c, at->channel + c, total + c, 4, VX_LANES, norm, up);
-    for (; c + VX_LANES <= C; c += VX_LANES)
-        finish_row_as(s, dx + c, x + c, addend ? addend + c : 0, du + c, slope + c, at->channel + c, total + c, 1, VX_LANES, norm, up);
-    if (c < C) finish_row_as(s, dx + c, x + c, addend ? addend + c : 0, du + c, slope + c, at->channel + c, total + c, 1, (int)(C - c), norm, up);
+    for (; c + 4 * VX_LANES <= s->C; c += 4 * VX_LANES) finish_vectors(s, b, i, du, at, total, c, 4, VX_LANES, norm, up);
+    for (; c + VX_LANES <= s->C; c += VX_LANES) finish_vectors(s, b, i, du, at, total, c, 1, VX_LANES, norm, up);
+    if (c < s->C) finish_vectors(s, b, i, du, at, total, c, 1, (int)(s->C - c), norm, up);
 }
 
 static void finish_row(const separable *s, int64_t b, int64_t i, const float *du, const space *at, double *total)
 {
-    if (s->norm && s->up == 1) finish_row_of(s, b, i, du, at, total, 1, 1);
-    else if (s->norm) finish_row_of(s, b, i, du, at, total, 1, 2);
-    else if (s->up == 1) finish_row_of(s, b, i, du, at, total, 0, 1);
-    else finish_row_of(s, b, i, du, at, total, 0, 2);
+    if (s->norm && s->up == 1) finish_row_as(s, b, i, du, at, total, 1, 1);
+    else if (s->norm) finish_row_as(s, b, i, du, at, total, 1, 2);
+    else if (s->up == 1) finish_row_as(s, b, i, du, at, total, 0, 1);
+    else finish_row_as(s, b, i, du, at, total, 0, 2);
 }
 
 /* Own d rows first .. end - 1 of a block, whose dd is there: gradients of w and v. */
@@ -358,7 +354,7 @@ static void backward_band(const separable *s, int64_t b, int64_t first, int64_t 
     for (int64_t p = start; p < stop; p += s->block) {
         const int64_t next = vx_min64(p + s->block, stop), own = vx_max64(p, first), own_end = vx_min64(next, end);
         const float *dy = s->dy + (b * s->P + p) * s->Q * s->O;
-        /* the first panel fetches dy, the next two the rows of x and dx that this block comes to */
+        /* The first product of a block brings dy along; the next two bring the rows of x and dx that the block comes to. */
         const float *fetch[3] = {0, s->x + (b * s->H + made) * s->W * s->C, s->dx + (b * s->H + done / s->up) * s->W * s->C};
         for (int64_t j = 0; j < s->Cp; j += VX_PANEL)
             VX_CPU(panel)(&(vx_product){.segments = 1, .k = s->O, .a = {dy}, .row_stride = s->O, .k_stride = 1, .b = {s->v + j},
