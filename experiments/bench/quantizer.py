@@ -34,8 +34,11 @@ CHUNK_ELEMENTS, TOPK_ELEMENTS = 1 << 21, 1 << 23
 GPU_CHUNK_ELEMENTS = 1 << 27  # half a gigabyte: few launches, and small beside a GPU's memory
 
 
+DEVICE = torch.device(sys.argv[10] if len(sys.argv) > 10 else "cpu")
+
+
 def now():
-    if torch.get_default_device().type == "cuda":
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -263,7 +266,7 @@ def make_step(baseline, method, k):
 
 def read_inputs(path, n, d, m):
     size = 2 * n * d + m * d + 1
-    flat = torch.from_file(path, size=size, device="cpu").to(torch.get_default_device(), copy=True)
+    flat = torch.from_file(path, size=size, device="cpu").to(DEVICE, copy=True)
     z, codebook, dy, log_tau = flat.split([n * d, m * d, n * d, 1])
     z, codebook, dy = z.view(n, d).clone(), codebook.view(m, d).clone(), dy.view(n, d).clone()
     return z.requires_grad_(), codebook.requires_grad_(), dy, log_tau.clone().requires_grad_()
@@ -284,7 +287,7 @@ def write_result(path, z, codebook, log_tau, result):
 
 
 def peak():
-    if torch.get_default_device().type == "cuda":
+    if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -297,7 +300,7 @@ def main():
     if len(sys.argv) > 10 and sys.argv[10].startswith("cuda"):
         global CHUNK_ELEMENTS, TOPK_ELEMENTS
         CHUNK_ELEMENTS = TOPK_ELEMENTS = GPU_CHUNK_ELEMENTS
-        torch.set_default_device(sys.argv[10])
+        torch.set_default_device(DEVICE)  # since PyTorch 2.0
     torch.manual_seed(1)
     small = [torch.randn(64, d).requires_grad_(), torch.randn(64, d).requires_grad_(), torch.tensor([0.1]).log().requires_grad_(), torch.randn(64, d)]
     make_step("naive" if baseline == "compile" else baseline, method, 1)(*small)  # libraries warm
