@@ -24,7 +24,7 @@ enum {
     SERIAL_BELOW = 20000,   /* multiply-adds that are not worth waking a thread for */
     STRIP = 8,              /* rows of a task; two more are copied */
     RUN = 3,                /* rows of one product in the gradient of w: the segments there are */
-    SLOTS = RUN + 2,
+    SLOTS = RUN + 2,        /* for a run and the rows around it */
     STRIP_NARROW = 32,      /* rows of a task; two more are multiplied */
     PARTS = 64,             /* most parts of the weight gradient */
     PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB, if four parts fit */

@@ -35,7 +35,7 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
     const int64_t b_stride = q->b_stride;
     for (int s = 0; s < q->segments; s++) {
         const float *a = q->a[s] + row * row_stride, *b = q->b[s];
-        /* fetch ahead: the rows two tiles on, a line every few steps; where a is transposed, the next steps of a and b, of which
+        /* fetch ahead, a line every few steps: what the caller names, or the rows two tiles on; where a is transposed, the next steps of a and b, of which
          * the tiles below one another take different lines, no nearer than L2 */
         const float *ahead = a_transposed ? a + K_BLOCK_DIRECT * k_stride : q->fetch ? q->fetch + row * k : a + 2 * R * row_stride;
         const float *ahead_b = b + K_BLOCK_DIRECT * b_stride + row / 2 % VX_PANEL_VECTORS * VX_LANES;

@@ -111,7 +111,7 @@ static void load_channels(const separable *s, int64_t b, const space *at)
     }
 }
 
-/* A pixel's channels c .. of row n, and of slope where that is wanted: `count` vectors, the last of `lanes` channels. */
+/* `count` vectors of a pixel's channels, the last of `lanes` channels, of n, and of slope where that is wanted. */
 static inline __attribute__((always_inline)) void make_vectors(const separable *s, const int count, int lanes, float *n, float *slopes,
                                                                const float *x, const float *mean, const int norm, const int act,
                                                                const int with_slope)

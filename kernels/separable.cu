@@ -312,8 +312,8 @@ template <class D> VX_DEVICE float du_at(const separable &s, const D *dd, const 
     return sum;
 }
 
-/* dx = dz, and partial (B,parts,2,C): its sums and those of dz (x - mean), where there is a norm; else dx = dz + addend. Block: 32 channels, a part of an
- * image's pixels; a warp takes every eighth pixel. */
+/* dx = dz, and partial (B,parts,2,C): its sums and those of dz (x - mean), where there is a norm; else dx = dz + addend. Block: 32 channels, a
+ * part of an image's pixels; a warp takes every eighth pixel. */
 template <class X, class D> VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(separable s, X *dx, double *partial, const D *dd, int64_t parts)
 {
     __shared__ double shared[2][WARPS][32];

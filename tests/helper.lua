@@ -116,7 +116,7 @@ function H.check_separable_addend(device)
   local T, op = H.generator(22), vx.ops.registry.separable
   local cases = op.cases(T)
   for _, args in ipairs(require("tests.larger_cases").separable(T)) do cases[#cases + 1] = args end
-  cases[#cases + 1] = { T { 1, 130, 66, 64 }, T { 3, 3, 64 }, T { 8, 64 }, nil, T { 64 }, T { 64 }, nil, { groups = 4, activation = "silu" } } -- in bands
+  cases[#cases + 1] = { T { 1, 260, 66, 64 }, T { 3, 3, 64 }, T { 8, 64 }, nil, T { 64 }, T { 64 }, nil, { groups = 4, activation = "silu" } } -- in two bands
   for i, args in ipairs(cases) do
     local here, n = {}, 0
     for k, x in pairs(args) do

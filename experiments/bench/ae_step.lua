@@ -77,7 +77,7 @@ local function torch_round(method)
   local ms, least, version = p:read "*a":match "([%d.]+) ([%d.]+) (%S+)"
   p:close()
   if not ms then return nil, "no answer from: " .. command end
-  return tonumber(ms), tonumber(least), version
+  return tonumber(ms), version, tonumber(least)
 end
 
 --- Adds a line to the CSV file.
@@ -104,12 +104,12 @@ for method in flags.methods:gmatch "[^,%s]+" do
     ours[r], least = round(flags.steps)
     our_least = math.min(our_least, least)
     if compared and not reason then
-      theirs[r], least, version = torch_round(method)
+      theirs[r], version, least = torch_round(method)
       if theirs[r] then
         ratios[r] = theirs[r] / ours[r]
         their_least = math.min(their_least, least)
       else
-        reason = least
+        reason = version
       end
     end
   end

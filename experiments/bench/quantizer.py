@@ -32,8 +32,6 @@ import torch.nn.functional as F
 # chunk's forward pass, which likes them larger.
 CHUNK_ELEMENTS, TOPK_ELEMENTS = 1 << 21, 1 << 23
 GPU_CHUNK_ELEMENTS = 1 << 27  # half a gigabyte: few launches, and small beside a GPU's memory
-
-
 DEVICE = torch.device(sys.argv[10] if len(sys.argv) > 10 else "cpu")
 
 
@@ -297,7 +295,7 @@ def main():
     n, d, m, k, threads = map(int, sys.argv[3:8])
     inputs, result_path = sys.argv[8:10]
     torch.set_num_threads(threads)
-    if len(sys.argv) > 10 and sys.argv[10].startswith("cuda"):
+    if DEVICE.type == "cuda":
         global CHUNK_ELEMENTS, TOPK_ELEMENTS
         CHUNK_ELEMENTS = TOPK_ELEMENTS = GPU_CHUNK_ELEMENTS
         torch.set_default_device(DEVICE)  # since PyTorch 2.0

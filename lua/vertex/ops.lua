@@ -661,11 +661,11 @@ define("layer_norm", { -- over the last dimension
     local n = flat:size(1)
     local y, mean, rstd = new_like(flat), beside(x, { n }), beside(x, { n })
     call(C.vx_layer_norm, y._h, mean._h, rstd._h, flat._h, handle(gamma), handle(beta), eps or 1e-5)
-    if ctx.needs then ctx.x, ctx.gamma, ctx.mean, ctx.rstd, ctx.shape = flat, gamma, mean, rstd, s end
+    if ctx.needs then ctx.x, ctx.gamma, ctx.beta, ctx.mean, ctx.rstd, ctx.shape = flat, gamma, beta, mean, rstd, s end
     return shaped(y, s)
   end,
   backward = function(ctx, dy)
-    local dx, dgamma, dbeta = new_like(ctx.x), gradient_like(ctx.gamma), new_like(ctx.gamma)
+    local dx, dgamma, dbeta = new_like(ctx.x), gradient_like(ctx.gamma), gradient_like(ctx.beta)
     call(C.vx_layer_norm_backward, dx._h, dgamma._h, dbeta._h, (rows(dy))._h, handle(ctx.x), handle(ctx.gamma), handle(ctx.mean), handle(ctx.rstd))
     return shaped(dx, ctx.shape), dgamma, dbeta
   end,

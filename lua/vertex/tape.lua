@@ -155,6 +155,7 @@ function core.Tensor:backward(gradient)
     core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
   end
   gradient = gradient:to(self:dtype())
+  lent = {} -- what an op that failed was lent is forgotten
   if not root then return add_to_leaf(self, core.contiguous(gradient)) end
 
   -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and waits in one slot,
@@ -214,7 +215,6 @@ function core.Tensor:backward(gradient)
     for x in pairs(lent) do lent[x] = nil end -- of inputs that wanted no gradient after all
   end
 
-  lent = {} -- what an op that failed was lent is forgotten
   for _, node in ipairs(nodes) do
     local g = node.gradients
     if g then
