@@ -1,9 +1,9 @@
 /* device.c: device numbers, and the backend libraries behind them.
  *
- * A number is an index into `devices`, given out when a device is first opened and never taken back; 0 is the CPU. Backends other
- * than the CPU are known by their libraries' names alone: "NAME:2" is the third device of libvertex_NAME.so, looked for in the
- * folder VERTEX_BACKENDS, where that is set, and then beside this library. A library stays open for the life of the process:
- * tensors of its devices may be freed as late as finalizers run.
+ * A number is an index into `devices`, given out when a device is first opened and never taken back; 0 is the CPU.
+ * Backends other than the CPU are known by their libraries' names alone: "NAME:2" is the third device of
+ * libvertex_NAME.so, looked for in the folder VERTEX_BACKENDS, where that is set, and then beside this library. A
+ * library stays open for the life of the process: tensors of its devices may be freed as late as finalizers run.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -31,7 +31,8 @@ typedef struct device {
 
 static library libraries[MAX_BACKENDS];
 static int library_count;
-static device devices[VX_MAX_DEVICES] = {{.name = "cpu"}}; /* its backend is asked for each time: it is chosen on first use */
+static device devices[VX_MAX_DEVICES] = {
+    {.name = "cpu"}}; /* its backend is asked for each time: it is chosen on first use */
 static int device_count = 1;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
@@ -40,14 +41,15 @@ static int autocast = VX_F32; /* vx_autocast */
 
 static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_memory_take, vx_memory_give, &tf32, &autocast};
 
-/* -- Finding libraries -------------------------------------------------------------------------------------------------- */
+/* -- Finding libraries --------------------------------------------------------------------------------------------- */
 
 /* The folder of this library. */
 static void own_folder(char *folder, size_t size)
 {
     Dl_info info;
     char path[PATH] = "";
-    if (dladdr((void *)(uintptr_t)&vx_backend_of, &info) && info.dli_fname && !realpath(info.dli_fname, path)) path[0] = 0;
+    if (dladdr((void *)(uintptr_t)&vx_backend_of, &info) && info.dli_fname && !realpath(info.dli_fname, path))
+        path[0] = 0;
     char *slash = strrchr(path, '/');
     if (slash) *slash = 0;
     snprintf(folder, size, "%s", slash ? path : ".");
@@ -75,7 +77,8 @@ static int no_library(const char *name, const char *wanted, const char *folder)
     if (more) list_folder(more, there, sizeof there);
     list_folder(folder, there, sizeof there);
     return vx_fail(VX_ENOSUP,
-                   "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s (backends there: %s)",
+                   "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s "
+                   "(backends there: %s)",
                    wanted, name, more ? more : "", more ? ", " : "", folder, there[0] ? there + 2 : "none");
 }
 
@@ -91,8 +94,8 @@ static int read_library(const char *path, const vx_backend **out)
     int status = VX_OK;
     if (!entry) status = vx_fail(VX_ENOSUP, "%s is no backend: it has no vx_backend_entry", path);
     else if (!backend || backend->abi != VX_ABI)
-        status = vx_fail(VX_ENOSUP, "%s speaks ABI %d, this library ABI %d: rebuild both with ./setup.sh", path, backend ? backend->abi : 0,
-                         VX_ABI);
+        status = vx_fail(VX_ENOSUP, "%s speaks ABI %d, this library ABI %d: rebuild both with ./setup.sh", path,
+                         backend ? backend->abi : 0, VX_ABI);
     else if (strcmp(backend->ops, VX_SIGNATURE))
         status = vx_fail(VX_ENOSUP, "%s was built for another list of ops: rebuild both with ./setup.sh", path);
     if (status) dlclose(handle);
@@ -122,7 +125,8 @@ static int find_backend(const char *name, const char *wanted, const vx_backend *
         found = access(path, F_OK) == 0;
     }
     if (!found) return no_library(name, wanted, own);
-    if (library_count == MAX_BACKENDS) return vx_fail(VX_ENOSUP, "%s: %d backends are open, no more fit", wanted, MAX_BACKENDS);
+    if (library_count == MAX_BACKENDS)
+        return vx_fail(VX_ENOSUP, "%s: %d backends are open, no more fit", wanted, MAX_BACKENDS);
     int status = read_library(path, out);
     if (status) return status;
     library *l = &libraries[library_count++];
@@ -143,7 +147,7 @@ static int split_name(const char *text, char *name)
     return text[length] == ':' && n > 0 && n < 5 && !digits[n] ? atoi(digits) : -1;
 }
 
-/* -- Devices ---------------------------------------------------------------------------------------------------------------- */
+/* -- Devices ------------------------------------------------------------------------------------------------------- */
 
 const vx_backend *vx_backend_of(int number, int *ordinal)
 {
@@ -181,9 +185,10 @@ static int open_device(const char *text, int *number)
         return vx_fail(status, "%s: %s", wanted, reason);
     }
     if (ordinal >= count)
-        return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are", count, name,
-                       count == 1 ? "" : "s");
-    if (device_count == VX_MAX_DEVICES) return vx_fail(VX_ENOSUP, "%s: %d devices are open, no more fit", wanted, VX_MAX_DEVICES);
+        return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are",
+                       count, name, count == 1 ? "" : "s");
+    if (device_count == VX_MAX_DEVICES)
+        return vx_fail(VX_ENOSUP, "%s: %d devices are open, no more fit", wanted, VX_MAX_DEVICES);
     device *d = &devices[device_count];
     *d = (device){.backend = backend, .ordinal = ordinal};
     snprintf(d->name, sizeof d->name, "%s", full);
@@ -222,7 +227,8 @@ static int backend_named(const char *name, const vx_backend **out)
 {
     char checked[NAME], wanted[96];
     snprintf(wanted, sizeof wanted, "backend '%.40s'", name);
-    if (split_name(name, checked) || strcmp(name, checked)) return vx_fail(VX_EINVAL, "%s: expected \"cpu\", \"cuda\", ...", wanted);
+    if (split_name(name, checked) || strcmp(name, checked))
+        return vx_fail(VX_EINVAL, "%s: expected \"cpu\", \"cuda\", ...", wanted);
     pthread_mutex_lock(&mutex);
     int status = find_backend(name, wanted, out);
     pthread_mutex_unlock(&mutex);
@@ -243,10 +249,10 @@ int vx_backend_has(const char *name, const char *op, int *there)
     *there = 0;
     int status = backend_named(name, &backend);
     if (status) return status;
-#define VX_OP(known, contract, text, tensors, numbers)                                                                                     \
-    if (!strcmp(op, #known)) {                                                                                                             \
-        *there = backend->known != 0;                                                                                                      \
-        return VX_OK;                                                                                                                      \
+#define VX_OP(known, contract, text, tensors, numbers)                                                                 \
+    if (!strcmp(op, #known)) {                                                                                         \
+        *there = backend->known != 0;                                                                                  \
+        return VX_OK;                                                                                                  \
     }
 #include "ops.def"
 #undef VX_OP

@@ -1,9 +1,9 @@
-/* graph.c: recorded graphs; vertex.h says what they are. The backend records what is queued; here is what does not depend on it: whose
- * turn it is to record, and what a graph keeps alive.
+/* graph.c: recorded graphs; vertex.h says what they are. The backend records what is queued; here is what does not
+ * depend on it: whose turn it is to record, and what a graph keeps alive.
  *
- * A graph keeps (1) the storage of every tensor that a recorded op was given and that was there before, by a reference, and (2) all
- * memory that was taken and given back during the recording, its arena (memory.c). Within one recording the arena's blocks serve
- * one op after the other, as they would in a step that runs.
+ * A graph keeps (1) the storage of every tensor that a recorded op was given and that was there before, by a reference,
+ * and (2) all memory that was taken and given back during the recording, its arena (memory.c). Within one recording the
+ * arena's blocks serve one op after the other, as they would in a step that runs.
  */
 #include <math.h>
 #include <stdio.h>
@@ -34,8 +34,10 @@ int vx_graph_begin(int device, float rate)
     char name[64];
     int status = vx_device_check("graph", device), ordinal;
     if (status) return status;
-    if (open_graph) return vx_fail(VX_EINVAL, "graph: one is being recorded on %s", name_of(vx_recording, name, sizeof name));
-    if (!(rate > 0) || isinf(rate)) return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number above 0", (double)rate);
+    if (open_graph)
+        return vx_fail(VX_EINVAL, "graph: one is being recorded on %s", name_of(vx_recording, name, sizeof name));
+    if (!(rate > 0) || isinf(rate))
+        return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number above 0", (double)rate);
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     if (!backend->record) return vx_fail(VX_ENOSUP, "graph: %s records none", name_of(device, name, sizeof name));
     vx_graph *g = calloc(1, sizeof *g);
@@ -83,9 +85,10 @@ int vx_record_op(const char *op, vx_tensor *const *tensors, int count)
         const vx_tensor *x = tensors[i];
         if (!x) continue;
         if (x->device != vx_recording)
-            return vx_fail(VX_EINVAL,
-                           "%s: on %s, while a graph of %s is being recorded, which has room for that device's work alone",
-                           op, name_of(x->device, here, sizeof here), name_of(vx_recording, there, sizeof there));
+            return vx_fail(
+                VX_EINVAL,
+                "%s: on %s, while a graph of %s is being recorded, which has room for that device's work alone", op,
+                name_of(x->device, here, sizeof here), name_of(vx_recording, there, sizeof there));
         vx_storage *s = x->storage;
         if (s->kept == g || s->arena == g->arena) continue;
         if (g->count == g->room) {
@@ -113,9 +116,12 @@ int vx_graph_launch(vx_graph *g, float rate, int64_t steps, const vx_draw *draws
     char name[64];
     if (!g) return vx_fail(VX_EINVAL, "graph: a freed one");
     if (open_graph)
-        return vx_fail(VX_EINVAL, "graph: launched while one is being recorded on %s", name_of(vx_recording, name, sizeof name));
-    if (!(rate >= 0) || isinf(rate)) return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number of 0 or more", (double)rate);
-    if (steps < 0) return vx_fail(VX_EINVAL, "graph: %lld steps after the recording, expected 0 or more", (long long)steps);
+        return vx_fail(VX_EINVAL, "graph: launched while one is being recorded on %s",
+                       name_of(vx_recording, name, sizeof name));
+    if (!(rate >= 0) || isinf(rate))
+        return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number of 0 or more", (double)rate);
+    if (steps < 0)
+        return vx_fail(VX_EINVAL, "graph: %lld steps after the recording, expected 0 or more", (long long)steps);
     return g->backend->launch(g->recorded, rate, steps, draws);
 }
 

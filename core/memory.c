@@ -1,20 +1,20 @@
 /* memory.c: the pool under all tensors, with byte accounting.
  *
- * Why a pool on the CPU too: a training step frees and asks again for the same sizes, and a fresh mapping costs a page fault
- * per 4 KiB (about 1 GB/s), many times the work on it. Blocks are rounded up to a size class (eight per power of two, so at
- * most 1/8 is wasted) and kept in a list per class.
+ * Why a pool on the CPU too: a training step frees and asks again for the same sizes, and a fresh mapping costs a page
+ * fault per 4 KiB (about 1 GB/s), many times the work on it. Blocks are rounded up to a size class (eight per power of
+ * two, so at most 1/8 is wasted) and kept in a list per class.
  *
- * On a device whose work is queued a freed block may still be in use by queued kernels. It may be handed out again at once all the
- * same, since whoever gets it queues its own work behind theirs: a device computes on one stream. Only where blocks go back to
- * the system must the queue be empty, which the backend's release sees to.
+ * On a device whose work is queued a freed block may still be in use by queued kernels. It may be handed out again at
+ * once all the same, since whoever gets it queues its own work behind theirs: a device computes on one stream. Only
+ * where blocks go back to the system must the queue be empty, which the backend's release sees to.
  *
- * A recorded graph (graph.c) touches the same addresses at every launch. So what is given back while it is recorded goes into its
- * arena, from which that recording alone takes again, and so do tensors made then whenever they are freed; all of it counts as live
- * until the graph is freed.
+ * A recorded graph (graph.c) touches the same addresses at every launch. So what is given back while it is recorded
+ * goes into its arena, from which that recording alone takes again, and so do tensors made then whenever they are
+ * freed; all of it counts as live until the graph is freed.
  *
- * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take; (3) where
- * the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a failure leaves
- * everything as it was.
+ * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take;
+ * (3) where the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a
+ * failure leaves everything as it was.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -34,7 +34,7 @@ typedef struct block {
 
 struct vx_arena {
     block *free_list[CLASSES];
-    block *exact; /* blocks of no class, each used once */
+    block *exact;     /* blocks of no class, each used once */
     int device, refs; /* the graph's, and one per living tensor that was made during the recording */
     bool closed;      /* the graph is gone: what still comes goes to the pool */
 };
@@ -46,8 +46,8 @@ typedef struct pool {
     int keep; /* enum below */
 } pool;
 
-/* Without keeping, every block has exactly its size and goes back at once, so that each overrun and each use of freed memory
- * shows: under AddressSanitizer, by VERTEX_POOL=0 (for compute-sanitizer), or by vx_memory_pool(). */
+/* Without keeping, every block has exactly its size and goes back at once, so that each overrun and each use of freed
+ * memory shows: under AddressSanitizer, by VERTEX_POOL=0 (for compute-sanitizer), or by vx_memory_pool(). */
 enum { KEEP_UNSET = 0, KEEP_NOTHING, KEEP_BLOCKS };
 
 static pool pools[VX_MAX_DEVICES];
@@ -117,8 +117,11 @@ static int no_memory(int device, const vx_backend *backend, int ordinal, size_t 
     int64_t total, available = 0;
     vx_device_name(device, name, sizeof name);
     backend->memory(ordinal, &total, &available);
-    return vx_fail(VX_ENOMEM, "out of memory on %s: asked %.1f MB, free on the device %.1f MB, live %.1f MB, cached %.1f MB, limit %.1f MB",
-                   name, (double)bytes / 1e6, (double)available / 1e6, (double)p->live / 1e6, (double)p->cached / 1e6, (double)p->limit / 1e6);
+    return vx_fail(
+        VX_ENOMEM,
+        "out of memory on %s: asked %.1f MB, free on the device %.1f MB, live %.1f MB, cached %.1f MB, limit %.1f MB",
+        name, (double)bytes / 1e6, (double)available / 1e6, (double)p->live / 1e6, (double)p->cached / 1e6,
+        (double)p->limit / 1e6);
 }
 
 int vx_memory_take(int device, size_t *bytes, void **out)
@@ -196,7 +199,7 @@ void vx_memory_give(int device, void *data, size_t bytes)
     pthread_mutex_unlock(&mutex);
 }
 
-/* -- What belongs to a recorded graph ------------------------------------------------------------------------------------- */
+/* -- What belongs to a recorded graph ------------------------------------------------------------------------------ */
 
 static void let_go(vx_arena *arena)
 {
@@ -258,7 +261,7 @@ void vx_arena_free(vx_arena *arena)
     pthread_mutex_unlock(&mutex);
 }
 
-/* -- Working space of kernels: a header in front remembers the size ----------------------------------------------------- */
+/* -- Working space of kernels: a header in front remembers the size ------------------------------------------------ */
 
 void *vx_scratch(const char *op, size_t bytes)
 {
@@ -282,7 +285,7 @@ void vx_scratch_free(void *p)
     vx_memory_give(0, start, *(size_t *)start);
 }
 
-/* -- Public ---------------------------------------------------------------------------------------------------------------- */
+/* -- Public -------------------------------------------------------------------------------------------------------- */
 
 int vx_memory(int device, vx_memory_info *info)
 {
@@ -291,7 +294,10 @@ int vx_memory(int device, vx_memory_info *info)
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     pthread_mutex_lock(&mutex);
     const pool *p = &pools[device];
-    *info = (vx_memory_info){.limit = limit_of(device, backend, ordinal), .live = p->live, .peak = p->peak, .cached = p->cached,
+    *info = (vx_memory_info){.limit = limit_of(device, backend, ordinal),
+                             .live = p->live,
+                             .peak = p->peak,
+                             .cached = p->cached,
                              .tensors = p->storages};
     pthread_mutex_unlock(&mutex);
     return VX_OK;

@@ -33,11 +33,11 @@
 
 /* An op on lists (VX_LIST_OP in ops.def): its parameters, and their names as arguments of a call. VX_TENSOR_AT and
  * VX_DOUBLE_AT are what stands at place i. */
-#define VX_LIST_PARAMETERS(tensors, each, numbers)                                                                          \
-    VX_MAP(VX_DECLARE_LIST, VX_UNWRAP tensors),                                                                             \
+#define VX_LIST_PARAMETERS(tensors, each, numbers)                                                                     \
+    VX_MAP(VX_DECLARE_LIST, VX_UNWRAP tensors),                                                                        \
         int count VX_MAP_AFTER(VX_DECLARE_EACH, VX_UNWRAP each) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers)
-#define VX_LIST_ARGUMENTS(tensors, each, numbers)                                                                           \
-    VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors),                                                                              \
+#define VX_LIST_ARGUMENTS(tensors, each, numbers)                                                                      \
+    VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors),                                                                         \
         count VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP each) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers)
 #define VX_DECLARE_LIST(name) vx_tensor *const *name
 #define VX_DECLARE_EACH(pair) VX_DECLARE_EACH_ pair

@@ -1,6 +1,6 @@
 /* rng.h: Philox 4x32-10 [Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"], counter-based: the numbers
- * are a function of (seed, stream, index) alone, so any thread, in any order, on the CPU or a GPU, draws the same ones, and
- * a backward pass draws again what the forward pass drew. Plain C, also compiled as CUDA.
+ * are a function of (seed, stream, index) alone, so any thread, in any order, on the CPU or a GPU, draws the same ones,
+ * and a backward pass draws again what the forward pass drew. Plain C, also compiled as CUDA.
  *
  * Layout of element e of a flat tensor: block e / 4, word e % 4.
  * Layout of the Gumbel noise of row r (= n G + g), code m: panels of 64 codes, P = ceil(M / 64) of them a row;
@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#ifndef VX_RNG_INLINE /* a compiler for devices has more to say before a function (kernels/cuda.cuh) */
+#ifndef VX_RNG_INLINE /* a compiler for devices has more to say before a function (kernels/cuda/cuda.cuh) */
 #define VX_RNG_INLINE static inline
 #endif
 
@@ -32,7 +32,8 @@ VX_RNG_INLINE vx_philox4 vx_philox(uint64_t seed, uint64_t stream, uint64_t bloc
     vx_philox4 c = {{(uint32_t)block, (uint32_t)(block >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)}};
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)VX_PHILOX_M0 * c.word[0], p1 = (uint64_t)VX_PHILOX_M1 * c.word[2];
-        vx_philox4 n = {{(uint32_t)(p1 >> 32) ^ c.word[1] ^ k0, (uint32_t)p1, (uint32_t)(p0 >> 32) ^ c.word[3] ^ k1, (uint32_t)p0}};
+        vx_philox4 n = {
+            {(uint32_t)(p1 >> 32) ^ c.word[1] ^ k0, (uint32_t)p1, (uint32_t)(p0 >> 32) ^ c.word[3] ^ k1, (uint32_t)p0}};
         c = n;
         k0 += VX_PHILOX_W0;
         k1 += VX_PHILOX_W1;
@@ -41,10 +42,7 @@ VX_RNG_INLINE vx_philox4 vx_philox(uint64_t seed, uint64_t stream, uint64_t bloc
 }
 
 /* Uniform in the open interval (0, 1): the centres of 2^23 equal cells, all exact in float32. */
-VX_RNG_INLINE float vx_unit(uint32_t word)
-{
-    return ((float)(word >> 9) + 0.5f) * (1.0f / 8388608.0f);
-}
+VX_RNG_INLINE float vx_unit(uint32_t word) { return ((float)(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 
 /* Block and word of the Gumbel noise of row r, code m; see the banner. */
 VX_RNG_INLINE uint64_t vx_gumbel_block(uint64_t row, uint64_t code, uint64_t codes)
@@ -52,9 +50,6 @@ VX_RNG_INLINE uint64_t vx_gumbel_block(uint64_t row, uint64_t code, uint64_t cod
     return (row * ((codes + 63) / 64) + code / 64) * 16 + code % 16;
 }
 
-VX_RNG_INLINE int vx_gumbel_word(uint64_t code)
-{
-    return (int)(code % 64 / 16);
-}
+VX_RNG_INLINE int vx_gumbel_word(uint64_t code) { return (int)(code % 64 / 16); }
 
 #endif

@@ -15,7 +15,7 @@
 
 #include "tensor.h"
 
-/* -- Writing ---------------------------------------------------------------------------------------------------------- */
+/* -- Writing ------------------------------------------------------------------------------------------------------- */
 
 struct vx_writer {
     FILE *file;
@@ -113,7 +113,7 @@ void vx_writer_abort(vx_writer *w)
     writer_free(w);
 }
 
-/* -- Reading ------------------------------------------------------------------------------------------------------------ */
+/* -- Reading ------------------------------------------------------------------------------------------------------- */
 
 int64_t vx_file_size(const char *path)
 {
@@ -141,14 +141,41 @@ static double stored_value(const char *format, const char *p)
 {
     switch (format[0]) {
     case 'F':
-        if (format[1] == '3') { float v; memcpy(&v, p, 4); return v; }
-        if (format[1] == '6') { double v; memcpy(&v, p, 8); return v; }
-        { uint16_t v; memcpy(&v, p, 2); return half_to_float(v); }
+        if (format[1] == '3') {
+            float v;
+            memcpy(&v, p, 4);
+            return v;
+        }
+        if (format[1] == '6') {
+            double v;
+            memcpy(&v, p, 8);
+            return v;
+        }
+        {
+            uint16_t v;
+            memcpy(&v, p, 2);
+            return half_to_float(v);
+        }
     case 'I':
-        if (format[1] == '3') { int32_t v; memcpy(&v, p, 4); return v; }
-        { int64_t v; memcpy(&v, p, 8); return (double)v; }
+        if (format[1] == '3') {
+            int32_t v;
+            memcpy(&v, p, 4);
+            return v;
+        }
+        {
+            int64_t v;
+            memcpy(&v, p, 8);
+            return (double)v;
+        }
     case 'B':
-        if (format[1] == 'F') { uint16_t v; memcpy(&v, p, 2); uint32_t w = (uint32_t)v << 16; float f; memcpy(&f, &w, 4); return f; }
+        if (format[1] == 'F') {
+            uint16_t v;
+            memcpy(&v, p, 2);
+            uint32_t w = (uint32_t)v << 16;
+            float f;
+            memcpy(&f, &w, 4);
+            return f;
+        }
         return *p != 0;
     default: return *(const uint8_t *)p;
     }
@@ -156,16 +183,31 @@ static double stored_value(const char *format, const char *p)
 
 static void store_value(int dtype, char *p, double value)
 {
-    if (dtype == VX_F32) { float v = (float)value; memcpy(p, &v, 4); }
-    else if (dtype == VX_I32) { int32_t v = value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value; memcpy(p, &v, 4); }
-    else if (dtype == VX_U8) *(uint8_t *)p = value <= 0 ? 0 : value >= 255 ? 255 : (uint8_t)value;
-    else { float f = (float)value; uint32_t w; memcpy(&w, &f, 4); uint16_t v = (uint16_t)((w + 0x7FFF + (w >> 16 & 1)) >> 16); memcpy(p, &v, 2); }
+    if (dtype == VX_F32) {
+        float v = (float)value;
+        memcpy(p, &v, 4);
+    } else if (dtype == VX_I32) {
+        int32_t v = value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value;
+        memcpy(p, &v, 4);
+    } else if (dtype == VX_U8) *(uint8_t *)p = value <= 0 ? 0 : value >= 255 ? 255 : (uint8_t)value;
+    else {
+        float f = (float)value;
+        uint32_t w;
+        memcpy(&w, &f, 4);
+        uint16_t v = (uint16_t)((w + 0x7FFF + (w >> 16 & 1)) >> 16);
+        memcpy(p, &v, 2);
+    }
 }
 
 int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format)
 {
-    static const struct { const char *name; size_t bytes; int same; } formats[] = {
-        {"F32", 4, VX_F32}, {"F64", 8, -1}, {"F16", 2, -1}, {"BF16", 2, VX_BF16}, {"I64", 8, -1}, {"I32", 4, VX_I32}, {"U8", 1, VX_U8}, {"BOOL", 1, VX_U8},
+    static const struct {
+        const char *name;
+        size_t bytes;
+        int same;
+    } formats[] = {
+        {"F32", 4, VX_F32}, {"F64", 8, -1},     {"F16", 2, -1},   {"BF16", 2, VX_BF16},
+        {"I64", 8, -1},     {"I32", 4, VX_I32}, {"U8", 1, VX_U8}, {"BOOL", 1, VX_U8},
     };
     enum { CHUNK = 1 << 16 };
     size_t stored = 0;
@@ -174,21 +216,25 @@ int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *for
         if (!strcmp(format, formats[i].name)) stored = formats[i].bytes, same = formats[i].same;
     if (!x) return vx_fail(VX_EINVAL, "read %s: into a released tensor", path);
     if (!x->contiguous) return vx_fail(VX_EINVAL, "read %s: into a strided view", path);
-    if (!stored) return vx_fail(VX_EINVAL, "read %s: dtype %s, expected F32 F64 F16 BF16 I64 I32 U8 or BOOL", path, format);
+    if (!stored)
+        return vx_fail(VX_EINVAL, "read %s: dtype %s, expected F32 F64 F16 BF16 I64 I32 U8 or BOOL", path, format);
     FILE *f = fopen(path, "rb");
     if (!f) return vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
     size_t item = vx_dtype_bytes(x->dtype);
     char *raw = vx_scratch("read", CHUNK * (stored + item)), *converted = raw ? raw + CHUNK * stored : 0;
     int status = raw ? VX_OK : VX_ENOMEM;
-    if (!status && fseeko(f, (off_t)offset, SEEK_SET) != 0) status = vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
+    if (!status && fseeko(f, (off_t)offset, SEEK_SET) != 0)
+        status = vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
     for (int64_t done = 0; !status && done < x->numel;) {
         int64_t count = x->numel - done < CHUNK ? x->numel - done : CHUNK;
         if (fread(raw, stored, (size_t)count, f) != (size_t)count) {
-            status = vx_fail(VX_EIO, "read %s: the file ends at element %lld of %lld", path, (long long)done, (long long)x->numel);
+            status = vx_fail(VX_EIO, "read %s: the file ends at element %lld of %lld", path, (long long)done,
+                             (long long)x->numel);
         } else if (same == x->dtype) {
             status = vx_write(x, done, count, raw);
         } else {
-            for (int64_t i = 0; i < count; i++) store_value(x->dtype, converted + (size_t)i * item, stored_value(format, raw + (size_t)i * stored));
+            for (int64_t i = 0; i < count; i++)
+                store_value(x->dtype, converted + (size_t)i * item, stored_value(format, raw + (size_t)i * stored));
             status = vx_write(x, done, count, converted);
         }
         done += count;
@@ -198,7 +244,7 @@ int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *for
     return status;
 }
 
-/* -- Interrupts ----------------------------------------------------------------------------------------------------------- */
+/* -- Interrupts ---------------------------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupted;
 static struct sigaction before_int, before_term;
@@ -257,7 +303,7 @@ int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int
     return VX_OK;
 }
 
-/* -- Threads -------------------------------------------------------------------------------------------------------------- */
+/* -- Threads ------------------------------------------------------------------------------------------------------- */
 
 struct job {
     int (*f)(void *, void *, void *);
@@ -292,7 +338,7 @@ int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c)
     return VX_OK;
 }
 
-/* -- Clock, terminal ------------------------------------------------------------------------------------------------------ */
+/* -- Clock, terminal ----------------------------------------------------------------------------------------------- */
 
 double vx_time(void)
 {

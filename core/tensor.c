@@ -15,7 +15,7 @@
 int vx_abi(void) { return VX_ABI; }
 const char *vx_version(void) { return VX_VERSION; }
 
-/* -- Errors ---------------------------------------------------------------------------------------------------------- */
+/* -- Errors -------------------------------------------------------------------------------------------------------- */
 
 static _Thread_local char error_text[1024];
 
@@ -49,7 +49,7 @@ const char *vx_dtype_name(int dtype)
     return names[dtype];
 }
 
-/* -- Making and freeing ------------------------------------------------------------------------------------------------ */
+/* -- Making and freeing -------------------------------------------------------------------------------------------- */
 
 static bool is_contiguous(const vx_tensor *x)
 {
@@ -67,8 +67,8 @@ static int shape_fault(const char *op, int ndim, const int64_t *shape)
     vx_tensor x = {.ndim = ndim < 0 ? 0 : ndim > VX_MAX_DIMS ? VX_MAX_DIMS : ndim};
     char a[160];
     memcpy(x.shape, shape, sizeof(int64_t) * (size_t)x.ndim);
-    return vx_fail(VX_EINVAL, "%s: shape %s: expected at most %d sizes, each 0 or more, with fewer than 2^60 elements", op,
-                   vx_shape_text(&x, a, sizeof a), VX_MAX_DIMS);
+    return vx_fail(VX_EINVAL, "%s: shape %s: expected at most %d sizes, each 0 or more, with fewer than 2^60 elements",
+                   op, vx_shape_text(&x, a, sizeof a), VX_MAX_DIMS);
 }
 
 /* Elements of a shape; -1 where it is no shape. */
@@ -89,7 +89,8 @@ static int64_t count_elements(int ndim, const int64_t *shape)
 int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shape)
 {
     *out = 0;
-    if (dtype < VX_F32 || dtype > VX_U8) return vx_fail(VX_EINVAL, "new: dtype %d is none of f32, bf16, i32, u8", dtype);
+    if (dtype < VX_F32 || dtype > VX_U8)
+        return vx_fail(VX_EINVAL, "new: dtype %d is none of f32, bf16, i32, u8", dtype);
     int64_t numel = count_elements(ndim, shape);
     if (numel < 0) return shape_fault("new", ndim, shape);
     size_t bytes = (size_t)numel * vx_dtype_bytes(dtype), held = bytes;
@@ -113,8 +114,13 @@ int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shap
     storage->bytes = bytes;
     storage->held = held;
     storage->arena = vx_memory_arena(device);
-    *x = (vx_tensor){.storage = storage, .data = storage->data, .dtype = dtype, .ndim = ndim, .device = device,
-                     .contiguous = true, .numel = numel};
+    *x = (vx_tensor){.storage = storage,
+                     .data = storage->data,
+                     .dtype = dtype,
+                     .ndim = ndim,
+                     .device = device,
+                     .contiguous = true,
+                     .numel = numel};
     int64_t stride = 1;
     for (int i = ndim - 1; i >= 0; i--) {
         x->shape[i] = shape[i];
@@ -142,8 +148,8 @@ int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape,
         vx_tensor asked = {.ndim = ndim};
         char a[160], b[160];
         memcpy(asked.shape, shape, sizeof(int64_t) * (size_t)ndim);
-        return vx_fail(VX_EINVAL, "view: %s at offset %lld reaches outside the storage of x %s", vx_shape_text(&asked, a, sizeof a),
-                       (long long)offset, vx_shape_text(x, b, sizeof b));
+        return vx_fail(VX_EINVAL, "view: %s at offset %lld reaches outside the storage of x %s",
+                       vx_shape_text(&asked, a, sizeof a), (long long)offset, vx_shape_text(x, b, sizeof b));
     }
     vx_tensor *v = calloc(1, sizeof *v);
     if (!v) return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
@@ -174,7 +180,7 @@ void vx_free(vx_tensor *x)
     vx_storage_drop(storage);
 }
 
-/* -- Questions ---------------------------------------------------------------------------------------------------------- */
+/* -- Questions ----------------------------------------------------------------------------------------------------- */
 
 int vx_ndim(const vx_tensor *x) { return x ? x->ndim : -1; }
 int vx_dtype(const vx_tensor *x) { return x ? x->dtype : -1; }
@@ -185,16 +191,18 @@ int64_t vx_stride(const vx_tensor *x, int dim) { return x && dim >= 0 && dim < x
 int vx_is_contiguous(const vx_tensor *x) { return x && x->contiguous; }
 int vx_same_storage(const vx_tensor *a, const vx_tensor *b) { return a && b && a->storage == b->storage; }
 
-/* -- Moving data ---------------------------------------------------------------------------------------------------------- */
+/* -- Moving data --------------------------------------------------------------------------------------------------- */
 
 static int check_range(const char *op, const vx_tensor *x, int64_t first, int64_t count)
 {
     char a[160];
     if (!x) return vx_fail(VX_EINVAL, "%s: a released tensor", op);
-    if (!x->contiguous) return vx_fail(VX_EINVAL, "%s: x %s is a strided view, expected a contiguous tensor", op, vx_shape_text(x, a, sizeof a));
-    if (first < 0 || count < 0 || first + count > x->numel)
-        return vx_fail(VX_EINVAL, "%s: elements %lld .. %lld of x %s", op, (long long)first, (long long)(first + count - 1),
+    if (!x->contiguous)
+        return vx_fail(VX_EINVAL, "%s: x %s is a strided view, expected a contiguous tensor", op,
                        vx_shape_text(x, a, sizeof a));
+    if (first < 0 || count < 0 || first + count > x->numel)
+        return vx_fail(VX_EINVAL, "%s: elements %lld .. %lld of x %s", op, (long long)first,
+                       (long long)(first + count - 1), vx_shape_text(x, a, sizeof a));
     return VX_OK;
 }
 
@@ -255,7 +263,8 @@ static int copy_across(vx_tensor *dst, const vx_tensor *src)
     bool owned;
     int status = made_contiguous(src, &from, &owned);
     if (status) return status;
-    if (!dst->contiguous || dst->dtype != src->dtype) status = vx_new(&landed, dst->device, src->dtype, src->ndim, src->shape);
+    if (!dst->contiguous || dst->dtype != src->dtype)
+        status = vx_new(&landed, dst->device, src->dtype, src->ndim, src->shape);
     size_t bytes = (size_t)src->numel * vx_dtype_bytes(src->dtype);
     if (!status && bytes) status = move(landed, from, bytes);
     if (!status && landed != dst) status = vx_convert(dst, landed);

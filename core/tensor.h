@@ -25,12 +25,12 @@ void vx_storage_drop(vx_storage *storage); /* one reference less */
 
 struct vx_tensor {
     vx_storage *storage;
-    char *data;                    /* first element */
+    char *data; /* first element */
     int dtype, ndim, device;
-    bool contiguous;               /* row-major without gaps */
+    bool contiguous; /* row-major without gaps */
     int64_t numel;
     int64_t shape[VX_MAX_DIMS];
-    int64_t stride[VX_MAX_DIMS];   /* elements */
+    int64_t stride[VX_MAX_DIMS]; /* elements */
 };
 
 static inline float *vx_f32(const vx_tensor *x) { return x ? (float *)x->data : 0; }

@@ -1,4 +1,5 @@
---- Discrete image autoencoding (Section 4.1): trains the same autoencoder with each quantizer and compares them, as the paper's Table 1.
+--- Discrete image autoencoding (Section 4.1): trains the same autoencoder with each quantizer and compares them, as the
+-- paper's Table 1.
 --
 --   luajit experiments/ae_sweep.lua                                       thirteen methods on images made on the fly
 --   luajit experiments/ae_sweep.lua --data DIR --preset small --methods softmax-knn-ce,ste-euclid
@@ -17,7 +18,8 @@ local spec = {
 }
 local flags = sweep.flags(spec, arg)
 
---- What decides the results, from the flags or, when resuming, from the stored experiment. Epochs become steps once the data is known.
+--- What decides the results, from the flags or, when resuming, from the stored experiment. Epochs become steps once the
+-- data is known.
 local function define(stored)
   stored = stored or {}
   local name = flags.preset or stored.preset or spec.default_preset
@@ -25,7 +27,8 @@ local function define(stored)
   local steps, epochs = flags.steps or stored.steps, flags.epochs or stored.epochs
   if flags.steps then epochs = nil elseif flags.epochs then steps = nil end
   if not steps and not epochs then steps, epochs = preset.steps, preset.epochs end
-  return { preset = name, data = flags.data or stored.data, seed = flags.seed or stored.seed or 1, batch = flags.batch or stored.batch or preset.batch,
+  return { preset = name, data = flags.data or stored.data, seed = flags.seed or stored.seed or 1,
+    batch = flags.batch or stored.batch or preset.batch,
     steps = steps, epochs = epochs, autocast = (flags.autocast or stored.autocast) == "bf16" and "bf16" or nil }
 end
 
@@ -38,12 +41,13 @@ local function open_images(split, options)
   return vx.data.images(options)
 end
 
--- -- Training one method -----------------------------------------------------------------------------------------------------------------
+-- -- Training one method ----------------------------------------------------------------------------------------------
 
 local function train_method(method)
   vx.seed(config.seed)
   local euclid = method:match "%-euclid$" -- appendix B.1: half the rate and no weight decay
-  local quantizer = vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k, shards = preset.shards,
+  local quantizer = vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k,
+    shards = preset.shards,
     seed = config.seed })
   local model = autoencoder.new(preset.channels, quantizer)
   local rate = euclid and preset.rate / 2 or preset.rate
@@ -52,12 +56,15 @@ local function train_method(method)
 
   local state = { model = model, optimizer = optimizer }
   local now = run:begin(method, state)
-  local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0, position = now.position })
+  local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0,
+    position = now.position })
   local steps = config.steps or math.ceil(config.epochs * images:size() / config.batch)
-  local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 2, warmup = math.min(preset.warmup, steps / 4), total = steps }
+  local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 2, warmup = math.min(preset.warmup, steps / 4),
+    total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
   local used = vx.zeros({ 1, preset.codes }, { dtype = "i32" }) -- codes seen since the last log line
-  local meter, progress = train.meter(), train.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = flags.quiet })
+  local meter, progress = train.meter(),
+    train.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = flags.quiet })
   local shown = ""
 
   local function train_step(x, learning_rate)
@@ -72,8 +79,9 @@ local function train_method(method)
     return q.stats
   end
 
-  -- On a GPU the step is recorded once and launched as a whole. Batches then arrive in `place`, where the recording reads them, while
-  -- the step before is still computed; the logged steps, whose statistics wait for the device, run op by op, with the same bits.
+  -- On a GPU the step is recorded once and launched as a whole. Batches then arrive in `place`, where the recording
+  -- reads them, while the step before is still computed; the logged steps, whose statistics wait for the device, run op
+  -- by op, with the same bits.
   local graphs = flags.graph ~= "off" and vx.device() ~= "cpu" and quantizer.graphs
   local place = graphs and core.new({ config.batch, preset.size, preset.size, 3 }, { keep = true })
   local recorded = vx.graph(function(learning_rate) return train_step(place, learning_rate) end)
@@ -98,9 +106,11 @@ local function train_method(method)
       local m = meter:take()
       local share = vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, used:to "f32")):item() end)
       used:zero()
-      run:log { step = step, loss = m.loss, mse = m.mse, reg = m.reg, code_use = share, perplexity = stats.perplexity, max_p = stats.max_p,
+      run:log { step = step, loss = m.loss, mse = m.mse, reg = m.reg, code_use = share, perplexity = stats.perplexity,
+        max_p = stats.max_p,
         tau = stats.tau, lr = schedule(step) }
-      shown = ("loss %.4f  codes %3.0f%%  ppl %.0f%s"):format(m.loss, 100 * share, stats.perplexity, stats.tau and ("  tau %.3g"):format(stats.tau) or "")
+      shown = ("loss %.4f  codes %3.0f%%  ppl %.0f%s"):format(m.loss, 100 * share, stats.perplexity,
+        stats.tau and ("  tau %.3g"):format(stats.tau) or "")
     end
     local rate_now = (step - now.step) * config.batch / (core.time() - run.began)
     progress:update(step, ("%s  %.0f images/s"):format(shown, rate_now))
@@ -112,18 +122,21 @@ local function train_method(method)
     end
     run:save(extra, step < steps)
   end
-  for _, broken in ipairs(images:broken()) do io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason)) end
+  for _, broken in ipairs(images:broken()) do
+    io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason))
+  end
   images:close()
   recorded:release()
   progress:finish()
   return state, steps
 end
 
--- -- Evaluation: the whole validation split, hard codes --------------------------------------------------------------------------------
+-- -- Evaluation: the whole validation split, hard codes ---------------------------------------------------------------
 
 local STD = { 0.229, 0.224, 0.225 } -- ImageNet's, to turn standardized errors into pixels
 
---- {rmse, psnr, code_use, code_use_256, perplexity} over the split, and the first batch with its reconstruction; nil when interrupted.
+--- {rmse, psnr, code_use, code_use_256, perplexity} over the split, and the first batch with its reconstruction; nil
+-- when interrupted.
 local function evaluate(model, M)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
   local total = vx.zeros({ 1, M }, { dtype = "i32" })
@@ -163,7 +176,8 @@ local function evaluate(model, M)
   for _, c in ipairs(total:totable()[1]) do
     if c > 0 then entropy = entropy - c / n * math.log(c / n) end
   end
-  return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = share(total), code_use_256 = sum / #groups,
+  return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = share(total),
+    code_use_256 = sum / #groups,
     perplexity = math.exp(entropy) }, first
 end
 
@@ -183,13 +197,14 @@ local function finish_method(state, steps)
   return true
 end
 
--- -- The sweep ----------------------------------------------------------------------------------------------------------------------------
+-- -- The sweep --------------------------------------------------------------------------------------------------------
 
 local function say(...) if not flags.quiet then io.stderr:write(string.format(...), "\n") end end
 
 local function main()
   if config.autocast then vx.autocast(config.autocast) end
-  say("%s: %s, %s, %s → %s", spec.name, config.preset, config.data or "images made on the fly", vx.devices()[1].description, run.out)
+  say("%s: %s, %s, %s → %s", spec.name, config.preset, config.data or "images made on the fly",
+    vx.devices()[1].description, run.out)
   for _, method in ipairs(run.methods) do
     if run:finished(method) then
       say("%-15s  finished before", method)
@@ -204,7 +219,8 @@ local function main()
     end
   end
   io.write(run:write_table(("%s, %s"):format(config.preset, config.data or "procedural images")), "\n")
-  run:draw_curves({ field = "mse", label = "reconstruction loss (MSE)", log = true }, { field = "code_use", label = "code use", limits = { 0, 1.02 } })
+  run:draw_curves({ field = "mse", label = "reconstruction loss (MSE)", log = true },
+    { field = "code_use", label = "code use", limits = { 0, 1.02 } })
   run:draw_reconstructions()
   say("results.csv, table.md, curves.png, reconstructions.png in %s", run.out)
   return 0

@@ -1,4 +1,5 @@
---- Writes the table of quantizers into README.md, from the quantizers' own files. `--check` only tells whether it is up to date (exit status).
+--- Writes the table of quantizers into README.md, from the quantizers' own files. `--check` only tells whether it is up
+-- to date (exit status).
 --
 --   luajit experiments/readme_table.lua [--check]
 
@@ -22,7 +23,8 @@ local c = readme:find(last, 1, true)
 assert(a and c, "README.md lacks the marks around the table")
 local updated = readme:sub(1, b) .. generated .. readme:sub(c)
 if arg[1] == "--check" then
-  io.write(updated == readme and "up to date\n" or "README.md's table of quantizers is out of date: luajit experiments/readme_table.lua\n")
+  io.write(updated == readme and "up to date\n"
+    or "README.md's table of quantizers is out of date: luajit experiments/readme_table.lua\n")
   os.exit(updated == readme and 0 or 1)
 end
 core.write_file(root .. "/README.md", updated)

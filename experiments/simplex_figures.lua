@@ -1,4 +1,5 @@
---- Pictures of the simplex: Figures 1 and 2 of Morita 2025, and what the paper says of its regularizers without a picture.
+--- Pictures of the simplex: Figures 1 and 2 of Morita 2025, and what the paper says of its regularizers without a
+-- picture.
 --
 --   luajit experiments/simplex_figures.lua --out DIR
 -- Each figure is written as PNG, SVG and PDF; the scores behind Figure 1 are also printed and written to scores.csv.
@@ -6,7 +7,8 @@
 --   figure1      four distributions on the simplex, and how ppl and KNN score them
 --   figure2      Dirichlet densities with concentrations 0.5, 1 and 2
 --   gradients    where each regularizer alone pushes spread and collapsed points
---   motion-*     300 points that each regularizer alone moves, from a uniform and from a collapsed start: frames over the steps
+--   motion-*     300 points that each regularizer alone moves, from a uniform and from a collapsed start: frames over
+--   the steps
 
 local root = (arg[0]:match "^(.*)/experiments/[^/]*$") or (arg[0]:match "^experiments/" and "." or "..")
 package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
@@ -15,7 +17,8 @@ local argparse = require "argparse"
 local vx = require "vertex"
 local core, plot, simplex = require "vertex.core", vx.plot, vx.simplex
 
-local parser = argparse("simplex_figures", "Figures 1 and 2 of Morita 2025 and how its regularizers move points on the simplex.")
+local parser = argparse("simplex_figures",
+  "Figures 1 and 2 of Morita 2025 and how its regularizers move points on the simplex.")
 parser:option("--out", "folder for the pictures, made if it is not there", "out/simplex")
 parser:option("--seed", "seed of everything drawn", "1"):convert(tonumber)
 parser:flag("--quick", "small and few: to see that it runs")
@@ -29,7 +32,7 @@ local function save(fig, name)
   io.write(("%s/%s.png .svg .pdf\n"):format(flags.out, name))
 end
 
--- -- Figure 1 -------------------------------------------------------------------------------------------------------------------------
+-- -- Figure 1 ---------------------------------------------------------------------------------------------------------
 
 -- As in the paper: orange circles, light and dark grey, blue crosses.
 local STYLES = {
@@ -82,7 +85,8 @@ local function write_scores(scores, n, draws)
     lines[#lines + 1] = line
   end
   core.write_file(flags.out .. "/scores.csv", table.concat(csv, "\n") .. "\n")
-  io.write(("Mean (standard deviation) of %d draws of %d points, K = %d:\n%s\n"):format(draws, n, K, table.concat(lines, "\n")))
+  io.write(("Mean (standard deviation) of %d draws of %d points, K = %d:\n%s\n"):format(draws, n, K,
+    table.concat(lines, "\n")))
 end
 
 local function draw_scores(ax, scores, title, ylabel)
@@ -109,18 +113,19 @@ local function figure1()
   save(fig, "figure1")
 end
 
--- -- Figure 2 -------------------------------------------------------------------------------------------------------------------------
+-- -- Figure 2 ---------------------------------------------------------------------------------------------------------
 
 local function figure2()
   local fig = plot.figure { width = 1050, height = 330, cols = 3 }
   for i, alpha in ipairs { 0.5, 1, 2 } do
-    fig:simplex(i):density(function(p) return simplex.log_density(p, alpha):exp() end, { range = { 0, 6 }, parts = flags.quick and 24 or 200 })
+    fig:simplex(i):density(function(p) return simplex.log_density(p, alpha):exp() end,
+      { range = { 0, 6 }, parts = flags.quick and 24 or 200 })
       :set { title = "α = " .. alpha, color_bar = i == 3, color_label = "density" }
   end
   save(fig, "figure2")
 end
 
--- -- The regularizers alone -----------------------------------------------------------------------------------------------------------
+-- -- The regularizers alone -------------------------------------------------------------------------------------------
 
 -- As in the paper's settings, K·M = N: as many neighbours as there are points.
 local REGULARIZERS = {
@@ -129,8 +134,8 @@ local REGULARIZERS = {
   { name = "KNN-CE", of = function(p) return (simplex.knn(p, { k = p:size(1) / 3, metric = "ce" })) end },
 }
 
---- The points of the simplex nearest to the rows of x, which sum to 1: what is to be taken off every coordinate, by Newton's method, which
--- ends after M steps.
+--- The points of the simplex nearest to the rows of x, which sum to 1: what is to be taken off every coordinate, by
+-- Newton's method, which ends after M steps.
 local function project(x)
   for _ = 1, x:size(2) do
     local y = vx.clamp(x, 0, math.huge)
@@ -139,8 +144,8 @@ local function project(x)
   return vx.clamp(x, 0, 1)
 end
 
---- Steps of projected gradient descent on the points, each of the length `step` before it is projected, and the lengths of the gradients
--- within the simplex's plane.
+--- Steps of projected gradient descent on the points, each of the length `step` before it is projected, and the lengths
+-- of the gradients within the simplex's plane.
 local function pushes(p, regularizer, step)
   local x = p:clone()
   x.requires_grad = true
@@ -163,7 +168,8 @@ local function gradients()
         fig:simplex(row, col, { ticks = 0 })
           :arrows(p, step, { width = 1.2, values = length, range = { 1e-4, 1 }, log = true })
           :scatter(p, { size = 2.5, color = DARK, alpha = 1 })
-          :set { title = ("%s, %s points"):format(regularizer.name, row == 1 and "spread" or "collapsed"), color_bar = col == 3,
+          :set { title = ("%s, %s points"):format(regularizer.name, row == 1 and "spread" or "collapsed"),
+            color_bar = col == 3,
             color_label = "length of the gradient in p" }
       end)
     end
@@ -191,8 +197,8 @@ local function descend(start, regularizer, stops)
   return frames
 end
 
---- One sheet of frames: a row for each regularizer, a column for each number of steps. A point keeps the colour of the vertex it is nearest
--- to at the end.
+--- One sheet of frames: a row for each regularizer, a column for each number of steps. A point keeps the colour of the
+-- vertex it is nearest to at the end.
 local function motion(name)
   local n, stops = flags.quick and 30 or 300, flags.quick and { 0, 5, 10 } or { 0, 25, 50, 100, 200, 400 }
   local fig = plot.figure { width = 190 * #stops + 20, height = 610, rows = #REGULARIZERS, cols = #stops, scale = 1.5 }
@@ -207,7 +213,9 @@ local function motion(name)
         for i, p in ipairs(rows) do
           if codes[i] == m - 1 then own[#own + 1] = p end
         end
-        if #own > 0 then ax:scatter(own, { color = color, marker = ({ "circle", "triangle", "square" })[m], size = 3.5, alpha = 0.7 }) end
+        if #own > 0 then
+          ax:scatter(own, { color = color, marker = ({ "circle", "triangle", "square" })[m], size = 3.5, alpha = 0.7 })
+        end
       end
       ax:set { title = ("%s, step %d"):format(regularizer.name, stops[col]) }
     end
@@ -215,7 +223,7 @@ local function motion(name)
   save(fig, "motion-" .. name)
 end
 
--- -- All of them ----------------------------------------------------------------------------------------------------------------------
+-- -- All of them ------------------------------------------------------------------------------------------------------
 
 local function main()
   vx.seed(flags.seed)

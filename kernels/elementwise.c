@@ -1,18 +1,20 @@
 /* elementwise.c: fill, convert, binary, unary, unary_backward.
  *
- * Memory traffic: each operand is read once, the output written once; all but exp, log, pow and their kin are bound by it.
+ * Memory traffic: each operand is read once, the output written once; all but exp, log, pow and their kin are bound by
+ * it.
  *
- * Idea: the dimensions of all operands are collapsed together (struct walk) until what is left is mostly one or two: a long
- * row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number depends on
- * the sizes alone; threads take tiles; a tile function sees rows, columns and two strides per operand. Every element goes
- * through the same vector expression wherever it lies, in a full vector or in a tail, so that threads change no bit.
+ * Idea: the dimensions of all operands are collapsed together (struct walk) until what is left is mostly one or two: a
+ * long row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number
+ * depends on the sizes alone; threads take tiles; a tile function sees rows, columns and two strides per operand. Every
+ * element goes through the same vector expression wherever it lies, in a full vector or in a tail, so that threads
+ * change no bit.
  *
- * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too. The
- * exceptions: comparisons with NaN give 0, and conversion of NaN to an integer gives 0.
+ * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too.
+ * The exceptions: comparisons with NaN give 0, and conversion of NaN to an integer gives 0.
  */
-#include "special.h"
-#include "cpu.h"
-#include "vec.h"
+#include "shared/special.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define TILE 4096    /* elements */
 #define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
@@ -20,13 +22,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* -- Walking several strided operands at once ---------------------------------------------------------------------------- */
+/* -- Walking several strided operands at once ---------------------------------------------------------------------- */
 
 typedef struct walk {
-    int operands, ndim;                 /* ndim >= 1 */
+    int operands, ndim; /* ndim >= 1 */
     int64_t numel;
     int64_t size[VX_MAX_DIMS];
-    int64_t stride[3][VX_MAX_DIMS];     /* bytes, per operand */
+    int64_t stride[3][VX_MAX_DIMS]; /* bytes, per operand */
     char *data[3];
 } walk;
 
@@ -39,8 +41,8 @@ typedef struct tile {
 
 typedef void tile_function(const void *context, const tile *t);
 
-/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by the
- * output's strides, neighbours that every operand steps through evenly become one. */
+/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by
+ * the output's strides, neighbours that every operand steps through evenly become one. */
 static walk walk_of(int operands, const vx_tensor *const *x)
 {
     walk w = {.operands = operands, .numel = x[0]->numel};
@@ -71,8 +73,8 @@ static walk walk_of(int operands, const vx_tensor *const *x)
     return w;
 }
 
-/* Calls f on tiles of at most `columns` columns and `rows` rows until all of w is covered, in parallel. A tile's rows lie
- * along the last dimension but one; where a group of rows runs over its end, f is called again for the rest. */
+/* Calls f on tiles of at most `columns` columns and `rows` rows until all of w is covered, in parallel. A tile's rows
+ * lie along the last dimension but one; where a group of rows runs over its end, f is called again for the rest. */
 static void walk_run(const walk *w, int64_t rows, int64_t columns, tile_function *f, const void *context)
 {
     int last = w->ndim - 1;
@@ -109,7 +111,7 @@ static void walk_run_wide(const walk *w, tile_function *f, const void *context)
     walk_run(w, vx_max64(1, TILE / w->size[w->ndim - 1]), TILE, f, context);
 }
 
-/* -- Elements of the four dtypes ------------------------------------------------------------------------------------------ */
+/* -- Elements of the four dtypes ----------------------------------------------------------------------------------- */
 
 INLINE float from_bf16(uint16_t x)
 {
@@ -152,7 +154,7 @@ INLINE uint8_t u8_from_f32(float x)
 
 INLINE uint8_t u8_from_i32(int32_t x) { return (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x); }
 
-/* -- fill ----------------------------------------------------------------------------------------------------------------- */
+/* -- fill ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct pattern {
     int bytes;
@@ -162,20 +164,17 @@ typedef struct pattern {
 static void fill_tile(const void *context, const tile *t)
 {
     const pattern *v = context;
-#define FILL(type)                                                                                          \
-    for (int64_t r = 0; r < t->rows; r++) {                                                                 \
-        char *y = t->p[0] + r * t->row[0];                                                                  \
-        if (t->column[0] == sizeof(type))                                                                   \
-            for (int64_t i = 0; i < t->columns; i++) ((type *)y)[i] = (type)v->bits;                        \
-        else                                                                                                \
-            for (int64_t i = 0; i < t->columns; i++) *(type *)(y + i * t->column[0]) = (type)v->bits;       \
+#define FILL(type)                                                                                                     \
+    for (int64_t r = 0; r < t->rows; r++) {                                                                            \
+        char *y = t->p[0] + r * t->row[0];                                                                             \
+        if (t->column[0] == sizeof(type))                                                                              \
+            for (int64_t i = 0; i < t->columns; i++) ((type *)y)[i] = (type)v->bits;                                   \
+        else                                                                                                           \
+            for (int64_t i = 0; i < t->columns; i++) *(type *)(y + i * t->column[0]) = (type)v->bits;                  \
     }
-    if (v->bytes == 4)
-        FILL(uint32_t)
-    else if (v->bytes == 2)
-        FILL(uint16_t)
-    else
-        FILL(uint8_t)
+    if (v->bytes == 4) FILL(uint32_t)
+    else if (v->bytes == 2) FILL(uint16_t)
+    else FILL(uint8_t)
 #undef FILL
 }
 
@@ -196,27 +195,27 @@ int VX_CPU(fill)(vx_tensor *x, double value)
     return VX_OK;
 }
 
-/* -- convert -------------------------------------------------------------------------------------------------------------- */
+/* -- convert ------------------------------------------------------------------------------------------------------- */
 
 /* n elements y[i sy] = x[i sx]; strides in bytes */
 typedef void row_function(char *y, int64_t sy, const char *x, int64_t sx, int64_t n);
 
-#define CONVERT_ROW(name, to, from, expression)                                                             \
-    static void name(char *y, int64_t sy, const char *x, int64_t sx, int64_t n)                             \
-    {                                                                                                       \
-        if (sy == (int64_t)sizeof(to) && sx == (int64_t)sizeof(from)) {                                     \
-            to *restrict out = (to *)y;                                                                     \
-            const from *restrict in = (const from *)x;                                                      \
-            for (int64_t i = 0; i < n; i++) {                                                               \
-                from v = in[i];                                                                             \
-                out[i] = expression;                                                                        \
-            }                                                                                               \
-        } else {                                                                                            \
-            for (int64_t i = 0; i < n; i++) {                                                               \
-                from v = *(const from *)(x + i * sx);                                                       \
-                *(to *)(y + i * sy) = expression;                                                           \
-            }                                                                                               \
-        }                                                                                                   \
+#define CONVERT_ROW(name, to, from, expression)                                                                        \
+    static void name(char *y, int64_t sy, const char *x, int64_t sx, int64_t n)                                        \
+    {                                                                                                                  \
+        if (sy == (int64_t)sizeof(to) && sx == (int64_t)sizeof(from)) {                                                \
+            to *restrict out = (to *)y;                                                                                \
+            const from *restrict in = (const from *)x;                                                                 \
+            for (int64_t i = 0; i < n; i++) {                                                                          \
+                from v = in[i];                                                                                        \
+                out[i] = expression;                                                                                   \
+            }                                                                                                          \
+        } else {                                                                                                       \
+            for (int64_t i = 0; i < n; i++) {                                                                          \
+                from v = *(const from *)(x + i * sx);                                                                  \
+                *(to *)(y + i * sy) = expression;                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
     }
 
 CONVERT_ROW(copy_4, uint32_t, uint32_t, v)
@@ -283,8 +282,9 @@ static void transpose_4(char *y, int64_t y_pitch, const char *x, int64_t x_pitch
         }
 }
 
-/* A tile whose input is contiguous down the columns. Through a buffer, so that memory is only touched along cache lines,
- * however large and however round the strides; its pitch, no power of two, spreads its columns over the cache's sets. */
+/* A tile whose input is contiguous down the columns. Through a buffer, so that memory is only touched along cache
+ * lines, however large and however round the strides; its pitch, no power of two, spreads its columns over the cache's
+ * sets. */
 static void transpose_tile(const void *context, const tile *t)
 {
     const conversion *c = context;
@@ -305,8 +305,8 @@ static void transpose_tile(const void *context, const tile *t)
 int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
 {
     if (!y->numel) return VX_OK;
-    conversion c = {convert_rows[y->dtype][x->dtype], convert_rows[y->dtype][y->dtype], (int64_t)vx_dtype_bytes(y->dtype),
-                    (int64_t)vx_dtype_bytes(x->dtype)};
+    conversion c = {convert_rows[y->dtype][x->dtype], convert_rows[y->dtype][y->dtype],
+                    (int64_t)vx_dtype_bytes(y->dtype), (int64_t)vx_dtype_bytes(x->dtype)};
     walk w = walk_of(2, (const vx_tensor *const[]){y, x});
     int last = w.ndim - 1, near = last;
     for (int d = 0; d < last; d++)
@@ -327,7 +327,7 @@ int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
     return VX_OK;
 }
 
-/* -- binary --------------------------------------------------------------------------------------------------------------- */
+/* -- binary -------------------------------------------------------------------------------------------------------- */
 
 INLINE vf power(vf a, vf b)
 {
@@ -365,7 +365,9 @@ INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
         for (; i + VX_LANES <= t->columns; i += VX_LANES)
             vf_store(y + i, binary_vector(kind, a_step ? vf_load(a + i) : a0, b_step ? vf_load(b + i) : b0));
         int n = (int)(t->columns - i);
-        if (n) vf_store_n(y + i, binary_vector(kind, a_step ? vf_load_n(a + i, n) : a0, b_step ? vf_load_n(b + i, n) : b0), n);
+        if (n)
+            vf_store_n(y + i, binary_vector(kind, a_step ? vf_load_n(a + i, n) : a0, b_step ? vf_load_n(b + i, n) : b0),
+                       n);
     }
 }
 
@@ -373,12 +375,12 @@ INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
 static void binary_plain(int kind, const tile *t)
 {
     bool a = t->column[1] != 0, b = t->column[2] != 0;
-#define KIND(k)                                 \
-    case k:                                     \
-        if (a && b) binary_rows(k, 1, 1, t);    \
-        else if (a) binary_rows(k, 1, 0, t);    \
-        else if (b) binary_rows(k, 0, 1, t);    \
-        else binary_rows(k, 0, 0, t);           \
+#define KIND(k)                                                                                                        \
+    case k:                                                                                                            \
+        if (a && b) binary_rows(k, 1, 1, t);                                                                           \
+        else if (a) binary_rows(k, 1, 0, t);                                                                           \
+        else if (b) binary_rows(k, 0, 1, t);                                                                           \
+        else binary_rows(k, 0, 0, t);                                                                                  \
         break;
     switch (kind) {
         KIND(VX_ADD)
@@ -430,14 +432,14 @@ int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
     return VX_OK;
 }
 
-/* -- unary ---------------------------------------------------------------------------------------------------------------- */
+/* -- unary --------------------------------------------------------------------------------------------------------- */
 
 /* The gamma functions, a lane at a time in double: their recurrences cancel in float32. */
-#define SPECIAL(name)                                                                           \
-    static vf name##_vector(vf x)                                                               \
-    {                                                                                           \
-        for (int i = 0; i < VX_LANES; i++) x[i] = (float)special_##name(x[i]);                  \
-        return x;                                                                               \
+#define SPECIAL(name)                                                                                                  \
+    static vf name##_vector(vf x)                                                                                      \
+    {                                                                                                                  \
+        for (int i = 0; i < VX_LANES; i++) x[i] = (float)special_##name(x[i]);                                         \
+        return x;                                                                                                      \
     }
 SPECIAL(lgamma)
 SPECIAL(digamma)
@@ -507,8 +509,8 @@ INLINE void unary_span(int kind, float *y, const float *x, int64_t n, float alph
     if (rest) vf_store_n(y + i, unary_vector(kind, vf_load_n(x + i, rest), a, b), rest);
 }
 
-INLINE void unary_backward_span(int kind, float *dx, const float *dy, const float *x, const float *y, int64_t n, float alpha,
-                                float beta)
+INLINE void unary_backward_span(int kind, float *dx, const float *dy, const float *x, const float *y, int64_t n,
+                                float alpha, float beta)
 {
     const vf a = vf_set1(alpha), b = vf_set1(beta);
     int64_t i = 0;
@@ -516,12 +518,14 @@ INLINE void unary_backward_span(int kind, float *dx, const float *dy, const floa
         vf_store(dx + i, unary_backward_vector(kind, vf_load(dy + i), vf_load(x + i), vf_load(y + i), a, b));
     int rest = (int)(n - i);
     if (rest)
-        vf_store_n(dx + i,
-                   unary_backward_vector(kind, vf_load_n(dy + i, rest), vf_load_n(x + i, rest), vf_load_n(y + i, rest), a, b), rest);
+        vf_store_n(
+            dx + i,
+            unary_backward_vector(kind, vf_load_n(dy + i, rest), vf_load_n(x + i, rest), vf_load_n(y + i, rest), a, b),
+            rest);
 }
 
-#define UNARY_KINDS(f) \
-    f(VX_AFFINE) f(VX_EXP) f(VX_LOG) f(VX_SQRT) f(VX_ABS) f(VX_SQUARE) f(VX_RELU) f(VX_SILU) f(VX_GELU) f(VX_SIGMOID) \
+#define UNARY_KINDS(f)                                                                                                 \
+    f(VX_AFFINE) f(VX_EXP) f(VX_LOG) f(VX_SQRT) f(VX_ABS) f(VX_SQUARE) f(VX_RELU) f(VX_SILU) f(VX_GELU) f(VX_SIGMOID)  \
         f(VX_TANH) f(VX_CLAMP) f(VX_POWER) f(VX_LGAMMA) f(VX_DIGAMMA) f(VX_TRIGAMMA)
 
 /* y = f(x); y may be x. */
@@ -534,7 +538,8 @@ int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
     for (int64_t i = 0; i < n; i += TILE) {
         int64_t count = vx_min64(TILE, n - i);
         switch (kind) {
-#define KIND(k) case k: unary_span(k, out + i, in + i, count, alpha, beta); break;
+#define KIND(k)                                                                                                        \
+    case k: unary_span(k, out + i, in + i, count, alpha, beta); break;
             UNARY_KINDS(KIND)
 #undef KIND
         }
@@ -552,7 +557,8 @@ int VX_CPU(unary_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor
     for (int64_t i = 0; i < n; i += TILE) {
         int64_t count = vx_min64(TILE, n - i);
         switch (kind) {
-#define KIND(k) case k: unary_backward_span(k, out + i, g + i, in + i, value + i, count, alpha, beta); break;
+#define KIND(k)                                                                                                        \
+    case k: unary_backward_span(k, out + i, g + i, in + i, value + i, count, alpha, beta); break;
             UNARY_KINDS(KIND)
 #undef KIND
         }

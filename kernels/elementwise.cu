@@ -1,19 +1,20 @@
-/* elementwise.cu: fill, convert, binary, unary, unary_backward on CUDA; what they compute, special values included, is said in
- * elementwise.c.
+/* elementwise.cu: fill, convert, binary, unary, unary_backward on CUDA; what they compute, special values included, is
+ * said in elementwise.c.
  *
- * Memory traffic: each operand is read once, the output written once. That is the bound: the kind of an operation is a number that all
- * threads of a launch share, and switching on it per element costs nothing beside the memory.
+ * Memory traffic: each operand is read once, the output written once. That is the bound: the kind of an operation is a
+ * number that all threads of a launch share, and switching on it per element costs nothing beside the memory.
  *
- * Idea: the dimensions of all operands are collapsed together (struct walk, as in elementwise.c). A thread takes 4 neighbours of the
- * last dimension where every operand allows that (contiguous along it and aligned, or constant), else one element, and finds its
- * place by dividing: once per 4 elements, and in 32 bits unless the tensor is larger. A transposition goes through shared memory.
+ * Idea: the dimensions of all operands are collapsed together (struct walk, as in elementwise.c). A thread takes 4
+ * neighbours of the last dimension where every operand allows that (contiguous along it and aligned, or constant), else
+ * one element, and finds its place by dividing: once per 4 elements, and in 32 bits unless the tensor is larger. A
+ * transposition goes through shared memory.
  */
-#include "lanes.cuh"
-#include "special.h"
+#include "cuda/vec4.cuh"
+#include "shared/special.h"
 
 enum { BLOCK = 256, SQUARE = 32 };
 
-/* -- Walking several strided operands at once ---------------------------------------------------------------------------- */
+/* -- Walking several strided operands at once ---------------------------------------------------------------------- */
 
 typedef struct walk {
     int operands, ndim; /* ndim >= 1 */
@@ -25,8 +26,8 @@ typedef struct walk {
     int group;   /* neighbours a thread takes: 4 or 1 */
 } walk;
 
-/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by the
- * output's strides, neighbours that every operand steps through evenly become one. */
+/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by
+ * the output's strides, neighbours that every operand steps through evenly become one. */
 static walk walk_of(int operands, const vx_tensor *const *x)
 {
     walk w = {};
@@ -87,14 +88,15 @@ template <class I, int operands> VX_DEVICE void place(const walk &w, int64_t i, 
 }
 
 /* Launches kernel<uint32_t> or kernel<int64_t>, whichever can count the groups. */
-#define LAUNCH_WALK(kernel, w, ...)                                                                                                        \
-    do {                                                                                                                                   \
-        const int64_t groups_ = (w).numel / (w).group;                                                                                     \
-        if (groups_ < INT64_C(1) << 32) VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);         \
-        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                                     \
+#define LAUNCH_WALK(kernel, w, ...)                                                                                    \
+    do {                                                                                                               \
+        const int64_t groups_ = (w).numel / (w).group;                                                                 \
+        if (groups_ < INT64_C(1) << 32)                                                                                \
+            VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                 \
+        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                 \
     } while (0)
 
-/* -- fill ----------------------------------------------------------------------------------------------------------------- */
+/* -- fill ---------------------------------------------------------------------------------------------------------- */
 
 VX_DEVICE void store_bits(char *data, int item, int64_t at, uint32_t bits)
 {
@@ -110,7 +112,8 @@ template <class I> VX_KERNEL fill_kernel(walk w, int64_t groups, uint32_t bits)
         place<I, 1>(w, i, at);
         if (w.group == 1) store_bits(w.data[0], w.item[0], at[0], bits);
         else if (w.item[0] == 4) *(uint4 *)((uint32_t *)w.data[0] + at[0]) = make_uint4(bits, bits, bits, bits);
-        else if (w.item[0] == 2) *(uint2 *)((uint16_t *)w.data[0] + at[0]) = make_uint2(bits * 0x10001u, bits * 0x10001u);
+        else if (w.item[0] == 2)
+            *(uint2 *)((uint16_t *)w.data[0] + at[0]) = make_uint2(bits * 0x10001u, bits * 0x10001u);
         else *(uint32_t *)((uint8_t *)w.data[0] + at[0]) = bits * 0x1010101u;
     }
 }
@@ -130,7 +133,8 @@ int vx_cuda_fill(vx_tensor *x, double value)
     /* doubles hold every int32, so the limits are exact */
     const double whole = value != value ? 0 : rint(fmin(fmax(value, INT32_MIN), INT32_MAX));
     uint32_t bits = f;
-    if (x->dtype == VX_BF16) bits = (f & 0x7fffffffu) > 0x7f800000u ? f >> 16 | 0x40u : (f + 0x7fffu + (f >> 16 & 1u)) >> 16;
+    if (x->dtype == VX_BF16)
+        bits = (f & 0x7fffffffu) > 0x7f800000u ? f >> 16 | 0x40u : (f + 0x7fffu + (f >> 16 & 1u)) >> 16;
     else if (x->dtype == VX_I32) bits = (uint32_t)(int32_t)whole;
     else if (x->dtype == VX_U8) bits = (uint32_t)fmin(fmax(whole, 0), 255);
     const vx_tensor *const all[] = {x};
@@ -140,7 +144,7 @@ int vx_cuda_fill(vx_tensor *x, double value)
     return vx_status();
 }
 
-/* -- convert -------------------------------------------------------------------------------------------------------------- */
+/* -- convert ------------------------------------------------------------------------------------------------------- */
 
 /* Rounded once, although float32 lies between: bits that float32 would round away become one sticky bit first. */
 VX_DEVICE vx_bf16 bf16_from_i32(int32_t x)
@@ -183,7 +187,9 @@ VX_DEVICE uint32_t converted(int to, int from, uint32_t bits)
 
 VX_DEVICE uint32_t load_bits(const char *data, int item, int64_t at)
 {
-    return item == 4 ? ((const uint32_t *)data)[at] : item == 2 ? ((const uint16_t *)data)[at] : ((const uint8_t *)data)[at];
+    return item == 4   ? ((const uint32_t *)data)[at]
+           : item == 2 ? ((const uint16_t *)data)[at]
+                       : ((const uint8_t *)data)[at];
 }
 
 VX_DEVICE uint4 load_four(const char *data, int item, int64_t at)
@@ -214,13 +220,14 @@ template <class I> VX_KERNEL convert_kernel(walk w, int64_t groups, int to, int 
         } else {
             const uint4 x = load_four(w.data[1], w.item[1], at[1]);
             store_four(w.data[0], w.item[0], at[0],
-                       make_uint4(converted(to, from, x.x), converted(to, from, x.y), converted(to, from, x.z), converted(to, from, x.w)));
+                       make_uint4(converted(to, from, x.x), converted(to, from, x.y), converted(to, from, x.z),
+                                  converted(to, from, x.w)));
         }
     }
 }
 
-/* The last two dimensions of w: rows, in which x is contiguous, and columns, in which y is. A block takes squares of 32 x 32; the
- * odd pitch spreads a column over the banks. */
+/* The last two dimensions of w: rows, in which x is contiguous, and columns, in which y is. A block takes squares of 32
+ * x 32; the odd pitch spreads a column over the banks. */
 VX_KERNEL transpose_kernel(walk w, int64_t squares, int to, int from)
 {
     __shared__ uint32_t square[SQUARE][SQUARE + 1];
@@ -238,14 +245,15 @@ VX_KERNEL transpose_kernel(walk w, int64_t squares, int to, int from)
         for (int i = threadIdx.x / SQUARE; i < SQUARE; i += BLOCK / SQUARE) {
             const int64_t c = column + i, r = row + threadIdx.x % SQUARE;
             if (c < columns && r < rows)
-                square[i][threadIdx.x % SQUARE] =
-                    converted(to, from, load_bits(w.data[1], w.item[1], x + c * w.stride[1][last] + r * w.stride[1][last - 1]));
+                square[i][threadIdx.x % SQUARE] = converted(
+                    to, from, load_bits(w.data[1], w.item[1], x + c * w.stride[1][last] + r * w.stride[1][last - 1]));
         }
         __syncthreads();
         for (int i = threadIdx.x / SQUARE; i < SQUARE; i += BLOCK / SQUARE) {
             const int64_t r = row + i, c = column + threadIdx.x % SQUARE;
             if (c < columns && r < rows)
-                store_bits(w.data[0], w.item[0], y + c * w.stride[0][last] + r * w.stride[0][last - 1], square[threadIdx.x % SQUARE][i]);
+                store_bits(w.data[0], w.item[0], y + c * w.stride[0][last] + r * w.stride[0][last - 1],
+                           square[threadIdx.x % SQUARE][i]);
         }
         __syncthreads();
     }
@@ -274,12 +282,13 @@ int vx_cuda_convert(vx_tensor *y, vx_tensor *x)
         w.stride[1][d] = w.stride[1][d + 1];
     }
     w.size[last - 1] = size, w.stride[0][last - 1] = to, w.stride[1][last - 1] = from;
-    const int64_t squares = vx_ceil_div(w.size[last], SQUARE) * vx_ceil_div(size, SQUARE) * (w.numel / (w.size[last] * size));
+    const int64_t squares =
+        vx_ceil_div(w.size[last], SQUARE) * vx_ceil_div(size, SQUARE) * (w.numel / (w.size[last] * size));
     VX_LAUNCH(transpose_kernel, vx_grid(squares, 1), BLOCK, 0, w, squares, y->dtype, x->dtype);
     return vx_status();
 }
 
-/* -- binary --------------------------------------------------------------------------------------------------------------- */
+/* -- binary -------------------------------------------------------------------------------------------------------- */
 
 VX_DEVICE float binary(int kind, float a, float b)
 {
@@ -347,16 +356,20 @@ int vx_cuda_binary(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
     return vx_status();
 }
 
-/* -- unary ---------------------------------------------------------------------------------------------------------------- */
+/* -- unary --------------------------------------------------------------------------------------------------------- */
 
 VX_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 /* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
 VX_DEVICE float normal_below(float x) { return 0.5f + 0.5f * erff(x * 0.70710678f); }
 
-/* The gamma function's family is computed in double and has kernels of its own (gamma true): its registers would cost the others. */
+/* The gamma function's family is computed in double and has kernels of its own (gamma true): its registers would cost
+ * the others. */
 template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, float beta)
 {
-    if (gamma) return (float)(kind == VX_LGAMMA ? special_lgamma(x) : kind == VX_DIGAMMA ? special_digamma(x) : special_trigamma(x));
+    if (gamma)
+        return (float)(kind == VX_LGAMMA    ? special_lgamma(x)
+                       : kind == VX_DIGAMMA ? special_digamma(x)
+                                            : special_trigamma(x));
     switch (kind) {
     case VX_AFFINE: return alpha * x + beta;
     case VX_EXP: return expf(x);
@@ -378,7 +391,9 @@ template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, floa
 template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha, float beta)
 {
     if (gamma)
-        return dy * (float)(kind == VX_LGAMMA ? special_digamma(x) : kind == VX_DIGAMMA ? special_trigamma(x) : special_tetragamma(x));
+        return dy * (float)(kind == VX_LGAMMA    ? special_digamma(x)
+                            : kind == VX_DIGAMMA ? special_trigamma(x)
+                                                 : special_tetragamma(x));
     switch (kind) {
     case VX_AFFINE: return dy * alpha;
     case VX_EXP: return dy * y;
@@ -400,7 +415,8 @@ template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x
 }
 
 /* `fours` groups of 4, then what is left singly. */
-template <bool gamma> VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int kind, float alpha, float beta)
+template <bool gamma>
+VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int kind, float alpha, float beta)
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 v = ((const float4 *)x)[i];
@@ -411,16 +427,18 @@ template <bool gamma> VX_KERNEL unary_kernel(float *y, const float *x, int64_t n
 }
 
 template <bool gamma>
-VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours, int kind, float alpha,
-                                float beta)
+VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, const float *y, int64_t n, int64_t fours,
+                                int kind, float alpha, float beta)
 {
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 g = ((const float4 *)dy)[i], v = ((const float4 *)x)[i], r = ((const float4 *)y)[i];
-        ((float4 *)dx)[i] =
-            make_float4(unary_backward<gamma>(kind, g.x, v.x, r.x, alpha, beta), unary_backward<gamma>(kind, g.y, v.y, r.y, alpha, beta),
-                        unary_backward<gamma>(kind, g.z, v.z, r.z, alpha, beta), unary_backward<gamma>(kind, g.w, v.w, r.w, alpha, beta));
+        ((float4 *)dx)[i] = make_float4(unary_backward<gamma>(kind, g.x, v.x, r.x, alpha, beta),
+                                        unary_backward<gamma>(kind, g.y, v.y, r.y, alpha, beta),
+                                        unary_backward<gamma>(kind, g.z, v.z, r.z, alpha, beta),
+                                        unary_backward<gamma>(kind, g.w, v.w, r.w, alpha, beta));
     }
-    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) dx[i] = unary_backward<gamma>(kind, dy[i], x[i], y[i], alpha, beta);
+    for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step())
+        dx[i] = unary_backward<gamma>(kind, dy[i], x[i], y[i], alpha, beta);
 }
 
 /* y = f(x); y may be x. */
@@ -429,8 +447,11 @@ int vx_cuda_unary(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
     if (!y->numel) return VX_OK;
     const int64_t n = y->numel, fours = vx_aligned(y, 16) && vx_aligned(x, 16) ? n / 4 : 0;
     if (kind >= VX_LGAMMA)
-        VX_LAUNCH(unary_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
-    else VX_LAUNCH(unary_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind, alpha, beta);
+        VX_LAUNCH(unary_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours, kind,
+                  alpha, beta);
+    else
+        VX_LAUNCH(unary_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), n, fours,
+                  kind, alpha, beta);
     return vx_status();
 }
 
@@ -439,12 +460,13 @@ int vx_cuda_unary_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor
 {
     if (!dx->numel) return VX_OK;
     const int64_t n = dx->numel;
-    const int64_t fours = vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(y, 16) ? n / 4 : 0;
+    const int64_t fours =
+        vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(y, 16) ? n / 4 : 0;
     if (kind >= VX_LGAMMA)
-        VX_LAUNCH(unary_backward_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y), n,
-                  fours, kind, alpha, beta);
+        VX_LAUNCH(unary_backward_kernel<true>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy),
+                  vx_f32(x), vx_f32(y), n, fours, kind, alpha, beta);
     else
-        VX_LAUNCH(unary_backward_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(y),
-                  n, fours, kind, alpha, beta);
+        VX_LAUNCH(unary_backward_kernel<false>, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy),
+                  vx_f32(x), vx_f32(y), n, fours, kind, alpha, beta);
     return vx_status();
 }

@@ -3,12 +3,12 @@
  * Memory traffic: gather reads and writes N D floats once; scatter_add reads N D floats, and the table once each way.
  * Indices are checked before anything is written.
  *
- * scatter_add in parallel without atomics: a stable counting sort of the row numbers by index gives each table row the list
- * of its own rows in ascending order. Table rows are then independent of each other, and each is summed in the order a plain
- * loop over n would use: the bits are those of that loop, with any number of threads.
+ * scatter_add in parallel without atomics: a stable counting sort of the row numbers by index gives each table row the
+ * list of its own rows in ascending order. Table rows are then independent of each other, and each is summed in the
+ * order a plain loop over n would use: the bits are those of that loop, with any number of threads.
  */
-#include "cpu.h"
-#include "vec.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
 
@@ -23,7 +23,8 @@ static int check_indices(const char *op, const int32_t *index, int64_t n, int64_
     if (per_row > 1)
         return vx_fail(VX_EINVAL, "%s: index %d at row %lld, column %lld is outside 0 .. %lld", op, (int)index[i],
                        (long long)(i / per_row), (long long)(i % per_row), (long long)rows - 1);
-    return vx_fail(VX_EINVAL, "%s: index %d at row %lld is outside 0 .. %lld", op, (int)index[i], (long long)i, (long long)rows - 1);
+    return vx_fail(VX_EINVAL, "%s: index %d at row %lld is outside 0 .. %lld", op, (int)index[i], (long long)i,
+                   (long long)rows - 1);
 }
 
 /* y[n] = table[index[n]] */
@@ -78,13 +79,15 @@ int VX_CPU(scatter_add)(vx_tensor *table, vx_tensor *x, vx_tensor *index)
 
     int64_t *order = vx_scratch("scatter_add", sizeof(int64_t) * (size_t)(n + rows + 1));
     if (!order) return VX_ENOMEM;
-    int64_t *end = order + n; /* one more than rows: end[m] is where the list of table row m ends, end[m - 1] where it begins */
+    int64_t *end =
+        order + n; /* one more than rows: end[m] is where the list of table row m ends, end[m - 1] where it begins */
     memset(end, 0, sizeof(int64_t) * (size_t)(rows + 1));
     for (int64_t i = 0; i < n; i++) end[at[i] + 1]++;
     for (int64_t m = 0; m < rows; m++) end[m + 1] += end[m];
     for (int64_t i = 0; i < n; i++) order[end[at[i]]++] = i;
 
-    /* lists differ in length, so rows are handed out as threads come free; who sums a row does not change its sum */
+        /* lists differ in length, so rows are handed out as threads come free; who sums a row does not change its
+         * sum */
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t m = 0; m < rows; m++) {
         int64_t begin = m ? end[m - 1] : 0;

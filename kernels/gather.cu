@@ -1,16 +1,17 @@
-/* gather.cu: gather, scatter_add, count_codes on CUDA. An index outside its range is reported late (vx_raise); meanwhile gather leaves NaN
- * in that row, and the others leave it out.
+/* gather.cu: gather, scatter_add, count_codes on CUDA. An index outside its range is reported late (vx_raise);
+ * meanwhile gather leaves NaN in that row, and the others leave it out.
  *
- * Memory traffic: gather reads and writes N D floats once; scatter_add sorts the row numbers by index and reads N D floats. count_codes
- * adds integers with atomics, whose order does not matter.
+ * Memory traffic: gather reads and writes N D floats once; scatter_add sorts the row numbers by index and reads N D
+ * floats. count_codes adds integers with atomics, whose order does not matter.
  */
-#include "sort.cuh"
+#include "cuda/sort.cuh"
 
 enum { BLOCK = 256 };
 
 /* A thread takes T, a float or four. width: T's a row. */
 template <class T>
-VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, int64_t width, int64_t rows, T nan, vx_alarm outside)
+VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, int64_t width, int64_t rows, T nan,
+                        vx_alarm outside)
 {
     for (int64_t i = vx_first(); i < n * width; i += vx_step()) {
         const int64_t row = i / width, column = i - row * width;
@@ -26,13 +27,15 @@ int vx_cuda_gather(vx_tensor *y, vx_tensor *table, vx_tensor *index)
 {
     const int64_t n = y->shape[0], width = y->shape[1], rows = table->shape[0];
     if (!y->numel) return VX_OK;
-    const vx_alarm outside = vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
+    const vx_alarm outside =
+        vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
     if (width % 4 == 0 && vx_aligned(y, 16) && vx_aligned(table, 16))
-        VX_LAUNCH(gather_kernel<float4>, vx_grid(n * width / 4, BLOCK), BLOCK, 0, (float4 *)y->data, (const float4 *)table->data,
-                  vx_i32(index), n, width / 4, rows, make_float4(NAN, NAN, NAN, NAN), outside);
-    else
-        VX_LAUNCH(gather_kernel<float>, vx_grid(n * width, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(table), vx_i32(index), n, width, rows, NAN,
+        VX_LAUNCH(gather_kernel<float4>, vx_grid(n * width / 4, BLOCK), BLOCK, 0, (float4 *)y->data,
+                  (const float4 *)table->data, vx_i32(index), n, width / 4, rows, make_float4(NAN, NAN, NAN, NAN),
                   outside);
+    else
+        VX_LAUNCH(gather_kernel<float>, vx_grid(n * width, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(table), vx_i32(index), n,
+                  width, rows, NAN, outside);
     return vx_status();
 }
 
@@ -42,12 +45,14 @@ struct row_of {
     VX_INSIDE float operator()(uint32_t, uint32_t row, int64_t d) const { return x[row * width + d]; }
 };
 
-/* table[index[n]] += x[n], the sum over n first (sort.cuh has its order). Working space: 16 bytes a row of x, and a 32nd of x. */
+/* table[index[n]] += x[n], the sum over n first (sort.cuh has its order). Working space: 16 bytes a row of x, and a
+ * 32nd of x. */
 int vx_cuda_scatter_add(vx_tensor *table, vx_tensor *x, vx_tensor *index)
 {
     const int64_t n = x->shape[0], width = x->shape[1], rows = table->shape[0];
     if (!n) return VX_OK;
-    const vx_alarm outside = vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
+    const vx_alarm outside =
+        vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
     vx_sort s = vx_sort_of(n, vx_sort_bits(rows + 1));
     float *partial = VX_SCRATCH(float, vx_pieces_partial(n, width));
     vx_sort_keys(&s, vx_i32(index), rows, outside);
@@ -56,7 +61,8 @@ int vx_cuda_scatter_add(vx_tensor *table, vx_tensor *x, vx_tensor *index)
     return vx_status();
 }
 
-VX_KERNEL count_codes_kernel(int32_t *count, const int32_t *codes, int64_t n, int64_t groups, int64_t size, vx_alarm outside)
+VX_KERNEL count_codes_kernel(int32_t *count, const int32_t *codes, int64_t n, int64_t groups, int64_t size,
+                             vx_alarm outside)
 {
     for (int64_t i = vx_first(); i < n * groups; i += vx_step()) {
         const int32_t code = codes[i];
@@ -70,8 +76,9 @@ int vx_cuda_count_codes(vx_tensor *count, vx_tensor *codes)
 {
     const int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];
     if (!codes->numel) return VX_OK;
-    const vx_alarm outside =
-        vx_alarm_of(VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld", (long long)size - 1);
-    VX_LAUNCH(count_codes_kernel, vx_grid(n * groups, BLOCK), BLOCK, 0, vx_i32(count), vx_i32(codes), n, groups, size, outside);
+    const vx_alarm outside = vx_alarm_of(VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld",
+                                         (long long)size - 1);
+    VX_LAUNCH(count_codes_kernel, vx_grid(n * groups, BLOCK), BLOCK, 0, vx_i32(count), vx_i32(codes), n, groups, size,
+              outside);
     return vx_status();
 }

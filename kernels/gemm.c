@@ -1,32 +1,34 @@
 /* gemm.c: batched C = alpha A B + beta C + bias, and the register tile below it.
  *
  * The matrices of our networks are skinny: m is the number of pixels or rows, n and k are channels (3 .. 1024). There a
- * panel of B (k x VX_PANEL) lives in the L1 or L2 cache while rows of A stream past it, each broadcast from where it lies:
- * neither A nor, where it is row-major, B needs the packing of a general BLAS [1], and bias and beta cost nothing extra.
- * Traffic: A once per panel of B (from L2 after the first), B once per 256 rows, C once per 256 of k.
+ * panel of B (k x VX_PANEL) lives in the L1 or L2 cache while rows of A stream past it, each broadcast from where it
+ * lies: neither A nor, where it is row-major, B needs the packing of a general BLAS [1], and bias and beta cost nothing
+ * extra. Traffic: A once per panel of B (from L2 after the first), B once per 256 rows, C once per 256 of k.
  *
  * Weight gradients are the other kind: m and n small, k = 10^4 .. 10^6. There k is cut into parts, each with its own C,
  * and the parts are added in order. The number of parts follows from the sizes alone, and so does every sum's order.
  *
  * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
  */
-#include "checks.h"
-#include "tile.h"
+#include "shared/checks.h"
+#include "cpu/gemm_tile.h"
 
 enum {
-    K_BLOCK = 256,      /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
+    K_BLOCK = 256, /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
     K_BLOCK_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
     ROW_BLOCK = 256,
 };
 
-/* -- The tile ---------------------------------------------------------------------------------------------------------- */
+/* -- The tile ------------------------------------------------------------------------------------------------------ */
 
-/* R rows by V vectors, with R, V, which of a's strides is 1 and whether to fetch ahead known at compile time: the accumulators stay in
- * registers, the row addresses need one base each, or one in all. */
-static inline __attribute__((always_inline)) void tile(const int R, const int V, const int a_transposed, const int near, const vx_product *q,
-                                                       int64_t row, int tail)
+/* R rows by V vectors, with R, V, which of a's strides is 1 and whether to fetch ahead known at compile time: the
+ * accumulators stay in registers, the row addresses need one base each, or one in all. */
+static inline __attribute__((always_inline)) void tile(const int R, const int V, const int a_transposed, const int near,
+                                                       const vx_product *q, int64_t row, int tail)
 {
-    vf sum[12][VX_PANEL_VECTORS]; /* R and V as sizes would make it a variable-length array, which never reaches registers */
+    vf sum
+        [12]
+        [VX_PANEL_VECTORS]; /* R and V as sizes would make it a variable-length array, which never reaches registers */
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -35,9 +37,11 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
     const int64_t b_stride = q->b_stride;
     for (int s = 0; s < q->segments; s++) {
         const float *a = q->a[s] + row * row_stride, *b = q->b[s];
-        /* fetch ahead, a line every few steps: what the caller names, or the rows two tiles on; where a is transposed, the next steps of a and b, of which
-         * the tiles below one another take different lines, no nearer than L2 */
-        const float *ahead = a_transposed ? a + K_BLOCK_DIRECT * k_stride : q->fetch ? q->fetch + row * k : a + 2 * R * row_stride;
+        /* fetch ahead, a line every few steps: what the caller names, or the rows two tiles on; where a is transposed,
+         * the next steps of a and b, of which the tiles below one another take different lines, no nearer than L2 */
+        const float *ahead = a_transposed ? a + K_BLOCK_DIRECT * k_stride
+                             : q->fetch   ? q->fetch + row * k
+                                          : a + 2 * R * row_stride;
         const float *ahead_b = b + K_BLOCK_DIRECT * b_stride + row / 2 % VX_PANEL_VECTORS * VX_LANES;
 #pragma GCC unroll 1
         for (int64_t p = 0; p < k; p++, b += b_stride) {
@@ -78,7 +82,8 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
     if (q->bias) {
         vf bias[VX_PANEL_VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) bias[v] = v + 1 == V && tail ? vf_load_n(q->bias + v * VX_LANES, tail) : vf_load(q->bias + v * VX_LANES);
+        for (int v = 0; v < V; v++)
+            bias[v] = v + 1 == V && tail ? vf_load_n(q->bias + v * VX_LANES, tail) : vf_load(q->bias + v * VX_LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -106,9 +111,9 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
 
 typedef void tile_function(const vx_product *q, int64_t row, int tail);
 
-#define TILE(R, V)                                                                                              \
-    static void tile_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 0, 0, q, row, tail); }   \
-    static void tile_t_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 0, q, row, tail); } \
+#define TILE(R, V)                                                                                                     \
+    static void tile_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 0, 0, q, row, tail); }         \
+    static void tile_t_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 0, q, row, tail); }       \
     static void tile_n_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 1, q, row, tail); }
 #define TILES(V) TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(5, V) TILE(6, V)
 
@@ -128,11 +133,19 @@ TILE(12, 2)
 static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
 #define ROW(prefix, V) prefix##6_##V, prefix##5_##V, prefix##4_##V, prefix##3_##V, prefix##2_##V, prefix##1_##V
 #if VX_PANEL_VECTORS == 4
-#define WIDTHS(prefix)                                                                                                       \
-    {{prefix##12_1, prefix##9_1, ROW(prefix, 1)}, {prefix##12_2, prefix##9_2, ROW(prefix, 2)}, {0, 0, ROW(prefix, 3)}, \
-     {0, 0, ROW(prefix, 4)}}
+#define WIDTHS(prefix)                                                                                                 \
+    {                                                                                                                  \
+        {prefix##12_1, prefix##9_1, ROW(prefix, 1)}, {prefix##12_2, prefix##9_2, ROW(prefix, 2)},                      \
+            {0, 0, ROW(prefix, 3)},                                                                                    \
+        {                                                                                                              \
+            0, 0, ROW(prefix, 4)                                                                                       \
+        }                                                                                                              \
+    }
 #else
-#define WIDTHS(prefix) {{prefix##12_1, prefix##9_1, ROW(prefix, 1)}, {0, 0, ROW(prefix, 2)}}
+#define WIDTHS(prefix)                                                                                                 \
+    {                                                                                                                  \
+        {prefix##12_1, prefix##9_1, ROW(prefix, 1)}, { 0, 0, ROW(prefix, 2) }                                          \
+    }
 #endif
 static tile_function *const tiles[3][VX_PANEL_VECTORS][HEIGHTS] = {WIDTHS(tile_), WIDTHS(tile_t_), WIDTHS(tile_n_)};
 
@@ -142,8 +155,8 @@ void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
     const int transposed = q->k_stride != 1 && q->k > 1;
     const int vectors = vx_panel_vectors(columns);
     tile_function *const *shapes = tiles[transposed ? 1 + q->near : 0][vectors - 1];
-    /* The tallest tile that fits and leaves nothing, or enough for a tile of eight accumulators, below which the FMA units wait for
-     * their own results. */
+    /* The tallest tile that fits and leaves nothing, or enough for a tile of eight accumulators, below which the FMA
+     * units wait for their own results. */
     const int64_t least = vx_ceil_div(8, vectors);
     int tallest = 0;
     while (!shapes[tallest]) tallest++;
@@ -168,16 +181,20 @@ typedef int32_t four_lanes __attribute__((vector_size(16)));
 static inline void transpose4(float *to, int64_t to_stride, const float *from, int64_t from_stride)
 {
     const four a = *(const four_unaligned *)from, b = *(const four_unaligned *)(from + from_stride);
-    const four c = *(const four_unaligned *)(from + 2 * from_stride), d = *(const four_unaligned *)(from + 3 * from_stride);
-    const four ab = __builtin_shuffle(a, b, (four_lanes){0, 4, 1, 5}), cd = __builtin_shuffle(c, d, (four_lanes){0, 4, 1, 5});
-    const four AB = __builtin_shuffle(a, b, (four_lanes){2, 6, 3, 7}), CD = __builtin_shuffle(c, d, (four_lanes){2, 6, 3, 7});
+    const four c = *(const four_unaligned *)(from + 2 * from_stride),
+               d = *(const four_unaligned *)(from + 3 * from_stride);
+    const four ab = __builtin_shuffle(a, b, (four_lanes){0, 4, 1, 5}),
+               cd = __builtin_shuffle(c, d, (four_lanes){0, 4, 1, 5});
+    const four AB = __builtin_shuffle(a, b, (four_lanes){2, 6, 3, 7}),
+               CD = __builtin_shuffle(c, d, (four_lanes){2, 6, 3, 7});
     *(four_unaligned *)to = __builtin_shuffle(ab, cd, (four_lanes){0, 1, 4, 5});
     *(four_unaligned *)(to + to_stride) = __builtin_shuffle(ab, cd, (four_lanes){2, 3, 6, 7});
     *(four_unaligned *)(to + 2 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){0, 1, 4, 5});
     *(four_unaligned *)(to + 3 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){2, 3, 6, 7});
 }
 
-int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride, int64_t column_stride)
+int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,
+                           int64_t column_stride)
 {
     const int width = vx_panel_vectors(columns) * VX_LANES;
     if (column_stride == 1) {
@@ -195,26 +212,28 @@ int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns
     if (k_stride == 1)
         for (; p + 4 <= k; p += 4) {
             int j = 0;
-            for (; j + 4 <= columns; j += 4) transpose4(packed + p * width + j, width, b + p + j * column_stride, column_stride);
+            for (; j + 4 <= columns; j += 4)
+                transpose4(packed + p * width + j, width, b + p + j * column_stride, column_stride);
             for (; j < width; j++)
-                for (int i = 0; i < 4; i++) packed[(p + i) * width + j] = j < columns ? b[p + i + j * column_stride] : 0;
+                for (int i = 0; i < 4; i++)
+                    packed[(p + i) * width + j] = j < columns ? b[p + i + j * column_stride] : 0;
         }
     for (; p < k; p++)
         for (int j = 0; j < width; j++) packed[p * width + j] = j < columns ? b[p * k_stride + j * column_stride] : 0;
     return width;
 }
 
-/* -- One thread's product ------------------------------------------------------------------------------------------------ */
+/* -- One thread's product ------------------------------------------------------------------------------------------ */
 
 typedef struct matrix {
     const float *data;
     int64_t row_stride, column_stride;
 } matrix;
 
-/* C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no short rest pays
- * for another pass over C. */
-static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c, int64_t c_stride,
-                    const float *bias, int stream)
+/* C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no short rest
+ * pays for another pass over C. */
+static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c,
+                    int64_t c_stride, const float *bias, int stream)
 {
     if (m <= 0 || n <= 0) return;
     _Alignas(64) float packed[K_BLOCK * VX_PANEL];
@@ -234,37 +253,48 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
                     b_stride = VX_CPU(pack_panel)(packed, panel, depth, columns, b.row_stride, b.column_stride);
                     panel = packed;
                 }
-                VX_CPU(panel)(&(vx_product){.segments = 1, .k = depth, .a = {a.data + i * a.row_stride + p * a.column_stride},
-                                            .row_stride = a.row_stride, .k_stride = a.column_stride, .b = {panel},
-                                            .b_stride = b_stride, .c = c + i * c_stride + j, .c_stride = c_stride,
-                                            .alpha = alpha, .beta = block ? 1 : beta,
-                                            .bias = bias && block == 0 ? bias + j : 0,
-                                            .stream = stream && blocks == 1},
-                              rows, columns);
+                const vx_product q = {.segments = 1,
+                                      .k = depth,
+                                      .a = {a.data + i * a.row_stride + p * a.column_stride},
+                                      .row_stride = a.row_stride,
+                                      .k_stride = a.column_stride,
+                                      .b = {panel},
+                                      .b_stride = b_stride,
+                                      .c = c + i * c_stride + j,
+                                      .c_stride = c_stride,
+                                      .alpha = alpha,
+                                      .beta = block ? 1 : beta,
+                                      .bias = bias && block == 0 ? bias + j : 0,
+                                      .stream = stream && blocks == 1};
+                VX_CPU(panel)(&q, rows, columns);
             }
         }
     }
 }
 
-/* -- The op -------------------------------------------------------------------------------------------------------------- */
+/* -- The op -------------------------------------------------------------------------------------------------------- */
 
 enum {
-    SERIAL_BELOW = 20000,      /* multiply-adds that are not worth waking a thread for */
-    COLUMN_BLOCK = 512,        /* of a task; a multiple of VX_PANEL */
-    CUT_K_FROM = 2048,         /* shortest k that is cut */
-    PARTS = 64,                /* most parts of k */
-    PARTS_FLOATS = 4 << 20,    /* most scratch for them: 16 MiB */
+    SERIAL_BELOW = 20000,   /* multiply-adds that are not worth waking a thread for */
+    COLUMN_BLOCK = 512,     /* of a task; a multiple of VX_PANEL */
+    CUT_K_FROM = 2048,      /* shortest k that is cut */
+    PARTS = 64,             /* most parts of k */
+    PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB */
 };
 
 /* A stride along a dimension of size 0 or 1 is never used: 1 then. */
 static matrix matrix_of(const vx_tensor *x, int64_t index)
 {
-    return (matrix){vx_f32(x) + index * x->stride[0], x->shape[1] > 1 ? x->stride[1] : x->stride[2] == 1 ? x->shape[2] : 1,
+    return (matrix){vx_f32(x) + index * x->stride[0],
+                    x->shape[1] > 1     ? x->stride[1]
+                    : x->stride[2] == 1 ? x->shape[2]
+                                        : 1,
                     x->shape[2] > 1 ? x->stride[2] : 1};
 }
 
 /* C += or = over parts of k, each summed by one thread into scratch. */
-static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const float *bias, float alpha, float beta, int64_t parts)
+static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const float *bias, float alpha, float beta,
+                 int64_t parts)
 {
     const int64_t m = c->shape[1], n = c->shape[2], k = a->shape[2], length = vx_ceil_div(k, parts);
     float *partial = vx_scratch("gemm", sizeof(float) * (size_t)(parts * m * n));
@@ -277,7 +307,8 @@ static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const flo
 #pragma omp for schedule(dynamic)
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t p = part * length, depth = vx_max64(vx_min64(length, k - p), 0);
-                product(m, n, depth, 1, (matrix){left.data + p * left.column_stride, left.row_stride, left.column_stride},
+                product(m, n, depth, 1,
+                        (matrix){left.data + p * left.column_stride, left.row_stride, left.column_stride},
                         (matrix){right.data + p * right.row_stride, right.row_stride, right.column_stride}, 0,
                         partial + part * m * n, n, 0, 0);
             }
@@ -318,7 +349,8 @@ int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, floa
         left.data += i * left.row_stride;
         right.data += j * right.column_stride;
         product(vx_min64(ROW_BLOCK, m - i), vx_min64(COLUMN_BLOCK, n - j), k, alpha, left, right, beta,
-                vx_f32(c) + index * c->stride[0] + i * out.row_stride + j, out.row_stride, bias ? vx_f32(bias) + j : 0, stream);
+                vx_f32(c) + index * c->stride[0] + i * out.row_stride + j, out.row_stride, bias ? vx_f32(bias) + j : 0,
+                stream);
         if (stream) vf_stream_end();
     }
     return VX_OK;

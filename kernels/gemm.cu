@@ -1,21 +1,22 @@
 /* gemm.cu: gemm on CUDA: batched C = alpha A B + beta C + bias in float32.
  *
- * cuBLAS multiplies column-major matrices, and a row-major matrix is a transposed column-major one: C' = B' A'. It wants strides of at
- * least a row's length and sizes below 2^31; what it does not take (rows that overlap, a view with a stride of 0) goes to a kernel of
- * our own, 64 x 64 tiles of float32 multiply-adds with any strides.
+ * cuBLAS multiplies column-major matrices, and a row-major matrix is a transposed column-major one: C' = B' A'. It
+ * wants strides of at least a row's length and sizes below 2^31; what it does not take (rows that overlap, a view with
+ * a stride of 0) goes to a kernel of our own, 64 x 64 tiles of float32 multiply-adds with any strides.
  *
- * Accuracy: float32 throughout unless vx_allow_tf32 says otherwise. Under vx_autocast, or where one factor is bf16 already, both are
- * rounded to bf16, for cuBLAS as copies; a product of two bf16 is exact in float32, and sums are float32. Sums run in cuBLAS's order, the
- * same for the same sizes on the same device.
+ * Accuracy: float32 throughout unless vx_allow_tf32 says otherwise. Under vx_autocast, or where one factor is bf16
+ * already, both are rounded to bf16, for cuBLAS as copies; a product of two bf16 is exact in float32, and sums are
+ * float32. Sums run in cuBLAS's order, the same for the same sizes on the same device.
  */
-#include "blas.cuh"
-#include "checks.h"
-#include "gemm.cuh"
-#include "lanes.cuh"
+#include "cuda/blas.cuh"
+#include "shared/checks.h"
+#include "cuda/gemm_tile.cuh"
+#include "cuda/vec4.cuh"
 
 constexpr int GEMM_RT = 4, GEMM_ROWS = 16 * GEMM_RT;
 
-VX_KERNEL bias_kernel(float *c, const float *bias, float beta, int64_t m, int64_t n, int64_t batch, int64_t batch_stride, int64_t row_stride)
+VX_KERNEL bias_kernel(float *c, const float *bias, float beta, int64_t m, int64_t n, int64_t batch,
+                      int64_t batch_stride, int64_t row_stride)
 {
     for (int64_t i = vx_first(); i < batch * m * n; i += vx_step()) {
         float *to = c + i / (m * n) * batch_stride + i / n % m * row_stride + i % n;
@@ -28,8 +29,8 @@ VX_DEVICE float element(const matrix &x, int64_t i)
     return x.bf16 ? vx_get((const vx_bf16 *)x.data + i) : vx_get((const float *)x.data + i);
 }
 
-VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, matrix c, int64_t m, int64_t n, int64_t k, float alpha, float beta,
-                                                         const float *bias, bool bf16)
+VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, matrix c, int64_t m, int64_t n, int64_t k,
+                                                         float alpha, float beta, const float *bias, bool bf16)
 {
     alignas(16) __shared__ float left[GEMM_ROWS * ROW_PITCH], right[CHUNK * PANEL];
     const int64_t row = (int64_t)blockIdx.x * GEMM_ROWS, column = (int64_t)blockIdx.y * PANEL, index = blockIdx.z;
@@ -82,8 +83,8 @@ static char orientation(matrix x, int64_t rows, int64_t columns, int64_t *leadin
 }
 
 /* to (batch,rows,pitch): the elements of from (batch,rows,columns), whose columns lie side by side; four at a time. */
-VX_KERNEL round_kernel(vx_bf16 *to, const float *from, int64_t batch, int64_t rows, int64_t columns, int64_t pitch, int64_t batch_stride,
-                       int64_t row_stride, bool fours)
+VX_KERNEL round_kernel(vx_bf16 *to, const float *from, int64_t batch, int64_t rows, int64_t columns, int64_t pitch,
+                       int64_t batch_stride, int64_t row_stride, bool fours)
 {
     const int64_t across = pitch / 4;
     for (int64_t i = vx_first(); i < batch * rows * across; i += vx_step()) {
@@ -125,8 +126,8 @@ static void fill_factor(const factor *f, matrix x, int64_t leading)
 {
     if (!f->batch) return;
     const bool fours = (uintptr_t)x.data % 16 == 0 && leading % 4 == 0 && x.batch_stride % 4 == 0;
-    VX_LAUNCH(round_kernel, vx_grid(f->batch * f->rows * f->leading / 4, 256), 256, 0, (vx_bf16 *)f->data, (const float *)x.data, f->batch, f->rows, f->columns,
-              f->leading, x.batch_stride, leading, fours);
+    VX_LAUNCH(round_kernel, vx_grid(f->batch * f->rows * f->leading / 4, 256), 256, 0, (vx_bf16 *)f->data,
+              (const float *)x.data, f->batch, f->rows, f->columns, f->leading, x.batch_stride, leading, fours);
 }
 
 static matrix from_index(matrix x, int64_t first)
@@ -135,20 +136,22 @@ static matrix from_index(matrix x, int64_t first)
     return x;
 }
 
-void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, matrix c, const float *bias)
+void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, matrix c,
+             const float *bias)
 {
     if (!batch || !m || !n) return;
     const bool bf16 = vx_bf16_products() || a.bf16 || b.bf16;
     int64_t lda = 0, ldb = 0;
     const char how_a = orientation(a, m, k, &lda), how_b = orientation(b, k, n, &ldb);
-    const bool fits = k > 0 && m <= INT32_MAX && n <= INT32_MAX && k <= INT32_MAX && batch <= INT32_MAX && c.row_stride <= INT32_MAX &&
-                      (c.row_stride >= n || m == 1);
+    const bool fits = k > 0 && m <= INT32_MAX && n <= INT32_MAX && k <= INT32_MAX && batch <= INT32_MAX &&
+                      c.row_stride <= INT32_MAX && (c.row_stride >= n || m == 1);
     if (!how_a || !how_b || !fits) {
         for (int64_t first = 0; first < batch; first += 65535) { /* a grid's third size is limited */
             const int64_t count = vx_min64(batch - first, 65535);
             const matrix x = from_index(a, first), y = from_index(b, first), z = from_index(c, first);
-            VX_LAUNCH(product_kernel, dim3((unsigned)vx_ceil_div(m, GEMM_ROWS), (unsigned)vx_ceil_div(n, PANEL), (unsigned)count), TILE_THREADS,
-                      0, x, y, z, m, n, k, alpha, beta, bias, bf16);
+            VX_LAUNCH(product_kernel,
+                      dim3((unsigned)vx_ceil_div(m, GEMM_ROWS), (unsigned)vx_ceil_div(n, PANEL), (unsigned)count),
+                      TILE_THREADS, 0, x, y, z, m, n, k, alpha, beta, bias, bf16);
         }
         return;
     }
@@ -158,12 +161,14 @@ void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix
     fill_factor(&x, a, lda);
     fill_factor(&y, b, ldb);
     if (bias) {
-        VX_LAUNCH(bias_kernel, vx_grid(batch * m * n, 256), 256, 0, (float *)c.data, bias, beta, m, n, batch, c.batch_stride, c.row_stride);
+        VX_LAUNCH(bias_kernel, vx_grid(batch * m * n, 256), 256, 0, (float *)c.data, bias, beta, m, n, batch,
+                  c.batch_stride, c.row_stride);
         beta = 1;
     }
-    VX_BLAS(blas->gemm(blas->handle, how_b == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, how_a == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, (int)n, (int)m,
-                       (int)k, &alpha, y.data, y.type, (int)y.leading, y.batch_stride, x.data, x.type, (int)x.leading, x.batch_stride, &beta, c.data,
-                       c.bf16 ? CUDA_R_16BF : CUDA_R_32F, (int)(m == 1 ? vx_max64(n, 1) : c.row_stride), c.batch_stride, (int)batch,
+    VX_BLAS(blas->gemm(blas->handle, how_b == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T, how_a == 'n' ? CUBLAS_OP_N : CUBLAS_OP_T,
+                       (int)n, (int)m, (int)k, &alpha, y.data, y.type, (int)y.leading, y.batch_stride, x.data, x.type,
+                       (int)x.leading, x.batch_stride, &beta, c.data, c.bf16 ? CUDA_R_16BF : CUDA_R_32F,
+                       (int)(m == 1 ? vx_max64(n, 1) : c.row_stride), c.batch_stride, (int)batch,
                        vx_tf32() && !bf16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 

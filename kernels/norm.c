@@ -1,33 +1,36 @@
 /* norm.c: group normalization [1] with a fused activation, and layer normalization [2].
  *
- *   xhat = (x - mean) rstd,  z = gamma xhat + beta,  y = act(z);  mean and rstd = 1 / sqrt(variance + eps) over the S positions
+ *   xhat = (x - mean) rstd,  z = gamma xhat + beta,  y = act(z);  mean and rstd = 1 / sqrt(variance + eps) over the S
+ *   positions
  *   and C / G channels of a group, or over the C channels of a row
- *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D), where A and D are the means of gamma dz and gamma dz xhat over the group;
+ *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D), where A and D are the means of gamma dz and gamma dz xhat over
+ *   the group;
  *   dgamma = sum dz xhat, dbeta = sum dz
  *
- * Group norm reads x twice, its gradient x and dy twice; of an image that fits the L2 cache the second reading, which runs
- * backwards, is free: a thread does whole images where there are enough of them. The activation costs more than the rest
+ * Group norm reads x twice, its gradient x and dy twice; of an image that fits the L2 cache the second reading, which
+ * runs backwards, is free: a thread does whole images where there are enough of them. The activation costs more than
+ * the rest
  * (an exponential and a division) but no memory traffic of its own.
  *
- * Variances are exact to float32 rounding whatever the mean: a chunk of positions (32 KiB, in L1) is read twice, the second
- * time relative to its channel's mean, and the chunks' means and squares are merged in float64 by Chan's formula [3].
- * Chunks depend on the sizes alone, and sums over chunks, channels and images run in ascending order.
+ * Variances are exact to float32 rounding whatever the mean: a chunk of positions (32 KiB, in L1) is read twice, the
+ * second time relative to its channel's mean, and the chunks' means and squares are merged in float64 by Chan's formula
+ * [3]. Chunks depend on the sizes alone, and sums over chunks, channels and images run in ascending order.
  *
  * [1] Wu and He 2018, Group normalization.  [2] Ba, Kiros and Hinton 2016, Layer normalization.
  * [3] Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
  */
 #include <omp.h>
 
-#include "norm.h"
+#include "cpu/norm.h"
 
 enum {
     SERIAL_BELOW = 20000, /* elements times flops that are not worth waking a thread for */
     CHUNK_FLOATS = 8192,  /* 32 KiB */
     PARTS = 64,           /* of the rows in layer_norm_backward */
-    AHEAD = 16,           /* positions to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
+    AHEAD = 16, /* positions to prefetch: a step of C floats soon leaves the page, where the hardware's prefetch ends */
 };
 
-/* -- Group norm: chunks of positions -------------------------------------------------------------------------------------------- */
+/* -- Group norm: chunks of positions ------------------------------------------------------------------------------- */
 
 typedef struct group {
     int64_t B, S, C, G, chunk, chunks;
@@ -60,10 +63,10 @@ static int group_scratch(group *q, const char *op)
     return VX_OK;
 }
 
-/* Mean and sum of squares about it of each channel, n channels, over `count` positions. The mean is taken again from the
- * residuals, which removes the rounding of the first sum. */
-static inline __attribute__((always_inline)) void moments(int n, int vectors, float *mean, float *squares, const float *x,
-                                                          int64_t count, int64_t C)
+/* Mean and sum of squares about it of each channel, n channels, over `count` positions. The mean is taken again from
+ * the residuals, which removes the rounding of the first sum. */
+static inline __attribute__((always_inline)) void moments(int n, int vectors, float *mean, float *squares,
+                                                          const float *x, int64_t count, int64_t C)
 {
     vf m[4], r[4], q[4];
     const vf share = vf_set1(1.0f / (float)count);
@@ -146,12 +149,17 @@ static inline __attribute__((always_inline)) void normalize_as(const group *q, i
         float *y = q->out + i * C;
         int64_t c = 0;
         for (; c + VX_LANES <= C; c += VX_LANES)
-            vf_put(y + c, activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c), &slope), VX_LANES,
-                   q->stream);
+            vf_put(y + c,
+                   activate(act, (vf_load(x + c) - vf_load(mean + c)) * vf_load(scale + c) + vf_load(beta + c), &slope),
+                   VX_LANES, q->stream);
         if (c < C) {
             const int n = (int)(C - c);
-            vf_store_n(y + c, activate(act, (vf_load_n(x + c, n) - vf_load_n(mean + c, n)) * vf_load_n(scale + c, n) +
-                                                vf_load_n(beta + c, n), &slope), n);
+            vf_store_n(y + c,
+                       activate(act,
+                                (vf_load_n(x + c, n) - vf_load_n(mean + c, n)) * vf_load_n(scale + c, n) +
+                                    vf_load_n(beta + c, n),
+                                &slope),
+                       n);
         }
     }
 }
@@ -170,11 +178,12 @@ static int by_image(const group *q)
     return q->B % threads == 0 || q->B >= 4 * threads;
 }
 
-int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, int act,
-                       float eps)
+int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta,
+                       int act, float eps)
 {
     group q = group_of(x, mean);
-    q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(y), q.mean = vx_f32(mean), q.rstd = vx_f32(rstd), q.act = act;
+    q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(y), q.mean = vx_f32(mean), q.rstd = vx_f32(rstd),
+    q.act = act;
     if (!q.B || !q.C) return VX_OK;
     if (group_scratch(&q, "group_norm")) return VX_ENOMEM;
     const int whole = by_image(&q);
@@ -203,7 +212,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     return VX_OK;
 }
 
-/* -- Statistics of one image (norm.h) -------------------------------------------------------------------------------------------- */
+/* -- Statistics of one image (norm.h) ------------------------------------------------------------------------------ */
 
 int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps)
 {
@@ -218,9 +227,10 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
     return VX_OK;
 }
 
-/* -- Group norm: gradient ------------------------------------------------------------------------------------------------------ */
+/* -- Group norm: gradient ------------------------------------------------------------------------------------------ */
 
-/* channel (b) holds mean, rstd, and after settle() two of the three factors of dx = p dz - (x - mean) s - t; p is gamma rstd. */
+/* channel (b) holds mean, rstd, and after settle() two of the three factors of dx = p dz - (x - mean) s - t; p is gamma
+ * rstd. */
 static void spread(const group *q, int64_t b)
 {
     const int64_t C = q->C, D = C / q->G;
@@ -236,16 +246,19 @@ static inline __attribute__((always_inline)) vf slope_times(int act, vf dy, vf x
 }
 
 /* Sums of dz and dz xhat of n channels over one chunk. */
-static inline __attribute__((always_inline)) void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n, int act)
+static inline __attribute__((always_inline)) void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n,
+                                                            int act)
 {
     const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     const float *x = q->x + first * C + c, *dy = q->dy + first * C + c, *channel = q->channel + b * 4 * C + c;
-    const vf mean = vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n), gamma = vf_load_upto(q->gamma + c, n), beta = vf_load_upto(q->beta + c, n);
+    const vf mean = vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n),
+             gamma = vf_load_upto(q->gamma + c, n), beta = vf_load_upto(q->beta + c, n);
     vf s = vf_zero(), t = vf_zero();
     for (int64_t i = 0; i < count; i++) {
         __builtin_prefetch(x + (i + AHEAD) * C);
         __builtin_prefetch(dy + (i + AHEAD) * C);
-        const vf xhat = (vf_load_upto(x + i * C, n) - mean) * rstd, dz = slope_times(act, vf_load_upto(dy + i * C, n), xhat, gamma, beta);
+        const vf xhat = (vf_load_upto(x + i * C, n) - mean) * rstd,
+                 dz = slope_times(act, vf_load_upto(dy + i * C, n), xhat, gamma, beta);
         s += dz;
         t += dz * xhat;
     }
@@ -273,20 +286,25 @@ static void settle(const group *q, int64_t b)
         for (int64_t c = 0; c < 2 * C; c++) total[c] += partial[2 * k * C + c];
     for (int64_t g = 0; g < q->G; g++) {
         double plain = 0, along = 0;
-        for (int64_t c = g * D; c < (g + 1) * D; c++) plain += q->gamma[c] * total[c], along += q->gamma[c] * total[C + c];
+        for (int64_t c = g * D; c < (g + 1) * D; c++)
+            plain += q->gamma[c] * total[c], along += q->gamma[c] * total[C + c];
         const double rstd = q->rstd[b * q->G + g], share = rstd / ((double)q->S * (double)D);
         for (int64_t c = g * D; c < (g + 1) * D; c++)
             channel[2 * C + c] = (float)(along * share * rstd), channel[3 * C + c] = (float)(plain * share);
     }
 }
 
-static inline __attribute__((always_inline)) void scatter_as(const group *q, int64_t b, int64_t i, int64_t c, int n, int act)
+static inline __attribute__((always_inline)) void scatter_as(const group *q, int64_t b, int64_t i, int64_t c, int n,
+                                                             int act)
 {
     const int64_t C = q->C, at = i * C + c;
     const float *channel = q->channel + b * 4 * C + c;
-    const vf away = vf_load_upto(q->x + at, n) - vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n), gamma = vf_load_upto(q->gamma + c, n);
+    const vf away = vf_load_upto(q->x + at, n) - vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n),
+             gamma = vf_load_upto(q->gamma + c, n);
     const vf dz = slope_times(act, vf_load_upto(q->dy + at, n), away * rstd, gamma, vf_load_upto(q->beta + c, n));
-    vf_put(q->out + at, (gamma * rstd) * dz - (away * vf_load_upto(channel + 2 * C, n) + vf_load_upto(channel + 3 * C, n)), n, q->stream);
+    vf_put(q->out + at,
+           (gamma * rstd) * dz - (away * vf_load_upto(channel + 2 * C, n) + vf_load_upto(channel + 3 * C, n)), n,
+           q->stream);
 }
 
 static inline __attribute__((always_inline)) void scatter(const group *q, int64_t b, int64_t k, int act)
@@ -313,8 +331,8 @@ static void scatter_chunk(const group *q, int64_t b, int64_t k)
     else scatter(q, b, k, VX_ACT_NONE);
 }
 
-int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x, vx_tensor *gamma,
-                                vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, int act)
+int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x,
+                                vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, int act)
 {
     group q = group_of(x, mean);
     q.dy = vx_f32(dy), q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(dx), q.mean = vx_f32(mean);
@@ -356,7 +374,7 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     return VX_OK;
 }
 
-/* -- Layer norm ---------------------------------------------------------------------------------------------------------------- */
+/* -- Layer norm ---------------------------------------------------------------------------------------------------- */
 
 /* Lanes below n. */
 static inline vi lanes_below(int n)
@@ -372,7 +390,8 @@ static inline __attribute__((always_inline)) vf away(const float *x, vf mean, in
     return n == VX_LANES ? vf_load(x) - mean : vf_select(lanes_below(n), vf_load_n(x, n) - mean, vf_zero());
 }
 
-int VX_CPU(layer_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta, float eps)
+int VX_CPU(layer_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta,
+                       float eps)
 {
     const int64_t N = x->shape[0], C = x->shape[1], full = C / VX_LANES * VX_LANES;
     const int rest = (int)(C - full);
@@ -398,16 +417,19 @@ int VX_CPU(layer_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
         for (int64_t c = 0; c < full; c += VX_LANES)
             vf_store(out + c, (vf_load(row + c) - m) * inverse * vf_load(scale + c) + vf_load(shift + c));
         if (rest)
-            vf_store_n(out + full, (vf_load_n(row + full, rest) - m) * inverse * vf_load_n(scale + full, rest) +
-                                       vf_load_n(shift + full, rest), rest);
+            vf_store_n(out + full,
+                       (vf_load_n(row + full, rest) - m) * inverse * vf_load_n(scale + full, rest) +
+                           vf_load_n(shift + full, rest),
+                       rest);
     }
     return VX_OK;
 }
 
-int VX_CPU(layer_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x, vx_tensor *gamma,
-                                vx_tensor *mean, vx_tensor *rstd)
+int VX_CPU(layer_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x,
+                                vx_tensor *gamma, vx_tensor *mean, vx_tensor *rstd)
 {
-    const int64_t N = x->shape[0], C = x->shape[1], full = C / VX_LANES * VX_LANES, parts = vx_max64(vx_min64(N, PARTS), 1);
+    const int64_t N = x->shape[0], C = x->shape[1], full = C / VX_LANES * VX_LANES,
+                  parts = vx_max64(vx_min64(N, PARTS), 1);
     const int rest = (int)(C - full);
     const float share = 1.0f / (float)vx_max64(C, 1), *scale = vx_f32(gamma);
     float *partial = vx_scratch("layer_norm_backward", sizeof(float) * (size_t)(parts * 2 * C));
@@ -423,7 +445,8 @@ int VX_CPU(layer_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
             vf plain = vf_zero(), along = vf_zero();
             for (int64_t c = 0; c < C; c += VX_LANES) {
                 const int n = c < full ? VX_LANES : rest;
-                const vf g = vf_load_upto(up + c, n), xhat = away(in + c, m, n) * inverse, scaled = g * vf_load_upto(scale + c, n);
+                const vf g = vf_load_upto(up + c, n), xhat = away(in + c, m, n) * inverse,
+                         scaled = g * vf_load_upto(scale + c, n);
                 plain += scaled;
                 along += scaled * xhat;
                 vf_store_upto(db + c, vf_load_upto(db + c, n) + g, n);
@@ -433,7 +456,8 @@ int VX_CPU(layer_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
             for (int64_t c = 0; c < C; c += VX_LANES) {
                 const int n = c < full ? VX_LANES : rest;
                 const vf xhat = (vf_load_upto(in + c, n) - m) * inverse;
-                vf_store_upto(out + c, inverse * (vf_load_upto(up + c, n) * vf_load_upto(scale + c, n) - (xhat * d + a)), n);
+                vf_store_upto(out + c,
+                              inverse * (vf_load_upto(up + c, n) * vf_load_upto(scale + c, n) - (xhat * d + a)), n);
             }
         }
     }

@@ -1,20 +1,21 @@
 /* norm.cu: group normalization with a fused activation, and layer normalization, on CUDA; the formulas are in norm.c.
  *
- * Group norm. An image's positions are cut into chunks of about 32 KiB by the sizes alone. A block takes a chunk: a thread a
- * few positions of four neighbouring channels (one where channels do not lie on 16 bytes), which fit its registers. So the
- * moments of a chunk are taken in two passes, the second about the channel's mean, with one reading; chunks are merged in
- * float64 by Chan's formula, and the variance is exact to float32 rounding whatever the mean, as on the CPU. A second kernel
- * normalizes. Memory traffic: x twice and y once; backward x and dy twice and dx once. The second reading begins where the
- * first ended, for what the L2 cache still holds.
+ * Group norm. An image's positions are cut into chunks of about 32 KiB by the sizes alone. A block takes a chunk: a
+ * thread a few positions of four neighbouring channels (one where channels do not lie on 16 bytes), which fit its
+ * registers. So the moments of a chunk are taken in two passes, the second about the channel's mean, with one reading;
+ * chunks are merged in float64 by Chan's formula, and the variance is exact to float32 rounding whatever the mean, as
+ * on the CPU. A second kernel normalizes. Memory traffic: x twice and y once; backward x and dy twice and dx once. The
+ * second reading begins where the first ended, for what the L2 cache still holds.
  *
- * Layer norm. A warp takes a row, which it reads again from the L1 cache; dgamma and dbeta are sums over parts of the rows.
+ * Layer norm. A warp takes a row, which it reads again from the L1 cache; dgamma and dbeta are sums over parts of the
+ * rows.
  *
  * All sums run in an order that the sizes fix.
  */
-#include "norm.cuh"
+#include "cuda/norm.cuh"
 
-#include "depthwise.cuh"
-#include "lanes.cuh"
+#include "cuda/reduce_parts.cuh"
+#include "cuda/vec4.cuh"
 
 enum {
     BLOCK = 256,
@@ -23,8 +24,7 @@ enum {
     PARTS = 64,       /* of the rows in layer_norm_backward */
 };
 
-/* -- Group norm: chunks of positions
- * ------------------------------------------------------------------------------------------ */
+/* -- Group norm: chunks of positions ------------------------------------------------------------------------------- */
 
 /* A block works on `columns` groups of V channels, one of `tiles`, its threads standing side by side in `rows` rows of
  * positions. */
@@ -204,13 +204,17 @@ static int width_of(int64_t D)
 
 static unsigned grid_of(const group *q) { return vx_grid(q->B * q->chunks * q->tiles, 1); }
 
-template <int V, class T> static void statistics(float *mean, float *rstd, const T *x, float *partial, const group *q, float eps)
+template <int V, class T>
+static void statistics(float *mean, float *rstd, const T *x, float *partial, const group *q, float eps)
 {
     VX_LAUNCH((moments_kernel<V, T>), grid_of(q), BLOCK, 0, *q, partial, x, q->B * q->chunks * q->tiles);
-    VX_LAUNCH(statistics_kernel, vx_grid(q->B * q->G, 1), BLOCK, 0, *q, mean, rstd, partial, width_of(q->C / q->G), eps);
+    VX_LAUNCH(statistics_kernel, vx_grid(q->B * q->G, 1), BLOCK, 0, *q, mean, rstd, partial, width_of(q->C / q->G),
+              eps);
 }
 
-template <class T> static void image_statistics(float *mean, float *rstd, const T *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
+template <class T>
+static void image_statistics(float *mean, float *rstd, const T *x, int64_t B, int64_t S, int64_t C, int64_t G,
+                             float eps)
 {
     if (!B || !C) return;
     const bool fours = C % 4 == 0 && (uintptr_t)x % (4 * sizeof(T)) == 0;
@@ -220,20 +224,22 @@ template <class T> static void image_statistics(float *mean, float *rstd, const 
     else statistics<1>(mean, rstd, x, partial, &q, eps);
 }
 
-void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
+void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G,
+                         float eps)
 {
     image_statistics(mean, rstd, x, B, S, C, G, eps);
 }
-void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, int64_t S, int64_t C, int64_t G, float eps)
+void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, int64_t S, int64_t C, int64_t G,
+                         float eps)
 {
     image_statistics(mean, rstd, x, B, S, C, G, eps);
 }
 
-#define LAUNCH_ACT(kernel, V, act, ...)                                                                                     \
-    do {                                                                                                                    \
-        if ((act) == VX_ACT_SILU) VX_LAUNCH((kernel<V, VX_ACT_SILU>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);               \
-        else if ((act) == VX_ACT_GELU) VX_LAUNCH((kernel<V, VX_ACT_GELU>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);          \
-        else VX_LAUNCH((kernel<V, VX_ACT_NONE>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);                                    \
+#define LAUNCH_ACT(kernel, V, act, ...)                                                                                \
+    do {                                                                                                               \
+        if ((act) == VX_ACT_SILU) VX_LAUNCH((kernel<V, VX_ACT_SILU>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);          \
+        else if ((act) == VX_ACT_GELU) VX_LAUNCH((kernel<V, VX_ACT_GELU>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);     \
+        else VX_LAUNCH((kernel<V, VX_ACT_NONE>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);                               \
     } while (0)
 
 int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta,
@@ -241,21 +247,21 @@ int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 {
     const int64_t B = x->shape[0], S = x->shape[1], C = x->shape[2], G = mean->shape[1];
     if (!B || !C) return VX_OK;
-    const bool fours = C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
+    const bool fours =
+        C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
     vx_group_statistics(vx_f32(mean), vx_f32(rstd), vx_f32(x), B, S, C, G, eps);
     const group q = group_of(B, S, C, G, fours ? 4 : 1);
     const int64_t items = B * q.chunks * q.tiles;
     if (fours)
-        LAUNCH_ACT(normalize_kernel, 4, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean), vx_f32(rstd),
-                   items);
+        LAUNCH_ACT(normalize_kernel, 4, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean),
+                   vx_f32(rstd), items);
     else
-        LAUNCH_ACT(normalize_kernel, 1, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean), vx_f32(rstd),
-                   items);
+        LAUNCH_ACT(normalize_kernel, 1, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean),
+                   vx_f32(rstd), items);
     return vx_status();
 }
 
-/* -- Group norm: gradient
- * ------------------------------------------------------------------------------------------------------ */
+/* -- Group norm: gradient ------------------------------------------------------------------------------------------ */
 
 /* partial (B,chunks,2,C): sums of dz and dz xhat. */
 template <int V, int ACT>
@@ -300,7 +306,8 @@ enum { TALL = 1024 }; /* threads of a block that sums 32 columns, its warps taki
 
 /* The sum of a column, in float64; to the first warp's lanes. shared: (32, 33). */
 template <class T>
-VX_DEVICE double column_sum(const T *from, int64_t rows, int64_t pitch, int64_t c, int64_t columns, double (*shared)[33])
+VX_DEVICE double column_sum(const T *from, int64_t rows, int64_t pitch, int64_t c, int64_t columns,
+                            double (*shared)[33])
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     double sum = 0;
@@ -330,7 +337,8 @@ VX_KERNEL __launch_bounds__(TALL)
 }
 
 /* dbeta and dgamma (C): the sums of total (B,2 C). */
-VX_KERNEL __launch_bounds__(TALL) parameters_kernel(float *dgamma, float *dbeta, const double *total, int64_t B, int64_t C)
+VX_KERNEL __launch_bounds__(TALL)
+    parameters_kernel(float *dgamma, float *dbeta, const double *total, int64_t B, int64_t C)
 {
     __shared__ double shared[32][33];
     for (int64_t tile = blockIdx.x; 32 * tile < 2 * C; tile += gridDim.x) {
@@ -342,7 +350,8 @@ VX_KERNEL __launch_bounds__(TALL) parameters_kernel(float *dgamma, float *dbeta,
 }
 
 /* The factors of dx = gamma rstd dz - (x - mean) along - plain, (B,G) each; a warp per group. */
-VX_KERNEL factors_kernel(group q, float *along, float *plain, const double *total, const float *gamma, const float *rstd)
+VX_KERNEL factors_kernel(group q, float *along, float *plain, const double *total, const float *gamma,
+                         const float *rstd)
 {
     const int64_t D = q.C / q.G;
     const int lane = threadIdx.x % 32;
@@ -402,22 +411,22 @@ int vx_cuda_group_norm_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     double *total = VX_SCRATCH(double, B * 2 * C);
     if (items && fours)
         LAUNCH_ACT(gather_kernel, 4, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
-    else if (items) LAUNCH_ACT(gather_kernel, 1, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
+    else if (items)
+        LAUNCH_ACT(gather_kernel, 1, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
     VX_LAUNCH(total_kernel, vx_grid(B * vx_ceil_div(2 * C, 32), 1), TALL, 0, total, partial, B, q.chunks, 2 * C);
     VX_LAUNCH(parameters_kernel, vx_grid(2 * C, 32), TALL, 0, vx_f32(dgamma), vx_f32(dbeta), total, B, C);
     if (!items) return vx_status();
     VX_LAUNCH(factors_kernel, vx_grid(B * G, BLOCK / 32), BLOCK, 0, q, along, plain, total, scale, inverse);
     if (fours)
-        LAUNCH_ACT(scatter_kernel, 4, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along, plain,
-                   items);
+        LAUNCH_ACT(scatter_kernel, 4, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
+                   plain, items);
     else
-        LAUNCH_ACT(scatter_kernel, 1, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along, plain,
-                   items);
+        LAUNCH_ACT(scatter_kernel, 1, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
+                   plain, items);
     return vx_status();
 }
 
-/* -- Layer norm
- * ---------------------------------------------------------------------------------------------------------------- */
+/* -- Layer norm ---------------------------------------------------------------------------------------------------- */
 
 /* The sum over a warp of what f(channel) gives for each V channels of a row. */
 template <int V, class F> VX_DEVICE float row_sum(int64_t C, F f)
@@ -429,8 +438,8 @@ template <int V, class F> VX_DEVICE float row_sum(int64_t C, F f)
 
 template <int V>
 VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
-    layer_norm_kernel(float *y, float *mean, float *rstd, const float *x, const float *gamma, const float *beta, int64_t N,
-                      int64_t C, float eps)
+    layer_norm_kernel(float *y, float *mean, float *rstd, const float *x, const float *gamma, const float *beta,
+                      int64_t N, int64_t C, float eps)
 {
     const float share = 1.0f / (float)C;
     for (int64_t i = vx_first() / 32; i < N; i += vx_step() / 32) {
@@ -471,21 +480,22 @@ int vx_cuda_layer_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 {
     const int64_t N = x->shape[0], C = x->shape[1];
     if (!N) return VX_OK;
-    const bool fours = C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
+    const bool fours =
+        C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
     const unsigned grid = vx_grid(N, ROWS_BLOCK / 32);
     if (fours)
-        VX_LAUNCH(layer_norm_kernel<4>, grid, ROWS_BLOCK, 0, vx_f32(y), vx_f32(mean), vx_f32(rstd), vx_f32(x), vx_f32(gamma),
-                  vx_f32(beta), N, C, eps);
+        VX_LAUNCH(layer_norm_kernel<4>, grid, ROWS_BLOCK, 0, vx_f32(y), vx_f32(mean), vx_f32(rstd), vx_f32(x),
+                  vx_f32(gamma), vx_f32(beta), N, C, eps);
     else
-        VX_LAUNCH(layer_norm_kernel<1>, grid, ROWS_BLOCK, 0, vx_f32(y), vx_f32(mean), vx_f32(rstd), vx_f32(x), vx_f32(gamma),
-                  vx_f32(beta), N, C, eps);
+        VX_LAUNCH(layer_norm_kernel<1>, grid, ROWS_BLOCK, 0, vx_f32(y), vx_f32(mean), vx_f32(rstd), vx_f32(x),
+                  vx_f32(gamma), vx_f32(beta), N, C, eps);
     return vx_status();
 }
 
 template <int V>
 VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
-    layer_input_kernel(float *dx, const float *dy, const float *x, const float *gamma, const float *mean, const float *rstd,
-                       int64_t N, int64_t C)
+    layer_input_kernel(float *dx, const float *dy, const float *x, const float *gamma, const float *mean,
+                       const float *rstd, int64_t N, int64_t C)
 {
     const float share = 1.0f / (float)C;
     for (int64_t i = vx_first() / 32; i < N; i += vx_step() / 32) {
@@ -505,7 +515,8 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
             const lanes<V> z = load<V>(x + i * C + c), g = load<V>(dy + i * C + c), scale = load<V>(gamma + c);
             lanes<V> out;
 #pragma unroll
-            for (int v = 0; v < V; v++) out.x[v] = inverse * (g.x[v] * scale.x[v] - ((z.x[v] - centre) * inverse * d + a));
+            for (int v = 0; v < V; v++)
+                out.x[v] = inverse * (g.x[v] * scale.x[v] - ((z.x[v] - centre) * inverse * d + a));
             store<V>(dx + i * C + c, out);
         }
     }
@@ -514,8 +525,8 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
 /* partial (parts,2,C): sums of dy xhat and of dy over a part of the rows. Block: 32 channels, eight warps taking every
  * eighth row. */
 VX_KERNEL __launch_bounds__(BLOCK)
-    layer_parameters_kernel(float *partial, const float *dy, const float *x, const float *mean, const float *rstd, int64_t N,
-                            int64_t C, int64_t parts)
+    layer_parameters_kernel(float *partial, const float *dy, const float *x, const float *mean, const float *rstd,
+                            int64_t N, int64_t C, int64_t parts)
 {
     __shared__ float shared[2][BLOCK / 32][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -544,15 +555,16 @@ int vx_cuda_layer_norm_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
 {
     const int64_t N = x->shape[0], C = x->shape[1], parts = vx_max64(vx_min64(N, PARTS), 1);
     if (!C) return VX_OK;
-    const bool fours = C % 4 == 0 && vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(gamma, 16);
+    const bool fours =
+        C % 4 == 0 && vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) && vx_aligned(gamma, 16);
     const unsigned grid = vx_grid(N, ROWS_BLOCK / 32);
     float *partial = VX_SCRATCH(float, parts * 2 * C);
     if (fours)
-        VX_LAUNCH(layer_input_kernel<4>, grid, ROWS_BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(gamma), vx_f32(mean),
-                  vx_f32(rstd), N, C);
+        VX_LAUNCH(layer_input_kernel<4>, grid, ROWS_BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(gamma),
+                  vx_f32(mean), vx_f32(rstd), N, C);
     else
-        VX_LAUNCH(layer_input_kernel<1>, grid, ROWS_BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(gamma), vx_f32(mean),
-                  vx_f32(rstd), N, C);
+        VX_LAUNCH(layer_input_kernel<1>, grid, ROWS_BLOCK, 0, vx_f32(dx), vx_f32(dy), vx_f32(x), vx_f32(gamma),
+                  vx_f32(mean), vx_f32(rstd), N, C);
     VX_LAUNCH(layer_parameters_kernel, vx_grid(parts * vx_ceil_div(C, 32), 1), BLOCK, 0, partial, vx_f32(dy), vx_f32(x),
               vx_f32(mean), vx_f32(rstd), N, C, parts);
     vx_add_parts(vx_f32(dgamma), partial, C, parts, 2 * C);

@@ -1,8 +1,8 @@
 /* optim.c: adamw [1], one pass over all parameters.
  *
- * Memory traffic: reads p, m, v, g, writes p, m, v: 28 bytes a parameter and nothing else; the square root and the division
- * hide behind it. The threads share the elements of all tensors at once, as if they lay one behind the other: most tensors
- * of a network are too small to be worth a thread of their own.
+ * Memory traffic: reads p, m, v, g, writes p, m, v: 28 bytes a parameter and nothing else; the square root and the
+ * division hide behind it. The threads share the elements of all tensors at once, as if they lay one behind the other:
+ * most tensors of a network are too small to be worth a thread of their own.
  *
  * With b1, b2 for beta1, beta2, in the order torch.optim.AdamW computes it:
  *   p -= lr decay p                                      decoupled from the moments, hence the W
@@ -14,8 +14,8 @@
  */
 #include <omp.h>
 
-#include "cpu.h"
-#include "vec.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define CHUNK 4096   /* a tensor is divided between threads at multiples of this: whole vectors, and pages of memory */
 #define SERIAL 16384 /* below this many parameters a second thread costs more than it brings */
@@ -47,8 +47,8 @@ static void update_range(const factors f, float *p, float *m, float *v, const fl
     }
 }
 
-/* The place in a tensor of n elements where one thread's share ends and the next one's begins: what is nearest to x, which
- * may lie before or behind the tensor. */
+/* The place in a tensor of n elements where one thread's share ends and the next one's begins: what is nearest to x,
+ * which may lie before or behind the tensor. */
 static inline int64_t division(int64_t x, int64_t n) { return vx_max64(0, vx_min64(n, vx_ceil_div(x, CHUNK) * CHUNK)); }
 
 /* p[i], m[i], v[i] updated in place from the gradient g[i] and with decay[i], for all i < count; step counts from 1. */
@@ -75,7 +75,8 @@ int VX_CPU(adamw)(vx_tensor *const *p, vx_tensor *const *m, vx_tensor *const *v,
         for (int i = 0; i < count; i++) {
             int64_t n = p[i]->numel;
             f.keep = vf_set1((float)(1.0 - (double)lr * decay[i]));
-            update_range(f, vx_f32(p[i]), vx_f32(m[i]), vx_f32(v[i]), vx_f32(g[i]), division(first, n), division(end, n));
+            update_range(f, vx_f32(p[i]), vx_f32(m[i]), vx_f32(v[i]), vx_f32(g[i]), division(first, n),
+                         division(end, n));
             first -= n, end -= n;
         }
     }

@@ -1,10 +1,10 @@
 /* optim.cu: adamw on CUDA, one launch for every 80 tensors; see optim.c for the formulas and their order.
  *
- * Memory traffic: reads p, m, v, g, writes p, m, v: 28 bytes a parameter and nothing else. Where the tensors lie is told by a table
- * that travels as the kernel's argument, so it is neither uploaded nor, in a recorded graph, kept anywhere else. A block looks up its
- * tensor there.
+ * Memory traffic: reads p, m, v, g, writes p, m, v: 28 bytes a parameter and nothing else. Where the tensors lie is
+ * told by a table that travels as the kernel's argument, so it is neither uploaded nor, in a recorded graph, kept
+ * anywhere else. A block looks up its tensor there.
  */
-#include "cuda.cuh"
+#include "cuda/cuda.cuh"
 
 enum { BLOCK = 256, ELEMENTS = 4 * BLOCK, ENTRIES = 80 }; /* ELEMENTS: of a block */
 
@@ -26,7 +26,8 @@ typedef struct factors {
     float lr, m_new, v_old, v_new, rescale, eps, rate;
 } factors;
 
-static_assert(sizeof(table) + sizeof(factors) + 2 * sizeof(void *) <= 4096, "what all devices take as a kernel's arguments");
+static_assert(sizeof(table) + sizeof(factors) + 2 * sizeof(void *) <= 4096,
+              "what all devices take as a kernel's arguments");
 
 /* fmaf: of two products the compiler may round either, and would not choose the same one wherever this is inlined. */
 VX_DEVICE void update(const factors &f, float keep, float &p, float &m, float &v, float g)
@@ -36,7 +37,8 @@ VX_DEVICE void update(const factors &f, float keep, float &p, float &m, float &v
     p = keep * p - (f.rate * m) / (sqrtf(v) * f.rescale + f.eps);
 }
 
-/* Four parameters a thread, at once where the block has all of its own and the tensors lie on 16 bytes, as views need not. */
+/* Four parameters a thread, at once where the block has all of its own and the tensors lie on 16 bytes, as views need
+ * not. */
 VX_KERNEL VX_HOT adamw_kernel(const table t, factors given, const factors *anew)
 {
     const factors f = anew ? *anew : given;
@@ -48,7 +50,8 @@ VX_KERNEL VX_HOT adamw_kernel(const table t, factors given, const factors *anew)
     }
     const entry e = t.of[at];
     const float keep = (float)(1.0 - (double)f.lr * e.decay);
-    const int64_t first = (int64_t)(blockIdx.x - e.first_block) * ELEMENTS, end = first + ELEMENTS < e.n ? first + ELEMENTS : e.n;
+    const int64_t first = (int64_t)(blockIdx.x - e.first_block) * ELEMENTS,
+                  end = first + ELEMENTS < e.n ? first + ELEMENTS : e.n;
     const uintptr_t places = (uintptr_t)e.p | (uintptr_t)e.m | (uintptr_t)e.v | (uintptr_t)e.g;
     if (end - first == ELEMENTS && places % 16 == 0) {
         const int64_t i = first / 4 + threadIdx.x;
@@ -95,8 +98,8 @@ static void refresh(void *to, const void *given, const vx_launch *launch)
     *(factors *)to = factors_of(a);
 }
 
-int vx_cuda_adamw(vx_tensor *const *p, vx_tensor *const *m, vx_tensor *const *v, vx_tensor *const *g, int count, const float *decay,
-                  float lr, float beta1, float beta2, float eps, int64_t step)
+int vx_cuda_adamw(vx_tensor *const *p, vx_tensor *const *m, vx_tensor *const *v, vx_tensor *const *g, int count,
+                  const float *decay, float lr, float beta1, float beta2, float eps, int64_t step)
 {
     const numbers given = {lr, beta1, beta2, eps, step};
     const factors f = factors_of(given);

@@ -1,4 +1,5 @@
-/* random.c: uniform, normal, dirichlet, permutation. Every number is a function of (seed, stream, index), see core/rng.h.
+/* random.c: uniform, normal, dirichlet, permutation. Every number is a function of (seed, stream, index), see
+ * core/rng.h.
  *
  * Memory traffic: 4 bytes written per number; Philox's 10 rounds of two multiplications per four numbers dominate.
  *
@@ -9,12 +10,13 @@
  *   dirichlet                       words of the blocks that begin at 2^40 attempt, one block per element and attempt
  *   permutation                     0 .. N-1 in ascending order of (key, index), the key of index e being its word
  *
- * Equal keys are ordered by index, so element 0 comes before element 1 with probability 1/2 + 2^-33: nothing to correct.
+ * Equal keys are ordered by index, so element 0 comes before element 1 with probability 1/2 + 2^-33: nothing to
+ * correct.
  */
 #include <omp.h>
 
-#include "cpu.h"
-#include "vec.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define GROUP (4 * VX_LANES) /* elements of the VX_LANES blocks that one vu_philox() computes */
 #define CHUNK (64 * GROUP)   /* elements a thread takes at once: whole blocks, so the cut changes nothing */
@@ -64,7 +66,7 @@ static inline __attribute__((always_inline)) void generate(vx_tensor *x, uint64_
         }
 }
 
-/* -- uniform -------------------------------------------------------------------------------------------------------------- */
+/* -- uniform ------------------------------------------------------------------------------------------------------- */
 
 static inline void to_uniform(const shape *s, const vu word[4], vf value[4])
 {
@@ -80,9 +82,10 @@ int VX_CPU(uniform)(vx_tensor *x, uint64_t seed, uint64_t stream, float low, flo
     return VX_OK;
 }
 
-/* -- normal --------------------------------------------------------------------------------------------------------------- */
+/* -- normal -------------------------------------------------------------------------------------------------------- */
 
-/* Sine and cosine of 2 pi u, 0 < u < 1, 1 ulp: u is exact to 2^-24, so the distance to the nearest quarter turn is too. */
+/* Sine and cosine of 2 pi u, 0 < u < 1, 1 ulp: u is exact to 2^-24, so the distance to the nearest quarter turn is
+ * too. */
 static inline void sine_cosine_turn(vf u, vf *sine, vf *cosine)
 {
     vi quarter = __builtin_convertvector(4.0f * u + 0.5f, vi);
@@ -119,14 +122,14 @@ int VX_CPU(normal)(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, flo
     return VX_OK;
 }
 
-/* -- dirichlet ------------------------------------------------------------------------------------------------------------ */
+/* -- dirichlet ----------------------------------------------------------------------------------------------------- */
 
 /* The centres of 2^32 equal cells of (0, 1). */
 static inline double fine_unit(uint32_t word) { return (word + 0.5) * 0x1p-32; }
 
-/* ln of a gamma variable of shape alpha [Marsaglia and Tsang 2000, "A simple method for generating gamma variables"]. Below 1
- * it is a variable of shape alpha + 1 times u^(1 / alpha), which in floating point would be 0 for most u where alpha is
- * small: only its logarithm is formed. */
+/* ln of a gamma variable of shape alpha [Marsaglia and Tsang 2000, "A simple method for generating gamma variables"].
+ * Below 1 it is a variable of shape alpha + 1 times u^(1 / alpha), which in floating point would be 0 for most u where
+ * alpha is small: only its logarithm is formed. */
 static double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t element, double alpha)
 {
     const double d = (alpha < 1 ? alpha + 1 : alpha) - 1. / 3, c = 1 / sqrt(9 * d);
@@ -138,12 +141,13 @@ static double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t elemen
         double root = 1 + c * x;
         if (root <= 0) continue;
         double log_v = 3 * log(root);
-        if (log(fine_unit(r.word[2])) < 0.5 * x * x + d * (1 - root * root * root + log_v)) return log(d) + log_v + boost;
+        if (log(fine_unit(r.word[2])) < 0.5 * x * x + d * (1 - root * root * root + log_v))
+            return log(d) + log_v + boost;
     }
 }
 
-/* p[n] a draw from Dirichlet(alpha[n]), or its logarithm: gamma variables over their sum, in logarithms until the end, so that
- * a row sums to 1 however small alpha is. */
+/* p[n] a draw from Dirichlet(alpha[n]), or its logarithm: gamma variables over their sum, in logarithms until the end,
+ * so that a row sums to 1 however small alpha is. */
 int VX_CPU(dirichlet)(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t stream, int log_wanted)
 {
     const int64_t N = p->shape[0], M = p->shape[1], row = alpha->stride[0], column = alpha->stride[1];
@@ -152,7 +156,8 @@ int VX_CPU(dirichlet)(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t st
         for (int64_t m = 0; m < M; m++) {
             float v = a[n * row + m * column];
             if (!(v > 0 && v < INFINITY))
-                return vx_fail(VX_EINVAL, "dirichlet: concentration %lld of row %lld is %g, expected a positive finite number",
+                return vx_fail(VX_EINVAL,
+                               "dirichlet: concentration %lld of row %lld is %g, expected a positive finite number",
                                (long long)m, (long long)n, (double)v);
         }
     double *rows = vx_scratch("dirichlet", sizeof(double) * (size_t)(M * omp_get_max_threads()));
@@ -173,7 +178,7 @@ int VX_CPU(dirichlet)(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t st
     return VX_OK;
 }
 
-/* -- permutation ---------------------------------------------------------------------------------------------------------- */
+/* -- permutation --------------------------------------------------------------------------------------------------- */
 
 /* x a random order of 0 .. N-1. Three stable passes of a radix sort, 11 bits each, over (key, index) packed in 64 bits:
  * O(N), 16 N bytes of working space. */

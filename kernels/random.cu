@@ -1,20 +1,23 @@
-/* random.cu: uniform, normal, dirichlet, permutation on CUDA: the numbers of random.c, which says how they are made. Permutations are the
- * same, the others to float32's rounding.
+/* random.cu: uniform, normal, dirichlet, permutation on CUDA: the numbers of random.c, which says how they are made.
+ * Permutations are the same, the others to float32's rounding.
  *
  * Memory traffic: 4 bytes written per number. A thread makes the four numbers of one Philox block.
  */
-#include "sort.cuh"
+#include "cuda/sort.cuh"
 
 enum { BLOCK = 256 };
 
-/* -- uniform, normal -------------------------------------------------------------------------------------------------------- */
+/* -- uniform, normal ----------------------------------------------------------------------------------------------- */
 
 typedef struct distribution {
     int normal;
     float base, scale, least, most;
 } distribution;
 
-VX_DEVICE float uniform_of(const distribution &s, uint32_t word) { return fminf(fmaxf(s.base + s.scale * vx_unit(word), s.least), s.most); }
+VX_DEVICE float uniform_of(const distribution &s, uint32_t word)
+{
+    return fminf(fmaxf(s.base + s.scale * vx_unit(word), s.least), s.most);
+}
 
 VX_DEVICE float2 normal_pair(const distribution &s, uint32_t first, uint32_t second)
 {
@@ -34,7 +37,8 @@ VX_KERNEL generate_kernel(float *x, int64_t n, bool fours, vx_random random, dis
             const float2 a = normal_pair(s, r.word[0], r.word[1]), b = normal_pair(s, r.word[2], r.word[3]);
             value = make_float4(a.x, a.y, b.x, b.y);
         } else {
-            value = make_float4(uniform_of(s, r.word[0]), uniform_of(s, r.word[1]), uniform_of(s, r.word[2]), uniform_of(s, r.word[3]));
+            value = make_float4(uniform_of(s, r.word[0]), uniform_of(s, r.word[1]), uniform_of(s, r.word[2]),
+                                uniform_of(s, r.word[3]));
         }
         if (fours && 4 * i + 4 <= n) {
             ((float4 *)x)[i] = value;
@@ -51,7 +55,8 @@ static int generate(vx_tensor *x, uint64_t seed, uint64_t stream, const distribu
 {
     const vx_random random = vx_draws(seed, stream);
     if (!x->numel) return VX_OK;
-    VX_LAUNCH(generate_kernel, vx_grid(x->numel, 4 * BLOCK), BLOCK, 0, vx_f32(x), x->numel, vx_aligned(x, 16), random, s);
+    VX_LAUNCH(generate_kernel, vx_grid(x->numel, 4 * BLOCK), BLOCK, 0, vx_f32(x), x->numel, vx_aligned(x, 16), random,
+              s);
     return vx_status();
 }
 
@@ -68,7 +73,7 @@ int vx_cuda_normal(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, flo
     return generate(x, seed, stream, {1, mean, deviation, 0, 0});
 }
 
-/* -- dirichlet ------------------------------------------------------------------------------------------------------------ */
+/* -- dirichlet ----------------------------------------------------------------------------------------------------- */
 
 /* The centres of 2^32 equal cells of (0, 1). */
 VX_DEVICE double fine_unit(uint32_t word) { return (word + 0.5) * 0x1p-32; }
@@ -84,12 +89,14 @@ VX_DEVICE double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t ele
         const double x = sqrt(-2 * log(fine_unit(r.word[0]))) * cos(2 * M_PI * fine_unit(r.word[1])), root = 1 + c * x;
         if (root <= 0) continue;
         const double log_v = 3 * log(root);
-        if (log(fine_unit(r.word[2])) < 0.5 * x * x + d * (1 - root * root * root + log_v)) return log(d) + log_v + boost;
+        if (log(fine_unit(r.word[2])) < 0.5 * x * x + d * (1 - root * root * root + log_v))
+            return log(d) + log_v + boost;
     }
 }
 
 /* g (N,M): logarithms of gamma variables. A concentration that is none counts as 1. */
-VX_KERNEL gamma_kernel(double *g, const float *alpha, int64_t row, int64_t column, int64_t N, int64_t M, vx_random random, vx_alarm bad)
+VX_KERNEL gamma_kernel(double *g, const float *alpha, int64_t row, int64_t column, int64_t N, int64_t M,
+                       vx_random random, vx_alarm bad)
 {
     const vx_draw draw = vx_draw_now(random);
     for (int64_t i = vx_first(); i < N * M; i += vx_step()) {
@@ -126,12 +133,13 @@ int vx_cuda_dirichlet(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t st
     if (!N) return VX_OK;
     const vx_alarm bad = vx_alarm_of(VX_EINVAL, M, "row %%lld, concentration %%lld: expected a positive finite number");
     double *g = VX_SCRATCH(double, N *M);
-    VX_LAUNCH(gamma_kernel, vx_grid(N * M, BLOCK), BLOCK, 0, g, vx_f32(alpha), alpha->stride[0], alpha->stride[1], N, M, random, bad);
+    VX_LAUNCH(gamma_kernel, vx_grid(N * M, BLOCK), BLOCK, 0, g, vx_f32(alpha), alpha->stride[0], alpha->stride[1], N, M,
+              random, bad);
     VX_LAUNCH(share_kernel, vx_grid(N * 32, BLOCK), BLOCK, 0, vx_f32(p), g, N, M, log_wanted);
     return vx_status();
 }
 
-/* -- permutation ---------------------------------------------------------------------------------------------------------- */
+/* -- permutation --------------------------------------------------------------------------------------------------- */
 
 VX_KERNEL permutation_keys_kernel(unsigned long long *entries, int64_t n, vx_random random)
 {

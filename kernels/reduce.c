@@ -2,21 +2,22 @@
  *
  * Memory traffic: x is read once.
  *
- * Order of a sum, a function of the sizes alone. A float32 chain is never longer than 8 additions and the few that join the
- * lanes' registers; from there on everything is added in double:
- *   inner dimension reduced    four vector accumulators over blocks of 32 vectors, whose sum goes into a vector of doubles;
+ * Order of a sum, a function of the sizes alone. A float32 chain is never longer than 8 additions and the few that join
+ * the lanes' registers; from there on everything is added in double:
+ *   inner dimension reduced    four vector accumulators over blocks of 32 vectors, whose sum goes into a vector of
+ *   doubles;
  *                              a row of one block or less stays in float32
  *   inner dimension kept       eight rows at a time as a tree, into one double per column
  * Both cut the elements of one result into parts of a fixed length. Threads take parts; the parts' doubles are added in
  * ascending order. The relative error of a sum of positive numbers is then about 1e-7 at any length.
  *
- * The dimensions are visited in the order of x's strides, not in their own, so that a transposed view is read along memory.
- * max and min return NaN where any element is one.
+ * The dimensions are visited in the order of x's strides, not in their own, so that a transposed view is read along
+ * memory. max and min return NaN where any element is one.
  */
-#include "checks.h"
-#include "cpu.h"
-#include "dims.h"
-#include "vec.h"
+#include "shared/checks.h"
+#include "cpu/cpu.h"
+#include "shared/reduce_dims.h"
+#include "cpu/simd.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -33,7 +34,7 @@ typedef double vd_unaligned __attribute__((vector_size(VX_LANES * 8), aligned(8)
 
 INLINE vd vd_of(vf x) { return __builtin_convertvector(x, vd); }
 
-/* -- Elements and accumulators -------------------------------------------------------------------------------------------- */
+/* -- Elements and accumulators ------------------------------------------------------------------------------------- */
 
 /* kind is VX_REDUCE_SUM, _MAX or _MIN, a constant wherever these are inlined */
 
@@ -49,7 +50,8 @@ INLINE double join(int kind, double a, double b)
 INLINE vf join_vf(int kind, vf a, vf b)
 {
     if (kind == VX_REDUCE_SUM) return a + b;
-    return vf_select(a != a, a, kind == VX_REDUCE_MAX ? vf_max(a, b) : vf_min(a, b)); /* both return b where either is NaN */
+    return vf_select(a != a, a,
+                     kind == VX_REDUCE_MAX ? vf_max(a, b) : vf_min(a, b)); /* both return b where either is NaN */
 }
 
 INLINE vd join_vd(int kind, vd a, vd b)
@@ -64,7 +66,8 @@ INLINE double vd_fold(int kind, vd x)
 {
     double t[VX_LANES];
     memcpy(t, &x, sizeof t);
-#define FOLD(n) for (int i = 0; i < n; i++) t[i] = join(kind, t[i], t[i + n]);
+#define FOLD(n)                                                                                                        \
+    for (int i = 0; i < n; i++) t[i] = join(kind, t[i], t[i + n]);
 #if VX_LANES > 8
     FOLD(8)
 #endif
@@ -109,7 +112,7 @@ INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
     return vf_select(lane < n, x, vf_set1((float)neutral(kind)));
 }
 
-/* -- Long rows ------------------------------------------------------------------------------------------------------------ */
+/* -- Long rows ----------------------------------------------------------------------------------------------------- */
 
 /* x[0], x[step], ... x[(n - 1) step] joined lane by lane; n <= BLOCK */
 INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
@@ -132,7 +135,8 @@ INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
 /* acc joined with n elements */
 INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += BLOCK) acc = join_vd(kind, acc, vd_of(block(kind, step, x + i * step, vx_min64(BLOCK, n - i))));
+    for (int64_t i = 0; i < n; i += BLOCK)
+        acc = join_vd(kind, acc, vd_of(block(kind, step, x + i * step, vx_min64(BLOCK, n - i))));
     return acc;
 }
 
@@ -145,7 +149,7 @@ INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
     return v;
 }
 
-/* -- Kept columns --------------------------------------------------------------------------------------------------------- */
+/* -- Kept columns -------------------------------------------------------------------------------------------------- */
 
 /* sum[0 .. width-1], in doubles and padded to whole vectors, joined with `count` rows of `width` columns. */
 INLINE void columns_into(int kind, int64_t step, double *sum, const float *const *row, int count, int64_t width)
@@ -167,7 +171,7 @@ INLINE void columns_into(int kind, int64_t step, double *sum, const float *const
     }
 }
 
-/* -- reduce --------------------------------------------------------------------------------------------------------------- */
+/* -- reduce -------------------------------------------------------------------------------------------------------- */
 
 /* Offset of the i-th of count elements under the strides `stride` (d->x or d->y). */
 static int64_t dims_offset(const dims *d, const int64_t *stride, int64_t i)
@@ -184,12 +188,12 @@ static int64_t dims_offset(const dims *d, const int64_t *stride, int64_t i)
 typedef struct plan {
     dims kept, reduced;
     bool inner_kept;
-    int64_t n, x_step, y_step;  /* the innermost dimension */
+    int64_t n, x_step, y_step; /* the innermost dimension */
     const float *x;
     float *y;
-    double scale;               /* of the result: 1 / count for a mean */
-    int64_t parts;              /* of one result */
-    double *partial;            /* (kept, parts) or (kept, parts, n), where parts > 1 */
+    double scale;    /* of the result: 1 / count for a mean */
+    int64_t parts;   /* of one result */
+    double *partial; /* (kept, parts) or (kept, parts, n), where parts > 1 */
 } plan;
 
 /* Part `part` of kept row k; inner dimension reduced. Pieces are rows, or stretches of PART elements of longer rows. */
@@ -232,18 +236,15 @@ INLINE void reduce_rows(int kind, int64_t step, const plan *p)
 }
 
 /* Rows of a part where columns are kept, a multiple of GROUP. */
-static int64_t rows_of_part(int64_t n)
-{
-    return vx_max64(1, COLUMN_PART / vx_min64(n, WIDTH) / GROUP) * GROUP;
-}
+static int64_t rows_of_part(int64_t n) { return vx_max64(1, COLUMN_PART / vx_min64(n, WIDTH) / GROUP) * GROUP; }
 
 INLINE void reduce_columns(int kind, int64_t step, const plan *p)
 {
     int64_t cuts = vx_ceil_div(p->n, WIDTH), rows = rows_of_part(p->n), units = p->kept.count * p->parts * cuts;
     int64_t work = p->kept.count * p->reduced.count * p->n;
     /* dense rows that would leave lanes of their only vectors empty */
-    bool narrow = step == 1 && p->n % VX_LANES && p->n * VX_LANES <= WIDTH && p->reduced.n == 1 && p->reduced.x[0] == p->n &&
-                  p->reduced.count >= 16 * VX_LANES;
+    bool narrow = step == 1 && p->n % VX_LANES && p->n * VX_LANES <= WIDTH && p->reduced.n == 1 &&
+                  p->reduced.x[0] == p->n && p->reduced.count >= 16 * VX_LANES;
 #pragma omp parallel for schedule(static) if (work >= SERIAL)
     for (int64_t u = 0; u < units; u++) {
         int64_t k = u / cuts / p->parts, part = u / cuts % p->parts, first = u % cuts * WIDTH;
@@ -306,8 +307,8 @@ static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
     p->n = inner.size[0], p->x_step = inner.x[0], p->y_step = inner.y[0];
 }
 
-/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or per
- * 64 elements and more where columns are kept. */
+/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or
+ * per 64 elements and more where columns are kept. */
 int VX_CPU(reduce)(vx_tensor *y, vx_tensor *x, int kind)
 {
     if (check_reduce(y, x, kind)) return VX_EINVAL;
@@ -337,10 +338,10 @@ int VX_CPU(reduce)(vx_tensor *y, vx_tensor *x, int kind)
     return VX_OK;
 }
 
-/* -- argmax --------------------------------------------------------------------------------------------------------------- */
+/* -- argmax -------------------------------------------------------------------------------------------------------- */
 
-/* Column of the largest of n > 0 elements, the lowest of equals; -1 where one is NaN. Each lane keeps its own best and where
- * that was, so that one pass is enough. */
+/* Column of the largest of n > 0 elements, the lowest of equals; -1 where one is NaN. Each lane keeps its own best and
+ * where that was, so that one pass is enough. */
 static int32_t row_argmax(const float *x, int64_t n)
 {
     vi lane;
@@ -385,7 +386,7 @@ int VX_CPU(argmax)(vx_tensor *index, vx_tensor *x)
     return bad == INT64_MAX ? VX_OK : vx_fail(VX_ENONFINITE, "argmax: row %lld holds a NaN", (long long)bad);
 }
 
-/* -- nonfinite ------------------------------------------------------------------------------------------------------------ */
+/* -- nonfinite ----------------------------------------------------------------------------------------------------- */
 
 /* 1 where any of n elements is NaN or Inf: its exponent bits are all set. */
 static int any_nonfinite(const float *x, int64_t n)
@@ -423,7 +424,7 @@ int VX_CPU(nonfinite)(vx_tensor *found, vx_tensor *x)
     return VX_OK;
 }
 
-/* -- mse ------------------------------------------------------------------------------------------------------------------ */
+/* -- mse ----------------------------------------------------------------------------------------------------------- */
 
 /* Sum of (a - b)^2 over n elements, in the order of row_into(). */
 static double squared_distance(const float *a, const float *b, int64_t n)
@@ -456,7 +457,8 @@ int VX_CPU(mse)(vx_tensor *loss, vx_tensor *a, vx_tensor *b)
     double *partial = vx_scratch("mse", sizeof(double) * (size_t)parts), sum = 0;
     if (!partial) return VX_ENOMEM;
 #pragma omp parallel for schedule(static) if (n >= SERIAL)
-    for (int64_t i = 0; i < parts; i++) partial[i] = squared_distance(pa + i * PART, pb + i * PART, vx_min64(PART, n - i * PART));
+    for (int64_t i = 0; i < parts; i++)
+        partial[i] = squared_distance(pa + i * PART, pb + i * PART, vx_min64(PART, n - i * PART));
     for (int64_t i = 0; i < parts; i++) sum += partial[i];
     vx_scratch_free(partial);
     vx_f32(loss)[0] = (float)(sum / (double)n);

@@ -3,21 +3,24 @@
  * Memory traffic: x is read once.
  *
  * Order of a sum, a function of the sizes alone; everything is added in double:
- *   inner dimension reduced    a result's elements are cut into parts of 16384; the threads of a part take every width-th element
+ *   inner dimension reduced    a result's elements are cut into parts of 16384; the threads of a part take every
+ *   width-th element
  *                              and join theirs as a tree. width: a block's 256, or 1 .. 32 lanes where rows are short
- *   inner dimension kept       neighbouring threads have neighbouring columns, and those of one column every k-th row; the rows
+ *   inner dimension kept       neighbouring threads have neighbouring columns, and those of one column every k-th row;
+ *   the rows
  *                              are cut into parts, too, enough of them to fill a device
  * Parts are joined in the same way by a second kernel.
  *
- * The dimensions are visited in the order of x's strides, as in reduce.c. max and min return NaN where any element is one.
+ * The dimensions are visited in the order of x's strides, as in reduce.c. max and min return NaN where any element is
+ * one.
  */
-#include "checks.h"
-#include "cuda.cuh"
-#include "dims.h"
+#include "shared/checks.h"
+#include "cuda/cuda.cuh"
+#include "shared/reduce_dims.h"
 
 enum { BLOCK = 256, PART = 16384 };
 
-/* -- reduce --------------------------------------------------------------------------------------------------------------- */
+/* -- reduce -------------------------------------------------------------------------------------------------------- */
 
 /* Offset of the i-th of count elements under the strides `stride` (d.x or d.y). I: a type that holds count. */
 template <class I> VX_DEVICE int64_t dims_offset(const dims &d, const int64_t *stride, int64_t i)
@@ -48,7 +51,10 @@ typedef struct plan {
 
 /* kind is VX_REDUCE_SUM, _MAX or _MIN, a constant wherever these are inlined */
 
-template <int kind> VX_DEVICE double neutral(void) { return kind == VX_REDUCE_SUM ? 0.0 : kind == VX_REDUCE_MAX ? -INFINITY : INFINITY; }
+template <int kind> VX_DEVICE double neutral(void)
+{
+    return kind == VX_REDUCE_SUM ? 0.0 : kind == VX_REDUCE_MAX ? -INFINITY : INFINITY;
+}
 
 template <int kind> VX_DEVICE double join(double a, double b)
 {
@@ -57,7 +63,8 @@ template <int kind> VX_DEVICE double join(double a, double b)
     return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
 }
 
-/* Over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has the result. */
+/* Over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has the
+ * result. */
 template <int kind> VX_DEVICE double join_threads(double v, int width, double *shared)
 {
     for (int i = min(width, 32) / 2; i > 0; i >>= 1) v = join<kind>(v, __shfl_xor_sync(VX_ALL_LANES, v, i));
@@ -117,7 +124,8 @@ template <int kind, class I> VX_KERNEL VX_HOT reduce_columns_kernel(plan p)
         if (column < p.n) {
             const float *x = p.x + dims_offset<I>(p.kept, p.kept.x, k) + column * p.x_step;
 #pragma unroll 4
-            for (int64_t q = part * p.rows + lane; q < end; q += lanes) v = join<kind>(v, x[dims_offset<I>(p.reduced, p.reduced.x, q)]);
+            for (int64_t q = part * p.rows + lane; q < end; q += lanes)
+                v = join<kind>(v, x[dims_offset<I>(p.reduced, p.reduced.x, q)]);
         }
         shared[threadIdx.x] = v;
         __syncthreads();
@@ -141,7 +149,8 @@ template <int kind, class I> VX_KERNEL reduce_parts_kernel(plan p)
     for (int64_t first = (int64_t)blockIdx.x * groups; first < results; first += (int64_t)gridDim.x * groups) {
         const int64_t r = first + threadIdx.x / p.width, k = r / n, column = r - k * n;
         double v = neutral<kind>();
-        for (int64_t i = at; r < results && i < p.parts; i += p.width) v = join<kind>(v, p.partial[(k * p.parts + i) * n + column]);
+        for (int64_t i = at; r < results && i < p.parts; i += p.width)
+            v = join<kind>(v, p.partial[(k * p.parts + i) * n + column]);
         v = join_threads<kind>(v, p.width, shared);
         if (r < results && at == 0) p.y[dims_offset<I>(p.kept, p.kept.y, k) + column * p.y_step] = (float)(v * p.scale);
     }
@@ -164,7 +173,8 @@ template <int kind, class I> static void launch_reduce(plan p)
     else VX_LAUNCH((reduce_rows_kernel<kind, I>), vx_grid(units, BLOCK / p.width), BLOCK, 0, p);
     if (p.parts == 1) return;
     p.width = width_for(p.parts);
-    VX_LAUNCH((reduce_parts_kernel<kind, I>), vx_grid(p.kept.count * (p.inner_kept ? p.n : 1), BLOCK / p.width), BLOCK, 0, p);
+    VX_LAUNCH((reduce_parts_kernel<kind, I>), vx_grid(p.kept.count * (p.inner_kept ? p.n : 1), BLOCK / p.width), BLOCK,
+              0, p);
 }
 
 template <int kind> static void launch_reduce(const plan &p, int64_t numel)
@@ -173,8 +183,8 @@ template <int kind> static void launch_reduce(const plan &p, int64_t numel)
     else launch_reduce<kind, int64_t>(p);
 }
 
-/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or per
- * 64 elements and more where columns are kept. */
+/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or
+ * per 64 elements and more where columns are kept. */
 int vx_cuda_reduce(vx_tensor *y, vx_tensor *x, int kind)
 {
     if (check_reduce(y, x, kind)) return VX_EINVAL;
@@ -208,9 +218,10 @@ int vx_cuda_reduce(vx_tensor *y, vx_tensor *x, int kind)
     return vx_status();
 }
 
-/* -- argmax --------------------------------------------------------------------------------------------------------------- */
+/* -- argmax -------------------------------------------------------------------------------------------------------- */
 
-/* `width` threads for each row of n elements. The largest key is that of the largest element, and among equals of the lowest column. */
+/* `width` threads for each row of n elements. The largest key is that of the largest element, and among equals of the
+ * lowest column. */
 VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n, int width, vx_alarm nan)
 {
     __shared__ unsigned long long shared[32];
@@ -221,7 +232,8 @@ VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n,
         for (int64_t i = at; r < rows && i < n; i += width) {
             const float v = x[r * n + i];
             if (v != v) vx_raise(nan, r);
-            const unsigned long long key = (unsigned long long)~vx_ordered(v + 0.0f) << 32 | (uint32_t)i; /* -0 becomes 0: they are equal */
+            const unsigned long long key =
+                (unsigned long long)~vx_ordered(v + 0.0f) << 32 | (uint32_t)i; /* -0 becomes 0: they are equal */
             if (v == v && key < least) least = key;
         }
         if (width <= 32) {
@@ -230,7 +242,8 @@ VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n,
             least = vx_block_min(least, shared);
             __syncthreads();
         }
-        if (r < rows && at == 0) index[r] = least == ~0ull ? 0 : (int32_t)(uint32_t)least; /* nothing but NaN: 0, and the alarm */
+        if (r < rows && at == 0)
+            index[r] = least == ~0ull ? 0 : (int32_t)(uint32_t)least; /* nothing but NaN: 0, and the alarm */
     }
 }
 
@@ -245,7 +258,7 @@ int vx_cuda_argmax(vx_tensor *index, vx_tensor *x)
     return vx_status();
 }
 
-/* -- nonfinite ------------------------------------------------------------------------------------------------------------ */
+/* -- nonfinite ----------------------------------------------------------------------------------------------------- */
 
 /* flag (rows): 1 where the row has been counted. found[1] as an unsigned number: -1 is the largest. */
 VX_KERNEL nonfinite_kernel(uint32_t *found, int32_t *flag, const float *x, int64_t count, int64_t n)
@@ -273,11 +286,12 @@ int vx_cuda_nonfinite(vx_tensor *found, vx_tensor *x)
     VX_LAUNCH(none_found_kernel, 1, 1, 0, vx_i32(found));
     if (!x->numel) return vx_status();
     VX_CUDA(cudaMemsetAsync(flag, 0, sizeof(int32_t) * (size_t)rows, vx_stream()));
-    VX_LAUNCH(nonfinite_kernel, vx_grid(x->numel, 4 * BLOCK), BLOCK, 0, (uint32_t *)found->data, flag, vx_f32(x), x->numel, x->shape[1]);
+    VX_LAUNCH(nonfinite_kernel, vx_grid(x->numel, 4 * BLOCK), BLOCK, 0, (uint32_t *)found->data, flag, vx_f32(x),
+              x->numel, x->shape[1]);
     return vx_status();
 }
 
-/* -- mse ------------------------------------------------------------------------------------------------------------------ */
+/* -- mse ----------------------------------------------------------------------------------------------------------- */
 
 VX_KERNEL squared_distance_kernel(double *partial, const float *a, const float *b, int64_t n, int64_t parts)
 {
@@ -320,7 +334,8 @@ VX_KERNEL mse_backward_kernel(float *da, const float *a, const float *b, const f
     const float scale = (float)(2.0 * *dloss / (double)n);
     for (int64_t i = vx_first(); i < fours; i += vx_step()) {
         const float4 x = ((const float4 *)a)[i], y = ((const float4 *)b)[i];
-        ((float4 *)da)[i] = make_float4(scale * (x.x - y.x), scale * (x.y - y.y), scale * (x.z - y.z), scale * (x.w - y.w));
+        ((float4 *)da)[i] =
+            make_float4(scale * (x.x - y.x), scale * (x.y - y.y), scale * (x.z - y.z), scale * (x.w - y.w));
     }
     for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) da[i] = scale * (a[i] - b[i]);
 }
@@ -330,6 +345,7 @@ int vx_cuda_mse_backward(vx_tensor *da, vx_tensor *a, vx_tensor *b, vx_tensor *d
 {
     if (!a->numel) return VX_OK;
     const int64_t n = a->numel, fours = vx_aligned(da, 16) && vx_aligned(a, 16) && vx_aligned(b, 16) ? n / 4 : 0;
-    VX_LAUNCH(mse_backward_kernel, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(da), vx_f32(a), vx_f32(b), vx_f32(dloss), n, fours);
+    VX_LAUNCH(mse_backward_kernel, vx_grid(fours ? fours : n, BLOCK), BLOCK, 0, vx_f32(da), vx_f32(a), vx_f32(b),
+              vx_f32(dloss), n, fours);
     return vx_status();
 }

@@ -5,11 +5,11 @@
  *
  *   y = e^(x - max) / sum              dx = y (dy - sum(dy y))
  *   y = x - max - ln(sum)              dx = dy - e^y sum(dy)
- * Subtracting the maximum keeps every exponential in (0, 1]. A row with a NaN or +Inf becomes all NaN, and so does a row of
- * nothing but -Inf; single -Inf get probability 0.
+ * Subtracting the maximum keeps every exponential in (0, 1]. A row with a NaN or +Inf becomes all NaN, and so does a
+ * row of nothing but -Inf; single -Inf get probability 0.
  */
-#include "cpu.h"
-#include "vec.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define BLOCK (32 * VX_LANES) /* elements summed in four float32 vectors before their sum goes into a double */
 #define SERIAL 8192           /* below this many elements a second thread costs more than it brings */

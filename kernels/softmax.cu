@@ -1,20 +1,22 @@
-/* softmax.cu: softmax or log softmax along rows on CUDA, and their gradients from the output; the formulas and what NaN and Inf
- * give are in softmax.c.
+/* softmax.cu: softmax or log softmax along rows on CUDA, and their gradients from the output; the formulas and what NaN
+ * and Inf give are in softmax.c.
  *
- * Memory traffic: each operand once, where a row fits into shared memory between its passes; longer rows are read again.
+ * Memory traffic: each operand once, where a row fits into shared memory between its passes; longer rows are read
+ * again.
  *
- * A row has 1 .. 32 lanes, or a block where it is longer than 512. Each thread sums every width-th element in double; the threads'
- * sums are joined as a tree.
+ * A row has 1 .. 32 lanes, or a block where it is longer than 512. Each thread sums every width-th element in double;
+ * the threads' sums are joined as a tree.
  */
-#include "cuda.cuh"
+#include "cuda/cuda.cuh"
 
 enum { BLOCK = 256, LONG = 512, CACHED = 64 << 10 /* bytes of shared memory for rows */ };
 
 /* How the rows of a call are worked on. */
 typedef struct layout {
-    int width;     /* threads of a row */
-    int cached;    /* rows are kept in shared memory */
-    int64_t pitch; /* elements from one row to the next there: an odd multiple of width, so that a warp's rows lie in different banks */
+    int width;  /* threads of a row */
+    int cached; /* rows are kept in shared memory */
+    int64_t
+        pitch; /* elements from one row to the next there: an odd multiple of width, so that a warp's rows lie in different banks */
     size_t shared; /* bytes */
 } layout;
 
@@ -35,7 +37,8 @@ VX_DEVICE float row_max(float x, int width, double *shared)
 }
 
 /* A thread reads again only what it has kept itself, so the cache needs no barrier. */
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK) softmax_kernel(float *y, const float *x, int64_t rows, int64_t n, layout l, int log)
+VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
+    softmax_kernel(float *y, const float *x, int64_t rows, int64_t n, layout l, int log)
 {
     const int width = l.width, cached = l.cached;
     __shared__ double shared[32];
@@ -62,7 +65,8 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) softmax_kernel(float *y, const float *
         }
         sum = row_sum(sum, width, shared);
         if (log) {
-            const float offset = logf((float)sum); /* apart from the maximum: their sum would lose digits where |max| is large */
+            const float offset =
+                logf((float)sum); /* apart from the maximum: their sum would lose digits where |max| is large */
             for (int64_t i = at; i < count; i += width) out[i] = (kept[i] - top) - offset;
         } else {
             const float scale = (float)(1.0 / sum);
@@ -92,7 +96,8 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
         const float total = (float)row_sum(sum, width, shared);
         const float *kept_g = cached ? cache : g, *kept_p = cached ? cache_y : p;
 #pragma unroll 4
-        for (int64_t i = at; i < count; i += width) out[i] = log ? kept_g[i] - expf(kept_p[i]) * total : kept_p[i] * (kept_g[i] - total);
+        for (int64_t i = at; i < count; i += width)
+            out[i] = log ? kept_g[i] - expf(kept_p[i]) * total : kept_p[i] * (kept_g[i] - total);
     }
 }
 
@@ -123,6 +128,7 @@ int vx_cuda_softmax_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *y, int log
     const int64_t rows = y->shape[0], n = y->shape[1];
     if (!y->numel) return VX_OK;
     const layout l = layout_of(n, 2);
-    VX_LAUNCH(softmax_backward_kernel, vx_grid(rows, BLOCK / l.width), BLOCK, l.shared, vx_f32(dx), vx_f32(dy), vx_f32(y), rows, n, l, log);
+    VX_LAUNCH(softmax_backward_kernel, vx_grid(rows, BLOCK / l.width), BLOCK, l.shared, vx_f32(dx), vx_f32(dy),
+              vx_f32(y), rows, n, l, log);
     return vx_status();
 }

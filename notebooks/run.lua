@@ -1,8 +1,9 @@
---- Runs notebooks without Jupyter: the code cells of each in order, in the notebook's folder, with what they show as text. Ends with
--- status 1 at the first error.
+--- Runs notebooks without Jupyter: the code cells of each in order, in the notebook's folder, with what they show as
+-- text. Ends with status 1 at the first error.
 --
 --   luajit notebooks/run.lua notebooks/02-collapse-and-cure.ipynb
---   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb           the first `steps = ...` of each becomes steps = 20
+--   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb           the first `steps = ...` of each becomes steps =
+--   20
 
 local lfs = require "lfs"
 local path = arg[0]:sub(1, 1) == "/" and arg[0] or lfs.currentdir() .. "/" .. arg[0]
@@ -10,9 +11,9 @@ local root = path:match "^(.*)/notebooks/[^/]*$"
 package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
 
 local vx = require "vertex"
-local display = require "vertex.display"
-local Session = require "vertex.session"
-local show = require "vertex.show"
+local display = require "vertex.interactive.display"
+local Session = require "vertex.interactive.session"
+local show = require "vertex.interactive.show"
 
 local function usage(message)
   io.stderr:write(message, "\nusage: luajit notebooks/run.lua [--set NAME=VALUE] FILE.ipynb ...\n")
@@ -55,14 +56,16 @@ local function backend(bundle, options)
 end
 
 local function run(file, settings)
-  local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }), name = function(n) return ("%s[%d]"):format(file, n) end }
+  local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }),
+    name = function(n) return ("%s[%d]"):format(file, n) end }
   local sources, here = code_cells(file), lfs.currentdir()
   local used = {}
   lfs.chdir(file:match "^(.*)/[^/]*$" or ".")
   for _, source in ipairs(sources) do
     for name, value in pairs(settings) do
       for _, before in ipairs { "\n", "\nlocal " } do
-        local text, n = ("\n" .. source):gsub("(" .. before .. name .. " = )[^\n]*", function(head) return head .. value end, 1)
+        local text, n = ("\n" .. source):gsub("(" .. before .. name .. " = )[^\n]*",
+          function(head) return head .. value end, 1)
         if n > 0 and not used[name] then source, used[name] = text:sub(2), true end
       end
     end

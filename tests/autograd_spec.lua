@@ -5,7 +5,9 @@ local vx = H.vx
 local ops = vx.ops
 
 local function leaf(t) return vx.tensor(t, { requires_grad = true }) end
-local function near(expected, x) H.close(H.flat(x), type(expected) == "table" and expected or { expected }, 1e-6, 1e-6) end
+local function near(expected, x)
+  H.close(H.flat(x), type(expected) == "table" and expected or { expected }, 1e-6, 1e-6)
+end
 
 describe("backward", function()
   it("reaches a leaf used twice, and shared subexpressions once each", function()
@@ -90,7 +92,8 @@ describe("backward", function()
     w:zero_grad()
     local p, q = ops.affine(x, 1, 0), ops.affine(w, 1, 0)
     local r = ops.affine(p, 2, 0)
-    ops.add(ops.add(ops.reshape(p, { 2, 1 }), ops.reshape(q, { 2, 1 })), ops.reshape(r, { 2, 1 })):backward(vx.ones { 2, 1 })
+    ops.add(ops.add(ops.reshape(p, { 2, 1 }), ops.reshape(q, { 2, 1 })),
+      ops.reshape(r, { 2, 1 })):backward(vx.ones { 2, 1 })
     near({ 3, 3 }, x.grad)
     near({ 1, 1 }, w.grad)
   end)
@@ -300,12 +303,14 @@ describe("the tape and the step scope", function()
     y:backward(vx.tensor { 1, 1 + 2 ^ -10, 1 }) -- a gradient is given in any dtype
     near({ 3, 2, 6 }, x.grad)
     H.raises(function() ops.cast(x, "u8") end, "cast: 'u8', expected f32 or bf16")
-    H.raises(function() ops.cast(vx.tensor({ 1 }, { dtype = "i32" }), "f32") end, "cast: x (1) is i32, expected f32 or bf16")
+    H.raises(function() ops.cast(vx.tensor({ 1 }, { dtype = "i32" }), "f32") end,
+      "cast: x (1) is i32, expected f32 or bf16")
   end)
 
   it("an op whose backward fails leaves the tape usable", function()
     local tape = require "vertex.tape"
-    local broken = tape.recorded { name = "broken", forward = function(_, x) return x:detach() end, backward = function() error("broken backward", 0) end }
+    local broken = tape.recorded { name = "broken", forward = function(_, x) return x:detach() end,
+      backward = function() error("broken backward", 0) end }
     local x = leaf { 1 }
     local ok, message = pcall(function() broken(x):backward() end)
     assert.is_false(ok)

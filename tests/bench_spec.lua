@@ -1,5 +1,5 @@
--- The quantizer's benchmark as a user runs it, without PyTorch and at a size where times mean nothing: flags, results, errors against
--- float64. And the steps of kernels/lab, which only have to agree with float64 here.
+-- The quantizer's benchmark as a user runs it, without PyTorch and at a size where times mean nothing: flags, results,
+-- errors against float64. And the steps of kernels/lab, which only have to agree with float64 here.
 
 local H = require "tests.helper"
 local shell = H.shell
@@ -28,7 +28,8 @@ describe("the quantizer's benchmark", function()
   it("names its sections, shapes and baselines under --help", function()
     local text, status = bench "--help"
     assert.equal(0, status)
-    for _, word in ipairs { "op ", "regularizer ", "gumbel ", "assign ", "sweep ", "large ", "NxDxMxK", "naive", "cdist", "--python", "--memory" } do
+    for _, word in ipairs { "op ", "regularizer ", "gumbel ", "assign ", "sweep ", "large ", "NxDxMxK", "naive",
+      "cdist", "--python", "--memory" } do
       assert.is_truthy(text:find(word, 1, true), word)
     end
   end)
@@ -92,8 +93,10 @@ describe("gpu.sh", function()
     assert(require("lfs").mkdir(full))
     H.write(full .. "/thesis.txt", "words")
     for arguments, expected in pairs {
-      [""] = "gpu.sh OUT", ["--dry"] = "gpu.sh OUT", ["a b"] = "gpu.sh OUT", ["a --rounds 3"] = "gpu.sh OUT", ["a --data"] = "gpu.sh OUT",
-      ["a --seconds x"] = "--seconds x: expected a number", ["a --data nowhere"] = "nowhere: no such folder", [full] = "is not empty",
+      [""] = "gpu.sh OUT", ["--dry"] = "gpu.sh OUT", ["a b"] = "gpu.sh OUT", ["a --rounds 3"] = "gpu.sh OUT",
+        ["a --data"] = "gpu.sh OUT",
+      ["a --seconds x"] = "--seconds x: expected a number", ["a --data nowhere"] = "nowhere: no such folder",
+        [full] = "is not empty",
     } do
       local text, status = gpu(arguments)
       assert.equal(2, status, text)
@@ -124,7 +127,8 @@ describe("gpu.sh", function()
       assert.is_true(tonumber(row.vertex_ms) > 0)
     end
     table.sort(modes)
-    assert.same({ "none bf16 on", "none f32 on", "softmax-knn-ce bf16 on", "softmax-knn-ce f32 off", "softmax-knn-ce f32 on" }, modes)
+    assert.same({ "none bf16 on", "none f32 on", "softmax-knn-ce bf16 on", "softmax-knn-ce f32 off",
+      "softmax-knn-ce f32 on" }, modes)
     local sides = {}
     for _, row in ipairs(rows_of(out .. "/errors/quantizer-emu-0.csv")) do
       sides[row.side] = true

@@ -14,7 +14,8 @@ describe("a tensor", function()
   it("is made from nested tables, numbers and shapes", function()
     local x = vx.tensor { { 1, 2, 3 }, { 4, 5, 6 } }
     assert.same({ 2, 3 }, x:shape())
-    assert.same({ 2, "f32", "cpu", 6, 3, 2, 3 }, { x:dim(), x:dtype(), x:device(), x:numel(), x:size(2), x:size(-2), x:size(-1) })
+    assert.same({ 2, "f32", "cpu", 6, 3, 2, 3 }, { x:dim(), x:dtype(), x:device(), x:numel(), x:size(2), x:size(-2),
+      x:size(-1) })
     assert.same({ { 1, 2, 3 }, { 4, 5, 6 } }, x:totable())
     assert.same({ 3, 1 }, x:strides())
     local s = vx.tensor(2.5)
@@ -65,7 +66,8 @@ describe("a tensor", function()
     assert.same({ 5, 3 }, vx.arange(5, 1, -2):totable())
     assert.same({ 0, 0.25, 0.5, 0.75 }, vx.arange(0, 1, 0.25):totable())
     assert.same({ 0 }, vx.arange(0):shape())
-    assert.same({ "i32", { 0, 1 } }, { vx.arange(2, { dtype = "i32" }):dtype(), vx.arange(2, { dtype = "i32" }):totable() })
+    assert.same({ "i32", { 0, 1 } },
+      { vx.arange(2, { dtype = "i32" }):dtype(), vx.arange(2, { dtype = "i32" }):totable() })
     assert.equal(10, vx.arange(0, 1, 0.1):numel())
   end)
 
@@ -322,7 +324,9 @@ describe("memory", function()
         return l:item()
       end)
       if step == 5 then live = vx.memory().live end
-      if step > 5 and vx.memory().live ~= live then error(("step %d: %d bytes live, %d at step 5"):format(step, vx.memory().live, live)) end
+      if step > 5 and vx.memory().live ~= live then
+        error(("step %d: %d bytes live, %d at step 5"):format(step, vx.memory().live, live))
+      end
       first, last = first or loss, loss
     end
     return first, last

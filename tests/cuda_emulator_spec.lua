@@ -1,5 +1,5 @@
--- What only the emulator of tests/cuda_emulator can show of the CUDA backend: several devices, memory that runs out, errors of every runtime
--- call, old drivers; and backend libraries that are none, stale or not built right.
+-- What only the emulator of tests/cuda_emulator can show of the CUDA backend: several devices, memory that runs out,
+-- errors of every runtime call, old drivers; and backend libraries that are none, stale or not built right.
 
 local H = require "tests.helper"
 local cases = require "tests.device_cases"
@@ -13,7 +13,8 @@ describe("the CUDA emulator", function()
     for seed = 1, 5 do
       local out, status = H.shell(("LD_PRELOAD= VERTEX_EMU_SEED=%d '%s/emulator_selftest'"):format(seed, build))
       assert.equal(0, status, out)
-      for _, name in ipairs { "bf16 products", "tf32 products", "missing barriers", "divergence", "addresses", "asynchrony", "graphs" } do
+      for _, name in ipairs { "bf16 products", "tf32 products", "missing barriers", "divergence", "addresses",
+        "asynchrony", "graphs" } do
         assert.is_truthy(out:find("ok " .. name, 1, true), out)
       end
     end
@@ -40,9 +41,11 @@ describe("the CUDA emulator", function()
     collectgarbage()
     collectgarbage()
     vx.memory_flush "emu:0"
-    setenv("VERTEX_EMU_MEMORY", tostring(vx.memory("emu:0").live + 180000000)) -- the pool holds cuBLAS's workspace and the upload buffers
+    -- the pool holds cuBLAS's workspace and the upload buffers
+    setenv("VERTEX_EMU_MEMORY", tostring(vx.memory("emu:0").live + 180000000))
     local x = vx.zeros({ 20, 1000000 }, { device = "emu:0" }) -- 80 MB
-    local message = H.raises(function() vx.zeros({ 40, 1000000 }, { device = "emu:0" }) end, "out of memory on emu:0: asked 160.0 MB")
+    local message = H.raises(function() vx.zeros({ 40, 1000000 }, { device = "emu:0" }) end,
+      "out of memory on emu:0: asked 160.0 MB")
     local free = tonumber(message:match "free on the device ([%d.]+) MB")
     assert.is_true(free > 80 and free < 101, message)
     local y = vx.ones({ 5, 1000000 }, { device = "emu:0" }) -- the next smaller one runs
@@ -57,7 +60,8 @@ describe("the CUDA emulator", function()
     local loss = vx.empty({ 1 }, { device = "emu:0" })
     local function mse() core.call(C.vx_mse, loss._h, x._h, y._h) end
     for _, case in ipairs {
-      { "cudaLaunchKernelEx:9", mse, "mse: squared_distance_kernel, grid (1,1,1), block (256,1,1)", "emu:0", "invalid configuration" },
+      { "cudaLaunchKernelEx:9", mse, "mse: squared_distance_kernel, grid (1,1,1), block (256,1,1)", "emu:0",
+        "invalid configuration" },
       { "cudaLaunchKernelEx:719", mse, "mse on emu:0: " },
       { "cudaMalloc:2", mse, "mse: out of memory on emu:0" },
       { "cudaMalloc:999", mse, "emu:0" },
@@ -112,18 +116,22 @@ describe("the CUDA emulator", function()
       print(pcall(run))
     ]]
     local out = H.child(text)
-    assert.is_truthy(out:find("in one of the last 3 ops, from unary to unary (VERTEX_SYNC=1 finds out which)", 1, true), out)
+    assert.is_truthy(out:find("in one of the last 3 ops, from unary to unary (VERTEX_SYNC=1 finds out which)", 1, true),
+      out)
     out = H.child(text, "VERTEX_SYNC=1")
     assert.is_truthy(out:find("unary on emu:0: ", 1, true), out)
   end)
 
-  it("opens no device where there is none, where the driver is too old, or the library holds no code for the card", function()
+  it("opens no device where there is none, where the driver is too old, or the library holds no code for the card",
+    function()
     local function contains(text, environment, device)
-      local out = H.child(([[local vx = require "vertex"; print(select(2, pcall(vx.device, "%s")))]]):format(device or "emu:0"), environment)
+      local out = H.child(([[local vx = require "vertex"; print(select(2, pcall(vx.device, "%s")))]]):format(device
+        or "emu:0"), environment)
       assert.is_truthy(out:find(text, 1, true), out)
     end
     contains("device 'emu:0': no CUDA device: no CUDA-capable device is detected", "VERTEX_EMU_DEVICES=0")
-    contains("the driver is for CUDA 12.2, this library needs 13.0", "VERTEX_EMU_ERROR=cudaGetDeviceCount:35 VERTEX_EMU_DRIVER=12020")
+    contains("the driver is for CUDA 12.2, this library needs 13.0",
+      "VERTEX_EMU_ERROR=cudaGetDeviceCount:35 VERTEX_EMU_DRIVER=12020")
     contains("there is no NVIDIA driver", "VERTEX_EMU_ERROR=cudaGetDeviceCount:35 VERTEX_EMU_DRIVER=0")
     contains("has compute capability 8.0; this library holds code for the emulator: build it with -DCMAKE_CUDA_ARCHITECTURES=80-real",
       "VERTEX_EMU_ERROR=cudaFuncGetAttributes:209")
@@ -132,11 +140,12 @@ describe("the CUDA emulator", function()
   end)
 end)
 
--- -- Backend libraries ---------------------------------------------------------------------------------------------------------------------------
+-- -- Backend libraries ------------------------------------------------------------------------------------------------
 
 describe("a backend library", function()
   it("is looked for by name, and its absence told with the places", function()
-    local message = H.raises(function() vx.device "abc:0" end, "device 'abc:0'", "libvertex_abc.so", core.root, "backends there: ")
+    local message = H.raises(function() vx.device "abc:0" end, "device 'abc:0'", "libvertex_abc.so", core.root,
+      "backends there: ")
     assert.is_truthy(message:find("emu", 1, true), message)
     for _, bad in ipairs { "", ":0", "emu:", "emu:-1", "emu:1x", "../emu", "EMU", "emu:12345", ("x"):rep(40) } do
       H.raises(function() vx.device(bad) end, "expected \"cpu\" or \"cuda:0\"")
@@ -148,11 +157,13 @@ describe("a backend library", function()
     require("lfs").mkdir(folder)
     H.write(folder .. "/libvertex_text.so", "no library")
     H.write(folder .. "/other.c", "int other;")
-    H.write(folder .. "/old.c", "static int table[100] = {-7}; void *vx_backend_entry(int abi, void *host) { (void)abi, (void)host; return table; }")
+    H.write(folder .. "/old.c",
+      "static int table[100] = {-7}; void *vx_backend_entry(int abi, void *host) { (void)abi, (void)host; return table; }")
     H.write(folder .. "/stale.c", [[static struct { int abi; const char *name, *ops; void *rest[200]; } table = {1, "stale", "fill(x)", {0}};
       void *vx_backend_entry(int abi, void *host) { table.abi = abi; (void)host; return &table; }]])
     for _, name in ipairs { "other", "old", "stale" } do
-      assert.equal(0, os.execute(("gcc -shared -fPIC -o '%s/libvertex_%s.so' '%s/%s.c'"):format(folder, name, folder, name)))
+      assert.equal(0, os.execute(("gcc -shared -fPIC -o '%s/libvertex_%s.so' '%s/%s.c'"):format(folder, name, folder,
+        name)))
     end
     finally(function() setenv("VERTEX_BACKENDS", "") end)
     setenv("VERTEX_BACKENDS", folder)
@@ -170,12 +181,15 @@ describe("a backend library", function()
       assert.is_truthy(reason:find("there is no libvertex_cuda.so", 1, true), reason)
       return
     end
-    for _, op in ipairs(core.op_list()) do assert.equal(core.backend_has("emu", op.name), core.backend_has("cuda", op.name), op.name) end
+    for _, op in ipairs(core.op_list()) do
+      assert.equal(core.backend_has("emu", op.name), core.backend_has("cuda", op.name), op.name)
+    end
     local devices = vx.devices()
     assert.is_true(#devices > 1 or devices.cuda:match "^no CUDA device: " ~= nil)
   end)
 
-  it("libvertex_cuda.so, where it was built, holds code for sm_80, sm_90 and newer cards, and hot kernels do not spill", function()
+  it("libvertex_cuda.so, where it was built, holds code for sm_80, sm_90 and newer cards, and hot kernels do not spill",
+    function()
     if core.backend_has("cuda", "fill") == nil then return end
     local out, status = H.shell(("luajit '%s/kernels/lab/check_cuda_build.lua' '%s'"):format(core.root, build))
     assert.equal(0, status, out)

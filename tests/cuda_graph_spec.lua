@@ -1,4 +1,5 @@
--- Recorded graphs (vx.graph), on the host as device emu:0 and on cuda:0 where there is one: a step that is replayed does to the bit what its ops do.
+-- Recorded graphs (vx.graph), on the host as device emu:0 and on cuda:0 where there is one: a step that is replayed
+-- does to the bit what its ops do.
 
 local H = require "tests.helper"
 local cases = require "tests.device_cases"
@@ -6,9 +7,11 @@ local vx = H.vx
 local core = require "vertex.core"
 local ops, upload = vx.ops, cases.upload
 
---- y = (a * x + b)^2 for x, to be fitted to zero; two parameters, one of them at half the rate, and noise where the device has it.
+--- y = (a * x + b)^2 for x, to be fitted to zero; two parameters, one of them at half the rate, and noise where the
+-- device has it.
 local function small_step(device, noise)
-  local s = { device = device, x = vx.full({ 40, 3 }, 0.5, { device = device }), seen = vx.zeros({ 1, 5 }, { device = device, dtype = "i32" }) }
+  local s = { device = device, x = vx.full({ 40, 3 }, 0.5, { device = device }),
+    seen = vx.zeros({ 1, 5 }, { device = device, dtype = "i32" }) }
   s.a, s.b = vx.ones({ 40, 3 }, { device = device }), vx.full({ 40, 3 }, 0.25, { device = device })
   s.a.requires_grad, s.b.requires_grad = true, true
   s.generator = vx.generator(3)
@@ -28,7 +31,8 @@ local function small_step(device, noise)
     return { loss = loss }, "said"
   end
   function s.state()
-    local list = { s.a:bytes(), s.b:bytes(), s.seen:bytes(), ("%d %d %d"):format(s.fast.steps, s.slow.steps, s.generator.drawn) }
+    local list = { s.a:bytes(), s.b:bytes(), s.seen:bytes(),
+      ("%d %d %d"):format(s.fast.steps, s.slow.steps, s.generator.drawn) }
     for _, o in ipairs { s.fast, s.slow } do
       for _, name in ipairs { "first.1", "second.1" } do list[#list + 1] = o:state_dict()[name]:bytes() end
     end
@@ -62,11 +66,14 @@ local function graph_specs(device, tag)
   local function normal(s, x) return ops.normal(x, 0, 1, s.generator) end
   local noises = { { "without noise" }, { "with noise", normal }, { "with noise drawn elsewhere, too", function(s, x)
     return normal(s, x) + ops.uniform(vx.empty({ 40, 3 }, { device = device }), 0, 1)
-  end }, { "with a random order", function(s) return ops.reshape(ops.permutation(120, s.generator, { device = device }):to "f32", { 40, 3 }) / 100 end },
+  end }, { "with a random order",
+    function(s) return ops.reshape(ops.permutation(120, s.generator, { device = device }):to "f32", { 40, 3 })
+    / 100 end },
     { "with a smoothed quantizer's noise", function(s)
       local seed, stream = s.generator:stream()
       local y = ops.quantize_smooth(ops.reshape(s.x, { 40, 1, 3 }), s.book, vx.zeros({ 1 }, { device = device }),
-        { sampler = "hgumbel", regularizer = "knn-ce", k = 2, gumbel_tau = 1, shards = 1, seed = seed, stream = stream })
+        { sampler = "hgumbel", regularizer = "knn-ce", k = 2, gumbel_tau = 1, shards = 1, seed = seed,
+          stream = stream })
       return ops.reshape(y, { 40, 3 })
     end } }
 
@@ -86,7 +93,8 @@ local function graph_specs(device, tag)
       end)
     end
 
-    for _, case in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine", "softmax-pkl", "softmax-knn-l2 in bf16" } do
+    for _, case in ipairs { "softmax-knn-ce", "sgumbel-knn-l2", "hgumbel-ppl", "ste-euclid", "re-cosine", "softmax-pkl",
+      "softmax-knn-l2 in bf16" } do
       it("train an autoencoder with " .. case .. " to the same bits as single ops" .. tag, function()
         finally(function()
           vx.autocast "f32"
@@ -135,11 +143,13 @@ local function graph_specs(device, tag)
 
     it("go on where steps in between have left things" .. tag, function()
       local losses, state = trained(nil, eager)
-      local mixed, mixed_state = trained(nil, function(s, i) return i % 2 == 0 and eager(s, i) or replayed(s, i > 2 and i or 1) end)
+      local mixed, mixed_state = trained(nil,
+        function(s, i) return i % 2 == 0 and eager(s, i) or replayed(s, i > 2 and i or 1) end)
       assert.same({ losses, state }, { mixed, mixed_state })
     end)
 
-    for _, pool in ipairs { true, false } do it("keep what they use, " .. (pool and "with" or "without") .. " a pool" .. tag, function()
+    for _, pool in ipairs { true,
+      false } do it("keep what they use, " .. (pool and "with" or "without") .. " a pool" .. tag, function()
       finally(function() core.memory_pool(device ~= "emu:0", device) end)
       core.memory_pool(pool, device)
       collectgarbage()
@@ -219,19 +229,24 @@ local function graph_specs(device, tag)
     end)
 
     it("refuse what has to wait for the device or comes from the host, and drop the recording" .. tag, function()
-      local x, y, host = vx.ones({ 4 }, { device = device }), vx.empty({ 4 }, { device = device }), vx.ones({ 4 }, { device = "cpu" })
+      local x, y, host = vx.ones({ 4 }, { device = device }), vx.empty({ 4 }, { device = device }),
+        vx.ones({ 4 }, { device = "cpu" })
       collectgarbage()
       collectgarbage()
       local live = vx.memory(device).live
       local recording = "while a graph is being recorded"
       for _, case in ipairs {
-        { function() return x[1]:item() end, device .. ": results cannot be read (item, totable, a copy to the host) nor waited for", recording },
+        { function() return x[1]:item() end,
+          device .. ": results cannot be read (item, totable, a copy to the host) nor waited for", recording },
         { function() x:totable() end, device .. ": results cannot be read", recording },
         { function() vx.sync(device) end, device .. ": results cannot be read", recording },
         { function() y:copy(host) end, device .. ": numbers of the host cannot be uploaded", recording },
-        { function() return vx.tensor({ 1, 2 }, { device = device }) end, device .. ": numbers of the host", recording },
-        { function() return vx.ones { 4 } + 1 end, "fill: on cpu, while a graph of " .. device .. " is being recorded" },
-        { function() vx.graph(function() return x + 1 end, { device = device }):replay() core.record(device, 1, function() end) end,
+        { function() return vx.tensor({ 1, 2 }, { device = device }) end, device .. ": numbers of the host",
+          recording },
+        { function() return vx.ones { 4 } + 1 end,
+          "fill: on cpu, while a graph of " .. device .. " is being recorded" },
+        { function() vx.graph(function() return x + 1 end, { device = device }):replay() core.record(device, 1,
+          function() end) end,
           "graph: one is being recorded on " .. device },
         { function() error "of its own" end, "of its own" },
       } do
@@ -256,7 +271,8 @@ local function graph_specs(device, tag)
       collectgarbage()
       assert.equal(live, vx.memory(device).live)
       H.raises(function() vx.graph(3) end, "graph: a number, expected a function")
-      H.raises(function() vx.graph(function() end, { device = device }):replay(-1) end, "replay: rate -1, expected a number of 0 or more")
+      H.raises(function() vx.graph(function() end, { device = device }):replay(-1) end,
+        "replay: rate -1, expected a number of 0 or more")
     end)
 
     it("report at the next wait what an op of theirs finds in its data, as often as it happens" .. tag, function()
@@ -266,7 +282,8 @@ local function graph_specs(device, tag)
       for _ = 1, 3 do recorded:replay() end
       index:fill(7)
       local codes = vx.zeros({ 1, 1 }, { dtype = "i32", device = device })
-      for i = 1, 4200 do vx.step(ops.count_codes, codes, i) end -- each has a text of its own, and there is room for 4096
+      -- each has a text of its own, and there is room for 4096
+      for i = 1, 4200 do vx.step(ops.count_codes, codes, i) end
       for _ = 1, 2 do
         recorded:replay()
         H.raises(function() vx.sync(device) end, "gather: ", "row 0 is outside 0 .. 2")
@@ -282,7 +299,8 @@ local function graph_specs(device, tag)
       recorded:replay()
       vx.memory_flush(device)
       vx.memory_limit(vx.memory(device).live + 500000, device)
-      assert.is_truthy(tostring(select(2, pcall(recorded.replay, recorded))):find("out of memory on " .. device, 1, true))
+      assert.is_truthy(tostring(select(2, pcall(recorded.replay, recorded))):find("out of memory on " .. device, 1,
+        true))
       vx.memory_limit(0, device)
       for _ = 1, 2 do recorded:replay() end
       assert.equal(8, y[7]:item())

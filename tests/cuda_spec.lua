@@ -1,5 +1,5 @@
--- The CUDA kernels, on the host as device emu:0 (tests/cuda_emulator) and on cuda:0 where there is one (`busted -t cuda`): every op and golden
--- file against the CPU, the same bits twice, transfers, memory, errors.
+-- The CUDA kernels, on the host as device emu:0 (tests/cuda_emulator) and on cuda:0 where there is one (`busted -t
+-- cuda`): every op and golden file against the CPU, the same bits twice, transfers, memory, errors.
 
 local H = require "tests.helper"
 local check = require "tests.golden.check"
@@ -9,9 +9,10 @@ local vx = H.vx
 local core = require "vertex.core"
 local ops, C = vx.ops, core.C
 local run, compare, bytes, upload = device_cases.run, device_cases.compare, device_cases.bytes, device_cases.upload
-local direct, tolerances, faults, DTYPES = device_cases.direct, device_cases.tolerances, device_cases.faults, device_cases.dtypes
+local direct, tolerances, faults, DTYPES = device_cases.direct, device_cases.tolerances, device_cases.faults,
+  device_cases.dtypes
 
--- -- On one device ---------------------------------------------------------------------------------------------------------------------
+-- -- On one device ----------------------------------------------------------------------------------------------------
 
 local function specs(device, tag)
   local backend = device:match "^%a+"
@@ -53,7 +54,8 @@ local function specs(device, tag)
     for number, op in ipairs(ops.registry) do
       if op.cases then
         it(op.name .. " agrees with the CPU, forward and backward, the same bits twice" .. tag, function()
-          for kind, list in ipairs { op.cases(H.generator(100 + number)), larger[op.name] and larger[op.name](H.generator(600 + number)) or {} } do
+          for kind, list in ipairs { op.cases(H.generator(100 + number)),
+            larger[op.name] and larger[op.name](H.generator(600 + number)) or {} } do
             for i, args in ipairs(list) do
               local what = ("%s case %d.%d"):format(op.name, kind, i)
               local got = run(op.name, args, device, 300 + number)
@@ -69,9 +71,10 @@ local function specs(device, tag)
       it(name .. " agrees with the CPU" .. tag, function() against_cpu(f, name, tolerances[name]) end)
     end
 
-    it("adamw gives every tensor of a call the bits that it gets in a call of its own" .. tag, function() H.check_adamw_lists(device) end)
+    it("adamw gives every tensor of a call the bits that it gets in a call of its own" .. tag,
+      function() H.check_adamw_lists(device) end)
 
-    it("separable adds what x's gradient is so far" .. tag, function() H.check_separable_addend(device) end)
+    it("sepconv2d adds what x's gradient is so far" .. tag, function() H.check_sepconv2d_addend(device) end)
 
     for name, fault in pairs(faults) do
       it(name .. " reports a value it cannot work with" .. tag, function()
@@ -84,7 +87,8 @@ local function specs(device, tag)
         assert.is_truthy(message:find(fault[2], 1, true), message)
         vx.sync(device) -- reported once
         fault[3](device)
-        collectgarbage() -- freeing the op's tensors and scratch waits for the device too, but must not swallow what it finds
+        -- freeing the op's tensors and scratch waits for the device too, but must not swallow what it finds
+        collectgarbage()
         collectgarbage()
         assert.is_false(pcall(vx.sync, device))
         assert.equal(4, (vx.ones({ 2, 2 }, { device = device }) + 3):totable()[2][2])
@@ -125,7 +129,9 @@ local function specs(device, tag)
         local state, gradients = step(device)
         assert.same(expected.codes, state.codes)
         H.close({ state.loss }, { expected.loss }, 1e-5, 0, "loss")
-        for i, g in ipairs(expected_gradients) do H.close(gradients[i], g, 0, 2e-4 * device_cases.largest(g), "gradient " .. i) end
+        for i, g in ipairs(expected_gradients) do
+          H.close(gradients[i], g, 0, 2e-4 * device_cases.largest(g), "gradient " .. i)
+        end
         for name, t in pairs(expected) do
           -- AdamW's first step is rate * sign(g): where g is rounding noise, by two rates apart
           if name ~= "codes" and name ~= "loss" then H.close(state[name], t, 0, 2.1e-3, name) end
@@ -184,7 +190,8 @@ local function specs(device, tag)
 
     it("finds elements beyond 2^31" .. tag, function()
       local far = 2 ^ 31 + 70
-      local x = vx.empty({ far + 30 }, { dtype = "u8", device = device }) -- 2 GB, of which the emulator touches a few pages
+      -- 2 GB, of which the emulator touches a few pages
+      local x = vx.empty({ far + 30 }, { dtype = "u8", device = device })
       local function window(offset) return core.view(x, { 2, 3 }, { far, 4 }, offset) end
       window(1):fill(7)
       window(2):fill(9)
@@ -202,7 +209,8 @@ local function specs(device, tag)
       local T = H.generator(10)
       local x, half = T({ 300, 40 }, { grad = false }), T({ 7, 3 }, { grad = false }):to "bf16"
       local path = H.scratch "device.safetensors"
-      vx.save(path, { x = x:to(device), strided = x:to(device):t(), half = half:to(device), codes = vx.arange(5, { dtype = "i32" }):to(device) })
+      vx.save(path, { x = x:to(device), strided = x:to(device):t(), half = half:to(device),
+        codes = vx.arange(5, { dtype = "i32" }):to(device) })
       local back = vx.load(path, { device = device })
       assert.equal(device, back.x:device())
       assert.same(x:bytes(), back.x:bytes())
@@ -220,7 +228,8 @@ local function specs(device, tag)
         local function zeros() return vx.zeros({ 2 }, { device = on }) end
         return { zeros(), zeros(), zeros(), zeros(), 0 }
       end
-      H.raises(function() H.adamw({ tuple "cpu", tuple(device) }, 0.1, 0.9, 0.99, 1e-8, 1) end, "adamw: p[0] is on cpu, p[1] on " .. device)
+      H.raises(function() H.adamw({ tuple "cpu", tuple(device) }, 0.1, 0.9, 0.99, 1e-8, 1) end,
+        "adamw: p[0] is on cpu, p[1] on " .. device)
       H.raises(function() ops.mse(here, there) end, "mse: ", device, "cpu")
       H.raises(function() ops.gather(here, vx.zeros({ 2 }, { dtype = "i32" })) end, "gather: ", device, "cpu")
       H.raises(function() core.image_png(vx.zeros({ 2, 2, 3 }, { dtype = "u8", device = device })) end, "")
@@ -258,7 +267,8 @@ local function specs(device, tag)
       vx.memory_limit(before.live + 1500000, device)
       local z = vx.zeros({ 300000 }, { device = device })
       assert.equal(0, vx.memory(device).cached)
-      H.raises(function() vx.zeros({ 300000 }, { device = device }) end, "out of memory on " .. device, "asked 1.2 MB", "free on the device", "live",
+      H.raises(function() vx.zeros({ 300000 }, { device = device }) end, "out of memory on " .. device, "asked 1.2 MB",
+        "free on the device", "live",
         "cached", "limit")
       assert.equal(0, z[299999]:item())
       z:release()
@@ -291,20 +301,24 @@ local function specs(device, tag)
         assert.equal("bf16", vx.autocast "bf16")
         compare(results(f, upload(a, device), upload(b, device), upload(dy, device)), expected, what, 1e-6)
         vx.autocast "f32"
-        assert.is_true(results(f, upload(a, device), upload(b, device), upload(dy, device))[1]:bytes() ~= expected[1]:bytes())
+        assert.is_true(results(f, upload(a, device), upload(b, device),
+          upload(dy, device))[1]:bytes() ~= expected[1]:bytes())
         vx.device "cpu"
       end
       for _, s in ipairs { { 33, 70, 20 }, { 1, 8, 3 }, { 64, 64, 64 }, { 130, 5, 1 } } do
         check_product("matmul", ops.matmul, random(1, s[1], s[2]), random(2, s[2], s[3]))
-        check_product("transposed", function(a, b) return ops.matmul(a:t(), b:t()) end, random(1, s[2], s[1]), random(2, s[3], s[2]))
-        check_product("linear", function(x, w) return ops.linear(x, w) end, random(1, s[1], s[2]), random(2, s[3], s[2]))
+        check_product("transposed", function(a, b) return ops.matmul(a:t(), b:t()) end, random(1, s[2], s[1]),
+          random(2, s[3], s[2]))
+        check_product("linear", function(x, w) return ops.linear(x, w) end, random(1, s[1], s[2]),
+          random(2, s[3], s[2]))
       end
       check_product("batches", ops.matmul, random(1, 3, 5, 9), random(2, 3, 9, 12))
       check_product("one for all", ops.matmul, random(1, 3, 5, 9), random(2, 9, 12))
 
       local function overlapping(x, w) -- rows that overlap go to a kernel of our own
         local y = vx.empty({ 1, 18, 7 }, { device = x:device() })
-        core.call(C.vx_gemm, y._h, core.view(x, { 1, 18, 6 }, { 0, 2, 1 }, 0)._h, core.view(w, { 1, 6, 7 }, { 0, 7, 1 }, 0)._h, nil, 1, 0)
+        core.call(C.vx_gemm, y._h, core.view(x, { 1, 18, 6 }, { 0, 2, 1 }, 0)._h,
+          core.view(w, { 1, 6, 7 }, { 0, 7, 1 }, 0)._h, nil, 1, 0)
         return y:to "cpu"
       end
       local x, w = random(1, 40), random(2, 6, 7)
@@ -314,21 +328,23 @@ local function specs(device, tag)
       compare({ overlapping(upload(x, device), upload(w, device)) }, { expected }, "overlapping", 1e-6)
 
       local T = H.generator(8)
-      local cases = ops.registry.separable.cases(T) -- d is made in float32; where the two devices differ in its last bit they may round apart
-      for i, args in ipairs(larger.separable(T)) do cases[#cases + 1] = i <= 4 and args or nil end
+      -- d is made in float32; where the two devices differ in its last bit they may round apart
+      local cases = ops.registry.sepconv2d.cases(T)
+      for i, args in ipairs(larger.sepconv2d(T)) do cases[#cases + 1] = i <= 4 and args or nil end
       for i, args in ipairs(cases) do
         vx.autocast "bf16"
-        local got = run("separable", args, device, 20 + i)
+        local got = run("sepconv2d", args, device, 20 + i)
         vx.autocast "f32"
-        compare(got, run("separable", args, "cpu", 20 + i), "separable case " .. i, 1e-2)
-        assert.is_true(got[1]:bytes() ~= run("separable", args, device, 20 + i)[1]:bytes())
+        compare(got, run("sepconv2d", args, "cpu", 20 + i), "sepconv2d case " .. i, 1e-2)
+        assert.is_true(got[1]:bytes() ~= run("sepconv2d", args, device, 20 + i)[1]:bytes())
       end
       vx.autocast "bf16"
 
       local function others() -- what is no product of matrices is as it was
-        local list = device_cases.quantized(device, 8, 60, 1, 30, 8, ops.quantize_smooth, upload(vx.tensor { -2 }, device),
+        local list = device_cases.quantized(device, 8, 60, 1, 30, 8, ops.quantize_smooth,
+          upload(vx.tensor { -2 }, device),
           { sampler = "softmax", regularizer = "knn-ce", k = 4, gumbel_tau = 1, shards = 1, seed = 5, stream = 3 })
-        list[#list + 1] = ops.depthwise3x3(random(4, 2, 6, 5, 8), random(5, 3, 3, 8))
+        list[#list + 1] = ops.depthwise_conv2d(random(4, 2, 6, 5, 8), random(5, 3, 3, 8))
         list[#list + 1] = ops.assign(random(6, 9, 1, 4), random(7, 1, 7, 4), "cosine")
         return bytes(list)
       end
@@ -354,30 +370,35 @@ local function specs(device, tag)
         assert.is_true(expected:bytes() == got:bytes(), what)
       end
 
-      -- A dense convolution: factors rounded to bf16, sums and bias float32, whatever the types. Few channels and more than a panel on either side,
-      -- in eights and not, images below a tile and above, parts of the gradient's pixels.
+      -- A dense convolution: factors rounded to bf16, sums and bias float32, whatever the types. Few channels and more
+      -- than a panel on either side, in eights and not, images below a tile and above, parts of the gradient's pixels.
       local function within(expected, got, what)
         local a, b, largest = H.flat(got:to("cpu"):to "f32"), H.flat(expected:to "cpu"), 0
         for _, v in ipairs(b) do largest = math.max(largest, math.abs(v)) end
         H.close(a, b, got:dtype() == "bf16" and 2 ^ -8 or 0, 1e-6 * largest, what)
       end
-      for _, s in ipairs { { 2, 6, 5, 5, 6 }, { 2, 6, 5, 5, 3 }, { 2, 6, 5, 5, 70 }, { 1, 1, 1, 2, 1 }, { 1, 17, 19, 40, 3 }, { 1, 17, 19, 3, 128 },
+      for _, s in ipairs { { 2, 6, 5, 5, 6 }, { 2, 6, 5, 5, 3 }, { 2, 6, 5, 5, 70 }, { 1, 1, 1, 2, 1 },
+        { 1, 17, 19, 40, 3 }, { 1, 17, 19, 3, 128 },
         { 2, 5, 4, 16, 130 }, { 2, 5, 3, 130, 24 }, { 2, 35, 33, 3, 8 }, { 2, 33, 35, 8, 2 } } do
-        local x, w, b, dy = random(1, s[1], s[2], s[3], s[4]), random(2, 3, 3, s[4], s[5]), random(3, s[5]), random(4, s[1], s[2], s[3], s[5])
+        local x, w, b, dy = random(1, s[1], s[2], s[3], s[4]), random(2, 3, 3, s[4], s[5]), random(3, s[5]),
+          random(4, s[1], s[2], s[3], s[5])
         local function results(input, weight, setting, output, gradient)
           vx.autocast(setting)
           local a, v, c = trained { input:detach(), weight:detach(), b:detach() }
-          local y = ops.conv3x3(a, v, c, output)
+          local y = ops.conv2d(a, v, c, output)
           y:backward(gradient)
           return { y, a.grad, v.grad, c.grad }
         end
         local plain = results(x, w, "f32", nil, dy)
         local expected = results(rounded(x), rounded(w), "f32", nil, rounded(dy))
-        for _, kind in ipairs { { "f32", "bf16" }, { "bf16", "bf16" }, { "f32", "bf16", "f32" }, { "bf16", "bf16", "f32" }, { "bf16", "f32" } } do
+        for _, kind in ipairs { { "f32", "bf16" }, { "bf16", "bf16" }, { "f32", "bf16", "f32" },
+          { "bf16", "bf16", "f32" }, { "bf16", "f32" } } do
           local input, setting, output = x:to(kind[1]), kind[2], kind[3]
-          local what = ("conv3x3 %s of %s, autocast %s, to %s"):format(table.concat(s, " "), kind[1], setting, output or "what it says")
+          local what = ("conv2d %s of %s, autocast %s, to %s"):format(table.concat(s, " "), kind[1], setting,
+            output or "what it says")
           local got = results(input, w, setting, output, dy)
-          assert.same({ output or setting, kind[1], "f32", "f32" }, { got[1]:dtype(), got[2]:dtype(), got[3]:dtype(), got[4]:dtype() }, what)
+          assert.same({ output or setting, kind[1], "f32", "f32" }, { got[1]:dtype(), got[2]:dtype(), got[3]:dtype(),
+            got[4]:dtype() }, what)
           for i, result in ipairs { "y", "dx", "dw" } do
             within(expected[i], got[i], what .. ": " .. result)
             assert.is_true(got[i]:dtype() == "bf16" or got[i]:bytes() ~= plain[i]:bytes(), what)
@@ -388,11 +409,14 @@ local function specs(device, tag)
         assert.same(bytes(plain), bytes(results(x, w, "f32", nil, dy)), "float32 after it")
       end
       vx.autocast "f32"
-      local odd, weight = core.view(random(1, 400):to "bf16", { 1, 5, 6, 8 }, { 240, 48, 8, 1 }, 1), random(2, 3, 3, 8, 3) -- not to be read in eights
-      within(ops.conv3x3(odd:to "f32", rounded(weight)), ops.conv3x3(odd, weight), "conv3x3 of an image at an odd place")
+      -- not to be read in eights
+      local odd, weight = core.view(random(1, 400):to "bf16", { 1, 5, 6, 8 }, { 240, 48, 8, 1 }, 1),
+        random(2, 3, 3, 8, 3)
+      within(ops.conv2d(odd:to "f32", rounded(weight)), ops.conv2d(odd, weight), "conv2d of an image at an odd place")
 
-      -- separable: every pair of types, and a residual of another than the result's; against float32 on the CPU
-      for i, o in ipairs { {}, { groups = 2, activation = "silu" }, { stride = 2 }, { up = 2, groups = 1, activation = "gelu" } } do
+      -- sepconv2d: every pair of types, and a residual of another than the result's; against float32 on the CPU
+      for i, o in ipairs { {}, { groups = 2, activation = "silu" }, { stride = 2 },
+        { up = 2, groups = 1, activation = "gelu" } } do
         for _, outputs in ipairs { 8, 5, 66 } do
           local size = o.up and 8 or o.stride and 2 or 4
           local given = { random(1, 2, 4, 4, 12), random(2, 3, 3, 12), random(3, outputs, 12), random(4, outputs) }
@@ -408,7 +432,7 @@ local function specs(device, tag)
               if x then list[j].requires_grad = true end
             end
             o.output = output
-            local y = ops.separable(list[1], list[2], list[3], list[4], list[5], list[6], list[7], o)
+            local y = ops.sepconv2d(list[1], list[2], list[3], list[4], list[5], list[6], list[7], o)
             y:backward(rounded(dy):to(where))
             all[1] = y
             for j = 1, 7 do
@@ -429,20 +453,24 @@ local function specs(device, tag)
             local got = results(device, half, residual_half, output)
             assert.equal(output or "bf16", got[1]:dtype())
             for j, x in ipairs(got) do got[j] = x:to("cpu"):to "f32" end
-            compare(got, expected, ("separable %d to %d, kind %d"):format(i, outputs, kind), 2e-2)
-            if not given[7] and not output then equal(results(device, half, false, "f32")[1]:to("bf16"):to "cpu", results(device, half)[1]:to "cpu", "y") end
+            compare(got, expected, ("sepconv2d %d to %d, kind %d"):format(i, outputs, kind), 2e-2)
+            if not given[7] and not output then
+              equal(results(device, half, false, "f32")[1]:to("bf16"):to "cpu", results(device, half)[1]:to "cpu", "y")
+            end
           end
           o.output = nil
         end
       end
 
-      -- what takes no bf16 gets float32, views pass it on, gradients find their way back, in the type of what they belong to
+      -- what takes no bf16 gets float32, views pass it on, gradients find their way back, in the type of what they
+      -- belong to
       local x, w = random(11, 2, 4, 4, 6), random(12, 3, 3, 6, 6)
       local function chain(where)
         local a, v = trained { rounded(x):detach():to(where), w:detach():to(where) }
-        local y = ops.conv3x3(a, v)
+        local y = ops.conv2d(a, v)
         local part = ops.narrow(y, 4, 2, 3)
-        local loss = ops.sum(ops.silu(y)) + ops.sum(ops.square(ops.reshape(part, { 2, -1 }))) + ops.sum(y * 2) + ops.sum(ops.transpose(y, 2, 3)[1])
+        local loss = ops.sum(ops.silu(y)) + ops.sum(ops.square(ops.reshape(part, { 2, -1 }))) + ops.sum(y * 2)
+          + ops.sum(ops.transpose(y, 2, 3)[1])
         loss:backward()
         return { loss:detach(), a.grad, v.grad }, y, part
       end
@@ -462,16 +490,17 @@ local function specs(device, tag)
       ops.sum(ops.cast(leaf, "f32")):backward()
       assert.equal("bf16", leaf.grad:dtype())
 
-      H.raises(function() ops.conv3x3(x, w, nil, "bf16") end, "conv3x3: output 'bf16'")
+      H.raises(function() ops.conv2d(x, w, nil, "bf16") end, "conv2d: output 'bf16'")
       H.raises(function() ops.cast(x, "i32") end, "cast: 'i32', expected f32 or bf16")
       H.raises(function() ops.cast(x:to "u8", "f32") end, "cast: x (2,4,4,6) is u8")
       local other, w9, v = x:to "bf16", random(14, 3, 3, 6), random(15, 6, 6)
-      H.raises(function() core.call(C.vx_separable, other._h, nil, nil, x._h, nil, nil, w9._h, v._h, nil, x._h, 0, 1e-5, 1, 1) end,
-        "separable: residual is f32 and y bf16, expected one dtype")
+      H.raises(function() core.call(C.vx_sepconv2d, other._h, nil, nil, x._h, nil, nil, w9._h, v._h, nil, x._h, 0, 1e-5,
+        1, 1) end,
+        "sepconv2d: residual is f32 and y bf16, expected one dtype")
       vx.autocast "f32"
       vx.device "cpu"
       local here = x:to("cpu"):to "bf16"
-      H.raises(function() ops.conv3x3(here, w:to "cpu") end, "conv3x3: x (2,4,4,6) is bf16, expected f32")
+      H.raises(function() ops.conv2d(here, w:to "cpu") end, "conv2d: x (2,4,4,6) is bf16, expected f32")
       H.raises(function() return here + here end, "binary: a (2,4,4,6) is bf16, expected f32")
     end)
 
@@ -486,7 +515,8 @@ local function specs(device, tag)
         vx.autocast(setting)
         vx.seed(3)
         -- no nearest neighbours: where rounding exchanges two, gradients jump
-        local model = autoencoder.new({ 16, 8, 4 }, vx.quantizer("softmax-ppl", { dim = 4, codes = 16, seed = 2 })):to(device)
+        local model = autoencoder.new({ 16, 8, 4 },
+          vx.quantizer("softmax-ppl", { dim = 4, codes = 16, seed = 2 })):to(device)
         local optimizer = vx.optim.AdamW(model:parameters(), { lr = 3e-3 })
         local x = upload(H.generator(5)({ 2, 8, 8, 3 }, { grad = false }), device)
         local list = {}
@@ -500,7 +530,9 @@ local function specs(device, tag)
             local total = loss + q.reg
             optimizer:zero_grad()
             total:backward()
-            for _, p in ipairs(model:parameters()) do assert.same({ "f32", "f32" }, { p:dtype(), p.grad and p.grad:dtype() or "f32" }) end
+            for _, p in ipairs(model:parameters()) do
+              assert.same({ "f32", "f32" }, { p:dtype(), p.grad and p.grad:dtype() or "f32" })
+            end
             optimizer:step()
             return loss:item()
           end)
@@ -509,7 +541,10 @@ local function specs(device, tag)
       end
       local exact, body = losses "f32", losses "bf16"
       assert.is_true(exact[6] < exact[1])
-      for step = 1, 6 do assert.is_true(math.abs(body[step] - exact[step]) < 0.02 * exact[1], ("step %d: %g, %g"):format(step, exact[step], body[step])) end
+      for step = 1, 6 do
+        assert.is_true(math.abs(body[step] - exact[step]) < 0.02 * exact[1],
+          ("step %d: %g, %g"):format(step, exact[step], body[step]))
+      end
       assert.is_true(body[6] ~= exact[6])
     end)
 
@@ -595,13 +630,13 @@ end
 
 specs("emu:0", "")
 
--- -- On a GPU -----------------------------------------------------------------------------------------------------------------------------------
+-- -- On a GPU ---------------------------------------------------------------------------------------------------------
 
 local gpu, reason = device_cases.gpu()
 if gpu then
   specs(gpu, " #cuda")
   describe("cuda:0", function()
-    it("has the instructions of hardware.cuh as the emulator imitates them #cuda", function()
+    it("has the instructions of ptx.cuh as the emulator imitates them #cuda", function()
       local out, status = H.shell(("'%s/cuda_selftest'"):format(device_cases.build))
       assert.equal(0, status, out)
     end)
@@ -615,7 +650,9 @@ if gpu then
       local x = vx.empty({ n }, { dtype = "u8", device = "cuda:0" }):fill(3)
       local y = vx.empty({ n }, { dtype = "bf16", device = "cuda:0" }):copy(x)
       core.view(x, { n - 1 }, { 1 }, 1):copy(core.view(y, { n - 1 }, { 1 }, 0)) -- odd places: one element a thread
-      for _, i in ipairs { 1, 2, 2 ^ 31, 2 ^ 31 + 1, 2 ^ 32 - 1, 2 ^ 32, 2 ^ 32 + 1, n } do assert.same({ 3, 3 }, { x[i]:item(), y[i]:item() }) end
+      for _, i in ipairs { 1, 2, 2 ^ 31, 2 ^ 31 + 1, 2 ^ 32 - 1, 2 ^ 32, 2 ^ 32 + 1, n } do
+        assert.same({ 3, 3 }, { x[i]:item(), y[i]:item() })
+      end
     end)
   end)
 else

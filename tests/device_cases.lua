@@ -1,4 +1,5 @@
--- What the specs of devices share: ops run on a device and on the CPU, cases of the ops that have none in ops.lua, and data that ops refuse.
+-- What the specs of devices share: ops run on a device and on the CPU, cases of the ops that have none in ops.lua, and
+-- data that ops refuse.
 
 local assert = require "luassert"
 local H = require "tests.helper"
@@ -6,7 +7,7 @@ local vx = H.vx
 local core = require "vertex.core"
 local ops, C = vx.ops, core.C
 
--- -- Machinery ---------------------------------------------------------------------------------------------------------------------
+-- -- Machinery --------------------------------------------------------------------------------------------------------
 
 local function largest(list)
   local m = 0
@@ -62,8 +63,9 @@ local function run(name, args, device, seed)
   return results
 end
 
--- Both sides round to float32 (6e-8) at every step of a short chain, in another order, and their exp, log, erf and pow differ by up to 4 units in
--- the last place; ops_spec.lua holds the CPU to 1e-6 of the largest value around, so the two may differ by a few times that.
+-- Both sides round to float32 (6e-8) at every step of a short chain, in another order, and their exp, log, erf and pow
+-- differ by up to 4 units in the last place; ops_spec.lua holds the CPU to 1e-6 of the largest value around, so the two
+-- may differ by a few times that.
 local TOLERANCE = 4e-6
 
 local function compare(got, expected, what, tolerance)
@@ -91,7 +93,7 @@ local function bytes(tensors)
   return list
 end
 
--- -- Ops that no recorded op calls, and those whose cases are not in ops.lua: device → results on that device ----------------------------------
+-- -- Ops that no recorded op calls, and those whose cases are not in ops.lua: device → results on that device ---------
 
 local DTYPES = { "f32", "bf16", "i32", "u8" }
 local direct, tolerances = {}, {}
@@ -114,8 +116,10 @@ end
 
 function direct.convert(device)
   local results, T = {}, H.generator(1)
-  local odd = vx.tensor { 0.5, 1.5, 2.5, -0.5, -1.5, 254.5, 255.5, 256, -1, 1e9, 3e9, -3e9, 2147483520, 0 / 0, 1 / 0, -1 / 0, 1e-40, 1.00390625, 1.01171875 }
-  local whole = vx.tensor({ 0, 1, -1, 255, 256, 257, 65535, 16777217, -16777219, 2147483647, -2147483648, 33554433, 33686017 }, { dtype = "i32" })
+  local odd = vx.tensor { 0.5, 1.5, 2.5, -0.5, -1.5, 254.5, 255.5, 256, -1, 1e9, 3e9, -3e9, 2147483520, 0 / 0, 1 / 0,
+    -1 / 0, 1e-40, 1.00390625, 1.01171875 }
+  local whole = vx.tensor({ 0, 1, -1, 255, 256, 257, 65535, 16777217, -16777219, 2147483647, -2147483648, 33554433,
+    33686017 }, { dtype = "i32" })
   local square = T({ 70, 40, 3 }, { grad = false, low = -300, high = 300 })
   for _, from in ipairs(DTYPES) do
     for _, to in ipairs(DTYPES) do
@@ -124,8 +128,10 @@ function direct.convert(device)
       end
       local x = upload(square, device):to(from)
       local s = x:strides()
-      for _, view in ipairs { { { 40, 70, 3 }, { s[2], s[1], s[3] } }, { { 3, 40, 70 }, { s[3], s[2], s[1] } }, { { 70, 40 }, { s[1], s[2] } },
-        { { 70, 3, 40 }, { s[1], s[3], s[2] } }, { { 35, 20, 3 }, { 2 * s[1], 2 * s[2], s[3] } }, { { 2, 70, 40 }, { 0, s[1], s[2] } }, { { 8400 }, { 1 } } } do
+      for _, view in ipairs { { { 40, 70, 3 }, { s[2], s[1], s[3] } }, { { 3, 40, 70 }, { s[3], s[2], s[1] } },
+        { { 70, 40 }, { s[1], s[2] } },
+        { { 70, 3, 40 }, { s[1], s[3], s[2] } }, { { 35, 20, 3 }, { 2 * s[1], 2 * s[2], s[3] } },
+          { { 2, 70, 40 }, { 0, s[1], s[2] } }, { { 8400 }, { 1 } } } do
         local v = core.view(x, view[1], view[2], 0)
         results[#results + 1] = vx.empty(view[1], { dtype = to, device = device }):copy(v)
         local target = vx.zeros({ 8400 * 2 }, { dtype = to, device = device }) -- a strided target
@@ -155,7 +161,8 @@ function direct.binary(device)
     end
   end
   local x, w = upload(T({ 33, 20 }, { grad = false }), device), upload(T({ 20, 33 }, { grad = false }), device)
-  for _, pair in ipairs { { x, w:t() }, { x:narrow(2, 3, 8), x:narrow(2, 5, 8) }, { x:narrow(2, 5, 8), x:narrow(2, 9, 8) }, { x:t(), w } } do
+  for _, pair in ipairs { { x, w:t() }, { x:narrow(2, 3, 8), x:narrow(2, 5, 8) },
+    { x:narrow(2, 5, 8), x:narrow(2, 9, 8) }, { x:t(), w } } do
     results[#results + 1] = ops.sub(pair[1], pair[2])
   end
   return results
@@ -197,8 +204,10 @@ function direct.reduce(device)
   end
   local s = x:strides()
   -- views: transposed, every second element, repeated by a stride of 0, off 16 bytes; every choice of dimensions
-  for _, view in ipairs { { { 60, 48, 5 }, s, 0 }, { { 5, 48, 60 }, { s[3], s[2], s[1] }, 0 }, { { 48, 60, 5 }, { s[2], s[1], s[3] }, 0 },
-    { { 30, 24, 5 }, { 2 * s[1], 2 * s[2], s[3] }, 0 }, { { 60, 24, 2 }, { s[1], 2 * s[2], 2 }, 1 }, { { 4, 48, 5 }, { 0, s[2], s[3] }, 1 },
+  for _, view in ipairs { { { 60, 48, 5 }, s, 0 }, { { 5, 48, 60 }, { s[3], s[2], s[1] }, 0 },
+    { { 48, 60, 5 }, { s[2], s[1], s[3] }, 0 },
+    { { 30, 24, 5 }, { 2 * s[1], 2 * s[2], s[3] }, 0 }, { { 60, 24, 2 }, { s[1], 2 * s[2], 2 }, 1 },
+      { { 4, 48, 5 }, { 0, s[2], s[3] }, 1 },
     { { 48, 5, 4 }, { s[2], s[3], 0 }, 3 } } do
     local v = core.view(x, view[1], view[2], view[3])
     for choice = 0, 7 do
@@ -214,7 +223,8 @@ function direct.reduce(device)
   reduced(core.view(long, { 3, 40000 }, { 40004, 1 }, 1), { 3, 1 })
   reduced(core.view(long, { 3, 2, 10000 }, { 40004, 20000, 2 }, 0), { 1, 2, 1 })
   reduced(vx.full({}, 3, { device = device }), {})
-  local special = upload(vx.tensor { { 1, 0 / 0, 1 / 0 }, { 2, 3, -1 / 0 }, { 1 / 0, -1 / 0, 4 }, { 0, -0.0, -0.0 } }, device)
+  local special = upload(vx.tensor { { 1, 0 / 0, 1 / 0 }, { 2, 3, -1 / 0 }, { 1 / 0, -1 / 0, 4 }, { 0, -0.0, -0.0 } },
+    device)
   reduced(special, { 4, 1 })
   reduced(special, { 1, 3 })
   results[#results + 1] = ops.sum(vx.empty({ 0, 3 }, { device = device }), 1)
@@ -223,10 +233,12 @@ end
 
 function direct.softmax(device)
   local T, results = H.generator(14), {}
-  local special = vx.tensor { { 1, 0 / 0, 2 }, { 1 / 0, 0, 1 }, { -1 / 0, -1 / 0, -1 / 0 }, { -1 / 0, 3, 4 }, { 3e38, -3e38, 3e38 }, { -90, 100, 0 } }
+  local special = vx.tensor { { 1, 0 / 0, 2 }, { 1 / 0, 0, 1 }, { -1 / 0, -1 / 0, -1 / 0 }, { -1 / 0, 3, 4 },
+    { 3e38, -3e38, 3e38 }, { -90, 100, 0 } }
   for logarithm = 0, 1 do
     -- rows of a lane or several, of a warp, of a block, and longer than what a block keeps
-    for _, x in ipairs { special, T({ 700, 3 }, { grad = false }), T({ 65, 30 }, { grad = false, high = 50 }), T({ 9, 500 }, { grad = false }),
+    for _, x in ipairs { special, T({ 700, 3 }, { grad = false }), T({ 65, 30 }, { grad = false, high = 50 }),
+      T({ 9, 500 }, { grad = false }),
       T({ 3, 513 }, { grad = false }), T({ 2, 8300 }, { grad = false }), T({ 2, 20000 }, { grad = false }) } do
       local here, g = upload(x, device), upload(T(x:shape(), { grad = false }), device)
       local y, dx = core.new_like(here), core.new_like(here)
@@ -270,7 +282,8 @@ end
 function direct.scatter_add(device)
   local T, results = H.generator(4), {}
   -- (rows, rows of the table, width): many short runs, a few long ones, one over many pieces of the sorted list
-  for _, s in ipairs { { 900, 300, 64 }, { 1200, 7, 17 }, { 40, 1, 3 }, { 3, 500, 1 }, { 5000, 2, 40 }, { 64, 1, 2 }, { 0, 4, 2 } } do
+  for _, s in ipairs { { 900, 300, 64 }, { 1200, 7, 17 }, { 40, 1, 3 }, { 3, 500, 1 }, { 5000, 2, 40 }, { 64, 1, 2 },
+    { 0, 4, 2 } } do
     local tab, x = T({ s[2], s[3] }, { grad = false }), T({ s[1], s[3] }, { grad = false })
     local index = T({ s[1] }, { dtype = "i32", high = s[2] - 1 })
     results[#results + 1] = upload(tab, device)
@@ -283,7 +296,8 @@ function direct.count_codes(device)
   local T = H.generator(5)
   local codes = upload(T({ 3000, 2 }, { dtype = "i32", high = 70 }), device)
   local counts = ops.count_codes(codes, 71)
-  return { ops.count_codes(codes, 71), ops.count_codes(codes, 71, counts), ops.count_codes(upload(T({ 5, 1 }, { dtype = "i32", high = 0 }), device), 1) }
+  return { ops.count_codes(codes, 71), ops.count_codes(codes, 71, counts),
+    ops.count_codes(upload(T({ 5, 1 }, { dtype = "i32", high = 0 }), device), 1) }
 end
 
 function direct.uniform(device)
@@ -297,7 +311,9 @@ end
 
 function direct.normal(device)
   local results, generator = {}, vx.generator(7)
-  for _, n in ipairs { 0, 1, 3, 4, 65, 20011 } do results[#results + 1] = ops.normal(vx.empty({ n }, { device = device }), 1, 2, generator) end
+  for _, n in ipairs { 0, 1, 3, 4, 65, 20011 } do
+    results[#results + 1] = ops.normal(vx.empty({ n }, { device = device }), 1, 2, generator)
+  end
   return results
 end
 
@@ -305,12 +321,15 @@ function direct.dirichlet(device)
   local results, generator = {}, vx.generator(9)
   local rows = upload(vx.tensor { { 1e-3, 1e6 }, { 0.5, 2 }, { 1, 1 } }, device)
   for _, logarithms in ipairs { false, true } do
-    results[#results + 1] = ops.dirichlet(vx.empty({ 300, 3 }, { device = device }), upload(vx.tensor { 0.1, 1, 50 }, device), logarithms, generator)
-    results[#results + 1] = ops.dirichlet(vx.empty({ 5, 70 }, { device = device }), vx.full({ 70 }, 0.3, { device = device }), logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 300, 3 }, { device = device }),
+      upload(vx.tensor { 0.1, 1, 50 }, device), logarithms, generator)
+    results[#results + 1] = ops.dirichlet(vx.empty({ 5, 70 }, { device = device }),
+      vx.full({ 70 }, 0.3, { device = device }), logarithms, generator)
     results[#results + 1] = ops.dirichlet(vx.empty({ 3, 2 }, { device = device }), rows, logarithms, generator)
     results[#results + 1] = ops.dirichlet(vx.empty({ 2, 3 }, { device = device }), rows:t(), logarithms, generator)
   end
-  results[#results + 1] = ops.dirichlet(vx.empty({ 0, 2 }, { device = device }), vx.ones({ 2 }, { device = device }), false, generator)
+  results[#results + 1] = ops.dirichlet(vx.empty({ 0, 2 }, { device = device }), vx.ones({ 2 }, { device = device }),
+    false, generator)
   return results
 end
 
@@ -318,7 +337,8 @@ end
 function direct.neighbours(device)
   local T, results = H.generator(11), {}
   for _, s in ipairs { { 150, 90, 2, 7 }, { 40, 300, 3, 40 }, { 5, 6, 1, 5 } } do
-    local x, y = vx.empty { s[1], s[3] }:copy(T({ s[1], s[3] }, { dtype = "i32", low = 0, high = 2 })), vx.empty { s[2], s[3] }
+    local x, y = vx.empty { s[1], s[3] }:copy(T({ s[1], s[3] }, { dtype = "i32", low = 0, high = 2 })),
+      vx.empty { s[2], s[3] }
     y:copy(T({ s[2], s[3] }, { dtype = "i32", low = 0, high = 2 }))
     x, y = upload(x, device), upload(y, device)
     x.requires_grad, y.requires_grad = true, true
@@ -344,14 +364,17 @@ end
 
 function direct.permutation(device)
   local results = {}
-  for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do results[#results + 1] = ops.permutation(n, vx.generator(n), { device = device }) end
+  for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do
+    results[#results + 1] = ops.permutation(n, vx.generator(n), { device = device })
+  end
   return results
 end
 
 function direct.assign(device)
   local T, results = H.generator(6), {}
   for _, metric in ipairs { "euclid", "cosine" } do
-    for _, s in ipairs { { 40, 1, 6, 11 }, { 130, 2, 3, 70 }, { 33, 1, 32, 1 }, { 1, 3, 17, 65 }, { 300, 1, 64, 130 } } do
+    for _, s in ipairs { { 40, 1, 6, 11 }, { 130, 2, 3, 70 }, { 33, 1, 32, 1 }, { 1, 3, 17, 65 },
+      { 300, 1, 64, 130 } } do
       local z, book = T({ s[1], s[2], s[3] }, { grad = false }), T({ s[2], s[4], s[3] }, { grad = false })
       results[#results + 1] = ops.assign(upload(z, device), upload(book, device), metric)
     end
@@ -382,7 +405,9 @@ function direct.hard(device)
     for _, estimator in ipairs { "ste", "rotation" } do
       for _, s in ipairs { { 70, 2, 11, 6 }, { 300, 1, 130, 32 }, { 400, 3, 2, 2 }, { 20, 1, 5, 150 } } do
         local options = { metric = metric, estimator = estimator, beta = 0.25, reduction = "sum", codebook_grad = true }
-        for _, x in ipairs(quantized(device, 7, s[1], s[2], s[3], s[4], ops.quantize_hard, options)) do results[#results + 1] = x end
+        for _, x in ipairs(quantized(device, 7, s[1], s[2], s[3], s[4], ops.quantize_hard, options)) do
+          results[#results + 1] = x
+        end
       end
     end
   end
@@ -396,24 +421,31 @@ function direct.smooth(device)
       for _, s in ipairs { { 300, 1, 130, 3 }, { 200, 1, 70, 32 }, { 70, 2, 11, 6 } } do
         local log_tau = upload(vx.tensor { math.log(0.1) }, device)
         log_tau.requires_grad = true
-        local options = { sampler = sampler, regularizer = regularizer, k = 4, gumbel_tau = 1, shards = 1, seed = 5, stream = 3 }
-        for _, x in ipairs(quantized(device, 8, s[1], s[2], s[3], s[4], ops.quantize_smooth, log_tau, options)) do results[#results + 1] = x end
+        local options = { sampler = sampler, regularizer = regularizer, k = 4, gumbel_tau = 1, shards = 1, seed = 5,
+          stream = 3 }
+        for _, x in ipairs(quantized(device, 8, s[1], s[2], s[3], s[4], ops.quantize_smooth, log_tau, options)) do
+          results[#results + 1] = x
+        end
         results[#results + 1] = log_tau.grad
       end
     end
   end
   return results
 end
-tolerances.hard, tolerances.smooth = 2e-5, 1e-4 -- regularizers and the gradient of log tau are sums that cancel (tests/golden/check.lua)
+-- regularizers and the gradient of log tau are sums that cancel (tests/golden/check.lua)
+tolerances.hard, tolerances.smooth = 2e-5, 1e-4
 
--- Values that no kernel may meet: device → nothing; the error comes at the latest when the device is waited for, and names the op and the row.
+-- Values that no kernel may meet: device → nothing; the error comes at the latest when the device is waited for, and
+-- names the op and the row.
 local faults = {
   gather = { "gather: ", "row 3 is outside 0 .. 9", function(device)
-    ops.gather(vx.zeros({ 10, 4 }, { device = device }), upload(vx.tensor({ 0, 9, 5, 10, 3, -1 }, { dtype = "i32" }), device))
+    ops.gather(vx.zeros({ 10, 4 }, { device = device }), upload(vx.tensor({ 0, 9, 5, 10, 3, -1 }, { dtype = "i32" }),
+      device))
   end },
   scatter_add = { "scatter_add: ", "row 1 is outside 0 .. 2", function(device)
     local index = upload(vx.tensor({ 0, -1, 5 }, { dtype = "i32" }), device)
-    core.call(C.vx_scatter_add, vx.zeros({ 3, 4 }, { device = device })._h, vx.zeros({ 3, 4 }, { device = device })._h, index._h)
+    core.call(C.vx_scatter_add, vx.zeros({ 3, 4 }, { device = device })._h, vx.zeros({ 3, 4 }, { device = device })._h,
+      index._h)
   end },
   count_codes = { "count_codes: ", "row 1, column 0 is outside 0 .. 4", function(device)
     ops.count_codes(upload(vx.tensor({ { 0, 4 }, { 5, 7 }, { 9, 9 } }, { dtype = "i32" }), device), 5)
@@ -426,12 +458,15 @@ local faults = {
   hard_forward = { "hard_forward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
     local z, book = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device })
     local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
-    core.call(C.vx_hard_forward, core.new_like(z)._h, vx.empty({ 1 }, { device = device })._h, z._h, book._h, codes._h, 1, 1, 0)
+    core.call(C.vx_hard_forward, core.new_like(z)._h, vx.empty({ 1 }, { device = device })._h, z._h, book._h, codes._h,
+      1, 1, 0)
   end },
   hard_backward = { "hard_backward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
-    local z, book, one = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device }), vx.ones({ 1 }, { device = device })
+    local z, book, one = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device }),
+      vx.ones({ 1 }, { device = device })
     local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
-    core.call(C.vx_hard_backward, core.new_like(z)._h, core.new_like(book)._h, z._h, one._h, z._h, book._h, codes._h, 1, 1, 1, 0, 0)
+    core.call(C.vx_hard_backward, core.new_like(z)._h, core.new_like(book)._h, z._h, one._h, z._h, book._h, codes._h, 1,
+      1, 1, 0, 0)
   end },
   dirichlet = { "dirichlet: ", "row 1, concentration 2", function(device)
     ops.dirichlet(vx.empty({ 2, 3 }, { device = device }), upload(vx.tensor { { 1, 2, 3 }, { 1, 2, 0 } }, device))
@@ -445,7 +480,8 @@ local faults = {
   vertex_knn_backward = { "vertex_knn_backward: ", "near (1,0) is no row of p, which has rows 0 .. 2", function(device)
     local p, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 2, 2 }, { device = device })
     for metric = 0, 1 do
-      core.call(C.vx_vertex_knn_backward, core.new_like(p)._h, g._h, upload(vx.tensor({ { 0, 1 }, { 3, -1 } }, { dtype = "i32" }), device)._h, p._h, metric, 0)
+      core.call(C.vx_vertex_knn_backward, core.new_like(p)._h, g._h,
+        upload(vx.tensor({ { 0, 1 }, { 3, -1 } }, { dtype = "i32" }), device)._h, p._h, metric, 0)
     end
   end },
   knn_backward = { "knn_backward: ", "near (1,1) is no row of y, which has rows 0 .. 2", function(device)
@@ -460,7 +496,7 @@ local faults = {
   end },
 }
 
--- -- The devices -------------------------------------------------------------------------------------------------------------------
+-- -- The devices ------------------------------------------------------------------------------------------------------
 
 core.memory_pool(false, "emu:0") -- blocks of exact size: every overrun meets a guard
 
@@ -472,7 +508,8 @@ local function gpu()
 end
 
 return {
-  build = (os.getenv "VERTEX_LIB" or core.root .. "/build/libvertex.so"):match "^(.*)/", -- where the self-tests lie, too
+  -- where the self-tests lie, too
+  build = (os.getenv "VERTEX_LIB" or core.root .. "/build/libvertex.so"):match "^(.*)/",
   setenv = setenv, with = with, run = run, compare = compare, bytes = bytes, upload = upload, largest = largest,
   quantized = quantized, gpu = gpu,
   dtypes = DTYPES, direct = direct, tolerances = tolerances, faults = faults,

@@ -28,32 +28,37 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.linear(f(5, 4), f(3, 6)) end, "linear: ", "x (5,4)", "w (3,6)")
     raises(function() ops.linear(f(5, 4), f(3, 4), f(2)) end, "linear: ", "w (3,4)", "bias (2)")
   end)
-  it("conv3x3", function()
-    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(3, 3, 5, 2)) end, "conv3x3: ", "(1,4,4,3)", "(3,3,5,2)")
-    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(3, 3, 3, 2), f(4)) end, "conv3x3: ", "(4)")
-    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(5, 5, 3, 2)) end, "conv3x3: ", "(5,5,3,2)", "(3,3,")
-    raises(function() ops.conv3x3(f(4, 4, 3), f(3, 3, 3, 2)) end, "conv3x3: ", "(4,4,")
+  it("conv2d", function()
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(3, 3, 5, 2)) end, "conv2d: ", "(1,4,4,3)", "(3,3,5,2)")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(3, 3, 3, 2), f(4)) end, "conv2d: ", "(4)")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(5, 5, 3, 2)) end, "conv2d: ", "(5,5,3,2)", "(3,3,")
+    raises(function() ops.conv2d(f(4, 4, 3), f(3, 3, 3, 2)) end, "conv2d: ", "(4,4,")
   end)
-  it("depthwise3x3", function()
-    raises(function() ops.depthwise3x3(f(1, 4, 4, 3), f(3, 3, 5)) end, "depthwise3x3: ", "(1,4,4,3)", "(3,3,5)")
-    raises(function() ops.depthwise3x3(f(1, 4, 4, 3), f(3, 3, 3), nil, 3) end, "depthwise3x3: ", "stride 3")
-    raises(function() ops.depthwise3x3(f(4, 4, 3), f(3, 3, 3)) end, "depthwise3x3: ", "(4,4,3)")
+  it("depthwise_conv2d", function()
+    raises(function() ops.depthwise_conv2d(f(1, 4, 4, 3), f(3, 3, 5)) end, "depthwise_conv2d: ", "(1,4,4,3)", "(3,3,5)")
+    raises(function() ops.depthwise_conv2d(f(1, 4, 4, 3), f(3, 3, 3), nil, 3) end, "depthwise_conv2d: ", "stride 3")
+    raises(function() ops.depthwise_conv2d(f(4, 4, 3), f(3, 3, 3)) end, "depthwise_conv2d: ", "(4,4,3)")
   end)
-  it("separable", function()
-    raises(function() ops.separable(f(1, 4, 4, 3), f(3, 3, 5), f(2, 3)) end, "separable: ", "(1,4,4,3)", "(3,3,5)")
-    raises(function() ops.separable(f(1, 4, 4, 3), f(3, 3, 3), f(2, 4)) end, "separable: ", "(1,4,4,3)", "(2,4)")
-    raises(function() ops.separable(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, f(3)) end, "separable: ", "all be there or none")
-    raises(function() ops.separable(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, nil, nil, f(1, 4, 4, 3)) end, "separable: ", "(1,4,4,3)", "(1,4,4,2)")
-    raises(function() ops.separable(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, nil, nil, nil, { stride = 3 }) end, "separable: ", "stride = 3")
+  it("sepconv2d", function()
+    raises(function() ops.sepconv2d(f(1, 4, 4, 3), f(3, 3, 5), f(2, 3)) end, "sepconv2d: ", "(1,4,4,3)", "(3,3,5)")
+    raises(function() ops.sepconv2d(f(1, 4, 4, 3), f(3, 3, 3), f(2, 4)) end, "sepconv2d: ", "(1,4,4,3)", "(2,4)")
+    raises(function() ops.sepconv2d(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, f(3)) end, "sepconv2d: ",
+      "all be there or none")
+    raises(function() ops.sepconv2d(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, nil, nil, f(1, 4, 4, 3)) end,
+      "sepconv2d: ", "(1,4,4,3)", "(1,4,4,2)")
+    raises(function() ops.sepconv2d(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, nil, nil, nil, { stride = 3 }) end,
+      "sepconv2d: ", "stride = 3")
   end)
-  it("upsample2x", function() raises(function() ops.upsample2x(f(4, 4, 3)) end, "upsample2x: ", "(4,4,3)", "(B,H,W,C)") end)
+  it("upsample2x", function() raises(function() ops.upsample2x(f(4, 4, 3)) end, "upsample2x: ", "(4,4,3)",
+    "(B,H,W,C)") end)
   it("group_norm", function()
     raises(function() ops.group_norm(f(2, 5, 8), f(6), f(8), 2) end, "group_norm: ", "(2,5,8)", "(6)")
     raises(function() ops.group_norm(f(2, 5, 8), f(8), f(8), 3) end, "group_norm: ", "C % G == 0", "C = 8", "G = 3")
     raises(function() ops.group_norm(f(2, 5, 8), f(8), f(8), 2, "swish") end, "group_norm: ", "'swish'", "silu")
     raises(function() ops.group_norm(f(8), f(8), f(8), 2) end, "group_norm: ", "(8)")
   end)
-  it("layer_norm", function() raises(function() ops.layer_norm(f(5, 8), f(8), f(6)) end, "layer_norm: ", "(5,8)", "(6)") end)
+  it("layer_norm", function() raises(function() ops.layer_norm(f(5, 8), f(8), f(6)) end, "layer_norm: ", "(5,8)",
+    "(6)") end)
   it("gather", function()
     raises(function() ops.gather(f(5, 2, 3), i32(4)) end, "gather: ", "(5,2,3)")
     local index = vx.tensor({ 0, 4, 5, 1 }, { dtype = "i32" })
@@ -96,9 +101,11 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.assign(f(5, 2, 3), f(2, 7, 4), "euclid") end, "assign: ", "(5,2,3)", "(2,7,4)")
     raises(function() ops.assign(f(5, 3), f(2, 7, 3), "euclid") end, "assign: ", "(5,3)", "(2,7,3)")
     raises(function() ops.assign(f(5, 2, 3), f(2, 7, 3), "l1") end, "assign: ", "'l1'", "euclid", "cosine")
-    raises(function() ops.quantize_hard(f(5, 2, 3), f(1, 7, 3), { metric = "euclid", estimator = "ste", beta = 1 }) end, "assign: ", "(5,2,3)", "(1,7,3)")
+    raises(function() ops.quantize_hard(f(5, 2, 3), f(1, 7, 3), { metric = "euclid", estimator = "ste", beta = 1 }) end,
+      "assign: ", "(5,2,3)", "(1,7,3)")
     raises(function()
-      ops.quantize_smooth(f(5, 2, 3), f(2, 7, 4), f(1), { sampler = "softmax", regularizer = "none", gumbel_tau = 1, shards = 1, seed = 1, stream = 1 })
+      ops.quantize_smooth(f(5, 2, 3), f(2, 7, 4), f(1), { sampler = "softmax", regularizer = "none", gumbel_tau = 1,
+        shards = 1, seed = 1, stream = 1 })
     end, "smooth_forward: ", "(5,2,3)", "(2,7,4)")
   end)
   it("vertex_knn and knn", function()
@@ -119,7 +126,8 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.dirichlet_mle(f(3, 2):fill(-1 / 0)) end, "dirichlet_mle: ", "finite")
     raises(function() ops.dirichlet_mle(f(3, 2):fill(0 / 0)) end, "dirichlet_mle: ", "finite")
     raises(function() ops.dirichlet_kl(f(3), f(4)) end, "dirichlet_kl: ", "(3)", "(4)")
-    raises(function() ops.dirichlet_kl(f(3):fill(1), vx.tensor { 1, 1, 0 }) end, "dirichlet_kl: ", "concentration 2 of b is 0")
+    raises(function() ops.dirichlet_kl(f(3):fill(1), vx.tensor { 1, 1, 0 }) end, "dirichlet_kl: ",
+      "concentration 2 of b is 0")
   end)
   it("adamw, at any place of its lists, where nothing is written then", function()
     local function tuple(...) return { f(...), f(...), f(...), f(...):fill(1), 0 } end
@@ -129,7 +137,8 @@ describe("a shape mismatch names the op and both shapes:", function()
       local before = {}
       for i, t in ipairs(tuples) do before[i] = { t[1] and t[1]:bytes(), t[2]:bytes(), t[3]:bytes() } end
       local function call()
-        H.adamw(tuples, numbers.lr or 0.1, numbers.beta1 or 0.9, numbers.beta2 or 0.99, numbers.eps or 1e-8, numbers.step or 1)
+        H.adamw(tuples, numbers.lr or 0.1, numbers.beta1 or 0.9, numbers.beta2 or 0.99, numbers.eps or 1e-8,
+          numbers.step or 1)
       end
       raises(call, ...)
       for i, t in ipairs(tuples) do assert.same(before[i], { t[1] and t[1]:bytes(), t[2]:bytes(), t[3]:bytes() }) end
@@ -140,7 +149,8 @@ describe("a shape mismatch names the op and both shapes:", function()
     refused(function(t) t[3][1] = f(4, 2):select(2, 1) end, "adamw[2]: p (4) is a strided view")
     refused(function(t) t[3][1] = false end, "adamw[2]: p is a released tensor")
     refused(function(t) t[2][4] = false end, "adamw[1]: g is a released tensor")
-    refused(function(t) t[3][1] = t[1][1]:reshape { 6 }:narrow(1, 2, 4) end, "adamw: p[0] (2,3) and p[2] (4) share memory")
+    refused(function(t) t[3][1] = t[1][1]:reshape { 6 }:narrow(1, 2, 4) end,
+      "adamw: p[0] (2,3) and p[2] (4) share memory")
     refused(function(t) t[2][3] = t[2][2] end, "adamw: m[1] (5) and v[1] (5) share memory")
     refused(function(t) t[3] = t[2] end, "adamw: p[1] (5) and p[2] (5) share memory")
     for _, bad in ipairs { -1, 0 / 0, 1 / 0 } do
@@ -161,7 +171,9 @@ describe("a shape mismatch names the op and both shapes:", function()
 end)
 
 describe("a dtype mismatch names the op and the dtypes:", function()
-  local any = { reshape = true, expand = true, narrow = true, select = true, transpose = true, contiguous = true, cat = true } -- of any dtype
+  -- of any dtype
+  local any = { reshape = true, expand = true, narrow = true, select = true, transpose = true, contiguous = true,
+    cat = true }
   for number, op in ipairs(ops.registry) do
     if op.cases and not any[op.name] then
       it(op.name, function()
@@ -172,10 +184,12 @@ describe("a dtype mismatch names the op and the dtypes:", function()
           if vx.is_tensor(args[i]) and args[i]:dtype() == "f32" then
             local bad = { unpack(args, 1, n) }
             bad[i] = args[i]:to "i32"
-            local message = raises(function() local _ = op.name and ops[op.name](unpack(bad, 1, n)) end, "is i32", "expected f32")
+            local message = raises(function() local _ = op.name and ops[op.name](unpack(bad, 1, n)) end, "is i32",
+              "expected f32")
             -- the C op that refused: its own name, or the one this op is made of
             local says = message:match ":%d+: ([%w_]+): "
-            local made_of = { sum = "reduce", mean = "reduce", max = "reduce", min = "reduce", matmul = "gemm", linear = "gemm", log_softmax = "softmax" }
+            local made_of = { sum = "reduce", mean = "reduce", max = "reduce", min = "reduce", matmul = "gemm",
+              linear = "gemm", log_softmax = "softmax" }
             local binary = { add = 1, sub = 1, mul = 1, div = 1, maximum = 1, minimum = 1 }
             local expected = made_of[op.name] or binary[op.name] and "binary" or says == "unary" and "unary" or op.name
             assert.is_true(says == expected or says == op.name, message)
@@ -286,8 +300,10 @@ describe("released tensors", function()
     x:release() -- twice is harmless
     for _, use in ipairs {
       function() x:shape() end, function() x:totable() end, function() x:fill(1) end, function() ops.exp(x) end,
-      function() x:reshape { 6 } end, function() x:to "i32" end, function() x:bytes() end, function() x:copy(f(2, 3)) end,
-      function() f(2, 3):copy(x) end, function() ops.matmul(f(2, 2), x) end, function() vx.save(H.scratch "released", { x = x }) end,
+      function() x:reshape { 6 } end, function() x:to "i32" end, function() x:bytes() end,
+        function() x:copy(f(2, 3)) end,
+      function() f(2, 3):copy(x) end, function() ops.matmul(f(2, 2), x) end,
+        function() vx.save(H.scratch "released", { x = x }) end,
       function() x:detach() end, function() x:dim() end, function() x:item() end,
     } do raises(use, "released") end
     assert.equal("tensor (released)", tostring(x))
@@ -303,7 +319,8 @@ end)
 
 describe("memory", function()
   it("of 10 TB is refused clearly and the process goes on", function()
-    local message = raises(function() vx.empty { 2500, 1000000, 1000 } end, "out of memory", "asked 10000000.0 MB", "live", "limit")
+    local message = raises(function() vx.empty { 2500, 1000000, 1000 } end, "out of memory", "asked 10000000.0 MB",
+      "live", "limit")
     assert.is_truthy(message)
     assert.equal(6, vx.ones({ 2, 3 }):sum():item())
   end)

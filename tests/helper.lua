@@ -1,12 +1,13 @@
 --- helper.lua: runs once before all specs. Opens the library, forbids accidental globals, and holds what specs share:
 --     local H = require "tests.helper"
 
--- -- Globals --------------------------------------------------------------------------------------------------------------------
+-- -- Globals ----------------------------------------------------------------------------------------------------------
 
 -- Reading or writing an undeclared global from a file of this project is an error; other code is left alone.
 local function ours(level)
   local info = debug.getinfo(level, "S")
-  return info and (info.source:find("lua/vertex", 1, true) or info.source:find("tests/", 1, true) or info.source:find("experiments/", 1, true))
+  return info and (info.source:find("lua/vertex", 1, true) or info.source:find("tests/", 1, true)
+    or info.source:find("experiments/", 1, true))
 end
 setmetatable(_G, {
   __newindex = function(t, name, value)
@@ -27,7 +28,7 @@ vx.threads(2)
 local H = {}
 package.loaded["tests.helper"] = H
 
--- -- Random numbers for tests: minimal standard generator, the same everywhere ----------------------------------------------------
+-- -- Random numbers for tests: minimal standard generator, the same everywhere ----------------------------------------
 
 local Random = {}
 Random.__index = Random
@@ -56,7 +57,8 @@ function H.generator(seed)
     o = o or {}
     local flat, dtype = {}, o.dtype or "f32"
     for i = 1, H.product(shape) do
-      if dtype == "f32" then flat[i] = random:uniform(o.low or -1, o.high or 1) else flat[i] = random:integer(o.low or 0, o.high or 1) end
+      if dtype == "f32" then flat[i] = random:uniform(o.low or -1, o.high or 1) else flat[i] = random:integer(o.low
+        or 0, o.high or 1) end
     end
     local x = vx.empty(shape, { dtype = dtype }):fromtable(flat)
     if dtype == "f32" and o.grad ~= false then x.requires_grad = true end
@@ -64,9 +66,10 @@ function H.generator(seed)
   end
 end
 
--- -- AdamW: the op takes lists --------------------------------------------------------------------------------------------------------
+-- -- AdamW: the op takes lists ----------------------------------------------------------------------------------------
 
---- One step of the op on all of an array of {p, m, v, g, decay}; a false in place of a tensor stands for a released one.
+--- One step of the op on all of an array of {p, m, v, g, decay}; a false in place of a tensor stands for a released
+-- one.
 function H.adamw(tuples, lr, beta1, beta2, eps, step)
   local n, lists, decay = #tuples, {}, core.array("float", #tuples)
   for k = 1, 4 do
@@ -78,8 +81,9 @@ function H.adamw(tuples, lr, beta1, beta2, eps, step)
   if status ~= 0 then error(require("ffi").string(core.C.vx_error()), 2) end
 end
 
---- Such an array on a device, the same at every call: more tensors than a CUDA launch takes, of sizes around what a vector, a block and a
--- thread take, half of them views, side by side in one storage and off 16 bytes, and of several decays.
+--- Such an array on a device, the same at every call: more tensors than a CUDA launch takes, of sizes around what a
+-- vector, a block and a thread take, half of them views, side by side in one storage and off 16 bytes, and of several
+-- decays.
 function H.adamw_tuples(device)
   local T, sizes, tuples = H.generator(21), { 0, 1, 3, 4, 5, 64, 1023, 1024, 1025 }, {}
   for i = 1, 170 do sizes[i] = sizes[i] or sizes[i % 9 + 1] end
@@ -111,12 +115,14 @@ function H.check_adamw_lists(device)
   end
 end
 
---- separable_backward with an addend gives the bits of one without, and a sum.
-function H.check_separable_addend(device)
-  local T, op = H.generator(22), vx.ops.registry.separable
+--- sepconv2d_backward with an addend gives the bits of one without, and a sum.
+function H.check_sepconv2d_addend(device)
+  local T, op = H.generator(22), vx.ops.registry.sepconv2d
   local cases = op.cases(T)
-  for _, args in ipairs(require("tests.larger_cases").separable(T)) do cases[#cases + 1] = args end
-  cases[#cases + 1] = { T { 1, 260, 66, 64 }, T { 3, 3, 64 }, T { 8, 64 }, nil, T { 64 }, T { 64 }, nil, { groups = 4, activation = "silu" } } -- in two bands
+  for _, args in ipairs(require("tests.larger_cases").sepconv2d(T)) do cases[#cases + 1] = args end
+  -- in two bands
+  cases[#cases + 1] = { T { 1, 260, 66, 64 }, T { 3, 3, 64 }, T { 8, 64 }, nil, T { 64 }, T { 64 }, nil,
+    { groups = 4, activation = "silu" } }
   for i, args in ipairs(cases) do
     local here, n = {}, 0
     for k, x in pairs(args) do
@@ -126,14 +132,14 @@ function H.check_separable_addend(device)
         here[k].requires_grad = true
       end
     end
-    local y = vx.ops.separable(unpack(here, 1, n))
+    local y = vx.ops.sepconv2d(unpack(here, 1, n))
     local dy, before = T(y:shape(), { grad = false }):to(device), T(here[1]:shape(), { grad = false }):to(device)
     local dx = op.backward(y._node.ctx, dy)
     require("luassert").equal((before + dx):bytes(), op.backward(y._node.ctx, dy, nil, before):bytes(), "case " .. i)
   end
 end
 
--- -- Reading ---------------------------------------------------------------------------------------------------------------------
+-- -- Reading ----------------------------------------------------------------------------------------------------------
 
 --- All elements of a tensor in row-major order as a flat Lua array.
 function H.flat(x)
@@ -166,18 +172,20 @@ function H.relative_error(x, y)
   return size > 0 and difference / size or difference
 end
 
--- -- Assertions --------------------------------------------------------------------------------------------------------------------
+-- -- Assertions -------------------------------------------------------------------------------------------------------
 
 --- Fails unless every |x[i] - y[i]| <= absolute + relative |y[i]|; says where. NaN equals only NaN.
 function H.close(x, y, relative, absolute, what)
   if #x ~= #y then error(("%s: %d elements, expected %d"):format(what or "close", #x, #y), 2) end
   for i = 1, #y do
-    local fine = x[i] == y[i] or math.abs(x[i] - y[i]) <= (absolute or 0) + relative * math.abs(y[i]) or (x[i] ~= x[i] and y[i] ~= y[i])
+    local fine = x[i] == y[i] or math.abs(x[i] - y[i]) <= (absolute or 0) + relative * math.abs(y[i])
+      or (x[i] ~= x[i] and y[i] ~= y[i])
     if not fine then error(("%s: element %d is %.9g, expected %.9g"):format(what or "close", i, x[i], y[i]), 2) end
   end
 end
 
---- Runs f, which must raise at one of its own lines, with every one of the texts (plain) in the message; returns the message.
+--- Runs f, which must raise at one of its own lines, with every one of the texts (plain) in the message; returns the
+-- message.
 function H.raises(f, ...)
   local ok, message = pcall(f)
   if ok then error("no error was raised", 2) end
@@ -185,8 +193,10 @@ function H.raises(f, ...)
   local info = debug.getinfo(f, "S")
   local file, line = message:match "^([^:]+):(%d+): "
   line = tonumber(line)
-  if not file or not info.source:find(file:gsub("^%.%.%.", ""), 1, true) or line < info.linedefined or line > info.lastlinedefined then
-    error(("the error does not point at lines %d-%d of %s: %s"):format(info.linedefined, info.lastlinedefined, info.short_src, message), 2)
+  if not file or not info.source:find(file:gsub("^%.%.%.", ""), 1, true) or line < info.linedefined
+    or line > info.lastlinedefined then
+    error(("the error does not point at lines %d-%d of %s: %s"):format(info.linedefined, info.lastlinedefined,
+      info.short_src, message), 2)
   end
   for _, text in ipairs { ... } do
     if not message:find(text, 1, true) then error(("'%s' is not in the message: %s"):format(text, message), 2) end
@@ -215,7 +225,7 @@ function H.with_threads(n, f, ...)
   return done(pcall(f, ...))
 end
 
--- -- Files and processes -------------------------------------------------------------------------------------------------------------
+-- -- Files and processes ----------------------------------------------------------------------------------------------
 
 local folder
 --- A path in a folder of this run's own, which is removed at the end.
@@ -223,7 +233,8 @@ function H.scratch(name)
   if not folder then
     folder = os.tmpname()
     os.remove(folder)
-    local in_memory = "/dev/shm/" .. folder:match "[^/]+$" -- thousands of small files: quicker where there is no disk behind them
+    -- thousands of small files: quicker where there is no disk behind them
+    local in_memory = "/dev/shm/" .. folder:match "[^/]+$"
     if lfs.mkdir(in_memory) then folder = in_memory else assert(lfs.mkdir(folder)) end
   end
   return folder .. "/" .. name
@@ -260,8 +271,8 @@ function H.shell(command)
   return output, tonumber(status)
 end
 
---- Runs Lua text in a LuaJIT of its own, with the same library and the given environment ("A=1 B=2"); returns its output and
--- whether it ended well.
+--- Runs Lua text in a LuaJIT of its own, with the same library and the given environment ("A=1 B=2"); returns its
+-- output and whether it ended well.
 function H.child(text, environment)
   local path = H.write(H.scratch "child.lua", text)
   local out, status = H.shell(("%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;./?.lua;;' timeout 120 luajit '%s'"):format(environment or "", path))

@@ -1,4 +1,5 @@
--- Images: every pixel against what Pillow gave (tests/fixtures/make.py), broken files refused by reason, folders and their splits.
+-- Images: every pixel against what Pillow gave (tests/fixtures/make.py), broken files refused by reason, folders and
+-- their splits.
 
 local lfs = require "lfs"
 local data = require "vertex.data.images"
@@ -69,7 +70,8 @@ describe("images", function()
     end)
 
     local reasons = {
-      ["empty.jpg"] = "an empty file", ["text.jpg"] = "neither JPEG nor PNG", ["truncated.jpg"] = "truncated or damaged JPEG",
+      ["empty.jpg"] = "an empty file", ["text.jpg"] = "neither JPEG nor PNG",
+        ["truncated.jpg"] = "truncated or damaged JPEG",
       ["truncated.png"] = "truncated or damaged PNG", ["giant.png"] = "100000 x 100000 pixels, more than the limit",
       ["other.gif"] = "GIF; only JPEG and PNG are read",
     }

@@ -1,5 +1,5 @@
---- larger_cases.lua: shapes beside the `cases` of ops.lua that reach the branches of the kernels: channel counts around and off the vector
--- widths, odd sizes, several chunks, blocks and threads. By op: T → argument lists, as in ops.lua.
+--- larger_cases.lua: shapes beside the `cases` of ops.lua that reach the branches of the kernels: channel counts around
+-- and off the vector widths, odd sizes, several chunks, blocks and threads. By op: T → argument lists, as in ops.lua.
 
 local function elementwise(low, high)
   return function(T)
@@ -13,32 +13,39 @@ local function unary(low, high, ...)
   return function(T) return { { T({ 20011 }, { low = low, high = high }), unpack(more) } } end
 end
 local function reductions(T)
-  return { { T { 40003 } }, { T { 20000, 3 }, 1 }, { T { 3, 20000 }, 2 }, { T { 7, 130, 17 }, 2 }, { T { 5, 64, 128 }, { 1, 2 } },
+  return { { T { 40003 } }, { T { 20000, 3 }, 1 }, { T { 3, 20000 }, 2 }, { T { 7, 130, 17 }, 2 },
+    { T { 5, 64, 128 }, { 1, 2 } },
     { T { 5, 64, 128 }, { 1, 3 }, true },
     { T { 33, 3, 64 }, 3 }, { T { 2, 3, 4, 5, 6 }, { 2, 4 } } }
 end
 
 local larger = {
-  add = elementwise(), sub = elementwise(), mul = elementwise(), div = elementwise(0.5, 2), maximum = elementwise(), minimum = elementwise(),
-  affine = unary(nil, nil, -1.5, 0.25), exp = unary(-8, 8), log = unary(0.01, 9), sqrt = unary(0.01, 9), abs = unary(0.01, 2), square = unary(-3, 3),
+  add = elementwise(), sub = elementwise(), mul = elementwise(), div = elementwise(0.5, 2), maximum = elementwise(),
+    minimum = elementwise(),
+  affine = unary(nil, nil, -1.5, 0.25), exp = unary(-8, 8), log = unary(0.01, 9), sqrt = unary(0.01, 9),
+    abs = unary(0.01, 2), square = unary(-3, 3),
   lgamma = unary(0.1, 30), digamma = unary(0.1, 30), trigamma = unary(0.2, 30),
-  relu = unary(0.01, 2), silu = unary(-9, 9), gelu = unary(-5, 5), sigmoid = unary(-9, 9), tanh = unary(-5, 5), power = unary(0.3, 3, -0.5),
+  relu = unary(0.01, 2), silu = unary(-9, 9), gelu = unary(-5, 5), sigmoid = unary(-9, 9), tanh = unary(-5, 5),
+    power = unary(0.3, 3, -0.5),
   sum = reductions, mean = reductions, max = reductions, min = reductions,
   matmul = function(T)
     return { { T { 257, 65 }, T { 65, 129 } }, { T { 300, 17 }, T { 17, 3 } },
       { T { 5, 2100 }, T { 2100, 7 } }, { T { 33, 4099 }, T { 4099, 18 } },
-      { T { 2, 40, 33 }, T { 2, 33, 20 } }, { T { 31, 300 }, T { 300, 64 } }, { T { 3, 20, 64 }, T { 64, 17 } }, { T { 1, 64 }, T { 64, 600 } } }
+      { T { 2, 40, 33 }, T { 2, 33, 20 } }, { T { 31, 300 }, T { 300, 64 } }, { T { 3, 20, 64 }, T { 64, 17 } },
+        { T { 1, 64 }, T { 64, 600 } } }
   end,
   linear = function(T)
-    return { { T { 513, 64 }, T { 17, 64 }, T { 17 } }, { T { 2, 9, 11, 3 }, T { 128, 3 } }, { T { 2500, 17 }, T { 64, 17 }, T { 64 } } }
+    return { { T { 513, 64 }, T { 17, 64 }, T { 17 } }, { T { 2, 9, 11, 3 }, T { 128, 3 } },
+      { T { 2500, 17 }, T { 64, 17 }, T { 64 } } }
   end,
-  conv3x3 = function(T)
+  conv2d = function(T)
     return { { T { 1, 37, 6, 3 }, T { 3, 3, 3, 64 }, T { 64 } }, { T { 1, 10, 9, 64 }, T { 3, 3, 64, 17 } },
       { T { 1, 9, 8, 64 }, T { 3, 3, 64, 64 }, T { 64 } },
-      { T { 2, 35, 5, 17 }, T { 3, 3, 17, 3 }, T { 3 } }, { T { 1, 5, 4, 17 }, T { 3, 3, 17, 128 } }, { T { 3, 2, 70, 3 }, T { 3, 3, 3, 3 }, T { 3 } },
+      { T { 2, 35, 5, 17 }, T { 3, 3, 17, 3 }, T { 3 } }, { T { 1, 5, 4, 17 }, T { 3, 3, 17, 128 } },
+        { T { 3, 2, 70, 3 }, T { 3, 3, 3, 3 }, T { 3 } },
       { T { 2, 1, 1, 5 }, T { 3, 3, 5, 70 }, T { 70 } } }
   end,
-  depthwise3x3 = function(T)
+  depthwise_conv2d = function(T)
     local list = {}
     for _, c in ipairs { 3, 17, 64, 128 } do
       for stride = 1, 2 do
@@ -56,28 +63,35 @@ local larger = {
       { T { 1, 31, 33, 17 }, T { 17 }, T { 17 }, 17 }, { T { 5, 40, 128 }, T { 128 }, T { 128 }, 32, "gelu" },
       { T { 1, 3000, 3 }, T { 3 }, T { 3 }, 1, "silu" }, { T { 9, 4, 6 }, T { 6 }, T { 6 }, 2, "none", 1e-3 } }
   end,
-  separable = function(T)
-    return { { T { 3, 9, 8, 64 }, T { 3, 3, 64 }, T { 64, 64 }, T { 64 }, T { 64 }, T { 64 }, T { 3, 9, 8, 64 }, { groups = 16, activation = "silu" } },
-      { T { 1, 31, 9, 17 }, T { 3, 3, 17 }, T { 3, 17 }, T { 3 }, T { 17 }, T { 17 }, nil, { stride = 2, groups = 17, activation = "gelu" } },
+  sepconv2d = function(T)
+    return { { T { 3, 9, 8, 64 }, T { 3, 3, 64 }, T { 64, 64 }, T { 64 }, T { 64 }, T { 64 }, T { 3, 9, 8, 64 },
+      { groups = 16, activation = "silu" } },
+      { T { 1, 31, 9, 17 }, T { 3, 3, 17 }, T { 3, 17 }, T { 3 }, T { 17 }, T { 17 }, nil,
+        { stride = 2, groups = 17, activation = "gelu" } },
       { T { 5, 4, 3, 3 }, T { 3, 3, 3 }, T { 64, 3 }, nil, nil, nil, nil, { up = 2 } },
-      { T { 2, 7, 5, 17 }, T { 3, 3, 17 }, T { 5, 17 }, T { 5 }, T { 17 }, T { 17 }, T { 2, 7, 5, 5 }, { up = 2, stride = 2 } } }
+      { T { 2, 7, 5, 17 }, T { 3, 3, 17 }, T { 5, 17 }, T { 5 }, T { 17 }, T { 17 }, T { 2, 7, 5, 5 },
+        { up = 2, stride = 2 } } }
   end,
   layer_norm = function(T)
-    return { { T { 200, 128 }, T { 128 }, T { 128 } }, { T { 7, 13, 17 }, T { 17 }, T { 17 } }, { T { 3, 1000 }, T { 1000 }, T { 1000 } },
+    return { { T { 200, 128 }, T { 128 }, T { 128 } }, { T { 7, 13, 17 }, T { 17 }, T { 17 } },
+      { T { 3, 1000 }, T { 1000 }, T { 1000 } },
       { T { 700, 3 }, T { 3 }, T { 3 } } }
   end,
   softmax = function(T)
     return { { T({ 300, 65 }, { low = -4, high = 4 }) }, { T({ 3, 3001 }, { low = -6, high = 6 }) }, { T { 5, 1 } },
       { T({ 40, 3 }, { low = -90, high = 90 }) } }
   end,
-  gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) }, { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) } } end,
+  gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) },
+    { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) } } end,
   mse = function(T) return { { T { 40001 }, T { 40001 } }, { T { 3, 17, 5 }, T { 3, 17, 5 } } } end,
   vertex_knn = function(T)
     local p, l = { low = 0.05, high = 1 }, { low = -3, high = 0 }
     return { { T({ 700, 33 }, p), 5, "ce" }, { T({ 333, 17 }, p), 20, "l2" }, { T({ 100, 130 }, l), 8, "l2", true } }
   end,
-  knn = function(T) return { { T { 100, 33 }, T { 90, 33 }, 3 }, { T { 257, 2 }, T { 257, 2 }, 1, true }, { T { 3, 70 }, T { 500, 70 }, 20 } } end,
-  transpose = function(T) return { { T { 129, 70 }, 1, 2 }, { T { 5, 33, 17 }, 1, 3 }, { T { 5, 33, 17, 3 }, 2, -1 } } end,
+  knn = function(T) return { { T { 100, 33 }, T { 90, 33 }, 3 }, { T { 257, 2 }, T { 257, 2 }, 1, true },
+    { T { 3, 70 }, T { 500, 70 }, 20 } } end,
+  transpose = function(T) return { { T { 129, 70 }, 1, 2 }, { T { 5, 33, 17 }, 1, 3 },
+    { T { 5, 33, 17, 3 }, 2, -1 } } end,
   cat = function(T) return { { 2, T { 40, 33, 3 }, T { 40, 1, 3 }, T { 40, 64, 3 } } } end,
   narrow = function(T) return { { T { 60, 70, 5 }, 2, 11, 50 } } end,
   expand = function(T) return { { T { 17, 1, 5 }, { 3, 17, 40, 5 } } } end,

@@ -11,10 +11,10 @@ describe("a layer", function()
     for _, case in ipairs {
       { nn.Linear(5, 7), 5 * 7 + 7, { 4, 5 }, { 4, 7 } },
       { nn.Linear(5, 7, { bias = false }), 5 * 7, { 2, 3, 5 }, { 2, 3, 7 } },
-      { nn.Conv3x3(3, 8), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
-      { nn.Depthwise3x3(4), 9 * 4, { 1, 5, 5, 4 }, { 1, 5, 5, 4 } },
-      { nn.Depthwise3x3(4, 2), 9 * 4, { 1, 5, 6, 4 }, { 1, 3, 3, 4 } },
-      { nn.SeparableConv3x3(4, 9, { stride = 2 }), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
+      { nn.Conv2d(3, 8), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
+      { nn.DepthwiseConv2d(4), 9 * 4, { 1, 5, 5, 4 }, { 1, 5, 5, 4 } },
+      { nn.DepthwiseConv2d(4, 2), 9 * 4, { 1, 5, 6, 4 }, { 1, 3, 3, 4 } },
+      { nn.SeparableConv2d(4, 9, { stride = 2 }), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
       { nn.GroupNorm(12, 3), 24, { 2, 4, 4, 12 }, { 2, 4, 4, 12 } },
       { nn.LayerNorm(6), 12, { 3, 6 }, { 3, 6 } },
       { nn.Apply("upsample2x", ops.upsample2x), 0, { 1, 2, 2, 3 }, { 1, 4, 4, 3 } },
@@ -32,28 +32,32 @@ describe("a layer", function()
     assert.equal(ops.linear(x, linear.weight, linear.bias):bytes(), linear(x):bytes())
     local norm = nn.GroupNorm(12, 4, { activation = "silu" })
     assert.equal(ops.group_norm(x, norm.weight, norm.bias, 4, "silu"):bytes(), norm(x):bytes())
-    local separable = nn.SeparableConv3x3(12, 5, { stride = 2 })
-    local expected = ops.linear(ops.depthwise3x3(x, separable.depthwise.weight, nil, 2), separable.pointwise.weight, separable.pointwise.bias)
-    assert.equal(expected:bytes(), separable(x):bytes())
-    local block = nn.SeparableConv3x3(12, 5, { activation = "silu", groups = 3, up = 2 })
+    local block = nn.SeparableConv2d(12, 5, { stride = 2 })
+    local expected = ops.linear(ops.depthwise_conv2d(x, block.depthwise.weight, nil, 2), block.pointwise.weight,
+      block.pointwise.bias)
+    assert.equal(expected:bytes(), block(x):bytes())
+    local block = nn.SeparableConv2d(12, 5, { activation = "silu", groups = 3, up = 2 })
     local n = ops.upsample2x(ops.group_norm(x, block.norm.weight, block.norm.bias, 3, "silu"))
     local residual = data(3, { 2, 8, 12, 5 })
-    expected = ops.linear(ops.depthwise3x3(n, block.depthwise.weight), block.pointwise.weight, block.pointwise.bias)
+    expected = ops.linear(ops.depthwise_conv2d(n, block.depthwise.weight), block.pointwise.weight, block.pointwise.bias)
     assert.equal(expected:bytes(), block(x):bytes())
-    H.close(block(x, residual):reshape({ -1 }):totable(), ops.add(expected, residual):reshape({ -1 }):totable(), 1e-6, 1e-6)
+    H.close(block(x, residual):reshape({ -1 }):totable(), ops.add(expected, residual):reshape({ -1 }):totable(), 1e-6,
+      1e-6)
   end)
 
   it("gives in strips what the ops of a separable convolution give one by one", function()
     for number, case in ipairs {
       { { 2, 41, 64, 64 }, 64, { activation = "silu" } }, { { 1, 41, 63, 64 }, 5, { stride = 2, activation = "silu" } },
-      { { 3, 40, 64, 48 }, 33, { stride = 2 } }, { { 2, 37, 40, 32 }, 16, { up = 2, activation = "gelu" } }, { { 1, 30, 64, 64 }, 8, { up = 2 } },
+      { { 3, 40, 64, 48 }, 33, { stride = 2 } }, { { 2, 37, 40, 32 }, 16, { up = 2, activation = "gelu" } },
+        { { 1, 30, 64, 64 }, 8, { up = 2 } },
       { { 1, 35, 64, 40 }, 7, { up = 2, stride = 2 } },
     } do
       local shape, outputs, options = case[1], case[2], case[3]
-      local block, x = nn.SeparableConv3x3(shape[4], outputs, options), data(number, shape)
+      local block, x = nn.SeparableConv2d(shape[4], outputs, options), data(number, shape)
       local up, stride = options.up or 1, options.stride or 1
       local weights = block:parameters()
-      local dy = data(number + 50, { shape[1], math.ceil(shape[2] * up / stride), math.ceil(shape[3] * up / stride), outputs })
+      local dy = data(number + 50, { shape[1], math.ceil(shape[2] * up / stride), math.ceil(shape[3] * up / stride),
+        outputs })
       local function run(f)
         x.requires_grad = true
         x:zero_grad()
@@ -92,7 +96,8 @@ describe("a layer", function()
   end)
 
   it("group norm chooses up to 32 groups of at least 4 channels", function()
-    for channels, groups in pairs { [3] = 1, [8] = 2, [12] = 3, [128] = 32, [256] = 32, [20] = 5, [7] = 1, [36] = 9, [1024] = 32 } do
+    for channels, groups in pairs { [3] = 1, [8] = 2, [12] = 3, [128] = 32, [256] = 32, [20] = 5, [7] = 1, [36] = 9,
+      [1024] = 32 } do
       assert.equal(groups, nn.GroupNorm(channels).groups, channels .. " channels")
     end
   end)
@@ -100,10 +105,10 @@ describe("a layer", function()
   it("refuses sizes that are none", function()
     H.raises(function() nn.Linear(0, 3) end, "Linear", "inputs is 0")
     H.raises(function() nn.Linear(3) end, "Linear", "outputs is nil")
-    H.raises(function() nn.Conv3x3(3, 1.5) end, "Conv3x3", "1.5")
+    H.raises(function() nn.Conv2d(3, 1.5) end, "Conv2d", "1.5")
     H.raises(function() nn.GroupNorm(10, 3) end, "GroupNorm", "10 channels", "3 groups")
     H.raises(function() nn.LayerNorm "x" end, "LayerNorm")
-    H.raises(function() nn.Depthwise3x3(-1) end, "Depthwise3x3")
+    H.raises(function() nn.DepthwiseConv2d(-1) end, "DepthwiseConv2d")
     H.raises(function() nn.Sequential(5) end, "Sequential", "number")
   end)
 end)
@@ -123,7 +128,8 @@ describe("a module", function()
     local net = Net()
     local order = {}
     for _, entry in ipairs(net:tensors()) do order[#order + 1] = entry[1] end
-    assert.same({ "offset", "counter", "first.weight", "first.bias", "body.1.weight", "body.1.bias", "body.3.weight" }, order)
+    assert.same({ "offset", "counter", "first.weight", "first.bias", "body.1.weight", "body.1.bias", "body.3.weight" },
+      order)
     assert.equal(6, #net:parameters())
     assert.equal(4 * 6 + 6 + 12 + 12 + 2, net:parameter_count())
     assert.same({ 5, 2 }, net(data(1, { 5, 4 })):shape())
@@ -176,8 +182,9 @@ Net(offset (2), counter (1))  56 parameters
     2: Apply(silu)
     3: Linear(6 -> 2, no bias)  12 parameters]], text)
     assert.is_truthy(tostring(nn.Linear(1000, 1234)):find("1,235,234 parameters", 1, true))
-    assert.is_truthy(tostring(nn.Depthwise3x3(3, 2)):find("3, stride 2", 1, true))
-    assert.is_truthy(tostring(nn.GroupNorm(8, 2, { activation = "gelu" })):find("8 channels in 2 groups, gelu", 1, true))
+    assert.is_truthy(tostring(nn.DepthwiseConv2d(3, 2)):find("3, stride 2", 1, true))
+    assert.is_truthy(tostring(nn.GroupNorm(8, 2, { activation = "gelu" })):find("8 channels in 2 groups, gelu", 1,
+      true))
   end)
 
   it("switches between training and evaluation, inside too", function()
@@ -305,7 +312,9 @@ describe("AdamW", function()
     local function train(together)
       local params, opts = {}, {}
       for i = 1, 3 do params[i] = vx.full({ i }, i, { requires_grad = true }) end
-      for i = 1, together and 1 or 3 do opts[i] = optim.AdamW(together and params or { params[i] }, { lr = 0.1, weight_decay = 0.5 }) end
+      for i = 1, together and 1 or 3 do
+        opts[i] = optim.AdamW(together and params or { params[i] }, { lr = 0.1, weight_decay = 0.5 })
+      end
       for step = 1, 4 do
         params[2].no_decay = step > 2
         for i, p in ipairs(params) do
@@ -379,7 +388,8 @@ describe("schedules", function()
   it("warm up linearly and fall along half a cosine", function()
     local rate = optim.warmup_cosine { peak = 2, final = 1, warmup = 10, total = 30 }
     H.close({ rate(0), rate(1), rate(5), rate(10), rate(15), rate(20), rate(25), rate(30), rate(31), rate(1000) },
-      { 0, 0.2, 1, 2, 1 + 0.5 * (1 + math.cos(math.pi / 4)), 1.5, 1 + 0.5 * (1 + math.cos(3 * math.pi / 4)), 1, 1, 1 }, 1e-12, 1e-12)
+      { 0, 0.2, 1, 2, 1 + 0.5 * (1 + math.cos(math.pi / 4)), 1.5, 1 + 0.5 * (1 + math.cos(3 * math.pi / 4)), 1, 1, 1 },
+        1e-12, 1e-12)
   end)
 
   it("hold at their corners", function()

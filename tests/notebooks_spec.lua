@@ -1,7 +1,7 @@
 -- The notebooks, run from their files with fewer steps; and the runner that needs no Jupyter.
 
 local H = require "tests.helper"
-local train = require "vertex.train"
+local train = require "vertex.runs.train"
 
 local root, shell = H.root, H.shell
 local NAMES = { "01-the-simplex", "02-collapse-and-cure", "03-your-own-quantizer" }
@@ -67,12 +67,14 @@ describe("the notebooks", function()
   it("run in Jupyter #slow", function()
     if select(2, shell "jupyter nbconvert --version") ~= 0 then return pending "jupyter-nbconvert is not installed" end
     run "--set steps=1 notebooks/01-the-simplex.ipynb"
-    assert.equal(0, select(2, shell(("luajit '%s/lua/vertex/kernel.lua' install --prefix '%s'"):format(checkout, checkout))))
+    assert.equal(0, select(2,
+      shell(("luajit '%s/lua/vertex/interactive/jupyter.lua' install --prefix '%s'"):format(checkout, checkout))))
     local convert = "cd '%s' && JUPYTER_PATH=share/jupyter timeout 120 jupyter nbconvert --to notebook --execute --stdout '%s'"
     local out, rc = shell((convert .. " 2>/dev/null"):format(checkout, "notebooks/01-the-simplex.ipynb"))
     assert.equal(0, rc, out)
     assert.equal(6, select(2, out:gsub('"image/png": "iVBOR', "")))
-    H.write(checkout .. "/wrong.ipynb", (H.read(checkout .. "/notebooks/01-the-simplex.ipynb"):gsub("n = 300 ", "n = nothing.there ")))
+    H.write(checkout .. "/wrong.ipynb",
+      (H.read(checkout .. "/notebooks/01-the-simplex.ipynb"):gsub("n = 300 ", "n = nothing.there ")))
     out, rc = shell(convert:format(checkout, "wrong.ipynb"))
     assert.equal(1, rc)
     assert.truthy(out:find("attempt to index global 'nothing'", 1, true), out)
@@ -82,7 +84,7 @@ end)
 describe("the runner", function()
   it("shows values, prints, and what is replaced only as it is at last", function()
     local out, rc = run(notebook("local a = 1\nprint(a)\na + 1", "a;",
-      "local d = require 'vertex.display'\nfor i = 1, 3 do d.show('step ' .. i, { id = 1 }) end",
+      "local d = require 'vertex.interactive.display'\nfor i = 1, 3 do d.show('step ' .. i, { id = 1 }) end",
       "setmetatable({}, { __mime = function() return { ['image/png'] = '12345', ['text/plain'] = 'x' } end })"))
     assert.equal(0, rc, out)
     assert.truthy(out:find("a + 1\n1\n2\n> a;\n> local", 1, true), out)
@@ -109,7 +111,8 @@ describe("the runner", function()
 
   it("explains wrong arguments", function()
     local text = H.write(H.scratch "text.ipynb", "no json")
-    for arguments, expected in pairs { [""] = "which notebook?", ["--fast"] = "unknown option --fast", ["--set steps"] = "expected NAME=VALUE",
+    for arguments, expected in pairs { [""] = "which notebook?", ["--fast"] = "unknown option --fast",
+      ["--set steps"] = "expected NAME=VALUE",
       ["nowhere.ipynb"] = "nowhere.ipynb: No such file", [text] = "is no notebook" } do
       local out, rc = run(arguments)
       assert.equal(2, rc, arguments)

@@ -1,5 +1,6 @@
--- Every op: values against a float64 loop (tests/reference.lua), gradients against central differences of that loop, the same bits
--- twice and for any number of threads. What is wrong with a call is in errors_spec.lua; the quantizers' ops are in quantizer_spec.lua.
+-- Every op: values against a float64 loop (tests/reference.lua), gradients against central differences of that loop,
+-- the same bits twice and for any number of threads. What is wrong with a call is in errors_spec.lua; the quantizers'
+-- ops are in quantizer_spec.lua.
 
 local H = require "tests.helper"
 local R = require "tests.reference"
@@ -8,7 +9,7 @@ local vx = H.vx
 local core = require "vertex.core"
 local ops = vx.ops
 
--- -- Machinery ---------------------------------------------------------------------------------------------------------------------
+-- -- Machinery --------------------------------------------------------------------------------------------------------
 
 local function count(args) -- arguments up to the last one given, since some in between are nil
   local n = 0
@@ -60,8 +61,8 @@ local function run(name, args, seed)
   return results
 end
 
--- Float32 rounds to 6e-8 relative; a chain of a few operations, or a sum in the kernels' order, stays within 16 of those of the
--- largest value around.
+-- Float32 rounds to 6e-8 relative; a chain of a few operations, or a sum in the kernels' order, stays within 16 of
+-- those of the largest value around.
 local VALUE = 1e-6
 
 local function check_values(name, args, what, tolerance)
@@ -77,8 +78,9 @@ local function check_values(name, args, what, tolerance)
   H.close(y, list, tolerance, tolerance * math.max(1, largest(list)), what)
 end
 
--- Central differences in float64: with h = 1e-5 the truncation h^2 f'''/6 is about 1e-11 and the rounding 1e-16 / h also, so what
--- remains is the float32 of the gradient under test, whose sums cancel somewhat more than those of the values.
+-- Central differences in float64: with h = 1e-5 the truncation h^2 f'''/6 is about 1e-11 and the rounding 1e-16 / h
+-- also, so what remains is the float32 of the gradient under test, whose sums cancel somewhat more than those of the
+-- values.
 local GRADIENT = 5e-6
 local step_of = setmetatable({ max = 1e-7, min = 1e-7, maximum = 1e-7, minimum = 1e-7, vertex_knn = 1e-7, knn = 1e-7 },
   { __index = function() return 1e-5 end }) -- smooth but for kinks, which a smaller step meets less often
@@ -138,7 +140,8 @@ local function check_gradients(name, args, what, seed, sampled, tolerance)
           slope = slope + sign * g[p + 1]
         end
         local expected = moved(arrays[i], direction)
-        H.close({ slope }, { expected }, tolerance, tolerance * size * math.sqrt(#g), what .. ": slope of argument " .. i)
+        H.close({ slope }, { expected }, tolerance, tolerance * size * math.sqrt(#g),
+          what .. ": slope of argument " .. i)
       end
     end
   end
@@ -146,10 +149,11 @@ end
 
 local function check_bits(name, args, seed)
   H.same_bits(function() return run(name, args, seed) end)
-  H.same_bits(function() return H.with_threads(1, run, name, args, seed) end, function() return H.with_threads(2, run, name, args, seed) end)
+  H.same_bits(function() return H.with_threads(1, run, name, args, seed) end,
+    function() return H.with_threads(2, run, name, args, seed) end)
 end
 
--- -- The specs ---------------------------------------------------------------------------------------------------------------------------
+-- -- The specs --------------------------------------------------------------------------------------------------------
 
 describe("ops", function()
   it("have a float64 reference each, and cases", function()
@@ -163,10 +167,14 @@ describe("ops", function()
     local name = op.name
     if op.cases then
       it(name .. ": values are those of a float64 loop", function()
-        for i, args in ipairs(op.cases(H.generator(100 + number))) do check_values(name, args, name .. " case " .. i) end
+        for i, args in ipairs(op.cases(H.generator(100 + number))) do
+          check_values(name, args, name .. " case " .. i)
+        end
       end)
       it(name .. ": gradients are central differences", function()
-        for i, args in ipairs(op.cases(H.generator(200 + number))) do check_gradients(name, args, name .. " case " .. i, 300 + number) end
+        for i, args in ipairs(op.cases(H.generator(200 + number))) do
+          check_gradients(name, args, name .. " case " .. i, 300 + number)
+        end
       end)
       it(name .. ": the same bits twice, on one thread and on two", function()
         for _, args in ipairs(op.cases(H.generator(400 + number))) do check_bits(name, args, 500 + number) end
@@ -191,14 +199,17 @@ describe("ops", function()
     local function list(x) return R.list(x) end
     local ra, rb = R.ops.transpose(R.from(a), 1, 2), R.ops.narrow(R.from(b), 1, 5, 20)
     H.close(H.flat(at:exp()), list(R.ops.exp(ra)), VALUE, 0)
-    H.close(H.flat(ops.add(at, ops.transpose(b, 1, 2))), list(R.ops.add(ra, R.ops.transpose(R.from(b), 1, 2))), VALUE, VALUE)
+    H.close(H.flat(ops.add(at, ops.transpose(b, 1, 2))), list(R.ops.add(ra, R.ops.transpose(R.from(b), 1, 2))), VALUE,
+      VALUE)
     H.close(H.flat(at:sum(1)), list(R.ops.sum(ra, 1)), VALUE, VALUE * 5)
     H.close(H.flat(ops.softmax(at)), list(R.ops.softmax(ra)), VALUE, VALUE)
     H.close(H.flat(ops.matmul(at, a)), list(R.ops.matmul(ra, R.from(a))), VALUE, VALUE * 10)
     H.close(H.flat(ops.matmul(a, at)), list(R.ops.matmul(R.from(a), ra)), VALUE, VALUE * 10)
-    H.close(H.flat(ops.matmul(bt, ops.transpose(bt, 1, 2))), list(R.ops.matmul(rb, R.ops.transpose(rb, 1, 2))), VALUE, VALUE * 10)
+    H.close(H.flat(ops.matmul(bt, ops.transpose(bt, 1, 2))), list(R.ops.matmul(rb, R.ops.transpose(rb, 1, 2))), VALUE,
+      VALUE * 10)
     H.close(H.flat(ops.matmul(a:narrow(2, 3, 7), b:narrow(2, 4, 7):t())),
-      list(R.ops.matmul(R.ops.narrow(R.from(a), 2, 3, 7), R.ops.transpose(R.ops.narrow(R.from(b), 2, 4, 7), 1, 2))), VALUE, VALUE * 10)
+      list(R.ops.matmul(R.ops.narrow(R.from(a), 2, 3, 7), R.ops.transpose(R.ops.narrow(R.from(b), 2, 4, 7), 1, 2))),
+        VALUE, VALUE * 10)
     assert.same(list(R.ops.reshape(ra, { 660 })), H.flat(at:reshape { -1 }))
   end)
 
@@ -221,7 +232,7 @@ describe("ops", function()
     assert.same({ { 0, 0 }, { 0, 0 } }, ops.matmul(vx.zeros { 2, 0 }, vx.zeros { 0, 2 }):totable())
     assert.same({ 0, 0, 0 }, vx.zeros({ 0, 3 }):sum(1):totable())
     assert.same({ 0, 3 }, ops.gather(vx.zeros { 5, 3 }, vx.zeros({ 0 }, { dtype = "i32" })):shape())
-    assert.same({ 0, 4, 4, 2 }, ops.conv3x3(vx.zeros { 0, 4, 4, 3 }, vx.zeros { 3, 3, 3, 2 }):shape())
+    assert.same({ 0, 4, 4, 2 }, ops.conv2d(vx.zeros { 0, 4, 4, 3 }, vx.zeros { 3, 3, 3, 2 }):shape())
     assert.same({ 0, 3 }, ops.layer_norm(vx.zeros { 0, 3 }, vx.ones { 3 }, vx.zeros { 3 }):shape())
     assert.same({ 0, 3 }, ops.softmax(vx.zeros { 0, 3 }):shape())
   end)
@@ -234,14 +245,17 @@ describe("ops", function()
       assert.is_false(y.requires_grad)
     end
     local nan = vx.tensor { 0 / 0 }
-    assert.same({ { 0 }, { 0 }, { 0 } }, { ops.eq(nan, nan):totable(), ops.lt(nan, nan):totable(), ops.le(nan, nan):totable() })
+    assert.same({ { 0 }, { 0 }, { 0 } }, { ops.eq(nan, nan):totable(), ops.lt(nan, nan):totable(),
+      ops.le(nan, nan):totable() })
   end)
 
   it("do arithmetic with numbers on either side", function()
     local x = vx.tensor { 1, 2, 4 }
     for _, pair in ipairs {
-      { x + 1, { 2, 3, 5 } }, { 1 + x, { 2, 3, 5 } }, { x - 1, { 0, 1, 3 } }, { 1 - x, { 0, -1, -3 } }, { x * 3, { 3, 6, 12 } },
-      { 3 * x, { 3, 6, 12 } }, { x / 2, { 0.5, 1, 2 } }, { 2 / x, { 2, 1, 0.5 } }, { -x, { -1, -2, -4 } }, { x ^ 2, { 1, 4, 16 } }, { x + x, { 2, 4, 8 } },
+      { x + 1, { 2, 3, 5 } }, { 1 + x, { 2, 3, 5 } }, { x - 1, { 0, 1, 3 } }, { 1 - x, { 0, -1, -3 } },
+        { x * 3, { 3, 6, 12 } },
+      { 3 * x, { 3, 6, 12 } }, { x / 2, { 0.5, 1, 2 } }, { 2 / x, { 2, 1, 0.5 } }, { -x, { -1, -2, -4 } },
+        { x ^ 2, { 1, 4, 16 } }, { x + x, { 2, 4, 8 } },
       { x - x, { 0, 0, 0 } }, { x * x, { 1, 4, 16 } }, { x / x, { 1, 1, 1 } } } do
       H.close(pair[1]:totable(), pair[2], 1e-6, 0)
     end
@@ -272,7 +286,8 @@ describe("ops", function()
     -- the mean 100 is kept as a float32, off by up to 4e-6, which is 1.3e-5 of the deviation 0.29
     local T = H.generator(4)
     local function far(shape) return T(shape, { low = 100, high = 101 }) end
-    for name, args in pairs { group_norm = { far { 2, 100, 12 }, T { 12 }, T { 12 }, 3 }, layer_norm = { far { 50, 40 }, T { 40 }, T { 40 } } } do
+    for name, args in pairs { group_norm = { far { 2, 100, 12 }, T { 12 }, T { 12 }, 3 },
+      layer_norm = { far { 50, 40 }, T { 40 }, T { 40 } } } do
       check_values(name, args, name, 2e-5)
       check_gradients(name, args, name, 5, 8, 5e-5)
     end
@@ -295,7 +310,8 @@ describe("ops", function()
     local p = x:abs() * 0.25 + 0.25
     for _, metric in ipairs { "ce", "l2" } do
       for _, k in ipairs { 1, 5, 33, 200 } do
-        assert.same(R.list((select(2, R.ops.vertex_knn(R.from(p), k, metric)))), rows((select(2, ops.vertex_knn(p, k, metric)))))
+        assert.same(R.list((select(2, R.ops.vertex_knn(R.from(p), k, metric)))),
+          rows((select(2, ops.vertex_knn(p, k, metric)))))
       end
     end
     -- close to a vertex the distance keeps its relative precision: 1 - 2 p + |p|^2 in float32 would be 0
@@ -315,18 +331,23 @@ describe("ops", function()
   end)
 end)
 
--- -- Ops without a tape, and coverage -------------------------------------------------------------------------------------------------------
+-- -- Ops without a tape, and coverage ---------------------------------------------------------------------------------
 
 -- C ops behind each op that is recorded
 local through = {
-  binary = "add", unary = "exp", unary_backward = "exp", reduce = "sum", gather = "gather", scatter_add = "gather", gemm = "matmul",
-  conv3x3 = "conv3x3", conv3x3_backward_input = "conv3x3", conv3x3_backward_weight = "conv3x3", depthwise3x3 = "depthwise3x3",
-  depthwise3x3_backward_input = "depthwise3x3", depthwise3x3_backward_weight = "depthwise3x3", upsample2x = "upsample2x",
-  upsample2x_backward = "upsample2x", separable = "separable", separable_backward = "separable",
+  binary = "add", unary = "exp", unary_backward = "exp", reduce = "sum", gather = "gather", scatter_add = "gather",
+    gemm = "matmul",
+  conv2d = "conv2d", conv2d_backward_input = "conv2d", conv2d_backward_weight = "conv2d",
+    depthwise_conv2d = "depthwise_conv2d",
+  depthwise_conv2d_backward_input = "depthwise_conv2d", depthwise_conv2d_backward_weight = "depthwise_conv2d",
+    upsample2x = "upsample2x",
+  upsample2x_backward = "upsample2x", sepconv2d = "sepconv2d", sepconv2d_backward = "sepconv2d",
   group_norm = "group_norm", group_norm_backward = "group_norm", layer_norm = "layer_norm",
-  layer_norm_backward = "layer_norm", softmax = "softmax", softmax_backward = "softmax", mse = "mse", mse_backward = "mse",
+  layer_norm_backward = "layer_norm", softmax = "softmax", softmax_backward = "softmax", mse = "mse",
+    mse_backward = "mse",
   vertex_knn = "vertex_knn", vertex_knn_backward = "vertex_knn", knn = "knn", knn_backward = "knn",
-  hard_forward = "quantize_hard", hard_backward = "quantize_hard", smooth_forward = "quantize_smooth", smooth_backward = "quantize_smooth",
+  hard_forward = "quantize_hard", hard_backward = "quantize_hard", smooth_forward = "quantize_smooth",
+    smooth_backward = "quantize_smooth",
 }
 
 local DTYPES = { "f32", "bf16", "i32", "u8" }
@@ -472,12 +493,14 @@ function direct.normal()
   for _, e in ipairs { 0, 2, 64, 4098, 100000 } do
     local u, v = R.unit(2 ^ 40 + 5, 2, e), R.unit(2 ^ 40 + 5, 2, e + 1)
     local radius, angle = math.sqrt(-2 * math.log(u)), 2 * math.pi * v
-    H.close({ list[e + 1], list[e + 2] }, { 1 + 2 * radius * math.cos(angle), 1 + 2 * radius * math.sin(angle) }, 1e-6, 2e-6, "element " .. e)
+    H.close({ list[e + 1], list[e + 2] }, { 1 + 2 * radius * math.cos(angle), 1 + 2 * radius * math.sin(angle) }, 1e-6,
+      2e-6, "element " .. e)
   end
 end
 
 function direct.dirichlet()
-  -- every coordinate is a Beta(a, s - a) variable: its mean a / s, its variance a (s - a) / (s^2 (s + 1)); E ln p = digamma(a) - digamma(s)
+  -- every coordinate is a Beta(a, s - a) variable: its mean a / s, its variance a (s - a) / (s^2 (s + 1)); E ln p =
+  -- digamma(a) - digamma(s)
   local n = 40000
   for _, alpha in ipairs { { 0.2, 1, 3 }, { 30, 50 }, { 0.02, 0.03, 0.05, 0.1 } } do
     local m, s, p, l = #alpha, 0, vx.empty { n, #alpha }, vx.empty { n, #alpha }
@@ -495,7 +518,8 @@ function direct.dirichlet()
       H.close({ log[i] }, { core.digamma(a) - core.digamma(s) }, 0, 5 * math.sqrt(log_var / n), "mean of the logarithm")
     end
   end
-  -- far below 1 a gamma variable is 0 in floating point; a row is none the less a point, at a vertex, each vertex in turn
+  -- far below 1 a gamma variable is 0 in floating point; a row is none the less a point, at a vertex, each vertex in
+  -- turn
   local p = vx.empty { 3000, 3 }
   ops.dirichlet(p, vx.tensor { 1e-3, 1e-3, 1e-3 }, false, vx.generator(6))
   H.close(H.flat(p:sum(2)), H.flat(vx.ones { 3000 }), 3e-7, 0)
@@ -531,7 +555,9 @@ function direct.permutation()
       counts[key] = (counts[key] or 0) + 1
     end)
   end
-  for _, key in ipairs { "012", "021", "102", "120", "201", "210" } do assert.is_true(math.abs(counts[key] - 1000) < 150) end
+  for _, key in ipairs { "012", "021", "102", "120", "201", "210" } do
+    assert.is_true(math.abs(counts[key] - 1000) < 150)
+  end
 end
 
 function direct.adamw()
@@ -565,10 +591,12 @@ end
 function direct.assign()
   local T = H.generator(5)
   for _, metric in ipairs { "euclid", "cosine" } do
-    for _, s in ipairs { { 40, 1, 6, 11 }, { 130, 2, 3, 70 }, { 33, 1, 32, 1 }, { 1, 3, 17, 65 }, { 300, 1, 64, 130 } } do
+    for _, s in ipairs { { 40, 1, 6, 11 }, { 130, 2, 3, 70 }, { 33, 1, 32, 1 }, { 1, 3, 17, 65 },
+      { 300, 1, 64, 130 } } do
       local z, book = T({ s[1], s[2], s[3] }, { grad = false }), T({ s[2], s[4], s[3] }, { grad = false })
       local codes = ops.assign(z, book, metric)
-      assert.same(R.list(R.assign(R.from(z), R.from(book), metric)), H.flat(codes), metric .. " " .. table.concat(s, "x"))
+      assert.same(R.list(R.assign(R.from(z), R.from(book), metric)), H.flat(codes),
+        metric .. " " .. table.concat(s, "x"))
     end
   end
   -- small integers are exact in float32, so that ties are ties: the lowest index wins
@@ -589,7 +617,8 @@ describe("ops without gradients", function()
     assert.same({ 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 }, R.philox({ 0, 0, 0, 0 }, { 0, 0 }))
     local f = 0xffffffff
     assert.same({ 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd }, R.philox({ f, f, f, f }, { f, f }))
-    assert.same({ 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 }, R.philox({ 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344 }, { 0xa4093822, 0x299f31d0 }))
+    assert.same({ 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 },
+      R.philox({ 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344 }, { 0xa4093822, 0x299f31d0 }))
     -- the same from the library: seed and stream 0, element 0 of a tensor
     local x = vx.empty { 4 }
     core.call(core.C.vx_uniform, x._h, 0, 0, 0, 1)
@@ -622,14 +651,16 @@ describe("ops without gradients", function()
     H.same_bits(function() return H.with_threads(1, all) end, function() return H.with_threads(2, all) end)
   end)
 
-  it("adamw gives every tensor of a call the bits that it gets in a call of its own", function() H.check_adamw_lists "cpu" end)
+  it("adamw gives every tensor of a call the bits that it gets in a call of its own",
+    function() H.check_adamw_lists "cpu" end)
 
-  it("separable adds what x's gradient is so far", function() H.check_separable_addend "cpu" end)
+  it("sepconv2d adds what x's gradient is so far", function() H.check_sepconv2d_addend "cpu" end)
 
   it("and those with: together they are all of ops.def", function()
     for _, op in ipairs(core.op_list()) do
       local recorded = through[op.name]
-      assert.is_true(direct[op.name] ~= nil or (recorded ~= nil and ops.registry[recorded] ~= nil), "no spec runs " .. op.name)
+      assert.is_true(direct[op.name] ~= nil or (recorded ~= nil and ops.registry[recorded] ~= nil),
+        "no spec runs " .. op.name)
       assert.is_true(#op.contract > 0)
     end
   end)

@@ -1,4 +1,5 @@
--- Quantizers: golden files, the ops behind them against their declared surrogates, encode and decode, noise, statistics, options.
+-- Quantizers: golden files, the ops behind them against their declared surrogates, encode and decode, noise,
+-- statistics, options.
 
 local H = require "tests.helper"
 local R = require "tests.reference"
@@ -20,7 +21,7 @@ end
 
 local function data(seed, shape) return H.generator(seed)(shape, { grad = false }) end
 
--- -- Golden files -------------------------------------------------------------------------------------------------------------------------
+-- -- Golden files -----------------------------------------------------------------------------------------------------
 
 describe("golden file", function()
   local methods = {}
@@ -63,10 +64,10 @@ describe("golden file", function()
   end
 end)
 
--- -- The ops against their surrogates -------------------------------------------------------------------------------------------------------
+-- -- The ops against their surrogates ---------------------------------------------------------------------------------
 
--- As in ops_spec: central differences of the float64 surrogate, h = 1e-5, whose own error is below 1e-9. The gradients under test are
--- float32 with logits up to 1 / tau = 7 and sums over rows and codes.
+-- As in ops_spec: central differences of the float64 surrogate, h = 1e-5, whose own error is below 1e-9. The gradients
+-- under test are float32 with logits up to 1 / tau = 7 and sums over rows and codes.
 local STEP, VALUE, GRADIENT = 1e-5, 3e-6, 2e-5
 
 -- gradients_agree(got, expected, i) holds argument i's gradient against the differences, in place of the tolerances.
@@ -121,7 +122,8 @@ describe("quantize_hard", function()
       for _, reduction in ipairs { "sum", "mean" } do
         for _, codebook_grad in ipairs { true, false } do
           number = number + 1
-          local o = { metric = metric, estimator = estimator, beta = 0.3, reduction = reduction, codebook_grad = codebook_grad }
+          local o = { metric = metric, estimator = estimator, beta = 0.3, reduction = reduction,
+            codebook_grad = codebook_grad }
           local what = ("%s %s %s %s"):format(metric, estimator, reduction, codebook_grad and "" or "no codebook_grad")
           it("has the gradient it declares: " .. what, function()
             local T = H.generator(number)
@@ -138,10 +140,12 @@ describe("quantize_hard", function()
       for _, estimator in ipairs { "ste", "rotation" } do
         local z = vx.tensor({ { { -1, 0, 0 } }, { { 0, 0, 0 } } }, { requires_grad = true })
         local book = vx.tensor({ { { 1, 0, 0 } } }, { requires_grad = true })
-        local y, reg = ops.quantize_hard(z, book, { metric = metric, estimator = estimator, beta = 1, reduction = "sum", codebook_grad = true })
+        local y, reg = ops.quantize_hard(z, book, { metric = metric, estimator = estimator, beta = 1, reduction = "sum",
+          codebook_grad = true })
         ops.add(ops.sum(y), ops.sum(reg)):backward()
         for _, x in ipairs { y, reg, z.grad, book.grad } do assert.equal(0, (ops.nonfinite(x:reshape { 1, -1 }))) end
-        assert.is_true(z.grad[1]:abs():max():item() < 100) -- the row of zeros has a large one: 1 / the guard of its norm
+        -- the row of zeros has a large one: 1 / the guard of its norm
+        assert.is_true(z.grad[1]:abs():max():item() < 100)
       end
     end
   end)
@@ -154,12 +158,17 @@ local function smooth_outputs(z, book, log_tau, o, precision)
   local new = function(shape, dtype) return vx.zeros(shape, { dtype = dtype }) end
   local knn = o.regularizer:match "^knn"
   local y, soft = new(z:shape()), o.sampler == "hgumbel" and new(z:shape()) or nil
-  local t = { codes = new({ N, G }, "i32"), lse = new { N, G, 2 }, sumsq = new { N, G }, near = knn and new({ G, M, o.k }, "i32") or nil,
+  local t = { codes = new({ N, G }, "i32"), lse = new { N, G, 2 }, sumsq = new { N, G },
+    near = knn and new({ G, M, o.k }, "i32") or nil,
     mean_pi = new { G, M }, reg = new { 1 }, max_p = new { 1 } }
-  core.call(C.vx_smooth_forward, y._h, t.codes._h, t.lse._h, t.sumsq._h, soft and soft._h, t.near and t.near._h, t.mean_pi._h, t.reg._h,
-    t.max_p._h, handle(z), handle(book), handle(log_tau), handle(o.noise), nil, ({ softmax = C.VX_SOFTMAX, sgumbel = C.VX_SOFT_GUMBEL,
-      hgumbel = C.VX_HARD_GUMBEL })[o.sampler], ({ none = C.VX_REG_NONE, ppl = C.VX_REG_PPL, ["knn-ce"] = C.VX_REG_KNN_CE,
-      ["knn-l2"] = C.VX_REG_KNN_L2 })[o.regularizer], o.gumbel_tau, o.shards, precision == "bf16" and C.VX_BF16 or C.VX_F32, o.seed, o.stream)
+  core.call(C.vx_smooth_forward, y._h, t.codes._h, t.lse._h, t.sumsq._h, soft and soft._h, t.near and t.near._h,
+    t.mean_pi._h, t.reg._h,
+    t.max_p._h, handle(z), handle(book), handle(log_tau), handle(o.noise), nil,
+      ({ softmax = C.VX_SOFTMAX, sgumbel = C.VX_SOFT_GUMBEL,
+      hgumbel = C.VX_HARD_GUMBEL })[o.sampler],
+        ({ none = C.VX_REG_NONE, ppl = C.VX_REG_PPL, ["knn-ce"] = C.VX_REG_KNN_CE,
+      ["knn-l2"] = C.VX_REG_KNN_L2 })[o.regularizer], o.gumbel_tau, o.shards, precision == "bf16" and C.VX_BF16
+        or C.VX_F32, o.seed, o.stream)
   if o.sampler == "hgumbel" then t.y = y end -- a code, as stored
   return soft or y, t
 end
@@ -179,34 +188,40 @@ describe("quantize_smooth", function()
       it("has the gradient it declares: " .. sampler .. "-" .. regularizer, function()
         local T = H.generator(seed)
         local function o(N, G, M, more)
-          local t = { sampler = sampler, regularizer = regularizer, k = 3, gumbel_tau = 0.8, shards = 1, seed = 3, stream = 4,
+          local t = { sampler = sampler, regularizer = regularizer, k = 3, gumbel_tau = 0.8, shards = 1, seed = 3,
+            stream = 4,
             noise = sampler ~= "softmax" and T({ N, G, M }, { low = -1, high = 3, grad = false }) or nil }
           for key, value in pairs(more or {}) do t[key] = value end
           return t
         end
         local log_tau = function() return vx.tensor({ math.log(0.15) }, { requires_grad = true }) end
         against_surrogate("quantize_smooth", { T { 13, 2, 4 }, T { 2, 6, 4 }, log_tau(), o(13, 2, 6) }, "groups")
-        against_surrogate("quantize_smooth", { T { 14, 1, 3 }, T { 1, 5, 3 }, log_tau(), o(14, 1, 5, { shards = 3 }) }, "shards")
+        against_surrogate("quantize_smooth", { T { 14, 1, 3 }, T { 1, 5, 3 }, log_tau(), o(14, 1, 5, { shards = 3 }) },
+          "shards")
         against_surrogate("quantize_smooth", { T { 5, 1, 17 }, T { 1, 67, 17 }, log_tau(), o(5, 1, 67) }, "two panels")
         local vertices = vx.tensor({ { 4, 0 }, { 1, 5 } }, { dtype = "i32" })
-        against_surrogate("quantize_smooth", { T { 11, 2, 3 }, T { 2, 6, 3 }, log_tau(), o(11, 2, 6, { vertices = vertices }) }, "vertices")
+        against_surrogate("quantize_smooth",
+          { T { 11, 2, 3 }, T { 2, 6, 3 }, log_tau(), o(11, 2, 6, { vertices = vertices }) }, "vertices")
       end)
     end
   end
 
-  -- bfloat16 has 8 significant bits: a factor is off by at most 2^-8 of itself, a product by 2^-7 and a little. So y is off by at most
-  -- 2^-7 sum_m p_m |q_m|, and |q| < 1 here. A gradient is a sum of products whose factor x is itself made of such a sum: up to 2^-6 in the norm;
-  -- the worst of these cases is off by 1.0 %. That of log tau, a sum over all <dz^, z^>, is measured with the size of those.
+  -- bfloat16 has 8 significant bits: a factor is off by at most 2^-8 of itself, a product by 2^-7 and a little. So y is
+  -- off by at most 2^-7 sum_m p_m |q_m|, and |q| < 1 here. A gradient is a sum of products whose factor x is itself
+  -- made of such a sum: up to 2^-6 in the norm; the worst of these cases is off by 1.0 %. That of log tau, a sum over
+  -- all <dz^, z^>, is measured with the size of those.
   for _, sampler in ipairs { "softmax", "sgumbel", "hgumbel" } do
     for _, regularizer in ipairs { "none", "ppl", "knn-ce", "knn-l2" } do
       number = number + 1
       local seed = number
-      it("keeps to bfloat16's rounding under precision bf16, and codes and neighbours to float32: " .. sampler .. "-" .. regularizer, function()
+      it("keeps to bfloat16's rounding under precision bf16, and codes and neighbours to float32: " .. sampler .. "-"
+        .. regularizer, function()
         for _, s in ipairs { { 5, 1, 67, 17 }, { 27, 2, 6, 10 } } do
           local T = H.generator(seed)
           local N, G, M, D = unpack(s)
           local z, book, log_tau = T { N, G, D }, T { G, M, D }, vx.tensor({ math.log(0.15) }, { requires_grad = true })
-          local o = { sampler = sampler, regularizer = regularizer, k = 3, gumbel_tau = 0.8, shards = 1, seed = 3, stream = 4, precision = "bf16",
+          local o = { sampler = sampler, regularizer = regularizer, k = 3, gumbel_tau = 0.8, shards = 1, seed = 3,
+            stream = 4, precision = "bf16",
             noise = sampler ~= "softmax" and T({ N, G, M }, { low = -1, high = 3, grad = false }) or nil }
           local mixed, exact = smooth_outputs(z, book, log_tau, o, "f32")
           local rounded, same = smooth_outputs(z, book, log_tau, o, "bf16")
@@ -228,8 +243,10 @@ describe("quantize_smooth", function()
     local T = H.generator(3)
     local z, book, log_tau = T { 30, 1, 8 }, T { 1, 70, 8 }, vx.tensor { math.log(0.15) }
     for _, gumbel_tau in ipairs { 1, 0.5 } do
-      local o = { sampler = "sgumbel", regularizer = "knn-ce", k = 3, gumbel_tau = gumbel_tau, shards = 1, seed = 3, stream = 4 }
-      assert.same(H.flat((smooth_outputs(z, book, log_tau, o, "f32"))), H.flat((smooth_outputs(z, book, log_tau, o, "bf16"))))
+      local o = { sampler = "sgumbel", regularizer = "knn-ce", k = 3, gumbel_tau = gumbel_tau, shards = 1, seed = 3,
+        stream = 4 }
+      assert.same(H.flat((smooth_outputs(z, book, log_tau, o, "f32"))),
+        H.flat((smooth_outputs(z, book, log_tau, o, "bf16"))))
     end
   end)
 
@@ -238,9 +255,11 @@ describe("quantize_smooth", function()
       local results = {}
       for _, s in ipairs { { 300, 1, 130, 17 }, { 150, 2, 70, 40 }, { 90, 1, 65, 150 } } do
         local T = H.generator(6)
-        local z, book, log_tau = T { s[1], s[2], s[4] }, T { s[2], s[3], s[4] }, vx.tensor({ math.log(0.1) }, { requires_grad = true })
+        local z, book, log_tau = T { s[1], s[2], s[4] }, T { s[2], s[3], s[4] },
+          vx.tensor({ math.log(0.1) }, { requires_grad = true })
         local y, reg = ops.quantize_smooth(z, book, log_tau,
-          { sampler = "sgumbel", regularizer = "knn-l2", k = 3, gumbel_tau = 1, shards = 1, seed = 3, stream = 4, precision = "bf16" })
+          { sampler = "sgumbel", regularizer = "knn-l2", k = 3, gumbel_tau = 1, shards = 1, seed = 3, stream = 4,
+            precision = "bf16" })
         ops.add(ops.sum(ops.mul(y, data(3, y:shape()))), ops.sum(reg)):backward()
         for _, x in ipairs { y, z.grad, book.grad, log_tau.grad } do results[#results + 1] = H.flat(x) end
       end
@@ -276,7 +295,8 @@ describe("quantize_smooth", function()
           local g = R.gumbel(2 ^ 33 + 17, 2 ^ 32 + 5, N, G, M)
           noise = vx.empty({ N, G, M }):fromtable(R.list(g))
         end
-        local y, reg, codes = ops.quantize_smooth(z, book, log_tau, { sampler = sampler, regularizer = "knn-ce", k = 3, gumbel_tau = 1.5, shards = 1,
+        local y, reg, codes = ops.quantize_smooth(z, book, log_tau, { sampler = sampler, regularizer = "knn-ce", k = 3,
+          gumbel_tau = 1.5, shards = 1,
           seed = 2 ^ 33 + 17, stream = 2 ^ 32 + 5, noise = noise })
         ops.add(ops.sum(ops.mul(y, data(3, y:shape()))), ops.sum(reg)):backward()
         results[pass] = { y = y, reg = reg, dz = z.grad, dbook = book.grad, dtau = log_tau.grad, codes = codes }
@@ -306,8 +326,8 @@ describe("quantize_smooth", function()
       end
       local a, b = loss()
       ops.add(a, b):backward()
-      -- central differences of the float32 loss along a direction: values near 5 are off by 3e-7, over 2 h = 0.02 that is 3e-5 of slope;
-      -- truncation h^2 f''' is about 1e-4 of it
+      -- central differences of the float32 loss along a direction: values near 5 are off by 3e-7, over 2 h = 0.02 that
+      -- is 3e-5 of slope; truncation h^2 f''' is about 1e-4 of it
       local random = H.random(2)
       for _, x in ipairs { z, q.codebook, q.log_tau } do
         local g, direction, slope = H.flat(x.grad), {}, 0
@@ -339,17 +359,21 @@ describe("quantize_smooth", function()
     local o = { sampler = "softmax", regularizer = "knn-ce", k = 2, gumbel_tau = 1, shards = 1, seed = 1, stream = 1 }
     local y, reg, codes = ops.quantize_smooth(z, book, log_tau, o)
     ops.add(ops.sum(y), ops.sum(reg)):backward()
-    for _, x in ipairs { y, reg, z.grad, book.grad, log_tau.grad } do assert.equal(0, (ops.nonfinite(x:reshape { 1, -1 }))) end
+    for _, x in ipairs { y, reg, z.grad, book.grad, log_tau.grad } do
+      assert.equal(0, (ops.nonfinite(x:reshape { 1, -1 })))
+    end
     assert.same(R.list(R.assign(R.from(z), R.from(book), "cosine")), H.flat(codes))
   end)
 end)
 
--- -- Quantizers -----------------------------------------------------------------------------------------------------------------------------
+-- -- Quantizers -------------------------------------------------------------------------------------------------------
 
 describe("the registry", function()
   it("lists the paper's thirteen in the order of Table 1, then the ablations", function()
-    assert.same({ "ste-euclid", "ste-cosine", "re-euclid", "re-cosine", "hgumbel-ppl", "hgumbel-knn-l2", "hgumbel-knn-ce", "sgumbel-ppl", "sgumbel-knn-l2",
-      "sgumbel-knn-ce", "softmax-ppl", "softmax-knn-l2", "softmax-knn-ce", "hgumbel-none", "sgumbel-none", "softmax-none", "softmax-dirichlet",
+    assert.same({ "ste-euclid", "ste-cosine", "re-euclid", "re-cosine", "hgumbel-ppl", "hgumbel-knn-l2",
+      "hgumbel-knn-ce", "sgumbel-ppl", "sgumbel-knn-l2",
+      "sgumbel-knn-ce", "softmax-ppl", "softmax-knn-l2", "softmax-knn-ce", "hgumbel-none", "sgumbel-none",
+        "softmax-none", "softmax-dirichlet",
       "softmax-pkl" }, names)
     for _, item in ipairs(vx.quantizers()) do
       assert.is_string(item.paper)
@@ -359,22 +383,28 @@ describe("the registry", function()
   end)
 
   it("says what it knows when asked for something else", function()
-    H.raises(function() vx.quantizer("softmax", { dim = 4, codes = 4 }) end, "'softmax'", "softmax-knn-ce", "ste-euclid")
-    H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, temperature = 1 }) end, "'temperature'", "tau", "gumbel_tau", "weight")
+    H.raises(function() vx.quantizer("softmax", { dim = 4, codes = 4 }) end, "'softmax'", "softmax-knn-ce",
+      "ste-euclid")
+    H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, temperature = 1 }) end, "'temperature'",
+      "tau", "gumbel_tau", "weight")
     H.raises(function() vx.quantizer "softmax-ppl" end, "dim", "codes")
     H.raises(function() vx.quantizer("softmax-ppl", { dim = 4 }) end, "codes")
     H.raises(function() vx.quantizer("softmax-ppl", { codes = 4 }) end, "dim")
     H.raises(function() vx.quantizer("ste-euclid", { dim = 4, codes = 0 }) end, "codes is 0")
     H.raises(function() vx.quantizer("ste-euclid", { dim = 5, codes = 4, groups = 2 }) end, "5", "2 groups")
     H.raises(function() vx.quantizer("ste-euclid", { dim = 4, codes = 4, beta = -1 }) end, "beta")
-    H.raises(function() vx.quantizer("ste-euclid", { dim = 4, codes = 4, reduction = "max" }) end, "'max'", "sum", "mean")
+    H.raises(function() vx.quantizer("ste-euclid", { dim = 4, codes = 4, reduction = "max" }) end, "'max'", "sum",
+      "mean")
     H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, tau = 0 }) end, "tau")
     H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, weight = 0 / 0 }) end, "weight")
-    H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, k = 3, shards = 2 }) end, "k 3", "2 shards")
+    H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, k = 3, shards = 2 }) end, "k 3",
+      "2 shards")
     H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, k = 0 }) end, "k is 0")
     H.raises(function() vx.quantizer("softmax-knn-ce", { dim = 4, codes = 4, vertices = 5 }) end, "5 of 4")
-    H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, precision = "f16" }) end, "precision", "'f16'", "f32 or bf16")
-    H.raises(function() vx.quantizer("sgumbel-ppl", { dim = 4, codes = 4, gumbel_tau = { from = 2, to = 0, steps = 5 } }) end, "gumbel_tau.to")
+    H.raises(function() vx.quantizer("softmax-ppl", { dim = 4, codes = 4, precision = "f16" }) end, "precision",
+      "'f16'", "f32 or bf16")
+    H.raises(function() vx.quantizer("sgumbel-ppl",
+      { dim = 4, codes = 4, gumbel_tau = { from = 2, to = 0, steps = 5 } }) end, "gumbel_tau.to")
     -- an option of another family is accepted: one table can serve a whole sweep
     assert.is_truthy(vx.quantizer("ste-euclid", { dim = 4, codes = 4, tau = 0.1, k = 8 }))
   end)
@@ -631,7 +661,9 @@ describe("Gumbel quantizers", function()
 
   it("become sharper at lower Gumbel temperature", function()
     local z, noise = data(9, { 100, 6 }), data(10, { 100, 1, 10 })
-    local function sharpness(t) return vx.quantizer("sgumbel-none", options { gumbel_tau = t }):forward(z, { gumbel = noise }).stats.max_p end
+    local function sharpness(t)
+      return vx.quantizer("sgumbel-none", options { gumbel_tau = t }):forward(z, { gumbel = noise }).stats.max_p
+    end
     assert.is_true(sharpness(0.1) > sharpness(1) and sharpness(1) > sharpness(5))
   end)
 end)
@@ -659,7 +691,9 @@ describe("Section 5.2's alternatives", function()
     local M, reg = 5, {}
     local q = vx.quantizer("softmax-dirichlet", { dim = 4, codes = M, alpha = 0.5 })
     for i, alpha in ipairs { 0.2, 0.5, 1.25 } do
-      q.log_pi = function() return vx.simplex.dirichlet(alpha, 4000, { dim = M, log = true, generator = vx.generator(i) }) end
+      q.log_pi = function()
+        return vx.simplex.dirichlet(alpha, 4000, { dim = M, log = true, generator = vx.generator(i) })
+      end
       reg[i] = q:forward(data(1, { 4000, 4 })).reg:item()
     end
     assert.is_true(reg[2] < 1e-3 and reg[1] > 0.1 and reg[3] > 0.1, table.concat(reg, " "))
@@ -672,7 +706,8 @@ describe("Section 5.2's alternatives", function()
     local q = vx.quantizer("softmax-pkl", { dim = 4, codes = M, alpha = 2, neighbour = 3 })
     q.log_pi = function() return vx.simplex.dirichlet(1, 3000, { dim = M, log = true, generator = vx.generator(2) }) end
     local expected = vx.simplex.kl(2, { 1, 1, 1 }):item() / 2
-    H.close({ q:forward(data(1, { 3000, 4 })).reg:item(), q:forward(data(1, { 3000, 4 }), { prior = prior }).reg:item() }, { expected, expected }, 0, 0.03)
+    H.close({ q:forward(data(1, { 3000, 4 })).reg:item(),
+      q:forward(data(1, { 3000, 4 }), { prior = prior }).reg:item() }, { expected, expected }, 0, 0.03)
   end)
 
   it("draw a new prior's sample each step, the same for the same seed", function()
@@ -705,8 +740,10 @@ describe("Section 5.2's alternatives", function()
       H.raises(function() vx.quantizer(name, options { tau = -1 }) end, "tau is -1")
     end
     H.raises(function() vx.quantizer("softmax-pkl", options { neighbour = 0 }) end, "neighbour is 0")
-    H.raises(function() vx.quantizer("softmax-pkl", options { neighbour = 4 }):forward(data(3, { 4, 6 })) end, "4 rows", "neighbour = 4")
-    H.raises(function() vx.quantizer("softmax-pkl", options()):forward(data(3, { 4, 6 }), { prior = vx.full({ 8, 4 }, 0.25) }) end, "(8,4)", "(4,10)")
+    H.raises(function() vx.quantizer("softmax-pkl", options { neighbour = 4 }):forward(data(3, { 4, 6 })) end, "4 rows",
+      "neighbour = 4")
+    H.raises(function() vx.quantizer("softmax-pkl", options()):forward(data(3, { 4, 6 }),
+      { prior = vx.full({ 8, 4 }, 0.25) }) end, "(8,4)", "(4,10)")
   end)
 end)
 

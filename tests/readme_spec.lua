@@ -17,8 +17,12 @@ describe("README", function()
   end)
 
   it("names folders and files that are there", function()
-    for path in readme():gmatch "%]%(([%w%-_./]+)%)" do assert.truthy(core.file_size(core.root .. "/" .. path), path) end
-    for path in readme():gmatch "luajit ([%w_/]+%.lua)" do assert.truthy(core.file_size(core.root .. "/" .. path), path) end
+    for path in readme():gmatch "%]%(([%w%-_./]+)%)" do
+      assert.truthy(core.file_size(core.root .. "/" .. path), path)
+    end
+    for path in readme():gmatch "luajit ([%w_/]+%.lua)" do
+      assert.truthy(core.file_size(core.root .. "/" .. path), path)
+    end
   end)
 
   it("shows an example that runs", function()

@@ -1,12 +1,13 @@
---- reference.lua: every op once more as plain loops over float64, written from its description and not from the kernels. Arrays are
--- {shape, n, v} with v a 0-based double array, row-major. reference.ops[name](args...) takes arrays where the op takes tensors.
+--- reference.lua: every op once more as plain loops over float64, written from its description and not from the
+-- kernels. Arrays are {shape, n, v} with v a 0-based double array, row-major. reference.ops[name](args...) takes arrays
+-- where the op takes tensors.
 
 local ffi = require "ffi"
 
 local R = { ops = {} }
 local ops = R.ops
 
--- -- Arrays ----------------------------------------------------------------------------------------------------------------------
+-- -- Arrays -----------------------------------------------------------------------------------------------------------
 
 local function product(shape)
   local n = 1
@@ -65,7 +66,7 @@ local function each(shape, f)
   end
 end
 
--- -- Views -----------------------------------------------------------------------------------------------------------------------
+-- -- Views ------------------------------------------------------------------------------------------------------------
 
 function ops.reshape(x, shape)
   local target, known = {}, 1
@@ -150,7 +151,7 @@ function ops.cat(d, ...)
   return y
 end
 
--- -- Elementwise -------------------------------------------------------------------------------------------------------------------
+-- -- Elementwise ------------------------------------------------------------------------------------------------------
 
 local function binary(f)
   return function(a, b)
@@ -196,7 +197,8 @@ local function erf(x) -- series for small arguments, continued fraction (Lentz) 
 end
 local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
 
--- ln gamma and its derivatives as sums over the first terms of their series in 1 / (x + k), the rest by the Euler-Maclaurin formula
+-- ln gamma and its derivatives as sums over the first terms of their series in 1 / (x + k), the rest by the
+-- Euler-Maclaurin formula
 local TERMS = 200
 local function lgamma(x) -- the product x (x + 1) ... against that of n!, whose logarithms nearly cancel term by term
   local sum, n = 0, TERMS
@@ -237,7 +239,7 @@ for name, f in pairs(scalar) do
   end
 end
 
--- -- Reductions --------------------------------------------------------------------------------------------------------------------
+-- -- Reductions -------------------------------------------------------------------------------------------------------
 
 local function reduction(start, join, finish)
   return function(x, dims, keep)
@@ -271,7 +273,7 @@ ops.mean = reduction(0, plus, function(s, n) return s / n end)
 ops.max = reduction(-math.huge, math.max)
 ops.min = reduction(math.huge, math.min)
 
--- -- Linear algebra and convolution ------------------------------------------------------------------------------------------------
+-- -- Linear algebra and convolution -----------------------------------------------------------------------------------
 
 --- c (B,m,n) = a (B or 1,m,k) b (B or 1,k,n)
 local function multiply(a, b, B, m, k, n, a_batched, b_batched)
@@ -309,7 +311,7 @@ function ops.linear(x, w, bias)
   return y
 end
 
-function ops.conv3x3(x, w, bias)
+function ops.conv2d(x, w, bias)
   local B, H, W, C, O = x.shape[1], x.shape[2], x.shape[3], x.shape[4], w.shape[4]
   local y = array { B, H, W, O }
   local xv, wv, yv = x.v, w.v, y.v
@@ -336,7 +338,7 @@ function ops.conv3x3(x, w, bias)
   return y
 end
 
-function ops.depthwise3x3(x, w, bias, stride)
+function ops.depthwise_conv2d(x, w, bias, stride)
   stride = stride or 1
   local B, H, W, C = x.shape[1], x.shape[2], x.shape[3], x.shape[4]
   local P, Q = math.ceil(H / stride), math.ceil(W / stride)
@@ -371,7 +373,7 @@ function ops.upsample2x(x)
   return y
 end
 
--- -- Normalization, softmax, rows by index, losses ---------------------------------------------------------------------------------
+-- -- Normalization, softmax, rows by index, losses --------------------------------------------------------------------
 
 function ops.group_norm(x, gamma, beta, groups, activation, eps)
   local B, C = x.shape[1], x.shape[#x.shape]
@@ -400,11 +402,11 @@ function ops.group_norm(x, gamma, beta, groups, activation, eps)
   return y
 end
 
-function ops.separable(x, w, v, bias, gamma, beta, residual, options)
+function ops.sepconv2d(x, w, v, bias, gamma, beta, residual, options)
   local o = options or {}
   if gamma then x = ops.group_norm(x, gamma, beta, o.groups or 1, o.activation) end
   if o.up == 2 then x = ops.upsample2x(x) end
-  local y = ops.linear(ops.depthwise3x3(x, w, nil, o.stride), v, bias)
+  local y = ops.linear(ops.depthwise_conv2d(x, w, nil, o.stride), v, bias)
   return residual and ops.add(y, residual) or y
 end
 
@@ -449,11 +451,11 @@ function ops.mse(a, b)
   return y
 end
 
--- -- Quantizers: the surrogate whose gradient the backward pass declares -------------------------------------------------------------
+-- -- Quantizers: the surrogate whose gradient the backward pass declares ----------------------------------------------
 --
--- `at` is nil at the point of interest; it comes back as a record of everything the method holds constant (assignments, neighbours,
--- rotations, straight-through offsets). Called again with that record and moved inputs, the function is the smooth surrogate, and its
--- finite differences are the declared gradient.
+-- `at` is nil at the point of interest; it comes back as a record of everything the method holds constant (assignments,
+-- neighbours, rotations, straight-through offsets). Called again with that record and moved inputs, the function is the
+-- smooth surrogate, and its finite differences are the declared gradient.
 
 local function normalized(x, width)
   local y = array(x.shape)
@@ -565,7 +567,9 @@ function ops.dirichlet_kl(a, b)
   local y = array {}
   local sa, sb = total(a), total(b)
   y.v[0] = lgamma(sa) - lgamma(sb)
-  for m = 0, a.n - 1 do y.v[0] = y.v[0] + lgamma(b.v[m]) - lgamma(a.v[m]) + (a.v[m] - b.v[m]) * (digamma(a.v[m]) - digamma(sa)) end
+  for m = 0, a.n - 1 do
+    y.v[0] = y.v[0] + lgamma(b.v[m]) - lgamma(a.v[m]) + (a.v[m] - b.v[m]) * (digamma(a.v[m]) - digamma(sa))
+  end
   return y
 end
 
@@ -716,7 +720,7 @@ function ops.quantize_smooth(z, book, log_tau, o, at)
   return y, reg, codes, now, mean_pi, biggest
 end
 
--- -- Random numbers: Philox 4x32-10 from its paper -----------------------------------------------------------------------------------
+-- -- Random numbers: Philox 4x32-10 from its paper --------------------------------------------------------------------
 
 local bit = require "bit"
 

@@ -1,21 +1,22 @@
--- The interactive session as its users meet it: on a terminal (a pseudo-terminal this file types into), on a dumb one, from a pipe; and
--- what ?name says.
+-- The interactive session as its users meet it: on a terminal (a pseudo-terminal this file types into), on a dumb one,
+-- from a pipe; and what ?name says.
 
 local H = require "tests.helper"
 local ffi = require "ffi"
 local bit = require "bit"
 local vx = H.vx
 local core = require "vertex.core"
-local help = require "vertex.help"
-local show = require "vertex.show"
-local Session = require "vertex.session"
+local help = require "vertex.interactive.help"
+local show = require "vertex.interactive.show"
+local Session = require "vertex.interactive.session"
 
--- -- Pipes --------------------------------------------------------------------------------------------------------------------------
+-- -- Pipes ------------------------------------------------------------------------------------------------------------
 
 --- What a session on a pipe writes: standard output, standard error, exit status.
 local function piped(text, command)
   local input, errors = H.write(H.scratch "input", text), H.scratch "errors"
-  local pipe = io.popen(("%s < '%s' 2> '%s'; echo rc=$?"):format(command or "timeout 60 luajit lua/repl.lua", input, errors))
+  local pipe = io.popen(("%s < '%s' 2> '%s'; echo rc=$?"):format(command or "timeout 60 luajit lua/repl.lua", input,
+    errors))
   local out = pipe:read "*a"
   pipe:close()
   local body, status = out:match "^(.*)rc=(%d+)\n$"
@@ -41,7 +42,7 @@ describe("a session on a pipe", function()
     assert.truthy(out:find("f32 (2,3) on cpu", 1, true), out)
     assert.truthy(out:find("1: Linear(3 -> 4)  16 parameters", 1, true), out)
     assert.truthy(out:find("module vertex.nn\nApply ", 1, true), out)
-    assert.truthy(out:find("function(x, dims, keep) at lua/vertex/ops.lua:", 1, true), out)
+    assert.truthy(out:find("function(x, dims, keep) at lua/vertex/ops/init.lua:", 1, true), out)
     assert.truthy(out:find('{ a = "x\\n", b = { 1, 2 } }', 1, true), out)
   end)
 
@@ -79,7 +80,8 @@ describe("a session on a pipe", function()
   end)
 
   it("is stopped by Ctrl-C in a loop", function()
-    local _, errors, status = piped("while true do end\nprint 'not reached'\n", "timeout --foreground -s INT 1 luajit lua/repl.lua")
+    local _, errors, status = piped("while true do end\nprint 'not reached'\n",
+      "timeout --foreground -s INT 1 luajit lua/repl.lua")
     assert.truthy(errors:find("interrupted\n", 1, true), errors)
     assert.equal(130, status == 124 and 130 or status) -- timeout says 124 of what it ended
   end)
@@ -113,7 +115,7 @@ describe("README's session", function()
   end)
 end)
 
--- -- Terminals -----------------------------------------------------------------------------------------------------------------------
+-- -- Terminals --------------------------------------------------------------------------------------------------------
 
 ffi.cdef [[
 int posix_openpt(int flags); int grantpt(int fd); int unlockpt(int fd); char *ptsname(int fd); int ioctl(int fd, unsigned long request, ...);
@@ -129,7 +131,8 @@ local open_terminals = {}
 
 --- A session on a terminal of its own. environment "A=1 B=2"; the history is a file of this test run.
 local function terminal(environment)
-  local self = setmetatable({ fd = C.posix_openpt(bit.bor(O_RDWR, O_NOCTTY)), seen = "", all = "", status_file = os.tmpname() }, Terminal)
+  local self = setmetatable({ fd = C.posix_openpt(bit.bor(O_RDWR, O_NOCTTY)), seen = "", all = "",
+    status_file = os.tmpname() }, Terminal)
   assert(self.fd >= 0 and C.grantpt(self.fd) == 0 and C.unlockpt(self.fd) == 0, "no pseudo-terminal")
   C.ioctl(self.fd, TIOCSWINSZ, ffi.new("unsigned short[4]", 40, 100))
   local name = ffi.string(C.ptsname(self.fd))
@@ -219,7 +222,8 @@ describe("a session on a terminal", function()
   it("stops a running loop at Ctrl-C, again and again, and stays", function()
     local t = terminal()
     t:wait "> "
-    for _, loop in ipairs { "while true do end", "while true do pcall(error) end", "while true do vx.randn{8}:sum() end",
+    for _, loop in ipairs { "while true do end", "while true do pcall(error) end",
+      "while true do vx.randn{8}:sum() end",
       "coroutine.wrap(function() while true do end end)()" } do
       t:type(loop .. "\r")
       t:wait(loop:sub(-6) .. "\r\n")
@@ -307,13 +311,15 @@ describe("a session on a terminal", function()
   end)
 end)
 
--- -- Help ----------------------------------------------------------------------------------------------------------------------------
+-- -- Help -------------------------------------------------------------------------------------------------------------
 
 describe("?name", function()
   local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }) }
   local function about(name, ...)
     local text = assert(help.about(session, name))
-    for _, part in ipairs { ... } do assert.truthy(text:find(part, 1, true), ("'%s' is not in what ?%s says:\n%s"):format(part, name, text)) end
+    for _, part in ipairs { ... } do
+      assert.truthy(text:find(part, 1, true), ("'%s' is not in what ?%s says:\n%s"):format(part, name, text))
+    end
     return text
   end
 
@@ -338,7 +344,7 @@ describe("?name", function()
     about("vx.matmul", "vx.matmul(a, b)", "(m,k)(k,n)", "Differentiable.", "in C: gemm   c~(B,M,N) <- ")
     about("matmul", "vx.matmul(a, b)")
     about("x:sum", "x:sum(dims, keep)", "in C: reduce")
-    about("conv3x3_backward_input", "dx:body(B,H,W,C) <- dy:body(B,H,W,O)")
+    about("conv2d_backward_input", "dx:body(B,H,W,C) <- dy:body(B,H,W,O)")
   end)
 
   it("shows a comment above the definition, of inputs too", function()
@@ -357,7 +363,8 @@ describe("?name", function()
 
   it("shows modules by their banner and what is in them, classes by their comment, values as they are", function()
     about("vx", "a workbench for vector quantization", "quantizer ")
-    about("vx.optim", "AdamW and learning-rate schedules.", ".AdamW(parameters, config)", "AdamW over a list of parameters.")
+    about("vx.optim", "AdamW and learning-rate schedules.", ".AdamW(parameters, config)",
+      "AdamW over a list of parameters.")
     about("vx.nn.Linear", "Linear(inputs, outputs, options)", "y = x wT + b")
     session:run "n = 3 t = vx.zeros{2}"
     about("n", "3")
@@ -367,13 +374,15 @@ describe("?name", function()
   end)
 end)
 
--- -- Installing --------------------------------------------------------------------------------------------------------------------
+-- -- Installing -------------------------------------------------------------------------------------------------------
 
 describe("cmake --install", function()
-  it("puts the command, the library and the Lua files where they find each other, from any folder and through a link", function()
+  it("puts the command, the library and the Lua files where they find each other, from any folder and through a link",
+    function()
     if not core.file_size(core.root .. "/build/cmake_install.cmake") then return pending "there is no build folder" end
     local prefix, link = H.scratch "some where", H.scratch "link"
-    os.execute(("cmake --install '%s/build' --prefix '%s' > /dev/null && ln -s '%s/bin/vertex' '%s'"):format(core.root, prefix, prefix, link))
+    os.execute(("cmake --install '%s/build' --prefix '%s' > /dev/null && ln -s '%s/bin/vertex' '%s'"):format(core.root,
+      prefix, prefix, link))
     local out, errors, status = piped("vx.zeros{2}\n?vx.nn.Linear\nprint(require 'vertex.core'.directory)\n",
       ("cd / && env -u LUA_PATH -u LUA_CPATH -u VERTEX_LIB '%s'"):format(link))
     assert.same({ "", 0 }, { errors, status })

@@ -63,9 +63,11 @@ describe("a file", function()
 
   it("holds every dtype, scalars, empty tensors and views", function()
     local t = {
-      scalar = vx.tensor(2.5), empty = vx.zeros { 0, 3 }, none = vx.zeros { 0 }, eight = vx.ones { 1, 1, 1, 1, 1, 1, 1, 2 },
+      scalar = vx.tensor(2.5), empty = vx.zeros { 0, 3 }, none = vx.zeros { 0 },
+        eight = vx.ones { 1, 1, 1, 1, 1, 1, 1, 2 },
       i = vx.tensor({ -2147483648, 2147483647 }, { dtype = "i32" }), u = vx.tensor({ 0, 255 }, { dtype = "u8" }),
-      h = vx.tensor({ 1.5, -2 }, { dtype = "bf16" }), view = vx.arange(6):reshape({ 2, 3 }):t(), special = vx.tensor { 0 / 0, 1 / 0, -1 / 0, -0.0, 1e-45 },
+      h = vx.tensor({ 1.5, -2 }, { dtype = "bf16" }), view = vx.arange(6):reshape({ 2, 3 }):t(),
+        special = vx.tensor { 0 / 0, 1 / 0, -1 / 0, -0.0, 1e-45 },
     }
     vx.save(path, t)
     local u, meta = vx.load(path)
@@ -91,7 +93,8 @@ describe("a file", function()
 
   it("keeps unicode names and metadata, and whatever else a text can hold", function()
     local t, meta = {}, {}
-    for _, name in ipairs { "größe", "τ", "日本語", "🙂", 'quote"', "back\\slash", "line\nbreak", "tab\t", "a/b.c", " ", "\1\127" } do
+    for _, name in ipairs { "größe", "τ", "日本語", "🙂", 'quote"', "back\\slash", "line\nbreak", "tab\t", "a/b.c", " ",
+      "\1\127" } do
       t[name] = vx.full({ 1 }, #name)
       meta[name] = name .. name
     end
@@ -185,7 +188,9 @@ describe("a broken file is refused by name:", function()
 
   it("with a lying header length", function()
     local header = '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    for _, n in ipairs { 0, 1, #header - 1, #header + 1, #header + 5, 1e6, 2 ^ 31, 2 ^ 40, 2 ^ 53 } do refused(u64(n) .. header .. ONE) end
+    for _, n in ipairs { 0, 1, #header - 1, #header + 1, #header + 5, 1e6, 2 ^ 31, 2 ^ 40, 2 ^ 53 } do
+      refused(u64(n) .. header .. ONE)
+    end
     refused(("\255"):rep(8) .. header .. ONE, "not a safetensors file")
     refused(("\0"):rep(7) .. "\128" .. header .. ONE, "not a safetensors file")
     refused("", "not a safetensors file")
@@ -201,9 +206,11 @@ describe("a broken file is refused by name:", function()
     refused(file("{" .. entry("a", "F32", "[2]", 0, 4) .. "}", ONE), "'a'", "8", "4")
     refused(file("{" .. entry("a", "F32", "[2]", 0, 8) .. "}", ONE), "'a'", "outside")
     refused(file("{" .. entry("a", "F32", "[1]", 4, 8) .. "}", ONE .. TWO), "'a'", "hole")
-    refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("b", "F32", "[1]", 8, 12) .. "}", ONE .. TWO .. ONE), "'b'", "hole")
+    refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("b", "F32", "[1]", 8, 12) .. "}",
+      ONE .. TWO .. ONE), "'b'", "hole")
     refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("b", "F32", "[1]", 0, 4) .. "}", ONE), "overlap")
-    refused(file("{" .. entry("a", "F32", "[2]", 0, 8) .. "," .. entry("b", "F32", "[1]", 4, 8) .. "}", ONE .. TWO), "overlap")
+    refused(file("{" .. entry("a", "F32", "[2]", 0, 8) .. "," .. entry("b", "F32", "[1]", 4, 8) .. "}", ONE .. TWO),
+      "overlap")
     refused(file("{" .. entry("a", "F32", "[1]", 4, 0) .. "}", ONE), "'a'")
     refused(file("{" .. entry("a", "F32", "[0]", 4, 4) .. "}", ONE), "hole")
     refused(file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,4]}}', ONE), "'a'")
@@ -212,7 +219,8 @@ describe("a broken file is refused by name:", function()
   end)
 
   it("with sizes that are no sizes", function()
-    for _, bad in ipairs { "-1", "1.5", "NaN", "nan", "1e400", "-0.5", '"1"', "null", "true", "[[1]]", "01", "0x1", "+1", "1.0",
+    for _, bad in ipairs { "-1", "1.5", "NaN", "nan", "1e400", "-0.5", '"1"', "null", "true", "[[1]]", "01", "0x1",
+      "+1", "1.0",
       "1e18", "9007199254740993", "Infinity" } do
       refused(file("{" .. entry("a", "F32", "[" .. bad .. "]", 0, 4) .. "}", ONE))
       refused(file("{" .. entry("a", "F32", "[1," .. bad .. "]", 0, 4) .. "}", ONE))
@@ -240,24 +248,28 @@ describe("a broken file is refused by name:", function()
   it("with a name twice", function()
     refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("a", "F32", "[1]", 4, 8) .. "}", ONE .. TWO))
     refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("a", "F32", "[1]", 0, 4) .. "}", ONE), "'a'")
-    refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("\\u0061", "F32", "[1]", 0, 4) .. "}", ONE), "'a'")
+    refused(file("{" .. entry("a", "F32", "[1]", 0, 4) .. "," .. entry("\\u0061", "F32", "[1]", 0, 4) .. "}", ONE),
+      "'a'")
     refused(file('{"a":{"dtype":"F32","dtype":"I32","shape":[1],"data_offsets":[0,4]}}', ONE))
     refused(file('{"__metadata__":{"k":"1"},"__metadata__":{"k":"2"},' .. entry("a", "F32", "[1]", 0, 4) .. "}", ONE))
   end)
 
   it("with a header that is no JSON object", function()
-    for _, bad in ipairs { "[]", "null", "5", '"x"', "{", "{}}", "{}{}", '{"a"}', '{"a":5}', '{"a":[]}', '{"a":null}', "{'a':1}", '{"a":{}}', "{,}",
+    for _, bad in ipairs { "[]", "null", "5", '"x"', "{", "{}}", "{}{}", '{"a"}', '{"a":5}', '{"a":[]}', '{"a":null}',
+      "{'a':1}", '{"a":{}}', "{,}",
       ('{"a":'):rep(2000),
       ("["):rep(5000), '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},}', "\0\0", "{} x" } do
       refused(file(bad, ONE))
     end
     refused(file("  {}", ""))
     local fine = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    for _, bad in ipairs { "\\ud800", "\\udc00", "\\ud800\\u0041", "\\u12g4", "\\x41", "\1", "\255", "\192\128", "\237\160\128",
+    for _, bad in ipairs { "\\ud800", "\\udc00", "\\ud800\\u0041", "\\u12g4", "\\x41", "\1", "\255", "\192\128",
+      "\237\160\128",
       "\244\144\128\128", "\226\130" } do
       refused(file('{"' .. bad .. '":' .. fine, ONE))
     end
-    assert.equal(1, load(file('{"\237\159\191\244\143\191\191\240\144\128\128":' .. fine, ONE))["\237\159\191\244\143\191\191\240\144\128\128"]:item())
+    assert.equal(1, load(file('{"\237\159\191\244\143\191\191\240\144\128\128":' .. fine,
+      ONE))["\237\159\191\244\143\191\191\240\144\128\128"]:item())
   end)
 
   it("with metadata that is no text", function()

@@ -1,9 +1,10 @@
--- Sessions without a terminal: what an input is, when it is complete, its values and errors, completion; and values as text.
+-- Sessions without a terminal: what an input is, when it is complete, its values and errors, completion; and values as
+-- text.
 
 local H = require "tests.helper"
 local vx = H.vx
-local Session = require "vertex.session"
-local show = require "vertex.show"
+local Session = require "vertex.interactive.session"
+local show = require "vertex.interactive.show"
 
 local function session() return Session.new { env = setmetatable({ vx = vx }, { __index = _G }) } end
 
@@ -52,9 +53,12 @@ describe("an input", function()
   end)
 
   it("is complete, goes on, or is wrong", function()
-    for input, expected in pairs { ["x = 1"] = "complete", [""] = "complete", ["f("] = "incomplete", ["for i = 1, 2 do"] = "incomplete",
-      ["if a then\nb()\nelse"] = "incomplete", ["s = [[open"] = "incomplete", ["x = = 1"] = "invalid", ["end"] = "invalid", ["'open"] = "invalid",
-      ["?vx.nn"] = "complete", ["function f()\nreturn 1\nend"] = "complete", ["{ 1,"] = "incomplete", ["--[[ open"] = "incomplete" } do
+    for input, expected in pairs { ["x = 1"] = "complete", [""] = "complete", ["f("] = "incomplete",
+      ["for i = 1, 2 do"] = "incomplete",
+      ["if a then\nb()\nelse"] = "incomplete", ["s = [[open"] = "incomplete", ["x = = 1"] = "invalid",
+        ["end"] = "invalid", ["'open"] = "invalid",
+      ["?vx.nn"] = "complete", ["function f()\nreturn 1\nend"] = "complete", ["{ 1,"] = "incomplete",
+        ["--[[ open"] = "incomplete" } do
       assert.equal(expected, (Session.state(input)), input)
     end
     assert.equal("    ", (select(2, Session.state "for i = 1, 2 do\n  if i then")))
@@ -68,7 +72,8 @@ describe("an error", function()
     local none, problem = s:run "f {}"
     assert.equal(nil, none)
     assert.equal("[1]:2: attempt to index field 'a' (a nil value)", problem.message)
-    assert.same({ { where = "[1]:2", what = "f", line = "return t.a.b" }, { where = "[2]:1", what = "", line = "f {}" } }, problem.trace)
+    assert.same({ { where = "[1]:2", what = "f", line = "return t.a.b" },
+      { where = "[2]:1", what = "", line = "f {}" } }, problem.trace)
   end)
 
   it("of a call into the library names the input's line and shows no frame of the library", function()
@@ -118,7 +123,8 @@ end)
 describe("a value as text", function()
   it("is what it was written as, keys in order, large tables cut", function()
     assert.equal('"a\\"b\\n\\0"', show.value 'a"b\n\0')
-    assert.equal('{ 1, 2, [0] = 0, a = { b = true }, ["c d"] = "e" }', show.value { 1, 2, [0] = 0, a = { b = true }, ["c d"] = "e" })
+    assert.equal('{ 1, 2, [0] = 0, a = { b = true }, ["c d"] = "e" }',
+      show.value { 1, 2, [0] = 0, a = { b = true }, ["c d"] = "e" })
     local itself = {}
     itself.me = itself
     assert.equal("{ me = { itself } }", show.value(itself))
@@ -131,8 +137,9 @@ describe("a value as text", function()
   end)
 
   it("tells functions by their parameters and place, ops by those they were written with", function()
-    assert.truthy(show.value(function(a, b, ...) return a, b, ... end):find "^function%(a, b, %.%.%.%) at tests/session_spec%.lua:%d+$")
-    assert.truthy(show.value(vx.linear):find "^function%(x, w, bias%) at lua/vertex/ops%.lua:%d+$")
+    assert.truthy(show.value(function(a, b, ...) return a, b,
+      ... end):find "^function%(a, b, %.%.%.%) at tests/session_spec%.lua:%d+$")
+    assert.truthy(show.value(vx.linear):find "^function%(x, w, bias%) at lua/vertex/ops/init%.lua:%d+$")
     assert.equal("function (built in)", show.value(math.sin))
     assert.equal("class of modules Linear", show.value(vx.nn.Linear))
     assert.truthy(show.value(vx.optim):find "^module vertex.optim\nAdamW ")

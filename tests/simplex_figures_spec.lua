@@ -7,7 +7,8 @@ local folder
 
 local function figures(arguments)
   local library = os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so"
-  return H.shell(("cd '%s' && VERTEX_LIB='%s' luajit '%s/experiments/simplex_figures.lua' %s"):format(folder, library, H.root, arguments))
+  return H.shell(("cd '%s' && VERTEX_LIB='%s' luajit '%s/experiments/simplex_figures.lua' %s"):format(folder, library,
+    H.root, arguments))
 end
 
 local function read(path) return H.read(folder .. "/" .. path) end
@@ -30,11 +31,14 @@ describe("simplex_figures", function()
       scores[score] = scores[score] or {}
       scores[score][distribution] = tonumber(mean)
     end
-    -- B: ppl tells only collapse from the rest; C: both KNN distances are least at the vertices and large where a vertex is alone
+    -- B: ppl tells only collapse from the rest; C: both KNN distances are least at the vertices and large where a
+    -- vertex is alone
     for _, name in ipairs { "vertices", "uniform", "centered" } do assert.is_true(scores.perplexity[name] > 2.9) end
     assert.is_true(scores.perplexity.collapsed < 2.5)
     for _, score in ipairs { "knn-l2", "knn-ce" } do
-      for _, name in ipairs { "uniform", "centered", "collapsed" } do assert.is_true(scores[score].vertices < 0.5 * scores[score][name]) end
+      for _, name in ipairs { "uniform", "centered", "collapsed" } do
+        assert.is_true(scores[score].vertices < 0.5 * scores[score][name])
+      end
       assert.is_true(scores[score].collapsed > 2 * scores[score].uniform)
     end
   end)

@@ -1,14 +1,16 @@
--- vx.simplex: distributions, scores, divergences and the watch. Numbers named scipy are float64 results of scipy 1.17 (stats.dirichlet, special,
--- optimize.root, spatial.cKDTree) for the points below.
+-- vx.simplex: distributions, scores, divergences and the watch. Numbers named scipy are float64 results of scipy 1.17
+-- (stats.dirichlet, special, optimize.root, spatial.cKDTree) for the points below.
 
 local H = require "tests.helper"
 local vx = H.vx
 local core = require "vertex.core"
 local simplex, ops = vx.simplex, vx.ops
 
-local P = { { 0.7, 0.2, 0.1 }, { 0.1, 0.8, 0.1 }, { 0.25, 0.25, 0.5 }, { 0.05, 0.15, 0.8 }, { 0.6, 0.3, 0.1 }, { 0.33, 0.33, 0.34 }, { 0.02, 0.08, 0.9 },
+local P = { { 0.7, 0.2, 0.1 }, { 0.1, 0.8, 0.1 }, { 0.25, 0.25, 0.5 }, { 0.05, 0.15, 0.8 }, { 0.6, 0.3, 0.1 },
+  { 0.33, 0.33, 0.34 }, { 0.02, 0.08, 0.9 },
   { 0.45, 0.5, 0.05 } }
-local Q = { { 0.5, 0.4, 0.1 }, { 0.2, 0.2, 0.6 }, { 0.9, 0.05, 0.05 }, { 0.3, 0.65, 0.05 }, { 0.15, 0.1, 0.75 }, { 0.4, 0.25, 0.35 } }
+local Q = { { 0.5, 0.4, 0.1 }, { 0.2, 0.2, 0.6 }, { 0.9, 0.05, 0.05 }, { 0.3, 0.65, 0.05 }, { 0.15, 0.1, 0.75 },
+  { 0.4, 0.25, 0.35 } }
 
 local function logs(rows) return vx.tensor(rows):log() end
 local function leaf(rows)
@@ -112,7 +114,9 @@ describe("simplex.log_density", function()
     sum:backward()
     H.close(H.flat(p.grad), { -0.5 / 0.7, 1 / 0.2, 2 / 0.1, -0.5 / 0.25, 1 / 0.25, 2 / 0.5 }, 1e-6, 0)
     local expected, a = {}, { 0.5, 2, 3 }
-    for m = 1, 3 do expected[m] = math.log(P[1][m]) + math.log(P[3][m]) - 2 * (core.digamma(a[m]) - core.digamma(5.5)) end
+    for m = 1, 3 do
+      expected[m] = math.log(P[1][m]) + math.log(P[3][m]) - 2 * (core.digamma(a[m]) - core.digamma(5.5))
+    end
     H.close(H.flat(alpha.grad), expected, 1e-5, 1e-6)
   end)
 end)
@@ -121,7 +125,9 @@ describe("Figure 1's distributions", function()
   local n = 600
   local function all(M)
     local p = {}
-    for i, name in ipairs(simplex.names) do p[name] = simplex.named(name, n, { dim = M, generator = vx.generator(i) }) end
+    for i, name in ipairs(simplex.names) do
+      p[name] = simplex.named(name, n, { dim = M, generator = vx.generator(i) })
+    end
     return p
   end
 
@@ -130,7 +136,8 @@ describe("Figure 1's distributions", function()
     for _, M in ipairs { 2, 3, 10 } do
       local p = all(M)
       for name, x in pairs(p) do assert.same({ n, M }, x:shape(), name) end
-      H.close({ simplex.max_p(p.vertices):mean():item(), simplex.max_p(p.collapsed):mean():item() }, { 30 / 32, 30 / 32 }, 0.01, 0)
+      H.close({ simplex.max_p(p.vertices):mean():item(), simplex.max_p(p.collapsed):mean():item() },
+        { 30 / 32, 30 / 32 }, 0.01, 0)
       local used, count = math.floor(2 * M / 3), ops.count_codes(p.collapsed:argmax():reshape { n, 1 }, M):totable()[1]
       for m = 1, M do assert.equal(m <= used and math.floor(n / used) or 0, count[m]) end
       -- each coordinate of these two is a Beta variable
@@ -147,7 +154,8 @@ describe("Figure 1's distributions", function()
     for _, metric in ipairs { "ce", "l2" } do
       local knn = {}
       for name, x in pairs(p) do knn[name] = simplex.knn(x, { k = 8, metric = metric }):item() end
-      assert.is_true(knn.vertices < knn.uniform / 3 and knn.uniform < knn.centered / 3 and knn.uniform < knn.collapsed / 3, metric)
+      assert.is_true(knn.vertices < knn.uniform / 3 and knn.uniform < knn.centered / 3 and knn.uniform < knn.collapsed
+        / 3, metric)
     end
   end)
 
@@ -199,7 +207,8 @@ describe("scores of points", function()
 
   it("entropy, largest coordinate, distances from the vertices", function()
     local p = vx.tensor(P)
-    local entropy = { 0.8018185525433373, 0.639031859650177, 1.0397207708399179, 0.6128694524619496, 0.8979457248567798, 1.0985126170507196, 0.375123215745267,
+    local entropy = { 0.8018185525433373, 0.639031859650177, 1.0397207708399179, 0.6128694524619496, 0.8979457248567798,
+      1.0985126170507196, 0.375123215745267,
       0.8556886672556694 }
     H.close(H.flat(simplex.entropy(p)), entropy, 1e-6, 0)
     H.close(H.flat(simplex.entropy(logs(P), { log = true })), entropy, 1e-6, 0)
@@ -248,7 +257,8 @@ describe("scores of points", function()
   it("refuse what is no point of the simplex, by name", function()
     for _, name in ipairs { "ppl", "perplexity", "knn", "entropy", "max_p", "vertex_distances", "dirichlet_mle" } do
       local f = simplex[name]
-      H.raises(function() f(vx.tensor { { 3, -1 }, { 0.5, 0.5 } }) end, name .. ": p (2,2) does not hold points", "its least entry is -1")
+      H.raises(function() f(vx.tensor { { 3, -1 }, { 0.5, 0.5 } }) end, name .. ": p (2,2) does not hold points",
+        "its least entry is -1")
       H.raises(function() f(vx.tensor { { 0.2, 0.2 }, { 0.5, 0.5 } }) end, "its rows sum to 0.4 ... 1")
       H.raises(function() f(vx.tensor { { 0.5, 0.5 }, { 0 / 0, 0.5 } }) end, name .. ": 1 rows of p", "row 1")
       H.raises(function() f(vx.tensor { { 0.5, 0.5 }, { 0.5, 0.5 } }, { log = true }) end, "by their logarithms")
@@ -265,27 +275,32 @@ end)
 
 describe("maximum-likelihood Dirichlet", function()
   it("agrees with scipy's root of the likelihood equations", function()
-    H.close(H.flat((simplex.dirichlet_mle(vx.tensor(P)))), { 0.9137588270482007, 1.1251394337299887, 1.0118722088567742 }, 1e-6, 0)
-    H.close(H.flat((simplex.dirichlet_mle(vx.tensor(Q)))), { 1.5485923608392256, 1.0785033393655674, 1.0239172610443057 }, 1e-6, 0)
+    H.close(H.flat((simplex.dirichlet_mle(vx.tensor(P)))),
+      { 0.9137588270482007, 1.1251394337299887, 1.0118722088567742 }, 1e-6, 0)
+    H.close(H.flat((simplex.dirichlet_mle(vx.tensor(Q)))),
+      { 1.5485923608392256, 1.0785033393655674, 1.0239172610443057 }, 1e-6, 0)
     local far = {}
     for i, row in ipairs { { 1e-30, 1e-9, 1 }, { 1, 1e-200, 1e-12 }, { 1e-100, 1, 1e-3 }, { 1e-2, 1e-5, 0.98999 } } do
       far[i] = { math.log(row[1]), math.log(row[2]), math.log(row[3]) }
     end
-    H.close(H.flat((simplex.dirichlet_mle(vx.tensor(far), { log = true }))), { 0.010629563516781515, 0.007078419866220937, 0.037352999925037655 }, 1e-6, 0)
+    H.close(H.flat((simplex.dirichlet_mle(vx.tensor(far), { log = true }))),
+      { 0.010629563516781515, 0.007078419866220937, 0.037352999925037655 }, 1e-6, 0)
   end)
 
   it("finds concentrations from 1e-3 to 1e3 again in a few steps", function()
     local n = 4000
-    for i, alpha in ipairs { { 1e-3, 1e-3, 1e-3 }, { 1e-2, 0.1, 1 }, { 0.3, 0.3, 0.3, 0.3, 0.3 }, { 1, 2, 5 }, { 1e-3, 1, 30 }, { 100, 1, 10 },
+    for i, alpha in ipairs { { 1e-3, 1e-3, 1e-3 }, { 1e-2, 0.1, 1 }, { 0.3, 0.3, 0.3, 0.3, 0.3 }, { 1, 2, 5 },
+      { 1e-3, 1, 30 }, { 100, 1, 10 },
       { 1e3, 1e3, 1e3 } } do
-      local fit, steps = simplex.dirichlet_mle(simplex.dirichlet(alpha, n, { log = true, generator = vx.generator(i) }), { log = true })
+      local fit, steps = simplex.dirichlet_mle(simplex.dirichlet(alpha, n, { log = true, generator = vx.generator(i) }),
+        { log = true })
       assert.is_true(steps <= 12, ("%d steps"):format(steps))
       -- the estimate's covariance is the inverse Fisher information over n
       local unit, s = {}, 0
       for m = 1, #alpha do s = s + alpha[m] end
       for m = 1, #alpha do
         for j = 1, #alpha do unit[j] = j == m and 1 or 0 end
-        local deviation = math.sqrt(require("vertex.dirichlet").solve_information(alpha, unit)[m] / n)
+        local deviation = math.sqrt(require("vertex.ops.dirichlet_math").solve_information(alpha, unit)[m] / n)
         H.close({ fit[m]:item() }, { alpha[m] }, 0, 4.5 * deviation, ("alpha %g of sum %g"):format(alpha[m], s))
       end
     end
@@ -302,15 +317,18 @@ describe("maximum-likelihood Dirichlet", function()
   end)
 
   it("says why there is none", function()
-    H.raises(function() simplex.dirichlet_mle(vx.tensor { { 1, 0 }, { 0.5, 0.5 } }) end, "dirichlet_mle: ", "no p may be 0")
-    H.raises(function() simplex.dirichlet_mle(vx.tensor { { 0.4, 0.6 }, { 0.4, 0.6 } }) end, "dirichlet_mle: ", "all equal")
+    H.raises(function() simplex.dirichlet_mle(vx.tensor { { 1, 0 }, { 0.5, 0.5 } }) end, "dirichlet_mle: ",
+      "no p may be 0")
+    H.raises(function() simplex.dirichlet_mle(vx.tensor { { 0.4, 0.6 }, { 0.4, 0.6 } }) end, "dirichlet_mle: ",
+      "all equal")
     H.raises(function() simplex.dirichlet_mle(vx.tensor { { 0.4, 0.6 } }) end, "dirichlet_mle: ", "(1,2)", "at least 2")
   end)
 end)
 
 describe("divergences", function()
   it("between Dirichlet distributions agree with scipy", function()
-    local cases = { { { 0.5, 1, 2 }, { 2, 2, 2 }, 2.121489222187104 }, { { 1e-3, 1e-3, 1e-3 }, { 0.01, 0.01, 0.01 }, 13.39443923681095 },
+    local cases = { { { 0.5, 1, 2 }, { 2, 2, 2 }, 2.121489222187104 },
+      { { 1e-3, 1e-3, 1e-3 }, { 0.01, 0.01, 0.01 }, 13.39443923681095 },
       { { 1000, 900, 1.5 }, { 800, 1000, 3 }, 25.022187070709883 }, { { 0.1, 0.2 }, { 7, 0.3 }, 45.78132172755372 },
       { { 1e-3, 1, 1000 }, { 1, 1, 1 }, 1004.7906832673983 } }
     for _, c in ipairs(cases) do
@@ -327,19 +345,26 @@ describe("divergences", function()
 
   it("of Perez-Cruz agree with the estimate by scipy's neighbours", function()
     local p, q = vx.tensor(P), vx.tensor(Q)
-    local function estimate(a, b, k, space, log) return simplex.perez_cruz_kl(a, b, { k = k, space = space, log = log }):item() end
-    H.close({ estimate(p, q, 1), estimate(p, q, 2), estimate(p, q, 3) }, { -0.49996154983247676, -0.6618271857988538, -0.3237099279145368 }, 1e-5, 0)
-    H.close({ estimate(q, p, 1), estimate(q, p, 2), estimate(q, p, 3) }, { -0.8610106571264386, -0.7109181728256029, -0.6841450958543391 }, 1e-5, 0)
+    local function estimate(a, b, k, space, log)
+      return simplex.perez_cruz_kl(a, b, { k = k, space = space, log = log }):item()
+    end
+    H.close({ estimate(p, q, 1), estimate(p, q, 2), estimate(p, q, 3) },
+      { -0.49996154983247676, -0.6618271857988538, -0.3237099279145368 }, 1e-5, 0)
+    H.close({ estimate(q, p, 1), estimate(q, p, 2), estimate(q, p, 3) },
+      { -0.8610106571264386, -0.7109181728256029, -0.6841450958543391 }, 1e-5, 0)
     local expected = { -0.2186478490266476, -0.6633181977383935, -0.31181739661826025 }
     for k = 1, 3 do
-      H.close({ estimate(p, q, k, "log-ratio"), estimate(logs(P), logs(Q), k, "log-ratio", true) }, { expected[k], expected[k] }, 1e-5, 0)
+      H.close({ estimate(p, q, k, "log-ratio"), estimate(logs(P), logs(Q), k, "log-ratio", true) },
+        { expected[k], expected[k] }, 1e-5, 0)
       H.close({ estimate(logs(P), logs(Q), k, nil, true) }, { estimate(p, q, k) }, 1e-4, 0)
     end
   end)
 
   it("of Perez-Cruz come close to the closed form", function()
-    local n = 3000 -- where the estimates below are within 0.05; next to an edge where P's density is far above Q's it takes many more
-    for i, c in ipairs { { { 4, 5, 6 }, { 5, 4, 6 } }, { { 5, 5 }, { 2, 3 } }, { { 1, 1, 1 }, { 1, 1, 1 } }, { { 3, 3, 3, 3 }, { 2, 4, 3, 3 } } } do
+    -- where the estimates below are within 0.05; next to an edge where P's density is far above Q's it takes many more
+    local n = 3000
+    for i, c in ipairs { { { 4, 5, 6 }, { 5, 4, 6 } }, { { 5, 5 }, { 2, 3 } }, { { 1, 1, 1 }, { 1, 1, 1 } },
+      { { 3, 3, 3, 3 }, { 2, 4, 3, 3 } } } do
       local g = vx.generator(i)
       local p, q = simplex.dirichlet(c[1], n, { generator = g }), simplex.dirichlet(c[2], n, { generator = g })
       local expected = simplex.kl(c[1], c[2]):item()
@@ -352,7 +377,8 @@ describe("divergences", function()
     -- next to the vertices, where the plain distance sees little, logarithms still do
     local o = { log = true, generator = vx.generator(9) }
     local p, q = simplex.dirichlet(0.1, n, o), simplex.dirichlet(0.02, n, o)
-    H.close({ simplex.perez_cruz_kl(p, q, { space = "log-ratio", log = true, k = 4 }):item() }, { simplex.kl({ 0.1, 0.1, 0.1 }, 0.02):item() }, 0.1, 0)
+    H.close({ simplex.perez_cruz_kl(p, q, { space = "log-ratio", log = true, k = 4 }):item() },
+      { simplex.kl({ 0.1, 0.1, 0.1 }, 0.02):item() }, 0.1, 0)
   end)
 
   it("of Perez-Cruz have gradients in both sets of points", function()
@@ -476,7 +502,8 @@ describe("simplex.watch", function()
     local q = fresh("softmax-knn-l2", { tau = 0.5, weight = 5, k = 12 })
     local watch = simplex.watch(q)
     training(q, 60)
-    local distance, near = watch:stack("distances"):mean({ 2, 3 }):totable(), watch:stack("neighbours"):mean({ 2, 3 }):totable()
+    local distance, near = watch:stack("distances"):mean({ 2, 3 }):totable(),
+      watch:stack("neighbours"):mean({ 2, 3 }):totable()
     assert.is_true(distance[60] < distance[1] / 2 and near[60] < near[1] / 2)
   end)
 
@@ -488,7 +515,9 @@ describe("simplex.watch", function()
     watch:save(path)
     local t, meta = vx.load(path)
     assert.same({ 1, 2, 3 }, t.step:totable())
-    for _, name in ipairs { "distances", "neighbours", "claimed", "points" } do assert.same(watch:stack(name):totable(), t[name]:totable()) end
+    for _, name in ipairs { "distances", "neighbours", "claimed", "points" } do
+      assert.same(watch:stack(name):totable(), t[name]:totable())
+    end
     assert.equal("l2", meta.metric)
   end)
 
@@ -523,11 +552,14 @@ describe("on another device", function()
     local function results(device)
       vx.device(device)
       local g = vx.generator(1)
-      local p, q = simplex.named("vertices", 70, { generator = g }), simplex.dirichlet({ 0.5, 1, 2 }, 60, { generator = g })
+      local p, q = simplex.named("vertices", 70, { generator = g }),
+        simplex.dirichlet({ 0.5, 1, 2 }, 60, { generator = g })
       p.requires_grad = true
       local _, deviation = simplex.knn(p, { k = 3 })
-      local list = { p, q, simplex.ppl(p), deviation, simplex.entropy(q), simplex.vertex_distances(p), simplex.log_density(p, { 0.5, 1, 2 }),
-        (simplex.dirichlet_mle(p)), simplex.perez_cruz_kl(p, q, { k = 2 }), simplex.perez_cruz_kl(p, q, { space = "log-ratio" }) }
+      local list = { p, q, simplex.ppl(p), deviation, simplex.entropy(q), simplex.vertex_distances(p),
+        simplex.log_density(p, { 0.5, 1, 2 }),
+        (simplex.dirichlet_mle(p)), simplex.perez_cruz_kl(p, q, { k = 2 }),
+          simplex.perez_cruz_kl(p, q, { space = "log-ratio" }) }
       ops.add(list[9], simplex.kl((simplex.dirichlet_mle(p)), 0.5)):backward()
       list[#list + 1] = p.grad
       for _, name in ipairs { "softmax-dirichlet", "softmax-pkl" } do
@@ -544,6 +576,8 @@ describe("on another device", function()
       return list
     end
     local here = results "cpu"
-    for i, x in ipairs(results "emu:0") do assert.is_true(H.relative_error(x, here[i]) < 1e-4, ("result %d: %g"):format(i, H.relative_error(x, here[i]))) end
+    for i, x in ipairs(results "emu:0") do
+      assert.is_true(H.relative_error(x, here[i]) < 1e-4, ("result %d: %g"):format(i, H.relative_error(x, here[i])))
+    end
   end)
 end)

@@ -26,7 +26,8 @@ describe("the surface:", function()
     local r = vx.rand { 1000 }
     assert.is_true(r:min():item() > 0 and r:max():item() < 1)
     assert.same({ 0, 1, 2 }, vx.arange(3):totable())
-    for _, y in ipairs { vx.tensor({ 1 }, { dtype = "i32", device = "cpu" }), vx.zeros({ 1 }, { dtype = "i32" }), vx.arange(1, { dtype = "i32" }) } do
+    for _, y in ipairs { vx.tensor({ 1 }, { dtype = "i32", device = "cpu" }), vx.zeros({ 1 }, { dtype = "i32" }),
+      vx.arange(1, { dtype = "i32" }) } do
       assert.same({ "i32", "cpu" }, { y:dtype(), y:device() })
     end
   end)
@@ -78,7 +79,8 @@ describe("the surface:", function()
 
   it("the usual names, as methods and as functions", function()
     local x = vx.tensor { { 0.5, 1 }, { 2, 4 } }
-    for _, name in ipairs { "matmul", "sum", "mean", "max", "min", "exp", "log", "sqrt", "abs", "square", "softmax", "log_softmax", "relu", "silu", "gelu",
+    for _, name in ipairs { "matmul", "sum", "mean", "max", "min", "exp", "log", "sqrt", "abs", "square", "softmax",
+      "log_softmax", "relu", "silu", "gelu",
       "sigmoid", "tanh", "reshape", "transpose", "narrow", "select", "expand", "argmax", "clamp" } do
       assert.is_function(vx[name], name)
       assert.is_function(x[name], name)
@@ -87,7 +89,8 @@ describe("the surface:", function()
     assert.same(vx.matmul(x, x):totable(), x:matmul(x):totable())
     assert.equal(7.5, x:sum():item())
     assert.equal(1.875, x:mean():item())
-    H.close({ x:exp():sum():item(), x:log():sum():item() }, { math.exp(0.5) + math.exp(1) + math.exp(2) + math.exp(4), math.log(4) }, 1e-6, 0)
+    H.close({ x:exp():sum():item(), x:log():sum():item() }, { math.exp(0.5) + math.exp(1) + math.exp(2) + math.exp(4),
+      math.log(4) }, 1e-6, 0)
     H.close(x:softmax():sum(2):totable(), { 1, 1 }, 1e-6, 0)
     H.close(x:log_softmax():exp():sum(2):totable(), { 1, 1 }, 1e-6, 0)
     assert.same({ { 0, 0 } }, vx.relu(vx.tensor { { -1, 0 } }):totable())
@@ -105,7 +108,8 @@ describe("the surface:", function()
   end)
 
   it("quantizers", function()
-    local q = vx.quantizer("softmax-knn-ce", { dim = 32, codes = 64, groups = 1, k = 8, tau = 0.1, seed = 1, weight = 1 })
+    local q = vx.quantizer("softmax-knn-ce", { dim = 32, codes = 64, groups = 1, k = 8, tau = 0.1, seed = 1,
+      weight = 1 })
     assert.same({ 1, 64, 32 }, q.codebook:shape())
     assert.is_true(q.codebook.requires_grad)
     assert.same({ 1 }, q.log_tau:shape())
@@ -152,7 +156,8 @@ describe("the surface:", function()
 
   it("modules, those with needs of their own at first use", function()
     for _, name in ipairs { "nn", "optim", "ops" } do assert.is_table(vx[name], name) end
-    local file_of = { data = "data/images", plot = "plot", train = "train", sweep = "sweep", simplex = "simplex", metrics = "metrics", dist = "dist" }
+    local file_of = { data = "data/images", plot = "plot", train = "runs/train", sweep = "runs/sweep",
+      simplex = "simplex", metrics = "metrics", dist = "dist" }
     for name, file in pairs(file_of) do
       local there = H.read("lua/vertex/" .. file .. ".lua") or H.read("lua/vertex/" .. file .. "/init.lua")
       local ok, module = pcall(function() return vx[name] end)

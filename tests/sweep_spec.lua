@@ -1,8 +1,9 @@
--- The main job as a user runs it: flags, output folder, results, kill and resume. Runs experiments/ae_sweep.lua in child processes.
+-- The main job as a user runs it: flags, output folder, results, kill and resume. Runs experiments/ae_sweep.lua in
+-- child processes.
 
 local H = require "tests.helper"
 local lfs = require "lfs"
-local train = require "vertex.train"
+local train = require "vertex.runs.train"
 local core = require "vertex.core"
 local vx = require "vertex"
 
@@ -11,7 +12,8 @@ local scratch
 
 local function sweep(arguments, before)
   local library = os.getenv "VERTEX_LIB" or root .. "/build/libvertex.so"
-  return shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s/experiments/ae_sweep.lua' %s"):format(scratch, library, before or "", root, arguments))
+  return shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s/experiments/ae_sweep.lua' %s"):format(scratch, library,
+    before or "", root, arguments))
 end
 
 local function read(path) return assert(H.read(scratch .. "/" .. path), path) end
@@ -46,7 +48,8 @@ describe("a meter", function()
     local meter = train.meter()
     assert.same({}, meter:take())
     for i = 1, 4 do
-      vx.step(function() meter:add { number = i, tensor = vx.full({}, 2 * i), sometimes = i > 2 and vx.full({ 1 }, i) or nil } end)
+      vx.step(function() meter:add { number = i, tensor = vx.full({}, 2 * i), sometimes = i > 2 and vx.full({ 1 }, i)
+        or nil } end)
     end
     assert.same({ number = 2.5, tensor = 5, sometimes = 3.5 }, meter:take())
     meter:add { tensor = vx.full({}, 7) }
@@ -63,7 +66,8 @@ describe("ae_sweep", function()
   it("trains, evaluates and leaves every file", function()
     local output, status = sweep "--steps 3 --batch 4 --out a/b --methods softmax-knn-ce,ste-euclid"
     assert.equal(0, status, output)
-    for _, file in ipairs { "config.json", "results.csv", "table.md", "metrics.jsonl", "curves.png", "reconstructions.png",
+    for _, file in ipairs { "config.json", "results.csv", "table.md", "metrics.jsonl", "curves.png",
+      "reconstructions.png",
       "checkpoints/ste-euclid.safetensors" } do
       assert.truthy(core.file_size(scratch .. "/a/b/" .. file), file)
     end
@@ -151,7 +155,8 @@ describe("ae_sweep", function()
     sweep(common .. " --out killed", "timeout -s KILL 0.6")
     while not done and tries < 60 do
       tries = tries + 1
-      local again = lfs.attributes(scratch .. "/killed/config.json", "mode") and " --out killed --resume" or " --out killed"
+      local again = lfs.attributes(scratch .. "/killed/config.json", "mode") and " --out killed --resume"
+        or " --out killed"
       output, status = sweep(common .. again, ("timeout -s KILL %.2f"):format(0.6 + 0.13 * tries))
       done = status == 0
     end
@@ -159,11 +164,15 @@ describe("ae_sweep", function()
     assert.truthy(tries > 1, "the run was never interrupted")
     assert.equal(results "whole", results "killed")
     assert.equal(read "whole/metrics.jsonl", read "killed/metrics.jsonl")
-    for _, method in ipairs { "sgumbel-knn-ce", "re-cosine" } do assert.equal(tensors("whole", method), tensors("killed", method)) end
+    for _, method in ipairs { "sgumbel-knn-ce", "re-cosine" } do
+      assert.equal(tensors("whole", method), tensors("killed", method))
+    end
   end)
 
   it("stops cleanly at Ctrl-C and goes on", function()
-    local output, status = sweep("--steps 400000 --batch 4 --out stopped --methods softmax-ppl", "timeout --foreground -s INT 2") -- once, to the child alone
+    -- once, to the child alone
+    local output, status = sweep("--steps 400000 --batch 4 --out stopped --methods softmax-ppl",
+      "timeout --foreground -s INT 2")
     assert.truthy(status == 124 or status == 130, output)
     assert.truthy(output:find("stopped; go on with: luajit", 1, true), output)
     local extra = train.peek_checkpoint(scratch .. "/stopped/checkpoints/softmax-ppl.safetensors")
@@ -173,7 +182,8 @@ describe("ae_sweep", function()
   it("refuses a damaged or foreign checkpoint by name", function()
     local path = "a/b/checkpoints/softmax-knn-ce.safetensors"
     local good = read(path)
-    for what, bytes in pairs { truncated = good:sub(1, #good - 100), foreign = read "whole/checkpoints/re-cosine.safetensors", text = "hello" } do
+    for what, bytes in pairs { truncated = good:sub(1, #good - 100),
+      foreign = read "whole/checkpoints/re-cosine.safetensors", text = "hello" } do
       write(path, bytes)
       local output, status = sweep "--out a/b --resume"
       assert.equal(2, status, what)
@@ -213,9 +223,11 @@ describe("ae_sweep", function()
       ["return { names = { { name = 'a,b', summary = 's' } }, paper = 'p', " .. class .. "}"] = "names[1] has no name",
       ["return { names = { { name = 'x' } }, paper = 'p', " .. class .. "}"] = "its summary is missing",
       ["return { names = { { name = 'x', summary = 's' } }, " .. class .. "}"] = "paper is missing",
-      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', options = { 'k' }, " .. class .. "}"] = "options[1] should be",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', options = { 'k' }, " .. class
+        .. "}"] = "options[1] should be",
       ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', class = 'X' }"] = "has as class a string",
-      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', " .. class .. "}"] = "does not define Empty:quantize",
+      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', " .. class
+        .. "}"] = "does not define Empty:quantize",
     } do
       write("wrong/one.lua", text)
       local output, status = sweep "--quantizers wrong --steps 1 --out w"

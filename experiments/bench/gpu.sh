@@ -7,7 +7,7 @@
 # carry.sh beside it takes the tree to a machine where nothing can be installed.
 #
 # In the order of their worth, so that what the time is too short for is the least of it:
-#   device      the card, its driver, and its ceilings (roof.cu)
+#   device      the card, its driver, and its ceilings (roofline.cu)
 #   specs       tests/cuda_spec.lua and cuda_graph_spec.lua on the card: every op and golden file against the CPU, recorded steps
 #   op*         quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch, and S against float64
 #   ae-*        ae_step.lua: a training step at the paper's presets, batch 16, float32 and bf16, against PyTorch eager and compiled
@@ -77,7 +77,7 @@ describe() {
   "$python" -c 'import torch; print("torch", torch.__version__)' 2>/dev/null
   luajit -e 'package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
     for _, d in ipairs(require("vertex").devices()) do print(d.name, d.description) end'
-  [ -n "$dry" ] || build/cuda_roof "${device#cuda:}"
+  [ -n "$dry" ] || build/cuda_roofline "${device#cuda:}"
 }
 export -f describe
 export python dry
@@ -133,7 +133,7 @@ elif [ -z "$sanitizer" ]; then printf '%-24s left out: there is no compute-sanit
 else
   for tool in memcheck racecheck; do
     part "sanitizer-$tool" 60 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 busted "${specs[@]}" -o plainTerminal \
-      --filter={group_norm,separable,softmax,smooth,hard,vertex_knn,sum,scatter_add,adamw,linear}.agrees tests/cuda_spec.lua
+      --filter={group_norm,sepconv2d,softmax,smooth,hard,vertex_knn,sum,scatter_add,adamw,linear}.agrees tests/cuda_spec.lua
   done
 fi
 exit $failed

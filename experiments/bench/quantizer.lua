@@ -2,25 +2,35 @@
 --
 --   luajit experiments/bench/quantizer.lua [--sections op,assign] [--shapes S,B] [--python python3] [--out DIR]
 --
--- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a machine that others use
--- too slows both sides alike; the ratio of the least times stands beside it. Beside every time stand
---   floor   the least time that the arithmetic takes at the ceilings that kernels/lab/roof.c measures in this run, with the same vectors and
+-- Runs of the two sides alternate (A B A B ...), and the ratio is the median of the ratios pair by pair, so that a
+-- machine that others use too slows both sides alike; the ratio of the least times stands beside it. Beside every time
+-- stand
+--   floor   the least time that the arithmetic takes at the ceilings that kernels/lab/roofline.c measures in this run,
+--   with the same vectors and
 --           threads:
---           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard
---           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and two more, since its row
---           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no floor here. In the
---           .csv the ceilings are those of the row's own run; in the .txt the best of all its runs, since others only ever lower them: the
+--           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward
+--           5 G + E (4 G under hard
+--           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and
+--           two more, since its row
+--           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no
+--           floor here. In the
+--           .csv the ceilings are those of the row's own run; in the .txt the best of all its runs, since others only
+--           ever lower them: the
 --           least time's percentage there says what the code can do, the median's what it did among others.
---   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the library counts it, to the
---           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the inputs loaded and its
+--   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the
+--   library counts it, to the
+--           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the
+--           inputs loaded and its
 --           libraries warm, less its outputs
---   errors  |x - exact| / |exact| of quantized, regularizer and gradients, and how many of the codes and neighbours are not those of float64
---           (exact.c); gradients are compared for the neighbours chosen, and `gap` is how far the worst of those lies from the right one's key
--- With --device cuda:0 both sides run on the GPU, where times include the wait for its last kernel; the ceilings are roof.cu's, and the floor is
--- the time of the exponentials alone: one for each pair of a row and a code forward and two backward, 3 N M / exp2. Side "vertex graph" is
--- the same work recorded once and launched as a whole (vx.graph), its time not divided into forward and backward.
--- Results merge into OUT/quantizer-PROCESSOR.csv, so that sections and shapes can be repeated one by one; the .txt beside it shows them as
--- tables, the .png is the plot of the sweep.
+--   errors  |x - exact| / |exact| of quantized, regularizer and gradients, and how many of the codes and neighbours are
+--   not those of float64
+--           (float64_check.c); gradients are compared for the neighbours chosen, and `gap` is how far the worst of
+--           those lies from the right one's key
+-- With --device cuda:0 both sides run on the GPU, where times include the wait for its last kernel; the ceilings are
+-- roofline.cu's, and the floor is the time of the exponentials alone: one for each pair of a row and a code forward and
+-- two backward, 3 N M / exp2. Side "vertex graph" is the same work recorded once and launched as a whole (vx.graph),
+-- its time not divided into forward and backward. Results merge into OUT/quantizer-PROCESSOR.csv, so that sections and
+-- shapes can be repeated one by one; the .txt beside it shows them as tables, the .png is the plot of the sweep.
 
 local root = (arg[0]:match "^(.*)/experiments/bench/[^/]*$") or "."
 local here = arg[0]:match "^(.*)/[^/]*$" or "."
@@ -31,10 +41,11 @@ local vx = require "vertex"
 local tools = require "tools"
 local exit_with = tools.exit_with
 
--- -- Flags ----------------------------------------------------------------------------------------------------------------------------------
+-- -- Flags ------------------------------------------------------------------------------------------------------------
 
 local SHAPES = { -- N rows, D wide, M codes, K neighbours
-  S = { 4096, 32, 1024, 2 }, M = { 16384, 32, 8196, 8 }, B = { 65536, 3, 8196, 8 }, C = { 65536, 32, 8196, 8 }, W = { 25000, 256, 1024, 2 },
+  S = { 4096, 32, 1024, 2 }, M = { 16384, 32, 8196, 8 }, B = { 65536, 3, 8196, 8 }, C = { 65536, 32, 8196, 8 },
+    W = { 25000, 256, 1024, 2 },
 }
 local SMOOTH_BASELINES = { "naive", "trans", "chunk", "filter", "compile" }
 local NEAREST_BASELINES = { "cdist", "mm", "chunk", "vqp" }
@@ -52,17 +63,23 @@ shapes: S 4096x32x1024x2, M 16384x32x8196x8, B 65536x3x8196x8, C 65536x32x8196x8
 baselines: naive, trans, chunk, filter, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code (quantizer.py describes them)]]
 parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
 parser:option("--sections", "Comma-separated."):argname "A,B":default "op,regularizer,gumbel,assign"
-parser:option("--shapes", "Comma-separated names, or NxDxMxK; default: all five, B and C for regularizer and gumbel, none but its own for large.")
+parser:option("--shapes",
+  "Comma-separated names, or NxDxMxK; default: all five, B and C for regularizer and gumbel, none but its own for large.")
   :argname "A,B"
-parser:option("--methods", "Smoothed methods of section op, regularizers of gumbel."):argname "A,B":default "softmax-knn-ce,softmax-knn-l2"
+parser:option("--methods",
+  "Smoothed methods of section op, regularizers of gumbel."):argname "A,B":default "softmax-knn-ce,softmax-knn-l2"
 parser:option("--codes", "Codebook sizes M of the sweep."):argname "M,.."
 parser:option("--dims", "Row widths D of the sweep."):argname "D,..":default "3,32"
-parser:option("--baselines", "Comma-separated; default: naive,trans,chunk,filter,compile (sweep: naive,filter) and cdist,mm,chunk,vqp."):argname "A,B"
+parser:option("--baselines",
+  "Comma-separated; default: naive,trans,chunk,filter,compile (sweep: naive,filter) and cdist,mm,chunk,vqp."):argname "A,B"
 parser:option("--python", "Interpreter with torch; 'none' leaves PyTorch out."):argname "P":default "python3"
-parser:option("--environment", "PyTorch's: tuned (large arrays in huge pages, kept from step to step) or stock."):default "tuned"
+parser:option("--environment",
+  "PyTorch's: tuned (large arrays in huge pages, kept from step to step) or stock."):default "tuned"
 parser:option("--rounds", "Pairs of runs, at most."):argname "N":default "9":convert(tonumber)
-parser:option("--seconds", "For the pairs of one comparison; there is always one pair."):argname "T":default "30":convert(tonumber)
-parser:option("--limit", "Sweep: no PyTorch step that is expected to take longer, in seconds."):argname "T":default "120":convert(tonumber)
+parser:option("--seconds",
+  "For the pairs of one comparison; there is always one pair."):argname "T":default "30":convert(tonumber)
+parser:option("--limit",
+  "Sweep: no PyTorch step that is expected to take longer, in seconds."):argname "T":default "120":convert(tonumber)
 parser:option("--memory", "GB that PyTorch may take; default: what is free less 2."):argname "GB":convert(tonumber)
 parser:option("--threads"):argname "N":default "2":convert(tonumber)
 parser:option("--device", "Of both sides: cpu, cuda:0, ..."):argname "D":default "cpu"
@@ -87,7 +104,9 @@ for _, name in ipairs { "rounds", "seconds", "limit", "threads", "tau", "memory"
     exit_with("--%s: expected a number above 0", name)
   end
 end
-for name, values in pairs { environment = { "tuned", "stock" }, errors = { "yes", "no", "auto" } } do words(flags[name], values, "--" .. name) end
+for name, values in pairs { environment = { "tuned", "stock" }, errors = { "yes", "no", "auto" } } do
+  words(flags[name], values, "--" .. name)
+end
 
 local function shape_of(name)
   local s = SHAPES[name]
@@ -109,7 +128,9 @@ local function shapes(default)
   return list
 end
 
-local SAMPLERS, REGULARIZERS = { softmax = 0, sgumbel = 1, hgumbel = 2 }, { none = 0, ppl = 1, ["knn-ce"] = 2, ["knn-l2"] = 3 } -- vertex.h's numbers
+-- vertex.h's numbers
+local SAMPLERS, REGULARIZERS = { softmax = 0, sgumbel = 1, hgumbel = 2 },
+  { none = 0, ppl = 1, ["knn-ce"] = 2, ["knn-l2"] = 3 }
 local METRICS = { euclid = 0, cosine = 1 }
 local known_methods = {}
 for _, q in ipairs(vx.quantizers()) do
@@ -119,7 +140,8 @@ end
 
 local sections = words(flags.sections, SECTIONS, "section")
 local methods = words(flags.methods, known_methods, "method")
-local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist", "mm", "vqp" }, "baseline")
+local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist",
+  "mm", "vqp" }, "baseline")
 local on_gpu = flags.device ~= "cpu"
 local opened, why = pcall(vx.device, flags.device)
 if not opened then exit_with("--device: %s", (tostring(why):gsub("^[^:]*:%d+: ", ""))) end
@@ -139,21 +161,27 @@ vx.threads(flags.threads)
 local processor = on_gpu and tools.gpu(flags.device) or tools.processor()
 local limits = { rounds = flags.rounds, seconds = flags.seconds }
 
--- -- Results ----------------------------------------------------------------------------------------------------------------------------------
+-- -- Results ----------------------------------------------------------------------------------------------------------
 
 local made, made_reason = core.make_folders(flags.out)
 if not made then exit_with("--out %s: %s", flags.out, made_reason) end
 local path = ("%s/quantizer-%s"):format(flags.out, processor.slug)
-local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method", "side", "rounds", "forward_ms",
-  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "against_ms_min", "ratio", "ratio_min", "ratio_max", "extra_bytes", "rss_bytes",
-  "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ", "near_gap", "fma", "exp2",
-  "compare", "read", "copy", "processor", "simd", "version", "note" }, { "section", "shape", "method", "side", "against", "threads", "tau" })
+local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M", "K", "tau", "threads", "method",
+  "side", "rounds", "forward_ms",
+  "backward_ms", "ms", "ms_min", "ms_max", "against", "against_ms", "against_ms_min", "ratio", "ratio_min", "ratio_max",
+    "extra_bytes", "rss_bytes",
+  "floor_ms", "floor_percent", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes_differ", "near_differ",
+    "near_gap", "fma", "exp2",
+  "compare", "read", "copy", "processor", "simd", "version", "note" },
+    { "section", "shape", "method", "side", "against", "threads", "tau" })
 
-local ceilings = on_gpu and tools.gpu_ceilings(flags.device) or tools.ceilings(root .. "/kernels/lab", processor.simd, flags.threads)
+local ceilings = on_gpu and tools.gpu_ceilings(flags.device) or tools.ceilings(root .. "/kernels/lab", processor.simd,
+  flags.threads)
 local function say(...) print((...):format(select(2, ...))) end
 say("%s, %s kernels, %d threads", processor.name, processor.simd, flags.threads)
 local measured = {}
-for _, c in ipairs { { "fma", "GFLOP/s" }, { "tensor", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" }, { "read", "GB/s" }, { "copy", "GB/s" } } do
+for _, c in ipairs { { "fma", "GFLOP/s" }, { "tensor", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" },
+  { "read", "GB/s" }, { "copy", "GB/s" } } do
   if ceilings[c[1]] then measured[#measured + 1] = ("%s %.1f %s"):format(c[1], ceilings[c[1]], c[2]) end
 end
 say("ceilings of this run: %s", #measured > 0 and table.concat(measured, ", ") or "none measured")
@@ -161,7 +189,8 @@ say("ceilings of this run: %s", #measured > 0 and table.concat(measured, ", ") o
 --- Adds a result to the file and shows it as a line; returns it.
 local function add(section, shape, method, side, row)
   row.section, row.shape, row.method, row.side = section, shape.name, method, side
-  row.N, row.D, row.M, row.K, row.tau, row.threads, row.processor, row.simd = shape.N, shape.D, shape.M, shape.K, flags.tau, flags.threads,
+  row.N, row.D, row.M, row.K, row.tau, row.threads, row.processor, row.simd = shape.N, shape.D, shape.M, shape.K,
+    flags.tau, flags.threads,
     processor.name, processor.simd
   for name, value in pairs(ceilings) do row[name] = value end
   results:add(row)
@@ -169,10 +198,16 @@ local function add(section, shape, method, side, row)
   if row.ms then parts[#parts + 1] = ("%9.3f ms"):format(row.ms) end
   if row.forward_ms then parts[#parts + 1] = ("(%.3f + %.3f)"):format(row.forward_ms, row.backward_ms) end
   if row.floor_percent then parts[#parts + 1] = ("%.0f %% of the floor"):format(row.floor_percent) end
-  if row.ratio then parts[#parts + 1] = ("%.2f times %s (%.2f .. %.2f)"):format(row.ratio, row.against, row.ratio_min, row.ratio_max) end
+  if row.ratio then
+    parts[#parts + 1] = ("%.2f times %s (%.2f .. %.2f)"):format(row.ratio, row.against, row.ratio_min, row.ratio_max)
+  end
   if row.extra_bytes then parts[#parts + 1] = ("extra %.1f MB"):format(row.extra_bytes / 1e6) end
-  if row.dz then parts[#parts + 1] = ("errors %.0e %.0e %.0e %.0e"):format(row.quantized, row.dz, row.dcodebook, row.dlog_tau) end
-  if row.codes_differ then parts[#parts + 1] = ("%d codes, %d neighbours differ"):format(row.codes_differ, row.near_differ or 0) end
+  if row.dz then
+    parts[#parts + 1] = ("errors %.0e %.0e %.0e %.0e"):format(row.quantized, row.dz, row.dcodebook, row.dlog_tau)
+  end
+  if row.codes_differ then
+    parts[#parts + 1] = ("%d codes, %d neighbours differ"):format(row.codes_differ, row.near_differ or 0)
+  end
   if row.note then parts[#parts + 1] = row.note end
   print(table.concat(parts, "  "))
   io.stdout:flush()
@@ -181,16 +216,18 @@ end
 
 local function times(s, row)
   row = row or {}
-  row.rounds, row.forward_ms, row.backward_ms, row.ms, row.ms_min, row.ms_max = s.rounds, s.forward, s.backward, s.total, s.least, s.most
+  row.rounds, row.forward_ms, row.backward_ms, row.ms, row.ms_min, row.ms_max = s.rounds, s.forward, s.backward,
+    s.total, s.least, s.most
   return row
 end
 
 --- Puts into b's row how its times compare with a's.
 local function compare_times(row, a, b)
-  row.against_ms, row.against_ms_min, row.ratio, row.ratio_min, row.ratio_max = a.total, a.least, b.ratio, b.ratio_least, b.ratio_most
+  row.against_ms, row.against_ms_min, row.ratio, row.ratio_min, row.ratio_max = a.total, a.least, b.ratio,
+    b.ratio_least, b.ratio_most
 end
 
--- -- Our side -----------------------------------------------------------------------------------------------------------------------------------
+-- -- Our side ---------------------------------------------------------------------------------------------------------
 
 local inputs_of = {}
 
@@ -202,7 +239,8 @@ local function inputs(shape)
     collectgarbage()
     vx.seed(1)
     inputs_of = { id = id, z = vx.randn { shape.N, 1, shape.D }, codebook = vx.randn { 1, shape.M, shape.D },
-      dy = vx.ops.affine(vx.randn { shape.N, 1, shape.D }, 1 / shape.N, 0), log_tau = vx.tensor { math.log(flags.tau) }, dreg = vx.tensor { 1 } }
+      dy = vx.ops.affine(vx.randn { shape.N, 1, shape.D }, 1 / shape.N, 0), log_tau = vx.tensor { math.log(flags.tau) },
+        dreg = vx.tensor { 1 } }
     inputs_of.file = tools.scratch "inputs"
     local w = core.writer(inputs_of.file)
     for _, name in ipairs { "z", "codebook", "dy", "log_tau" } do w:tensor(inputs_of[name]) end
@@ -226,13 +264,15 @@ local function pass(shape, method)
   local ctx = { needs = { true, true, true } }
   local start = core.time()
   local y, reg, codes = smooth.forward(ctx, i.z, i.codebook, i.log_tau,
-    { sampler = sampler, regularizer = regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED, stream = STREAM, stats = false })
+    { sampler = sampler, regularizer = regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED,
+      stream = STREAM, stats = false })
   finish_device()
   local middle = core.time()
   local dz, dcodebook, dlog_tau = smooth.backward(ctx, i.dy, i.dreg)
   finish_device()
   local finish = core.time()
-  return { y = y, reg = reg, codes = codes, near = ctx.s.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau }, middle - start, finish - middle
+  return { y = y, reg = reg, codes = codes, near = ctx.s.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau },
+    middle - start, finish - middle
 end
 
 --- A side of tools.pair.
@@ -283,7 +323,8 @@ end
 local function compare_exactly(row, shape, method, file)
   local sampler, regularizer = method:match "^(%a+)%-(.+)$"
   local knn = regularizer and regularizer:match "^knn"
-  local text = tools.execute(tools.compile(here .. "/exact.c"), shape.N, shape.D, shape.M, knn and shape.K or 0, SAMPLERS[sampler] or METRICS[method],
+  local text = tools.execute(tools.compile(here .. "/float64_check.c"), shape.N, shape.D, shape.M, knn and shape.K or 0,
+    SAMPLERS[sampler] or METRICS[method],
     REGULARIZERS[regularizer] or -1, SEED, STREAM, inputs(shape).file, file)
   for name, value in text:gmatch "(%w[%w_]*) (%S+)" do
     local column = name == "gap" and "near_gap" or (name == "codes" or name == "near") and name .. "_differ" or name
@@ -305,15 +346,15 @@ local function our_errors(row, shape, method)
   compare_exactly(row, shape, method, file)
 end
 
--- -- PyTorch's side -------------------------------------------------------------------------------------------------------------------------------
+-- -- PyTorch's side ---------------------------------------------------------------------------------------------------
 
---- The environment of a worker: the same threads; tuned: large arrays in huge pages that are kept for the next step (keep.c), since fresh
--- ones cost a fault each, and glibc keeps the rest.
+--- The environment of a worker: the same threads; tuned: large arrays in huge pages that are kept for the next step
+-- (torch_allocator.c), since fresh ones cost a fault each, and glibc keeps the rest.
 local function environment()
   local threads = ("OMP_NUM_THREADS=%d MKL_NUM_THREADS=%d"):format(flags.threads, flags.threads)
   if flags.environment == "stock" or on_gpu then return threads end
   return threads .. " GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824 LD_PRELOAD=" ..
-    tools.compile(here .. "/keep.c", nil, true)
+    tools.compile(here .. "/torch_allocator.c", nil, true)
 end
 
 --- Pairs of our runs with a worker's: adds the worker's row and returns it. `own` is our side of the pair.
@@ -350,13 +391,14 @@ local function against_torch(section, shape, method, baseline, own)
       if blocks and not METRICS[method] then row.codes_differ = nil end -- they do not compute them
     end
   else
-    row.note = ("ends: out of memory (%.1f GB allowed; one N x M array is %.1f GB)"):format(memory_limit / 1e9, whole / 1e9)
+    row.note = ("ends: out of memory (%.1f GB allowed; one N x M array is %.1f GB)"):format(memory_limit / 1e9,
+      whole / 1e9)
   end
   worker:close()
   return add(section, shape, method, side, row)
 end
 
--- -- Sections -----------------------------------------------------------------------------------------------------------------------------------
+-- -- Sections ---------------------------------------------------------------------------------------------------------
 
 --- Our own row of a smoothed method, with floor, memory and errors; s: its summary.
 local function add_ours(section, shape, method, s)
@@ -407,7 +449,9 @@ end
 
 function run.regularizer()
   for _, shape in ipairs(shapes "B,C") do
-    for _, regularizer in ipairs { "knn-ce", "knn-l2", "ppl" } do against_method("regularizer", shape, "softmax-none", "softmax-" .. regularizer) end
+    for _, regularizer in ipairs { "knn-ce", "knn-l2", "ppl" } do
+      against_method("regularizer", shape, "softmax-none", "softmax-" .. regularizer)
+    end
   end
 end
 
@@ -460,7 +504,8 @@ end
 local function row_before(side, shape)
   local found
   for _, r in ipairs(results.rows) do
-    local same = r.section == "sweep" and r.side == side and r.D == shape.D and r.threads == flags.threads and r.tau == flags.tau
+    local same = r.section == "sweep" and r.side == side and r.D == shape.D and r.threads == flags.threads
+      and r.tau == flags.tau
     if same and r.M < shape.M and (not found or r.M > found.M) then found = r end
   end
   return found
@@ -480,7 +525,8 @@ function run.sweep()
         local whole = baseline ~= "chunk" and baseline ~= "filter"
         if whole and bytes and bytes > memory_limit then
           add("sweep", shape, method, "torch " .. baseline, { against = "vertex",
-            note = ("not run: would take about %.0f GB of memory, of %.1f allowed"):format(bytes / 1e9, memory_limit / 1e9) })
+            note = ("not run: would take about %.0f GB of memory, of %.1f allowed"):format(bytes / 1e9,
+              memory_limit / 1e9) })
         elseif seconds and seconds > flags.limit then
           add("sweep", shape, method, "torch " .. baseline, { against = "vertex",
             note = ("not run: would take about %.0f s, of %g allowed"):format(seconds, flags.limit) })

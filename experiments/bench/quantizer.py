@@ -2,7 +2,7 @@
 
     python3 quantizer.py BASELINE METHOD N D M K THREADS INPUTS RESULT [DEVICE]
 
-A worker that quantizer.lua drives: it reads INPUTS (exact.c says what a file holds), prints "ready VERSION", and then answers
+A worker that quantizer.lua drives: it reads INPUTS (float64_check.c says what a file holds), prints "ready VERSION", and then answers
 each line "run" with "FORWARD BACKWARD" in milliseconds, "save" by writing RESULT, "memory" with the bytes that its peak
 resident size lies above what it was with the inputs loaded and the libraries warm. Out of memory: it answers "oom".
 With DEVICE cuda:0 all of it runs on that GPU, times include the wait for the last kernel, and memory is what torch's allocator counts.

@@ -27,15 +27,19 @@ local function percent(floor, ms) return floor and ("%.0f %%"):format(100 * floo
 
 --- The table of a section; best: the best ceilings of all rows.
 local function lines_of(rows, best)
-  local lines = { { "shape", "method", "side", "forward", "backward", "total", "least", "most", "floor", "of floor", "least's",
-    "ratio", "least", "most", "of leasts", "extra MB", "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau", "codes", "near", "note" } }
+  local lines = { { "shape", "method", "side", "forward", "backward", "total", "least", "most", "floor", "of floor",
+    "least's",
+    "ratio", "least", "most", "of leasts", "extra MB", "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau",
+      "codes", "near", "note" } }
   for _, r in ipairs(rows) do
     local floor = r.floor_ms and tools.floor_ms(r, r.method, best)
-    lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side, short(r.forward_ms), short(r.backward_ms),
+    lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side,
+      short(r.forward_ms), short(r.backward_ms),
       short(r.ms), short(r.ms_min), short(r.ms_max), short(floor), percent(floor, r.ms),
       percent(floor, r.ms_min), short(r.ratio), short(r.ratio_min), short(r.ratio_max),
       r.ratio and short(r.ms_min / r.against_ms_min) or "", megabytes(r.extra_bytes), megabytes(r.rss_bytes),
-      number("%.0e", r.quantized), number("%.0e", r.reg), number("%.0e", r.dz), number("%.0e", r.dcodebook), number("%.0e", r.dlog_tau),
+      number("%.0e", r.quantized), number("%.0e", r.reg), number("%.0e", r.dz), number("%.0e", r.dcodebook),
+        number("%.0e", r.dlog_tau),
       number("%d", r.codes_differ), number("%d", r.near_differ), r.note or "" }
   end
   local used = {} -- columns that are empty everywhere are left out
@@ -51,8 +55,10 @@ local function lines_of(rows, best)
 end
 
 local ORDER = {} -- of what the columns shape, method and side hold; others go behind, shapes by their codes
-for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none", "euclid", "cosine", "vertex",
-  "vertex graph", "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist", "torch mm" } do ORDER[name] = i end
+for i, name in ipairs { "S", "M", "B", "C", "W", "softmax-knn-ce", "softmax-knn-l2", "softmax-ppl", "softmax-none",
+  "euclid", "cosine", "vertex",
+  "vertex graph", "torch naive", "torch trans", "torch chunk", "torch filter", "torch compile", "torch cdist",
+    "torch mm" } do ORDER[name] = i end
 
 local function before(a, b)
   if not (ORDER[a.shape] and ORDER[b.shape]) and (a.D ~= b.D or a.M ~= b.M) then
@@ -87,7 +93,8 @@ local function write_tables(results, path, processor)
     return a == b and a or a .. " .. " .. b
   end
   local ceilings = {}
-  for _, c in ipairs { { "fma", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" }, { "read", "GB/s" }, { "copy", "GB/s" } } do
+  for _, c in ipairs { { "fma", "GFLOP/s" }, { "exp2", "G/s" }, { "compare", "G/s" }, { "read", "GB/s" },
+    { "copy", "GB/s" } } do
     if ranges[c[1]] then ceilings[#ceilings + 1] = ("%s %s %s"):format(c[1], range(c[1]), c[2]) end
   end
   text[2] = ("%d threads, tau %g; %s; ceilings of the runs%s"):format(ranges.threads[2], ranges.tau[2],
@@ -105,9 +112,10 @@ local function write_tables(results, path, processor)
   core.write_file(path .. ".txt", table.concat(text, "\n") .. "\n")
 end
 
--- -- The plot -----------------------------------------------------------------------------------------------------------------------------------
+-- -- The plot ---------------------------------------------------------------------------------------------------------
 
-local NAMES = { vertex = "Vertex", ["torch naive"] = "PyTorch", ["torch trans"] = "PyTorch, transposed top-k", ["torch chunk"] = "PyTorch in blocks",
+local NAMES = { vertex = "Vertex", ["torch naive"] = "PyTorch", ["torch trans"] = "PyTorch, transposed top-k",
+  ["torch chunk"] = "PyTorch in blocks",
   ["torch filter"] = "PyTorch, by hand in blocks of rows", ["torch compile"] = "PyTorch, compiled" }
 local SIDES = { "vertex", "torch filter", "torch naive", "torch chunk", "torch trans", "torch compile" }
 
@@ -128,7 +136,9 @@ local function draw_curves(ax, rows, quantity, scale)
       ax:line(xs, ys, { color = s, marker = "circle", width = 2, label = NAMES[side] })
       if ended and (ended:find "memory" or ended:find "array") then
         ax:scatter({ xs[#xs] }, { ys[#ys] }, { color = s, marker = "cross", size = 14, alpha = 1 })
-        if quantity == "extra_bytes" then ax:text(xs[#xs], ys[#ys], "  memory ends here", { color = s, at = "right" }) end
+        if quantity == "extra_bytes" then
+          ax:text(xs[#xs], ys[#ys], "  memory ends here", { color = s, at = "right" })
+        end
       end
     end
   end
@@ -155,13 +165,15 @@ local function write_plot(results, path, processor)
   end
   table.sort(widths)
   local fig = plot.figure { width = 460 * #widths + 40, height = 720, rows = 2, cols = #widths,
-    title = ("Smoothed quantizer with KNN regularizer, forward + backward: %s, %s"):format(processor.name, processor.simd) }
+    title = ("Smoothed quantizer with KNN regularizer, forward + backward: %s, %s"):format(processor.name,
+      processor.simd) }
   for c, D in ipairs(widths) do
     table.sort(by_width[D], function(a, b) return a.M < b.M end)
     local time, memory = fig:axes(1, c), fig:axes(2, c)
     draw_curves(time, by_width[D], "ms", 1e-3)
     draw_curves(memory, by_width[D], "extra_bytes", 1e-6)
-    time:set { title = ("rows of D = %d"):format(D), xlog = true, ylog = true, xlim = codes, ylabel = "seconds a step", legend = "lower right" }
+    time:set { title = ("rows of D = %d"):format(D), xlog = true, ylog = true, xlim = codes, ylabel = "seconds a step",
+      legend = "lower right" }
     memory:set { xlog = true, ylog = true, xlim = codes, xlabel = "codes M, with N = 8 M rows and K = 8",
       ylabel = "MB beyond inputs and outputs", legend = "none" }
   end

@@ -1,4 +1,5 @@
---- What the benchmarks share: C programs compiled when needed, PyTorch workers, paired rounds, results that merge into a CSV file.
+--- What the benchmarks share: C programs compiled when needed, PyTorch workers, paired rounds, results that merge into
+-- a CSV file.
 
 local lfs = require "lfs"
 local core = require "vertex.core"
@@ -22,7 +23,7 @@ local function capture(command)
   return output, status == "0"
 end
 
--- -- Scratch ------------------------------------------------------------------------------------------------------------------------------
+-- -- Scratch ----------------------------------------------------------------------------------------------------------
 
 local scratch, cleaner
 
@@ -38,7 +39,7 @@ function tools.scratch(name)
   return scratch .. "/" .. name
 end
 
--- -- The machine --------------------------------------------------------------------------------------------------------------------------
+-- -- The machine ------------------------------------------------------------------------------------------------------
 
 local AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
 local VARIANT_FLAGS = { portable = "-march=x86-64-v2", avx2 = "-march=x86-64-v3", avx512 = AVX512, avx512bf16 = AVX512 }
@@ -60,16 +61,16 @@ function tools.gpu(device)
   return { name = name, simd = device, slug = (name:lower():gsub("[^%w]+", "-"):gsub("%-$", "")) }
 end
 
---- Compiles a C file with the processor's own instructions, or those of a SIMD variant; returns the program's path, or where `shared` is
--- true that of a library to preload.
+--- Compiles a C file with the processor's own instructions, or those of a SIMD variant; returns the program's path, or
+-- where `shared` is true that of a library to preload.
 function tools.compile(source, simd, shared)
   local machine = capture "uname -m":match "x86_64"
   local flags = machine and simd and VARIANT_FLAGS[simd] or "-march=native"
   local program = tools.scratch(source:match "([%w_]+)%.c$" .. (simd or "") .. (shared and ".so" or ""))
   if lfs.attributes(program) then return program end
   local cc = os.getenv "CC" or "cc"
-  local output, ok = capture(("%s -O3 %s -ffp-contract=fast -fno-math-errno -fopenmp %s %s -o %s -lm 2>&1"):format(cc, flags,
-    shared and "-shared -fPIC" or "", quote(source), quote(program)))
+  local output, ok = capture(("%s -O3 %s -ffp-contract=fast -fno-math-errno -fopenmp -I%s %s %s -o %s -lm 2>&1"):format(cc, flags,
+    quote(core.root), shared and "-shared -fPIC" or "", quote(source), quote(program)))
   if not ok then tools.exit_with("cannot compile %s with %s:\n%s", source, cc, output) end
   return program
 end
@@ -83,23 +84,28 @@ function tools.execute(program, ...)
   return output
 end
 
---- What the machine can do at best, as roof.c measures it: {fma, exp2, compare, read, copy} in units of 1e9 a second.
+--- What the machine can do at best, as roofline.c measures it: {fma, exp2, compare, read, copy} in units of 1e9 a
+-- second.
 function tools.ceilings(folder, simd, threads)
   local c = {}
-  for name, value in tools.execute(tools.compile(folder .. "/roof.c", simd), threads):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
+  for name, value in tools.execute(tools.compile(folder .. "/roofline.c", simd), threads):gmatch "(%w+) ([%d.]+) %S+" do
+    c[name] = tonumber(value)
+  end
   return c
 end
 
---- What a GPU can do at best, as build/cuda_roof (roof.cu) measures it: {fma, tensor, exp2, read, copy}; empty where that was not built.
+--- What a GPU can do at best, as build/cuda_roofline (roofline.cu) measures it: {fma, tensor, exp2, read, copy}; empty
+-- where that was not built.
 function tools.gpu_ceilings(device)
-  local program, ordinal, c = core.root .. "/build/cuda_roof", device:match "^cuda:(%d+)$", {}
+  local program, ordinal, c = core.root .. "/build/cuda_roofline", device:match "^cuda:(%d+)$", {}
   if not ordinal or not lfs.attributes(program) then return c end
   for name, value in tools.execute(program, ordinal):gmatch "(%w+) ([%d.]+) %S+" do c[name] = tonumber(value) end
   return c
 end
 
---- Least milliseconds of a smoothed method or of the nearest code ("euclid", "cosine"), as the head of quantizer.lua counts them; nil for
--- methods with noise, and where the ceilings were not measured. A GPU's are those without `compare`.
+--- Least milliseconds of a smoothed method or of the nearest code ("euclid", "cosine"), as the head of quantizer.lua
+-- counts them; nil for methods with noise, and where the ceilings were not measured. A GPU's are those without
+-- `compare`.
 function tools.floor_ms(shape, method, ceilings)
   local sampler, regularizer = method:match "^(%a+)%-(.+)$"
   if not ceilings.fma then return nil end
@@ -143,13 +149,13 @@ function tools.reset_resident()
   return f:close() and ok and true
 end
 
--- -- PyTorch workers ------------------------------------------------------------------------------------------------------------------------
+-- -- PyTorch workers --------------------------------------------------------------------------------------------------
 
 local Worker = {}
 Worker.__index = Worker
 
---- Starts `python script arguments...`, which answers lines with lines (see quantizer.py). options {environment = "A=1 B=2", memory = bytes
--- that it may take}. Returns it, or nil and the end of what it said on stderr.
+--- Starts `python script arguments...`, which answers lines with lines (see quantizer.py). options {environment = "A=1
+-- B=2", memory = bytes that it may take}. Returns it, or nil and the end of what it said on stderr.
 function tools.worker(python, script, arguments, options)
   local commands, errors = tools.scratch "commands", tools.scratch "errors"
   os.remove(commands)
@@ -189,7 +195,7 @@ function Worker:close()
   self.replies:close()
 end
 
--- -- Paired rounds ----------------------------------------------------------------------------------------------------------------------------
+-- -- Paired rounds ----------------------------------------------------------------------------------------------------
 
 function tools.median(values)
   local sorted = {}
@@ -202,15 +208,17 @@ end
 local function summary(runs)
   local forward, backward, total = {}, {}, {}
   for i, r in ipairs(runs) do forward[i], backward[i], total[i] = r[1], r[2], r[3] end
-  return { rounds = #runs, forward = tools.median(forward), backward = tools.median(backward), total = tools.median(total),
+  return { rounds = #runs, forward = tools.median(forward), backward = tools.median(backward),
+    total = tools.median(total),
     least = math.min(unpack(total)), most = math.max(unpack(total)), totals = total }
 end
 
---- Times a and, where given, b in turn: A B A B ... Each is a function that returns milliseconds forward and backward (nil: it cannot), and is
--- called so often in its turn that 0.2 s pass (20 times at most), the median being its time of the round.
--- limits {rounds = at most, seconds = for all of them}. A first round warms up; it is the only one where it takes more than half of the
--- seconds, so that a side which is slow at first is better warmed up before. Returns the summary of a and of b (with b.ratio, ratio_least,
--- ratio_most: b's time over a's, round by round); nil where one cannot.
+--- Times a and, where given, b in turn: A B A B ... Each is a function that returns milliseconds forward and backward
+-- (nil: it cannot), and is called so often in its turn that 0.2 s pass (20 times at most), the median being its time of
+-- the round. limits {rounds = at most, seconds = for all of them}. A first round warms up; it is the only one where it
+-- takes more than half of the seconds, so that a side which is slow at first is better warmed up before. Returns the
+-- summary of a and of b (with b.ratio, ratio_least, ratio_most: b's time over a's, round by round); nil where one
+-- cannot.
 function tools.pair(limits, a, b)
   local sides, runs, repeats = { a, b }, { {}, {} }, { 1, 1 }
   local function turn(side)
@@ -249,17 +257,18 @@ function tools.pair(limits, a, b)
   if not b then return of_a end
   local of_b, ratios = summary(runs[2]), {}
   for i, t in ipairs(of_b.totals) do ratios[i] = t / of_a.totals[i] end
-  of_b.ratio, of_b.ratio_least, of_b.ratio_most = tools.median(ratios), math.min(unpack(ratios)), math.max(unpack(ratios))
+  of_b.ratio, of_b.ratio_least, of_b.ratio_most = tools.median(ratios), math.min(unpack(ratios)),
+    math.max(unpack(ratios))
   return of_a, of_b
 end
 
--- -- Results ----------------------------------------------------------------------------------------------------------------------------------
+-- -- Results ----------------------------------------------------------------------------------------------------------
 
 local Results = {}
 Results.__index = Results
 
---- Rows of a CSV file, which may be there already. A row is a table by column name; a new row takes the place of one that agrees with it
--- in all `keys`.
+--- Rows of a CSV file, which may be there already. A row is a table by column name; a new row takes the place of one
+-- that agrees with it in all `keys`.
 function tools.results(path, columns, keys)
   local self = setmetatable({ path = path, columns = columns, keys = keys, rows = {} }, Results)
   local f = io.open(path)
@@ -267,7 +276,8 @@ function tools.results(path, columns, keys)
   local header = f:read "*l"
   if header ~= table.concat(columns, ",") then
     f:close()
-    tools.exit_with("%s is not a file of this benchmark, or of another version of it: its columns differ. Move it away", path)
+    tools.exit_with("%s is not a file of this benchmark, or of another version of it: its columns differ. Move it away",
+      path)
   end
   for line in f:lines() do
     local row, i = {}, 0
@@ -306,7 +316,8 @@ function Results:add(row)
   return row
 end
 
---- Lines of text with the columns aligned: the first `left` of them to the left, the others to the right. rows: arrays of texts.
+--- Lines of text with the columns aligned: the first `left` of them to the left, the others to the right. rows: arrays
+-- of texts.
 function tools.table(rows, left)
   local widths, lines = {}, {}
   local function width(text) return #text:gsub("[\128-\191]", "") end

@@ -1,8 +1,8 @@
-/* assign.c: the nearest code of every row, from the plain loop to kernels/assign.c: argmin_m |z_n - q_m|^2, ties to the
- * lowest code. run.sh runs it.
+/* assign.c: the nearest code of every row, from the plain loop to kernels/quantize/assign.c: argmin_m |z_n - q_m|^2,
+ * ties to the lowest code. run.sh runs it.
  *
- * The lesson: a sum that waits for itself uses one part in 64 of the processor, and a sum that waits for the cache a half.
- * What is loaded must be used several times before it leaves the registers.
+ * The lesson: a sum that waits for itself uses one part in 64 of the processor, and a sum that waits for the cache a
+ * half. What is loaded must be used several times before it leaves the registers.
  */
 #include "lab.h"
 
@@ -46,10 +46,11 @@ static int32_t largest(const float *score, int64_t count)
     return best;
 }
 
-/* Step 2. Codes transposed: M chains side by side, as whole vectors, and the compiler does the rest. One would think that
- * each multiply-add loads two vectors and stores one, at one store a cycle: 2 G. But scores and a column are 64 KB, twice
- * the L1 cache, and three vectors travel between it and the L2 for each multiply-add, at one a cycle: 6 G. Then one
- * comparison per code, one after the other, each a cycle, in which 2 vectors of operations would pass: 2 lanes O. */
+/* Step 2. Codes transposed: M chains side by side, as whole vectors, and the compiler does the rest. One would think
+ * that each multiply-add loads two vectors and stores one, at one store a cycle: 2 G. But scores and a column are 64
+ * KB, twice the L1 cache, and three vectors travel between it and the L2 for each multiply-add, at one a cycle: 6 G.
+ * Then one comparison per code, one after the other, each a cycle, in which 2 vectors of operations would pass: 2 lanes
+ * O. */
 static void transposed(const problem *q, results *r)
 {
     float *columns = in_panels(q->codebook, q->M, q->D, q->M), *start = score_starts(q);
@@ -70,9 +71,9 @@ static void transposed(const problem *q, results *r)
     free(columns), free(start);
 }
 
-/* Step 3. Panels of 64 codes whose sums stay in registers, so that nothing is stored before it is done. Each multiply-add
- * still loads a vector of codes, and all codes (1 MB) come from the L3 cache for every row, 16 bytes a cycle: lanes / 4
- * cycles for a vector, which is multiplied in half a cycle. */
+/* Step 3. Panels of 64 codes whose sums stay in registers, so that nothing is stored before it is done. Each
+ * multiply-add still loads a vector of codes, and all codes (1 MB) come from the L3 cache for every row, 16 bytes a
+ * cycle: lanes / 4 cycles for a vector, which is multiplied in half a cycle. */
 static void panel_in_registers(const problem *q, results *r)
 {
     float *columns = in_panels(q->codebook, q->M, q->D, PANEL), *start = score_starts(q);
@@ -98,9 +99,9 @@ static void panel_in_registers(const problem *q, results *r)
 
 enum { TILE_ROWS = 6, TILE_VECTORS = VX_LANES == 16 ? 4 : 2, WIDTH = TILE_VECTORS * VX_LANES };
 
-/* Scores of 6 rows a (6,D) with the codes of 2 vectors (4 of 32 registers with AVX-512): 12 sums in registers, and 2 vectors
- * and 6 numbers loaded for 12 multiply-adds. The processor loads two for every two that it multiplies, so loads no longer
- * bound it; and 12 independent sums are more than the 8 that cover a latency of 4 at 2 a cycle. */
+/* Scores of 6 rows a (6,D) with the codes of 2 vectors (4 of 32 registers with AVX-512): 12 sums in registers, and 2
+ * vectors and 6 numbers loaded for 12 multiply-adds. The processor loads two for every two that it multiplies, so loads
+ * no longer bound it; and 12 independent sums are more than the 8 that cover a latency of 4 at 2 a cycle. */
 VX_INLINE void register_tile(vf sum[TILE_ROWS][TILE_VECTORS], const float *start, const float *a, int64_t D,
                              const float *columns)
 {
@@ -119,8 +120,8 @@ VX_INLINE void register_tile(vf sum[TILE_ROWS][TILE_VECTORS], const float *start
     }
 }
 
-/* Step 4. The register tile. Its scores are stored and compared one by one, which takes a cycle a score, in which the peak
- * makes 2 lanes of multiply-adds: half of G at 8 lanes and D = 32. */
+/* Step 4. The register tile. Its scores are stored and compared one by one, which takes a cycle a score, in which the
+ * peak makes 2 lanes of multiply-adds: half of G at 8 lanes and D = 32. */
 static void tiles(const problem *q, results *r)
 {
     float *columns = in_panels(q->codebook, q->M, q->D, WIDTH), *start = score_starts(q);
@@ -169,7 +170,8 @@ static int32_t winner(const champion *best)
 }
 
 /* A block of rows meets all codes: 6 rows at a time meet 2 vectors of codes. */
-VX_INLINE void meet_codes(const int rows, const problem *q, results *r, const float *columns, const float *start, int64_t n)
+VX_INLINE void meet_codes(const int rows, const problem *q, results *r, const float *columns, const float *start,
+                          int64_t n)
 {
     champion best[rows];
     for (int i = 0; i < rows; i++) best[i] = (champion){vf_set1(-INFINITY), (vi){0}};
@@ -183,9 +185,9 @@ VX_INLINE void meet_codes(const int rows, const problem *q, results *r, const fl
     for (int i = 0; i < rows; i++) r->codes[n + i] = winner(best + i);
 }
 
-/* Step 5. Every lane keeps the best of its own codes: a comparison, a choice and a maximum per vector of scores. They pass
- * where multiply-adds do: 3 O. Equal scores keep the first, and of equal lanes the lowest code wins, so ties still go to the
- * lowest. */
+/* Step 5. Every lane keeps the best of its own codes: a comparison, a choice and a maximum per vector of scores. They
+ * pass where multiply-adds do: 3 O. Equal scores keep the first, and of equal lanes the lowest code wins, so ties still
+ * go to the lowest. */
 static void champions_in_lanes(const problem *q, results *r)
 {
     float *columns = in_panels(q->codebook, q->M, q->D, WIDTH), *start = score_starts(q);
@@ -194,9 +196,9 @@ static void champions_in_lanes(const problem *q, results *r)
     free(columns), free(start);
 }
 
-/* Step 6. 24 rows meet a pair of vectors while it is in the L1 cache: step 5 reads the codes (1 MB) from the L3 cache once
- * for every 6 rows, 2 KB every 200 cycles, and this step a fourth as often. No arithmetic is saved, so the prediction is the
- * same. */
+/* Step 6. 24 rows meet a pair of vectors while it is in the L1 cache: step 5 reads the codes (1 MB) from the L3 cache
+ * once for every 6 rows, 2 KB every 200 cycles, and this step a fourth as often. No arithmetic is saved, so the
+ * prediction is the same. */
 static void blocks_of_rows(const problem *q, results *r)
 {
     float *columns = in_panels(q->codebook, q->M, q->D, WIDTH), *start = score_starts(q);
@@ -205,7 +207,7 @@ static void blocks_of_rows(const problem *q, results *r)
     free(columns), free(start);
 }
 
-/* Step 7. kernels/assign.c, with its checks and its tails; its inner loop is unrolled by four. */
+/* Step 7. kernels/quantize/assign.c, with its checks and its tails; its inner loop is unrolled by four. */
 static void library(const problem *q, results *r)
 {
     vx_tensor *codes = tensor(VX_I32, q->N, 1, 0, 0), *z = tensor(VX_F32, q->N, 1, q->D, q->z);
@@ -236,6 +238,7 @@ static const step steps[] = {
 
 int main(int argc, char **argv)
 {
-    static const lab l = {"Nearest code", steps, sizeof steps / sizeof *steps, .g = 1, .prepare = prepare, .check = check};
+    static const lab l = {"Nearest code",     steps,         sizeof steps / sizeof *steps, .g = 1,
+                          .prepare = prepare, .check = check};
     return run_lab(&l, argc, argv);
 }

@@ -1,19 +1,20 @@
-/* backward.c: the gradients of forward.c, from whole arrays to kernels/smooth_backward.c. run.sh runs it, once for rows of
- * 32 and once for rows of 3.
+/* backward.c: the gradients of forward.c, from whole arrays to kernels/quantize/smooth_backward.c. run.sh runs it, once
+ * for rows of 32 and once for rows of 3.
  *
  *     x_nm = pi_nm (<dy_n, q_m> - <dy_n, y_n> + c count_n) - c [n is among the K rows of m],   c = 1 / (M K)
  *     dz^_n = sum_m x_nm q^_m     dq^_m = sum_n x_nm z^_n / tau     dmix_m = sum_n pi_nm dy_n
  *
- * and dz, dq and dlog tau follow from those three row by row. y, the log-sum-exp and the neighbours are given. The pairs in
+ * and dz, dq and dlog tau follow from those three row by row. y, the log-sum-exp and the neighbours are given. The
+ * pairs in
  * [ ] are M K sparse terms, which all steps add in the same way at the end.
  *
- * The lesson: five products of small tiles share two tiles of 24 x 64 (pi and x) that never leave the L1 cache; and threads
- * can share one gradient of the codebook without locks, atomics or an order that depends on how many they are.
+ * The lesson: five products of small tiles share two tiles of 24 x 64 (pi and x) that never leave the L1 cache; and
+ * threads can share one gradient of the codebook without locks, atomics or an order that depends on how many they are.
  */
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "../thin.h"
+#include "quantize/smooth_narrow.h"
 #include "lab.h"
 
 /* What every step is given and what it makes. Padded rows are Dp floats. */
@@ -35,7 +36,8 @@ static float *padded(const float *x, int64_t rows, int64_t D, int64_t Dp)
     return out;
 }
 
-/* Lays everything out, runs `dense`, adds the pairs and finishes. Logarithms are to the base 2 where unit is log2(e). */
+/* Lays everything out, runs `dense`, adds the pairs and finishes. Logarithms are to the base 2 where unit is
+ * log2(e). */
 static void gradients(const problem *q, results *r, int64_t width, int64_t panel, double unit,
                       void (*dense)(const problem *, work *))
 {
@@ -62,19 +64,22 @@ static void gradients(const problem *q, results *r, int64_t width, int64_t panel
     }
     double dlog_tau = 0;
     for (int64_t n = 0; n < N; n++) { /* the part along the row does not change a direction */
-        const double along = dot(w.dz_hat + n * Dp, a + n * Dp, D) / scale, norm = fmax(row_norm(q->z + n * D, D), GUARD);
+        const double along = dot(w.dz_hat + n * Dp, a + n * Dp, D) / scale,
+                     norm = fmax(row_norm(q->z + n * D, D), GUARD);
         for (int64_t d = 0; d < D; d++)
             r->dz[n * D + d] = (float)((w.dz_hat[n * Dp + d] - along * a[n * Dp + d] / scale) / (0.1 * norm));
         dlog_tau -= along / 0.1;
     }
     for (int64_t m = 0; m < M; m++) {
-        const double along = dot(w.dq_hat + m * Dp, hat + m * Dp, D), norm = fmax(row_norm(q->codebook + m * D, D), GUARD);
+        const double along = dot(w.dq_hat + m * Dp, hat + m * Dp, D),
+                     norm = fmax(row_norm(q->codebook + m * D, D), GUARD);
         for (int64_t d = 0; d < D; d++)
             r->dcodebook[m * D + d] =
                 (float)((w.dq_hat[m * Dp + d] - along * hat[m * Dp + d]) / (unit * norm) + w.dmix[m * Dp + d]);
     }
     r->dlog_tau = (float)dlog_tau;
-    free(sphere), free(rows), free(start), free(offset), free(hat), free(raw), free(hat_panels), free(raw_panels), free(a);
+    free(sphere), free(rows), free(start), free(offset), free(hat), free(raw), free(hat_panels), free(raw_panels),
+        free(a);
     free(dy), free(w.dz_hat), free(w.dq_hat), free(w.dmix);
 }
 
@@ -86,10 +91,10 @@ static void row_product(float *out, float first, const float *a, const float *co
         for (int64_t m = 0; m < M; m++) out[m] += a[d] * columns[d * M + m];
 }
 
-/* Step 1. Whole arrays pi and x, as autograd keeps them, and five products in plain loops: two long ones as in forward.c (2
- * G each) and three short ones over D (6 G each); one expf (5 lanes E), and 32 bytes an element to and from memory. It takes
- * twice as long: the last two products walk through both arrays in columns of 64, 256 bytes a row, which is not what
- * memory is fast at. */
+/* Step 1. Whole arrays pi and x, as autograd keeps them, and five products in plain loops: two long ones as in
+ * forward.c (2 G each) and three short ones over D (6 G each); one expf (5 lanes E), and 32 bytes an element to and
+ * from memory. It takes twice as long: the last two products walk through both arrays in columns of 64, 256 bytes a
+ * row, which is not what memory is fast at. */
 static void whole_arrays_dense(const problem *q, work *w)
 {
     const int64_t N = q->N, M = q->M, D = q->D;
@@ -136,8 +141,8 @@ VX_INLINE void exp2_row(float *x, int64_t count)
     }
 }
 
-/* Step 2. One row at a time, its pi and x in the cache, powers as vectors. The products stay what they were, 22 G in all,
- * and the gradients of all codes, 1 MB at D = 32, pass through the L2 cache for every row. */
+/* Step 2. One row at a time, its pi and x in the cache, powers as vectors. The products stay what they were, 22 G in
+ * all, and the gradients of all codes, 1 MB at D = 32, pass through the L2 cache for every row. */
 static void row_by_row_dense(const problem *q, work *w)
 {
     const int64_t N = q->N, M = q->M, D = q->D;
@@ -181,8 +186,9 @@ static void meet_tile(const problem *q, work *w, int64_t n, int64_t m, float *dq
 }
 
 /* Step 3. Tiles: a block of 24 rows meets all panels, and the codes' gradients pass by once per block, a 24th of the
- * traffic. 5 G and E, and one multiplication. Two thirds of the peak is what comes of it: a sum of the codes' gradients gets
- * only 24 multiply-adds for its load and its store, and at D = 3 a tile is filled up to a whole vector with zeros. */
+ * traffic. 5 G and E, and one multiplication. Two thirds of the peak is what comes of it: a sum of the codes' gradients
+ * gets only 24 multiply-adds for its load and its store, and at D = 3 a tile is filled up to a whole vector with
+ * zeros. */
 static void tiles_dense(const problem *q, work *w)
 {
 #pragma omp parallel
@@ -198,11 +204,11 @@ static void tiles_dense(const problem *q, work *w)
 
 static void tiles(const problem *q, results *r) { gradients(q, r, VX_LANES, PANEL, LOG2E, tiles_dense); }
 
-/* Step 4. One gradient for all threads. Rows are cut into chunks, and a chunk meets a strip of panels only after the chunk
- * before it has left that strip: threads follow one another along the codes like workers along a line. Every sum is then in
- * the order of the rows, so the bits are the same for any number of threads, and 2 M D floats a thread are saved. A chunk's
- * panels wait in the L1 cache for all of its rows. The arithmetic is that of step 3; the wait at the start is one strip a
- * thread. */
+/* Step 4. One gradient for all threads. Rows are cut into chunks, and a chunk meets a strip of panels only after the
+ * chunk before it has left that strip: threads follow one another along the codes like workers along a line. Every sum
+ * is then in the order of the rows, so the bits are the same for any number of threads, and 2 M D floats a thread are
+ * saved. A chunk's panels wait in the L1 cache for all of its rows. The arithmetic is that of step 3; the wait at the
+ * start is one strip a thread. */
 enum { CHUNK = 96, STRIPS = 16 };
 
 typedef struct turn {
@@ -219,7 +225,8 @@ static void in_line(const problem *q, work *w, panel_function *meet)
 #pragma omp parallel for schedule(monotonic : dynamic, 1) /* the lowest unfinished chunk never waits */
     for (int64_t chunk = 0; chunk < chunks; chunk++)
         for (int strip = 0; strip < strips; strip++) {
-            while (chunk && atomic_load_explicit(&turns[chunk - 1].strips, memory_order_acquire) <= strip) sched_yield();
+            while (chunk && atomic_load_explicit(&turns[chunk - 1].strips, memory_order_acquire) <= strip)
+                sched_yield();
             for (int64_t p = panels * strip / strips; p < panels * (strip + 1) / strips; p++)
                 meet(q, w, chunk * CHUNK, p * PANEL);
             atomic_store_explicit(&turns[chunk].strips, strip + 1, memory_order_release);
@@ -235,10 +242,10 @@ static void chunk_of_tiles(const problem *q, work *w, int64_t n, int64_t m)
 static void in_line_dense(const problem *q, work *w) { in_line(q, w, chunk_of_tiles); }
 static void threads_in_line(const problem *q, results *r) { gradients(q, r, VX_LANES, PANEL, LOG2E, in_line_dense); }
 
-/* Step 5, rows of 3 only. A vector of codes keeps its 3 numbers, twice, and their gradients in registers while the chunk's
- * rows pass, each of which broadcasts 6 numbers. 15 multiply-adds, E and a product; the row's own sum is kept lane by lane
- * and costs a load and a store for each of its 3 multiply-adds. One row after the other: a chain of 25 operations, of which
- * the processor overlaps what it sees. */
+/* Step 5, rows of 3 only. A vector of codes keeps its 3 numbers, twice, and their gradients in registers while the
+ * chunk's rows pass, each of which broadcasts 6 numbers. 15 multiply-adds, E and a product; the row's own sum is kept
+ * lane by lane and costs a load and a store for each of its 3 multiply-adds. One row after the other: a chain of 25
+ * operations, of which the processor overlaps what it sees. */
 static void vectors_over_codes_panel(const problem *q, work *w, int64_t n, int64_t m)
 {
     (void)q;
@@ -265,9 +272,10 @@ static void vectors_over_codes_panel(const problem *q, work *w, int64_t n, int64
     }
 }
 
-/* Step 6, rows of 3 only. In step 5 the chains of one long loop stand one behind the other, and every vector of codes loads a row's numbers
- * anew: 26 loads for 22 operations, where a cycle has two of each. Here two vectors of codes share what they load, and a run of rows passes
- * through four short loops with buffers in between. thin.h has them. */
+/* Step 6, rows of 3 only. In step 5 the chains of one long loop stand one behind the other, and every vector of codes
+ * loads a row's numbers anew: 26 loads for 22 operations, where a cycle has two of each. Here two vectors of codes
+ * share what they load, and a run of rows passes through four short loops with buffers in between. smooth_narrow.h has
+ * them. */
 static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
 {
     (void)q;
@@ -284,7 +292,8 @@ static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
                               .rows = RUN};
         for (int v = 0; v < PANEL; v += thin_side(3) * VX_LANES) {
             const int64_t at = m * 3 + v;
-            const thin_codes codes = {.hat = w->hat_panels + at, .raw = w->raw_panels + at, .dhat = w->dq_hat + at, .dmix = w->dmix + at};
+            const thin_codes codes = {
+                .hat = w->hat_panels + at, .raw = w->raw_panels + at, .dhat = w->dq_hat + at, .dmix = w->dmix + at};
             thin_backward(3, MIX, 0, &run, &codes);
         }
         for (int j = 0; j < RUN; j++)
@@ -312,7 +321,8 @@ static void vectors_over_codes(const problem *q, results *r) { gradients(q, r, 1
 static void short_loops_dense(const problem *q, work *w) { lanes_dense(q, w, short_loops_panel); }
 static void short_loops(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, short_loops_dense); }
 
-/* Step 7. kernels/smooth_backward.c: chunks sized to the cache, and a chunk's sums kept in its own thread's memory. */
+/* Step 7. kernels/quantize/smooth_backward.c: chunks sized to the cache, and a chunk's sums kept in its own thread's
+ * memory. */
 static void library(const problem *q, results *r)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
@@ -327,8 +337,8 @@ static void library(const problem *q, results *r)
     vx_tensor *sumsq = tensor(VX_F32, N, 1, 0, 0), *near = tensor(VX_I32, 1, M, K, r->near),
               *z = tensor(VX_F32, N, 1, D, q->z);
     vx_tensor *codebook = tensor(VX_F32, 1, M, D, q->codebook), *log_tau = tensor(VX_F32, 1, 0, 0, q->log_tau);
-    must(vx_smooth_backward(dz, dcodebook, dlog_tau, dy, dreg, y, codes, lse, sumsq, 0, near, 0, z, codebook, log_tau, 0, 0,
-                            VX_SOFTMAX, VX_REG_KNN_CE, 1, 1, VX_F32, 0, 0));
+    must(vx_smooth_backward(dz, dcodebook, dlog_tau, dy, dreg, y, codes, lse, sumsq, 0, near, 0, z, codebook, log_tau,
+                            0, 0, VX_SOFTMAX, VX_REG_KNN_CE, 1, 1, VX_F32, 0, 0));
     read_out(dz, r->dz), read_out(dcodebook, r->dcodebook), read_out(dlog_tau, &r->dlog_tau);
     read_out(dy, 0), read_out(dreg, 0), read_out(y, 0), read_out(codes, 0), read_out(lse, 0), read_out(sumsq, 0);
     read_out(near, 0), read_out(z, 0), read_out(codebook, 0), read_out(log_tau, 0);

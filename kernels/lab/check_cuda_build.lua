@@ -1,6 +1,7 @@
---- check_cuda_build.lua [BUILD]: reads what ptxas reported while libvertex_cuda.so was built (BUILD/ptxas, written by keep_ptxas_log.sh)
--- and checks, without a GPU, that every kernel of kernels/*.cu has code for sm_80 and sm_90, that the library also holds PTX for newer
--- cards, and that no kernel marked VX_HOT spills registers. Prints registers, stack and spills per kernel and architecture.
+--- check_cuda_build.lua [BUILD]: reads what ptxas reported while libvertex_cuda.so was built (BUILD/ptxas, written by
+-- keep_ptxas_log.sh) and checks, without a GPU, that every kernel of kernels/*.cu has code for sm_80 and sm_90, that
+-- the library also holds PTX for newer cards, and that no kernel marked VX_HOT spills registers. Prints registers,
+-- stack and spills per kernel and architecture.
 
 local build = arg[1] or "build"
 local root = arg[0]:match "^(.*)/kernels/lab/[^/]*$" or "."
@@ -14,10 +15,10 @@ local function lines_of(command)
   return list
 end
 
--- -- The kernels in the sources: VX_KERNEL [VX_HOT] [__launch_bounds__(...)] name(...) ------------------------------------------------------------------
+-- -- The kernels in the sources: VX_KERNEL [VX_HOT] [__launch_bounds__(...)] name(...) --------------------------------
 
 local kernels, order = {}, {} -- kernels[file][name]; two files may have one of the same name
-for _, path in ipairs(lines_of(("ls '%s'/kernels/*.cu '%s'/kernels/*.cuh"):format(root, root))) do
+for _, path in ipairs(lines_of(("find '%s/kernels' -name '*.cu' -o -name '*.cuh' | grep -v /lab/ | sort"):format(root))) do
   local file = assert(io.open(path))
   local text = file:read("*a"):gsub("__launch_bounds__%b()", "")
   file:close()
@@ -30,10 +31,10 @@ for _, path in ipairs(lines_of(("ls '%s'/kernels/*.cu '%s'/kernels/*.cuh"):forma
   end
 end
 
--- -- What ptxas said --------------------------------------------------------------------------------------------------------------
+-- -- What ptxas said --------------------------------------------------------------------------------------------------
 
---- The kernel, of a file or of a header, whose name is the first identifier of a mangled name: _Z12unary_kernel..., or with a namespace,
--- _ZN3abc12unary_kernel...
+--- The kernel, of a file or of a header, whose name is the first identifier of a mangled name: _Z12unary_kernel..., or
+-- with a namespace, _ZN3abc12unary_kernel...
 local function kernel_of(mangled, file)
   for position, digits in mangled:gmatch "()(%d+)" do
     local first = position + #digits
@@ -60,7 +61,8 @@ for _, path in ipairs(lines_of(("ls '%s'/ptxas/*.cu.o.log 2>/dev/null"):format(b
         unknown[#unknown + 1] = mangled
       end
     elseif row then
-      local stack, stores, loads = line:match "(%d+) bytes stack frame, (%d+) bytes spill stores, (%d+) bytes spill loads"
+      local stack, stores,
+        loads = line:match "(%d+) bytes stack frame, (%d+) bytes spill stores, (%d+) bytes spill loads"
       if stack then row.stack, row.spills = tonumber(stack), tonumber(stores) + tonumber(loads) end
       row.registers = tonumber(line:match "Used (%d+) registers") or row.registers
       row.shared = tonumber(line:match "(%d+) bytes smem") or row.shared
@@ -68,7 +70,7 @@ for _, path in ipairs(lines_of(("ls '%s'/ptxas/*.cu.o.log 2>/dev/null"):format(b
   end
 end
 
--- -- Report -----------------------------------------------------------------------------------------------------------------------
+-- -- Report -----------------------------------------------------------------------------------------------------------
 
 local faults = {}
 local function fault(...) faults[#faults + 1] = string.format(...) end
@@ -76,10 +78,12 @@ local function fault(...) faults[#faults + 1] = string.format(...) end
 print(("%-44s %-7s %9s %7s %7s %7s"):format("kernel", "code", "registers", "shared", "stack", "spills"))
 for _, kernel in ipairs(order) do
   for _, row in ipairs(kernel.rows) do
-    print(("%-44s %-7s %9d %7d %7d %7d%s"):format(kernel.name, row.architecture, row.registers, row.shared or 0, row.stack, row.spills,
+    print(("%-44s %-7s %9d %7d %7d %7d%s"):format(kernel.name, row.architecture, row.registers, row.shared or 0,
+      row.stack, row.spills,
       kernel.hot and "  hot" or ""))
     if kernel.hot and row.spills > 0 then
-      fault("%s: %s is hot and spills %d bytes for %s (%s)", kernel.file, kernel.name, row.spills, row.architecture, row.mangled)
+      fault("%s: %s is hot and spills %d bytes for %s (%s)", kernel.file, kernel.name, row.spills, row.architecture,
+        row.mangled)
     end
   end
   for _, architecture in ipairs(ARCHITECTURES) do
@@ -104,5 +108,6 @@ else
 end
 
 for _, text in ipairs(faults) do print("FAULT " .. text) end
-print(#faults == 0 and ("%d kernels, all with code for %s"):format(#order, table.concat(ARCHITECTURES, " and ")) or #faults .. " faults")
+print(#faults == 0 and ("%d kernels, all with code for %s"):format(#order, table.concat(ARCHITECTURES, " and "))
+  or #faults .. " faults")
 os.exit(#faults == 0 and 0 or 1)

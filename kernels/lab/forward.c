@@ -1,13 +1,13 @@
-/* forward.c: the smoothed quantizer with softmax and knn-ce forward, from whole arrays to kernels/smooth.c. run.sh runs it,
- * once for rows of 32 and once for rows of 3.
+/* forward.c: the smoothed quantizer with softmax and knn-ce forward, from whole arrays to kernels/quantize/smooth.c.
+ * run.sh runs it, once for rows of 32 and once for rows of 3.
  *
  *     l_nm = <z_n, q_m> / (|z_n| |q_m| tau), pi = softmax over m, y_n = sum_m pi_nm q_m, code = argmax_m,
  *     and for each code m the K rows with the largest log pi_nm
  *
- * The lesson: the N x M logits need not exist. A block of rows meets all codes while the logits stay in the cache; then the
- * products are the floor at D = 32, and powers and single vector operations at D = 3.
+ * The lesson: the N x M logits need not exist. A block of rows meets all codes while the logits stay in the cache; then
+ * the products are the floor at D = 32, and powers and single vector operations at D = 3.
  */
-#include "../thin.h"
+#include "quantize/smooth_narrow.h"
 #include "lab.h"
 
 /* What a thread works with. The rows a are multiplied by `unit` / tau: 1, or log2(e) where powers of two are taken. */
@@ -40,12 +40,12 @@ static void row_logits(float *s, const float *a, const float *columns, int64_t M
         for (int64_t m = 0; m < M; m++) s[m] += a[d] * columns[d * M + m];
 }
 
-/* Step 1. Whole arrays, one operation after the other, as an array library works: logits, maximum, log-softmax, exponential,
- * product, column-wise top-K. The logits run in long loops, half from the L1 and half from the L2 cache (4 G, see assign.c).
- * The mixture runs in short loops over D, whose sums are stored and loaded again for the next code: 12 cycles, in which the
- * peak makes 24 lanes multiply-adds (6 G at D = 32 and 8 lanes). expf of the C library takes about 20 cycles, a power in a
- * vector 4 / lanes (5 lanes E), and there are two; the maximum and the thresholds cost a cycle each. And the arrays pass
- * through memory again and again, 36 bytes an element. */
+/* Step 1. Whole arrays, one operation after the other, as an array library works: logits, maximum, log-softmax,
+ * exponential, product, column-wise top-K. The logits run in long loops, half from the L1 and half from the L2 cache (4
+ * G, see assign.c). The mixture runs in short loops over D, whose sums are stored and loaded again for the next code:
+ * 12 cycles, in which the peak makes 24 lanes multiply-adds (6 G at D = 32 and 8 lanes). expf of the C library takes
+ * about 20 cycles, a power in a vector 4 / lanes (5 lanes E), and there are two; the maximum and the thresholds cost a
+ * cycle each. And the arrays pass through memory again and again, 36 bytes an element. */
 static void whole_arrays(const problem *q, results *r)
 {
     const int64_t N = q->N, D = q->D, M = q->M;
@@ -78,18 +78,20 @@ static void whole_arrays(const problem *q, results *r)
     free(a), free(hat), free(columns), free(log_pi), free(pi);
 }
 
-/* Runs `block` for every `rows` rows, with the threads' working memory and lists around it. panel: of hat; raw_panel: of
- * raw, 0 for codes as stored. */
+/* Runs `block` for every `rows` rows, with the threads' working memory and lists around it. panel: of hat; raw_panel:
+ * of raw, 0 for codes as stored. */
 static void by_blocks(const problem *q, results *r, int rows, int64_t panel, int64_t raw_panel, double unit,
                       void (*block)(const problem *, results *, work *, int64_t))
 {
     const int threads = omp_get_max_threads();
     lists near[threads];
     float *sphere = on_sphere(q->codebook, q->M, q->D, 1), *a = on_sphere(q->z, q->N, q->D, unit / 0.1);
-    float *hat = in_panels(sphere, q->M, q->D, panel), *raw = in_panels(q->codebook, q->M, q->D, raw_panel ? raw_panel : 1);
+    float *hat = in_panels(sphere, q->M, q->D, panel),
+          *raw = in_panels(q->codebook, q->M, q->D, raw_panel ? raw_panel : 1);
 #pragma omp parallel num_threads(threads)
     {
-        work w = {a, hat, raw, floats(rows * q->M), floats(rows * q->M), floats(rows * (q->D + VX_LANES)), new_lists(q)};
+        work w = {a,           hat, raw, floats(rows * q->M), floats(rows * q->M), floats(rows * (q->D + VX_LANES)),
+                  new_lists(q)};
 #pragma omp for schedule(dynamic, 1)
         for (int64_t n = 0; n < q->N; n += rows) block(q, r, &w, n);
         near[omp_get_thread_num()] = w.near;
@@ -99,8 +101,8 @@ static void by_blocks(const problem *q, results *r, int rows, int64_t panel, int
     free(sphere), free(a), free(hat), free(raw);
 }
 
-/* Step 2. One row at a time: its M logits (16 KB at M = 4,096) stay in the cache through all that is done with them. The
- * passes over memory are gone, and one of the two expf: pi is the power over the sum. */
+/* Step 2. One row at a time: its M logits (16 KB at M = 4,096) stay in the cache through all that is done with them.
+ * The passes over memory are gone, and one of the two expf: pi is the power over the sum. */
 static void one_row(const problem *q, results *r, work *w, int64_t n)
 {
     float *s = w->s, *e = w->w, *y = r->y + n * q->D, sum = 0;
@@ -147,7 +149,8 @@ VX_INLINE void weigh_panel(row_sums *row, const float *s, float *e, int64_t firs
     }
 }
 
-/* Writes y, code and lse of a row from what it added up; o is its mixture before the division. Returns log2 of its sum. */
+/* Writes y, code and lse of a row from what it added up; o is its mixture before the division. Returns log2 of its
+ * sum. */
 static float finish_row(const problem *q, results *r, const row_sums *row, const float *o, int64_t n)
 {
     const float sum = vf_sum(row->sum);
@@ -160,9 +163,9 @@ static float finish_row(const problem *q, results *r, const row_sums *row, const
     return log2f(sum);
 }
 
-/* Step 3. Powers as vectors: 2^x by a polynomial of degree 5, four vectors side by side, with log2(e) / tau folded into the
- * rows. A logit is at most 1 / tau = 10, so no maximum is needed before (the library sees to smaller temperatures). E, and
- * as much again for the maximum, its code and the sum (4 O); the products stay as they were. */
+/* Step 3. Powers as vectors: 2^x by a polynomial of degree 5, four vectors side by side, with log2(e) / tau folded into
+ * the rows. A logit is at most 1 / tau = 10, so no maximum is needed before (the library sees to smaller temperatures).
+ * E, and as much again for the maximum, its code and the sum (4 O); the products stay as they were. */
 static void row_with_vector_powers(const problem *q, results *r, work *w, int64_t n)
 {
     row_sums row = {.best = vf_set1(-INFINITY)};
@@ -175,8 +178,8 @@ static void row_with_vector_powers(const problem *q, results *r, work *w, int64_
 
 static void vector_powers(const problem *q, results *r) { by_blocks(q, r, 1, q->M, 0, LOG2E, row_with_vector_powers); }
 
-/* 24 rows and the codes panel by panel: the first sweep leaves the logits in s (24,M), 384 KB in the L2 cache. Both products
- * are assign.c's register tile (rows.h has it as `tile`, smooth.h around it). */
+/* 24 rows and the codes panel by panel: the first sweep leaves the logits in s (24,M), 384 KB in the L2 cache. Both
+ * products are assign.c's register tile (row_tile.h has it as `tile`, smooth.h around it). */
 static void sweep_tiles(const problem *q, results *r, work *w, int64_t n, float log_sum[BLOCK])
 {
     const int64_t Dp = vx_ceil_div(q->D, VX_LANES) * VX_LANES;
@@ -190,7 +193,8 @@ static void sweep_tiles(const problem *q, results *r, work *w, int64_t n, float 
         tile_logits(w->s + m, q->M, BLOCK, zero, w->a + n * q->D, q->D, w->hat + m * q->D, q->D);
         for (int i = 0; i < BLOCK; i++) weigh_panel(row + i, w->s + i * q->M + m, e + i * PANEL, m);
         if (Dp != q->D)
-            for (int64_t j = 0; j < PANEL; j++) memcpy(raw + j * Dp, w->raw + (m + j) * q->D, sizeof(float) * (size_t)q->D);
+            for (int64_t j = 0; j < PANEL; j++)
+                memcpy(raw + j * Dp, w->raw + (m + j) * q->D, sizeof(float) * (size_t)q->D);
         tile_mix(w->o, BLOCK, e, Dp == q->D ? w->raw + m * q->D : raw, Dp);
     }
     for (int i = 0; i < BLOCK; i++) log_sum[i] = finish_row(q, r, row + i, w->o + i * Dp, n + i);
@@ -206,8 +210,8 @@ static void block_by_tiles(const problem *q, results *r, work *w, int64_t n)
 
 static void tiles(const problem *q, results *r) { by_blocks(q, r, BLOCK, PANEL, 0, LOG2E, block_by_tiles); }
 
-/* Compares a block's logits with the codes' thresholds, a panel at a time: one subtraction and one comparison a vector, and
- * one branch for 64 keys. Of N rows about K (1 + ln(N / K)) pass: 1 in 100. */
+/* Compares a block's logits with the codes' thresholds, a panel at a time: one subtraction and one comparison a vector,
+ * and one branch for 64 keys. Of N rows about K (1 + ln(N / K)) pass: 1 in 100. */
 VX_INLINE void select_by_panels(const problem *q, work *w, int rows, const float *log_sum, int64_t n)
 {
     for (int64_t strip = 0; strip < q->M; strip += 16 * PANEL) /* whose thresholds stay in the L1 cache */
@@ -238,17 +242,18 @@ static void block_with_filter(const problem *q, results *r, work *w, int64_t n)
 
 static void filter(const problem *q, results *r) { by_blocks(q, r, BLOCK, PANEL, 0, LOG2E, block_with_filter); }
 
-/* Step 6, rows of 3 only. A tile's product of depth 3 loads and stores more than it multiplies, and a mixture of 3 numbers
- * fills 3 of 8 lanes. So vectors run over codes throughout: a row's numbers are broadcast, its mixture is summed lane by
- * lane in 3 registers. A logit costs 3 multiply-adds, a power 13 operations (E), the rest 3 (maximum, sum, and the choice of
- * the code) and the mixture 3: 2 G + E + 3 O. */
+/* Step 6, rows of 3 only. A tile's product of depth 3 loads and stores more than it multiplies, and a mixture of 3
+ * numbers fills 3 of 8 lanes. So vectors run over codes throughout: a row's numbers are broadcast, its mixture is
+ * summed lane by lane in 3 registers. A logit costs 3 multiply-adds, a power 13 operations (E), the rest 3 (maximum,
+ * sum, and the choice of the code) and the mixture 3: 2 G + E + 3 O. */
 static void row_of_vectors(const problem *q, results *r, work *w, int64_t n, float *s, float *log_sum)
 {
     const float *a = w->a + n * 3;
     row_sums row = {.best = vf_set1(-INFINITY)};
     vf o[3] = {{0}};
     for (int64_t m = 0; m < q->M; m += VX_LANES) {
-        const float *hat = w->hat + m / PANEL * PANEL * 3 + m % PANEL, *raw = w->raw + m / PANEL * PANEL * 3 + m % PANEL;
+        const float *hat = w->hat + m / PANEL * PANEL * 3 + m % PANEL,
+                    *raw = w->raw + m / PANEL * PANEL * 3 + m % PANEL;
         vi code;
         for (int l = 0; l < VX_LANES; l++) code[l] = (int32_t)m + l;
         vf x = vf_load(hat) * a[0] + vf_load(hat + PANEL) * a[1] + vf_load(hat + 2 * PANEL) * a[2];
@@ -275,10 +280,10 @@ static void vectors_over_codes(const problem *q, results *r)
     by_blocks(q, r, THIN_BLOCK, PANEL, PANEL, LOG2E, block_of_vectors);
 }
 
-/* Step 7, rows of 3 only. Step 6 is one chain of 20 dependent operations a vector, and the processor looks about 10 vectors
- * ahead. Here a panel passes through three short loops (logits, powers, use) with 64 numbers in between, two rows at a time,
- * and only the panel of the best logit is remembered, not its code. The arithmetic is the same but for the choice of the
- * code. thin.h has the loops. */
+/* Step 7, rows of 3 only. Step 6 is one chain of 20 dependent operations a vector, and the processor looks about 10
+ * vectors ahead. Here a panel passes through three short loops (logits, powers, use) with 64 numbers in between, two
+ * rows at a time, and only the panel of the best logit is remembered, not its code. The arithmetic is the same but for
+ * the choice of the code. smooth_narrow.h has the loops. */
 static void block_of_pairs(const problem *q, results *r, work *w, int64_t n)
 {
     float log_sum[THIN_BLOCK];
@@ -286,7 +291,14 @@ static void block_of_pairs(const problem *q, results *r, work *w, int64_t n)
     for (int i = 0; i < THIN_BLOCK; i += PAIR) {
         const float *a = w->a + (n + i) * 3;
         thin_row state[PAIR] = {{.best = vf_set1(-INFINITY)}, {.best = vf_set1(-INFINITY)}};
-        const thin_strip all = {.a = a, .start = zero, .hat = w->hat, .raw = w->raw, .end = q->M / PANEL, .M = q->M, .s = w->s + i * q->M, .ld = q->M};
+        const thin_strip all = {.a = a,
+                                .start = zero,
+                                .hat = w->hat,
+                                .raw = w->raw,
+                                .end = q->M / PANEL,
+                                .M = q->M,
+                                .s = w->s + i * q->M,
+                                .ld = q->M};
         thin_forward(3, 0, KEEP_S, 0, state, &all);
         for (int j = 0; j < PAIR; j++) {
             const float *s = w->s + (i + j) * q->M, top = vf_maximum(state[j].best);
@@ -304,15 +316,19 @@ static void block_of_pairs(const problem *q, results *r, work *w, int64_t n)
     select_by_panels(q, w, THIN_BLOCK, log_sum, n);
 }
 
-static void short_loops(const problem *q, results *r) { by_blocks(q, r, THIN_BLOCK, PANEL, PANEL, LOG2E, block_of_pairs); }
+static void short_loops(const problem *q, results *r)
+{
+    by_blocks(q, r, THIN_BLOCK, PANEL, PANEL, LOG2E, block_of_pairs);
+}
 
-/* Step 8. kernels/smooth.c. At rows of 3 it also sees to it that a strip of panels serves four pairs of rows from the L1
- * cache. */
+/* Step 8. kernels/quantize/smooth.c. At rows of 3 it also sees to it that a strip of panels serves four pairs of rows
+ * from the L1 cache. */
 static void library(const problem *q, results *r)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
     vx_tensor *y = tensor(VX_F32, N, 1, D, 0), *codes = tensor(VX_I32, N, 1, 0, 0), *lse = tensor(VX_F32, N, 1, 2, 0);
-    vx_tensor *sumsq = tensor(VX_F32, N, 1, 0, 0), *near = tensor(VX_I32, 1, M, K, 0), *reg = tensor(VX_F32, 1, 0, 0, 0);
+    vx_tensor *sumsq = tensor(VX_F32, N, 1, 0, 0), *near = tensor(VX_I32, 1, M, K, 0),
+              *reg = tensor(VX_F32, 1, 0, 0, 0);
     vx_tensor *max_p = tensor(VX_F32, 1, 0, 0, 0), *z = tensor(VX_F32, N, 1, D, q->z);
     vx_tensor *codebook = tensor(VX_F32, 1, M, D, q->codebook), *log_tau = tensor(VX_F32, 1, 0, 0, q->log_tau);
     must(vx_smooth_forward(y, codes, lse, sumsq, 0, near, 0, reg, max_p, z, codebook, log_tau, 0, 0, VX_SOFTMAX,

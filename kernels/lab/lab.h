@@ -1,7 +1,7 @@
 /* lab.h: the frame of the lab's programs: the problem, the check against float64, the timing, the prediction.
  *
- * A program is a list of steps that all compute the same thing. Each step predicts its time before it is measured, as an
- * amount of work over ceilings that roof.c measured on the same machine in the same run:
+ * A program is a list of steps that all compute the same thing. Each step predicts its time before it is measured, as
+ * an amount of work over ceilings that roofline.c measured on the same machine in the same run:
  *     G  one product of N x M x D multiply-adds at the peak      2 N M D / fma
  *     E  one power per element of the N x M that never exists    N M / exp2
  *     F  one comparison per element                              N M / compare
@@ -10,16 +10,16 @@
  * A prediction that fails teaches more than one that holds; the comment above a step says what was learned there, and
  * amd-epyc-avx2.txt is what run.sh printed. `bits` says whether one thread gives the same bits as all of them.
  *
- * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels handle
- * all others, and small temperatures, noise, groups and NaN besides.
+ * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels
+ * handle all others, and small temperatures, noise, groups and NaN besides.
  */
 #ifndef VX_LAB_H
 #define VX_LAB_H
 
 #include <omp.h>
 
-#include "../neighbours.h"
-#include "../smooth.h"
+#include "shared/neighbours.h"
+#include "quantize/smooth.h"
 #include "reference.h"
 
 typedef struct results {
@@ -45,7 +45,7 @@ typedef struct lab {
                     char *); /* worst error over its tolerance; says what it was */
 } lab;
 
-/* -- Working memory ----------------------------------------------------------------------------------------------------- */
+/* -- Working memory ------------------------------------------------------------------------------------------------ */
 
 /* Floats that start at a cache line, not initialized. */
 static inline float *floats(int64_t count)
@@ -60,7 +60,7 @@ static inline float *floats(int64_t count)
 
 static inline float *zeros(int64_t count) { return memset(floats(count), 0, sizeof(float) * (size_t)count); }
 
-/* -- Layouts ------------------------------------------------------------------------------------------------------------ */
+/* -- Layouts ------------------------------------------------------------------------------------------------------- */
 
 /* x (rows,D), each row divided by its length and multiplied by scale. */
 static inline float *on_sphere(const float *x, int64_t rows, int64_t D, double scale)
@@ -74,7 +74,8 @@ static inline float *on_sphere(const float *x, int64_t rows, int64_t D, double s
     return out;
 }
 
-/* Codes (M,D) as (M / width, D, width): the same number of `width` codes side by side, for vectors that run over codes. */
+/* Codes (M,D) as (M / width, D, width): the same number of `width` codes side by side, for vectors that run over
+ * codes. */
 static inline float *in_panels(const float *codes, int64_t M, int64_t D, int64_t width)
 {
     float *out = floats(M * D);
@@ -84,7 +85,7 @@ static inline float *in_panels(const float *codes, int64_t M, int64_t D, int64_t
     return out;
 }
 
-/* -- Neighbours --------------------------------------------------------------------------------------------------------- */
+/* -- Neighbours ---------------------------------------------------------------------------------------------------- */
 
 /* The K best rows of each code that one thread has met, and the key that the next must exceed. */
 typedef struct lists {
@@ -105,8 +106,8 @@ static inline void offer(const problem *q, lists *l, int64_t m, float key, int64
     l->least[m] = neighbour_insert(l->entries + m * q->K, q->K, neighbour_pack(key, row));
 }
 
-/* near and reg (knn-ce) from the threads' lists, whose keys are `unit` times natural logarithms; frees the lists. Entries
- * are totally ordered, so that it does not matter which thread met a row. */
+/* near and reg (knn-ce) from the threads' lists, whose keys are `unit` times natural logarithms; frees the lists.
+ * Entries are totally ordered, so that it does not matter which thread met a row. */
 static inline void merge_lists(const problem *q, results *r, lists *all, int threads, double unit)
 {
     double sum = 0;
@@ -123,7 +124,7 @@ static inline void merge_lists(const problem *q, results *r, lists *all, int thr
     for (int t = 0; t < threads; t++) free(all[t].entries), free(all[t].least);
 }
 
-/* -- The library's own kernel as the last step -------------------------------------------------------------------------- */
+/* -- The library's own kernel as the last step --------------------------------------------------------------------- */
 
 static inline void must(int status)
 {
@@ -149,7 +150,7 @@ static inline void read_out(vx_tensor *x, void *data)
     vx_free(x);
 }
 
-/* -- Problems ----------------------------------------------------------------------------------------------------------- */
+/* -- Problems ------------------------------------------------------------------------------------------------------ */
 
 /* Normal numbers (Box and Muller), times scale. */
 static inline float *normal(int64_t count, uint64_t stream, double scale)
@@ -157,8 +158,8 @@ static inline float *normal(int64_t count, uint64_t stream, double scale)
     float *x = floats(count);
     for (int64_t i = 0; i < count; i++) {
         vx_philox4 draw = vx_philox(1, stream, (uint64_t)i);
-        x[i] =
-            (float)(scale * sqrt(-2 * log((double)vx_unit(draw.word[0]))) * cos(2 * M_PI * (double)vx_unit(draw.word[1])));
+        x[i] = (float)(scale * sqrt(-2 * log((double)vx_unit(draw.word[0]))) *
+                       cos(2 * M_PI * (double)vx_unit(draw.word[1])));
     }
     return x;
 }
@@ -170,7 +171,7 @@ static inline double worse(double error, double tolerance, const char *what, dou
     return error / tolerance;
 }
 
-/* -- The program -------------------------------------------------------------------------------------------------------- */
+/* -- The program --------------------------------------------------------------------------------------------------- */
 
 static inline double seconds(void) { return omp_get_wtime(); }
 
@@ -209,7 +210,8 @@ static inline void measure_ceilings(const char *roof, double ceiling[5])
     snprintf(command, sizeof command, "'%s' %d", roof, omp_get_max_threads());
     FILE *f = popen(command, "r");
     double value;
-    for (int i = 0; f && i < 5 && fscanf(f, "%31s %lf %*s", name, &value) == 2; i++) ceiling[i] = fmax(ceiling[i], value);
+    for (int i = 0; f && i < 5 && fscanf(f, "%31s %lf %*s", name, &value) == 2; i++)
+        ceiling[i] = fmax(ceiling[i], value);
     if (!f || pclose(f) || !(ceiling[4] > 0)) {
         fprintf(stderr, "%s did not print its five ceilings\n", roof);
         exit(1);
@@ -226,7 +228,8 @@ static inline uint64_t bits_of(const problem *q, const results *r)
                 {&r->reg, 1},        {&r->dlog_tau, 1}, {r->codes, q->N},     {r->near, q->M * q->K}};
     uint64_t sum = 0;
     for (int p = 0; p < 8; p++)
-        for (int64_t i = 0; i < part[p].count; i++) sum = (sum ^ ((const uint32_t *)part[p].data)[i]) * 0x100000001b3u + 1;
+        for (int64_t i = 0; i < part[p].count; i++)
+            sum = (sum ^ ((const uint32_t *)part[p].data)[i]) * 0x100000001b3u + 1;
     return sum;
 }
 
@@ -256,8 +259,9 @@ static inline void print_terms(const step *s)
         }
 }
 
-/* ./program N D M K [ROOF]: 0 where every step agrees with float64. ROOF is roof.c's program; without it nothing is timed.
- * Times are taken in rounds, ceilings and steps in turn, so that other work on the machine slows all of them alike. */
+/* ./program N D M K [ROOF]: 0 where every step agrees with float64. ROOF is roofline.c's program; without it nothing is
+ * timed. Times are taken in rounds, ceilings and steps in turn, so that other work on the machine slows all of them
+ * alike. */
 static inline int run_lab(const lab *l, int argc, char **argv)
 {
     if (argc < 5) {
@@ -290,14 +294,16 @@ static inline int run_lab(const lab *l, int argc, char **argv)
         }
     }
     const double NM = (double)(q.N * q.M) * 1e-6, G = 2 * (double)q.D * NM / ceiling[0], E = NM / ceiling[1],
-                 F = NM / ceiling[2], O = 2 * NM / ceiling[0], B = NM / ceiling[4], floor = l->g * G + l->e * E + l->f * F;
-    printf("\n%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", l->title, (long long)q.N, (long long)q.D, (long long)q.M,
-           (long long)q.K, omp_get_max_threads());
+                 F = NM / ceiling[2], O = 2 * NM / ceiling[0], B = NM / ceiling[4],
+                 floor = l->g * G + l->e * E + l->f * F;
+    printf("\n%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", l->title, (long long)q.N, (long long)q.D,
+           (long long)q.M, (long long)q.K, omp_get_max_threads());
     if (roof) {
-        printf("fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, copy %.1f GB/s\n", ceiling[0], ceiling[1], ceiling[2],
-               ceiling[4]);
+        printf("fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, copy %.1f GB/s\n", ceiling[0], ceiling[1],
+               ceiling[2], ceiling[4]);
         printf("G %.2f ms, E %.2f, F %.2f, O %.2f, B %.2f; floor %.1f ms\n", G, E, F, O, B, floor);
-        printf("   step                          least   median  predicted  of floor  worst error     bits    prediction\n");
+        printf("   step                          least   median  predicted  of floor  worst error     bits    "
+               "prediction\n");
     }
     for (int i = 0; i < l->count; i++) {
         const step *s = l->steps + i;

@@ -1,9 +1,10 @@
-/* reference.h: the smoothed quantizer in float64, straight from the formulas at the head of kernels/smooth.c and
- * smooth_backward.c, with no thought of speed beyond loops that a compiler vectorizes. What the steps of this folder and
- * experiments/bench/quantizer.lua are held against. One group of codes, gumbel_tau 1, all codes are vertices.
+/* reference.h: the smoothed quantizer in float64, straight from the formulas at the head of kernels/quantize/smooth.c
+ * and smooth_backward.c, with no thought of speed beyond loops that a compiler vectorizes. What the steps of this
+ * folder and experiments/bench/quantizer.lua are held against. One group of codes, gumbel_tau 1, all codes are
+ * vertices.
  *
- * Rows come in blocks of ROWS, which meet the codes STRIP at a time, so that large shapes take seconds: N = 65,536, D = 32,
- * M = 8,196 about 20 on two cores. Working space: per thread 3 ROWS M doubles and, backward, 2 M D.
+ * Rows come in blocks of ROWS, which meet the codes STRIP at a time, so that large shapes take seconds: N = 65,536, D =
+ * 32, M = 8,196 about 20 on two cores. Working space: per thread 3 ROWS M doubles and, backward, 2 M D.
  */
 #ifndef VX_LAB_REFERENCE_H
 #define VX_LAB_REFERENCE_H
@@ -15,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../core/rng.h"
+#include "core/rng.h"
 
 enum { SOFTMAX, SOFT_GUMBEL, HARD_GUMBEL };
 enum { REG_NONE, REG_PPL, REG_KNN_CE, REG_KNN_L2 };
@@ -173,7 +174,8 @@ static inline void reference_forward(const problem *q, solution *s)
     for (int64_t j = 0; j < M * K; j++) s->key[j] = -INFINITY, s->near[j] = INT32_MAX;
 #pragma omp parallel
     {
-        double *a = take(ROWS * D, sizeof(double)), *l = take(ROWS * M, sizeof(double)), *p = take(ROWS * M, sizeof(double));
+        double *a = take(ROWS * D, sizeof(double)), *l = take(ROWS * M, sizeof(double)),
+               *p = take(ROWS * M, sizeof(double));
         double *mean = take(M, sizeof(double)), *keys = take(M * K, sizeof(double));
         int32_t *rows_of = take(M * K, sizeof(int32_t));
         for (int64_t j = 0; j < M * K; j++) keys[j] = -INFINITY, rows_of[j] = INT32_MAX;
@@ -219,8 +221,8 @@ static inline void reference_forward(const problem *q, solution *s)
     free(hat), free(raw);
 }
 
-/* dz, dcodebook and dlog_tau, after reference_forward; `near` (M,K) in the place of the solution's own neighbours, so that a
- * near tie that was decided otherwise counts once, as a neighbour, and not as an error of gradients as well. */
+/* dz, dcodebook and dlog_tau, after reference_forward; `near` (M,K) in the place of the solution's own neighbours, so
+ * that a near tie that was decided otherwise counts once, as a neighbour, and not as an error of gradients as well. */
 static inline void reference_backward(const problem *q, solution *s, const int32_t *near)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
@@ -246,7 +248,8 @@ static inline void reference_backward(const problem *q, solution *s, const int32
     {
         double *a = take(ROWS * D, sizeof(double)), *dy = take(ROWS * D, sizeof(double)),
                *dz = take(ROWS * D, sizeof(double));
-        double *l = take(ROWS * M, sizeof(double)), *p = take(ROWS * M, sizeof(double)), *x = take(ROWS * M, sizeof(double));
+        double *l = take(ROWS * M, sizeof(double)), *p = take(ROWS * M, sizeof(double)),
+               *x = take(ROWS * M, sizeof(double));
         double *my_dhat = take(D * M, sizeof(double)), *my_draw = take(D * M, sizeof(double));
 #pragma omp for schedule(dynamic)
         for (int64_t first = 0; first < N; first += ROWS) {
@@ -272,7 +275,8 @@ static inline void reference_backward(const problem *q, solution *s, const int32
                     if (l2) xr[m] += 2 * c * pi * ((double)count * (pi - s->sumsq[n]) + pairs);
                     else xr[m] += c * (double)count * pi;
                 }
-                for (int64_t j = start[n]; j < start[n + 1]; j++) xr[vertex[j]] -= l2 ? 2 * c * exp(lr[vertex[j]] - lse) : c;
+                for (int64_t j = start[n]; j < start[n + 1]; j++)
+                    xr[vertex[j]] -= l2 ? 2 * c * exp(lr[vertex[j]] - lse) : c;
                 for (int64_t m = 0; m < M; m++) of_logits += xr[m] * (lr[m] - lse); /* sum over m of x is 0 */
                 dlog_tau -= of_logits;
                 if (q->sampler == HARD_GUMBEL)
@@ -312,8 +316,8 @@ static inline void reference_backward(const problem *q, solution *s, const int32
     free(hat), free(raw), free(dhat), free(draw), free(b), free(start), free(vertex);
 }
 
-/* How many of the codes (N) are not the nearest, by Euclidean distance or (cosine) by angle, and by how much the worst of
- * them is farther than the nearest, as a part of |z| |q| + |q|^2 / 2: near 0 where they are near ties. */
+/* How many of the codes (N) are not the nearest, by Euclidean distance or (cosine) by angle, and by how much the worst
+ * of them is farther than the nearest, as a part of |z| |q| + |q|^2 / 2: near 0 where they are near ties. */
 static inline int64_t assignments_differ(const problem *q, const int32_t *codes, int cosine, double *gap)
 {
     const int64_t N = q->N, D = q->D, M = q->M;
@@ -360,8 +364,8 @@ static inline double relative_error(const float *x, const double *y, int64_t cou
     return size > 0 ? sqrt(difference / size) : sqrt(difference);
 }
 
-/* How many of the (M,K) neighbours differ from the solution's, and the largest difference of their keys, rank by rank: near
- * 0 where they are near ties. */
+/* How many of the (M,K) neighbours differ from the solution's, and the largest difference of their keys, rank by rank:
+ * near 0 where they are near ties. */
 static inline int64_t neighbours_differ(const problem *q, const solution *s, const int32_t *near, double *gap)
 {
     const double tau = exp((double)*q->log_tau);

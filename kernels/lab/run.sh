@@ -36,13 +36,13 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 compile() { # shellcheck disable=SC2086
   ${CC:-cc} -std=gnu11 -O3 $flags -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp -Wall -Wextra -Wshadow -Wno-psabi \
-    -Wno-aggressive-loop-optimizations -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
+    -Wno-aggressive-loop-optimizations -I. -Ikernels -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
 }
 
 threads=${OMP_NUM_THREADS:-$(nproc)}
 echo "$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1), $simd, $threads threads"
 roof=""
-[ -n "$quick" ] || { compile roof; roof=$folder/roof; }
+[ -n "$quick" ] || { compile roofline; roof=$folder/roofline; }
 
 status=0
 start() { "$folder/$1" "${@:2}" ${roof:+"$roof"} || status=1; }

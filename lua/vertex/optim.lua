@@ -1,12 +1,12 @@
---- optim.lua: AdamW and learning-rate schedules. The schedule is a plain function of the step; the optimizer takes the rate anew
--- at every step.
+--- optim.lua: AdamW and learning-rate schedules. The schedule is a plain function of the step; the optimizer takes the
+-- rate anew at every step.
 
 local core = require "vertex.core"
 
 local optim = {}
 local C, call, fail = core.C, core.call, core.fail
 
--- -- AdamW [Loshchilov and Hutter 2019] ---------------------------------------------------------------------------------------------
+-- -- AdamW [Loshchilov and Hutter 2019] -------------------------------------------------------------------------------
 
 local AdamW = {}
 AdamW.__index = AdamW
@@ -19,12 +19,15 @@ local function check_number(name, value, low, high)
   end
 end
 
---- AdamW over a list of parameters. config {lr = 1e-3, betas = {0.9, 0.99}, eps = 1e-8, weight_decay = 1e-4}. Parameters marked
--- no_decay (biases, norms, temperatures) are not decayed. They lie on one device, each is there once, and no two share memory.
+--- AdamW over a list of parameters. config {lr = 1e-3, betas = {0.9, 0.99}, eps = 1e-8, weight_decay = 1e-4}.
+-- Parameters marked no_decay (biases, norms, temperatures) are not decayed. They lie on one device, each is there once,
+-- and no two share memory.
 function optim.AdamW(parameters, config)
   local self = setmetatable({ parameters = parameters, steps = 0, first = {}, second = {} }, AdamW)
   for key in pairs(config or {}) do
-    if DEFAULTS[key] == nil then fail("AdamW: unknown option '%s'; known: lr, betas, eps, weight_decay", tostring(key)) end
+    if DEFAULTS[key] == nil then
+      fail("AdamW: unknown option '%s'; known: lr, betas, eps, weight_decay", tostring(key))
+    end
   end
   for key, value in pairs(DEFAULTS) do self[key] = config and config[key] or value end
   check_number("lr", self.lr, 0, math.huge)
@@ -44,7 +47,8 @@ function optim.AdamW(parameters, config)
   return self
 end
 
---- One step with learning rate lr (default: the last one), all parameters in one call of C. Parameters without a gradient stay as they are.
+--- One step with learning rate lr (default: the last one), all parameters in one call of C. Parameters without a
+-- gradient stay as they are.
 function AdamW:step(lr)
   self.lr = lr or self.lr
   core.count(self, "steps", "step")
@@ -58,7 +62,8 @@ function AdamW:step(lr)
       count = count + 1
     end
   end
-  call(C.vx_adamw, lists.p, lists.m, lists.v, lists.g, count, lists.decay, self.lr, self.betas[1], self.betas[2], self.eps, self.steps)
+  call(C.vx_adamw, lists.p, lists.m, lists.v, lists.g, count, lists.decay, self.lr, self.betas[1], self.betas[2],
+    self.eps, self.steps)
 end
 
 function AdamW:zero_grad()
@@ -74,7 +79,7 @@ function AdamW:state_dict()
   return state
 end
 
--- -- Schedules: functions of the step (1, 2, ...) ---------------------------------------------------------------------------------
+-- -- Schedules: functions of the step (1, 2, ...) ---------------------------------------------------------------------
 
 --- Linear warm-up from 0 over `warmup` steps to `peak`, then half a cosine down to `final` at step `total`.
 function optim.warmup_cosine(options)

@@ -1,7 +1,8 @@
---- safetensors.lua: tensors in files, in the format of huggingface/safetensors: 8 bytes N (little-endian), N bytes of JSON header, then
--- the raw elements, little-endian and row-major. Written atomically, in the order of the reference writer (dtype by size, then name),
--- header padded to 8 bytes. Reading trusts nothing: offsets must cover the data without holes or overlap, and the header must be JSON
--- to the letter (UTF-8, no key twice, no NaN), which general JSON readers do not insist on.
+--- safetensors.lua: tensors in files, in the format of huggingface/safetensors: 8 bytes N (little-endian), N bytes of
+-- JSON header, then the raw elements, little-endian and row-major. Written atomically, in the order of the reference
+-- writer (dtype by size, then name), header padded to 8 bytes. Reading trusts nothing: offsets must cover the data
+-- without holes or overlap, and the header must be JSON to the letter (UTF-8, no key twice, no NaN), which general JSON
+-- readers do not insist on.
 
 local core = require "vertex.core"
 
@@ -15,13 +16,15 @@ local READ = { F32 = { 4, "f32" }, F64 = { 8, "f32" }, F16 = { 2, "f32" }, BF16 
 local RANK = { F32 = 1, I32 = 2, BF16 = 3, U8 = 4 }
 local MAX_HEADER = 100e6
 
--- -- JSON, as far as a header needs it ----------------------------------------------------------------------------------------------
+-- -- JSON, as far as a header needs it --------------------------------------------------------------------------------
 
 local ESCAPES = { ['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
-local ESCAPED = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
+local ESCAPED = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r",
+  ["\t"] = "\\t" }
 
 local function quote(s)
-  return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPED[c] or (c:byte() < 32 and ("\\u%04x"):format(c:byte())) or c end) .. '"'
+  return '"' .. s:gsub('[%c"\\]',
+    function(c) return ESCAPED[c] or (c:byte() < 32 and ("\\u%04x"):format(c:byte())) or c end) .. '"'
 end
 
 local function utf8(code)
@@ -36,8 +39,10 @@ local function utf8(code)
 end
 
 local SEQUENCES = { -- well-formed ones of two to four bytes, by their first byte (Unicode 15, table 3-7)
-  "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^\237[\128-\159][\128-\191]", "^[\225-\239][\128-\191][\128-\191]",
-  "^\240[\144-\191][\128-\191][\128-\191]", "^[\241-\243][\128-\191][\128-\191][\128-\191]", "^\244[\128-\143][\128-\191][\128-\191]",
+  "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^\237[\128-\159][\128-\191]",
+    "^[\225-\239][\128-\191][\128-\191]",
+  "^\240[\144-\191][\128-\191][\128-\191]", "^[\241-\243][\128-\191][\128-\191][\128-\191]",
+    "^\244[\128-\143][\128-\191][\128-\191]",
 }
 
 local function is_utf8(s)
@@ -54,13 +59,16 @@ local function is_utf8(s)
 end
 
 local Object, Array = {}, {}                                                -- metatables that tell {} from []
-local Other = { __tostring = function(x) return x.text end }                -- true, false, null, and numbers that are no size
+-- true, false, null, and numbers that are no size
+local Other = { __tostring = function(x) return x.text end }
 
 local value -- value(text, position) → value, position after it; raises a text where there is none
 
 local function spaces(text, at) return text:find("[^ \t\n\r]", at) or #text + 1 end
 
-local function unexpected(text, at) error(at > #text and "it ends too early" or ("'%s' at byte %d"):format(text:sub(at, at), at - 1), 0) end
+local function unexpected(text, at)
+  error(at > #text and "it ends too early" or ("'%s' at byte %d"):format(text:sub(at, at), at - 1), 0)
+end
 
 local function unicode(text, at) -- at the four hexadecimal digits after \u
   local digits = text:match("^%x%x%x%x", at) or unexpected(text, at)
@@ -126,8 +134,11 @@ function value(text, at, depth)
   end
   local word = text:match("^[%w%+%-%.]+", at) or unexpected(text, at)
   if word:match "^%d+$" and (word == "0" or c ~= "0") then return tonumber(word), at + #word end
-  local number = word:match "^%-?%d+%.%d+$" or word:match "^%-?%d+$" or word:match "^%-?%d+[eE][%+%-]?%d+$" or word:match "^%-?%d+%.%d+[eE][%+%-]?%d+$"
-  if number or word == "true" or word == "false" or word == "null" then return setmetatable({ text = word }, Other), at + #word end
+  local number = word:match "^%-?%d+%.%d+$" or word:match "^%-?%d+$" or word:match "^%-?%d+[eE][%+%-]?%d+$"
+    or word:match "^%-?%d+%.%d+[eE][%+%-]?%d+$"
+  if number or word == "true" or word == "false" or word == "null" then
+    return setmetatable({ text = word }, Other), at + #word
+  end
   unexpected(text, at)
 end
 
@@ -139,7 +150,7 @@ local function decode(text)
   return object
 end
 
--- -- Writing ------------------------------------------------------------------------------------------------------------------------------
+-- -- Writing ----------------------------------------------------------------------------------------------------------
 
 --- Saves {name = tensor} and optional {key = text} metadata. Strided views are written as their values.
 function safetensors.save(path, tensors, metadata)
@@ -147,7 +158,9 @@ function safetensors.save(path, tensors, metadata)
   for name, x in pairs(tensors) do
     if type(name) ~= "string" then fail("save %s: a tensor is named by a %s, expected a text", path, type(name)) end
     if not core.is_tensor(x) then fail("save %s: '%s' is a %s, expected a tensor", path, name, type(x)) end
-    if name == "__metadata__" or not is_utf8(name) then fail("save %s: '%s' cannot be a tensor's name (kept for metadata, or not UTF-8)", path, name) end
+    if name == "__metadata__" or not is_utf8(name) then
+      fail("save %s: '%s' cannot be a tensor's name (kept for metadata, or not UTF-8)", path, name)
+    end
     core.handle(x)
     names[#names + 1] = name
   end
@@ -160,7 +173,9 @@ function safetensors.save(path, tensors, metadata)
   if metadata and next(metadata) ~= nil then
     local keys, entries = {}, {}
     for key, text in pairs(metadata) do
-      if type(key) ~= "string" or type(text) ~= "string" then fail("save %s: metadata must be texts under texts", path) end
+      if type(key) ~= "string" or type(text) ~= "string" then
+        fail("save %s: metadata must be texts under texts", path)
+      end
       if not is_utf8(key) or not is_utf8(text) then fail("save %s: metadata '%s' is not UTF-8", path, key) end
       keys[#keys + 1] = key
     end
@@ -191,9 +206,10 @@ function safetensors.save(path, tensors, metadata)
   end
 end
 
--- -- Reading ------------------------------------------------------------------------------------------------------------------------------
+-- -- Reading ----------------------------------------------------------------------------------------------------------
 
-local function is_index(v) return type(v) == "number" and v < 2 ^ 53 end -- the reader lets only whole numbers of 0 or more be numbers
+-- the reader lets only whole numbers of 0 or more be numbers
+local function is_index(v) return type(v) == "number" and v < 2 ^ 53 end
 local function is_array(x) return getmetatable(x) == Array end
 
 --- Reads and checks a header: entries {name = {dtype, shape, begin, stop}}, metadata, and the byte where data starts.
@@ -213,7 +229,9 @@ local function read_header(path)
   end
   local text = f:read(n)
   f:close()
-  if not text or #text ~= n or text:sub(1, 1) ~= "{" then fail("load %s: not a safetensors file (its header is no JSON object)", path) end
+  if not text or #text ~= n or text:sub(1, 1) ~= "{" then
+    fail("load %s: not a safetensors file (its header is no JSON object)", path)
+  end
   local ok, header = pcall(decode, text)
   if not ok then fail("load %s: not a safetensors file (in its JSON header: %s)", path, header) end
   local metadata = header.__metadata__
@@ -229,18 +247,24 @@ local function read_header(path)
   for name, entry in pairs(header) do
     if getmetatable(entry) ~= Object then fail("load %s: entry '%s' is not an object", path, name) end
     local format = READ[entry.dtype]
-    if not format then fail("load %s: '%s' has dtype %s; read are F32 F64 F16 BF16 I64 I32 U8 BOOL", path, name, tostring(entry.dtype)) end
+    if not format then
+      fail("load %s: '%s' has dtype %s; read are F32 F64 F16 BF16 I64 I32 U8 BOOL", path, name, tostring(entry.dtype))
+    end
     local shape, offsets, count = entry.shape, entry.data_offsets, 1
     if not is_array(shape) or #shape > 8 then fail("load %s: '%s' has no shape of at most 8 sizes", path, name) end
     for i = 1, #shape do
-      if not is_index(shape[i]) then fail("load %s: '%s' has the size %s in its shape", path, name, tostring(shape[i])) end
+      if not is_index(shape[i]) then
+        fail("load %s: '%s' has the size %s in its shape", path, name, tostring(shape[i]))
+      end
       count = count * shape[i]
     end
-    if not is_array(offsets) or #offsets ~= 2 or not is_index(offsets[1]) or not is_index(offsets[2]) or offsets[1] > offsets[2] or offsets[2] > bytes then
+    if not is_array(offsets) or #offsets ~= 2 or not is_index(offsets[1]) or not is_index(offsets[2])
+      or offsets[1] > offsets[2] or offsets[2] > bytes then
       fail("load %s: '%s' has offsets outside the file's %d bytes of data", path, name, bytes)
     end
     if count * format[1] ~= offsets[2] - offsets[1] then
-      fail("load %s: '%s' %s %s needs %.0f bytes, its offsets span %.0f", path, name, entry.dtype, core.shape_text(shape), count * format[1],
+      fail("load %s: '%s' %s %s needs %.0f bytes, its offsets span %.0f", path, name, entry.dtype,
+        core.shape_text(shape), count * format[1],
         offsets[2] - offsets[1])
     end
     spans[#spans + 1] = { offsets[1], offsets[2], name }
@@ -252,7 +276,9 @@ local function read_header(path)
   end)
   local at = 0
   for _, s in ipairs(spans) do
-    if s[1] ~= at then fail("load %s: '%s' %s", path, s[3], s[1] < at and "overlaps another tensor" or "is preceded by a hole") end
+    if s[1] ~= at then
+      fail("load %s: '%s' %s", path, s[3], s[1] < at and "overlaps another tensor" or "is preceded by a hole")
+    end
     at = s[2]
   end
   if at ~= bytes then fail("load %s: %d bytes follow the last tensor", path, bytes - at) end

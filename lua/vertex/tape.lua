@@ -1,15 +1,20 @@
---- tape.lua: reverse-mode gradients. An op records a node on its outputs: what it was, what it was given, what it kept. backward()
--- visits the nodes in the reverse order of their making, which is a topological order, and adds gradients up in leaves.
+--- tape.lua: reverse-mode gradients. An op records a node on its outputs: what it was, what it was given, what it kept.
+-- backward() visits the nodes in the reverse order of their making, which is a topological order, and adds gradients up
+-- in leaves.
 --
 -- Rules for ops (ops.lua):
 --   1. forward(ctx, ...) returns the outputs; it may keep things in ctx only where ctx.needs is set.
---   2. backward(ctx, dy1, dy2, ...) returns one gradient per input or nil; dy of an output nobody used is nil. A gradient it
+--   2. backward(ctx, dy1, dy2, ...) returns one gradient per input or nil; dy of an output nobody used is nil. A
+--      gradient it
 --      returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept in ctx.
 --   3. ctx.needs[i] says whether input i wants a gradient.
---   4. The gradient of a parameter is best made in tape.gradient_like(it): the leaf's own buffer, which nothing need be copied into.
---   5. An op that says `adds = true` is given, after two dy, the gradient that its first input has got so far, or nil; the gradient it
+--   4. The gradient of a parameter is best made in tape.gradient_like(it): the leaf's own buffer, which nothing need be
+--      copied into.
+--   5. An op that says `adds = true` is given, after two dy, the gradient that its first input has got so far, or nil;
+--      the gradient it
 --      returns for that input includes it.
---   6. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its tensor's dtype.
+--   6. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its
+--      tensor's dtype.
 
 local core = require "vertex.core"
 
@@ -92,7 +97,8 @@ local function nodes_before(root)
     local node = table.remove(stack)
     list[#list + 1] = node
     if not node.inputs then
-      core.fail("backward: the graph behind '%s' was already used by an earlier backward; compute the loss again", node.op.name)
+      core.fail("backward: the graph behind '%s' was already used by an earlier backward; compute the loss again",
+        node.op.name)
     end
     for i = 1, node.inputs.n do
       local x = node.inputs[i]
@@ -107,7 +113,8 @@ local function nodes_before(root)
   return list
 end
 
---- The memory of a leaf's gradient. It belongs to the leaf and lives as long as the leaf, outside any step the leaf is outside of.
+--- The memory of a leaf's gradient. It belongs to the leaf and lives as long as the leaf, outside any step the leaf is
+-- outside of.
 local function buffer_of(leaf)
   local buffer = leaf._gradient_buffer
   if not buffer or buffer._h == nil then
@@ -143,13 +150,16 @@ end
 --- Forgets the gradient, keeping its memory for the next one.
 function core.Tensor:zero_grad() self.grad = nil end
 
---- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. self is a scalar, or `gradient` (self's shape)
--- is given. The graph is used up.
+--- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. self is a scalar, or `gradient` (self's
+-- shape) is given. The graph is used up.
 function core.Tensor:backward(gradient)
   local root = self._node
   if not self.requires_grad then core.fail "backward: of a tensor that does not depend on any that requires_grad" end
   if gradient == nil then
-    if self:numel() ~= 1 then core.fail("backward: of a tensor %s, expected one element, or give a gradient of its shape", core.shape_text(self)) end
+    if self:numel() ~= 1 then
+      core.fail("backward: of a tensor %s, expected one element, or give a gradient of its shape",
+        core.shape_text(self))
+    end
     gradient = core.new_like(self):fill(1)
   elseif core.shape_text(gradient) ~= core.shape_text(self) then
     core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
@@ -158,8 +168,9 @@ function core.Tensor:backward(gradient)
   lent = {} -- what an op that failed was lent is forgotten
   if not root then return add_to_leaf(self, core.contiguous(gradient)) end
 
-  -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and waits in one slot,
-  -- so it may be added to in place; what an op returned may share its memory with another gradient (a view, or dy itself)
+  -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and
+  -- waits in one slot, so it may be added to in place; what an op returned may share its memory with another gradient
+  -- (a view, or dy itself)
   local nodes, holders, sums = nodes_before(root), { [gradient] = 2 }, {}
   root.gradients = { [self._slot] = gradient }
 

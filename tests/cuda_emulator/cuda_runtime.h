@@ -1,22 +1,26 @@
-/* cuda_runtime.h: what our kernels use of CUDA, for g++. It stands before the real one on the include path, so that the very .cu files
- * of kernels/ become a host library in which emulator.cpp runs them: a test tool, for finding errors, not for speed.
+/* cuda_runtime.h: what our kernels use of CUDA, for g++. It stands before the real one on the include path, so that the
+ * very .cu files of kernels/ become a host library in which emulator.cpp runs them: a test tool, for finding errors,
+ * not for speed.
  *
  * What it does, and what a device would do differently:
- *   - Blocks run one after the other, in random order. The threads of a block are fibers: one warp at a time, in random order, runs up
- *     to the block's next barrier, the lanes of a warp one after the other, in either direction, up to the warp's next collective
- *     (shuffle, vote, __syncwarp, mma). So what is not synchronized meets the wrong order soon. VERTEX_EMU_SEED chooses another one.
- *   - A barrier that some threads do not reach, or reach elsewhere, a collective whose lanes disagree on its mask or place, or one that
- *     waits for a lane which has returned, is an error. (A device lets returned threads be at __syncthreads.)
- *   - Shared memory is full of NaN when a block starts, device memory when it is allocated. Blocks of device memory end at guard pages;
- *     writes into the bytes between are found when the kernel ends. Misaligned accesses, indices outside arrays of fixed size, writes
- *     past the dynamic shared memory and the host's touching device memory are errors.
- *   - Streams are queues. What is queued runs when the host waits for it, streams interleaved at random as far as events allow; what the
- *     host writes into pinned memory before that is what an asynchronous copy will read. Graphs are recorded and launched.
+ *   - Blocks run one after the other, in random order. The threads of a block are fibers: one warp at a time, in random
+ * order, runs up to the block's next barrier, the lanes of a warp one after the other, in either direction, up to the
+ * warp's next collective (shuffle, vote, __syncwarp, mma). So what is not synchronized meets the wrong order soon.
+ * VERTEX_EMU_SEED chooses another one.
+ *   - A barrier that some threads do not reach, or reach elsewhere, a collective whose lanes disagree on its mask or
+ * place, or one that waits for a lane which has returned, is an error. (A device lets returned threads be at
+ * __syncthreads.)
+ *   - Shared memory is full of NaN when a block starts, device memory when it is allocated. Blocks of device memory end
+ * at guard pages; writes into the bytes between are found when the kernel ends. Misaligned accesses, indices outside
+ * arrays of fixed size, writes past the dynamic shared memory and the host's touching device memory are errors.
+ *   - Streams are queues. What is queued runs when the host waits for it, streams interleaved at random as far as
+ * events allow; what the host writes into pinned memory before that is what an asynchronous copy will read. Graphs are
+ * recorded and launched.
  *   - Errors of kernels are reported once, by the next call that waits, and then forgotten: a device would be lost.
  *   - Spinning on another block's memory would hang: no cooperative launches.
  *
- * Environment, read at every call: VERTEX_EMU_DEVICES (2), VERTEX_EMU_MEMORY (bytes of each, 4 GiB), VERTEX_EMU_SEED (1),
- * VERTEX_EMU_ERROR ("cudaMalloc:2": that function fails with that code).
+ * Environment, read at every call: VERTEX_EMU_DEVICES (2), VERTEX_EMU_MEMORY (bytes of each, 4 GiB), VERTEX_EMU_SEED
+ * (1), VERTEX_EMU_ERROR ("cudaMalloc:2": that function fails with that code).
  */
 #ifndef EMU_CUDA_RUNTIME_H
 #define EMU_CUDA_RUNTIME_H
@@ -32,7 +36,7 @@
 #include <type_traits>
 #include <utility>
 
-/* -- Qualifiers ----------------------------------------------------------------------------------------------------------- */
+/* -- Qualifiers ---------------------------------------------------------------------------------------------------- */
 
 #define __global__
 #define __device__
@@ -40,21 +44,21 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-/* Of the library's thread-local storage, all and only shared memory: the emulator fills it anew for every block. Unlike `static`,
- * this may also follow `extern`. */
+/* Of the library's thread-local storage, all and only shared memory: the emulator fills it anew for every block. Unlike
+ * `static`, this may also follow `extern`. */
 #define __shared__ thread_local
 #define CUDART_VERSION 13000
 
-/* -- Vector types --------------------------------------------------------------------------------------------------------- */
+/* -- Vector types -------------------------------------------------------------------------------------------------- */
 
-#define EMU_VECTORS(type, name, a1, a2, a4)                                                                                                \
-    struct name##1 { type x; };                                                                                                            \
-    struct alignas(a2) name##2 { type x, y; };                                                                                             \
-    struct name##3 { type x, y, z; };                                                                                                      \
-    struct alignas(a4) name##4 { type x, y, z, w; };                                                                                       \
-    static inline name##1 make_##name##1(type x) { return {x}; }                                                                           \
-    static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                                                                \
-    static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                                                     \
+#define EMU_VECTORS(type, name, a1, a2, a4)                                                                            \
+    struct name##1 { type x; };                                                                                        \
+    struct alignas(a2) name##2 { type x, y; };                                                                         \
+    struct name##3 { type x, y, z; };                                                                                  \
+    struct alignas(a4) name##4 { type x, y, z, w; };                                                                   \
+    static inline name##1 make_##name##1(type x) { return {x}; }                                                       \
+    static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                                            \
+    static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                                 \
     static inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 EMU_VECTORS(char, char, 1, 2, 4)
 EMU_VECTORS(unsigned char, uchar, 1, 2, 4)
@@ -72,7 +76,7 @@ struct dim3 {
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-/* -- Threads -------------------------------------------------------------------------------------------------------------- */
+/* -- Threads ------------------------------------------------------------------------------------------------------- */
 
 struct emu_lane;
 struct emu_place { /* what a kernel may ask about where it is */
@@ -97,7 +101,8 @@ struct emu_site {
 #define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #define EMU_SITE(what) (emu_site{what, file, line})
 
-/* The lanes of `mask` meet; the last one calls `together` with all their arguments (NULL for lanes outside the mask). */
+/* The lanes of `mask` meet; the last one calls `together` with all their arguments (NULL for lanes outside the mask).
+ */
 typedef void emu_together(void *const *arguments);
 void emu_warp(emu_site site, unsigned mask, emu_together *together, void *argument);
 /* The threads of the block meet: how many of them gave a value that is not 0, and how many they are. */
@@ -205,14 +210,14 @@ static inline void __threadfence(void) {}
 static inline void __threadfence_block(void) {}
 static inline void __threadfence_system(void) {}
 
-/* -- Atomics: threads switch at collectives only, so plain code is atomic ---------------------------------------------------- */
+/* -- Atomics: threads switch at collectives only, so plain code is atomic ------------------------------------------ */
 
-#define EMU_ATOMIC(name, expression)                                                                                                       \
-    template <class T> static inline T name(T *p, std::type_identity_t<T> v)                                                               \
-    {                                                                                                                                      \
-        T old = *p;                                                                                                                        \
-        *p = (T)(expression);                                                                                                              \
-        return old;                                                                                                                        \
+#define EMU_ATOMIC(name, expression)                                                                                   \
+    template <class T> static inline T name(T *p, std::type_identity_t<T> v)                                           \
+    {                                                                                                                  \
+        T old = *p;                                                                                                    \
+        *p = (T)(expression);                                                                                          \
+        return old;                                                                                                    \
     }
 EMU_ATOMIC(atomicAdd, old + v)
 EMU_ATOMIC(atomicSub, old - v)
@@ -231,7 +236,7 @@ template <class T> static inline T atomicCAS(T *p, std::type_identity_t<T> expec
     return old;
 }
 
-/* -- Loads, bits, arithmetic -------------------------------------------------------------------------------------------------- */
+/* -- Loads, bits, arithmetic --------------------------------------------------------------------------------------- */
 
 template <class T> static inline T __ldg(const T *p) { return *p; }
 template <class T> static inline T __ldcg(const T *p) { return *p; }
@@ -322,13 +327,16 @@ static inline int __float2int_rn(float x)
 }
 static inline int __float2int_rd(float x) { return __float2int_rn(floorf(x)); }
 static inline int __float2int_rz(float x) { return __float2int_rn(truncf(x)); }
-static inline unsigned __float2uint_rn(float x) { return !(x > 0.0f) ? 0u : x >= 4294967296.0f ? UINT32_MAX : (unsigned)rintf(x); }
+static inline unsigned __float2uint_rn(float x)
+{
+    return !(x > 0.0f) ? 0u : x >= 4294967296.0f ? UINT32_MAX : (unsigned)rintf(x);
+}
 static inline float __int2float_rn(int x) { return (float)x; }
 static inline float __uint2float_rn(unsigned x) { return (float)x; }
 static inline float __double2float_rn(double x) { return (float)x; }
 
-#define EMU_MIN_MAX(type)                                                                                                                  \
-    static inline type min(type a, type b) { return b < a ? b : a; }                                                                       \
+#define EMU_MIN_MAX(type)                                                                                              \
+    static inline type min(type a, type b) { return b < a ? b : a; }                                                   \
     static inline type max(type a, type b) { return a < b ? b : a; }
 EMU_MIN_MAX(int)
 EMU_MIN_MAX(unsigned)
@@ -341,7 +349,7 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 static inline double min(double a, double b) { return fmin(a, b); }
 static inline double max(double a, double b) { return fmax(a, b); }
 
-/* -- The runtime ------------------------------------------------------------------------------------------------------------ */
+/* -- The runtime --------------------------------------------------------------------------------------------------- */
 
 typedef enum cudaError {
     cudaSuccess = 0,
@@ -371,17 +379,40 @@ typedef struct emu_event *cudaEvent_t;
 typedef struct emu_graph *cudaGraph_t;
 typedef struct emu_graph *cudaGraphExec_t;
 
-enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum cudaMemcpyKind {
+    cudaMemcpyHostToHost,
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice,
+    cudaMemcpyDefault
+};
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive, cudaStreamCaptureStatusInvalidated };
-enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
+enum cudaFuncAttribute {
+    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+    cudaFuncAttributePreferredSharedMemoryCarveout = 9
+};
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
+enum cudaStreamCaptureStatus {
+    cudaStreamCaptureStatusNone,
+    cudaStreamCaptureStatusActive,
+    cudaStreamCaptureStatusInvalidated
+};
+enum {
+    cudaStreamDefault = 0,
+    cudaStreamNonBlocking = 1,
+    cudaEventDefault = 0,
+    cudaEventDisableTiming = 2,
+    cudaHostAllocDefault = 0
+};
 
 struct cudaDeviceProp {
     char name[256];
@@ -417,11 +448,15 @@ cudaError_t cudaMalloc(void **p, size_t bytes);
 template <class T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) { return cudaMalloc((void **)p, bytes); }
 cudaError_t cudaFree(void *p);
 cudaError_t cudaMallocHost(void **p, size_t bytes);
-template <class T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes) { return cudaMallocHost((void **)p, bytes); }
+template <class T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes)
+{
+    return cudaMallocHost((void **)p, bytes);
+}
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = 0);
-cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int from_device, size_t bytes, cudaStream_t stream = 0);
+cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int from_device, size_t bytes,
+                                cudaStream_t stream = 0);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream = 0);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
@@ -448,11 +483,13 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
 /* Queues host work on a stream, in the order of everything else on it (cuBLAS calls become this). */
 cudaError_t emu_queue(cudaStream_t stream, std::function<void()> work);
-cudaError_t emu_launch(const char *name, const void *kernel, const cudaLaunchConfig_t *config, std::function<void()> thread);
+cudaError_t emu_launch(const char *name, const void *kernel, const cudaLaunchConfig_t *config,
+                       std::function<void()> thread);
 
 /* A call of a kernel: arguments are converted to its parameters' types, and copied, now. */
 template <class... P, class... A>
-static inline cudaError_t emu_launch_kernel(const char *name, const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...arguments)
+static inline cudaError_t emu_launch_kernel(const char *name, const cudaLaunchConfig_t *config, void (*kernel)(P...),
+                                            A &&...arguments)
 {
     std::tuple<std::decay_t<P>...> copies(static_cast<std::decay_t<P>>(arguments)...);
     return emu_launch(name, (const void *)kernel, config, [kernel, copies] { std::apply(kernel, copies); });

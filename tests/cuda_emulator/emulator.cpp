@@ -1,10 +1,13 @@
 /* emulator.cpp: runs kernels on the host; cuda_runtime.h says what is imitated and how closely.
  *
- * Layout of this file: fibers, the threads of a block, memory, kernels, streams and graphs, the rest of the runtime, cuBLAS.
+ * Layout of this file: fibers, the threads of a block, memory, kernels, streams and graphs, the rest of the runtime,
+ * cuBLAS.
  *
  * Requirements
- *   1. One host thread. Everything runs in calls that wait (drain), on the caller's stack or on fibers that return to it.
- *   2. A kernel that fails is left where it stands: its fibers are dropped, never resumed. Kernels therefore own nothing.
+ *   1. One host thread. Everything runs in calls that wait (drain), on the caller's stack or on fibers that return to
+ * it.
+ *   2. A kernel that fails is left where it stands: its fibers are dropped, never resumed. Kernels therefore own
+ * nothing.
  *   3. The library has no thread-local variable but shared memory (__shared__).
  */
 #include <dlfcn.h>
@@ -33,7 +36,8 @@
 #if defined(__x86_64__)
 #define EMU_OWN_SWITCH
 #ifndef __SANITIZE_ADDRESS__
-#define EMU_CATCHES_FAULTS /* the fiber that faults is left by a jump of our own; AddressSanitizer has its own handler */
+#define EMU_CATCHES_FAULTS /* the fiber that faults is left by a jump of our own; AddressSanitizer has its own handler \
+                            */
 #endif
 #endif
 #ifdef __SANITIZE_ADDRESS__
@@ -41,7 +45,15 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-enum { STACK = 64 << 10, PAGE = 4096, GUARD = 64 << 10, CANARY = 256, QUARANTINE = 256, MAX_SHARED = 163 << 10, FREE_SHARED = 48 << 10 };
+enum {
+    STACK = 64 << 10,
+    PAGE = 4096,
+    GUARD = 64 << 10,
+    CANARY = 256,
+    QUARANTINE = 256,
+    MAX_SHARED = 163 << 10,
+    FREE_SHARED = 48 << 10
+};
 
 static uint64_t random_state;
 
@@ -55,7 +67,7 @@ static uint64_t random_number(void)
     return random_state * 0x2545F4914F6CDD1Du >> 16;
 }
 
-/* -- Fibers ---------------------------------------------------------------------------------------------------------------- */
+/* -- Fibers -------------------------------------------------------------------------------------------------------- */
 
 struct fiber_stack {
     char *bottom; /* lowest address */
@@ -110,7 +122,8 @@ static std::vector<fiber_stack> free_stacks, all_stacks;
 static fiber_stack take_stack(void)
 {
     if (free_stacks.empty()) {
-        char *p = (char *)mmap(0, PAGE + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        char *p =
+            (char *)mmap(0, PAGE + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) {
             fprintf(stderr, "emulator: no memory for a stack\n");
             abort();
@@ -162,7 +175,7 @@ static void make_context(context *c, fiber_stack stack, void (*entry)(void))
 #endif
 }
 
-/* -- The threads of a block -------------------------------------------------------------------------------------------------- */
+/* -- The threads of a block ---------------------------------------------------------------------------------------- */
 
 struct pending_copy {
     char *to;
@@ -209,11 +222,11 @@ static void note_failure(cudaError_t error, const char *text)
 {
     if (failure) return;
     failure = error;
-    size_t used = (size_t)snprintf(failure_text, sizeof failure_text, "kernel %s, block (%u,%u,%u)", kernel_name, emu_block.x, emu_block.y,
-                                   emu_block.z);
+    size_t used = (size_t)snprintf(failure_text, sizeof failure_text, "kernel %s, block (%u,%u,%u)", kernel_name,
+                                   emu_block.x, emu_block.y, emu_block.z);
     if (emu_now)
-        used +=
-            (size_t)snprintf(failure_text + used, sizeof failure_text - used, ", thread (%u,%u,%u)", threadIdx.x, threadIdx.y, threadIdx.z);
+        used += (size_t)snprintf(failure_text + used, sizeof failure_text - used, ", thread (%u,%u,%u)", threadIdx.x,
+                                 threadIdx.y, threadIdx.z);
     snprintf(failure_text + used, sizeof failure_text - used, ": %s", text);
 }
 
@@ -262,7 +275,8 @@ static void yield(bool last)
     switch_context(&me->saved, at >= 0 ? enter_lane(w, at) : &main_context, last);
 }
 
-/* Runs threads one after the other for as long as they return; a stack is left only by a thread that has to wait on it. */
+/* Runs threads one after the other for as long as they return; a stack is left only by a thread that has to wait on it.
+ */
 static void fiber_main(void)
 {
 #ifdef __SANITIZE_ADDRESS__
@@ -293,7 +307,8 @@ void emu_warp(emu_site site, unsigned mask, emu_together *together, void *argume
     size_t number = (size_t)me->number / 32;
     warp *w = &warps[number];
     const int mine = me->number % 32;
-    if (!(mask >> mine & 1)) emu_fail("%s at %s:%d: lane %d is not in its own mask %08x", site.what, site.file, site.line, mine, mask);
+    if (!(mask >> mine & 1))
+        emu_fail("%s at %s:%d: lane %d is not in its own mask %08x", site.what, site.file, site.line, mine, mask);
     me->site = site, me->mask = mask, me->together = together, me->argument = argument;
     w->waiting |= 1u << mine;
     bool met = (w->waiting & mask) == mask;
@@ -323,7 +338,8 @@ emu_count emu_barrier(emu_site site, int value)
 
 void emu_copy_async(void *to_shared, const void *from, bool valid)
 {
-    if ((uintptr_t)to_shared % 16 || (valid && (uintptr_t)from % 16)) emu_fail("vx_copy_async: an address is not aligned to 16 bytes");
+    if ((uintptr_t)to_shared % 16 || (valid && (uintptr_t)from % 16))
+        emu_fail("vx_copy_async: an address is not aligned to 16 bytes");
     emu_lane *me = current();
     pending_copy c = {(char *)to_shared, {0}, me->group};
     if (valid) memcpy(c.bytes, from, sizeof c.bytes);
@@ -363,10 +379,11 @@ static void describe_threads(int first, int end, char *text, size_t size)
         const char *slash = l->site.file ? strrchr(l->site.file, '/') : 0, *file = slash ? slash + 1 : l->site.file;
         if (s == 0) used += (size_t)snprintf(text + used, size - used, "have returned");
         else if (s == 3) used += (size_t)snprintf(text + used, size - used, "run");
-        else if (s == 1) used += (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d)", l->site.what, file, l->site.line);
+        else if (s == 1)
+            used += (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d)", l->site.what, file, l->site.line);
         else
-            used +=
-                (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d) with mask %08x", l->site.what, file, l->site.line, l->mask);
+            used += (size_t)snprintf(text + used, size - used, "wait at %s (%s:%d) with mask %08x", l->site.what, file,
+                                     l->site.line, l->mask);
         i = j;
     }
 }
@@ -396,7 +413,8 @@ static bool run_block(void)
         order[(size_t)i] = i;
     }
     for (;;) {
-        for (int i = warp_count - 1; i > 0; i--) std::swap(order[(size_t)i], order[random_number() % (uint64_t)(i + 1)]);
+        for (int i = warp_count - 1; i > 0; i--)
+            std::swap(order[(size_t)i], order[random_number() % (uint64_t)(i + 1)]);
         for (int i : order) {
             warp *w = &warps[(size_t)i];
             int at = pick(w);
@@ -423,7 +441,7 @@ static bool run_block(void)
     }
 }
 
-/* -- Memory ------------------------------------------------------------------------------------------------------------------ */
+/* -- Memory -------------------------------------------------------------------------------------------------------- */
 
 struct allocation {
     size_t bytes;
@@ -467,15 +485,16 @@ static bool canary_intact(const char *from, const char *to)
     return true;
 }
 
-/* Device memory can be touched only while queued work runs. A block is opened by the first touch, which faults, and closed again
- * when the host goes on: so many and large blocks cost nothing while they lie idle. */
+/* Device memory can be touched only while queued work runs. A block is opened by the first touch, which faults, and
+ * closed again when the host goes on: so many and large blocks cost nothing while they lie idle. */
 static bool draining;
 static std::vector<char *> open_blocks;
 
 #ifdef EMU_CATCHES_FAULTS
 static bool open_block(const char *p)
 {
-    auto i = device_blocks.upper_bound((char *)p + PAGE); /* p may lie before the start, among the bytes that are checked */
+    auto i =
+        device_blocks.upper_bound((char *)p + PAGE); /* p may lie before the start, among the bytes that are checked */
     for (int n = 0; n < 2 && i != device_blocks.begin(); n++) {
         allocation &a = (--i)->second;
         if (p < a.usable || p >= a.usable + a.usable_bytes || a.open) continue;
@@ -512,12 +531,13 @@ static void check_canaries(void)
 {
     for (char *start : open_blocks) {
         const allocation &a = device_blocks.find(start)->second;
-        char *end = start + a.bytes, *low = std::max(a.usable, start - CANARY), *high = std::min(a.usable + a.usable_bytes, end + CANARY);
+        char *end = start + a.bytes, *low = std::max(a.usable, start - CANARY),
+             *high = std::min(a.usable + a.usable_bytes, end + CANARY);
         bool before = canary_intact(low, start), behind = canary_intact(end, high);
         if (before && behind) continue;
         char text[200];
-        snprintf(text, sizeof text, "wrote %s a block of %zu bytes of device memory", before ? "past the end of" : "before the start of",
-                 a.bytes);
+        snprintf(text, sizeof text, "wrote %s a block of %zu bytes of device memory",
+                 before ? "past the end of" : "before the start of", a.bytes);
         emu_now = 0;
         note_failure(cudaErrorIllegalAddress, text);
         fill_canary(low, start);
@@ -525,7 +545,7 @@ static void check_canaries(void)
     }
 }
 
-/* -- Faults ------------------------------------------------------------------------------------------------------------------- */
+/* -- Faults -------------------------------------------------------------------------------------------------------- */
 
 #ifdef EMU_CATCHES_FAULTS
 static struct sigaction before_segv, before_bus, before_ill;
@@ -545,7 +565,9 @@ static void describe_address(const char *p, char *text, size_t size)
     for (const auto &b : device_blocks) {
         const allocation &a = b.second;
         if (p < a.mapped || p >= a.mapped + a.mapped_bytes) continue;
-        if (p < b.first) snprintf(text, size, "out of bounds: %td bytes before the start of a block of %zu bytes", b.first - p, a.bytes);
+        if (p < b.first)
+            snprintf(text, size, "out of bounds: %td bytes before the start of a block of %zu bytes", b.first - p,
+                     a.bytes);
         else snprintf(text, size, "out of bounds: at byte %td of a block of %zu bytes", p - b.first, a.bytes);
         return;
     }
@@ -569,7 +591,8 @@ static void on_fault(int number, siginfo_t *info, void *raw)
     if (draining && number == SIGSEGV && open_block((const char *)info->si_addr)) return;
     if (in_kernel && emu_now) {
         describe_place(ip, place, sizeof place);
-        if (number == SIGILL) snprintf(what, sizeof what, "a misaligned access, or an index outside an array of fixed size");
+        if (number == SIGILL)
+            snprintf(what, sizeof what, "a misaligned access, or an index outside an array of fixed size");
         else describe_address((const char *)info->si_addr, what, sizeof what);
         snprintf(text, sizeof text, "%s (at %s)", what, place);
         note_failure(number == SIGILL ? cudaErrorMisalignedAddress : cudaErrorIllegalAddress, text);
@@ -609,7 +632,7 @@ static void catch_faults(void)
 #endif
 }
 
-/* -- Kernels ------------------------------------------------------------------------------------------------------------------ */
+/* -- Kernels ------------------------------------------------------------------------------------------------------- */
 
 /* Dynamic shared memory, under the name by which kernels declare it extern. */
 alignas(1024) thread_local unsigned char vx_shared[MAX_SHARED + CANARY];
@@ -667,9 +690,11 @@ static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, 
     warps.resize((size_t)(lane_count + 31) / 32);
     for (int i = 0; i < lane_count; i++) {
         lanes[(size_t)i].number = i;
-        lanes[(size_t)i].thread = {(unsigned)i % block.x, (unsigned)i / block.x % block.y, (unsigned)i / block.x / block.y};
+        lanes[(size_t)i].thread = {(unsigned)i % block.x, (unsigned)i / block.x % block.y,
+                                   (unsigned)i / block.x / block.y};
     }
-    uint64_t count = (uint64_t)grid.x * grid.y * grid.z, step = count > 2 ? random_number() % count | 1 : 1, at = random_number() % count;
+    uint64_t count = (uint64_t)grid.x * grid.y * grid.z, step = count > 2 ? random_number() % count | 1 : 1,
+             at = random_number() % count;
     auto common = [](uint64_t a, uint64_t b) {
         while (b) {
             uint64_t r = a % b;
@@ -697,7 +722,7 @@ static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, 
     check_canaries();
 }
 
-/* -- Streams, events, graphs -------------------------------------------------------------------------------------------------- */
+/* -- Streams, events, graphs --------------------------------------------------------------------------------------- */
 
 struct work {
     std::function<void()> run; /* or: */
@@ -743,20 +768,23 @@ static cudaError_t injected(const char *name)
     if (!wish || strncmp(wish, name, n) || wish[n] != ':') return cudaSuccess;
     return result((cudaError_t)atoi(wish + n + 1));
 }
-#define EMU_INJECT(name)                                                                                                                   \
-    do {                                                                                                                                   \
-        cudaError_t injected_ = injected(name);                                                                                            \
-        if (injected_) return injected_;                                                                                                   \
+#define EMU_INJECT(name)                                                                                               \
+    do {                                                                                                               \
+        cudaError_t injected_ = injected(name);                                                                        \
+        if (injected_) return injected_;                                                                               \
     } while (0)
 
-/* Runs queued work until `finished`, streams in random order; then the failure of a kernel, if there was one, is reported. */
+/* Runs queued work until `finished`, streams in random order; then the failure of a kernel, if there was one, is
+ * reported. */
 template <class F> static cudaError_t drain(F finished)
 {
     draining = true;
     while (!failure && !finished()) {
         std::vector<cudaStream_t> able;
         for (cudaStream_t s : streams)
-            if (!s->queue.empty() && (!s->queue.front().wait || s->queue.front().wait->done >= s->queue.front().version)) able.push_back(s);
+            if (!s->queue.empty() &&
+                (!s->queue.front().wait || s->queue.front().wait->done >= s->queue.front().version))
+                able.push_back(s);
         if (able.empty()) {
             kernel_name = "(none)";
             note_failure(cudaErrorUnknown, "streams wait for each other's events");
@@ -923,10 +951,14 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     long version = event->recorded;
     return drain([event, version] { return event->done >= version; });
 }
-cudaError_t cudaEventQuery(cudaEvent_t event) { return event->done >= event->recorded ? cudaSuccess : cudaErrorNotReady; }
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    return event->done >= event->recorded ? cudaSuccess : cudaErrorNotReady;
+}
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t a, cudaEvent_t b)
 {
-    *milliseconds = (float)((double)(b->time.tv_sec - a->time.tv_sec) * 1e3 + (double)(b->time.tv_nsec - a->time.tv_nsec) * 1e-6);
+    *milliseconds =
+        (float)((double)(b->time.tv_sec - a->time.tv_sec) * 1e3 + (double)(b->time.tv_nsec - a->time.tv_nsec) * 1e-6);
     return cudaSuccess;
 }
 
@@ -992,20 +1024,23 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
     return cudaSuccess;
 }
 
-/* -- Launches ------------------------------------------------------------------------------------------------------------------ */
+/* -- Launches ------------------------------------------------------------------------------------------------------ */
 
 static std::map<const void *, int> allowed_shared;
 
-cudaError_t emu_launch(const char *name, const void *kernel, const cudaLaunchConfig_t *config, std::function<void()> thread)
+cudaError_t emu_launch(const char *name, const void *kernel, const cudaLaunchConfig_t *config,
+                       std::function<void()> thread)
 {
     EMU_INJECT("cudaLaunchKernelEx");
     const dim3 g = config->gridDim, b = config->blockDim;
     const uint64_t threads = (uint64_t)b.x * b.y * b.z;
     const size_t shared = config->dynamicSmemBytes;
     auto allowed = allowed_shared.find(kernel);
-    if (threads < 1 || threads > 1024 || b.z > 64 || g.x < 1 || g.x > 0x7fffffffu || g.y < 1 || g.y > 65535 || g.z < 1 || g.z > 65535)
+    if (threads < 1 || threads > 1024 || b.z > 64 || g.x < 1 || g.x > 0x7fffffffu || g.y < 1 || g.y > 65535 ||
+        g.z < 1 || g.z > 65535)
         return result(cudaErrorInvalidConfiguration);
-    if (shared > (allowed == allowed_shared.end() ? (size_t)FREE_SHARED : (size_t)allowed->second)) return result(cudaErrorInvalidValue);
+    if (shared > (allowed == allowed_shared.end() ? (size_t)FREE_SHARED : (size_t)allowed->second))
+        return result(cudaErrorInvalidValue);
     return result(emu_queue(config->stream, [=] { run_kernel(name, g, b, shared, thread); }));
 }
 
@@ -1025,7 +1060,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *)
     return cudaSuccess;
 }
 
-/* -- Memory calls -------------------------------------------------------------------------------------------------------------- */
+/* -- Memory calls -------------------------------------------------------------------------------------------------- */
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
 {
@@ -1169,7 +1204,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stre
     return result(emu_queue(stream, [=] { memset(to, value, bytes); }));
 }
 
-/* -- Devices and errors ------------------------------------------------------------------------------------------------------ */
+/* -- Devices and errors -------------------------------------------------------------------------------------------- */
 
 const char *cudaGetErrorString(cudaError_t e)
 {
@@ -1258,7 +1293,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int)
     return cudaSuccess;
 }
 
-/* -- cuBLAS -------------------------------------------------------------------------------------------------------------------- */
+/* -- cuBLAS -------------------------------------------------------------------------------------------------------- */
 
 struct cublasContext {
     cudaStream_t stream;
@@ -1281,7 +1316,10 @@ cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream)
 }
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
-const char *cublasGetStatusString(cublasStatus_t status) { return status ? "CUBLAS_STATUS of the emulator" : "CUBLAS_STATUS_SUCCESS"; }
+const char *cublasGetStatusString(cublasStatus_t status)
+{
+    return status ? "CUBLAS_STATUS of the emulator" : "CUBLAS_STATUS_SUCCESS";
+}
 
 static float element(const void *p, cudaDataType type, int64_t i)
 {
@@ -1289,8 +1327,9 @@ static float element(const void *p, cudaDataType type, int64_t i)
 }
 
 /* One product, summed in double. */
-static void multiply(bool ta, bool tb, int m, int n, int k, float alpha, const void *a, cudaDataType a_type, int64_t lda, const void *b,
-                     cudaDataType b_type, int64_t ldb, float beta, void *c, cudaDataType c_type, int64_t ldc)
+static void multiply(bool ta, bool tb, int m, int n, int k, float alpha, const void *a, cudaDataType a_type,
+                     int64_t lda, const void *b, cudaDataType b_type, int64_t ldb, float beta, void *c,
+                     cudaDataType c_type, int64_t ldc)
 {
     std::vector<double> column((size_t)m);
     for (int j = 0; j < n; j++) {
@@ -1306,26 +1345,29 @@ static void multiply(bool ta, bool tb, int m, int n, int k, float alpha, const v
                 ((float *)c)[i + j * ldc] = v;
             } else {
                 uint32_t bits = __float_as_uint(v);
-                ((uint16_t *)c)[i + j * ldc] = (uint16_t)(v != v ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+                ((uint16_t *)c)[i + j * ldc] =
+                    (uint16_t)(v != v ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
             }
         }
     }
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
-                                          const void *alpha, const void *a, cudaDataType a_type, int lda, long long stride_a, const void *b,
-                                          cudaDataType b_type, int ldb, long long stride_b, const void *beta, void *c, cudaDataType c_type,
-                                          int ldc, long long stride_c, int batch, cublasComputeType_t, cublasGemmAlgo_t)
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m,
+                                          int n, int k, const void *alpha, const void *a, cudaDataType a_type, int lda,
+                                          long long stride_a, const void *b, cudaDataType b_type, int ldb,
+                                          long long stride_b, const void *beta, void *c, cudaDataType c_type, int ldc,
+                                          long long stride_c, int batch, cublasComputeType_t, cublasGemmAlgo_t)
 {
-    if (m < 0 || n < 0 || k < 0 || batch < 0 || lda < std::max(1, ta ? k : m) || ldb < std::max(1, tb ? n : k) || ldc < std::max(1, m))
+    if (m < 0 || n < 0 || k < 0 || batch < 0 || lda < std::max(1, ta ? k : m) || ldb < std::max(1, tb ? n : k) ||
+        ldc < std::max(1, m))
         return CUBLAS_STATUS_INVALID_VALUE;
     const float x = *(const float *)alpha, y = *(const float *)beta;
     const int64_t sa = stride_a * (a_type == CUDA_R_32F ? 4 : 2), sb = stride_b * (b_type == CUDA_R_32F ? 4 : 2),
                   sc = stride_c * (c_type == CUDA_R_32F ? 4 : 2);
     cudaError_t e = emu_queue(handle->stream, [=] {
         for (int i = 0; i < batch; i++)
-            multiply(ta, tb, m, n, k, x, (const char *)a + i * sa, a_type, lda, (const char *)b + i * sb, b_type, ldb, y,
-                     (char *)c + i * sc, c_type, ldc);
+            multiply(ta, tb, m, n, k, x, (const char *)a + i * sa, a_type, lda, (const char *)b + i * sb, b_type, ldb,
+                     y, (char *)c + i * sc, c_type, ldc);
     });
     return e ? CUBLAS_STATUS_NOT_INITIALIZED : CUBLAS_STATUS_SUCCESS;
 }

@@ -1,6 +1,6 @@
-/* selftest.cu: whether hardware.cuh and the helpers of cuda.cuh do what they say, against plain loops. Compiled for the emulator and,
- * where there is nvcc, for the device; so the layouts of fragments that the emulator imitates are those of the hardware. For the
- * emulator it also holds kernels with planted errors, each of which must be found.
+/* selftest.cu: whether ptx.cuh and the helpers of cuda.cuh do what they say, against plain loops. Compiled for the
+ * emulator and, where there is nvcc, for the device; so the layouts of fragments that the emulator imitates are those
+ * of the hardware. For the emulator it also holds kernels with planted errors, each of which must be found.
  *
  * Prints "ok NAME" or "FAILED NAME: why" per test; the exit status is the number of failures.
  */
@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../../kernels/cuda.cuh"
+#include "kernels/cuda/cuda.cuh"
 #ifdef EMU_CUDA_RUNTIME_H
 #include <cublas_v2.h>
 #endif
@@ -30,22 +30,22 @@ static void complain(const char *format, ...)
     va_end(args);
     test_failed = true;
 }
-#define EXPECT(condition, ...)                                                                                                             \
-    do {                                                                                                                                   \
-        if (!(condition) && !test_failed) complain(__VA_ARGS__);                                                                           \
+#define EXPECT(condition, ...)                                                                                         \
+    do {                                                                                                               \
+        if (!(condition) && !test_failed) complain(__VA_ARGS__);                                                       \
     } while (0)
 
 static cudaStream_t stream;
 
 /* Launches and does not wait. */
-#define LAUNCH(kernel, grid, block, shared, ...)                                                                                           \
-    do {                                                                                                                                   \
-        cudaLaunchConfig_t config_ = {};                                                                                                   \
-        config_.gridDim = dim3(grid);                                                                                                      \
-        config_.blockDim = dim3(block);                                                                                                    \
-        config_.dynamicSmemBytes = (shared);                                                                                               \
-        config_.stream = stream;                                                                                                           \
-        launch_error = cudaLaunchKernelEx(&config_, kernel, __VA_ARGS__);                                                                  \
+#define LAUNCH(kernel, grid, block, shared, ...)                                                                       \
+    do {                                                                                                               \
+        cudaLaunchConfig_t config_ = {};                                                                               \
+        config_.gridDim = dim3(grid);                                                                                  \
+        config_.blockDim = dim3(block);                                                                                \
+        config_.dynamicSmemBytes = (shared);                                                                           \
+        config_.stream = stream;                                                                                       \
+        launch_error = cudaLaunchKernelEx(&config_, kernel, __VA_ARGS__);                                              \
     } while (0)
 static cudaError_t launch_error;
 
@@ -75,13 +75,14 @@ template <class T> static void fetch(T *to, const T *from, size_t count)
 }
 
 static uint32_t random_state = 1;
-static float random_float(void) /* 7 significant bits: exact in bf16 and tf32, and so are their products and sums in float32 */
+static float
+random_float(void) /* 7 significant bits: exact in bf16 and tf32, and so are their products and sums in float32 */
 {
     random_state = random_state * 1664525u + 1013904223u;
     return (float)((int)(random_state >> 24) - 128) / 16.0f;
 }
 
-/* -- Tensor cores ---------------------------------------------------------------------------------------------------------- */
+/* -- Tensor cores -------------------------------------------------------------------------------------------------- */
 
 static uint16_t bf16_bits(float x)
 {
@@ -97,7 +98,8 @@ VX_KERNEL mma_bf16_kernel(float *d, const vx_bf16 *a, const vx_bf16 *b)
     uint32_t fa[4] = {0, 0, 0, 0}, fb[2] = {0, 0};
     float fd[4];
     for (int i = 0; i < 8; i++) {
-        const int row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8, column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+        const int row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8,
+                  column = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
         fa[i / 2] |= (uint32_t)a[row * 16 + column] << (i % 2 * 16);
     }
     for (int i = 0; i < 4; i++) {
@@ -114,7 +116,8 @@ VX_KERNEL mma_tf32_kernel(float *d, const float *a, const float *b)
     const int lane = threadIdx.x, group = lane >> 2, in_group = lane % 4;
     uint32_t fa[4], fb[2];
     float fd[4];
-    for (int i = 0; i < 4; i++) fa[i] = vx_to_tf32(a[(i % 2 ? group + 8 : group) * 8 + (i < 2 ? in_group : in_group + 4)]);
+    for (int i = 0; i < 4; i++)
+        fa[i] = vx_to_tf32(a[(i % 2 ? group + 8 : group) * 8 + (i < 2 ? in_group : in_group + 4)]);
     for (int i = 0; i < 2; i++) fb[i] = vx_to_tf32(b[(i ? in_group + 4 : in_group) * 8 + group]);
     for (int i = 0; i < 4; i++) fd[i] = d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
     vx_mma_tf32(fd, fa, fb);
@@ -151,7 +154,8 @@ static void check_product(int K, void (*run)(float *d, const float *a, const flo
         for (int j = 0; j < 8; j++)
             for (int k = 0; k < K; k++) expected[i * 8 + j] += a[i * K + k] * b[k * 8 + j];
     run(d, a, b);
-    for (int i = 0; i < 16 * 8; i++) EXPECT(d[i] == expected[i], "element (%d,%d) is %g, expected %g", i / 8, i % 8, d[i], expected[i]);
+    for (int i = 0; i < 16 * 8; i++)
+        EXPECT(d[i] == expected[i], "element (%d,%d) is %g, expected %g", i / 8, i % 8, d[i], expected[i]);
 }
 
 template <class T, class F> static void run_product(float *d, const T *a, const T *b, size_t k, F launch)
@@ -168,7 +172,8 @@ static void as_bf16(float *d, const float *a, const float *b, void (*kernel)(flo
     vx_bf16 ha[16 * 16], hb[16 * 8];
     for (int i = 0; i < 256; i++) ha[i] = bf16_bits(a[i]);
     for (int i = 0; i < 128; i++) hb[i] = bf16_bits(b[i]);
-    run_product(d, ha, hb, 16, [kernel](float *x, const vx_bf16 *y, const vx_bf16 *z) { LAUNCH(kernel, 1, 32, 0, x, y, z); });
+    run_product(d, ha, hb, 16,
+                [kernel](float *x, const vx_bf16 *y, const vx_bf16 *z) { LAUNCH(kernel, 1, 32, 0, x, y, z); });
 }
 
 static void test_mma_bf16(void)
@@ -182,11 +187,12 @@ static void test_load_matrices(void)
 static void test_mma_tf32(void)
 {
     check_product(8, [](float *d, const float *a, const float *b) {
-        run_product(d, a, b, 8, [](float *x, const float *y, const float *z) { LAUNCH(mma_tf32_kernel, 1, 32, 0, x, y, z); });
+        run_product(d, a, b, 8,
+                    [](float *x, const float *y, const float *z) { LAUNCH(mma_tf32_kernel, 1, 32, 0, x, y, z); });
     });
 }
 
-/* -- Asynchronous copies ---------------------------------------------------------------------------------------------------- */
+/* -- Asynchronous copies ------------------------------------------------------------------------------------------- */
 
 /* Sums n pieces of 128 float4, fetched two pieces ahead; pieces at and beyond `valid` are zeros. */
 VX_KERNEL pipeline_kernel(float *y, const float4 *x, int n, int valid)
@@ -228,7 +234,7 @@ static void test_copy_async(void)
     cudaFree(dx), cudaFree(dy);
 }
 
-/* -- Functions of one number -------------------------------------------------------------------------------------------------- */
+/* -- Functions of one number --------------------------------------------------------------------------------------- */
 
 VX_KERNEL functions_kernel(float *y, uint32_t *bits, const float *x, int n)
 {
@@ -249,8 +255,8 @@ static void test_functions(void)
     static float x[N], y[3 * N];
     static uint32_t bits[4 * N];
     for (int i = 0; i < N; i++) x[i] = (random_float() + 0.37f) * 1.2345f;
-    x[0] = 0.0f, x[1] = -200.0f, x[2] = 300.0f, x[3] = 1.0f, x[4] = -126.5f, x[5] = 1.0f + 0x1p-8f, x[6] = 1.0f + 3 * 0x1p-8f, x[7] = -0.0f,
-    x[8] = INFINITY;
+    x[0] = 0.0f, x[1] = -200.0f, x[2] = 300.0f, x[3] = 1.0f, x[4] = -126.5f, x[5] = 1.0f + 0x1p-8f,
+    x[6] = 1.0f + 3 * 0x1p-8f, x[7] = -0.0f, x[8] = INFINITY;
     float *dx = device(x, N), *dy = device<float>(3 * N);
     uint32_t *db = device<uint32_t>(4 * N);
     LAUNCH(functions_kernel, 2, 128, 0, dy, db, (const float *)dx, (int)N);
@@ -260,21 +266,24 @@ static void test_functions(void)
         const double e = exp2((double)x[i]), l = log2(fabs((double)x[i]));
         const bool tiny = e < 1.1754943508222875e-38;
         EXPECT(tiny ? y[i] == 0 : e > 3.5e38 ? isinf(y[i]) : fabs(y[i] - e) <= 4e-7 * e, "2^%g is %g", x[i], y[i]);
-        EXPECT(isinf(l) ? y[N + i] == (float)l : fabs(y[N + i] - l) <= 4e-7 * fmax(1.0, fabs(l)), "log2 %g is %g", fabs(x[i]), y[N + i]);
+        EXPECT(isinf(l) ? y[N + i] == (float)l : fabs(y[N + i] - l) <= 4e-7 * fmax(1.0, fabs(l)), "log2 %g is %g",
+               fabs(x[i]), y[N + i]);
         uint32_t u;
         memcpy(&u, &x[i], 4);
         const uint32_t half = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
         EXPECT((bits[i] & 0xffffu) == half && bits[i] >> 16 == (half ^ 0x8000u), "bf16 of %g is %08x", x[i], bits[i]);
         EXPECT(bits[2 * N + i] == half, "bf16 of %g is %04x", x[i], bits[2 * N + i]);
-        EXPECT((bits[N + i] & 0xffffe000u) == (isinf(x[i]) ? u : (u + 0x1000u) & 0xffffe000u), "tf32 of %g is %08x", x[i], bits[N + i]);
+        EXPECT((bits[N + i] & 0xffffe000u) == (isinf(x[i]) ? u : (u + 0x1000u) & 0xffffe000u), "tf32 of %g is %08x",
+               x[i], bits[N + i]);
         EXPECT(!memcmp(&y[2 * N + i], &x[i], 4), "ordered and back: %g is %g", x[i], y[2 * N + i]);
         for (int j = 0; j < i; j++)
-            EXPECT((x[i] < x[j]) == (bits[3 * N + i] < bits[3 * N + j]) || x[i] == x[j], "order of %g and %g", x[i], x[j]);
+            EXPECT((x[i] < x[j]) == (bits[3 * N + i] < bits[3 * N + j]) || x[i] == x[j], "order of %g and %g", x[i],
+                   x[j]);
     }
     cudaFree(dx), cudaFree(dy), cudaFree(db);
 }
 
-/* -- Reductions, votes, alarms -------------------------------------------------------------------------------------------------- */
+/* -- Reductions, votes, alarms ------------------------------------------------------------------------------------- */
 
 VX_KERNEL reductions_kernel(double *y, const float *x, int n)
 {
@@ -287,8 +296,10 @@ VX_KERNEL reductions_kernel(double *y, const float *x, int n)
     __syncthreads();
     const float largest = vx_block_max(t < n ? v : -INFINITY, fs);
     const double exact = vx_block_sum((double)v, ds);
-    const unsigned long long least = vx_block_min(t < n ? (unsigned long long)vx_ordered(v) << 32 | (unsigned)t : ~0ull, us);
-    const int positive = __syncthreads_count(t < n && v > 0), any = __syncthreads_or(t < n && v > 1e6f), all = __syncthreads_and(v < 1e6f);
+    const unsigned long long least =
+        vx_block_min(t < n ? (unsigned long long)vx_ordered(v) << 32 | (unsigned)t : ~0ull, us);
+    const int positive = __syncthreads_count(t < n && v > 0), any = __syncthreads_or(t < n && v > 1e6f),
+              all = __syncthreads_and(v < 1e6f);
     const unsigned ballot = __ballot_sync(VX_ALL_LANES, t % 3 == 0), same = __match_any_sync(VX_ALL_LANES, t % 4);
     const int up = __shfl_up_sync(VX_ALL_LANES, t, 1), down = __shfl_down_sync(VX_ALL_LANES, t, 2, 8),
               from = __shfl_sync(VX_ALL_LANES, t, 5, 16);
@@ -327,9 +338,12 @@ static void test_reductions(void)
         fetch(y, dy, 12);
         /* thread 45 is lane 13: 45 % 4 = 1; lanes with t % 3 = 0 in the second warp: t = 33, 36, ... */
         unsigned ballot = 0, same = 0;
-        for (int lane = 0; lane < 32; lane++) ballot |= (unsigned)((lane + 32) % 3 == 0) << lane, same |= (unsigned)(lane % 4 == 1) << lane;
-        const double expected[12] = {sum, largest, sum, (double)at, (double)positive, 0, 1, (double)ballot, (double)same, 44, 47, 37};
-        for (int i = 0; i < 12; i++) EXPECT(y[i] == expected[i], "%d threads, result %d is %g, expected %g", threads, i, y[i], expected[i]);
+        for (int lane = 0; lane < 32; lane++)
+            ballot |= (unsigned)((lane + 32) % 3 == 0) << lane, same |= (unsigned)(lane % 4 == 1) << lane;
+        const double expected[12] = {sum,          largest, sum, (double)at, (double)positive, 0, 1, (double)ballot,
+                                     (double)same, 44,      47,  37};
+        for (int i = 0; i < 12; i++)
+            EXPECT(y[i] == expected[i], "%d threads, result %d is %g, expected %g", threads, i, y[i], expected[i]);
         cudaFree(dx), cudaFree(dy);
     }
 }
@@ -362,7 +376,7 @@ static void test_alarms(void)
     cudaFree(d), cudaFree(dc), cudaFree(dl);
 }
 
-/* -- Streams and graphs ----------------------------------------------------------------------------------------------------- */
+/* -- Streams and graphs -------------------------------------------------------------------------------------------- */
 
 VX_KERNEL multiply_add_kernel(float *x, float a, float b) { x[threadIdx.x] = a * x[threadIdx.x] + b; }
 
@@ -405,7 +419,7 @@ static void test_graph(void)
     cudaFree(d);
 }
 
-/* -- Planted errors, for the emulator alone ----------------------------------------------------------------------------------- */
+/* -- Planted errors, for the emulator alone ------------------------------------------------------------------------ */
 
 #ifdef EMU_CUDA_RUNTIME_H
 
@@ -414,7 +428,8 @@ static void expect_error(const char *part, const char *more)
 {
     cudaError_t e = launch_error ? launch_error : cudaStreamSynchronize(stream);
     const char *text = cudaGetErrorString(e);
-    EXPECT(e != cudaSuccess && strstr(text, part) && strstr(text, more), "expected an error with '%s' and '%s', got: %s", part, more, text);
+    EXPECT(e != cudaSuccess && strstr(text, part) && strstr(text, more),
+           "expected an error with '%s' and '%s', got: %s", part, more, text);
     cudaGetLastError();
     launch_error = cudaSuccess;
 }
@@ -537,7 +552,8 @@ VX_KERNEL deep_kernel(int *y, int n) { y[0] = deep(n, (volatile char *)y); }
     LAUNCH(access_kernel, 1, 1, 0, d, -1, 1);
     expect_error("out of bounds", "4 bytes before the start of a block of 4000 bytes");
     LAUNCH(access_kernel, 1, 1, 0, d, 1024, 0);
-    expect_error("kernel access_kernel, block (0,0,0), thread (0,0,0): out of bounds", "at byte 4096 of a block of 4000 bytes");
+    expect_error("kernel access_kernel, block (0,0,0), thread (0,0,0): out of bounds",
+                 "at byte 4096 of a block of 4000 bytes");
     LAUNCH(access_kernel, 1, 1, 0, d, -2000, 0);
     expect_error("out of bounds", "before the start of a block of 4000 bytes");
     LAUNCH(access_kernel, 1, 1, 0, (float *)0, 3, 0);
@@ -588,7 +604,8 @@ static void test_unset_memory(void)
     cudaMemsetAsync(x, 0, 512, stream);
     LAUNCH(hasty_kernel, 1, 32, 0, (float4 *)y, (const float4 *)x);
     fetch(r, y, 256);
-    for (int i = 0; i < 128; i++) EXPECT(isnan(r[i]) && r[128 + i] == 0, "before and after waiting for a copy: %g %g", r[i], r[128 + i]);
+    for (int i = 0; i < 128; i++)
+        EXPECT(isnan(r[i]) && r[128 + i] == 0, "before and after waiting for a copy: %g %g", r[i], r[128 + i]);
     cudaFree(x), cudaFree(y);
 }
 
@@ -604,7 +621,8 @@ static void test_launches(void)
     cudaFuncSetAttribute((const void *)dynamic_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10);
     LAUNCH(dynamic_kernel, 1, 32, 64 << 10, d, 0);
     finish();
-    EXPECT(cudaMemcpyAsync(x, d + 60, 32, cudaMemcpyDeviceToHost, stream) == cudaErrorInvalidValue, "a copy from beyond the end");
+    EXPECT(cudaMemcpyAsync(x, d + 60, 32, cudaMemcpyDeviceToHost, stream) == cudaErrorInvalidValue,
+           "a copy from beyond the end");
     EXPECT(cudaMemcpyAsync(x, x + 4, 16, cudaMemcpyDeviceToHost, stream) == cudaErrorInvalidValue,
            "a copy from the host called one from the device");
     EXPECT(cudaMemsetAsync(d, 0, 257, stream) == cudaErrorInvalidValue, "memset beyond the end");
@@ -612,7 +630,8 @@ static void test_launches(void)
     cudaFree(d);
 }
 
-/* What pinned memory holds when the copy runs, not when it was asked for, and what another stream reads without an event. */
+/* What pinned memory holds when the copy runs, not when it was asked for, and what another stream reads without an
+ * event. */
 static void test_asynchrony(void)
 {
     float *pinned, *d = device<float>(1), *e = device<float>(1), y;
@@ -685,7 +704,8 @@ static void test_bad_captures(void)
     }
     waitpid(child, &status, 0);
     if (read(pipes[0], text, sizeof text - 1) < 0) complain("nothing to read");
-    EXPECT(WIFSIGNALED(status) && strstr(text, "touches device memory"), "the host wrote to device memory unseen: %s", text);
+    EXPECT(WIFSIGNALED(status) && strstr(text, "touches device memory"), "the host wrote to device memory unseen: %s",
+           text);
     close(pipes[0]), close(pipes[1]);
     cudaFree(d);
 }
@@ -710,18 +730,19 @@ static void test_blas(void)
                 const float alpha = 2, beta = -1;
                 const cudaDataType type = half ? CUDA_R_16BF : CUDA_R_32F;
                 const cublasStatus_t s = cublasGemmStridedBatchedEx(
-                    handle, ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N, M, N, K, &alpha, half ? (void *)dah : (void *)da, type,
-                    ta ? K : M, M * K, half ? (void *)dbh : (void *)db, type, tb ? N : K, 0, &beta, dc, CUDA_R_32F, M, M * N, BATCH,
-                    CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+                    handle, ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N, M, N, K, &alpha,
+                    half ? (void *)dah : (void *)da, type, ta ? K : M, M * K, half ? (void *)dbh : (void *)db, type,
+                    tb ? N : K, 0, &beta, dc, CUDA_R_32F, M, M * N, BATCH, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
                 EXPECT(s == CUBLAS_STATUS_SUCCESS, "status %d", (int)s);
                 fetch(got, dc, BATCH * M * N);
                 for (int l = 0; l < BATCH; l++)
                     for (int i = 0; i < M; i++)
                         for (int j = 0; j < N; j++) {
                             float sum = -c[l * M * N + i + j * M];
-                            for (int k = 0; k < K; k++) sum += 2 * a[l * M * K + (ta ? k + i * K : i + k * M)] * b[tb ? j + k * N : k + j * K];
-                            EXPECT(got[l * M * N + i + j * M] == sum, "%d%d%d: element (%d,%d,%d) is %g, expected %g", ta, tb, half, l, i, j,
-                                   got[l * M * N + i + j * M], sum);
+                            for (int k = 0; k < K; k++)
+                                sum += 2 * a[l * M * K + (ta ? k + i * K : i + k * M)] * b[tb ? j + k * N : k + j * K];
+                            EXPECT(got[l * M * N + i + j * M] == sum, "%d%d%d: element (%d,%d,%d) is %g, expected %g",
+                                   ta, tb, half, l, i, j, got[l * M * N + i + j * M], sum);
                         }
                 cudaFree(da), cudaFree(db), cudaFree(dc), cudaFree(dah), cudaFree(dbh);
             }

@@ -1,11 +1,13 @@
---- check.lua: runs one golden file through the library and compares. As a program it does so for all of them and prints what differs:
+--- check.lua: runs one golden file through the library and compares. As a program it does so for all of them and prints
+-- what differs:
 --     LUA_PATH="./lua/?.lua;./lua/?/init.lua;;" VERTEX_SIMD=portable luajit tests/golden/check.lua
 
 local vx = require "vertex"
 
 local check = {}
 
--- Relative errors (a NaN counts as infinite) ||x - ref|| / ||ref|| that float32 may have. 1 - ppl and the gradient of log tau are sums that cancel.
+-- Relative errors (a NaN counts as infinite) ||x - ref|| / ||ref|| that float32 may have. 1 - ppl and the gradient of
+-- log tau are sums that cancel.
 local TOLERANCE = { quantized = 1e-5, reg = 5e-5, grad_z = 1e-4, grad_codebook = 1e-4, grad_log_tau = 1e-3 }
 
 local function flat(x) return x:reshape({ -1 }):totable() end
@@ -28,7 +30,8 @@ local function number(text, default) return tonumber(text) or default end
 function check.run(t, meta)
   local smooth = not meta.method:match "^ste" and not meta.method:match "^re%-"
   local q = vx.quantizer(meta.method, {
-    dim = number(meta.dim), codes = number(meta.codes), groups = number(meta.groups), k = number(meta.k), beta = number(meta.beta),
+    dim = number(meta.dim), codes = number(meta.codes), groups = number(meta.groups), k = number(meta.k),
+      beta = number(meta.beta),
     weight = number(meta.weight, 1), gumbel_tau = number(meta.gumbel_tau, 1), shards = number(meta.shards, 1),
     alpha = number(meta.alpha, 0) > 0 and number(meta.alpha) or nil, -- 0: 1 / codes
     neighbour = number(meta.neighbour, 1),
@@ -42,7 +45,8 @@ function check.run(t, meta)
   if t.vertices then -- the quantizer draws its own subset: give the op the file's
     local n, groups = z:size(1), q.options.groups
     local y, reg, codes = vx.ops.quantize_smooth(z:reshape { n, groups, -1 }, q.codebook, q.log_tau, {
-      sampler = q.sampler, regularizer = q.regularizer, k = q.options.k, gumbel_tau = q.options.gumbel_tau, shards = 1, seed = 0, stream = 0,
+      sampler = q.sampler, regularizer = q.regularizer, k = q.options.k, gumbel_tau = q.options.gumbel_tau, shards = 1,
+        seed = 0, stream = 0,
       noise = q.sampler ~= "softmax" and t.gumbel or nil, vertices = t.vertices,
     })
     o = { quantized = y:reshape(z:shape()), reg = reg:reshape {}, codes = codes }
@@ -63,7 +67,9 @@ function check.differences(t, meta)
     for name, tolerance in pairs(TOLERANCE) do
       local e = relative_error(got[name] or vx.full(t[name]:shape(), 1 / 0), t[name])
       errors[name] = e
-      if e > tolerance then faults[#faults + 1] = ("%s: relative error %.2e, allowed %.0e"):format(name, e, tolerance) end
+      if e > tolerance then
+        faults[#faults + 1] = ("%s: relative error %.2e, allowed %.0e"):format(name, e, tolerance)
+      end
     end
     local a, b = flat(got.codes), flat(t.codes)
     for i = 1, #b do

@@ -2,15 +2,17 @@
 --
 --     local data = require "vertex.data.images"               -- also vx.data
 --     local set = data.images{path = "photos", size = 64, crop = "random", flip = true, batch = 16, seed = 1}
---     local x, index = set:next()                              -- (16, 64, 64, 3) standardized, (16) numbers of set.files
+--     local x, index = set:next()                              -- (16, 64, 64, 3) standardized, (16) numbers of
+--     set.files
 --     local seen = set:broken()                                -- {{path, reason}, ...}: met, named, left out
 --
--- Decoding happens ahead, in threads of the C core (core/loader.c); the batches depend on the options and the files, not on
--- the number of workers.
+-- Decoding happens ahead, in threads of the C core (core/data/stream.c); the batches depend on the options and the
+-- files, not on the number of workers.
 --
--- What belongs to which split. A folder with train/ (and val/, or else test/) keeps its own division. Any other is divided by a
--- hash of each file's name, so a photograph stays on its side when files come, go, or move to another folder, and its copies of the
--- same name go together. About 7.5 % are for validation, at least one where there are two files.
+-- What belongs to which split. A folder with train/ (and val/, or else test/) keeps its own division. Any other is
+-- divided by a hash of each file's name, so a photograph stays on its side when files come, go, or move to another
+-- folder, and its copies of the same name go together. About 7.5 % are for validation, at least one where there are two
+-- files.
 
 local lfs = require "lfs"
 local bit = require "bit"
@@ -25,12 +27,13 @@ data.std = { 0.229, 0.224, 0.225 }
 
 local VALIDATION_PER_MILLE = 75
 
--- -- Files ----------------------------------------------------------------------------------------------------------------
+-- -- Files ------------------------------------------------------------------------------------------------------------
 
 local NAMED_AS_IMAGE = { jpg = true, jpeg = true, jpe = true, jfif = true, png = true }
 
---- All files below `folder`, as paths, in the order of their names at each level; names that begin with a dot are left out.
--- A folder reached twice through symbolic links counts once. The second result lists what could not be looked into: {path, reason}.
+--- All files below `folder`, as paths, in the order of their names at each level; names that begin with a dot are left
+-- out. A folder reached twice through symbolic links counts once. The second result lists what could not be looked
+-- into: {path, reason}.
 function data.list(folder)
   if type(folder) ~= "string" then fail("list: the folder is a %s, expected a path", type(folder)) end
   local mode, why = lfs.attributes(folder, "mode")
@@ -68,8 +71,10 @@ function data.list(folder)
   return files, unreadable
 end
 
---- Which of the files are images. A usual name is believed until the file is decoded, which judges by content; any other file
--- (no extension, a wrong one) is asked for its first bytes now. So a text file is passed over unless it calls itself an image.
+--- Which of the files are images. A usual name is believed until the file is decoded, which judges by content; any
+-- other file
+-- (no extension, a wrong one) is asked for its first bytes now. So a text file is passed over unless it calls itself an
+-- image.
 local function only_images(files)
   local images = {}
   for _, path in ipairs(files) do
@@ -149,7 +154,7 @@ function data.find(folder, split)
   return images, unreadable
 end
 
--- -- Loader ---------------------------------------------------------------------------------------------------------------
+-- -- Loader -----------------------------------------------------------------------------------------------------------
 
 local CHOICES = {
   split = { train = "train", val = "val", all = "all" },
@@ -234,19 +239,23 @@ function data.images(options)
   local o = check_options(options or {})
   local files, unreadable = nil, {}
   if o.path then files, unreadable = data.find(o.path, o.split) end
-  if o.strict and unreadable[1] then fail("images: cannot look into %s: %s", unreadable[1].path, unreadable[1].reason) end
+  if o.strict and unreadable[1] then
+    fail("images: cannot look into %s: %s", unreadable[1].path, unreadable[1].reason)
+  end
   local count = files and #files or o.count or (o.split == "val" and 256 or 2048)
   local loader = core.loader(files, {
     count = count,
     first = o.split == "val" and FIRST_VALIDATION or 0,
     image_seed = o.image_seed or o.seed,
-    seed = o.seed, epochs = o.epochs, position = o.position, shard = o.shard, shards = o.shards, cache_bytes = o.cache_bytes,
+    seed = o.seed, epochs = o.epochs, position = o.position, shard = o.shard, shards = o.shards,
+      cache_bytes = o.cache_bytes,
     size = o.size, batch = o.batch, workers = o.workers, queue = o.queue,
     resize = CHOICES.resize[o.resize], filter = CHOICES.filter[o.filter], crop = CHOICES.crop[o.crop],
     flip = o.flip and 1 or 0, shuffle = o.shuffle and 1 or 0, strict = o.strict and 1 or 0,
     mean = o.mean, std = o.std,
   })
-  return setmetatable({ loader = loader, files = files or {}, count = count, options = o, unreadable = unreadable }, Images)
+  return setmetatable({ loader = loader, files = files or {}, count = count, options = o, unreadable = unreadable },
+    Images)
 end
 
 local function open_loader(self)
@@ -254,8 +263,9 @@ local function open_loader(self)
   return self.loader
 end
 
---- The next batch, f32 (B, size, size, 3) standardized, and the images' numbers, i32 (B), 0-based in the order of self.files.
--- nil after the last epoch, whose last batch may be smaller, and where Ctrl-C ended the wait (core.interrupted()).
+--- The next batch, f32 (B, size, size, 3) standardized, and the images' numbers, i32 (B), 0-based in the order of
+-- self.files. nil after the last epoch, whose last batch may be smaller, and where Ctrl-C ended the wait
+-- (core.interrupted()).
 function Images:next()
   local o, loader = self.options, open_loader(self)
   local x = core.new({ o.batch, o.size, o.size, 3 }, { dtype = "f32", device = "cpu" })
@@ -279,7 +289,8 @@ end
 --- Where the stream stands: a set opened with this `position` goes on exactly here.
 function Images:position() return open_loader(self):position() end
 
---- Files met so far that are not usable, {path, reason} by number and by name; what could not be looked into comes first.
+--- Files met so far that are not usable, {path, reason} by number and by name; what could not be looked into comes
+-- first.
 function Images:broken()
   local list = open_loader(self):broken()
   for i = #self.unreadable, 1, -1 do table.insert(list, 1, self.unreadable[i]) end
@@ -300,11 +311,12 @@ end
 
 function Images:__tostring()
   local o = self.options
-  return ("images(%s, %s: %d %s, %dx%d, batch %d)"):format(o.path or "procedural", o.split, self.count, o.path and "files" or "images",
+  return ("images(%s, %s: %d %s, %dx%d, batch %d)"):format(o.path or "procedural", o.split, self.count,
+    o.path and "files" or "images",
     o.size, o.size, o.batch)
 end
 
--- -- Single images ----------------------------------------------------------------------------------------------------------
+-- -- Single images ----------------------------------------------------------------------------------------------------
 
 --- u8 (H, W, 3) of a JPEG or PNG file, or of such a file's bytes.
 function data.open(path)

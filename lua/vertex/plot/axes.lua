@@ -1,8 +1,9 @@
---- Axes: one plot of a figure. Its methods check what they are given and record it as layers, which plot/marks.lua draws; each
--- returns the axes, so that calls chain.
+--- Axes: one plot of a figure. Its methods check what they are given and record it as layers, which plot/marks.lua
+-- draws; each returns the axes, so that calls chain.
 --
--- Axes hold: figure; layers, in the order of drawing; options, from set; series, how many were styled; bar_layers, of bar;
--- xlabels and ylabels, the texts at whole numbers; color_scale, of the colour bar; reversed, y downwards; picture, of image.
+-- Axes hold: figure; layers, in the order of drawing; options, from set; series, how many were styled; bar_layers, of
+-- bar; xlabels and ylabels, the texts at whole numbers; color_scale, of the colour bar; reversed, y downwards; picture,
+-- of image.
 
 local scales = require "vertex.plot.scales"
 local marks = require "vertex.plot.marks"
@@ -17,17 +18,18 @@ local Axes = {}
 Axes.__index = Axes
 
 function Axes.new(figure)
-  return setmetatable({figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0}, Axes)
+  return setmetatable({ figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0 }, Axes)
 end
 
 --- "axes with 2 layers", what a session says of them.
 function Axes.__tostring(ax)
   if ax.picture then return "axes with a picture" end
-  return ("%s with %d layer(s)"):format(ax.simplex and ("axes on the simplex of %d codes"):format(ax.simplex.codes) or "axes", #ax.layers)
+  return ("%s with %d layer(s)"):format(ax.simplex and ("axes on the simplex of %d codes"):format(ax.simplex.codes)
+    or "axes", #ax.layers)
 end
 
 -- Dashes of the rounds through the series colours, in line widths.
-local dashes = {{}, {5, 2}, {1.5, 1.5}, {7, 2, 1.5, 2}}
+local dashes = { {}, { 5, 2 }, { 1.5, 1.5 }, { 7, 2, 1.5, 2 } }
 
 -- A layer in the colour, dash and marker of the next series.
 local function new_series(ax, o, who)
@@ -74,7 +76,7 @@ local function check_range(range, arrays, who, positive)
 end
 
 -- What the colours of values are asked for with.
-Axes.color_options = {palette = "string", range = "table", log = "boolean"}
+Axes.color_options = { palette = "string", range = "table", log = "boolean" }
 
 -- Known options with those of colours.
 local function with_colors(known)
@@ -82,8 +84,8 @@ local function with_colors(known)
   return known
 end
 
---- The colour scale that the options palette, range and log ask for, else viridis over all values. It is that of the axes' colour bar, of
--- which there is one: every layer with values must agree on it.
+--- The colour scale that the options palette, range and log ask for, else viridis over all values. It is that of the
+-- axes' colour bar, of which there is one: every layer with values must agree on it.
 -- @return {lo=, hi=, log=, palette=}
 function Axes.set_color_scale(ax, o, arrays, who)
   local palette = colors.check_palette(o.palette or "viridis", who)
@@ -91,10 +93,11 @@ function Axes.set_color_scale(ax, o, arrays, who)
   if o.log and lo <= 0 then fail("%s: range[1] is a positive number for a logarithmic scale, got %g", who, lo) end
   local has = ax.color_scale
   if has and not (has.lo == lo and has.hi == hi and has.log == o.log and has.palette == palette) then
-    fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range, palette and log", who, has.lo, has.hi,
+    fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range, palette and log",
+      who, has.lo, has.hi,
       has.palette)
   end
-  ax.color_scale = {lo = lo, hi = hi, log = o.log, palette = palette}
+  ax.color_scale = { lo = lo, hi = hi, log = o.log, palette = palette }
   return ax.color_scale
 end
 
@@ -113,19 +116,19 @@ end
 -- @return the axes
 function Axes:line(x, y, options)
   local who = "Axes:line"
-  local o = begin(self, who, options, {label = "string", color = "any", width = "number", dash = "any", band = "table",
-    sd = "any", marker = "string"})
+  local o = begin(self, who, options, { label = "string", color = "any", width = "number", dash = "any", band = "table",
+    sd = "any", marker = "string" })
   x, y = check_points(x, y, who)
   local band
   if o.sd then
     local sd = check.array_like(o.sd, "sd", y, "y", who)
-    band = {offset(y, sd, -1), offset(y, sd, 1)}
+    band = { offset(y, sd, -1), offset(y, sd, 1) }
   elseif o.band then
-    band = {check.array_like(o.band[1], "band[1]", y, "y", who), check.array_like(o.band[2], "band[2]", y, "y", who)}
+    band = { check.array_like(o.band[1], "band[1]", y, "y", who), check.array_like(o.band[2], "band[2]", y, "y", who) }
   end
   local width = check.positive(o.width or 1.6, "width", who)
   local layer = new_series(self, o, who)
-  layer.x, layer.y, layer.band, layer.width = {x}, {y, band and band[1], band and band[2]}, band, width
+  layer.x, layer.y, layer.band, layer.width = { x }, { y, band and band[1], band and band[2] }, band, width
   return add_layer(self, "line", layer)
 end
 
@@ -149,7 +152,8 @@ function Axes:runs(x, runs, options)
     end
     sd[i] = n > 1 and math.sqrt(squares / (n - 1)) or 0
   end
-  local o = begin(self, who, options, {label = "string", color = "any", width = "number", dash = "any", marker = "string"})
+  local o = begin(self, who, options, { label = "string", color = "any", width = "number", dash = "any",
+    marker = "string" })
   o.sd = #runs > 1 and sd or nil
   return self:line(x, mean, o)
 end
@@ -158,47 +162,50 @@ end
 local function check_values(ax, layer, o, like, who)
   if not o.values then return end
   layer.values = check.array_like(o.values, "values", like, "the points", who)
-  layer.scale = Axes.set_color_scale(ax, o, {layer.values}, who)
+  layer.scale = Axes.set_color_scale(ax, o, { layer.values }, who)
 end
 
 --- Draw points.
 -- @param x array, or nil for 1..n
 -- @param y array of the same length
--- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8); instead of color, either
--- values: array, shown as colours with a colour bar, with palette ("viridis"), range = {lo, hi} and log (false); or density = true: the
--- more points lie around a point of the page, the lighter its colour in palette
+-- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8); instead of
+-- color, either values: array, shown as colours with a colour bar, with palette ("viridis"), range = {lo, hi} and log
+-- (false); or density = true: the more points lie around a point of the page, the lighter its colour in palette
 -- @return the axes
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
-  local o = begin(self, who, options, with_colors {label = "string", color = "any", marker = "string", size = "number", alpha = "number",
-    values = "any", density = "boolean"})
+  local o = begin(self, who, options, with_colors { label = "string", color = "any", marker = "string", size = "number",
+    alpha = "number",
+    values = "any", density = "boolean" })
   x, y = check_points(x, y, who)
   local size = check.positive(o.size or 5, "size", who)
   if o.values and o.density then fail("%s: either values or density colour the points", who) end
   local layer = new_series(self, o, who)
   layer.density = o.density and colors.check_palette(o.palette or "viridis", who)
   check_values(self, layer, o, x, who)
-  layer.x, layer.y, layer.marks, layer.size, layer.alpha = {x}, {y}, #x, size, o.alpha or 0.8
+  layer.x, layer.y, layer.marks, layer.size, layer.alpha = { x }, { y }, #x, size, o.alpha or 0.8
   layer.marker = layer.marker or marks.names[layer.round % #marks.names + 1]
   return add_layer(self, "scatter", layer)
 end
 
 --- Draw arrows from the points x, y along dx, dy, in the units of the axes.
 -- @param x, y, dx, dy arrays of one length; an arrow that is not finite is left out
--- @param[opt] options label; color; scale: what dx and dy are multiplied by (1); width of the shaft in points (1); head: length of the
--- head in points (5), less for short arrows; alpha 0..1 (1); values, palette, range and log as for scatter
+-- @param[opt] options label; color; scale: what dx and dy are multiplied by (1); width of the shaft in points (1);
+-- head: length of the head in points (5), less for short arrows; alpha 0..1 (1); values, palette, range and log as for
+-- scatter
 -- @return the axes
 function Axes:arrows(x, y, dx, dy, options)
   local who = "Axes:arrows"
-  local o = begin(self, who, options, with_colors {label = "string", color = "any", scale = "number", width = "number", head = "number",
-    alpha = "number", values = "any"})
+  local o = begin(self, who, options, with_colors { label = "string", color = "any", scale = "number", width = "number",
+    head = "number",
+    alpha = "number", values = "any" })
   x, y = check_points(x, y, who)
   dx, dy = check.array_like(dx, "dx", x, "x", who), check.array_like(dy, "dy", y, "y", who)
   local scale = check.positive(o.scale or 1, "scale", who)
   local width, head = check.positive(o.width or 1, "width", who), check.positive(o.head or 5, "head", who)
   local layer = new_series(self, o, who)
   check_values(self, layer, o, x, who)
-  layer.x, layer.y, layer.marks = {x, offset(x, dx, scale)}, {y, offset(y, dy, scale)}, #x
+  layer.x, layer.y, layer.marks = { x, offset(x, dx, scale) }, { y, offset(y, dy, scale) }, #x
   layer.width, layer.head, layer.alpha = width, head, o.alpha
   return add_layer(self, "arrows", layer)
 end
@@ -206,17 +213,18 @@ end
 --- Write a text beside a point, for instance a curve's name at its end.
 -- @param x, y numbers: the point
 -- @param text string
--- @param[opt] options color (ink); size in points (the figure's font times 0.9); at: where from the point, "right" (the default), "left",
--- "above", "below", "above left", "above right", "below left" or "below right"
+-- @param[opt] options color (ink); size in points (the figure's font times 0.9); at: where from the point, "right" (the
+-- default), "left", "above", "below", "above left", "above right", "below left" or "below right"
 -- @return the axes
 function Axes:text(x, y, text, options)
   local who = "Axes:text"
-  local o = begin(self, who, options, {color = "any", size = "number", at = "string"})
+  local o = begin(self, who, options, { color = "any", size = "number", at = "string" })
   if type(text) ~= "string" then fail("%s: text is a string, got %s", who, check.show(text)) end
-  x, y = check.array({x}, "x", who), check.array({y}, "y", who)
+  x, y = check.array({ x }, "x", who), check.array({ y }, "y", who)
   if #x ~= 1 or #y ~= 1 then fail("%s: x and y are numbers", who) end
-  return add_layer(self, "text", {x = {x}, y = {y}, text = text, color = o.color and colors.check(o.color, who),
-    size = check.positive(o.size or self.figure.font * 0.9, "size", who), at = marks.check_text_place(o.at or "right", who)})
+  return add_layer(self, "text", { x = { x }, y = { y }, text = text, color = o.color and colors.check(o.color, who),
+    size = check.positive(o.size or self.figure.font * 0.9, "size", who),
+      at = marks.check_text_place(o.at or "right", who) })
 end
 
 --- Draw a histogram.
@@ -226,10 +234,11 @@ end
 -- @return the axes
 function Axes:hist(values, options)
   local who = "Axes:hist"
-  local o = begin(self, who, options, {label = "string", color = "any", alpha = "number", bins = "number", range = "table"})
+  local o = begin(self, who, options, { label = "string", color = "any", alpha = "number", bins = "number",
+    range = "table" })
   values = check.array(values, "values", who)
   local bins = check.whole(o.bins or min(max(ceil(math.sqrt(#values)), 10), 60), "bins", who)
-  local lo, hi = check_range(o.range, {values}, who)
+  local lo, hi = check_range(o.range, { values }, who)
   local left, right, counts = {}, {}, {}
   for i = 1, bins do
     left[i], right[i], counts[i] = lo + (hi - lo) * (i - 1) / bins, lo + (hi - lo) * i / bins, 0
@@ -241,7 +250,7 @@ function Axes:hist(values, options)
     end
   end
   local layer = new_series(self, o, who)
-  layer.x, layer.y, layer.alpha = {left, right}, {counts}, o.alpha or 0.75
+  layer.x, layer.y, layer.alpha = { left, right }, { counts }, o.alpha or 0.75
   return add_layer(self, "bars", layer)
 end
 
@@ -249,7 +258,7 @@ end
 local function place_bars(ax)
   for k, layer in ipairs(ax.bar_layers) do
     local width = 0.8 / #ax.bar_layers
-    layer.x = {{}, {}}
+    layer.x = { {}, {} }
     for i = 1, #layer.y[1] do
       layer.x[1][i] = i - 0.4 + (k - 1) * width
       layer.x[2][i] = i - 0.4 + k * width
@@ -260,12 +269,13 @@ end
 --- Draw bars, one per label. Calling it again with the same labels puts the new bars beside the old ones.
 -- @param labels array of strings
 -- @param values array of the same length
--- @param[opt] options label (for the legend); color; colors, array of one for each bar; alpha (1); errors, array of half lengths of the
--- error bars
+-- @param[opt] options label (for the legend); color; colors, array of one for each bar; alpha (1); errors, array of
+-- half lengths of the error bars
 -- @return the axes
 function Axes:bar(labels, values, options)
   local who = "Axes:bar"
-  local o = begin(self, who, options, {label = "string", color = "any", colors = "table", alpha = "number", errors = "any"})
+  local o = begin(self, who, options, { label = "string", color = "any", colors = "table", alpha = "number",
+    errors = "any" })
   labels = check.labels(labels, "labels", who)
   values = check.array(values, "values", who)
   check.lengths(labels, "labels", values, "values", who)
@@ -276,7 +286,7 @@ function Axes:bar(labels, values, options)
   if shades then check.lengths(shades, "colors", values, "values", who) end
   local layer = new_series(self, o, who)
   layer.colors = shades
-  layer.y = {values, errors and offset(values, errors, -1), errors and offset(values, errors, 1)}
+  layer.y = { values, errors and offset(values, errors, -1), errors and offset(values, errors, 1) }
   layer.alpha = o.alpha
   self.xlabels = self.xlabels or labels
   self.bar_layers[#self.bar_layers + 1] = layer
@@ -287,23 +297,23 @@ end
 --- Draw a matrix as colours, with a colour bar; row 1 is at the top. NaN cells stay white.
 -- @param rows array of arrays of one length (or an object with totable)
 -- @param[opt] options palette (see plot.colormap; "viridis"); range = {lo, hi} of the colours, default the data's;
--- row_labels, col_labels, arrays of strings; extent = {x0, x1, y0, y1}: where the matrix lies on the axes, with row 1 at y0
--- and y upwards
+-- row_labels, col_labels, arrays of strings; extent = {x0, x1, y0, y1}: where the matrix lies on the axes, with row 1
+-- at y0 and y upwards
 -- @return the axes
 function Axes:heatmap(rows, options)
   local who = "Axes:heatmap"
-  local o = begin(self, who, options, with_colors {row_labels = "table", col_labels = "table", extent = "table"})
+  local o = begin(self, who, options, with_colors { row_labels = "table", col_labels = "table", extent = "table" })
   rows = check.matrix(rows, "rows", who)
   local row_labels = o.row_labels and check.labels(o.row_labels, "row_labels", who)
   local col_labels = o.col_labels and check.labels(o.col_labels, "col_labels", who)
   if row_labels then check.lengths(row_labels, "row_labels", rows, "rows", who) end
   if col_labels then check.lengths(col_labels, "col_labels", rows[1], "rows[1]", who) end
-  local e = check.array(o.extent or {0.5, #rows[1] + 0.5, 0.5, #rows + 0.5}, "extent", who)
+  local e = check.array(o.extent or { 0.5, #rows[1] + 0.5, 0.5, #rows + 0.5 }, "extent", who)
   if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
   local scale = Axes.set_color_scale(self, o, rows, who)
   self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
-  return add_layer(self, "heatmap", {rows = rows, scale = scale, extent = e, tight = true,
-    x = {{e[1], e[2]}}, y = {{e[3], e[4]}}, marks = #rows * #rows[1]})
+  return add_layer(self, "heatmap", { rows = rows, scale = scale, extent = e, tight = true,
+    x = { { e[1], e[2] } }, y = { { e[3], e[4] } }, marks = #rows * #rows[1] })
 end
 
 --- Show one picture instead of a plot, as large as fits, aspect kept, without frame; title and xlabel still show.
@@ -323,21 +333,25 @@ local function check_limits(limits, name, log, who)
       fail("%s: %slim[%d] is a %snumber, got %s", who, name, i, log and "positive " or "", check.show(v))
     end
   end
-  if limits[1] and limits[1] == limits[2] then fail("%s: %slim has no width, both ends are %g", who, name, limits[1]) end
+  if limits[1] and limits[1] == limits[2] then
+    fail("%s: %slim has no width, both ends are %g", who, name, limits[1])
+  end
 end
 
 --- Set texts and scales. May be called again; what is not named stays.
--- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim: {lo, hi}, either
--- may be nil, hi < lo turns the axis round; legend: "auto" (the emptiest corner; right of the plot when large or over six entries),
--- "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid: boolean; color_bar: boolean
+-- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim:
+-- {lo, hi}, either may be nil, hi < lo turns the axis round; legend: "auto" (the emptiest corner; right of the plot
+-- when large or over six entries), "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid:
+-- boolean; color_bar: boolean
 -- @return the axes
 function Axes:set(options)
   local who = "Axes:set"
-  local o = check.options(options, {title = "string", xlabel = "string", ylabel = "string", color_label = "string", xlog = "boolean", ylog = "boolean",
-    xlim = "table", ylim = "table", legend = "string", grid = "boolean", color_bar = "boolean"}, who)
+  local o = check.options(options, { title = "string", xlabel = "string", ylabel = "string", color_label = "string",
+    xlog = "boolean", ylog = "boolean",
+    xlim = "table", ylim = "table", legend = "string", grid = "boolean", color_bar = "boolean" }, who)
   if o.legend then legend.check_place(o.legend, who) end
-  setmetatable(o, {__index = self.options})     -- limits and log must agree, whichever of them was set before
-  for _, name in ipairs {"x", "y"} do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end
+  setmetatable(o, { __index = self.options })     -- limits and log must agree, whichever of them was set before
+  for _, name in ipairs { "x", "y" } do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end
   for key, value in pairs(o) do self.options[key] = value end
   return self
 end

@@ -1,8 +1,8 @@
 --- Figures as text: a canvas whose pixels are braille dots and whose texts are letters between them.
 --
--- A character is 6 by 12 points and holds 2 by 4 dots. Shapes are drawn by cairo, one pixel to the dot, and a dot is set where the pixel is
--- dark enough: ordered dithering with Bayer's matrix, so that shades of a heat map or a picture come out as densities. The thinnest pen is
--- one dot, and what is lighter than the grid's lines is not drawn.
+-- A character is 6 by 12 points and holds 2 by 4 dots. Shapes are drawn by cairo, one pixel to the dot, and a dot is
+-- set where the pixel is dark enough: ordered dithering with Bayer's matrix, so that shades of a heat map or a picture
+-- come out as densities. The thinnest pen is one dot, and what is lighter than the grid's lines is not drawn.
 
 local canvas = require "vertex.plot.canvas"
 local colors = require "vertex.plot.colors"
@@ -23,14 +23,16 @@ local function length(text)
   return n
 end
 
--- Canvas -------------------------------------------------------------------------------------------------------------
--- Has zoom, points to the point of a figure that is not wider than the terminal, and letters, row → column → {text, color}.
+-- -- Canvas -----------------------------------------------------------------------------------------------------------
+-- Has zoom, points to the point of a figure that is not wider than the terminal, and letters, row → column → {text,
+-- color}.
 
 local Text = canvas.extend {}
 local plain = getmetatable(Text)     -- the canvas of pictures
 
 function Text:text_width(text) return length(text) * CELL_WIDTH * self.zoom end
--- The lightest that a colour of lines and markers is drawn: yellow ones would be taken for paper. Greys, such as the grid, stay.
+-- The lightest that a colour of lines and markers is drawn: yellow ones would be taken for paper. Greys, such as the
+-- grid, stay.
 local LIGHTEST = 0.55
 
 -- Areas, which are drawn with sharp edges, keep their lightness for the dithering, until the next restore.
@@ -49,7 +51,7 @@ function Text:color(color, alpha)
   local light = 0.299 * r + 0.587 * g + 0.114 * b
   if not self.shading and light > LIGHTEST and max(r, g, b) - min(r, g, b) > 0.1 then
     local f = LIGHTEST / light
-    color = {r * f, g * f, b * f}
+    color = { r * f, g * f, b * f }
   end
   plain.color(self, color, alpha)
 end
@@ -60,7 +62,7 @@ function Text:disc(x, y, r) plain.disc(self, x, y, max(r, 0.75 * DOT * self.zoom
 function Text:put(column, row, letter, color)
   local line = self.letters[row] or {}
   self.letters[row] = line
-  line[column] = {letter, color}
+  line[column] = { letter, color }
 end
 
 --- Letters side by side; those of an upright text one below the other, those of a slanted one along the slope.
@@ -81,11 +83,11 @@ function Text:text(text, x, y, _, style)
   end
 end
 
--- Dots ---------------------------------------------------------------------------------------------------------------
+-- -- Dots -------------------------------------------------------------------------------------------------------------
 
 -- The bit of a dot by its column and row in the character, and Bayer's thresholds 1/32 .. 31/32.
-local BITS = {[0] = {[0] = 1, 2, 4, 64}, {[0] = 8, 16, 32, 128}}
-local BAYER = {[0] = {[0] = 0, 8, 2, 10}, {[0] = 12, 4, 14, 6}, {[0] = 3, 11, 1, 9}, {[0] = 15, 7, 13, 5}}
+local BITS = { [0] = { [0] = 1, 2, 4, 64 }, { [0] = 8, 16, 32, 128 } }
+local BAYER = { [0] = { [0] = 0, 8, 2, 10 }, { [0] = 12, 4, 14, 6 }, { [0] = 3, 11, 1, 9 }, { [0] = 15, 7, 13, 5 } }
 
 -- The dots of a character as a number 0..255, and the colour of the darkest of them, which is not mixed with paper.
 local function dots(pixel, column, row)
@@ -114,7 +116,8 @@ end
 -- The terminal's own colour.
 local DEFAULT = "\27[39m"
 
--- The escape sequence for a colour 0..255; near-black and greys take the terminal's own colour, which can be read on any background.
+-- The escape sequence for a colour 0..255; near-black and greys take the terminal's own colour, which can be read on
+-- any background.
 local function escape(r, g, b)
   if max(r, g, b) - min(r, g, b) < 24 then return DEFAULT end
   return ("\27[38;2;%d;%d;%dm"):format(r, g, b)
@@ -152,7 +155,7 @@ function braille.draw(fig, columns, color)
   local letters = {}
   if fig.measure then
     canvas.measure(function() end)                       -- loads
-    fig:measure(setmetatable({zoom = 1}, Text))
+    fig:measure(setmetatable({ zoom = 1 }, Text))
     width, height = fig.width, fig.height
     zoom = max(1, width / (columns * CELL_WIDTH))
   elseif width > columns * CELL_WIDTH then
@@ -160,8 +163,9 @@ function braille.draw(fig, columns, color)
     width, height = columns * CELL_WIDTH, max(height * columns * CELL_WIDTH / width, min(height, 240 * fig.rows))
   end
   local across, down = ceil(width / (CELL_WIDTH * zoom)), ceil(height / (CELL_HEIGHT * zoom))
-  local sized = setmetatable({width = width, height = height}, {__index = fig})
-  local pixel = canvas.draw_pixels(2 * across, 4 * down, DOT * zoom, Text, {zoom = zoom, letters = letters}, function(on) sized:draw(on) end)
+  local sized = setmetatable({ width = width, height = height }, { __index = fig })
+  local pixel = canvas.draw_pixels(2 * across, 4 * down, DOT * zoom, Text, { zoom = zoom, letters = letters },
+    function(on) sized:draw(on) end)
   return lines(pixel, letters, across, down, color)
 end
 

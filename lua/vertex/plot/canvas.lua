@@ -1,13 +1,14 @@
---- The canvas: what figures are drawn on, and all that knows cairo, which is used through LuaJIT's FFI and loaded when a figure is
--- first drawn.
+--- The canvas: what figures are drawn on, and all that knows cairo, which is used through LuaJIT's FFI and loaded when
+-- a figure is first drawn.
 
 local ffi = require "ffi"
 local colors = require "vertex.plot.colors"
 local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
 
--- Cairo --------------------------------------------------------------------------------------------------------------
+-- -- Cairo ------------------------------------------------------------------------------------------------------------
 
--- Only what is used. Handles are void *, enums int and structs arrays: no types are defined, so loading twice is harmless.
+-- Only what is used. Handles are void *, enums int and structs arrays: no types are defined, so loading twice is
+-- harmless.
 ffi.cdef [[
 void *dlopen(const char *name, int flags);
 void *cairo_image_surface_create(int format, int width, int height); void *cairo_svg_surface_create(const char *path, double width, double height);
@@ -43,7 +44,8 @@ local cairo     -- the library, once a figure has been drawn
 local function load()
   if cairo then return end
   local ok, lib = pcall(ffi.load, "libcairo.so.2")
-  if ok then ffi.C.dlopen("libcairo.so.2", RTLD_NOW_NODELETE) end -- closing the Lua state must not unmap the caches of its font library
+  -- closing the Lua state must not unmap the caches of its font library
+  if ok then ffi.C.dlopen("libcairo.so.2", RTLD_NOW_NODELETE) end
   if not ok then error("plot: drawing needs libcairo.so.2, Debian package libcairo2 (" .. tostring(lib) .. ")", 0) end
   cairo = lib
 end
@@ -56,21 +58,22 @@ local function new_image_surface(format, w, h)
   return ffi.gc(cairo.cairo_image_surface_create(format, w, h), cairo.cairo_surface_destroy)
 end
 
--- Canvas -------------------------------------------------------------------------------------------------------------
--- A place to draw on. Positions and sizes are points from its upper left corner. What fills, strokes or writes leaves no path.
+-- -- Canvas -----------------------------------------------------------------------------------------------------------
+-- A place to draw on. Positions and sizes are points from its upper left corner. What fills, strokes or writes leaves
+-- no path.
 
 local Canvas = {}
 Canvas.__index = Canvas
 
--- Call draw(canvas) with a canvas on a surface; raises what the drawing raised or what cairo says of it. vector: whether the
--- surface keeps shapes rather than pixels. class, fields: of the canvas, where it is not a plain one.
+-- Call draw(canvas) with a canvas on a surface; raises what the drawing raised or what cairo says of it. vector:
+-- whether the surface keeps shapes rather than pixels. class, fields: of the canvas, where it is not a plain one.
 local function draw_on(surface, vector, draw, class, fields)
   local cr, options = cairo.cairo_create(surface), cairo.cairo_font_options_create()
   cairo.cairo_font_options_set_hint_style(options, 1)
   cairo.cairo_font_options_set_hint_metrics(options, 1)      -- both off: text is as wide in a PNG as in a PDF
   cairo.cairo_set_font_options(cr, options)
   cairo.cairo_font_options_destroy(options)
-  local on = {cr = cr, vector = vector}
+  local on = { cr = cr, vector = vector }
   for name, value in pairs(fields or {}) do on[name] = value end
   local ok, why = pcall(draw, setmetatable(on, class or Canvas))
   local status = cairo.cairo_status(cr)
@@ -126,7 +129,8 @@ end
 
 --- Width of a text in points.
 function Canvas:text_width(text, size, bold)
-  local extents = ffi.new "double[6]"                 -- cairo_text_extents_t: x and y bearing, width, height, x and y advance
+  -- cairo_text_extents_t: x and y bearing, width, height, x and y advance
+  local extents = ffi.new "double[6]"
   cairo.cairo_select_font_face(self.cr, "DejaVu Sans", 0, bold and 1 or 0)
   cairo.cairo_set_font_size(self.cr, size)
   cairo.cairo_text_extents(self.cr, text, extents)
@@ -194,7 +198,8 @@ local function paint(cr, surface, x, y, scale, filter)
   cairo.cairo_surface_destroy(ffi.gc(surface, nil))
 end
 
---- Draw a picture as large as fits the box, in its middle. Tiny ones are enlarged here, since viewers of SVG and PDF blur.
+--- Draw a picture as large as fits the box, in its middle. Tiny ones are enlarged here, since viewers of SVG and PDF
+-- blur.
 function Canvas:image(img, x, y, w, h)
   local scale = min(w / img.width, h / img.height)
   local zoom = scale >= 1.5 and ceil(scale) or 1
@@ -213,7 +218,7 @@ function Canvas:raster(x, y, w, h, draw)
   paint(self.cr, surface, x, y, 1 / RASTER_SCALE, GOOD)
 end
 
--- Where drawings go ----------------------------------------------------------------------------------------------------
+-- -- Where drawings go ------------------------------------------------------------------------------------------------
 
 local surfaces = {
   png = function(_, w, h, scale) return cairo.cairo_image_surface_create(RGB24, ceil(w * scale), ceil(h * scale)) end,
@@ -221,9 +226,10 @@ local surfaces = {
   pdf = function(path, w, h) return cairo.cairo_pdf_surface_create(path, w, h) end,
 }
 
-local canvas = {formats = surfaces}
+local canvas = { formats = surfaces }
 
---- A class of canvases that draws otherwise: has all methods of a canvas, and a load() that must have been called before they are.
+--- A class of canvases that draws otherwise: has all methods of a canvas, and a load() that must have been called
+-- before they are.
 function canvas.extend(class)
   class.__index = class
   return setmetatable(class, Canvas)

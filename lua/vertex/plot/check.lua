@@ -1,5 +1,5 @@
---- Checks of what the functions of vertex.plot are given. Each takes `who`, the name that begins its message, and raises at
--- the line outside lua/vertex that made the call; each returns the value in the form that is kept.
+--- Checks of what the functions of vertex.plot are given. Each takes `who`, the name that begins its message, and
+-- raises at the line outside lua/vertex that made the call; each returns the value in the form that is kept.
 
 local core = require "vertex.core"
 local fail = core.fail
@@ -22,8 +22,8 @@ function check.key(name, known, what, who)
   fail("%s: no %s %s; there are %s", who, what, show(name), table.concat(keys, ", "))
 end
 
---- A copy of an options table, {} for nil. known: option → its type, "any" for one checked elsewhere. Where a string is wanted
--- a number becomes one.
+--- A copy of an options table, {} for nil. known: option → its type, "any" for one checked elsewhere. Where a string is
+-- wanted a number becomes one.
 function check.options(options, known, who)
   if options == nil then return {} end
   if type(options) ~= "table" then fail("%s: options are a table, got %s", who, show(options)) end
@@ -83,7 +83,9 @@ end
 --- An array of arrays of numbers, all of one length, copied.
 function check.matrix(rows, name, who)
   local source, out = check.plain(rows), {}
-  if type(source) ~= "table" or #source == 0 then fail("%s: %s is an array of arrays, got %s", who, name, show(rows)) end
+  if type(source) ~= "table" or #source == 0 then
+    fail("%s: %s is an array of arrays, got %s", who, name, show(rows))
+  end
   for r, row in ipairs(source) do
     local row_name = ("%s[%d]"):format(name, r)
     out[r] = check.array(row, row_name, who)
@@ -97,20 +99,24 @@ function check.labels(labels, name, who)
   if type(labels) ~= "table" then fail("%s: %s is an array of strings, got %s", who, name, show(labels)) end
   local out = {}
   for i, label in ipairs(labels) do
-    if type(label) ~= "string" and type(label) ~= "number" then fail("%s: %s[%d] is a string, got %s", who, name, i, show(label)) end
+    if type(label) ~= "string" and type(label) ~= "number" then
+      fail("%s: %s[%d] is a string, got %s", who, name, i, show(label))
+    end
     out[i] = tostring(label)
   end
   return out
 end
 
---- Any accepted picture as {width=, height=, dtype=, bytes=}: a copy, since a tensor may be freed before the figure is drawn.
+--- Any accepted picture as {width=, height=, dtype=, bytes=}: a copy, since a tensor may be freed before the figure is
+-- drawn.
 function check.image(img, who)
   if type(img) == "table" and rawget(img, "rgb") then
     local w, h, rgb = check.whole(img.width, "image.width", who), check.whole(img.height, "image.height", who), img.rgb
     if type(rgb) ~= "string" or #rgb ~= 3 * w * h then
-      fail("%s: a %dx%d image has an rgb string of %d bytes, got %s", who, w, h, 3 * w * h, type(rgb) == "string" and #rgb or show(rgb))
+      fail("%s: a %dx%d image has an rgb string of %d bytes, got %s", who, w, h, 3 * w * h,
+        type(rgb) == "string" and #rgb or show(rgb))
     end
-    return {width = w, height = h, dtype = "u8", bytes = rgb}
+    return { width = w, height = h, dtype = "u8", bytes = rgb }
   end
   local ok, shape, dtype = pcall(function() return img:shape(), img:dtype() end)
   if not ok or type(shape) ~= "table" then
@@ -121,8 +127,10 @@ function check.image(img, who)
     fail("%s: an image object is (H, W, 3) of u8 or f32, got %s", who, text)
   end
   local bytes = img:bytes()
-  if #bytes ~= shape[1] * shape[2] * 3 * (dtype == "u8" and 1 or 4) then fail("%s: %s does not fill %d bytes", who, text, #bytes) end
-  return {width = shape[2], height = shape[1], dtype = dtype, bytes = bytes}
+  if #bytes ~= shape[1] * shape[2] * 3 * (dtype == "u8" and 1 or 4) then
+    fail("%s: %s does not fill %d bytes", who, text, #bytes)
+  end
+  return { width = shape[2], height = shape[1], dtype = dtype, bytes = bytes }
 end
 
 return check

@@ -8,20 +8,23 @@ local colors = {}
 
 --- The series colours, "#rrggbb": Okabe and Ito's set, which colour-blind readers can tell apart, with its grey in
 -- place of its yellow, which vanishes on white paper.
-colors.series = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"}
+colors.series = { "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999" }
 
-colors.ink, colors.gray, colors.grid, colors.white = {0.13, 0.13, 0.13}, {0.45, 0.45, 0.45}, {0.9, 0.9, 0.9}, {1, 1, 1}
+colors.ink, colors.gray, colors.grid, colors.white = { 0.13, 0.13, 0.13 }, { 0.45, 0.45, 0.45 }, { 0.9, 0.9, 0.9 },
+  { 1, 1, 1 }
 
 local palettes = {
-  viridis = {"#440154", "#482878", "#3E4A89", "#31688E", "#26828E", "#1F9E89", "#35B779", "#6DCD59", "#B4DE2C", "#FDE725"},
-  magma = {"#000004", "#180F3E", "#451077", "#721F81", "#9F2F7F", "#CD4071", "#F1605D", "#FD9567", "#FEC98D", "#FCFDBF"},
-  bluered = {"#2166AC", "#67A9CF", "#D1E5F0", "#F7F7F7", "#FDDBC7", "#EF8A62", "#B2182B"},
-  gray = {"#000000", "#FFFFFF"},
+  viridis = { "#440154", "#482878", "#3E4A89", "#31688E", "#26828E", "#1F9E89", "#35B779", "#6DCD59", "#B4DE2C",
+    "#FDE725" },
+  magma = { "#000004", "#180F3E", "#451077", "#721F81", "#9F2F7F", "#CD4071", "#F1605D", "#FD9567", "#FEC98D",
+    "#FCFDBF" },
+  bluered = { "#2166AC", "#67A9CF", "#D1E5F0", "#F7F7F7", "#FDDBC7", "#EF8A62", "#B2182B" },
+  gray = { "#000000", "#FFFFFF" },
 }
 
 local function hex(text)
   local r, g, b = text:match "^#(%x%x)(%x%x)(%x%x)$"
-  return r and {tonumber(r, 16) / 255, tonumber(g, 16) / 255, tonumber(b, 16) / 255}
+  return r and { tonumber(r, 16) / 255, tonumber(g, 16) / 255, tonumber(b, 16) / 255 }
 end
 
 for _, stops in pairs(palettes) do
@@ -33,11 +36,12 @@ function colors.check(value, who)
   local color
   if type(value) == "number" then color = colors.series[value] and hex(colors.series[value]) end
   if type(value) == "string" then color = hex(value) end
-  if type(value) == "table" then color = {value[1], value[2], value[3]} end
+  if type(value) == "table" then color = { value[1], value[2], value[3] } end
   for i = 1, 3 do
     local c = color and color[i]
     if not (type(c) == "number" and c >= 0 and c <= 1) then
-      core.fail("%s: a color is \"#rrggbb\", {r, g, b} in 0..1 or a number 1..%d, got %s", who, #colors.series, check.show(value))
+      core.fail("%s: a color is \"#rrggbb\", {r, g, b} in 0..1 or a number 1..%d, got %s", who, #colors.series,
+        check.show(value))
     end
   end
   return color

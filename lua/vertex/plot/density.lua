@@ -5,7 +5,8 @@ local finite = require("vertex.plot.scales").finite
 
 local density = {}
 
--- Every row or column of a grid convolved with a Gaussian of `sd` cells, cut at 3 sd. step: from a cell to the next along it.
+-- Every row or column of a grid convolved with a Gaussian of `sd` cells, cut at 3 sd. step: from a cell to the next
+-- along it.
 local function blur_along(grid, lines, line_step, n, step, sd)
   local reach, kernel, total, out = ceil(3 * sd), {}, 0, {}
   for k = -reach, reach do
@@ -29,8 +30,8 @@ local function blur(grid, nx, ny, sd) return blur_along(blur_along(grid, ny, nx,
 -- @param xs, ys arrays; points that are not finite or outside the box do not count
 -- @param box {x0, x1, y0, y1}
 -- @param sd of the kernel, in the units of x and y
--- @param[opt] inside function(x, y): does a place belong to the region where points can lie? There the kernel's mass outside is put
--- back, so that the density does not fall toward the region's edge
+-- @param[opt] inside function(x, y): does a place belong to the region where points can lie? There the kernel's mass
+-- outside is put back, so that the density does not fall toward the region's edge
 -- @return function(x, y) -> points per unit of area, all of them counting as one
 function density.estimate(xs, ys, box, sd, inside)
   local cell, x0, y0 = sd / 2.5, box[1], box[3]
@@ -59,7 +60,8 @@ function density.estimate(xs, ys, box, sd, inside)
     local i, j = min(floor(x), max(nx - 2, 0)), min(floor(y), max(ny - 2, 0))
     local f, g, right, up = x - i, y - j, nx > 1 and 1 or 0, ny > 1 and nx or 0
     local k = 1 + i + j * nx
-    return scale * ((1 - g) * ((1 - f) * grid[k] + f * grid[k + right]) + g * ((1 - f) * grid[k + up] + f * grid[k + up + right]))
+    return scale * ((1 - g) * ((1 - f) * grid[k] + f * grid[k + right]) + g
+      * ((1 - f) * grid[k + up] + f * grid[k + up + right]))
   end
 end
 

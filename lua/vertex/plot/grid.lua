@@ -14,7 +14,9 @@ local function measure(fig, canvas)
   for _, label in ipairs(fig.row_labels) do left = max(left, canvas:text_width(label, size) + 10) end
   for _, row in ipairs(fig.images) do columns = max(columns, #row) end
   local turned, over = false, 0
-  for _, label in ipairs(fig.col_labels) do turned = turned or canvas:text_width(label, size) > fig.cell_width + fig.gap - 4 end
+  for _, label in ipairs(fig.col_labels) do
+    turned = turned or canvas:text_width(label, size) > fig.cell_width + fig.gap - 4
+  end
   for i, label in ipairs(fig.col_labels) do
     local w = canvas:text_width(label, size)
     top = max(top, turned and -sin(LABEL_ANGLE) * w + size * 1.6 or size * 1.7)
@@ -28,15 +30,16 @@ end
 local function draw(fig, canvas)
   local size, w, h = fig.font, fig.cell_width, fig.cell_height
   if fig.title then
-    canvas:text(fig.title, fig.width / 2, PAD + size * 0.7, size * 1.25, {align = 0.5, bold = true, fit = fig.width - 2 * PAD})
+    canvas:text(fig.title, fig.width / 2, PAD + size * 0.7, size * 1.25,
+      { align = 0.5, bold = true, fit = fig.width - 2 * PAD })
   end
   for c, label in ipairs(fig.col_labels) do
-    local style = fig.turned and {angle = LABEL_ANGLE} or {align = 0.5}
+    local style = fig.turned and { angle = LABEL_ANGLE } or { align = 0.5 }
     canvas:text(label, fig.left + (c - 1) * (w + fig.gap) + w / 2, fig.top - size * 0.8, size, style)
   end
   for r, row in ipairs(fig.images) do
     local y = fig.top + (r - 1) * (h + fig.gap)
-    if fig.row_labels[r] then canvas:text(fig.row_labels[r], fig.left - 8, y + h / 2, size, {align = 1}) end
+    if fig.row_labels[r] then canvas:text(fig.row_labels[r], fig.left - 8, y + h / 2, size, { align = 1 }) end
     for c, img in ipairs(row) do
       if img then canvas:image(img, fig.left + (c - 1) * (w + fig.gap), y, w, h) end
     end
@@ -45,7 +48,9 @@ end
 
 -- The pictures, checked, and the width and height that the largest of them takes in a cell.
 local function check_images(rows, cell, who)
-  if type(rows) ~= "table" or #rows == 0 then core.fail("%s: rows is an array of arrays of images, got %s", who, check.show(rows)) end
+  if type(rows) ~= "table" or #rows == 0 then
+    core.fail("%s: rows is an array of arrays of images, got %s", who, check.show(rows))
+  end
   local images, wide, high = {}, 0, 0
   for r, row in ipairs(rows) do
     images[r] = {}
@@ -65,12 +70,14 @@ end
 --- What plot.image_grid makes a figure of.
 function grid.new(rows, options)
   local who = "plot.image_grid"
-  local o = check.options(options, {row_labels = "table", col_labels = "table", cell = "number", gap = "number", title = "string",
-    scale = "number", font = "number"}, who)
+  local o = check.options(options, { row_labels = "table", col_labels = "table", cell = "number", gap = "number",
+    title = "string",
+    scale = "number", font = "number" }, who)
   local images, wide, high = check_images(rows, check.positive(o.cell or 96, "cell", who), who)
   return {
     images = images, cell_width = wide, cell_height = high, gap = o.gap or 4, title = o.title,
-    row_labels = check.labels(o.row_labels or {}, "row_labels", who), col_labels = check.labels(o.col_labels or {}, "col_labels", who),
+    row_labels = check.labels(o.row_labels or {}, "row_labels", who),
+      col_labels = check.labels(o.col_labels or {}, "col_labels", who),
     scale = check.positive(o.scale or 2, "scale", who), font = check.positive(o.font or 11, "font", who),
     measure = measure, draw = draw,
   }

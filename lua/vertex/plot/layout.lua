@@ -1,5 +1,5 @@
---- Layout: which ticks fit an axis, how much room labels, titles, legends and colour bars need, and where the axes of a figure
--- go. Measures on a canvas, draws nothing.
+--- Layout: which ticks fit an axis, how much room labels, titles, legends and colour bars need, and where the axes of a
+-- figure go. Measures on a canvas, draws nothing.
 
 local scales = require "vertex.plot.scales"
 local legend = require "vertex.plot.legend"
@@ -15,7 +15,7 @@ local LABEL_ANGLE = layout.LABEL_ANGLE
 layout.PAD = 8
 local PAD = layout.PAD
 
--- Ticks --------------------------------------------------------------------------------------------------------------
+-- -- Ticks ------------------------------------------------------------------------------------------------------------
 
 -- Ticks with the width that each label takes.
 local function with_widths(canvas, ticks, size)
@@ -31,7 +31,8 @@ local function fit_side_by_side(ticks, map, size)
   return true
 end
 
---- Ticks {value=, label=, width=} for an axis `length` points long. Second result: true when the labels of an x axis must be turned.
+--- Ticks {value=, label=, width=} for an axis `length` points long. Second result: true when the labels of an x axis
+-- must be turned.
 function layout.fit_ticks(canvas, scale, length, name, size)
   local map = scales.mapper(scale, 0, length)
   if scale.labels then            -- every n-th only where they would touch even when turned
@@ -55,7 +56,7 @@ local function widest(ticks)
   return w
 end
 
--- Margins ------------------------------------------------------------------------------------------------------------
+-- -- Margins ----------------------------------------------------------------------------------------------------------
 
 -- Adds to the margins the room that the colour bar and a legend outside take on the right.
 local function add_right(ax, canvas, m, box, w, h)
@@ -76,7 +77,8 @@ end
 local function simplex_margins(ax, canvas, w, h)
   local size, o, s, side = ax.figure.font, ax.options, ax.simplex, 0
   for _, label in ipairs(s.labels) do side = max(side, canvas:text_width(label, size)) end
-  local m = {left = side + size, right = side + size * 1.4, top = (o.title and size * 2.1 or size * 0.5) + size * 1.4, bottom = size * 1.9}
+  local m = { left = side + size, right = side + size * 1.4, top = (o.title and size * 2.1 or size * 0.5) + size * 1.4,
+    bottom = size * 1.9 }
   m.xlabel_at = m.bottom + size * 0.4
   if o.xlabel then m.bottom = m.bottom + size * 1.5 end
   add_right(ax, canvas, m, legend.measure(ax, canvas, size * 0.9, h * 0.8), w, h)
@@ -87,7 +89,7 @@ end
 local function margins(ax, canvas, w, h)
   if ax.simplex then return simplex_margins(ax, canvas, w, h) end
   local size, o = ax.figure.font, ax.options
-  local m = {left = 50, right = 20, top = 20, bottom = 40}
+  local m = { left = 50, right = 20, top = 20, bottom = 40 }
   local xscale, yscale = scales.of_axes(ax, "x"), scales.of_axes(ax, "y")
   local box = legend.measure(ax, canvas, size * 0.9, h * 0.8)
   for _ = 1, 2 do                                     -- ticks depend on the space, the space on the ticks
@@ -111,8 +113,8 @@ local function margins(ax, canvas, w, h)
   return m
 end
 
--- Shares out `length` among `count` columns (or rows) beginning at `from`: margins are what each asks for, the plot areas between them
--- are equal. Returns where each begins and its size, both from column 0.
+-- Shares out `length` among `count` columns (or rows) beginning at `from`: margins are what each asks for, the plot
+-- areas between them are equal. Returns where each begins and its size, both from column 0.
 local function share(from, length, count, margin)
   local room, at, size = length, {}, {}
   for i = 0, count - 1 do room = room - margin(i) end
@@ -123,19 +125,21 @@ local function share(from, length, count, margin)
   return at, size
 end
 
---- Where each of the axes of a figure goes: array of {ax=, x=, y=, w=, h=, margins=}; a picture has no margins. Cells of one
--- column share left and right margins, cells of one row top and bottom, and all plot areas are of one size: they line up.
+--- Where each of the axes of a figure goes: array of {ax=, x=, y=, w=, h=, margins=}; a picture has no margins. Cells
+-- of one column share left and right margins, cells of one row top and bottom, and all plot areas are of one size: they
+-- line up.
 function layout.cells(fig, canvas)
   local head = fig.title and fig.font * 2.4 or 0
   local width, height = fig.width - 2 * PAD, fig.height - 2 * PAD - head
   local out, columns, rows = {}, {}, {}
-  for c = 0, fig.cols - 1 do columns[c] = {left = 0, right = 0} end
-  for r = 0, fig.rows - 1 do rows[r] = {top = 0, bottom = 0} end
+  for c = 0, fig.cols - 1 do columns[c] = { left = 0, right = 0 } end
+  for r = 0, fig.rows - 1 do rows[r] = { top = 0, bottom = 0 } end
   for i, ax in pairs(fig.cells) do
-    local cell = {ax = ax, row = floor((i - 1) / fig.cols), column = (i - 1) % fig.cols}
+    local cell = { ax = ax, row = floor((i - 1) / fig.cols), column = (i - 1) % fig.cols }
     out[#out + 1] = cell
     if not ax.picture then
-      local m, column, row = margins(ax, canvas, width / fig.cols, height / fig.rows), columns[cell.column], rows[cell.row]
+      local m, column, row = margins(ax, canvas, width / fig.cols, height / fig.rows), columns[cell.column],
+        rows[cell.row]
       cell.margins = m
       column.left, column.right = max(column.left, m.left), max(column.right, m.right)
       row.top, row.bottom = max(row.top, m.top), max(row.bottom, m.bottom)
@@ -151,7 +155,8 @@ function layout.cells(fig, canvas)
   return out
 end
 
--- The view of a simplex: its plane, in the middle of the plot area, with one unit for both directions. Marks at the corners reach over.
+-- The view of a simplex: its plane, in the middle of the plot area, with one unit for both directions. Marks at the
+-- corners reach over.
 local function simplex_view(cell, view)
   local s = cell.ax.simplex
   local x0, x1, y0, y1 = min(unpack(s.x)), max(unpack(s.x)), min(unpack(s.y)), max(unpack(s.y))
@@ -167,12 +172,13 @@ end
 function layout.view(cell)
   local m, ax = cell.margins, cell.ax
   if ax.simplex then
-    return simplex_view(cell, {left = cell.x + m.left, top = cell.y + m.top, width = max(cell.w - m.left - m.right, 10),
-      height = max(cell.h - m.top - m.bottom, 10)})
+    return simplex_view(cell,
+      { left = cell.x + m.left, top = cell.y + m.top, width = max(cell.w - m.left - m.right, 10),
+      height = max(cell.h - m.top - m.bottom, 10) })
   end
-  local view = {left = cell.x + m.left, top = cell.y + m.top,
+  local view = { left = cell.x + m.left, top = cell.y + m.top,
     width = max(cell.w - m.left - m.right, 10), height = max(cell.h - m.top - m.bottom, 10),
-    xscale = scales.of_axes(ax, "x"), yscale = scales.of_axes(ax, "y")}
+    xscale = scales.of_axes(ax, "x"), yscale = scales.of_axes(ax, "y") }
   view.x = scales.mapper(view.xscale, view.left, view.left + view.width)
   view.y = scales.mapper(view.yscale, view.top + view.height, view.top)
   return view

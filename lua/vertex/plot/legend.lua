@@ -11,10 +11,11 @@ local MAX_INSIDE_ENTRIES = 6
 local legend = {}
 
 -- Where in the plot, as parts of its width and height; on a tie of ink the first of the order.
-local corners = {["upper right"] = {1, 0}, ["upper left"] = {0, 0}, ["lower right"] = {1, 1}, ["lower left"] = {0, 1}}
-local corner_order = {"upper right", "upper left", "lower right", "lower left"}
+local corners = { ["upper right"] = { 1, 0 }, ["upper left"] = { 0, 0 }, ["lower right"] = { 1, 1 },
+  ["lower left"] = { 0, 1 } }
+local corner_order = { "upper right", "upper left", "lower right", "lower left" }
 
-local places = {auto = true, right = true, none = true}
+local places = { auto = true, right = true, none = true }
 for name in pairs(corners) do places[name] = true end
 
 function legend.check_place(name, who) return check.key(name, places, "legend place", who) end
@@ -33,8 +34,8 @@ function legend.measure(ax, canvas, size, height)
   local columns = ceil(#entries * line / max(height - 12, line))
   local column = marks.SWATCH + 6 + widest + 10
   local per_column = ceil(#entries / columns)
-  return {entries = entries, size = size, line = line, column = column, per_column = per_column,
-    width = columns * column + 4, height = per_column * line + 8}
+  return { entries = entries, size = size, line = line, column = column, per_column = per_column,
+    width = columns * column + 4, height = per_column * line + 8 }
 end
 
 --- Does a measured legend stand right of a plot area of w by h points?
@@ -55,7 +56,8 @@ local function quietest_corner(ax, box, view)
   local spots, best = {}, nil
   for i, name in ipairs(corner_order) do
     local x, y = corner_point(name, box, view)
-    spots[i] = {name = name, left = x - 4, right = x + box.width + 4, top = y - 4, bottom = y + box.height + 4, ink = 0}
+    spots[i] = { name = name, left = x - 4, right = x + box.width + 4, top = y - 4, bottom = y + box.height + 4,
+      ink = 0 }
   end
   for _, layer in ipairs(ax.layers) do
     marks.ink(layer, view, function(x, y)

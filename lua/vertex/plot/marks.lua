@@ -1,5 +1,6 @@
 --- Marks: how lines, points, arrows, bars and heat maps look on a canvas. Each kind of layer has
---   draw(canvas, layer, view): the data itself; view.x and view.y map data to the page and give NaN where there is no place
+--   draw(canvas, layer, view): the data itself; view.x and view.y map data to the page and give NaN where there is no
+--   place
 --     (a gap, or nothing positive on a log axis);
 --   swatch(canvas, layer, x, y): its sample in a legend, where a legend can name it;
 --   ink(layer, view, add): calls add(x, y) for places of the page that a legend should not hide.
@@ -21,10 +22,10 @@ local marks = {}
 marks.SWATCH = 24
 local SWATCH = marks.SWATCH
 
--- Markers ------------------------------------------------------------------------------------------------------------
+-- -- Markers ----------------------------------------------------------------------------------------------------------
 
 --- In the order in which series take them.
-marks.names = {"circle", "square", "triangle", "diamond", "cross", "plus"}
+marks.names = { "circle", "square", "triangle", "diamond", "cross", "plus" }
 
 -- A filled shape from its corners x, y, x, y, ... for a radius of 1.
 local function polygon(corners)
@@ -37,26 +38,29 @@ end
 local shapes = {
   circle = function(canvas, x, y, r) canvas:disc(x, y, r) end,
   square = function(canvas, x, y, r) canvas:box(x - 0.9 * r, y - 0.9 * r, 1.8 * r, 1.8 * r) end,
-  triangle = polygon {0, -1.15, 1.035, 0.805, -1.035, 0.805},
-  diamond = polygon {0, -1.25, 1, 0, 0, 1.25, -1, 0},
-  cross = polygon {-1, -0.6, -0.6, -1, 0, -0.4, 0.6, -1, 1, -0.6, 0.4, 0, 1, 0.6, 0.6, 1, 0, 0.4, -0.6, 1, -1, 0.6, -0.4, 0},
-  plus = polygon {-0.3, -1, 0.3, -1, 0.3, -0.3, 1, -0.3, 1, 0.3, 0.3, 0.3, 0.3, 1, -0.3, 1, -0.3, 0.3, -1, 0.3, -1, -0.3, -0.3, -0.3},
+  triangle = polygon { 0, -1.15, 1.035, 0.805, -1.035, 0.805 },
+  diamond = polygon { 0, -1.25, 1, 0, 0, 1.25, -1, 0 },
+  cross = polygon { -1, -0.6, -0.6, -1, 0, -0.4, 0.6, -1, 1, -0.6, 0.4, 0, 1, 0.6, 0.6, 1, 0, 0.4, -0.6, 1, -1, 0.6,
+    -0.4, 0 },
+  plus = polygon { -0.3, -1, 0.3, -1, 0.3, -0.3, 1, -0.3, 1, 0.3, 0.3, 0.3, 0.3, 1, -0.3, 1, -0.3, 0.3, -1, 0.3, -1,
+    -0.3, -0.3, -0.3 },
 }
 
 function marks.check_marker(name, who) return check.key(name, shapes, "marker", who) end
 
 local function draw_marker(canvas, name, x, y, size) shapes[name](canvas, x, y, size / 2) end
 
--- Lines --------------------------------------------------------------------------------------------------------------
+-- -- Lines ------------------------------------------------------------------------------------------------------------
 
--- The stretches of a curve without a gap, on the page: array of {x = {}, y = {}, z = {}}; z belongs to `lower`, if given.
+-- The stretches of a curve without a gap, on the page: array of {x = {}, y = {}, z = {}}; z belongs to `lower`, if
+-- given.
 local function runs(view, xs, ys, lower)
   local out, run = {}, nil
   for i = 1, #xs do
     local x, y, z = view.x(xs[i]), view.y(ys[i]), lower and view.y(lower[i]) or 0
     if finite(x + y + z) then
       if not run then
-        run = {x = {}, y = {}, z = {}}
+        run = { x = {}, y = {}, z = {} }
         out[#out + 1] = run
       end
       local n = #run.x + 1
@@ -68,10 +72,10 @@ local function runs(view, xs, ys, lower)
   return out
 end
 
--- A run with at most four points (first, lowest, highest, last) per half point of width: looks the same, and a stroke of
--- 200,000 points would take cairo 12 seconds.
+-- A run with at most four points (first, lowest, highest, last) per half point of width: looks the same, and a stroke
+-- of 200,000 points would take cairo 12 seconds.
 local function thin(run)
-  local xs, ys, out, i = run.x, run.y, {x = {}, y = {}}, 1
+  local xs, ys, out, i = run.x, run.y, { x = {}, y = {} }, 1
   while i <= #xs do
     local bucket, last, low, high = floor(xs[i] * 2), i, i, i
     while last < #xs and floor(xs[last + 1] * 2) == bucket do
@@ -80,7 +84,7 @@ local function thin(run)
       if ys[last] > ys[high] then high = last end
     end
     local previous
-    for _, k in ipairs {i, min(low, high), max(low, high), last} do
+    for _, k in ipairs { i, min(low, high), max(low, high), last } do
       if k ~= previous then out.x[#out.x + 1], out.y[#out.y + 1] = xs[k], ys[k] end
       previous = k
     end
@@ -137,7 +141,7 @@ function line.ink(layer, view, add)
   end
 end
 
--- Points -------------------------------------------------------------------------------------------------------------
+-- -- Points -----------------------------------------------------------------------------------------------------------
 
 local scatter = {}
 
@@ -146,7 +150,8 @@ local DENSITY_SD = 8
 
 -- A number 0..1 for each point on the page, how densely they lie there, and the points' order from thin to dense.
 local function by_density(xs, ys, view)
-  local at = density.estimate(xs, ys, {view.left, view.left + view.width, view.top, view.top + view.height}, DENSITY_SD)
+  local at = density.estimate(xs, ys, { view.left, view.left + view.width, view.top, view.top + view.height },
+    DENSITY_SD)
   local shades, order, most = {}, {}, 0
   for i = 1, #xs do
     shades[i] = finite(xs[i] + ys[i]) and at(xs[i], ys[i]) or 0
@@ -162,7 +167,7 @@ local function value_colors(layer)
   local place = scales.mapper(layer.scale, 0, 1)
   return function(v)
     local at = (v == math.huge or v == -math.huge) and v or place(v)
-    return at == at and {colors.map(layer.scale.palette, at)} or nil
+    return at == at and { colors.map(layer.scale.palette, at) } or nil
   end
 end
 
@@ -185,19 +190,21 @@ function scatter.draw(canvas, layer, view)
   for k = 1, #xs do
     local i = order and order[k] or k
     if finite(xs[i] + ys[i]) and set_color(i) then
-      if shades then canvas:color({colors.map(layer.density, shades[i])}, layer.alpha) end
+      if shades then canvas:color({ colors.map(layer.density, shades[i]) }, layer.alpha) end
       draw_marker(canvas, layer.marker, xs[i], ys[i], layer.size)
     end
   end
 end
 
-function scatter.swatch(canvas, layer, x, y) draw_marker(canvas, layer.marker, x + SWATCH / 2, y, max(layer.size, 5)) end
+function scatter.swatch(canvas, layer, x, y)
+  draw_marker(canvas, layer.marker, x + SWATCH / 2, y, max(layer.size, 5))
+end
 
 function scatter.ink(layer, view, add)
   for i = 1, #layer.x[1] do add(view.x(layer.x[1][i]), view.y(layer.y[1][i])) end
 end
 
--- Arrows --------------------------------------------------------------------------------------------------------------
+-- -- Arrows -----------------------------------------------------------------------------------------------------------
 
 -- Half the width of a head, to its length; arrows shorter than this many points are dots.
 local HEAD_SLOPE, SHORTEST = 0.4, 0.3
@@ -238,7 +245,7 @@ function arrows.ink(layer, view, add)
   end
 end
 
--- Bars ---------------------------------------------------------------------------------------------------------------
+-- -- Bars -------------------------------------------------------------------------------------------------------------
 
 -- Page box of bar i; NaN for a gap. On a log axis, which has no zero, bars stand on the frame.
 local function bar_box(layer, view, i)
@@ -283,7 +290,7 @@ function bars.ink(layer, view, add)
   end
 end
 
--- Heat maps: no swatch, and no ink, for a legend hides part of them wherever it stands --------------------------------
+-- -- Heat maps: no swatch, and no ink, for a legend hides part of them wherever it stands -----------------------------
 
 local heatmap = {}
 
@@ -323,11 +330,12 @@ function triangles.draw(canvas, layer, view)
   end)
 end
 
--- Texts: no swatch ---------------------------------------------------------------------------------------------------
+-- -- Texts: no swatch -------------------------------------------------------------------------------------------------
 
 -- Alignment, and how far from its point, for each side that a text can stand on.
-local text_places = {right = {0, 7, 0}, left = {1, -7, 0}, above = {0.5, 0, -11}, below = {0.5, 0, 11}, ["above left"] = {1, -2, -11},
-  ["below left"] = {1, -2, 11}, ["above right"] = {0, 2, -11}, ["below right"] = {0, 2, 11}}
+local text_places = { right = { 0, 7, 0 }, left = { 1, -7, 0 }, above = { 0.5, 0, -11 }, below = { 0.5, 0, 11 },
+  ["above left"] = { 1, -2, -11 },
+  ["below left"] = { 1, -2, 11 }, ["above right"] = { 0, 2, -11 }, ["below right"] = { 0, 2, 11 } }
 
 function marks.check_text_place(name, who) return check.key(name, text_places, "place of a text", who) end
 
@@ -341,18 +349,20 @@ end
 
 function text.draw(canvas, layer, view)
   local x, y = text_start(layer, view, canvas:text_width(layer.text, layer.size))
-  if finite(x + y) then canvas:text(layer.text, x, y, layer.size, {color = layer.color}) end
+  if finite(x + y) then canvas:text(layer.text, x, y, layer.size, { color = layer.color }) end
 end
 
 function text.ink(layer, view, add)
-  local width = #layer.text * layer.size * 0.55         -- there is no canvas to measure on; DejaVu Sans is about so wide
+  -- there is no canvas to measure on; DejaVu Sans is about so wide
+  local width = #layer.text * layer.size * 0.55
   local x, y = text_start(layer, view, width)
   for k = 0, ceil(width / 5) do add(x + 5 * k, y) end
 end
 
--- Any kind -----------------------------------------------------------------------------------------------------------
+-- -- Any kind ---------------------------------------------------------------------------------------------------------
 
-local kinds = {line = line, scatter = scatter, arrows = arrows, bars = bars, heatmap = heatmap, triangles = triangles, text = text}
+local kinds = { line = line, scatter = scatter, arrows = arrows, bars = bars, heatmap = heatmap, triangles = triangles,
+  text = text }
 
 --- Draw a layer within the view.
 function marks.draw(canvas, layer, view)
@@ -370,7 +380,7 @@ function marks.draw(canvas, layer, view)
 end
 
 function marks.swatch(canvas, layer, x, y)
-  canvas:color(layer.density and {colors.map(layer.density, 0.5)} or layer.color, layer.alpha)
+  canvas:color(layer.density and { colors.map(layer.density, 0.5) } or layer.color, layer.alpha)
   kinds[layer.kind].swatch(canvas, layer, x, y)
 end
 

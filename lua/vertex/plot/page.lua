@@ -11,8 +11,12 @@ local page = {}
 local function draw_grid(canvas, view, xticks, yticks)
   canvas:color(colors.grid)
   canvas:pen(0.7)
-  for _, tick in ipairs(xticks) do canvas:segment(view.x(tick.value), view.top, view.x(tick.value), view.top + view.height) end
-  for _, tick in ipairs(yticks) do canvas:segment(view.left, view.y(tick.value), view.left + view.width, view.y(tick.value)) end
+  for _, tick in ipairs(xticks) do
+    canvas:segment(view.x(tick.value), view.top, view.x(tick.value), view.top + view.height)
+  end
+  for _, tick in ipairs(yticks) do
+    canvas:segment(view.left, view.y(tick.value), view.left + view.width, view.y(tick.value))
+  end
   canvas:stroke()
 end
 
@@ -32,16 +36,18 @@ local function draw_frame(canvas, view, xticks, yticks)
   canvas:stroke()
 end
 
--- The simplex -----------------------------------------------------------------------------------------------------------
+-- -- The simplex ------------------------------------------------------------------------------------------------------
 
 -- The most labels at the corners of a polygon.
 local MAX_CORNER_LABELS = 24
 
--- Calls visit(x, y, end_x, end_y, value) for the ticks of a triangle, on the page: the ends of the line of equal p[m], the first on the
--- side where its number stands, and p[m]. p[2] grows along the lower side, p[3] up the right one, p[1] down the left one.
+-- Calls visit(x, y, end_x, end_y, value) for the ticks of a triangle, on the page: the ends of the line of equal p[m],
+-- the first on the side where its number stands, and p[m]. p[2] grows along the lower side, p[3] up the right one, p[1]
+-- down the left one.
 local function each_tick(s, view, visit)
   for k = 1, 3 do
-    local from, to, apex = k, k % 3 + 1, (k + 1) % 3 + 1       -- the side from e_k to e_k+1, and the corner that it faces
+    -- the side from e_k to e_k+1, and the corner that it faces
+    local from, to, apex = k, k % 3 + 1, (k + 1) % 3 + 1
     for i = 1, s.ticks - 1 do
       local t = i / s.ticks
       local x, y = s.x[from] + t * (s.x[to] - s.x[from]), s.y[from] + t * (s.y[to] - s.y[from])
@@ -57,7 +63,9 @@ local function draw_simplex_grid(canvas, s, view)
   if s.codes == 3 then
     each_tick(s, view, function(x, y, ex, ey) canvas:segment(x, y, ex, ey) end)
   else
-    for m = 1, s.codes, math.ceil(s.codes / MAX_CORNER_LABELS) do canvas:segment(view.x(0), view.y(0), view.x(s.x[m]), view.y(s.y[m])) end
+    for m = 1, s.codes, math.ceil(s.codes / MAX_CORNER_LABELS) do
+      canvas:segment(view.x(0), view.y(0), view.x(s.x[m]), view.y(s.y[m]))
+    end
   end
   canvas:stroke()
 end
@@ -82,30 +90,38 @@ local function draw_simplex_frame(canvas, s, view, font)
     if not numbered then return end
     local length = math.sqrt((ex - x) ^ 2 + (ey - y) ^ 2)
     local ux, uy = (ex - x) / length, (ey - y) / length
-    canvas:text(scales.format_number(t), x - ux * 7, y - uy * (7 + size * 0.4), size, {align = 0.5 + ux * 0.5, color = colors.gray})
+    canvas:text(scales.format_number(t), x - ux * 7, y - uy * (7 + size * 0.4), size,
+      { align = 0.5 + ux * 0.5, color = colors.gray })
   end)
   for m = 1, s.codes, math.ceil(s.codes / MAX_CORNER_LABELS) do
     local length = math.sqrt(s.x[m] ^ 2 + s.y[m] ^ 2)
     local ux, uy = s.x[m] / length, s.y[m] / length
-    canvas:text(s.labels[m], view.x(s.x[m]) + ux * font * 0.6, view.y(s.y[m]) - uy * font * 1.1, font, {align = 0.5 - 0.5 * ux})
+    canvas:text(s.labels[m], view.x(s.x[m]) + ux * font * 0.6, view.y(s.y[m]) - uy * font * 1.1, font,
+      { align = 0.5 - 0.5 * ux })
   end
 end
 
--- Texts and the whole ----------------------------------------------------------------------------------------------------
+-- -- Texts and the whole ----------------------------------------------------------------------------------------------
 
 -- The numbers or labels at the ticks, the names of the axes and the title.
 local function draw_texts(canvas, cell, view, xticks, yticks, turned)
   local o, font, size = cell.ax.options, cell.ax.figure.font, cell.ax.figure.font * 0.9
   local bottom, middle = view.top + view.height, view.left + view.width / 2
-  local x_style = {align = turned and 1 or 0.5, angle = turned and layout.LABEL_ANGLE}
-  for _, tick in ipairs(xticks) do canvas:text(tick.label, view.x(tick.value), bottom + 6 + size * 0.45, size, x_style) end
-  for _, tick in ipairs(yticks) do canvas:text(tick.label, view.left - 6, view.y(tick.value), size, {align = 1}) end
-  if o.xlabel then canvas:text(o.xlabel, middle, bottom + cell.margins.xlabel_at, font, {align = 0.5, fit = view.width}) end
+  local x_style = { align = turned and 1 or 0.5, angle = turned and layout.LABEL_ANGLE }
+  for _, tick in ipairs(xticks) do
+    canvas:text(tick.label, view.x(tick.value), bottom + 6 + size * 0.45, size, x_style)
+  end
+  for _, tick in ipairs(yticks) do canvas:text(tick.label, view.left - 6, view.y(tick.value), size, { align = 1 }) end
+  if o.xlabel then
+    canvas:text(o.xlabel, middle, bottom + cell.margins.xlabel_at, font, { align = 0.5, fit = view.width })
+  end
   if o.ylabel then
-    canvas:text(o.ylabel, cell.x + font * 0.8, view.top + view.height / 2, font, {align = 0.5, angle = -math.pi / 2, fit = view.height})
+    canvas:text(o.ylabel, cell.x + font * 0.8, view.top + view.height / 2, font,
+      { align = 0.5, angle = -math.pi / 2, fit = view.height })
   end
   if o.title then
-    canvas:text(o.title, middle, cell.y + font * 0.95, font * 1.1, {align = 0.5, bold = true, fit = cell.w - cell.margins.left})
+    canvas:text(o.title, middle, cell.y + font * 0.95, font * 1.1,
+      { align = 0.5, bold = true, fit = cell.w - cell.margins.left })
   end
 end
 
@@ -116,7 +132,7 @@ local function draw_color_bar(canvas, cell, view, size)
   canvas:save()
   canvas:sharp_edges()
   for i = 0, n - 1 do
-    canvas:color {colors.map(scale.palette, i / (n - 1))}
+    canvas:color { colors.map(scale.palette, i / (n - 1)) }
     canvas:box(x, view.top + view.height * (1 - (i + 1) / n), 12, view.height / n)
   end
   canvas:restore()
@@ -130,7 +146,7 @@ local function draw_color_bar(canvas, cell, view, size)
   end
   if ax.options.color_label then
     canvas:text(ax.options.color_label, right + m.color_label_at, view.top + view.height / 2, size / 0.9,
-      {align = 0.5, angle = -math.pi / 2, fit = view.height})
+      { align = 0.5, angle = -math.pi / 2, fit = view.height })
   end
 end
 
@@ -152,7 +168,8 @@ local function draw_simplex(canvas, cell)
   local ax, view, font = cell.ax, layout.view(cell), cell.ax.figure.font
   if ax.options.grid ~= false then draw_simplex_grid(canvas, ax.simplex, view) end
   local function draw_frame_now() draw_simplex_frame(canvas, ax.simplex, view, font) end
-  local under = true                                -- a density fills the triangle, so the frame comes after it; points stand on the frame
+  -- a density fills the triangle, so the frame comes after it; points stand on the frame
+  local under = true
   for _, layer in ipairs(ax.layers) do
     if under and layer.kind ~= "triangles" then
       draw_frame_now()
@@ -182,14 +199,16 @@ local function draw_picture(canvas, cell)
   local o, size, middle = cell.ax.options, cell.ax.figure.font, cell.x + cell.w / 2
   local top, bottom = o.title and size * 2.1 or 4, o.xlabel and size * 2 or 4
   canvas:image(cell.ax.picture, cell.x + 4, cell.y + top, cell.w - 8, cell.h - top - bottom)
-  if o.title then canvas:text(o.title, middle, cell.y + size * 0.95, size * 1.1, {align = 0.5, bold = true, fit = cell.w - 8}) end
-  if o.xlabel then canvas:text(o.xlabel, middle, cell.y + cell.h - size, size, {align = 0.5, fit = cell.w - 8}) end
+  if o.title then
+    canvas:text(o.title, middle, cell.y + size * 0.95, size * 1.1, { align = 0.5, bold = true, fit = cell.w - 8 })
+  end
+  if o.xlabel then canvas:text(o.xlabel, middle, cell.y + cell.h - size, size, { align = 0.5, fit = cell.w - 8 }) end
 end
 
 --- Draw a figure of axes on the canvas.
 function page.draw(fig, canvas)
   if fig.title then
-    local style = {align = 0.5, bold = true, fit = fig.width - 2 * layout.PAD}
+    local style = { align = 0.5, bold = true, fit = fig.width - 2 * layout.PAD }
     canvas:text(fig.title, fig.width / 2, layout.PAD + fig.font * 0.9, fig.font * 1.35, style)
   end
   for _, cell in ipairs(layout.cells(fig, canvas)) do

@@ -10,7 +10,7 @@ local scales = {}
 function scales.finite(v) return v - v == 0 end
 local finite = scales.finite
 
--- Ranges -------------------------------------------------------------------------------------------------------------
+-- -- Ranges -----------------------------------------------------------------------------------------------------------
 
 -- The least and greatest finite value so far; only positive ones count where `positive` is set.
 local function widen(lo, hi, values, positive)
@@ -28,7 +28,8 @@ local function open_range(lo, hi)
   return lo - room, hi + room
 end
 
---- Least and greatest of the finite values of some arrays, never the same; where `positive` is set, of the positive ones.
+--- Least and greatest of the finite values of some arrays, never the same; where `positive` is set, of the positive
+-- ones.
 function scales.range(arrays, positive)
   local lo, hi = huge, -huge
   for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values, positive) end
@@ -56,11 +57,11 @@ function scales.of_axes(ax, name)
     if zero and to == 0 then hi = 0 end
   end
   if ax.reversed and name == "y" then lo, hi = hi, lo end
-  return {lo = limits[1] or lo, hi = limits[2] or hi, log = log, labels = ax[name .. "labels"]}
+  return { lo = limits[1] or lo, hi = limits[2] or hi, log = log, labels = ax[name .. "labels"] }
 end
 
---- A function from data to the page, where the scale lies on from..to; NaN for what has no place. Far outside is cut to what
--- cairo's fixed point holds.
+--- A function from data to the page, where the scale lies on from..to; NaN for what has no place. Far outside is cut to
+-- what cairo's fixed point holds.
 function scales.mapper(scale, from, to)
   local lo, hi = scale.lo, scale.hi
   if scale.log then lo, hi = log10(lo), log10(hi) end
@@ -71,7 +72,7 @@ function scales.mapper(scale, from, to)
   end
 end
 
--- Numbers ------------------------------------------------------------------------------------------------------------
+-- -- Numbers ----------------------------------------------------------------------------------------------------------
 
 local function power10(e) return tonumber("1e" .. e) end       -- exact, which 10^e need not be
 local function exponent(v) return floor(log10(abs(v)) + 1e-9) end
@@ -98,14 +99,14 @@ function scales.format_number(v, step, magnitude)
     return trim(fixed(mantissa, step and e - exponent(step) or 3)) .. "e" .. e
   end
   local unit, suffix = 1, ""
-  for _, u in ipairs {{1e9, "G"}, {1e6, "M"}, {1e3, "k"}} do
+  for _, u in ipairs { { 1e9, "G" }, { 1e6, "M" }, { 1e3, "k" } } do
     if magnitude >= max(u[1], 1e4) and (step or u[1]) >= u[1] / 100 then unit, suffix = u[1], u[2] break end
   end
   if step then return fixed(v / unit, -exponent(step / unit)) .. suffix end
   return trim(fixed(v / unit, 3 - exponent(v / unit))) .. suffix
 end
 
--- Ticks --------------------------------------------------------------------------------------------------------------
+-- -- Ticks ------------------------------------------------------------------------------------------------------------
 
 --- Round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
 -- @param lo lower end
@@ -116,19 +117,21 @@ end
 function scales.ticks(lo, hi, count)
   local raw = (hi - lo) / max(count - 1, 1)
   local e, mantissa = exponent(raw), 10
-  for _, m in ipairs {5, 2, 1} do
+  for _, m in ipairs { 5, 2, 1 } do
     if m * power10(e) >= raw * (1 - 1e-9) then mantissa = m end
   end
   local step, out = mantissa * power10(e), {}
   local first = ceil(lo / step - 1e-9)
   for i = 0, min(floor(hi / step + 1e-9) - first, count) do
     local k = first + i
-    out[i + 1] = e < 0 and k * mantissa / power10(-e) or k * step     -- dividing gives 0.3, multiplying 0.30000000000000004
+    -- dividing gives 0.3, multiplying 0.30000000000000004
+    out[i + 1] = e < 0 and k * mantissa / power10(-e) or k * step
   end
   return out, step
 end
 
--- The values m * 10^e within lo..hi, for the mantissas m and every exponent e that is a multiple of `stride`; ascending.
+-- The values m * 10^e within lo..hi, for the mantissas m and every exponent e that is a multiple of `stride`;
+-- ascending.
 local function decades(lo, hi, mantissas, stride)
   local out = {}
   for e = floor(log10(lo)), ceil(log10(hi)) do
@@ -148,13 +151,13 @@ end
 -- @return array of values within lo..hi, ascending
 -- @return the step where the ticks are linear, else nil
 function scales.log_ticks(lo, hi, count)
-  local out, stride = decades(lo, hi, {1, 2, 5}, 1), 1
+  local out, stride = decades(lo, hi, { 1, 2, 5 }, 1), 1
   if #out >= 2 and #out <= count then return out end
-  if #out >= 2 then out = decades(lo, hi, {1}, 1) end
+  if #out >= 2 then out = decades(lo, hi, { 1 }, 1) end
   if #out < 2 then return scales.ticks(lo, hi, count) end
   while #out > max(count, 2) do
     stride = stride + 1
-    out = decades(lo, hi, {1}, stride)
+    out = decades(lo, hi, { 1 }, stride)
   end
   return out
 end
@@ -165,7 +168,7 @@ function scales.number_ticks(scale, count)
   local values, step = (scale.log and scales.log_ticks or scales.ticks)(lo, hi, count)
   local magnitude = step and max(abs(lo), abs(hi))
   for i, v in ipairs(values) do
-    out[i] = {value = v, label = (scales.format_number(v, step, magnitude):gsub("-", "−"))}
+    out[i] = { value = v, label = (scales.format_number(v, step, magnitude):gsub("-", "−")) }
   end
   return out
 end
@@ -173,7 +176,7 @@ end
 --- Every n-th of a scale's given labels, which stand at the whole numbers, as {value=, label=}.
 function scales.label_ticks(scale, n)
   local out = {}
-  for i = 1, #scale.labels, n do out[#out + 1] = {value = i, label = scale.labels[i]} end
+  for i = 1, #scale.labels, n do out[#out + 1] = { value = i, label = scale.labels[i] } end
   return out
 end
 
@@ -181,7 +184,7 @@ end
 function scales.minor_ticks(scale)
   local lo, hi = min(scale.lo, scale.hi), max(scale.lo, scale.hi)
   if not scale.log or ceil(log10(hi)) - floor(log10(lo)) > 8 then return {} end
-  return decades(lo, hi, {2, 3, 4, 5, 6, 7, 8, 9}, 1)
+  return decades(lo, hi, { 2, 3, 4, 5, 6, 7, 8, 9 }, 1)
 end
 
 return scales

@@ -1,10 +1,11 @@
---- Axes on the simplex: points p of M codes, p[m] >= 0 and sum p = 1, drawn in the plane. For M = 3 the triangle itself, with ticks on its
--- three sides; for more, a regular M-gon whose corners are the vertices e_m, each point at the mean of the corners weighted by p. That
--- keeps the vertices and what lies between two neighbours apart, but not every point: the corners' centre is where the uniform p lies,
--- and also an even mixture of two opposite vertices.
+--- Axes on the simplex: points p of M codes, p[m] >= 0 and sum p = 1, drawn in the plane. For M = 3 the triangle
+-- itself, with ticks on its three sides; for more, a regular M-gon whose corners are the vertices e_m, each point at
+-- the mean of the corners weighted by p. That keeps the vertices and what lies between two neighbours apart, but not
+-- every point: the corners' centre is where the uniform p lies, and also an even mixture of two opposite vertices.
 --
--- Points are a tensor (N, M), on any device, or an array of N arrays of M numbers; a row that holds NaN is a gap. Rows must not be
--- negative and must sum to 1, both within 1e-3. The options are those of the methods of the same name in plot/axes.lua.
+-- Points are a tensor (N, M), on any device, or an array of N arrays of M numbers; a row that holds NaN is a gap. Rows
+-- must not be negative and must sum to 1, both within 1e-3. The options are those of the methods of the same name in
+-- plot/axes.lua.
 
 local core = require "vertex.core"
 local ops = require "vertex.ops"
@@ -22,15 +23,16 @@ Simplex.__tostring = Axes.__tostring
 -- How far a row's sum may be from 1: a softmax in bfloat16 misses by less.
 local SLACK = 1e-3
 
-local SUBSCRIPTS = {[0] = "₀", "₁", "₂", "₃", "₄", "₅", "₆", "₇", "₈", "₉"}
+local SUBSCRIPTS = { [0] = "₀", "₁", "₂", "₃", "₄", "₅", "₆", "₇", "₈", "₉" }
 local function subscript(n) return (tostring(n):gsub("%d", function(digit) return SUBSCRIPTS[tonumber(digit)] end)) end
 
--- Corners of the figure in the plane, y upwards, with their centre at 0: directions whose coordinates are all equal, which leave the
--- simplex, then map to 0. The triangle's first corner is lower left, the next lower right; a polygon's first is on top, then clockwise.
+-- Corners of the figure in the plane, y upwards, with their centre at 0: directions whose coordinates are all equal,
+-- which leave the simplex, then map to 0. The triangle's first corner is lower left, the next lower right; a polygon's
+-- first is on top, then clockwise.
 local function corners(codes)
   if codes == 3 then
     local h = sqrt(3) / 2
-    return {-0.5, 0.5, 0}, {-h / 3, -h / 3, 2 * h / 3}
+    return { -0.5, 0.5, 0 }, { -h / 3, -h / 3, 2 * h / 3 }
   end
   local x, y = {}, {}
   for m = 1, codes do x[m], y[m] = sin(2 * pi * (m - 1) / codes), cos(2 * pi * (m - 1) / codes) end
@@ -38,23 +40,25 @@ local function corners(codes)
 end
 
 --- New axes of a figure.
--- @param[opt] options codes: M, at least 3 (3); labels: M strings at the vertices (e₁, e₂, ...); ticks: parts into which ticks divide the
--- sides of a triangle (5), 0 for none
+-- @param[opt] options codes: M, at least 3 (3); labels: M strings at the vertices (e₁, e₂, ...); ticks: parts into
+-- which ticks divide the sides of a triangle (5), 0 for none
 function Simplex.new(figure, options)
   local who = "Figure:simplex"
-  local o = check.options(options, {codes = "number", labels = "table", ticks = "number"}, who)
+  local o = check.options(options, { codes = "number", labels = "table", ticks = "number" }, who)
   local codes = check.whole(o.codes or o.labels and #o.labels or 3, "codes", who)
   if codes < 3 then fail("%s: codes is at least 3, got %d", who, codes) end
   local labels = o.labels and check.labels(o.labels, "labels", who)
-  if labels and #labels ~= codes then fail("%s: labels has %d values for %d codes; they must match", who, #labels, codes) end
+  if labels and #labels ~= codes then
+    fail("%s: labels has %d values for %d codes; they must match", who, #labels, codes)
+  end
   if not labels then
     labels = {}
     for m = 1, codes do labels[m] = "e" .. subscript(m) end
   end
   local ticks = o.ticks == 0 and 0 or check.whole(o.ticks or 5, "ticks", who)
   local x, y = corners(codes)
-  return setmetatable({figure = figure, layers = {}, options = {}, series = 0,
-    simplex = {codes = codes, x = x, y = y, labels = labels, ticks = codes == 3 and ticks or 0}}, Simplex)
+  return setmetatable({ figure = figure, layers = {}, options = {}, series = 0,
+    simplex = { codes = codes, x = x, y = y, labels = labels, ticks = codes == 3 and ticks or 0 } }, Simplex)
 end
 
 -- An (N, M) tensor of f32.
@@ -62,12 +66,15 @@ local function matrix(ax, p, name, who)
   local codes = ax.simplex.codes
   if not core.is_tensor(p) then
     if type(p) ~= "table" or type(p[1]) ~= "table" and type(p[1]) ~= "number" then
-      fail("%s: %s is a tensor (N, %d) or an array of arrays of %d numbers, got %s", who, name, codes, codes, check.show(p))
+      fail("%s: %s is a tensor (N, %d) or an array of arrays of %d numbers, got %s", who, name, codes, codes,
+        check.show(p))
     end
     p = core.tensor(p)
   end
-  if p:dim() == 1 then p = p:reshape {1, p:size(1)} end
-  if p:dim() ~= 2 or p:size(2) ~= codes then fail("%s: %s %s, expected (N,%d)", who, name, core.shape_text(p), codes) end
+  if p:dim() == 1 then p = p:reshape { 1, p:size(1) } end
+  if p:dim() ~= 2 or p:size(2) ~= codes then
+    fail("%s: %s %s, expected (N,%d)", who, name, core.shape_text(p), codes)
+  end
   return p:dtype() == "f32" and p or p:to "f32"
 end
 
@@ -88,18 +95,19 @@ local function project(ax, p, name, who, directions)
     tape.no_grad(function()
       local rows = matrix(ax, p, name, who)
       if rows:size(1) == 0 then
-        out = {{}, {}, {}, {}}
+        out = { {}, {}, {}, {} }
         return
       end
       local map = {}
-      for m = 1, s.codes do map[m] = {s.x[m], s.y[m], 1} end
+      for m = 1, s.codes do map[m] = { s.x[m], s.y[m], 1 } end
       out = columns(ops.matmul(rows, core.tensor(map):to(rows:device())):totable(), 3)
       if not directions then out[4] = ops.min(rows, 2):totable() end
     end)
   end)
   for i, sum in ipairs(directions and {} or out[3]) do
     if math.abs(sum - 1) > SLACK or out[4][i] < -SLACK then
-      fail("%s: row %d of %s is no point of the simplex: its sum is %g, its least value %g", who, i, name, sum, out[4][i])
+      fail("%s: row %d of %s is no point of the simplex: its sum is %g, its least value %g", who, i, name, sum,
+        out[4][i])
     end
   end
   return out[1], out[2]
@@ -131,7 +139,8 @@ function Simplex:text(p, text, options)
   return Axes.text(self, x[1], y[1], text, options)
 end
 
--- Calls visit(x1, y1, x2, y2, x3, y3) for each of the n² triangles into which lines parallel to the sides divide the triangle.
+-- Calls visit(x1, y1, x2, y2, x3, y3) for each of the n² triangles into which lines parallel to the sides divide the
+-- triangle.
 local function each_triangle(s, n, visit)
   local x0, y0 = s.x[1], s.y[1]
   local ax, ay, bx, by = (s.x[2] - x0) / n, (s.y[2] - y0) / n, (s.x[3] - x0) / n, (s.y[3] - y0) / n
@@ -151,8 +160,8 @@ local function coordinates(s, x, y)
   return 1 - p2 - p3, p2, p3
 end
 
--- The density of points over (p₁, p₂), the measure of Dirichlet densities, at places of the plane: there the triangle has the area √3/4,
--- in that measure 1/2.
+-- The density of points over (p₁, p₂), the measure of Dirichlet densities, at places of the plane: there the triangle
+-- has the area √3/4, in that measure 1/2.
 local function estimate(ax, p, xs, ys, bandwidth)
   local s, out = ax.simplex, {}
   local px, py = project(ax, p, "source", "SimplexAxes:density")
@@ -160,7 +169,7 @@ local function estimate(ax, p, xs, ys, bandwidth)
     local p1, p2, p3 = coordinates(s, x, y)
     return p1 >= 0 and p2 >= 0 and p3 >= 0
   end
-  local at = density.estimate(px, py, {s.x[1], s.x[2], s.y[1], s.y[3]}, bandwidth, inside)
+  local at = density.estimate(px, py, { s.x[1], s.x[2], s.y[1], s.y[3] }, bandwidth, inside)
   for i = 1, #xs do out[i] = at(xs[i], ys[i]) * sqrt(3) / 2 end
   return out
 end
@@ -168,41 +177,50 @@ end
 -- A function's values at places of the plane.
 local function ask(s, source, xs, ys)
   local out, rows = nil, {}
-  for i = 1, #xs do rows[i] = {coordinates(s, xs[i], ys[i])} end
+  for i = 1, #xs do rows[i] = { coordinates(s, xs[i], ys[i]) } end
   core.step(function()
-    tape.no_grad(function() out = check.array(source(core.tensor(rows)), "what source returned", "SimplexAxes:density") end)
+    tape.no_grad(function() out = check.array(source(core.tensor(rows)), "what source returned",
+      "SimplexAxes:density") end)
   end)
   check.lengths(rows, "what source was given", out, "what it returned", "SimplexAxes:density")
   return out
 end
 
 --- Fill the triangle with the colours of a density, with a colour bar; M = 3 only.
--- @param source function(p) → (N) for a tensor p (N, 3) of points inside, for instance exp of vx.simplex.log_density; or points, whose
--- density is estimated: 2 where they are uniform
--- @param[opt] options palette ("viridis"); range = {lo, hi} of the colours, default all values; log (false): colours by the logarithm;
--- parts, of a side (128); bandwidth of the estimate, the kernel's standard deviation as a part of a side (0.03)
+-- @param source function(p) → (N) for a tensor p (N, 3) of points inside, for instance exp of vx.simplex.log_density;
+-- or points, whose density is estimated: 2 where they are uniform
+-- @param[opt] options palette ("viridis"); range = {lo, hi} of the colours, default all values; log (false): colours by
+-- the logarithm; parts, of a side (128); bandwidth of the estimate, the kernel's standard deviation as a part of a side
+-- (0.03)
 -- @return the axes
 function Simplex:density(source, options)
   local who, s = "SimplexAxes:density", self.simplex
-  local known = {parts = "number", bandwidth = "number"}
+  local known = { parts = "number", bandwidth = "number" }
   for name, kind in pairs(Axes.color_options) do known[name] = kind end
   local o = check.options(options, known, who)
-  if s.codes ~= 3 then fail("%s: only for 3 codes, these axes have %d; scatter with density = true colours points", who, s.codes) end
-  local parts, bandwidth = check.whole(o.parts or 128, "parts", who), check.positive(o.bandwidth or 0.03, "bandwidth", who)
+  if s.codes ~= 3 then
+    fail("%s: only for 3 codes, these axes have %d; scatter with density = true colours points", who, s.codes)
+  end
+  local parts, bandwidth = check.whole(o.parts or 128, "parts", who), check.positive(o.bandwidth or 0.03, "bandwidth",
+    who)
   local xs, ys = {}, {}
-  each_triangle(s, parts, function(x1, y1, x2, y2, x3, y3) xs[#xs + 1], ys[#ys + 1] = (x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3 end)
+  each_triangle(s, parts,
+    function(x1, y1, x2, y2, x3, y3) xs[#xs + 1], ys[#ys + 1] = (x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3 end)
   local values = type(source) == "function" and ask(s, source, xs, ys) or estimate(self, source, xs, ys, bandwidth)
-  self.layers[#self.layers + 1] = {kind = "triangles", scale = Axes.set_color_scale(self, o, {values}, who), values = values,
-    marks = parts * parts, x = {}, y = {}, each = function(visit) each_triangle(s, parts, visit) end}
+  self.layers[#self.layers + 1] = { kind = "triangles", scale = Axes.set_color_scale(self, o, { values }, who),
+    values = values,
+    marks = parts * parts, x = {}, y = {}, each = function(visit) each_triangle(s, parts, visit) end }
   return self
 end
 
 --- Set texts. May be called again; what is not named stays.
--- @param options title; xlabel, below the simplex; color_label, beside the colour bar; legend, grid and color_bar as for Axes:set
+-- @param options title; xlabel, below the simplex; color_label, beside the colour bar; legend, grid and color_bar as
+-- for Axes:set
 -- @return the axes
 function Simplex:set(options)
-  local o = check.options(options, {title = "string", xlabel = "string", color_label = "string", legend = "string", grid = "boolean",
-    color_bar = "boolean"}, "SimplexAxes:set")
+  local o = check.options(options, { title = "string", xlabel = "string", color_label = "string", legend = "string",
+    grid = "boolean",
+    color_bar = "boolean" }, "SimplexAxes:set")
   return Axes.set(self, o)
 end
 

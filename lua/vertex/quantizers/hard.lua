@@ -2,7 +2,8 @@
 --
 --   ste   straight-through [1]: y = q + z - detach(z) (Eq. 1, 2); the gradient of y reaches z unchanged
 --   re    rotation trick [2]: y = detach(lambda R) z (Eq. 3, 4); the gradient is turned and scaled with z onto q
---   euclid, cosine: what nearest means; under cosine z and the codes are normalized first, and everything lives on the sphere
+--   euclid, cosine: what nearest means; under cosine z and the codes are normalized first, and everything lives on the
+--   sphere
 -- Regularizer: commitment and codebook loss (Eq. 10).
 --
 -- [1] van den Oord et al. 2017, Neural discrete representation learning   [2] Fifty et al. 2025, Restructuring vector
@@ -20,7 +21,8 @@ function Hard:setup(options)
     core.fail("quantizer: reduction is '%s', expected sum or mean", tostring(options.reduction))
   end
   local estimator, metric = self.label:match "^(%a+)%-(%a+)$"
-  self.how = { metric = metric, estimator = estimator == "re" and "rotation" or "ste", beta = options.beta, reduction = options.reduction,
+  self.how = { metric = metric, estimator = estimator == "re" and "rotation" or "ste", beta = options.beta,
+    reduction = options.reduction,
     codebook_grad = options.codebook_grad }
 end
 
@@ -41,14 +43,17 @@ return {
   order = 10,
   names = {
     { name = "ste-euclid", summary = "straight-through, Euclidean nearest code", paper = "van den Oord et al. 2017" },
-    { name = "ste-cosine", summary = "straight-through on the sphere", paper = "van den Oord et al. 2017; Yu et al. 2022" },
+    { name = "ste-cosine", summary = "straight-through on the sphere",
+      paper = "van den Oord et al. 2017; Yu et al. 2022" },
     { name = "re-euclid", summary = "rotation trick, Euclidean nearest code", paper = "Fifty et al. 2025" },
     { name = "re-cosine", summary = "rotation trick on the sphere", paper = "Fifty et al. 2025" },
   },
   options = {
     { name = "beta", default = 1, meaning = "weight of the commitment loss (Eq. 10)" },
-    { name = "reduction", default = "sum", meaning = "of the squared distances over a row: \"sum\" as printed, or \"mean\" as most code does" },
-    { name = "codebook_grad", default = true, meaning = "ste only: the gradient of y also reaches the code, as Eq. 2 is printed; false: z + sg(q - z)" },
+    { name = "reduction", default = "sum",
+      meaning = "of the squared distances over a row: \"sum\" as printed, or \"mean\" as most code does" },
+    { name = "codebook_grad", default = true,
+      meaning = "ste only: the gradient of y also reaches the code, as Eq. 2 is printed; false: z + sg(q - z)" },
   },
   class = Hard,
 }

@@ -9,8 +9,8 @@
 --       :quantize(z, given) → y, reg, codes, stats  training; z (N,G,D), y like z, reg {1}, codes i32 (N,G)
 --       :nearest(z) → codes,  :lookup(codes) → y    inference
 --   }
--- Adding a quantizer is adding such a file: help texts, sweeps, tests and the README's table read the registry. Files of another
--- folder join by registry.load_folder(dir).
+-- Adding a quantizer is adding such a file: help texts, sweeps, tests and the README's table read the registry. Files
+-- of another folder join by registry.load_folder(dir).
 
 local lfs = require "lfs"
 local core = require "vertex.core"
@@ -24,13 +24,15 @@ local fail = core.fail
 registry.common_options = {
   { name = "dim", meaning = "width of a row of z; a multiple of groups" },
   { name = "codes", meaning = "codebook size M" },
-  { name = "groups", default = 1, meaning = "codebooks G, each on its own dim / groups columns (product quantization)" },
+  { name = "groups", default = 1,
+    meaning = "codebooks G, each on its own dim / groups columns (product quantization)" },
   { name = "weight", default = 1, meaning = "factor of the regularizer" },
   { name = "seed", default = 1, meaning = "of the codebook's start and of the Gumbel noise" },
-  { name = "scale", default = 1, meaning = "standard deviation of the codebook's entries at the start, times 1/sqrt(dim/groups)" },
+  { name = "scale", default = 1,
+    meaning = "standard deviation of the codebook's entries at the start, times 1/sqrt(dim/groups)" },
 }
 
--- -- What all quantizers share ---------------------------------------------------------------------------------------------------------
+-- -- What all quantizers share ----------------------------------------------------------------------------------------
 
 local Quantizer = nn.module "Quantizer"
 registry.Quantizer = Quantizer
@@ -63,13 +65,16 @@ function Quantizer:init(label, options)
   integer("seed", options.seed, 0)
   number("weight", options.weight, 0)
   number("scale", options.scale, 0, true)
-  if options.dim % options.groups ~= 0 then fail("quantizer: dim %d does not divide into %d groups", options.dim, options.groups) end
+  if options.dim % options.groups ~= 0 then
+    fail("quantizer: dim %d does not divide into %d groups", options.dim, options.groups)
+  end
   self.label, self.options = label, options
   self.generator = core.generator(options.seed)
   self.steps = 0        -- training forwards so far: drives the Gumbel temperature's schedule
   self.with_stats = true
   local width = options.dim / options.groups
-  self.codebook = nn.parameter({ options.groups, options.codes, width }, { "normal", options.scale / math.sqrt(width) }, { generator = self.generator })
+  self.codebook = nn.parameter({ options.groups, options.codes, width }, { "normal", options.scale / math.sqrt(width) },
+    { generator = self.generator })
   self:setup(options)
 end
 
@@ -82,7 +87,9 @@ end
 local function as_groups(self, z, what)
   if not core.is_tensor(z) then fail("%s: %s is a %s, expected a tensor", self.label, what, type(z)) end
   local o, s = self.options, z:shape()
-  if #s < 1 or s[#s] ~= o.dim then fail("%s: %s %s should have width %d (its last size)", self.label, what, core.shape_text(z), o.dim) end
+  if #s < 1 or s[#s] ~= o.dim then
+    fail("%s: %s %s should have width %d (its last size)", self.label, what, core.shape_text(z), o.dim)
+  end
   if z:numel() == 0 then fail("%s: %s %s has no rows", self.label, what, core.shape_text(z)) end
   if z:dtype() ~= "f32" then fail("%s: %s is %s, expected f32", self.label, what, z:dtype()) end
   return ops.reshape(z, { -1, o.groups, o.dim / o.groups })
@@ -104,9 +111,10 @@ local function batch_stats(self, codes, mean_pi, max_p)
     tau = self.log_tau and math.exp(self.log_tau:item()) or nil, max_p = max_p and max_p:item() or 1 }
 end
 
---- Quantizes z (..., dim). Training: {quantized (like z), reg (scalar, times weight), codes i32 (N,G), stats}; gradients reach z and
--- the parameters. After eval(): the nearest codes, no noise, reg 0. given {gumbel = noise (N,G,M)} fixes the Gumbel noise.
--- stats: perplexity exp(H(mean pi)), code_perplexity exp(H(code histogram)), usage (share of codes used by this batch), tau, max_p.
+--- Quantizes z (..., dim). Training: {quantized (like z), reg (scalar, times weight), codes i32 (N,G), stats};
+-- gradients reach z and the parameters. After eval(): the nearest codes, no noise, reg 0. given {gumbel = noise
+-- (N,G,M)} fixes the Gumbel noise. stats: perplexity exp(H(mean pi)), code_perplexity exp(H(code histogram)), usage
+-- (share of codes used by this batch), tau, max_p.
 function Quantizer:forward(z, given)
   local rows = as_groups(self, z, "z")
   local y, reg, codes, mean_pi, max_p
@@ -151,7 +159,7 @@ function Quantizer:take(book, codes)
   return ops.gather(flat, codes)
 end
 
--- -- Registry ---------------------------------------------------------------------------------------------------------------------------
+-- -- Registry ---------------------------------------------------------------------------------------------------------
 
 local added = 0 -- items so far
 
@@ -173,7 +181,8 @@ local function add_family(family, source)
     for _, o in ipairs(registry.common_options) do options[#options + 1] = o end
     for _, o in ipairs(family.options or {}) do options[#options + 1] = o end
     added = added + 1
-    local item = { name = entry.name, summary = entry.summary, paper = entry.paper or family.paper, options = options, ablation = entry.ablation,
+    local item = { name = entry.name, summary = entry.summary, paper = entry.paper or family.paper, options = options,
+      ablation = entry.ablation,
       order = (family.order or 1000) + added / 1000, class = family.class, source = source }
     registry.by_name[entry.name] = item
     registry.list[#registry.list + 1] = item
@@ -189,17 +198,21 @@ local function check_family(family, path)
     if not fine then fail("quantizers: %s %s", path, text:format(...)) end
   end
   check(type(family) == "table", "returns a %s, expected {names =, paper =, options =, class =}", type(family))
-  check(type(family.names) == "table" and #family.names > 0, "names no quantizer: names = {{name = ..., summary = ...}}")
+  check(type(family.names) == "table" and #family.names > 0,
+    "names no quantizer: names = {{name = ..., summary = ...}}")
   for i, entry in ipairs(family.names) do
-    check(type(entry) == "table" and is_text(entry.name) and not entry.name:find "[%s,]", "names[%d] has no name (a text without spaces and commas)", i)
+    check(type(entry) == "table" and is_text(entry.name) and not entry.name:find "[%s,]",
+      "names[%d] has no name (a text without spaces and commas)", i)
     check(is_text(entry.summary), "says nothing of '%s': its summary is missing", entry.name)
     check(is_text(entry.paper or family.paper), "does not say where '%s' comes from: paper is missing", entry.name)
   end
   for i, option in ipairs(family.options or {}) do
-    check(type(option) == "table" and is_text(option.name) and is_text(option.meaning), "options[%d] should be {name =, default =, meaning =}", i)
+    check(type(option) == "table" and is_text(option.name) and is_text(option.meaning),
+      "options[%d] should be {name =, default =, meaning =}", i)
   end
   local class = family.class
-  check(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend", type(class))
+  check(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend",
+    type(class))
   for _, method in ipairs { "quantize", "nearest", "lookup" } do
     check(type(class[method]) == "function", "does not define %s:%s", class.name, method)
   end
@@ -238,7 +251,9 @@ end
 --- A quantizer by name; options as registry.by_name[name].options lists them. dim and codes have no default.
 function registry.quantizer(name, options)
   local item = registry.by_name[name]
-  if not item then fail("quantizer: unknown '%s'; known: %s", tostring(name), table.concat(registry.names(true), ", ")) end
+  if not item then
+    fail("quantizer: unknown '%s'; known: %s", tostring(name), table.concat(registry.names(true), ", "))
+  end
   if type(options) ~= "table" then fail("quantizer: '%s' needs options, at least {dim = ..., codes = ...}", name) end
   local full, known = {}, {}
   for _, o in ipairs(item.options) do

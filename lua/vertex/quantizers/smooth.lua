@@ -5,11 +5,12 @@
 --   sgumbel  p = softmax((log pi + g) / gumbel_tau), g Gumbel noise [1] (Eq. 6, 7)
 --   hgumbel  one-hot argmax of that, with sgumbel's gradient (Eq. 8)
 --   y = sum_m p_m q_m with the codebook as stored
--- Regularizers, all of pi: ppl 1 - exp(H(mean pi)) / M (Eq. 11, 12; the printed sign would be minimized by collapse); knn-ce and knn-l2
--- the mean deviation of each vertex's K nearest rows (Eq. 13) as -log pi_m or squared distance; none.
--- precision "bf16" rounds the factors of the products of p, dp and the gradients to bfloat16 and adds in float32 (kernels/smooth.c says which):
--- each such sum is off by up to 2^-7 of its terms' magnitudes added up; codes, neighbours and the regularizer keep their bits. It is faster
--- on processors with AVX512_BF16 alone (not measured yet), slower on other CPUs; CUDA computes in float32 either way.
+-- Regularizers, all of pi: ppl 1 - exp(H(mean pi)) / M (Eq. 11, 12; the printed sign would be minimized by collapse);
+-- knn-ce and knn-l2 the mean deviation of each vertex's K nearest rows (Eq. 13) as -log pi_m or squared distance; none.
+-- precision "bf16" rounds the factors of the products of p, dp and the gradients to bfloat16 and adds in float32
+-- (kernels/quantize/smooth.c says which): each such sum is off by up to 2^-7 of its terms' magnitudes added up; codes,
+-- neighbours and the regularizer keep their bits. It is faster on processors with AVX512_BF16 alone (not measured yet),
+-- slower on other CPUs; CUDA computes in float32 either way.
 --
 -- [1] Jang et al. 2017, Categorical reparameterization with Gumbel-softmax
 
@@ -27,12 +28,16 @@ function Smooth:setup(options)
   check.number("tau", options.tau, 0, true)
   if options.vertices ~= nil then
     check.integer("vertices", options.vertices, 1)
-    if options.vertices > options.codes then core.fail("quantizer: vertices %d of %d codes", options.vertices, options.codes) end
+    if options.vertices > options.codes then
+      core.fail("quantizer: vertices %d of %d codes", options.vertices, options.codes)
+    end
   end
   if options.precision ~= "f32" and options.precision ~= "bf16" then
     core.fail("quantizer: precision '%s', expected f32 or bf16", tostring(options.precision))
   end
-  if options.k % options.shards ~= 0 then core.fail("quantizer: k %d does not divide into %d shards", options.k, options.shards) end
+  if options.k % options.shards ~= 0 then
+    core.fail("quantizer: k %d does not divide into %d shards", options.k, options.shards)
+  end
   local g = options.gumbel_tau
   if type(g) == "table" then
     check.number("gumbel_tau.from", g.from, 0, true)
@@ -49,7 +54,9 @@ end
 function Smooth:gumbel_tau()
   local g = self.options.gumbel_tau
   if type(g) == "number" then return g end
-  if core.is_recording() then core.fail("%s: a graph cannot follow the schedule of gumbel_tau; give it a number", self.label) end
+  if core.is_recording() then
+    core.fail("%s: a graph cannot follow the schedule of gumbel_tau; give it a number", self.label)
+  end
   local t = math.min(1, (self.steps - 1) / g.steps)
   return g.from * (g.to / g.from) ^ t
 end
@@ -59,7 +66,8 @@ local function draw_vertices(self)
   local o = self.options
   local parts = {}
   for g = 1, o.groups do
-    parts[g] = ops.reshape(ops.narrow(ops.permutation(o.codes, self.generator, { device = self.codebook:device() }), 1, 1, o.vertices), { 1, o.vertices })
+    parts[g] = ops.reshape(ops.narrow(ops.permutation(o.codes, self.generator, { device = self.codebook:device() }), 1,
+      1, o.vertices), { 1, o.vertices })
   end
   return o.groups == 1 and parts[1] or ops.cat(1, unpack(parts))
 end
@@ -69,10 +77,12 @@ function Smooth:quantize(z, given)
   local seed, stream = self.generator:stream()
   local noise = given.gumbel
   if noise ~= nil and (not core.is_tensor(noise) or noise:numel() ~= z:size(1) * o.groups * o.codes) then
-    core.fail("%s: gumbel %s, expected (%d,%d,%d)", self.label, core.is_tensor(noise) and core.shape_text(noise) or type(noise), z:size(1), o.groups, o.codes)
+    core.fail("%s: gumbel %s, expected (%d,%d,%d)", self.label, core.is_tensor(noise) and core.shape_text(noise)
+      or type(noise), z:size(1), o.groups, o.codes)
   end
   return ops.quantize_smooth(z, self.codebook, self.log_tau, {
-    sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards, seed = seed, stream = stream,
+    sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards,
+      seed = seed, stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
     vertices = o.vertices and self.regularizer:match "^knn" and draw_vertices(self) or nil,
     precision = o.precision, stats = self.with_stats,
@@ -86,7 +96,8 @@ function Smooth:log_pi(z, g)
   return ops.log_softmax(ops.mul(cosine, ops.exp(ops.affine(self.log_tau, -1, 0))))
 end
 
---- quantize() for a regularizer of all N x M probabilities: as softmax-none, with the mean over the codebooks of regularizer(log pi).
+--- quantize() for a regularizer of all N x M probabilities: as softmax-none, with the mean over the codebooks of
+-- regularizer(log pi).
 function Smooth:quantize_with(z, regularizer)
   local y, _, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
     sampler = "softmax", regularizer = "none", k = 1, gumbel_tau = 1, shards = 1, seed = 0, stream = 0,
@@ -133,8 +144,10 @@ return {
     { name = "k", default = 8, meaning = "K, neighbours pulled toward each vertex (knn-*)" },
     { name = "gumbel_tau", default = 1, meaning = "Gumbel temperature, or a schedule {from = 2, to = 0.5, steps = n}" },
     { name = "vertices", meaning = "S: look only at S random vertices each step (knn-*, Section 5.3)" },
-    { name = "shards", default = 1, meaning = "split the batch in this many parts with K / shards neighbours each, as the paper's GPUs do" },
-    { name = "precision", default = "f32", meaning = "\"bf16\": averages and gradients of rows wider than 8 from factors rounded to bf16; logits float32" },
+    { name = "shards", default = 1,
+      meaning = "split the batch in this many parts with K / shards neighbours each, as the paper's GPUs do" },
+    { name = "precision", default = "f32",
+      meaning = "\"bf16\": averages and gradients of rows wider than 8 from factors rounded to bf16; logits float32" },
   },
   class = Smooth,
 }

@@ -1,23 +1,27 @@
---- softmax-dirichlet: smoothed quantization by softmax, pulled toward the vertices as Section 5.2 considers first: the closed-form
--- divergence KL(P | Q) (Eq. 14) of the Dirichlet distribution Q that fits the rows best, from a Dirichlet prior P with concentrations
--- below 1.
+--- softmax-dirichlet: smoothed quantization by softmax, pulled toward the vertices as Section 5.2 considers first: the
+-- closed-form divergence KL(P | Q) (Eq. 14) of the Dirichlet distribution Q that fits the rows best, from a Dirichlet
+-- prior P with concentrations below 1.
 --
 -- What is left open there is decided so:
---   prior     all concentrations alpha = 0.5, Figure 2's first. A prior as tight as the vertices want it, alpha = 1/M with E ln p = -M, gives
---             a divergence that outweighs everything else: in 300 steps of ae_sweep's `tiny` (M = 256) 6% of the codes stay in use with it,
+--   prior     all concentrations alpha = 0.5, Figure 2's first. A prior as tight as the vertices want it, alpha = 1/M
+--   with E ln p = -M, gives
+--             a divergence that outweighs everything else: in 300 steps of ae_sweep's `tiny` (M = 256) 6% of the codes
+--             stay in use with it,
 --             96% with 0.5, whose points are not tight for large M
---   fit       maximum likelihood [1, 2] by Newton's method (dirichlet.lua), on the N rows and one more that has the prior's E ln p: there
+--   fit       maximum likelihood [1, 2] by Newton's method (dirichlet.lua), on the N rows and one more that has the
+--   prior's E ln p: there
 --             is a maximum even when all rows are one point, which is where collapse ends
 --   scale     nats divided by M, so that the weight means the same for every M
--- The gradient goes through the fit by the implicit function theorem, d alpha / d mean ln p = the inverse Fisher information, in which
--- trigamma stands in the denominator: about alpha squared for small alpha, so that it does not explode there as the paper fears.
--- Holds all N x M probabilities, and their gradients, in memory: an ablation, not for M in the thousands.
+-- The gradient goes through the fit by the implicit function theorem, d alpha / d mean ln p = the inverse Fisher
+-- information, in which trigamma stands in the denominator: about alpha squared for small alpha, so that it does not
+-- explode there as the paper fears. Holds all N x M probabilities, and their gradients, in memory: an ablation, not for
+-- M in the thousands.
 --
 -- [1] Ronning 1989, Maximum likelihood estimation of Dirichlet distributions
 -- [2] Sklar 2014, Fast MLE computation for the Dirichlet multinomial
 
 local core = require "vertex.core"
-local dirichlet = require "vertex.dirichlet"
+local dirichlet = require "vertex.ops.dirichlet_math"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
@@ -47,11 +51,13 @@ end
 
 return {
   order = 30,
-  names = { { name = "softmax-dirichlet", summary = "softmax, divergence of the fitted Dirichlet distribution from a prior", ablation = true } },
+  names = { { name = "softmax-dirichlet",
+    summary = "softmax, divergence of the fitted Dirichlet distribution from a prior", ablation = true } },
   paper = "Morita 2025, Section 5.2; Ronning 1989; Sklar 2014",
   options = {
     { name = "tau", default = 0.1, meaning = "temperature at the start; learned as log_tau" },
-    { name = "alpha", default = 0.5, meaning = "concentration of the Dirichlet prior in every coordinate (softmax-dirichlet)" },
+    { name = "alpha", default = 0.5,
+      meaning = "concentration of the Dirichlet prior in every coordinate (softmax-dirichlet)" },
   },
   class = DirichletQuantizer,
 }

@@ -1,11 +1,14 @@
---- softmax-pkl: smoothed quantization by softmax, pulled toward the vertices by Perez-Cruz's estimate [1] of the divergence KL(P | Q)
--- (Eq. 14) of the rows' distribution Q from a Dirichlet prior P with concentrations below 1: Section 5.2's second alternative, of which
--- the paper's own regularizer is the case that P draws vertices only.
+--- softmax-pkl: smoothed quantization by softmax, pulled toward the vertices by Perez-Cruz's estimate [1] of the
+-- divergence KL(P | Q)
+-- (Eq. 14) of the rows' distribution Q from a Dirichlet prior P with concentrations below 1: Section 5.2's second
+-- alternative, of which the paper's own regularizer is the case that P draws vertices only.
 --
 -- What is left open there is decided so:
---   prior     all concentrations alpha = 1/M, so that their sum is 1 and a point's largest coordinate is well above the others for every M;
+--   prior     all concentrations alpha = 1/M, so that their sum is 1 and a point's largest coordinate is well above the
+--   others for every M;
 --             as many points as the batch has rows, drawn anew each step and the same for all codebooks
---   estimate  of the neighbour-th nearest row's distance in the plane of the simplex (simplex.perez_cruz_kl); the gradient pulls that row
+--   estimate  of the neighbour-th nearest row's distance in the plane of the simplex (simplex.perez_cruz_kl); the
+--   gradient pulls that row
 --             to the prior's point, with 1 / distance
 --   scale     nats divided by the dimension M-1, so that the weight means the same for every M
 -- Holds all N x M probabilities in memory and takes O(N^2 M) time: an ablation.
@@ -33,7 +36,9 @@ end
 --- given {prior = points (n,M)} fixes the prior's draws.
 function PerezCruzQuantizer:quantize(z, given)
   local o, prior = self.options, given.prior
-  if z:size(1) <= o.neighbour then core.fail("%s: z has %d rows, expected more than neighbour = %d", self.label, z:size(1), o.neighbour) end
+  if z:size(1) <= o.neighbour then
+    core.fail("%s: z has %d rows, expected more than neighbour = %d", self.label, z:size(1), o.neighbour)
+  end
   if not prior then
     prior = simplex.dirichlet(o.alpha, z:size(1), { dim = o.codes, generator = self.generator, device = z:device() })
   end
@@ -44,7 +49,8 @@ end
 
 return {
   order = 31,
-  names = { { name = "softmax-pkl", summary = "softmax, nearest-neighbour estimate of the divergence from a Dirichlet prior", ablation = true } },
+  names = { { name = "softmax-pkl",
+    summary = "softmax, nearest-neighbour estimate of the divergence from a Dirichlet prior", ablation = true } },
   paper = "Morita 2025, Section 5.2; Perez-Cruz 2008",
   options = {
     { name = "tau", default = 0.1, meaning = "temperature at the start; learned as log_tau" },

@@ -1,0 +1,42 @@
+/* pixels.h: decoding and resizing below the tensors: plain buffers that grow and are used again, for the loader's
+ * threads. Failures set the calling thread's vx_error() to the reason alone; who knows the file's name adds it. */
+#ifndef VX_PIXELS_H
+#define VX_PIXELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bytes that grow and are used again. Zero-initialized is empty. */
+typedef struct vx_bytes {
+    size_t capacity;
+    uint8_t *data;
+} vx_bytes;
+
+/* RGB, row-major, no padding. */
+typedef struct vx_pixels {
+    int64_t height, width;
+    vx_bytes bytes;
+} vx_pixels;
+
+/* One thread's decoder: a TurboJPEG handle and working space. Zero-initialized is ready. */
+typedef struct vx_decoder {
+    void *jpeg;
+    vx_bytes file, cmyk;
+} vx_decoder;
+
+/* At least count bytes at b->data, their content undefined. VX_ENOMEM. */
+int vx_bytes_reserve(vx_bytes *b, size_t count);
+void vx_bytes_release(vx_bytes *b);
+
+int vx_decoder_file(vx_decoder *d, const char *path, vx_pixels *out);
+int vx_decoder_bytes(vx_decoder *d, const uint8_t *bytes, size_t count, vx_pixels *out);
+void vx_decoder_release(vx_decoder *d);
+
+/* dst has its height and width; work is scratch of the caller. */
+int vx_pixels_resize(uint8_t *dst, int64_t height, int64_t width, const uint8_t *src, int64_t src_height,
+                     int64_t src_width, int filter, vx_bytes *work);
+
+/* Renders image `index` of the procedural set `seed`. */
+void vx_pixels_procedural(uint8_t *dst, int64_t height, int64_t width, uint64_t seed, uint64_t index);
+
+#endif

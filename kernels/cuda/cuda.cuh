@@ -1,0 +1,272 @@
+/* cuda.cuh: frame of the CUDA kernels. An op foo of ops.def is a function
+ *
+ *     int vx_cuda_foo(tensors, numbers)
+ *
+ * in the .cu file with the stem of the .c file that holds it for the CPU; that fills its slot of the table (cuda.cu).
+ * It checks what the contract does not, takes its scratch, launches kernels, and ends with `return vx_status();`:
+ *
+ *     double *partial = VX_SCRATCH(double, parts);                   device memory until the op ends; frees itself
+ *     VX_LAUNCH(part_kernel, parts, 256, 0, partial, x, n);          grid, block, dynamic shared bytes, arguments
+ *     VX_LAUNCH(sum_kernel, 1, 32, 0, y, partial, parts);
+ *     return vx_status();
+ *
+ * The first failure, be it of scratch or of a launch, is kept: what follows in the op does nothing, and vx_status()
+ * returns it. Take all scratch before the first launch, so that an op that fails for want of memory has written nothing
+ * and may be tried again.
+ *
+ * Everything is queued on the device's one compute stream; nothing here waits. Data that no kernel may meet (a NaN
+ * where a code is sought, an index outside a table) is reported late, with vx_alarm and vx_raise.
+ *
+ * The same files are compiled by g++ against tests/cuda_emulator, which runs them on the host. What that needs: kernels
+ * are launched by VX_LAUNCH alone, dynamic shared memory is vx_shared, PTX is written in ptx.cuh only, and every thread
+ * of a block reaches every barrier.
+ *
+ * Determinism: no float atomics; a reduction's order depends on the sizes alone, not on the device's number of
+ * multiprocessors.
+ */
+#ifndef VX_CUDA_CUH
+#define VX_CUDA_CUH
+
+#include <cuda_runtime.h>
+#include <ptx.cuh>
+
+#include "core/backend.h"
+#define VX_RNG_INLINE static __host__ __device__ __forceinline__
+#include "core/rng.h"
+
+/* Weak: an op without a kernel leaves NULL in the table. */
+#define VX_OP(op, contract, text, tensors, numbers)                                                                    \
+    extern "C" int vx_cuda_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors)                                           \
+                                    VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers)) __attribute__((weak));
+#define VX_LIST_OP(op, contract, text, tensors, each, numbers)                                                         \
+    extern "C" int vx_cuda_##op(VX_LIST_PARAMETERS(tensors, each, numbers)) __attribute__((weak));
+#include "core/ops.def"
+#undef VX_OP
+
+/* -- Host side: the op under way ----------------------------------------------------------------------------------- */
+
+typedef struct vx_cuda_limits {
+    int ordinal;
+    int capability; /* 80, 90, ... */
+    int multiprocessors;
+    int shared_bytes; /* largest dynamic shared memory of a block */
+} vx_cuda_limits;
+
+cudaStream_t vx_stream(void);          /* all work goes here */
+const vx_cuda_limits *vx_limits(void); /* of the device the op runs on */
+const char *vx_op(void);               /* its name */
+bool vx_tf32(void);                    /* products of float32 may use TF32: vx_allow_tf32 */
+bool vx_bf16_products(void);           /* they round their factors to bf16: vx_autocast */
+bool vx_ok(void);                      /* nothing has failed in this op */
+int vx_status(void);                   /* what the op returns */
+void vx_fail_op(int status);           /* keeps a status, that of vx_fail(), unless there is one already */
+
+/* Device memory until the op ends; NULL where there is none, which vx_status() then says. */
+void *vx_device_scratch(size_t bytes);
+#define VX_SCRATCH(type, count) ((type *)vx_device_scratch(sizeof(type) * (size_t)(count)))
+
+/* The same for the life of the process. */
+void *vx_device_memory(size_t bytes);
+
+/* Any runtime call that queues work: VX_CUDA(cudaMemsetAsync(p, 0, n, vx_stream())). */
+void vx_called(cudaError_t error, const char *call);
+#define VX_CUDA(call)                                                                                                  \
+    do {                                                                                                               \
+        if (vx_ok()) vx_called(call, #call);                                                                           \
+    } while (0)
+
+/* grid and block: a number or a dim3. More than 48 KiB of dynamic shared memory needs no further call. */
+cudaLaunchConfig_t vx_launch_config(const void *kernel, dim3 grid, dim3 block, size_t shared);
+void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t *config);
+#define VX_LAUNCH(kernel, grid, block, shared, ...)                                                                    \
+    do {                                                                                                               \
+        if (vx_ok()) {                                                                                                 \
+            cudaLaunchConfig_t config_ = vx_launch_config((const void *)(kernel), (grid), (block), (shared));          \
+            if (vx_ok()) vx_launched(cudaLaunchKernelEx(&config_, kernel, __VA_ARGS__), #kernel, &config_);            \
+        }                                                                                                              \
+    } while (0)
+
+/* A fault that a kernel finds in its data, by its index i. format is printf's, for what the host knows; then "%%lld"
+ * stands for i / columns and a second one for i % columns:
+ *     vx_alarm_of(VX_EINVAL, G, "index at row %%lld, column %%lld is outside 0 .. %lld", (long long)M - 1)
+ * The text, "op: index at row 3, ...", is that of the next call that waits for the device. Of several faults the first
+ * op's is kept, and of one op's that with the lowest index. The kernel must go on without touching memory that is not
+ * its own. */
+typedef struct vx_alarm {
+    unsigned long long *word, code;
+} vx_alarm;
+vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Numbers that change between the launches of a recorded graph (vertex.h says which). A kernel's arguments are what
+ * they were when it was recorded, so these travel through device memory:
+ *
+ *     const vx_random random = vx_draws(seed, stream);    in every op that has a stream, else it cannot be recorded
+ *     const vx_draw d = vx_draw_now(random);              in its kernels
+ *
+ * vx_anew(refresh, given, given_bytes, bytes) is for other numbers: NULL where no graph is recorded; else where a
+ * kernel finds, at every launch, the `bytes` that refresh makes (on the host) of a copy of `given`, at most 64
+ * bytes. */
+typedef struct vx_random {
+    vx_draw given;
+    const vx_draw *recorded;
+} vx_random;
+vx_random vx_draws(uint64_t seed, uint64_t stream);
+
+typedef struct vx_launch {
+    float recorded_rate, rate; /* a learning rate lr of the recording is now lr / recorded_rate * rate */
+    int64_t steps;             /* since the recording */
+} vx_launch;
+typedef void vx_refresh(void *to, const void *given, const vx_launch *launch);
+const void *vx_anew(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes);
+
+static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t vx_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Whether x starts on a multiple of `bytes`: then float4 and its like may be loaded. Allocations do, views need not. */
+static inline bool vx_aligned(const vx_tensor *x, int bytes) { return (uintptr_t)x->data % (unsigned)bytes == 0; }
+
+/* Blocks for `items` that are worked on `per_block` at a time by a loop over vx_first() and vx_step(): enough to fill
+ * any device, and no more than a grid may have. */
+static inline unsigned vx_grid(int64_t items, int64_t per_block)
+{
+    return (unsigned)vx_max64(1, vx_min64(vx_ceil_div(items, per_block), 1 << 20));
+}
+
+/* Lanes that share a row of n elements: a power of two up to 32, so that short rows leave few of them idle. */
+static inline int vx_lanes_for(int64_t n)
+{
+    int lanes = 1;
+    while (lanes < 32 && 4 * lanes < n) lanes *= 2;
+    return lanes;
+}
+
+/* -- Device side --------------------------------------------------------------------------------------------------- */
+
+#define VX_DEVICE static __device__ __forceinline__
+#define VX_INSIDE __device__ __forceinline__ /* the same for a member */
+#define VX_KERNEL static __global__ void
+#define VX_HOT /* before a kernel's name: kernels/lab/check_cuda_build.lua refuses register spills in it */
+#define VX_ALL_LANES 0xffffffffu
+
+extern __shared__ float4 vx_shared[]; /* the dynamic shared memory; cast it */
+
+VX_DEVICE int64_t vx_first(void) { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
+VX_DEVICE int64_t vx_step(void) { return (int64_t)gridDim.x * blockDim.x; }
+
+VX_DEVICE vx_draw vx_draw_now(const vx_random &r) { return r.recorded ? *r.recorded : r.given; }
+
+VX_DEVICE void vx_raise(vx_alarm alarm, int64_t index)
+{
+    const unsigned long long mine = alarm.code << 48 | (unsigned long long)index;
+    unsigned long long before = *(volatile unsigned long long *)alarm.word;
+    while (before == ~0ull || (before >> 48 == alarm.code && mine < before)) {
+        unsigned long long found = atomicCAS(alarm.word, before, mine);
+        if (found == before) break;
+        before = found;
+    }
+}
+
+/* Over the 32 lanes of a warp, the same tree every time; every lane gets the result. All lanes must take part. */
+VX_DEVICE float vx_warp_sum(float x)
+{
+    for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(VX_ALL_LANES, x, i);
+    return x;
+}
+VX_DEVICE double vx_warp_sum(double x)
+{
+    for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(VX_ALL_LANES, x, i);
+    return x;
+}
+VX_DEVICE float vx_warp_max(float x)
+{
+    for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(VX_ALL_LANES, x, i));
+    return x;
+}
+/* Over groups of `lanes` neighbours of a warp, a power of two up to 32: each group gets its own result. All 32 must
+ * take part. */
+VX_DEVICE double vx_lanes_sum(double x, int lanes)
+{
+    for (int i = lanes / 2; i > 0; i >>= 1) x += __shfl_xor_sync(VX_ALL_LANES, x, i);
+    return x;
+}
+VX_DEVICE float vx_lanes_max(float x, int lanes)
+{
+    for (int i = lanes / 2; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(VX_ALL_LANES, x, i));
+    return x;
+}
+/* Least of packed keys, e.g. (ordered value << 32 | index): ties go to the lowest index. */
+VX_DEVICE unsigned long long vx_warp_min(unsigned long long x)
+{
+    for (int i = 16; i > 0; i >>= 1) {
+        unsigned long long y = __shfl_xor_sync(VX_ALL_LANES, x, i);
+        x = y < x ? y : x;
+    }
+    return x;
+}
+
+/* Over a block of up to 1024 threads, a multiple of 32; every thread gets the result. shared: 32 elements, which must
+ * not be in use before and may be used again after a __syncthreads() of the caller's. */
+#define VX_BLOCK_REDUCTION(name, warp, type, neutral)                                                                  \
+    VX_DEVICE type name(type x, type *shared)                                                                          \
+    {                                                                                                                  \
+        const int lane = threadIdx.x % 32, at = threadIdx.x / 32;                                                      \
+        x = warp(x);                                                                                                   \
+        if (lane == 0) shared[at] = x;                                                                                 \
+        __syncthreads();                                                                                               \
+        return warp(lane < (int)blockDim.x / 32 ? shared[lane] : (neutral));                                           \
+    }
+VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, float, 0.0f)
+VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, double, 0.0)
+VX_BLOCK_REDUCTION(vx_block_max, vx_warp_max, float, -INFINITY)
+VX_BLOCK_REDUCTION(vx_block_min, vx_warp_min, unsigned long long, ~0ull)
+
+/* A float as an unsigned number of the same order (-NaN < -inf < ... < inf < NaN), and back. */
+VX_DEVICE uint32_t vx_ordered(float x)
+{
+    uint32_t bits = __float_as_uint(x);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+VX_DEVICE float vx_unordered(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+/* Neighbours: keys packed as in neighbours.h. */
+VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row)
+{
+    return (unsigned long long)vx_ordered(key) << 32 | (uint32_t) ~(uint32_t)row;
+}
+VX_DEVICE float neighbour_key(unsigned long long entry) { return vx_unordered((uint32_t)(entry >> 32)); }
+VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(uint32_t)entry; }
+
+#define GUARD 1e-12 /* least norm that a row or a code is divided by, as in row_tile.h */
+
+/* bf16 is stored as its 16 bits. To nearest, ties to even; a NaN stays one: its payload is cut off and made quiet, as
+ * on the CPU. */
+typedef uint16_t vx_bf16;
+VX_DEVICE float vx_from_bf16(vx_bf16 x) { return __uint_as_float((uint32_t)x << 16); }
+VX_DEVICE vx_bf16 vx_to_bf16(float x)
+{
+    uint32_t bits = __float_as_uint(x);
+    return (vx_bf16)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u
+                                                        : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/* An element of an operand that a contract lets be f32 or bf16, for kernels whose type T that is. */
+VX_DEVICE float vx_get(const float *p) { return *p; }
+VX_DEVICE float vx_get(const vx_bf16 *p) { return vx_from_bf16(*p); }
+VX_DEVICE void vx_put(float *p, float x) { *p = x; }
+VX_DEVICE void vx_put(vx_bf16 *p, float x) { *p = vx_to_bf16(x); }
+
+/* Runs the statement with T for the type of the elements, by a condition of the host's. */
+#define VX_TYPED(is_bf16, T, ...)                                                                                      \
+    do {                                                                                                               \
+        if (is_bf16) {                                                                                                 \
+            using T = vx_bf16;                                                                                         \
+            __VA_ARGS__;                                                                                               \
+        } else {                                                                                                       \
+            using T = float;                                                                                           \
+            __VA_ARGS__;                                                                                               \
+        }                                                                                                              \
+    } while (0)
+static inline bool vx_is_bf16(const vx_tensor *x) { return x && x->dtype == VX_BF16; }
+
+#endif

@@ -1,0 +1,322 @@
+/* smooth.h: what the two halves of the smoothed quantizer share: the checked call, the codebook laid out in panels, the
+ * products of small tiles, the Gumbel noise. The mathematics is in smooth.c and smooth_backward.c.
+ *
+ * Layout. The M codes are cut into panels of 64, the last one filled up with zero codes; Mp = 64 ceil(M / 64). A panel
+ * of 64 logits is 4, 8 or 16 vectors of the three SIMD variants. Rows are handled in blocks of at most BLOCK. Dp is D
+ * rounded up to whole vectors, or to smooth_narrow.h's width.
+ *
+ * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z, so that a power is one vf_exp2.
+ */
+#ifndef VX_SMOOTH_H
+#define VX_SMOOTH_H
+
+#include "shared/checks.h"
+#include "gumbel.h"
+#include "cpu/row_tile.h"
+
+enum {
+    PANEL = 64,
+    BLOCK = 24,                 /* rows of the largest block */
+    VECTORS = PANEL / VX_LANES, /* vectors of a panel */
+    CACHE_LINE = 64,
+};
+
+#define LOG2E 1.44269504088896341
+#define LN2 0.69314718055994531
+#define PADDING (-1e30f) /* logit of a code that is not there: its power is 0 */
+
+/* Where the Gumbel noise of a call comes from. RATES: 1/E with E = -log u, so that p is proportional to pi / E: one
+ * logarithm and no second power. LOGS: -log2 E = g log2(e), for another temperature than 1 or noise that was handed
+ * in. */
+enum { NOISE_NONE = 0, NOISE_RATES, NOISE_LOGS };
+
+/* One call, checked. Letters as in vertex.h; S and K are 0 unless the regularizer is one of the two KNN. */
+typedef struct smooth_call {
+    int64_t N, G, D, M, S, K, shards;
+    int64_t Mp, Dp, panels;
+    int thin; /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
+    int sampler, regularizer, noise_kind;
+    int bf16; /* the products that smooth.c names take pairs of bfloat16 */
+    float gumbel_tau, tau;
+    float scale; /* log2(e) / tau */
+    uint64_t seed, stream;
+    const float *z, *codebook, *noise;
+    const int32_t *vertices; /* (G,S) or NULL */
+} smooth_call;
+
+/* The codes of one group. */
+typedef struct smooth_book {
+    float *hat;          /* (panels, D or thin, 64): normalized, a panel's codes side by side */
+    float *raw;          /* (panels, thin, 64): as stored; thin only */
+    float *rows;         /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
+    float *norm;         /* (Mp): max(|q|, GUARD) */
+    uint32_t *row_pairs; /* (panels, 32, Dp): codes m and m + 32 of a panel's `rows`; bf16 only */
+    uint32_t *hat_pairs; /* (panels, ceil(D / 2), 64): elements 2d and 2d + 1 of `hat`; bf16 only, backward */
+} smooth_book;
+
+/* -- Working memory: the same function first counts (base NULL), then hands out ------------------------------------ */
+
+typedef struct smooth_arena {
+    char *base;
+    size_t used;
+} smooth_arena;
+
+static inline void *carve(smooth_arena *a, int64_t count, size_t size)
+{
+    void *p = a->base ? a->base + a->used : 0;
+    a->used += ((size_t)count * size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    return p;
+}
+
+static inline float *carve_f32(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(float)); }
+static inline uint32_t *carve_pairs(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(uint32_t)); }
+
+/* -- Checks -------------------------------------------------------------------------------------------------------- */
+
+/* Boundary h of the shards: shard h is the rows from here to the next boundary. */
+static inline int64_t shard_start(const smooth_call *c, int64_t h) { return h * c->N / c->shards; }
+
+/* The code behind slot s of group g's vertices. */
+static inline int64_t vertex_code(const smooth_call *c, int64_t g, int64_t s)
+{
+    return c->vertices ? c->vertices[g * c->S + s] : s;
+}
+
+static inline int check_vertices(const smooth_call *c)
+{
+    uint8_t *seen = vx_scratch("smooth", (size_t)c->M);
+    if (!seen) return VX_ENOMEM;
+    int status = VX_OK;
+    for (int64_t g = 0; g < c->G && !status; g++) {
+        memset(seen, 0, (size_t)c->M);
+        for (int64_t s = 0; s < c->S && !status; s++) {
+            int64_t m = c->vertices[g * c->S + s];
+            if (m < 0 || m >= c->M)
+                status = vx_fail(VX_EINVAL, "smooth: vertex %lld of group %lld is code %lld, of 0 .. %lld",
+                                 (long long)s, (long long)g, (long long)m, (long long)c->M - 1);
+            else if (seen[m]++)
+                status = vx_fail(VX_EINVAL, "smooth: code %lld is twice among the vertices of group %lld", (long long)m,
+                                 (long long)g);
+        }
+    }
+    vx_scratch_free(seen);
+    return status;
+}
+
+/* Fills c from the arguments that both directions have, checks them, and fills norms (N,G) with max(|z|, GUARD); writes
+ * nothing else. */
+static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
+                               const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near,
+                               const vx_tensor *mean_pi, int sampler, int regularizer, float gumbel_tau, int shards,
+                               int precision, uint64_t seed, uint64_t stream, float *norms)
+{
+    int knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2;
+    double tau = exp((double)vx_f32(log_tau)[0]);
+    *c = (smooth_call){
+        .N = z->shape[0],
+        .G = z->shape[1],
+        .D = z->shape[2],
+        .M = codebook->shape[1],
+        .S = knn && near ? near->shape[1] : 0,
+        .K = knn && near ? near->shape[2] : 0,
+        .shards = knn ? shards : 1,
+        .sampler = sampler,
+        .regularizer = regularizer,
+        .gumbel_tau = sampler == VX_SOFTMAX ? 1 : gumbel_tau,
+        .tau = (float)tau,
+        .scale = (float)(LOG2E / tau),
+        .seed = seed,
+        .stream = stream,
+        .z = vx_f32(z),
+        .codebook = vx_f32(codebook),
+        .noise = sampler == VX_SOFTMAX ? 0 : vx_f32(noise),
+        .vertices = knn ? vx_i32(vertices) : 0,
+    };
+    c->panels = vx_ceil_div(c->M, PANEL);
+    c->Mp = c->panels * PANEL;
+    c->noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c->noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
+    c->bf16 = precision == VX_BF16 && c->D > 8;
+    c->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
+    c->Dp = c->thin ? c->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
+    if (!(tau >= 1e-7 && tau <= 1e7))
+        return vx_fail(VX_ENONFINITE, "smooth: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", tau);
+    int status = check_smooth(z, codebook, vertices, near, mean_pi, regularizer, shards);
+    if (!status && c->vertices) status = check_vertices(c);
+    if (status) return status;
+    int64_t bad = first_nonfinite(c->codebook, c->G * c->M, c->D, 0);
+    if (bad >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf",
+                       (long long)(bad % c->M), (long long)(bad / c->M));
+    bad = first_nonfinite(c->z, c->N * c->G, c->D, norms);
+    if (bad >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad / c->G),
+                       (long long)(bad % c->G));
+    if (c->noise && (bad = first_nonfinite(c->noise, c->N * c->G, c->M, 0)) >= 0)
+        return vx_fail(VX_ENONFINITE, "smooth: row %lld of the noise holds a NaN or Inf (group %lld)",
+                       (long long)(bad / c->G), (long long)(bad % c->G));
+    return VX_OK;
+}
+
+/* -- The codebook in panels ---------------------------------------------------------------------------------------- */
+
+static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b, int backward)
+{
+    b->hat = carve_f32(a, c->Mp * (c->thin ? c->thin : c->D));
+    b->raw = carve_f32(a, c->Mp * c->thin);
+    b->rows = carve_f32(a, c->Mp * c->Dp);
+    b->norm = carve_f32(a, c->Mp);
+    b->row_pairs = c->bf16 ? carve_pairs(a, c->Mp / 2 * c->Dp) : 0;
+    b->hat_pairs = c->bf16 && backward ? carve_pairs(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
+}
+
+/* out (ceil(count / 2), columns) = pairs of rows 2i and 2i + 1 of x (count, columns); a last, odd row is paired with 0.
+ * columns is a multiple of VX_LANES. */
+static inline void pair_rows(uint32_t *out, const float *x, int64_t count, int64_t columns)
+{
+    for (int64_t i = 0; i < count; i += 2)
+        for (int64_t j = 0; j < columns; j += VX_LANES) {
+            const float *row = x + i * columns + j;
+            vu pair = vu_pair(vf_load(row), i + 1 < count ? vf_load(row + columns) : vf_zero());
+            memcpy(out + i / 2 * columns + j, &pair, sizeof pair);
+        }
+}
+
+/* Lays out group g's codes; rows are normalized in the backward pass. To be called by all threads of a parallel
+ * region. */
+static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t g, int backward)
+{
+    const int64_t D = c->D;
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < c->Mp; m++) {
+        const float *q = c->codebook + (g * c->M + m) * D;
+        const int64_t depth = c->thin ? c->thin : D, at = m / PANEL * PANEL * depth + m % PANEL;
+        float *row = b->rows + m * c->Dp;
+        double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
+        b->norm[m] = (float)norm;
+        for (int64_t d = 0; d < vx_max64(depth, c->Dp); d++) {
+            float x = m < c->M && d < D ? q[d] : 0,
+                  hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
+            if (d < depth) b->hat[at + d * PANEL] = hat;
+            if (d < c->thin) b->raw[at + d * PANEL] = x;
+            if (d < c->Dp) row[d] = backward ? hat : x;
+        }
+    }
+    if (!c->bf16) return;
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < c->panels; panel++) {
+        pair_rows(b->row_pairs + panel * PANEL / 2 * c->Dp, b->rows + panel * PANEL * c->Dp, 2, PANEL / 2 * c->Dp);
+        if (backward) pair_rows(b->hat_pairs + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
+    }
+}
+
+/* -- Products of small tiles, all from one register kernel --------------------------------------------------------- */
+
+#if VX_LANES == 16
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8, PAIRS_ROWS = 8 };
+#else
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4, PAIRS_ROWS = 4 };
+#endif
+
+enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a block of rows passes */
+
+/* s (rows,64; ld) = start[row] + a (rows,D) hat (D,64); rows a multiple of LOGIT_ROWS */
+static inline void tile_logits(float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda,
+                               const float *hat, int64_t D)
+{
+    for (int64_t d = 0; d < D; d += SLICE)
+        for (int v = 0; v < PANEL; v += LOGIT_VECTORS * VX_LANES)
+            for (int i = 0; i < rows; i += LOGIT_ROWS)
+                tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, d ? 0 : start + i, a + i * lda + d, lda, 1,
+                     hat + d * PANEL + v, PANEL, vx_min64(SLICE, D - d));
+}
+
+/* o (rows,Dp) += p (rows,64) q (64,Dp); rows a multiple of MIX_ROWS */
+static inline void tile_mix(float *o, int rows, const float *p, const float *q, int64_t Dp)
+{
+    int64_t d = 0;
+    for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
+        for (int i = 0; i < rows; i += MIX_ROWS)
+            tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+    if (d < Dp)
+        for (int i = 0; i < rows; i += MIX_ROWS)
+            tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+}
+
+/* w (64,Dp) += x (rows,64)' a (rows,Dp) */
+static inline void tile_collect(float *w, const float *x, int rows, const float *a, int64_t Dp)
+{
+    int64_t d = 0;
+    for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
+        for (int m = 0; m < PANEL; m += COLLECT_ROWS)
+            tile(COLLECT_ROWS, 2, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+    if (d < Dp)
+        for (int m = 0; m < PANEL; m += COLLECT_ROWS)
+            tile(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+}
+
+/* c (rows,columns; ldc) += a b of pairs: a[i ai + k ak], b (count,columns). rows are a multiple of PAIRS_ROWS. */
+static inline void tile_pair_product(float *c, int64_t ldc, int rows, const uint32_t *a, int64_t ai, int64_t ak,
+                                     const uint32_t *b, int64_t columns, int64_t count)
+{
+    for (int64_t k = 0; k < count; k += SLICE) {
+        const int64_t steps = vx_min64(SLICE, count - k);
+        int64_t d = 0;
+        for (; d + 2 * VX_LANES <= columns; d += 2 * VX_LANES)
+            for (int i = 0; i < rows; i += PAIRS_ROWS)
+                tile_pairs(PAIRS_ROWS, 2, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d,
+                           columns, steps);
+        if (d < columns)
+            for (int i = 0; i < rows; i += PAIRS_ROWS)
+                tile_pairs(PAIRS_ROWS, 1, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d,
+                           columns, steps);
+    }
+}
+
+/* out (rows,32) = pairs of elements m and m + 32 of p (rows,64) */
+static inline void pair_codes(uint32_t *out, const float *p, int rows)
+{
+    for (int i = 0; i < rows; i++) pair_rows(out + i * PANEL / 2, p + i * PANEL, 2, PANEL / 2);
+}
+
+/* Overwrites what a last, partly filled panel holds for codes that are not there. */
+static inline void pad_tile(float *s, int64_t ld, int rows, int64_t filled)
+{
+    for (int i = 0; i < rows; i++)
+        for (int64_t m = filled; m < PANEL; m++) s[i * ld + m] = PADDING;
+}
+
+/* -- Gumbel noise -------------------------------------------------------------------------------------------------- */
+
+/* The noise of one panel for GUMBEL_ROWS rows (n G + g; may be the same), (GUMBEL_ROWS,64), as noise_kind says. */
+static inline void noise_panel(const smooth_call *c, const int64_t row[GUMBEL_ROWS], int64_t panel, float *out)
+{
+    if (c->noise) {
+        int64_t filled = vx_min64(PANEL, c->M - panel * PANEL);
+        for (int r = 0; r < GUMBEL_ROWS; r++)
+            for (int64_t m = 0; m < PANEL; m++)
+                out[r * PANEL + m] = m < filled ? c->noise[row[r] * c->M + panel * PANEL + m] * (float)LOG2E : 0;
+        return;
+    }
+    uint64_t block[GUMBEL_ROWS];
+    float *rates[GUMBEL_ROWS];
+    for (int r = 0; r < GUMBEL_ROWS; r++) {
+        block[r] = vx_gumbel_block((uint64_t)row[r], (uint64_t)panel * PANEL, (uint64_t)c->M);
+        rates[r] = out + r * PANEL;
+    }
+    gumbel_rates(c->seed, c->stream, block, rates);
+    for (int m = 0; c->noise_kind == NOISE_LOGS && m < GUMBEL_ROWS * PANEL; m += VX_LANES)
+        vf_store(out + m, vf_log(vf_load(out + m)) * (float)LOG2E);
+}
+
+/* The same for rows first .. first + count - 1 of group g, (count,64), count even; rows past the last are read as the
+ * last. */
+static inline void noise_rows(const smooth_call *c, int64_t first, int64_t count, int64_t g, int64_t panel, float *out)
+{
+    for (int64_t i = 0; i < count; i += GUMBEL_ROWS) {
+        const int64_t row[GUMBEL_ROWS] = {vx_min64(first + i, c->N - 1) * c->G + g,
+                                          vx_min64(first + i + 1, c->N - 1) * c->G + g};
+        noise_panel(c, row, panel, out + i * PANEL);
+    }
+}
+
+#endif

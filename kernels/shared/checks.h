@@ -1,0 +1,76 @@
+/* checks.h: what the contracts of ops.def cannot say about an op's arguments, for its C and its CUDA kernel alike.
+ * VX_OK, or a status with its text. */
+#ifndef VX_CHECKS_H
+#define VX_CHECKS_H
+
+#include "core/backend.h"
+
+static inline int check_reduce(const vx_tensor *y, const vx_tensor *x, int kind)
+{
+    static const char *const names[] = {"sum", "mean", "max", "min"};
+    bool fits = y->ndim == x->ndim;
+    for (int d = 0; fits && d < x->ndim; d++) fits = y->shape[d] == 1 || y->shape[d] == x->shape[d];
+    if (!fits) {
+        char a[128], b[128];
+        return vx_fail(VX_EINVAL, "reduce: y %s must have the sizes of x %s, or 1", vx_shape_text(y, a, sizeof a),
+                       vx_shape_text(x, b, sizeof b));
+    }
+    if (y->numel && !x->numel && kind != VX_REDUCE_SUM)
+        return vx_fail(VX_EINVAL, "reduce: %s of no elements", names[kind]);
+    return VX_OK;
+}
+
+/* Neighbours are 32-bit row numbers. */
+static inline int check_rows(const char *op, long long rows)
+{
+    return rows > INT32_MAX ? vx_fail(VX_EINVAL, "%s: %lld rows, of at most 2^31 - 1", op, rows) : VX_OK;
+}
+
+static inline int check_gemm(const vx_tensor *c, const vx_tensor *a, const vx_tensor *b)
+{
+    const vx_tensor *operands[] = {a, b};
+    for (int i = 0; i < 2; i++) {
+        const vx_tensor *x = operands[i];
+        if (x->shape[1] > 1 && x->shape[2] > 1 && x->stride[1] != 1 && x->stride[2] != 1)
+            return vx_fail(VX_EINVAL, "gemm: %c has strides (%lld,%lld,%lld), expected 1 in one of the last two",
+                           i ? 'b' : 'a', (long long)x->stride[0], (long long)x->stride[1], (long long)x->stride[2]);
+    }
+    if (c->shape[2] > 1 && c->stride[2] != 1)
+        return vx_fail(VX_EINVAL, "gemm: c has last stride %lld, expected 1", (long long)c->stride[2]);
+    return VX_OK;
+}
+
+static inline int check_sepconv2d(const char *op, const vx_tensor *gamma, const vx_tensor *beta, const vx_tensor *mean,
+                                  const vx_tensor *rstd)
+{
+    const int given = (gamma != 0) + (beta != 0) + (mean != 0) + (rstd != 0);
+    if (given != 0 && given != 4)
+        return vx_fail(VX_EINVAL, "%s: gamma, beta, mean and rstd must all be there or none", op);
+    return VX_OK;
+}
+
+static inline int check_smooth(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *vertices,
+                               const vx_tensor *near, const vx_tensor *mean_pi, int regularizer, int shards)
+{
+    const long long N = z->shape[0], M = codebook->shape[1];
+    if (check_rows("smooth", N)) return VX_EINVAL;
+    if (regularizer == VX_REG_PPL && !mean_pi)
+        return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
+    if (regularizer != VX_REG_KNN_CE && regularizer != VX_REG_KNN_L2) return VX_OK;
+    if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
+    const long long S = near->shape[1], K = near->shape[2], each = K / shards, least = N / shards;
+    if (!vertices && S != M)
+        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given",
+                       S, M);
+    if (S < 1 || K < 1)
+        return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", S, K);
+    if (K % shards) return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %d shards", K, shards);
+    if (each > least && shards == 1)
+        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", each, least);
+    if (each > least)
+        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %d shards", each,
+                       least, shards);
+    return VX_OK;
+}
+
+#endif

@@ -1,0 +1,55 @@
+/* neighbours.h: the K rows with the largest key per simplex vertex, exact, whatever order the rows come in.
+ *
+ * An entry packs key and row into one integer whose order is "larger key first, then lower row":
+ *     (key's bits, made monotone) << 32 | ~row
+ * so that a list is an ordinary descending list of K distinct integers, the K largest of a set do not depend on the
+ * order of arrival, and two threads' lists merge by inserting one into the other. The threshold of a vertex is its K-th
+ * key, -inf until K rows have come and +inf for a code that is no vertex: a row is looked at only where its key passes
+ * the threshold.
+ */
+#ifndef VX_NEIGHBOURS_H
+#define VX_NEIGHBOURS_H
+
+#include "cpu/simd.h"
+
+static inline uint64_t neighbour_pack(float key, int64_t row)
+{
+    uint32_t bits;
+    memcpy(&bits, &key, sizeof bits);
+    bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
+    return (uint64_t)bits << 32 | (uint32_t) ~(uint32_t)row;
+}
+
+static inline float neighbour_key(uint64_t entry)
+{
+    uint32_t bits = (uint32_t)(entry >> 32);
+    bits ^= bits >> 31 ? 0x80000000u : 0xffffffffu;
+    float key;
+    memcpy(&key, &bits, sizeof key);
+    return key;
+}
+
+static inline int64_t neighbour_row(uint64_t entry) { return (int64_t)(uint32_t) ~(uint32_t)entry; }
+
+/* An entry that any row replaces. */
+static inline uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }
+
+/* Inserts x into a descending list of K entries if it is larger than the last; returns the new K-th key. Short lists
+ * are passed through from the front without a branch, since where x belongs cannot be predicted. */
+static inline float neighbour_insert(uint64_t *list, int64_t K, uint64_t x)
+{
+    if (K <= 16)
+        for (int64_t j = 0; j < K; j++) {
+            uint64_t here = list[j];
+            list[j] = here > x ? here : x;
+            x = here > x ? x : here;
+        }
+    else if (x > list[K - 1]) {
+        int64_t j = K - 1;
+        for (; j > 0 && list[j - 1] < x; j--) list[j] = list[j - 1];
+        list[j] = x;
+    }
+    return neighbour_key(list[K - 1]);
+}
+
+#endif

@@ -1,0 +1,226 @@
+--- wire.lua: Jupyter's messages on ZeroMQ sockets. The only file that calls libzmq and libcrypto (Debian packages
+-- libzmq5 and libssl3).
+--
+-- A message is a list of frames: those that say where a ROUTER sends it, DELIMITER, the signature, then header, parent
+-- header, metadata and content as JSON. The signature is the HMAC-SHA256, in hex, of the four JSON frames as they are
+-- sent [1].
+--
+-- [1] https://jupyter-client.readthedocs.io/en/stable/messaging.html, version 5.3 of the protocol
+
+local ffi = require "ffi"
+local dkjson = require "dkjson"
+local core = require "vertex.core"
+
+local wire = { VERSION = "5.3" }
+local fail = core.fail
+
+-- Handles are void *, structs arrays or without a name: no types are defined, so loading twice is harmless.
+ffi.cdef [[
+void *dlopen(const char *name, int flags);
+void *zmq_ctx_new(void); int zmq_ctx_shutdown(void *context); int zmq_ctx_term(void *context); int zmq_errno(void);
+const char *zmq_strerror(int code); void *zmq_socket(void *context, int type); int zmq_close(void *socket);
+int zmq_setsockopt(void *socket, int option, const void *value, size_t size);
+int zmq_bind(void *socket, const char *endpoint); int zmq_connect(void *socket, const char *endpoint);
+int zmq_send(void *socket, const void *bytes, size_t size, int flags); int zmq_msg_init(void *message); int zmq_msg_close(void *message);
+int zmq_msg_recv(void *message, void *socket, int flags); void *zmq_msg_data(void *message); size_t zmq_msg_size(const void *message);
+int zmq_msg_more(const void *message); int zmq_poll(void *items, int count, long timeout); int zmq_proxy(void *front, void *back, void *capture);
+const void *EVP_sha256(void); int RAND_bytes(unsigned char *bytes, int count);
+unsigned char *HMAC(const void *hash, const void *key, int key_size, const unsigned char *bytes, size_t size, unsigned char *out, unsigned int *out_size);
+]]
+
+local RTLD_NOW_NODELETE = 0x1002
+
+local function load_library(name, package)
+  local ok, library = pcall(ffi.load, name)
+  -- closing the Lua state must not unmap what threads of the library still run
+  if ok then ffi.C.dlopen(name, RTLD_NOW_NODELETE) end
+  if not ok then error(("notebooks need %s, Debian package %s (%s)"):format(name, package, library), 0) end
+  return library
+end
+local zmq, crypto = load_library("libzmq.so.5", "libzmq5"), load_library("libcrypto.so.3", "libssl3")
+
+local EINTR, EAGAIN = 4, 11
+local POLLIN, DONTWAIT, SNDMORE = 1, 1, 2
+local TYPES = { PUB = 1, SUB = 2, REQ = 3, REP = 4, DEALER = 5, ROUTER = 6 }
+local OPTIONS = { routing_id = 5, subscribe = 6, linger = 17, sndhwm = 23, router_handover = 56 }
+
+-- -- Sockets ----------------------------------------------------------------------------------------------------------
+
+local Socket = {}
+Socket.__index = Socket
+
+local function check(status, what, ...)
+  if status < 0 then fail(what .. ": %s", ..., ffi.string(zmq.zmq_strerror(zmq.zmq_errno()))) end
+end
+
+function wire.context() return zmq.zmq_ctx_new() end
+
+--- Ends the waits of all sockets of a context, also those of other threads.
+function wire.shut_down(context) zmq.zmq_ctx_shutdown(context) end
+
+--- Waits until what was sent has left, as long as the closed sockets linger.
+function wire.terminate(context) zmq.zmq_ctx_term(context) end
+
+--- A socket of a type of TYPES.
+-- @param how "bind" or "connect"
+-- @param endpoint "tcp://127.0.0.1:PORT" or "ipc://PATH"
+-- @param[opt] name by which ROUTERs know it; a kernel asks for input where a request's sender has a socket of the same
+-- name
+function wire.socket(context, kind, how, endpoint, name)
+  local self = setmetatable({ s = zmq.zmq_socket(context, TYPES[kind]), endpoint = endpoint }, Socket)
+  if self.s == nil then fail("a %s socket: %s", kind, ffi.string(zmq.zmq_strerror(zmq.zmq_errno()))) end
+  self:set("linger", 1000)
+  if kind == "PUB" then self:set("sndhwm", 0) end -- no output is dropped, however slow the reader
+  if kind == "ROUTER" then self:set("router_handover", 1) end -- a client may come back under its name
+  if kind == "SUB" then self:set("subscribe", "") end
+  if name then self:set("routing_id", name) end
+  check((how == "bind" and zmq.zmq_bind or zmq.zmq_connect)(self.s, endpoint), how .. " %s", endpoint)
+  return self
+end
+
+--- Sets an option of OPTIONS, a number or bytes.
+function Socket:set(option, value)
+  local bytes = type(value) == "string" and value or ffi.new("int[1]", value)
+  check(zmq.zmq_setsockopt(self.s, OPTIONS[option], bytes, type(value) == "string" and #value or 4), "option %s",
+    option)
+end
+
+function Socket:close()
+  zmq.zmq_close(self.s)
+  self.s = nil
+end
+
+--- Sends an array of frames as one message.
+function Socket:send(frames)
+  for i, frame in ipairs(frames) do
+    repeat
+      local status = zmq.zmq_send(self.s, frame, #frame, i < #frames and SNDMORE or 0)
+      local again = status < 0 and zmq.zmq_errno() == EINTR -- an interrupt must not cut a message in two
+    until not again or check(status, "send on %s", self.endpoint)
+  end
+end
+
+--- The frames of the next message; nil where none is there.
+function Socket:receive()
+  local frames, message = {}, ffi.new "uint64_t[8]" -- zmq_msg_t
+  repeat
+    zmq.zmq_msg_init(message)
+    if zmq.zmq_msg_recv(message, self.s, DONTWAIT) < 0 then
+      local problem = zmq.zmq_errno()
+      zmq.zmq_msg_close(message)
+      if problem == EAGAIN and #frames == 0 then return nil end
+      if problem ~= EINTR then fail("receive on %s: %s", self.endpoint, ffi.string(zmq.zmq_strerror(problem))) end
+    else
+      frames[#frames + 1] = ffi.string(zmq.zmq_msg_data(message), zmq.zmq_msg_size(message))
+      local more = zmq.zmq_msg_more(message) ~= 0
+      zmq.zmq_msg_close(message)
+      if not more then return frames end
+    end
+  until false
+end
+
+local poll_items = ffi.typeof "struct { void *socket; int fd; short events, revents; }[?]"
+
+--- Waits until one of an array of sockets has a message, a signal comes, or `timeout` milliseconds are over (-1:
+-- never).
+-- @return a set of the sockets with messages; may be empty
+function wire.poll(sockets, timeout)
+  local items, ready = poll_items(#sockets), {}
+  for i, socket in ipairs(sockets) do items[i - 1].socket, items[i - 1].events = socket.s, POLLIN end
+  if zmq.zmq_poll(items, #sockets, timeout) < 0 then
+    if zmq.zmq_errno() ~= EINTR then fail("poll: %s", ffi.string(zmq.zmq_strerror(zmq.zmq_errno()))) end
+    return ready
+  end
+  for i, socket in ipairs(sockets) do
+    if items[i - 1].revents ~= 0 then ready[socket] = true end
+  end
+  return ready
+end
+
+--- Sends back what comes, in a thread of its own, until the socket's context shuts down.
+function wire.echo(socket) core.thread(zmq.zmq_proxy, socket.s, socket.s, nil) end
+
+-- -- Messages ---------------------------------------------------------------------------------------------------------
+
+local DELIMITER = "<IDS|MSG>"
+
+local function hex(bytes, n)
+  return (ffi.string(bytes, n):gsub(".", function(c) return ("%02x"):format(c:byte()) end))
+end
+
+--- A random identifier.
+function wire.identifier()
+  local bytes = ffi.new "unsigned char[16]"
+  crypto.RAND_bytes(bytes, 16)
+  return (hex(bytes, 16):gsub("^(........)(....)(....)(....)", "%1-%2-%3-%4-"))
+end
+
+local function signature(key, text)
+  if key == "" then return "" end
+  local out, size = ffi.new "unsigned char[32]", ffi.new "unsigned int[1]"
+  crypto.HMAC(crypto.EVP_sha256(), key, #key, text, #text, out, size)
+  return hex(out, size[0])
+end
+
+--- Tables that become {} or [] in JSON when they are empty.
+local OBJECT, ARRAY = { __jsontype = "object" }, { __jsontype = "array" }
+function wire.object(t) return setmetatable(t or {}, OBJECT) end
+function wire.array(t) return setmetatable(t or {}, ARRAY) end
+
+--- JSON in and out; null is nil. nil and the reason where a text is none.
+function wire.decode(text)
+  local value, _, problem = dkjson.decode(text, 1, nil)
+  if problem then return nil, problem end
+  return value
+end
+wire.encode = dkjson.encode
+
+--- One side of a conversation. key signs messages ("": none does); a reader ignores messages whose signature is
+-- another.
+local Talk = {}
+Talk.__index = Talk
+function wire.talk(key, username)
+  return setmetatable({ key = key, session = wire.identifier(), username = username }, Talk)
+end
+
+--- Sends a message.
+-- @param socket  @param idents array of the frames before the delimiter  @param kind msg_type
+-- @param parent the header, as JSON, of the message that is the reason for this one; "{}" for none
+-- @return its msg_id
+function Talk:send(socket, idents, kind, content, parent, metadata)
+  local id = wire.identifier()
+  local header = wire.encode { msg_id = id, session = self.session, username = self.username,
+    date = os.date "!%Y-%m-%dT%H:%M:%SZ", msg_type = kind,
+    version = wire.VERSION }
+  local body = { header, parent or "{}", wire.encode(wire.object(metadata)), wire.encode(wire.object(content)) }
+  local frames = {}
+  for _, frame in ipairs(idents) do frames[#frames + 1] = frame end
+  frames[#frames + 1] = DELIMITER
+  frames[#frames + 1] = signature(self.key, table.concat(body))
+  for _, frame in ipairs(body) do frames[#frames + 1] = frame end
+  socket:send(frames)
+  return id
+end
+
+--- The next message of a socket: {idents, header, parent, metadata, content, json = the header as it came, kind = its
+-- msg_type}; nil where none is there; nil and a reason where it is none of ours.
+function Talk:receive(socket)
+  local frames = socket:receive()
+  if not frames then return nil end
+  local at
+  for i, frame in ipairs(frames) do at = at or frame == DELIMITER and i or nil end
+  if not at or #frames < at + 5 then return nil, "a message without the frames of Jupyter's protocol" end
+  local body = { unpack(frames, at + 2, at + 5) }
+  if frames[at + 1] ~= signature(self.key, table.concat(body)) then return nil, "a message with a wrong signature" end
+  local message = { idents = { unpack(frames, 1, at - 1) }, json = body[1] }
+  for i, part in ipairs { "header", "parent", "metadata", "content" } do
+    local value = wire.decode(body[i])
+    if type(value) ~= "table" then return nil, "a message whose " .. part .. " is no JSON object" end
+    message[part] = value
+  end
+  message.kind = message.header.msg_type
+  if type(message.kind) ~= "string" then return nil, "a message without a msg_type" end
+  return message
+end
+
+return wire

@@ -1,0 +1,436 @@
+--- session.lua: what the REPL, the notebook kernel and the notebook runner have in common: inputs that share an
+-- environment, their values, errors, interrupts, and completion.
+--
+-- An input is Lua with two differences. A `local` at its top level makes a variable of the session, since a Lua local
+-- would be gone at the end of the input. And an input that is or ends in an expression has that expression's values,
+-- shown unless a `;` follows; `_` is the first of them.
+--
+-- Inputs, and files the session loads, are interpreted, not compiled: LuaJIT looks for Ctrl-C in interpreted code only.
+-- The library's functions stay compiled. Ctrl-C raises session.INTERRUPT in the input's code, never inside the library,
+-- whose state stays whole, and again after every pcall until the input is over.
+
+local lfs = require "lfs"
+local core = require "vertex.core"
+local registry = require "vertex.quantizers"
+local show = require "vertex.interactive.show"
+
+local Session = {}
+Session.__index = Session
+
+Session.INTERRUPT = setmetatable({}, { __tostring = function() return "interrupted" end })
+
+-- -- Tokens -----------------------------------------------------------------------------------------------------------
+
+--- Calls f(kind, first, last) for every token of Lua text: "name" (keywords too), "string", "comment", "number",
+-- "sign". A string or long comment that does not end has last = nil.
+local function tokens(text, f)
+  local at = 1
+  while true do
+    at = text:find("%S", at)
+    if not at then return end
+    local kind, last
+    local comment = text:match("^%-%-()", at)
+    local level = text:match("^%[(=*)%[", comment or at)
+    if level then
+      kind = comment and "comment" or "string"
+      last = select(2, text:find("]" .. level .. "]", comment or at, true))
+    elseif comment then
+      kind, last = "comment", (text:find("\n", at, true) or #text + 1) - 1
+    elseif text:find("^[\"']", at) then
+      kind = "string"
+      local quote, i = text:sub(at, at), at + 1
+      while i <= #text and text:sub(i, i) ~= quote and text:sub(i, i) ~= "\n" do
+        i = i + (text:sub(i, i) == "\\" and 2 or 1)
+      end
+      last = text:sub(i, i) == quote and i or nil
+    elseif text:find("^[%a_]", at) then
+      kind, last = "name", select(2, text:find("^[%w_]+", at))
+    elseif text:find("^%.?%d", at) then
+      kind, last = "number", select(2, text:find("^[%w.]+", at))
+    else
+      kind, last = "sign", at
+    end
+    if f(kind, at, last) == false or not last then return end
+    at = last + 1
+  end
+end
+
+local DEEPER = { ["function"] = 1, ["do"] = 1, ["if"] = 1, ["repeat"] = 1, ["end"] = -1, ["until"] = -1 }
+
+--- Number of blocks open at the end of a text.
+local function depth(text)
+  local n = 0
+  tokens(text, function(kind, first, last) n = n + (kind == "name" and DEEPER[text:sub(first, last)] or 0) end)
+  return n
+end
+
+--- The text with each `local` of the top level taken out: locals become variables of the session.
+local function without_locals(text)
+  local out, copied, level, state = {}, 1, 0, nil
+  local function insert(s, at) -- at `at`, after what was not copied yet
+    out[#out + 1] = text:sub(copied, at - 1) .. s
+    copied = at
+  end
+  local last_name
+  tokens(text, function(kind, first, last)
+    if kind == "comment" then return end
+    local word = last and text:sub(first, last)
+    if state == "names" then -- local a, b without a value
+      if kind == "name" and not last_name or word == "," then
+        last_name = kind == "name" and last or nil
+        return
+      end
+      if word ~= "=" then insert(" = nil", (last_name or first - 1) + 1) end
+      state = nil
+    elseif state == "local" then
+      state, last_name = word ~= "function" and "names" or nil, last
+      if state then return end
+    end
+    if kind == "name" then
+      if word == "local" and level == 0 then
+        insert("", first)
+        copied, state = last + 1, "local"
+      end
+      level = level + (DEEPER[word] or 0)
+    end
+  end)
+  if state == "names" then insert(" = nil", (last_name or #text) + 1) end
+  out[#out + 1] = text:sub(copied)
+  return table.concat(out)
+end
+
+-- -- Compiling --------------------------------------------------------------------------------------------------------
+
+--- A session. options {env = its global variables (default _G), name = what its inputs are called in messages:
+-- function(n)}.
+function Session.new(options)
+  options = options or {}
+  return setmetatable({ env = options.env or _G, name = options.name or function(n) return "[" .. n .. "]" end,
+    count = 0, inputs = {} }, Session)
+end
+
+-- "return nil, f()" rather than "return f()": a tail call would leave no frame that errors could point at.
+local VALUES = "return nil, "
+
+--- A text whose end is an expression after statements, as one chunk; nil where it is not. The expression begins with a
+-- line or after a semicolon.
+local function ending_in_expression(text, name, statements)
+  local starts, before, ended = {}, nil, nil -- end and text of the token before
+  tokens(text, function(kind, first, last)
+    if kind == "comment" then return end
+    local line = before and text:sub(before, first - 1):find("\n", 1, true)
+    if line or ended == ";" then starts[#starts + 1] = { at = first, line = line and ended ~= ";" } end
+    before, ended = last, last and text:sub(first, last)
+  end)
+  for k = #starts, math.max(1, #starts - 100), -1 do
+    local start = starts[k]
+    local rest = text:sub(start.at)
+    -- text that is all statements can end in a call; it is not cut where a line only goes on, as before "- b" or "(x)"
+    if (not statements or not start.line or rest:find "^[%a_]") and loadstring(VALUES .. rest) then
+      local head = text:sub(1, start.at - 1)
+      local chunk = loadstring(head) and loadstring(head .. VALUES .. rest, name)
+      if chunk then return chunk end
+    end
+  end
+end
+
+--- Compiles an input → chunk, and whether it returns values after a nil; or nil, nil, message, and whether more lines
+-- could complete it.
+local function compile(text, name)
+  local equals = text:match "^%s*=()"
+  if equals then text = text:sub(equals) end
+  local chunk, no_expression = loadstring(VALUES .. text, name)
+  if chunk then return chunk, true end
+  local bare = without_locals(text)
+  local statements, no_statement = loadstring(bare, name)
+  if not statements then
+    local plain = loadstring(text, name)
+    if plain then bare, statements = text, plain end
+  end
+  chunk = ending_in_expression(bare, name, statements)
+  if chunk then return chunk, true end
+  if statements then return statements, false end
+  local function unfinished(message)
+    return message:find "near '<eof>'$" and not message:find("unfinished string", 1, true)
+  end
+  -- what starts like a statement is explained as one
+  local message = text:find "^%s*[%a_]" and not unfinished(no_expression) and no_statement or no_expression
+  return nil, nil, message, unfinished(no_expression) or unfinished(no_statement)
+end
+
+--- "complete", "incomplete" (with the indent of a further line) or "invalid": what Return should do with a text.
+function Session.state(text)
+  if not text:find "%S" or text:find "^%s*%?" then return "complete" end
+  local chunk, _, _, more = compile(text, "=input")
+  if chunk then return "complete" end
+  if more then return "incomplete", ("  "):rep(math.max(0, depth(text))) end
+  return "invalid"
+end
+
+-- -- Errors -----------------------------------------------------------------------------------------------------------
+
+local own = core.directory .. "/"
+local function is_own(source) return source:sub(2, #own + 1) == own end
+
+--- The text of an input or of a Lua file, by the source that debug.getinfo names; nil where there is none.
+function Session:text(source)
+  local text = self.inputs[source:sub(2)]
+  local file = not text and source:sub(1, 1) == "@" and io.open(source:sub(2), "r")
+  if not file then return text end
+  text = file:read "*a"
+  file:close()
+  return text
+end
+
+--- A line of an input or a file.
+function Session:line(source, number)
+  local text = self:text(source)
+  if not text then return nil end
+  local n = 0
+  for line in (text .. "\n"):gmatch "(.-)\n" do
+    n = n + 1
+    if n == number then return (line:gsub("^%s+", ""):gsub("%s+$", "")) end
+  end
+end
+
+local FIRST, LAST = 6, 3 -- of a long stack, so many frames are shown
+
+--- The frames that led to an error, innermost first, as debug.getinfo tells them: those of the input's code, and where
+-- the error is the library's own (raised there, not at the line of a caller), the library's too. Runs in the error
+-- handler, on what stack is left there.
+local function frames_of(self, message)
+  local frames, inside = {}, message:find("lua/vertex/", 1, true) ~= nil
+  for level = 3, 250 do
+    local info = debug.getinfo(level, "Slnf")
+    if not info or info.func == self.guarded then break end
+    if info.currentline > 0 and (inside or not is_own(info.source)) then frames[#frames + 1] = info end
+  end
+  return frames
+end
+
+--- The frames for people: array of {where, what, line}; "..." stands for those left out of a long stack.
+local function explained(self, frames)
+  local shown = {}
+  for i, info in ipairs(frames) do
+    if #frames <= FIRST + LAST + 1 or i <= FIRST or i > #frames - LAST then
+      local what = info.what == "main" and "" or info.namewhat ~= "" and info.name
+        or ("function at line %d"):format(info.linedefined)
+      shown[#shown + 1] = { where = info.short_src .. ":" .. info.currentline, what = what,
+        line = self:line(info.source, info.currentline) or "" }
+    elseif i == FIRST + 1 then
+      shown[#shown + 1] = { where = "...", what = ("%d more"):format(#frames - FIRST - LAST), line = "" }
+    end
+  end
+  return shown
+end
+
+--- What went wrong, for people: the message, then the lines of code that led there, innermost first.
+function Session.error_text(problem)
+  local lines = { problem.message }
+  local width = 0
+  for _, frame in ipairs(problem.trace) do width = math.max(width, #frame.where + #frame.what + 1) end
+  for _, frame in ipairs(problem.trace) do
+    lines[#lines + 1] = ("    %-" .. width .. "s  %s"):format(frame.where .. " " .. frame.what, frame.line):gsub("%s+$",
+      "")
+  end
+  return table.concat(lines, "\n")
+end
+
+-- -- Running ----------------------------------------------------------------------------------------------------------
+
+local function pack(valued, ...)
+  if valued then return { n = select("#", ...) - 1, select(2, ...) } end
+  return { n = select("#", ...), ... }
+end
+
+local function describe(problem) return type(problem) == "string" and problem or show.value(problem) end
+
+--- Runs an input. Returns {n, ...}, its values, and whether they are to be shown; or nil and what went wrong: {message,
+-- trace, interrupted, syntax}.
+function Session:run(text)
+  self.count = self.count + 1
+  local name = self.name(self.count)
+  self.inputs[name] = text
+  local chunk, valued, message = compile(text, "=" .. name)
+  if not chunk then
+    local source, n = message:match "^(.-):(%d+):"
+    local line = source == name and self:line("=" .. name, tonumber(n))
+    return nil, { message = message,
+      trace = line and line ~= "" and { { where = source .. ":" .. n, what = "", line = line } } or {}, syntax = true }
+  end
+  jit.off(chunk, true)
+  setfenv(chunk, self.env)
+
+  local function hook()
+    local info = core.interrupted() and debug.getinfo(2, "S")
+    if info and not is_own(info.source) then error(Session.INTERRUPT, 0) end
+    if self.tick then self.tick() end
+  end
+  local function handler(problem)
+    -- else a system call that the signal ended could say so in its own words
+    if core.interrupted() then problem = Session.INTERRUPT end
+    local printable, said = pcall(describe, problem)
+    if not printable then said = "an error object whose __tostring fails" end
+    return { message = said, frames = frames_of(self, said), interrupted = problem == Session.INTERRUPT }
+  end
+  self.guarded = function() return pack(valued, chunk()) end
+
+  core.session_interrupts()
+  local ok, values = core.with_hook(hook, self.tick and 1000 or 2 ^ 30, xpcall, self.guarded, handler)
+  core.session_interrupts()
+  if not ok then
+    -- else the handler failed too
+    local problem = type(values) == "table" and values or { message = tostring(values), frames = {} }
+    problem.trace = explained(self, problem.frames)
+    local overflow = problem.message:match "^.-:0: (stack overflow)$" -- where, LuaJIT does not say
+    if overflow and problem.trace[1] then problem.message = problem.trace[1].where .. ": " .. overflow end
+    return nil, problem
+  end
+  if values.n > 0 then rawset(self.env, "_", values[1]) end
+  local last
+  tokens(text, function(kind, first, final) if kind ~= "comment" then last = final and text:sub(first, final) end end)
+  return values, last ~= ";"
+end
+
+--- From now on, code loaded by require, dofile, loadfile, load and loadstring is interpreted like inputs, so that
+-- Ctrl-C stops its loops too. The library's own stays compiled.
+function Session.interpret_files()
+  local function interpreted(f, ...)
+    if type(f) == "function" and not is_own(debug.getinfo(f, "S").source) then jit.off(f, true) end
+    return f, ...
+  end
+  for _, name in ipairs { "load", "loadfile", "loadstring" } do
+    local load = _G[name]
+    _G[name] = function(...) return interpreted(load(...)) end
+  end
+  function _G.dofile(path)
+    local f, message = _G.loadfile(path)
+    if not f then error(message, 2) end
+    return f()
+  end
+  local search = package.loaders[2]
+  package.loaders[2] = function(name) return interpreted(search(name)) end
+end
+
+-- -- Completion -------------------------------------------------------------------------------------------------------
+
+local KEYWORDS = { "and", "break", "do", "else", "elseif", "end", "false", "for", "function", "goto", "if", "in",
+  "local", "nil", "not", "or", "repeat",
+  "return", "then", "true", "until", "while" }
+
+local function field(object, key)
+  local ok, value = pcall(function() return object[key] end)
+  return ok and value or nil
+end
+
+--- All names `object.` could be followed by: its keys, those of the tables its metatable leads to, and, for names that
+-- only come into being when asked for, those of the metatable's table __names.
+local function names_of(object, methods)
+  local found, seen = {}, {}
+  local function add(t, hidden)
+    if type(t) ~= "table" or seen[t] then return end
+    seen[t] = true
+    for key, value in pairs(t) do
+      if type(key) == "string" and key:find "^[%a_][%w_]*$" and not (hidden and key:find "^_")
+        and (not methods or type(value) == "function") then
+        found[key] = true
+      end
+    end
+    local meta = getmetatable(t)
+    if type(meta) ~= "table" then return end
+    for key in pairs(methods and {} or rawget(meta, "__names") or {}) do found[key] = true end
+    local index = rawget(meta, "__index")
+    if type(index) == "function" then add(meta, true) else add(index, true) end
+  end
+  if type(object) == "string" then add(string) end
+  add(object, getmetatable(object) ~= nil)
+  if type(object) == "userdata" then add((getmetatable(object) or {}).__index) end
+  return found
+end
+
+--- The object a chain such as `vx.nn`, `model.encoder[1]` names; nothing is called.
+function Session:lookup(chain)
+  local first, after = chain:match "^%s*([%a_][%w_]*)()"
+  if not first then return nil end
+  local object, rest = field(self.env, first), chain:sub(after)
+  while rest ~= "" and object ~= nil do
+    local name, next_name = rest:match "^%s*[.:]%s*([%a_][%w_]*)()"
+    local index, next_index = rest:match "^%s*%[%s*(%-?%d+)%s*%]()"
+    local _, quoted, next_quoted = rest:match "^%s*%[%s*([\"'])([^\"'\\]*)%1%s*%]()"
+    if not (name or index or quoted) then return nil end
+    object = field(object, name or quoted or tonumber(index))
+    rest = rest:sub(next_name or next_index or next_quoted)
+  end
+  return object
+end
+
+--- The object named by the longest chain that ends a text: that of `model.encoder` in "f(model.encoder".
+function Session:object_before(text)
+  for at in text:gmatch "()[%a_][%w_]*" do
+    if not text:sub(1, at - 1):find "[%w_.:]$" then
+      local object = self:lookup(text:sub(at))
+      if object ~= nil then return object end
+    end
+  end
+  return text:find "[\"']%)?$" and string or nil
+end
+
+local function files_like(part)
+  local folder, start = part:match "^(.*/)([^/]*)$"
+  folder, start = folder or "", start or part
+  local list = {}
+  pcall(function()
+    for name in lfs.dir(folder == "" and "." or folder) do
+      if name:sub(1, #start) == start and (start ~= "" or name:sub(1, 1) ~= ".") and name ~= "." and name ~= ".." then
+        list[#list + 1] = folder .. name .. (lfs.attributes(folder .. name, "mode") == "directory" and "/" or "")
+      end
+    end
+  end)
+  return list
+end
+
+--- Names that can stand where the cursor is, after the first `cursor` bytes of text: where the word to replace begins
+-- (a byte, 1-based), and an array of what could be there, sorted. In quotes: quantizers, else files.
+function Session:complete(text, cursor)
+  text = text:sub(1, cursor or #text)
+  local open -- an unfinished string
+  tokens(text, function(kind, first, last)
+    if not last then open = { first = first, comment = kind == "comment" } end
+    if kind == "comment" and last == #text then open = { comment = true } end
+  end)
+  if open and open.comment then return #text + 1, {} end
+  local candidates, first, part = {}
+  if open then
+    first = open.first + 1
+    part = text:sub(first)
+    for _, name in ipairs(registry.names(true)) do candidates[name] = true end
+    local known = false
+    for name in pairs(candidates) do known = known or name:sub(1, #part) == part end
+    if not known or part == "" and not text:find "quantizer%s*%(?%s*[\"']$" then
+      candidates = {}
+      for _, name in ipairs(files_like(part)) do candidates[name] = true end
+    end
+  else
+    local before, separator, word = text:match "^(.-)([.:])%s*([%w_]*)$"
+    if separator and before:sub(-1) ~= "." then -- "a..b" is no access
+      part = word
+      local object = self:object_before(before)
+      if object ~= nil then candidates = names_of(object, separator == ":") end
+    else
+      part = text:match(text:find "^%s*%?" and "[%a_][%w_%-]*$" or "[%a_][%w_]*$") or ""
+      candidates = names_of(self.env)
+      if self.env ~= _G then for name in pairs(names_of(_G)) do candidates[name] = true end end
+      for _, word_of_lua in ipairs(KEYWORDS) do candidates[word_of_lua] = true end
+      if text:find "^%s*%?" then for _, name in ipairs(registry.names(true)) do candidates[name] = true end end
+    end
+    first = #text - #part + 1
+  end
+  local list = {}
+  for name in pairs(candidates) do
+    if name:sub(1, #part) == part then list[#list + 1] = name end
+  end
+  table.sort(list)
+  return first, list
+end
+
+return Session

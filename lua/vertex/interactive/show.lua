@@ -1,0 +1,268 @@
+--- show.lua: values as text for people. What print(tensor) says: dtype, shape, device, statistics, and the corner
+-- values of large tensors; and what sessions show of any value, tables with what is in them.
+
+local core = require "vertex.core"
+local tape = require "vertex.tape"
+
+local EDGE, FEW = 3, 8 -- of a longer dimension than FEW, the first and last EDGE are shown
+
+local function number_format(dtype)
+  if dtype == "i32" or dtype == "u8" then return function(v) return ("%d"):format(v) end end
+  return function(v)
+    if v ~= v then return "nan" end
+    if v == math.floor(v) and math.abs(v) < 1e5 then return ("%d."):format(v) end
+    local a = math.abs(v)
+    if a ~= 0 and (a < 1e-3 or a >= 1e5) then return ("%.3e"):format(v) end
+    return ("%.4f"):format(v)
+  end
+end
+
+--- Indices of a dimension to show; 0 stands for "...".
+local function shown(n)
+  local list = {}
+  if n <= FEW then
+    for i = 1, n do list[i] = i end
+  else
+    for i = 1, EDGE do list[i] = i end
+    list[EDGE + 1] = 0
+    for i = n - EDGE + 1, n do list[#list + 1] = i end
+  end
+  return list
+end
+
+--- The shown corners of x as text; reads only those rows.
+local function values(x)
+  local format, shape = number_format(x:dtype()), x:shape()
+  local width = 0
+  local function collect(view, d)
+    if d == #shape then
+      local row, out = d == 0 and { view:item() } or view:totable(), {}
+      for _, i in ipairs(d == 0 and { 1 } or shown(shape[d])) do
+        local text = i == 0 and "..." or format(row[i])
+        out[#out + 1] = text
+        width = math.max(width, #text)
+      end
+      return out
+    end
+    local out = {}
+    for _, i in ipairs(shown(shape[d])) do out[#out + 1] = i == 0 and "..." or collect(view[i], d + 1) end
+    return out
+  end
+  local cells = collect(x, #shape == 0 and 0 or 1)
+  if #shape == 0 then return cells[1] end
+  local function render(level, d)
+    if type(level) == "string" then return level end
+    local parts = {}
+    for i, c in ipairs(level) do parts[i] = d == #shape and (" "):rep(width - #c) .. c or render(c, d + 1) end
+    local between = d == #shape and ", " or "," .. ("\n"):rep(#shape - d) .. (" "):rep(d)
+    return "[" .. table.concat(parts, between) .. "]"
+  end
+  return render(cells, 1)
+end
+
+local function statistics(x)
+  if x:numel() < 2 then return "" end
+  local f = x:dtype() == "f32" and x or x:to "f32"
+  local bad = require("vertex.ops").nonfinite(f:reshape { -1, 1 })
+  local mean = f:mean():item()
+  local deviation = math.sqrt(math.max(0, (f - mean):square():mean():item()))
+  local text = ("  mean %.4g  sd %.4g  min %.4g  max %.4g"):format(mean, deviation, f:min():item(), f:max():item())
+  return bad > 0 and text .. ("  %d not finite"):format(bad) or text
+end
+
+--- "f32 (2,3) on cpu", with where its gradient goes.
+local function head_of(x)
+  local head = ("%s %s on %s"):format(x:dtype(), core.shape_text(x), x:device())
+  if x.requires_grad then head = head .. (x._node and "  from " .. x._node.op.name or "  requires_grad") end
+  return head
+end
+
+local function describe(x)
+  if x._h == nil then return "tensor (released)" end
+  local head = head_of(x)
+  if x:numel() == 0 then return head .. "  (no elements)" end
+  local text
+  core.step(function()
+    text = tape.no_grad(function() return head .. statistics(x) .. "\n" .. values(x) end)
+  end)
+  return text
+end
+
+core.Tensor.__tostring = function(x)
+  local ok, text = pcall(describe, x)
+  return ok and text or "tensor (" .. tostring(text) .. ")"
+end
+
+-- -- Any value --------------------------------------------------------------------------------------------------------
+
+local show = {}
+
+-- of a larger table the first ITEMS entries are shown; of tables deeper than DEEP, only that they are there
+local ITEMS, DEEP = 60, 5
+local WIDTH = 100
+
+local ESCAPES = { ["\n"] = "\\n", ["\t"] = "\\t", ["\r"] = "\\r", ['"'] = '\\"', ["\\"] = "\\\\" }
+local function quoted(s)
+  return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPES[c] or ("\\%d"):format(c:byte()) end) .. '"'
+end
+
+--- What a function was written as, and its first parameters that callers do not see: an op's forward takes a context.
+local function written(f)
+  local op = tape.op_of[f]
+  return op and op.forward or f, op and 1 or 0
+end
+
+--- The parameters of a function: "a, b, ...".
+function show.parameters(f)
+  local own, hidden = written(f)
+  local names, info = {}, debug.getinfo(own, "u")
+  for i = hidden + 1, info.nparams do names[#names + 1] = debug.getlocal(own, i) end
+  if info.isvararg then names[#names + 1] = "..." end
+  return table.concat(names, ", ")
+end
+
+--- "file.lua:12" of a Lua function, the file relative to the library's folder where it is in there; nil for one of C.
+function show.place(f)
+  local info = debug.getinfo(written(f), "S")
+  if info.what == "C" then return nil end
+  local path = info.source:match "^[@=](.*)" or info.short_src
+  if path:sub(1, #core.root + 1) == core.root .. "/" then path = path:sub(#core.root + 2) end
+  return path .. ":" .. info.linedefined
+end
+
+local function function_text(f)
+  local place = show.place(f)
+  if not place then return "function (built in)" end
+  return ("function(%s) at %s"):format(show.parameters(f), place)
+end
+
+--- Name under which a table of functions was required; nil for other tables.
+function show.module_name(t)
+  for name, module in pairs(package.loaded) do
+    if module == t then
+      for _, value in next, t do
+        if type(value) == "function" then return name end
+      end
+    end
+  end
+end
+
+--- The names in a module that begin with a letter, in order; those too that come into being when asked for (__names).
+function show.names(t)
+  local names, meta = {}, getmetatable(t)
+  for key in next, t do
+    if type(key) == "string" and key:find "^%a" then names[#names + 1] = key end
+  end
+  for key in pairs(type(meta) == "table" and rawget(meta, "__names") or {}) do
+    if rawget(t, key) == nil then names[#names + 1] = key end
+  end
+  table.sort(names)
+  return names
+end
+
+--- A value that stands within another, on one line.
+local function brief(v)
+  if core.is_tensor(v) then
+    if v._h == nil then return "tensor (released)" end
+    return v:numel() == 1 and v:dim() == 0 and head_of(v) .. ": " .. number_format(v:dtype())(v:item()) or head_of(v)
+  end
+  local text = tostring(v)
+  local first = text:match "^[^\n]*"
+  return #first < #text and first .. " ..." or text
+end
+
+local function key_order(a, b)
+  local s, t = type(a), type(b)
+  if s ~= t then return s < t end
+  if s == "number" or s == "string" then return a < b end
+  return tostring(a) < tostring(b)
+end
+
+local function has_text(v)
+  local meta = getmetatable(v)
+  return type(meta) == "table" and rawget(meta, "__tostring") ~= nil
+end
+
+--- Names in columns, as many as fit the width; down the columns first.
+function show.columns(names, width)
+  local longest = 0
+  for _, name in ipairs(names) do longest = math.max(longest, #name) end
+  local per_row = math.max(1, math.floor(width / (longest + 2)))
+  local rows = math.ceil(#names / per_row)
+  local out = {}
+  for row = 1, rows do
+    local line = {}
+    for i = row, #names, rows do line[#line + 1] = names[i] .. (" "):rep(longest - #names[i]) end
+    out[row] = table.concat(line, "  "):gsub("%s+$", "")
+  end
+  return table.concat(out, "\n")
+end
+
+local render
+
+--- The entries of a table as texts: the array part without its keys, then the rest in order.
+local function entries(t, depth, indent, seen)
+  local list, more, n = {}, 0, 0
+  local function add(text) if #list < ITEMS then list[#list + 1] = text else more = more + 1 end end
+  while rawget(t, n + 1) ~= nil do
+    n = n + 1
+    if n <= ITEMS then add(render(rawget(t, n), depth + 1, indent .. "  ", seen)) else more = more + 1 end
+  end
+  local keys = {}
+  for key in next, t do
+    if not (type(key) == "number" and key >= 1 and key <= n and key == math.floor(key)) then keys[#keys + 1] = key end
+  end
+  table.sort(keys, key_order)
+  for _, key in ipairs(keys) do
+    if #list >= ITEMS then
+      more = more + 1
+    else
+      local name = type(key) == "string" and (key:find "^[%a_][%w_]*$" and key or "[" .. quoted(key) .. "]")
+        or "[" .. brief(key) .. "]"
+      add(name .. " = " .. render(rawget(t, key), depth + 1, indent .. "  ", seen))
+    end
+  end
+  if more > 0 then list[#list + 1] = ("... %d more"):format(more) end
+  return list
+end
+
+function render(v, depth, indent, seen)
+  local kind = type(v)
+  if kind == "string" then return quoted(v) end
+  if kind == "function" then return function_text(v) end
+  if kind ~= "table" or has_text(v) then return depth == 0 and tostring(v) or brief(v) end
+  if seen[v] then return "{ itself }" end
+  local module = show.module_name(v)
+  if module then return "module " .. module .. (depth == 0 and "\n" .. show.columns(show.names(v), WIDTH) or "") end
+  if depth >= DEEP then return next(v) == nil and "{}" or "{ ... }" end
+  seen[v] = true
+  local list = entries(v, depth, indent, seen)
+  seen[v] = nil
+  if #list == 0 then return "{}" end
+  local width, lines = #indent + 2, false
+  for _, text in ipairs(list) do
+    width = width + #text + 2
+    lines = lines or text:find("\n", 1, true)
+  end
+  if not lines and width <= WIDTH then return "{ " .. table.concat(list, ", ") .. " }" end
+  local between = ",\n" .. indent .. "  "
+  local out, line = {}, nil -- short entries share lines
+  for _, text in ipairs(list) do
+    if line and not line:find("\n", 1, true) and not text:find("\n", 1, true) and not text:find " = "
+      and not line:find " = "
+      and #line + #text + #indent + 4 <= WIDTH then
+      line = line .. ", " .. text
+    else
+      out[#out + 1] = line
+      line = text
+    end
+  end
+  out[#out + 1] = line
+  return "{\n" .. indent .. "  " .. table.concat(out, between) .. "\n" .. indent .. "}"
+end
+
+--- A value as a session shows it: strings quoted, tables with what is in them (keys in order, large ones cut),
+-- functions with their parameters and place, everything with a __tostring as that says.
+function show.value(v) return render(v, 0, "", {}) end
+
+return show
