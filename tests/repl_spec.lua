@@ -348,7 +348,7 @@ describe("?name", function()
   end)
 
   it("shows a comment above the definition, of inputs too", function()
-    about("vx.tensor", "vx.tensor(data, options)", "A tensor from nested tables")
+    about("vx.tensor", "vx.tensor(data, options)", "Makes a tensor from nested tables of numbers.")
     about("vx.zeros", "Of the given shape")
     session:run "--- Twice its argument.\nfunction double(x) return 2 * x end\n"
     about("double", "double(x)", "Twice its argument.")

@@ -1,0 +1,191 @@
+--- core/device.lua: the devices by name and number, the settings of their kernels, and their memory, of which Lua's
+-- collector takes its share here: it does not see what tensors hold.
+
+local ffi = require "ffi"
+local dtype = require "vertex.core.dtype"
+local library = require "vertex.core.library"
+
+local dtypes, dtype_names = dtype.dtypes, dtype.dtype_names
+local C, call, fail = library.C, library.call, library.fail
+
+local devices = {}
+
+local int_out = ffi.new "int[1]"
+local memory_out = ffi.new "vx_memory_info"
+
+-- -- Names and numbers ------------------------------------------------------------------------------------------------
+
+local names = {} -- by number
+local default, default_chosen = 0, false
+
+--- Gives the number of a device name, opening its backend; raises where it is not there.
+local function device_number(name)
+  if type(name) == "number" then return name end
+  call(C.vx_device_open, tostring(name), int_out)
+  return int_out[0]
+end
+
+--- Gives the name of a device by its number.
+local function device_name(number)
+  if not names[number] then
+    local text = ffi.new "char[64]"
+    call(C.vx_device_name, number, text, 64)
+    names[number] = ffi.string(text)
+  end
+  return names[number]
+end
+
+devices.device_number, devices.device_name = device_number, device_name
+
+--- Gives the number of devices of a backend ("cpu", "cuda"); 0 and the reason where there are none.
+local function device_count(backend)
+  if C.vx_device_count(backend, int_out) == 0 then return int_out[0] end
+  return 0, ffi.string(C.vx_error())
+end
+
+--- Gives the number of the device that new tensors live on; chooses it where nobody has yet.
+local function default_number()
+  if not default_chosen then
+    default_chosen = true
+    if device_count "cuda" > 0 and C.vx_device_open("cuda:0", int_out) == 0 then default = int_out[0] end
+  end
+  return default
+end
+
+--- Gives the number of the device of this name, of the default one where it is nil.
+local function number_of(name) return name and device_number(name) or default_number() end
+devices.number_of = number_of
+
+--- Sets the device that new tensors live on, or only says its name. The default is cuda:0 where one works, else cpu.
+-- @param[opt] name "cpu", "cuda:0", ...
+-- @return the name of the device in force
+-- @raise where there is no such device, with the reason
+function devices.device(name)
+  if name ~= nil then default, default_chosen = device_number(name), true end
+  return device_name(default_number())
+end
+
+--- Lists the devices of this machine.
+-- @return array of { name, description, memory in bytes }; where a kind of device is missing, the field `cuda` says why
+function devices.devices()
+  local list, text = {}, ffi.new "char[256]"
+  for _, backend in ipairs { "cpu", "cuda" } do
+    local n, reason = device_count(backend)
+    if reason then list[backend] = reason end
+    for i = 0, n - 1 do
+      local name = backend == "cpu" and "cpu" or backend .. ":" .. i
+      local number = device_number(name)
+      call(C.vx_device_describe, number, text, 256)
+      call(C.vx_memory, number, memory_out)
+      list[#list + 1] = { name = name, description = ffi.string(text), memory = tonumber(memory_out.limit) }
+    end
+  end
+  return list
+end
+
+--- Waits until a device has done all it was given, and raises what went wrong there meanwhile.
+-- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
+-- @raise where an op failed on the device since the last wait
+function devices.sync(device) call(C.vx_sync, number_of(device)) end
+
+-- -- Settings of the kernels ------------------------------------------------------------------------------------------
+
+--- Sets the number of CPU threads that the kernels use, or only says it. Results do not depend on it.
+-- @param[opt] n an integer of 1 or more
+-- @return the number in force
+-- @raise where n is no such integer
+function devices.threads(n)
+  if n ~= nil and (type(n) ~= "number" or n < 1 or n ~= math.floor(n)) then
+    fail("threads: %s, expected an integer of 1 or more", tostring(n))
+  end
+  call(C.vx_threads, n or 0, int_out)
+  return int_out[0]
+end
+
+--- Says whether GPU products of float32 matrices may round their factors to TF32 (10 bits of fraction), which tensor
+-- cores multiply several times as fast; sets it where `on` is given. The quantizers' logits are float32 always.
+-- @param[opt] on true or false; at the start it is false
+-- @return the setting in force, true or false
+-- @raise where `on` is neither true nor false
+function devices.allow_tf32(on)
+  if on ~= nil and type(on) ~= "boolean" then fail("allow_tf32: %s, expected true or false", tostring(on)) end
+  return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
+end
+
+--- Sets the precision of network bodies on a GPU, or only says it. With "bf16", convolutions (dense and
+-- depthwise-separable) give their images as bf16, and products (matmul, linear, dense and pointwise convolutions, and
+-- their gradients) round their factors to bf16 and run on tensor cores; sums are float32. Everything else is float32:
+-- parameters and their gradients, statistics, norms, losses, the quantizers, the optimizer; an op that takes no bf16
+-- gets it converted. A convolution's option output = "f32" keeps its result float32. A recorded graph keeps the setting
+-- it was recorded with.
+-- @param[opt] precision "bf16" or "f32"; at the start it is "f32"
+-- @return the setting in force, "bf16" or "f32"
+-- @raise where the default device is the CPU, which computes in float32 always
+function devices.autocast(precision)
+  if precision ~= nil and precision ~= "bf16" and precision ~= "f32" then
+    fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(precision))
+  end
+  if precision == "bf16" and not devices.takes_bf16(default_number()) then
+    fail("autocast: the default device is %s, and products in bf16 need a GPU", devices.device())
+  end
+  return dtype_names[C.vx_autocast(precision and dtypes[precision].number or -1)]
+end
+
+--- Says whether bf16 is what ops that take it should make now (vx.autocast).
+function devices.is_autocast() return C.vx_autocast(-1) == C.VX_BF16 end
+
+--- Says whether the kernels of a device, given by its number, take bf16 for network bodies.
+function devices.takes_bf16(number) return number ~= 0 end
+
+-- -- Memory -----------------------------------------------------------------------------------------------------------
+
+--- Says what memory a device's tensors use.
+-- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
+-- @return { live, peak, cached, limit, tensors }: bytes that tensors hold, their largest sum since reset_peak, bytes
+-- kept for reuse, what live + cached may reach, and the number of tensors with memory of their own
+function devices.memory(device)
+  call(C.vx_memory, number_of(device), memory_out)
+  return { live = tonumber(memory_out.live), peak = tonumber(memory_out.peak), cached = tonumber(memory_out.cached),
+    limit = tonumber(memory_out.limit), tensors = tonumber(memory_out.tensors) }
+end
+
+--- Caps the bytes that live and cached tensors of a device may reach together.
+-- @param bytes 0 goes back to the device's own size
+-- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
+function devices.memory_limit(bytes, device) call(C.vx_memory_limit, number_of(device), bytes) end
+
+--- Gives the blocks that a device keeps for reuse back to the system.
+-- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
+function devices.memory_flush(device) call(C.vx_memory_flush, number_of(device)) end
+
+--- Says whether freed blocks are kept for reuse. Without, every block has exactly its size and goes back at once, which
+-- memory checkers want.
+-- @param on true (as at the start) or false
+-- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
+function devices.memory_pool(on, device) call(C.vx_memory_pool, number_of(device), on and 1 or 0) end
+
+--- Sets the peak that vx.memory() tells back to the bytes live now.
+-- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
+function devices.reset_peak(device) call(C.vx_memory_reset_peak, number_of(device)) end
+
+local LOOK_AT, LEAST_MARK = 64e6, 512e6
+local made_bytes, soft_marks = {}, {} -- by device number
+for number = 0, 63 do made_bytes[number], soft_marks[number] = 0, LEAST_MARK end
+
+--- Counts bytes made on a device, by its number, and collects garbage where more than a mark is live. Bytes made since
+-- the last look are cheap to count; the true figure is asked for only every 64 MB.
+function devices.account(number, bytes)
+  local made = made_bytes[number] + bytes
+  made_bytes[number] = made
+  if made < LOOK_AT then return end
+  made_bytes[number] = 0
+  C.vx_memory(number, memory_out)
+  if tonumber(memory_out.live) > soft_marks[number] then
+    collectgarbage()
+    collectgarbage()
+    C.vx_memory(number, memory_out)
+    soft_marks[number] = math.max(LEAST_MARK, 1.4 * tonumber(memory_out.live))
+  end
+end
+
+return devices

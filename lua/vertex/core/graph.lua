@@ -1,0 +1,78 @@
+--- core/graph.lua: recorded graphs as C holds them, and the counts of Lua that a replay carries on. What users call is
+-- lua/vertex/step_graph.lua.
+
+local ffi = require "ffi"
+local device_number = require("vertex.core.device").device_number
+local library = require "vertex.core.library"
+
+local C, call, check = library.C, library.call, library.check
+
+local graphs = {}
+
+-- The counts of the recording under way: an array of {object, field, kind, value}.
+local counts
+
+--- Adds one to object[field], now and at every replay of a graph that is being recorded; returns the sum. kind:
+-- "stream" where the sum is a random stream of object.seed, "step" where it is AdamW's step, nil for what Lua alone
+-- counts.
+function graphs.count(object, field, kind)
+  local value = object[field] + 1
+  object[field] = value
+  if counts then counts[#counts + 1] = { object = object, field = field, kind = kind, value = value } end
+  return value
+end
+
+--- Whether a graph is being recorded.
+function graphs.is_recording() return counts ~= nil end
+
+local Graph = {}
+Graph.__index = Graph
+
+--- Runs f(...) while `device` records what it queues. Returns a graph and f's results, or nil where the device has no
+-- graphs (and f was not run). An error inside f drops the recording. rate: what the learning rates of AdamW inside are
+-- relative to.
+function graphs.record(device, rate, f, ...)
+  local number, out = device_number(device), ffi.new "vx_graph *[1]"
+  local status = C.vx_graph_begin(number, rate)
+  if status == C.VX_ENOSUP then return nil end
+  check(status)
+  local mine = {}
+  counts = mine
+  local function done(ok, ...)
+    counts = nil
+    if not ok then
+      C.vx_graph_end(number, nil)
+      error((...), 0)
+    end
+    check(C.vx_graph_end(number, out))
+    return setmetatable({ g = ffi.gc(out[0], C.vx_graph_free), counts = mine }, Graph), ...
+  end
+  return done(pcall(f, ...))
+end
+
+--- Array of {seed, stream} of the pairs that recorded random ops draw from, in the order in which :launch takes them
+-- anew.
+function Graph:draws()
+  local list, draw = {}, ffi.new "vx_draw"
+  while true do
+    local status = C.vx_graph_draw(self.g, #list, draw)
+    if status == C.VX_EEND then return list end
+    check(status)
+    list[#list + 1] = { seed = tonumber(draw.seed), stream = tonumber(draw.stream) }
+  end
+end
+
+--- Runs the recorded ops; steps: those of AdamW since the recording; draws: as :draws() gave them, with the values of
+-- now.
+function Graph:launch(rate, steps, draws)
+  self.buffer = self.buffer or ffi.new("vx_draw[?]", math.max(1, #draws))
+  for i, d in ipairs(draws) do self.buffer[i - 1].seed, self.buffer[i - 1].stream = d.seed, d.stream end
+  call(C.vx_graph_launch, self.g, rate, steps, self.buffer)
+end
+
+function Graph:release()
+  C.vx_graph_free(ffi.gc(self.g, nil))
+  self.g = nil
+end
+
+return graphs

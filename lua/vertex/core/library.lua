@@ -1,0 +1,92 @@
+--- core/library.lua: finds and opens libvertex, reads its declarations, and turns statuses into errors at the user's
+-- line. Every other file of core calls C through what is here.
+
+local ffi = require "ffi"
+
+local library = {}
+
+-- -- The library ------------------------------------------------------------------------------------------------------
+
+local ABI = 5
+
+library.directory = debug.getinfo(1, "S").source:match "^@(.*)/core/[^/]*$" or ".." -- .../lua/vertex
+library.root = library.directory:match "^(.*)/lua/vertex$" or library.directory .. "/../.."
+
+local function open_library()
+  local tried, candidates = {}, {}
+  if os.getenv "VERTEX_LIB" then
+    candidates = { os.getenv "VERTEX_LIB" }
+  else
+    candidates[1] = library.root .. "/build/libvertex.so"
+    -- installed: PREFIX/lib/lua/5.1/vertex/libvertex.so
+    local prefix = library.directory:match "^(.*)/share/lua/5.1/vertex$"
+    candidates[#candidates + 1] = prefix and prefix .. "/lib/lua/5.1/vertex/libvertex.so"
+    candidates[#candidates + 1] = package.searchpath("vertex.libvertex", package.cpath)
+    candidates[#candidates + 1] = "vertex"
+  end
+  for _, name in ipairs(candidates) do
+    local ok, lib = pcall(ffi.load, name)
+    if ok then return lib end
+    tried[#tried + 1] = "  " .. name .. ": " .. tostring(lib)
+  end
+  error("vertex: no library found. Build it with ./setup.sh, or name one in VERTEX_LIB. Tried:\n" .. table.concat(tried,
+    "\n"), 0)
+end
+
+assert(ffi.abi "64bit", "vertex needs a 64-bit LuaJIT")
+ffi.cdef "int vx_abi(void); const char *vx_cdef(void); int setenv(const char *, const char *, int);"
+if not os.getenv "OMP_WAIT_POLICY" then
+  -- idle OpenMP threads spin this often before they sleep; the default of 300,000 costs up to tenfold where cores are
+  -- shared
+  ffi.C.setenv("GOMP_SPINCOUNT", "5000", 0)
+end
+local C = open_library()
+library.C = C -- anchored for the life of the state: finalizers call into it
+if C.vx_abi() ~= ABI then
+  error(("vertex: the library speaks ABI %d, these Lua files ABI %d: rebuild with ./setup.sh"):format(C.vx_abi(), ABI),
+    0)
+end
+ffi.cdef(ffi.string(C.vx_cdef()))
+library.version = ffi.string(C.vx_version())
+
+-- -- Errors -----------------------------------------------------------------------------------------------------------
+
+--- Raises `message` at the line of the first caller outside lua/vertex.
+local function fail(message, ...)
+  if select("#", ...) > 0 then message = message:format(...) end
+  local own = library.directory .. "/"
+  for level = 2, 60 do
+    local info = debug.getinfo(level, "Sl")
+    if not info then break end
+    local source = info.source:sub(2)
+    if info.currentline > 0 and source:sub(1, #own) ~= own then
+      error(("%s:%d: %s"):format(info.short_src, info.currentline, message), 0)
+    end
+  end
+  error(message, 0)
+end
+library.fail = fail
+
+local function check(status)
+  if status ~= 0 then fail("%s", ffi.string(C.vx_error())) end
+end
+
+local ENOMEM = C.VX_ENOMEM
+
+--- Calls a C function that returns a status; out of memory is tried once more after a collection, since dead tensors
+-- may still wait for Lua's collector. A failed op has written nothing, so that is safe.
+local function call(f, ...)
+  local status = f(...)
+  if status == ENOMEM then
+    collectgarbage()
+    collectgarbage()
+    status = f(...)
+  end
+  if status ~= 0 then check(status) end
+end
+library.call, library.check = call, check
+
+--- Makes an array for C of n elements of a C type, "float" say, or "vx_tensor *" for handles. It keeps no tensor alive.
+function library.array(ctype, n) return ffi.new(ctype .. "[?]", n) end
+
+return library

@@ -1,0 +1,39 @@
+--- core/random.lua: random streams. A (seed, stream) pair determines all numbers drawn with it (Philox, see
+-- core/rng.h), on any device; generators hand the pairs out.
+
+local count = require("vertex.core.graph").count
+local fail = require("vertex.core.library").fail
+
+local random = {}
+
+local Generator = {}
+Generator.__index = Generator
+
+--- Makes a source of random streams: every call of :stream() gives the next (seed, stream) pair. Its state is { seed,
+-- drawn }: the seed and how many streams were drawn.
+-- @param seed integer from 0 to 2^53
+-- @return generator
+-- @raise where seed is no such integer
+function random.generator(seed)
+  if type(seed) ~= "number" or seed ~= math.floor(seed) or seed < 0 or seed > 2 ^ 53 then
+    fail("seed: %s, expected an integer from 0 to 2^53", tostring(seed))
+  end
+  return setmetatable({ seed = seed, drawn = 0 }, Generator)
+end
+
+--- Draws the next stream.
+-- @return seed, and the number of the stream, from 1 on
+function Generator:stream() return self.seed, count(self, "drawn", "stream") end
+
+--- What everything random draws from unless given another generator.
+random.default_generator = random.generator(0)
+
+--- Seeds the default generator, from which everything random draws unless given another.
+-- @param seed integer from 0 to 2^53
+-- @raise where seed is no such integer
+function random.seed(seed)
+  local g = random.generator(seed)
+  random.default_generator.seed, random.default_generator.drawn = g.seed, 0
+end
+
+return random

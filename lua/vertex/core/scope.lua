@@ -1,0 +1,65 @@
+--- core/scope.lua: the step scope. LuaJIT's collector does not see tensor memory; vx.step(f) frees what f made the
+-- moment f is over, also when it fails, except what f returns or keeps.
+
+local tensors = require "vertex.core.tensor"
+
+local is_tensor, swap_scope = tensors.is_tensor, tensors.swap_scope
+
+local scopes = {}
+
+--- Keeps a tensor made inside vx.step alive beyond it.
+-- @param x tensor; its gradient is kept too
+-- @return x
+function scopes.keep(x)
+  if is_tensor(x) then
+    x._scope = nil
+    if is_tensor(x.grad) then x.grad._scope = nil end
+  end
+  return x
+end
+
+--- Hands the tensors of scope `mine` inside a value that a step returns on to the scope around it (nil: to nobody).
+local function survivors(value, mine, around, seen)
+  if type(value) ~= "table" or seen[value] then return end
+  seen[value] = true
+  if is_tensor(value) then
+    if value._scope == mine then
+      value._scope = around
+      if around then around[#around + 1] = value end
+    end
+    value._node = nil -- what it was computed from is about to go
+    return
+  end
+  for _, v in pairs(value) do survivors(v, mine, around, seen) end
+end
+
+local function leave(mine, around, ok, ...)
+  if ok then
+    local seen = {}
+    for i = 1, select("#", ...) do survivors((select(i, ...)), mine, around, seen) end
+  end
+  swap_scope(around)
+  for i = 1, #mine do
+    local t = mine[i]
+    if t._scope == mine then
+      t:release()
+      t._scope = nil
+    end
+  end
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- Runs a function and then frees every tensor made during it, except those it returns (also inside tables) and those
+-- passed to vx.keep; also when it fails. Steps nest.
+-- @param f function
+-- @param ... its arguments
+-- @return what f returns; its tensors are cut from the graph that made them
+-- @raise what f raises
+function scopes.step(f, ...)
+  local mine = {}
+  local around = swap_scope(mine)
+  return leave(mine, around, pcall(f, ...))
+end
+
+return scopes
