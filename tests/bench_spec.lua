@@ -50,7 +50,8 @@ describe("the quantizer's benchmark", function()
 
   it("writes a row for every op and shape, with errors that are float32's", function()
     local out = H.scratch "bench"
-    local text, status = bench("--sections op,assign --shapes 200x3x70x4,96x32x130x2 --python none --rounds 1 --seconds 0.01 --out " .. out)
+    local text, status = bench("--sections op,assign --shapes 200x3x70x4,96x32x130x2 --python none --rounds 1 "
+      .. "--seconds 0.01 --out " .. out)
     assert.equal(0, status, text)
     local csv = text:match "(%S+%.csv)"
     local rows, seen = rows_of(csv), {}
@@ -78,7 +79,8 @@ describe("the quantizer's benchmark", function()
     assert.is_truthy(tables:find("Smoothed quantizer", 1, true) and tables:find("Nearest code", 1, true))
 
     local again = H.read(csv)
-    text, status = bench("--sections assign --shapes 200x3x70x4 --python none --rounds 1 --seconds 0.01 --errors no --out " .. out)
+    text, status = bench("--sections assign --shapes 200x3x70x4 --python none --rounds 1 --seconds 0.01 "
+      .. "--errors no --out " .. out)
     assert.equal(0, status, text)
     assert.equal(8, #rows_of(csv), "a section that runs again takes the place of what it wrote")
     assert.is_true(H.read(csv) ~= again)

@@ -102,7 +102,8 @@ describe("the CUDA emulator", function()
     local text = [[
       local vx = require "vertex"
       local core = require "vertex.core"
-      local x, y, loss = vx.ones({ 100 }, { device = "emu:0" }), vx.zeros({ 100 }, { device = "emu:0" }), vx.zeros({ 1 }, { device = "emu:0" })
+      local on_emu = { device = "emu:0" }
+      local x, y, loss = vx.ones({ 100 }, on_emu), vx.zeros({ 100 }, on_emu), vx.zeros({ 1 }, on_emu)
       vx.sync "emu:0"
       local function run()
         local z = x + 1
@@ -133,8 +134,8 @@ describe("the CUDA emulator", function()
     contains("the driver is for CUDA 12.2, this library needs 13.0",
       "VERTEX_EMU_ERROR=cudaGetDeviceCount:35 VERTEX_EMU_DRIVER=12020")
     contains("there is no NVIDIA driver", "VERTEX_EMU_ERROR=cudaGetDeviceCount:35 VERTEX_EMU_DRIVER=0")
-    contains("has compute capability 8.0; this library holds code for the emulator: build it with -DCMAKE_CUDA_ARCHITECTURES=80-real",
-      "VERTEX_EMU_ERROR=cudaFuncGetAttributes:209")
+    contains("has compute capability 8.0; this library holds code for the emulator: "
+      .. "build it with -DCMAKE_CUDA_ARCHITECTURES=80-real", "VERTEX_EMU_ERROR=cudaFuncGetAttributes:209")
     contains("emu:0: initialization error", "VERTEX_EMU_ERROR=cudaStreamCreateWithFlags:3")
     contains("device 'emu:1': there is 1 emu device, counted from 0", "VERTEX_EMU_DEVICES=1", "emu:1")
   end)
@@ -157,9 +158,11 @@ describe("a backend library", function()
     require("lfs").mkdir(folder)
     H.write(folder .. "/libvertex_text.so", "no library")
     H.write(folder .. "/other.c", "int other;")
-    H.write(folder .. "/old.c",
-      "static int table[100] = {-7}; void *vx_backend_entry(int abi, void *host) { (void)abi, (void)host; return table; }")
-    H.write(folder .. "/stale.c", [[static struct { int abi; const char *name, *ops; void *rest[200]; } table = {1, "stale", "fill(x)", {0}};
+    H.write(folder .. "/old.c", [[
+      static int table[100] = {-7};
+      void *vx_backend_entry(int abi, void *host) { (void)abi, (void)host; return table; }]])
+    H.write(folder .. "/stale.c", [[
+      static struct { int abi; const char *name, *ops; void *rest[200]; } table = {1, "stale", "fill(x)", {0}};
       void *vx_backend_entry(int abi, void *host) { table.abi = abi; (void)host; return &table; }]])
     for _, name in ipairs { "other", "old", "stale" } do
       assert.equal(0, os.execute(("gcc -shared -fPIC -o '%s/libvertex_%s.so' '%s/%s.c'"):format(folder, name, folder,

@@ -275,7 +275,8 @@ end
 -- output and whether it ended well.
 function H.child(text, environment)
   local path = H.write(H.scratch "child.lua", text)
-  local out, status = H.shell(("%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;./?.lua;;' timeout 120 luajit '%s'"):format(environment or "", path))
+  local command = "%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;./?.lua;;' timeout 120 luajit '%s'"
+  local out, status = H.shell(command:format(environment or "", path))
   return out, status == 0
 end
 

@@ -86,7 +86,8 @@ local function start()
     shell_port = 1, iopub_port = 2,
     stdin_port = 3, control_port = 4, hb_port = 5 }
   H.write(folder .. "/connection.json", wire.encode(connection))
-  local pipe = assert(io.popen(("cd '%s'; JPY_PARENT_PID=1 setsid luajit '%s' connection.json >log 2>&1 & echo $!; %s"):format(folder, program,
+  local command = "cd '%s'; JPY_PARENT_PID=1 setsid luajit '%s' connection.json >log 2>&1 & echo $!; %s"
+  local pipe = assert(io.popen(command:format(folder, program,
     "while [ ! -e parent ] && kill -0 $PPID; do sleep 0.1; done 2>/dev/null")))
   client = { pid = pipe:read "*n", talk = wire.talk("a key", "spec"), context = wire.context(), folder = folder,
     pipe = pipe }
@@ -138,7 +139,10 @@ describe("the kernel", function()
   it("runs cells: values, output in order, counts", function()
     local reply, published = run "x = 3; x + 1"
     assert.same({ "ok", 1, "execute_result: 4" }, { reply.status, reply.execution_count, texts(published) })
-    reply, published = run "local y = x * 2\nprint('a', nil, y) io.stderr:write 'b\\n' io.stdout:write('c', 1)\nio.write '\\195' io.write '\\169 \\255'"
+    reply, published = run [[
+      local y = x * 2
+      print('a', nil, y) io.stderr:write 'b\n' io.stdout:write('c', 1)
+      io.write '\195' io.write '\169 \255']]
     assert.equal("stream: a\tnil\t6\nstream: b\nstream: c1é \239\191\189", texts(published):gsub("\n\n", "\n") .. "")
     assert.equal(2, reply.execution_count)
     reply, published = run("y", { silent = true })
@@ -240,7 +244,8 @@ describe("the kernel", function()
     local _, published = run [[
       display = require "vertex.interactive.display"
       local picture = setmetatable({}, { __tostring = function() return "a picture" end, __mime = function()
-        return { ["image/png"] = "\137PNG\0\255", ["image/svg+xml"] = "<svg/>", ["text/html"] = "<b>é</b>" }, { ["image/png"] = { width = 4 } } end })
+        return { ["image/png"] = "\137PNG\0\255", ["image/svg+xml"] = "<svg/>", ["text/html"] = "<b>é</b>" },
+          { ["image/png"] = { width = 4 } } end })
       display.show(picture)
       picture]]
     assert.same({ "display_data", "execute_result" }, { published[1][1], published[2][1] })
@@ -255,7 +260,9 @@ describe("the kernel", function()
       assert.equal("display_data: step 1\nupdate_display_data: step 2\nupdate_display_data: step 3", texts(published))
       assert.equal("p", published[3][2].transient.display_id)
     end
-    _, published = run "local p = vx.train.progress('fit', { total = 3 }) p:update(1, 'loss 2') p:update(3, 'loss 1') p:finish()"
+    _, published = run [[
+      local p = vx.train.progress('fit', { total = 3 })
+      p:update(1, 'loss 2') p:update(3, 'loss 1') p:finish()]]
     assert.equal(2, #published)
     assert.same({ "display_data", "update_display_data" }, { published[1][1], published[2][1] })
     assert.truthy(texts(published):find("fit ━━━━━━━━━━╌╌╌╌", 1, true) and texts(published):find("100%%  loss 1"),
@@ -288,7 +295,9 @@ describe("the kernel", function()
   end)
 
   it("leaves other files alone", function()
-    local _, published = run "f = io.open('file', 'w') f:write('one\\n', 2) f:close() io.input('file'); io.read(), io.read '*n'"
+    local _, published = run [[
+      f = io.open('file', 'w') f:write('one\n', 2) f:close()
+      io.input('file'); io.read(), io.read '*n']]
     assert.equal('display_data: "one"\nexecute_result: 2', texts(published))
     assert.equal("one\n2", H.read(client.folder .. "/file"))
     run "io.input(io.stdin)"

@@ -36,7 +36,7 @@ describe("a layer", function()
     local expected = ops.linear(ops.depthwise_conv2d(x, block.depthwise.weight, nil, 2), block.pointwise.weight,
       block.pointwise.bias)
     assert.equal(expected:bytes(), block(x):bytes())
-    local block = nn.SeparableConv2d(12, 5, { activation = "silu", groups = 3, up = 2 })
+    block = nn.SeparableConv2d(12, 5, { activation = "silu", groups = 3, up = 2 })
     local n = ops.upsample2x(ops.group_norm(x, block.norm.weight, block.norm.bias, 3, "silu"))
     local residual = data(3, { 2, 8, 12, 5 })
     expected = ops.linear(ops.depthwise_conv2d(n, block.depthwise.weight), block.pointwise.weight, block.pointwise.bias)

@@ -11,8 +11,8 @@ local checkout
 local function run(arguments)
   if not checkout then
     checkout = H.scratch "checkout"
-    local out, rc = shell(("mkdir '%s' && cd '%s' && cp -r '%s/notebooks' . && ln -s '%s'/lua '%s'/experiments '%s'/build ."):format(checkout, checkout,
-      root, root, root, root))
+    local command = "mkdir '%s' && cd '%s' && cp -r '%s/notebooks' . && ln -s '%s'/lua '%s'/experiments '%s'/build ."
+    local out, rc = shell(command:format(checkout, checkout, root, root, root, root))
     assert(rc == 0, out)
   end
   return shell(("cd '%s' && timeout 200 luajit notebooks/run.lua %s"):format(checkout, arguments))
@@ -69,7 +69,8 @@ describe("the notebooks", function()
     run "--set steps=1 notebooks/01-the-simplex.ipynb"
     assert.equal(0, select(2,
       shell(("luajit '%s/lua/vertex/interactive/jupyter.lua' install --prefix '%s'"):format(checkout, checkout))))
-    local convert = "cd '%s' && JUPYTER_PATH=share/jupyter timeout 120 jupyter nbconvert --to notebook --execute --stdout '%s'"
+    local convert = "cd '%s' && JUPYTER_PATH=share/jupyter timeout 120 "
+      .. "jupyter nbconvert --to notebook --execute --stdout '%s'"
     local out, rc = shell((convert .. " 2>/dev/null"):format(checkout, "notebooks/01-the-simplex.ipynb"))
     assert.equal(0, rc, out)
     assert.equal(6, select(2, out:gsub('"image/png": "iVBOR', "")))

@@ -55,8 +55,10 @@ describe("golden file", function()
 
   for _, variant in ipairs { "portable", "avx2" } do
     it("all of them in a process with VERTEX_SIMD=" .. variant, function()
-      local out, ok = H.child("package.loaded['tests.golden.check'] = nil; arg = {[0] = 'tests/golden/check.lua'}; dofile 'tests/golden/check.lua'",
-        "VERTEX_SIMD=" .. variant)
+      local out, ok = H.child([[
+        package.loaded["tests.golden.check"] = nil
+        arg = { [0] = "tests/golden/check.lua" }
+        dofile "tests/golden/check.lua"]], "VERTEX_SIMD=" .. variant)
       assert.is_true(ok, out)
       assert.is_truthy(out:find("all agree", 1, true), out)
       if variant == "portable" then assert.is_truthy(out:find("portable kernels", 1, true), out) end

@@ -38,7 +38,13 @@ describe("a session on a pipe", function()
   end)
 
   it("has vx, and shows tensors, modules and tables", function()
-    local out = piped 'vx.zeros{2, 3}\nvx.nn.Sequential(vx.nn.Linear(3, 4))\nvx.nn\nvx.sum\n{ b = { 1, 2 }, a = "x\\n" }\n'
+    local out = piped [[
+vx.zeros{2, 3}
+vx.nn.Sequential(vx.nn.Linear(3, 4))
+vx.nn
+vx.sum
+{ b = { 1, 2 }, a = "x\n" }
+]]
     assert.truthy(out:find("f32 (2,3) on cpu", 1, true), out)
     assert.truthy(out:find("1: Linear(3 -> 4)  16 parameters", 1, true), out)
     assert.truthy(out:find("module vertex.nn\nApply ", 1, true), out)
@@ -47,7 +53,17 @@ describe("a session on a pipe", function()
   end)
 
   it("goes on after errors, which show the input's line and no frames of its own, and ends with status 1", function()
-    local out, errors, status = piped "function f(t)\n  return t.a.b\nend\nf {}\nvx.matmul(vx.zeros{2,3}, vx.zeros{4,5})\nx = = 1\nfor i = 1\n1 + 1\n2 + 2\n"
+    local out, errors, status = piped [[
+function f(t)
+  return t.a.b
+end
+f {}
+vx.matmul(vx.zeros{2,3}, vx.zeros{4,5})
+x = = 1
+for i = 1
+1 + 1
+2 + 2
+]]
     assert.equal("4\n", out) -- `1 + 1` ends what `for i = 1` began
     assert.equal(1, status)
     assert.truthy(errors:find("[1]:2: attempt to index field 'a' (a nil value)\n", 1, true), errors)
@@ -118,7 +134,8 @@ end)
 -- -- Terminals --------------------------------------------------------------------------------------------------------
 
 ffi.cdef [[
-int posix_openpt(int flags); int grantpt(int fd); int unlockpt(int fd); char *ptsname(int fd); int ioctl(int fd, unsigned long request, ...);
+int posix_openpt(int flags); int grantpt(int fd); int unlockpt(int fd); char *ptsname(int fd);
+int ioctl(int fd, unsigned long request, ...);
 int poll(void *fds, unsigned long count, int milliseconds); long read(int fd, void *bytes, size_t count);
 long write(int fd, const void *bytes, size_t count); int close(int fd);
 ]]
@@ -138,8 +155,8 @@ local function terminal(environment)
   local name = ffi.string(C.ptsname(self.fd))
   os.remove(self.status_file)
   local program = ("trap : INT; luajit lua/repl.lua; echo $? > %s"):format(self.status_file)
-  os.execute(("env TERM=xterm LC_ALL=C.UTF-8 VERTEX_HISTORY='%s' %s timeout 60 setsid -c sh -c '%s' <>%s >&0 2>&0 &"):format(H.scratch "history",
-    environment or "", program, name))
+  local command = "env TERM=xterm LC_ALL=C.UTF-8 VERTEX_HISTORY='%s' %s timeout 60 setsid -c sh -c '%s' <>%s >&0 2>&0 &"
+  os.execute(command:format(H.scratch "history", environment or "", program, name))
   open_terminals[#open_terminals + 1] = self
   return self
 end
@@ -279,7 +296,8 @@ describe("a session on a terminal", function()
     t:enter("?no_such", "nothing is known of 'no_such'")
   end)
 
-  local picture = 'p = setmetatable({}, { __mime = function() return { ["image/png"] = "PNG", ["text/plain"] = "as text" } end })'
+  local picture = "p = setmetatable({}, { __mime = function() "
+    .. 'return { ["image/png"] = "PNG", ["text/plain"] = "as text" } end })'
   it("shows pictures where the terminal does, text elsewhere", function()
     local t = terminal "VERTEX_PICTURES=kitty"
     t:wait "> "

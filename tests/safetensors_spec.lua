@@ -33,8 +33,10 @@ describe("a file", function()
   it("as the reference writes it comes back byte for byte", function()
     -- by dtype in falling size, then by name; metadata first
     local bytes = file('{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-      .. '"b":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]},"index":{"dtype":"I32","shape":[2],"data_offsets":[16,24]},'
-      .. '"half":{"dtype":"BF16","shape":[3],"data_offsets":[24,30]},"mask":{"dtype":"U8","shape":[2],"data_offsets":[30,32]}}',
+      .. '"b":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]},'
+      .. '"index":{"dtype":"I32","shape":[2],"data_offsets":[16,24]},'
+      .. '"half":{"dtype":"BF16","shape":[3],"data_offsets":[24,30]},'
+      .. '"mask":{"dtype":"U8","shape":[2],"data_offsets":[30,32]}}',
       ONE .. TWO .. TWO .. ONE .. "\1\0\0\0\255\255\255\255" .. "\128\63\0\64\64\64" .. "\0\255")
     local t, meta = load(bytes)
     assert.same({ format = "pt" }, meta)
@@ -81,8 +83,10 @@ describe("a file", function()
   end)
 
   it("of the dtypes only others write is read too", function()
-    local t = load(file('{"d":{"dtype":"F64","shape":[2],"data_offsets":[0,16]},"l":{"dtype":"I64","shape":[2],"data_offsets":[16,32]},'
-      .. '"h":{"dtype":"F16","shape":[6],"data_offsets":[32,44]},"b":{"dtype":"BOOL","shape":[2],"data_offsets":[44,46]}}',
+    local t = load(file('{"d":{"dtype":"F64","shape":[2],"data_offsets":[0,16]},'
+      .. '"l":{"dtype":"I64","shape":[2],"data_offsets":[16,32]},'
+      .. '"h":{"dtype":"F16","shape":[6],"data_offsets":[32,44]},'
+      .. '"b":{"dtype":"BOOL","shape":[2],"data_offsets":[44,46]}}',
       "\0\0\0\0\0\0\248\63" .. "\0\0\0\0\0\0\0\192" .. "\5\0\0\0\0\0\0\0" .. "\254\255\255\255\255\255\255\255"
       .. "\0\60\0\192\1\0\255\123\0\124\0\128" .. "\0\1"))
     assert.same({ 1.5, -2 }, t.d:totable())
@@ -124,14 +128,15 @@ describe("a file", function()
   end)
 
   it("may have its entries in any order, and no padding", function()
-    local t = load(file('{"b":{"data_offsets":[4,8],"shape":[1],"dtype":"F32"},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', ONE .. TWO, false))
+    local t = load(file('{"b":{"data_offsets":[4,8],"shape":[1],"dtype":"F32"},'
+      .. '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', ONE .. TWO, false))
     assert.same({ 1, 2 }, { t.a:item(), t.b:item() })
   end)
 end)
 
 describe("a broken file is refused by name:", function()
-  local good = file('{"__metadata__":{"k":"v"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}',
-    ONE .. TWO .. ONE)
+  local good = file('{"__metadata__":{"k":"v"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+    .. '"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}', ONE .. TWO .. ONE)
 
   it("cut off anywhere", function()
     assert.is_truthy(load(good).a)

@@ -93,7 +93,10 @@ end)
 
 describe("completion", function()
   local s = session()
-  s:run "model = vx.nn.Sequential(vx.nn.Linear(2, 3)); word = 'text'; t = { ['a key'] = { inner = 1 }, list = { { deep = 1 } } }"
+  s:run [[
+    model = vx.nn.Sequential(vx.nn.Linear(2, 3))
+    word = 'text'
+    t = { ['a key'] = { inner = 1 }, list = { { deep = 1 } } }]]
   local function complete(text)
     local first, names = s:complete(text)
     return text:sub(first), table.concat(names, " ")

@@ -200,7 +200,10 @@ describe("ae_sweep", function()
       local ops = require "vertex.ops"
       local Mine = registry.Quantizer.extend "Mine"
       function Mine:setup() end
-      function Mine:quantize(z) return ops.quantize_hard(z, self.codebook, { metric = "euclid", estimator = "ste", beta = 0.5, reduction = "sum" }) end
+      function Mine:quantize(z)
+        local options = { metric = "euclid", estimator = "ste", beta = 0.5, reduction = "sum" }
+        return ops.quantize_hard(z, self.codebook, options)
+      end
       function Mine:nearest(z) return ops.assign(z, self.codebook, "euclid") end
       function Mine:lookup(codes) return self:take(self.codebook, codes) end
       return { names = { { name = "mine", summary = "half the commitment" } }, paper = "none", class = Mine }

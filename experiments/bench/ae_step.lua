@@ -74,9 +74,9 @@ local function vertex_round(method)
 end
 
 local function torch_round(method)
-  local command = ("OMP_NUM_THREADS=%d %s %s/experiments/bench/ae_step.py %s %d %d %d %s %s %s %s 2>/dev/null"):format(flags.threads, flags.python,
-    root, flags.preset, flags.batch, flags.steps, flags.threads, method, flags.compile and "compile" or "",
-      flags.autocast, flags.device)
+  local command = ("OMP_NUM_THREADS=%d %s %s/experiments/bench/ae_step.py %s %d %d %d %s %s %s %s 2>/dev/null"):format(
+    flags.threads, flags.python, root, flags.preset, flags.batch, flags.steps, flags.threads, method,
+    flags.compile and "compile" or "", flags.autocast, flags.device)
   local p = io.popen(command)
   local ms, least, version = p:read "*a":match "([%d.]+) ([%d.]+) (%S+)"
   p:close()
@@ -90,7 +90,8 @@ local function record(...)
   local fresh = not core.file_size(flags.csv)
   local f = assert(io.open(flags.csv, "a"))
   if fresh then
-    f:write "device,preset,batch,method,dtype,graph,vertex_ms,torch,torch_mode,torch_ms,ratio,vertex_least_ms,torch_least_ms\n"
+    f:write("device,preset,batch,method,dtype,graph,vertex_ms,torch,torch_mode,torch_ms,ratio,",
+      "vertex_least_ms,torch_least_ms\n")
   end
   f:write(table.concat({ ... }, ","), "\n")
   f:close()
@@ -123,9 +124,10 @@ for method in flags.methods:gmatch "[^,%s]+" do
   local mode = flags.compile and "compiled" or "eager"
   if reason then print(reason) end
   if #ratios > 0 then
-    print(("%-15s vertex %8.3f ms (least %.3f)   torch %s %s %8.3f ms (%.3f)   ratio %.2f (%.2f .. %.2f), of the least %.2f"):format(method,
-      median(ours), our_least, version, mode, median(theirs), their_least, median(ratios), ratios[1], ratios[#ratios],
-        their_least / our_least))
+    local line = "%-15s vertex %8.3f ms (least %.3f)   torch %s %s %8.3f ms (%.3f)   "
+      .. "ratio %.2f (%.2f .. %.2f), of the least %.2f"
+    print(line:format(method, median(ours), our_least, version, mode, median(theirs), their_least,
+      median(ratios), ratios[1], ratios[#ratios], their_least / our_least))
   else
     print(("%-15s vertex %8.3f ms (least %.3f)"):format(method, median(ours), our_least))
   end

@@ -51,7 +51,8 @@ local SMOOTH_BASELINES = { "naive", "trans", "chunk", "filter", "compile" }
 local NEAREST_BASELINES = { "cdist", "mm", "chunk", "vqp" }
 local SECTIONS = { "op", "regularizer", "gumbel", "assign", "sweep", "large" }
 
-local parser = require "argparse"("quantizer", "The quantizer's ops against PyTorch, float64 and the machine's ceilings."):epilog [[
+local parser = require "argparse"("quantizer",
+  "The quantizer's ops against PyTorch, float64 and the machine's ceilings."):epilog [[
 sections:
   op           the smoothed methods of --methods at --shapes, forward and backward
   regularizer  what each regularizer costs: softmax-* over softmax-none
@@ -60,18 +61,21 @@ sections:
   sweep        step time and memory against M from 1,024 to 65,536 at N = 8 M, K = 8, for D = 3 and 32
   large        N = 524,288, M = 65,536, K = 8, D = 3
 shapes: S 4096x32x1024x2, M 16384x32x8196x8, B 65536x3x8196x8, C 65536x32x8196x8, W 25000x256x1024x2, or any NxDxMxK
-baselines: naive, trans, chunk, filter, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code (quantizer.py describes them)]]
+baselines: naive, trans, chunk, filter, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code
+(quantizer.py describes them)]]
 parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
 parser:option("--sections", "Comma-separated."):argname "A,B":default "op,regularizer,gumbel,assign"
 parser:option("--shapes",
-  "Comma-separated names, or NxDxMxK; default: all five, B and C for regularizer and gumbel, none but its own for large.")
+  "Comma-separated names, or NxDxMxK; default: all five, B and C for regularizer and gumbel, "
+  .. "none but its own for large.")
   :argname "A,B"
 parser:option("--methods",
   "Smoothed methods of section op, regularizers of gumbel."):argname "A,B":default "softmax-knn-ce,softmax-knn-l2"
 parser:option("--codes", "Codebook sizes M of the sweep."):argname "M,.."
 parser:option("--dims", "Row widths D of the sweep."):argname "D,..":default "3,32"
 parser:option("--baselines",
-  "Comma-separated; default: naive,trans,chunk,filter,compile (sweep: naive,filter) and cdist,mm,chunk,vqp."):argname "A,B"
+  "Comma-separated; default: naive,trans,chunk,filter,compile (sweep: naive,filter) and cdist,mm,chunk,vqp.")
+  :argname "A,B"
 parser:option("--python", "Interpreter with torch; 'none' leaves PyTorch out."):argname "P":default "python3"
 parser:option("--environment",
   "PyTorch's: tuned (large arrays in huge pages, kept from step to step) or stock."):default "tuned"
@@ -353,8 +357,8 @@ end
 local function environment()
   local threads = ("OMP_NUM_THREADS=%d MKL_NUM_THREADS=%d"):format(flags.threads, flags.threads)
   if flags.environment == "stock" or on_gpu then return threads end
-  return threads .. " GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824 LD_PRELOAD=" ..
-    tools.compile(here .. "/torch_allocator.c", nil, true)
+  return threads .. " GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=1073741824"
+    .. " LD_PRELOAD=" .. tools.compile(here .. "/torch_allocator.c", nil, true)
 end
 
 --- Pairs of our runs with a worker's: adds the worker's row and returns it. `own` is our side of the pair.

@@ -69,8 +69,9 @@ function tools.compile(source, simd, shared)
   local program = tools.scratch(source:match "([%w_]+)%.c$" .. (simd or "") .. (shared and ".so" or ""))
   if lfs.attributes(program) then return program end
   local cc = os.getenv "CC" or "cc"
-  local output, ok = capture(("%s -O3 %s -ffp-contract=fast -fno-math-errno -fopenmp -I%s %s %s -o %s -lm 2>&1"):format(cc, flags,
-    quote(core.root), shared and "-shared -fPIC" or "", quote(source), quote(program)))
+  local command = "%s -O3 %s -ffp-contract=fast -fno-math-errno -fopenmp -I%s %s %s -o %s -lm 2>&1"
+  local output, ok = capture(command:format(cc, flags, quote(core.root), shared and "-shared -fPIC" or "",
+    quote(source), quote(program)))
   if not ok then tools.exit_with("cannot compile %s with %s:\n%s", source, cc, output) end
   return program
 end

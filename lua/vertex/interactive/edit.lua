@@ -18,11 +18,14 @@ local edit = {}
 
 ffi.cdef [[
 extern void *stdin, *stdout, *stderr;
-void *el_init(const char *program, void *in, void *out, void *err); int el_set(void *editor, int what, ...); int el_source(void *editor, const char *path);
-const char *el_gets(void *editor, int *count); const void *el_line(void *editor); int el_insertstr(void *editor, const char *text);
+void *el_init(const char *program, void *in, void *out, void *err);
+int el_set(void *editor, int what, ...); int el_source(void *editor, const char *path);
+const char *el_gets(void *editor, int *count); const void *el_line(void *editor);
+int el_insertstr(void *editor, const char *text);
 void el_resize(void *editor); void *history_init(void); int history(void *history, void *event, int what, ...);
 char *setlocale(int category, const char *name); long read(int fd, void *bytes, size_t count);
-int poll(void *fds, unsigned long count, int milliseconds); int kill(int pid, int signal); unsigned umask(unsigned mask);
+int poll(void *fds, unsigned long count, int milliseconds); int kill(int pid, int signal);
+unsigned umask(unsigned mask);
 ]]
 local C = ffi.C
 

@@ -21,11 +21,14 @@ void *zmq_ctx_new(void); int zmq_ctx_shutdown(void *context); int zmq_ctx_term(v
 const char *zmq_strerror(int code); void *zmq_socket(void *context, int type); int zmq_close(void *socket);
 int zmq_setsockopt(void *socket, int option, const void *value, size_t size);
 int zmq_bind(void *socket, const char *endpoint); int zmq_connect(void *socket, const char *endpoint);
-int zmq_send(void *socket, const void *bytes, size_t size, int flags); int zmq_msg_init(void *message); int zmq_msg_close(void *message);
-int zmq_msg_recv(void *message, void *socket, int flags); void *zmq_msg_data(void *message); size_t zmq_msg_size(const void *message);
-int zmq_msg_more(const void *message); int zmq_poll(void *items, int count, long timeout); int zmq_proxy(void *front, void *back, void *capture);
+int zmq_send(void *socket, const void *bytes, size_t size, int flags);
+int zmq_msg_init(void *message); int zmq_msg_close(void *message);
+int zmq_msg_recv(void *message, void *socket, int flags); int zmq_msg_more(const void *message);
+void *zmq_msg_data(void *message); size_t zmq_msg_size(const void *message);
+int zmq_poll(void *items, int count, long timeout); int zmq_proxy(void *front, void *back, void *capture);
 const void *EVP_sha256(void); int RAND_bytes(unsigned char *bytes, int count);
-unsigned char *HMAC(const void *hash, const void *key, int key_size, const unsigned char *bytes, size_t size, unsigned char *out, unsigned int *out_size);
+unsigned char *HMAC(const void *hash, const void *key, int key_size, const unsigned char *bytes, size_t size,
+  unsigned char *out, unsigned int *out_size);
 ]]
 
 local RTLD_NOW_NODELETE = 0x1002

@@ -54,7 +54,8 @@ return {
   paper = "Morita 2025, Section 5.2; Perez-Cruz 2008",
   options = {
     { name = "tau", default = 0.1, meaning = "temperature at the start; learned as log_tau" },
-    { name = "alpha", meaning = "concentration of the Dirichlet prior in every coordinate; 1/codes where not given (softmax-pkl)" },
+    { name = "alpha",
+      meaning = "concentration of the Dirichlet prior in every coordinate; 1/codes where not given (softmax-pkl)" },
     { name = "neighbour", default = 1, meaning = "which nearest neighbour the distances are taken to (softmax-pkl)" },
   },
   class = PerezCruzQuantizer,

@@ -378,8 +378,10 @@ function Run:write_table(title)
     lines[#lines + 1] = "| " .. table.concat(row, " | ") .. " |"
   end
   lines[#lines + 1] = ""
-  lines[#lines + 1] = "Code use: used codes / M over the whole split (beside it the mean over groups of 256 images). rMSE in standardized units after hard"
-  lines[#lines + 1] = "quantization; rMSE soft: the same with the training-time quantizers. PSNR in [0,1] pixels. FID and IS need Inception weights."
+  lines[#lines + 1] = "Code use: used codes / M over the whole split (beside it the mean over groups of 256 images). "
+    .. "rMSE in standardized units after hard"
+  lines[#lines + 1] = "quantization; rMSE soft: the same with the training-time quantizers. "
+    .. "PSNR in [0,1] pixels. FID and IS need Inception weights."
   core.write_file(self.out .. "/table.md", table.concat(lines, "\n") .. "\n")
 
   local bold = core.is_tty(1) and function(s) return "\27[1m" .. s .. "\27[0m" end or function(s) return s end

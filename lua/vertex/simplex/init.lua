@@ -475,8 +475,8 @@ function Watch:stack(name)
   if not core.is_tensor(first[name]) then fail("watch: no tensors '%s' in the records", tostring(name)) end
   for i, record in ipairs(self.records) do
     if shape_text(record[name]) ~= shape_text(first[name]) then
-      fail("watch: %s is %s at step %d and %s at step %d: batches differ in size, so take watch.records one by one, or fewer rows", name,
-        shape_text(first[name]), first.step, shape_text(record[name]), record.step)
+      fail("watch: %s is %s at step %d and %s at step %d: batches differ in size, so take watch.records one by one, "
+        .. "or fewer rows", name, shape_text(first[name]), first.step, shape_text(record[name]), record.step)
     end
     local x = record[name]:to "f32"
     parts[i] = ops.reshape(x, { 1, unpack(x:shape()) })
@@ -501,8 +501,9 @@ function Watch:__tostring()
   if not last then return "watch: no record yet" end
   local used = tape.no_grad(function() return ops.mean(ops.lt(core.new({ 1 }, { device = "cpu" }):zero(),
     last.claimed:to "f32")):item() end)
-  return ("watch: %d records, the last of step %d: mean distance from the nearest vertex %.3g, vertices claimed %.0f%%"):format(#self.records,
-    last.step, ops.mean(last.distances):item(), 100 * used)
+  local text = "watch: %d records, the last of step %d: mean distance from the nearest vertex %.3g, "
+    .. "vertices claimed %.0f%%"
+  return text:format(#self.records, last.step, ops.mean(last.distances):item(), 100 * used)
 end
 
 -- -- Plots ------------------------------------------------------------------------------------------------------------
