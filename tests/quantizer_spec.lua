@@ -9,9 +9,10 @@ local core = require "vertex.core"
 local ops = vx.ops
 
 local FOLDER = "tests/golden"
-local names = {}
-for _, item in ipairs(vx.quantizers()) do names[#names + 1] = item.name end
-local function is_smooth(name) return not (name:match "^ste" or name:match "^re%-") end
+local names, facts = {}, {} -- facts by name
+for _, item in ipairs(vx.quantizers()) do names[#names + 1], facts[item.name] = item.name, item end
+
+local KNN = { ["knn-l2"] = true, ["knn-ce"] = true } -- regularizers with neighbours
 
 local function options(more)
   local o = { dim = 6, codes = 10, k = 3, seed = 4 }
@@ -158,7 +159,7 @@ local function smooth_outputs(z, book, log_tau, o, precision)
   local C, N, G, M = core.C, z:size(1), z:size(2), book:size(2)
   local function handle(x) return x and x:detach()._h end
   local new = function(shape, dtype) return vx.zeros(shape, { dtype = dtype }) end
-  local knn = o.regularizer:match "^knn"
+  local knn = KNN[o.regularizer]
   local y, soft = new(z:shape()), o.sampler == "hgumbel" and new(z:shape()) or nil
   local t = { codes = new({ N, G }, "i32"), lse = new { N, G, 2 }, sumsq = new { N, G },
     near = knn and new({ G, M, o.k }, "i32") or nil,
@@ -384,6 +385,22 @@ describe("the registry", function()
     end
   end)
 
+  it("lists what each method declares", function()
+    local function declared(name)
+      local f = facts[name]
+      return { f.kind, f.metric or "-", f.codebook, f.estimator or "-", f.sampler or "-", f.regularizer or "-", f.stages }
+    end
+    assert.same({ "hard", "euclid", true, "ste", "-", "-", 1 }, declared "ste-euclid")
+    assert.same({ "hard", "cosine", true, "rotation", "-", "-", 1 }, declared "re-cosine")
+    assert.same({ "smooth", "cosine", true, "-", "hgumbel", "knn-l2", 1 }, declared "hgumbel-knn-l2")
+    assert.same({ "smooth", "cosine", true, "-", "softmax", "pkl", 1 }, declared "softmax-pkl")
+    -- Appendix B.1: half the rate and no decay for the two Euclidean methods, and for them alone
+    for _, name in ipairs(names) do
+      local hint = facts[name].metric == "euclid" and { rate = 0.5, weight_decay = 0 } or {}
+      assert.same(hint, facts[name].optimizer, name)
+    end
+  end)
+
   it("says what it knows when asked for something else", function()
     H.raises(function() vx.quantizer("softmax", { dim = 4, codes = 4 }) end, "'softmax'", "softmax-knn-ce",
       "ste-euclid")
@@ -426,7 +443,8 @@ describe("the registry", function()
         local codes = self:nearest(z)
         return self:lookup(codes), ops.reshape(ops.mse(z, self:lookup(codes)), { 1 }), codes
       end
-      return { names = { { name = "first", summary = "a test" } }, paper = "none", class = First } ]])
+      return { names = { { name = "first", summary = "a test" } }, paper = "none", kind = "hard",
+        codebook = true, metric = "euclid", class = First } ]])
     local before = #vx.quantizers()
     assert.same({ "first" }, registry.load_folder(folder))
     assert.equal(before + 1, #vx.quantizers())
@@ -460,7 +478,7 @@ for _, name in ipairs(names) do
         assert.same({ groups, 10, 6 / groups }, q.codebook:shape())
         -- evaluation: the nearest code, as the reference finds it; its quantized row is what decode gives
         q:eval()
-        local metric = (is_smooth(name) or name:match "cosine") and "cosine" or "euclid"
+        local metric = facts[name].metric
         local e = q:forward(z)
         assert.same(R.list(R.assign(R.from(z:reshape { 40, groups, -1 }), R.from(q.codebook), metric)), H.flat(e.codes))
         assert.same(H.flat(e.codes), H.flat(q:encode(z)))
@@ -552,7 +570,7 @@ describe("every quantizer", function()
       assert.is_true(s.code_perplexity >= 1 and s.code_perplexity <= 10.0001)
       assert.is_true(s.perplexity >= 1 and s.perplexity <= 10.0001)
       assert.is_true(s.max_p > 0.1 and s.max_p <= 1.00001)
-      if is_smooth(name) then H.close({ s.tau }, { 0.1 }, 1e-6, 0) else assert.is_nil(s.tau) end
+      if facts[name].kind == "smooth" then H.close({ s.tau }, { 0.1 }, 1e-6, 0) else assert.is_nil(s.tau) end
     end
   end)
 
@@ -580,7 +598,7 @@ describe("every quantizer", function()
 
   it("refuses K > N and names both numbers", function()
     for _, name in ipairs(names) do
-      if name:match "knn" then
+      if KNN[facts[name].regularizer] then
         local q = vx.quantizer(name, options { k = 8 })
         H.raises(function() q:forward(vx.randn { 7, 6 }) end, "8", "7")
         assert.is_truthy(q:forward(vx.randn { 8, 6 }).quantized)
@@ -598,7 +616,7 @@ describe("every quantizer", function()
       local function reg(weight) return vx.quantizer(name, options { weight = weight }):forward(z).reg:item() end
       local one = reg(1)
       H.close({ reg(2.5), reg(0) }, { 2.5 * one, 0 }, 1e-6, 1e-9, name)
-      assert.equal(name:match "none$" ~= nil, one == 0)
+      assert.equal(facts[name].regularizer == "none", one == 0)
     end
   end)
 
@@ -760,7 +778,7 @@ describe("state", function()
       assert.equal(a.codebook:bytes(), b.codebook:bytes())
       local z = data(12, { 20, 6 })
       assert.equal(a:encode(z):bytes(), b:encode(z):bytes())
-      assert.equal(is_smooth(name) and 61 or 60, a:parameter_count())
+      assert.equal(facts[name].kind == "smooth" and 61 or 60, a:parameter_count())
     end
   end)
 

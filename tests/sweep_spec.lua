@@ -206,7 +206,8 @@ describe("ae_sweep", function()
       end
       function Mine:nearest(z) return ops.assign(z, self.codebook, "euclid") end
       function Mine:lookup(codes) return self:take(self.codebook, codes) end
-      return { names = { { name = "mine", summary = "half the commitment" } }, paper = "none", class = Mine }
+      return { names = { { name = "mine", summary = "half the commitment" } }, paper = "none",
+        kind = "hard", metric = "euclid", codebook = true, class = Mine }
     ]])
     local output, status = sweep "--quantizers more --methods mine --steps 2 --batch 4 --out m"
     assert.equal(0, status, output)
@@ -217,20 +218,26 @@ describe("ae_sweep", function()
 
   it("says what is wrong with a file of quantizers", function()
     lfs.mkdir(scratch .. "/wrong")
-    local class = "class = require('vertex.quantizers').Quantizer.extend 'Empty' "
+    local class = "class = require('vertex.quantizers').Quantizer.extend 'Empty', "
+    local facts = "paper = 'p', kind = 'hard', codebook = true, "
+    local x = "names = { { name = 'x', summary = 's' } }, "
     for text, expected in pairs {
       ["return {"] = "wrong/one.lua:1: unexpected symbol",
       ["error 'no'"] = "wrong/one.lua:1: no",
       ["return 3"] = "wrong/one.lua returns a number",
       ["return { " .. class .. "}"] = "names no quantizer",
-      ["return { names = { { name = 'a,b', summary = 's' } }, paper = 'p', " .. class .. "}"] = "names[1] has no name",
-      ["return { names = { { name = 'x' } }, paper = 'p', " .. class .. "}"] = "its summary is missing",
-      ["return { names = { { name = 'x', summary = 's' } }, " .. class .. "}"] = "paper is missing",
-      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', options = { 'k' }, " .. class
-        .. "}"] = "options[1] should be",
-      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', class = 'X' }"] = "has as class a string",
-      ["return { names = { { name = 'x', summary = 's' } }, paper = 'p', " .. class
-        .. "}"] = "does not define Empty:quantize",
+      ["return { names = { { name = 'a,b', summary = 's' } }, " .. facts .. class .. "}"] = "names[1] has no name",
+      ["return { names = { { name = 'x' } }, " .. facts .. class .. "}"] = "its summary is missing",
+      ["return { " .. x .. "kind = 'hard', codebook = true, " .. class .. "}"] = "does not declare paper of 'x'",
+      ["return { " .. x .. "paper = 'p', codebook = true, " .. class .. "}"] = "does not declare kind of 'x'",
+      ["return { " .. x .. "paper = 'p', kind = 'hard', " .. class .. "}"] = "does not declare codebook of 'x'",
+      ["return { " .. x .. facts .. "metric = 'l2', " .. class .. "}"] = "declares metric = l2 of 'x', expected 'euclid'",
+      ["return { " .. x .. facts .. "stages = 1.5, " .. class .. "}"] = "declares stages = 1.5 of 'x'",
+      ["return { " .. x .. facts .. "optimizer = { lr = 1 }, " .. class .. "}"] = "declares optimizer = ",
+      ["return { " .. x .. facts .. "optimiser = {}, " .. class .. "}"] = "has an unknown field 'optimiser'",
+      ["return { " .. x .. facts .. "options = { 'k' }, " .. class .. "}"] = "options[1] should be",
+      ["return { " .. x .. facts .. "class = 'X' }"] = "has as class a string",
+      ["return { " .. x .. facts .. class .. "}"] = "does not define Empty:quantize",
     } do
       write("wrong/one.lua", text)
       local output, status = sweep "--quantizers wrong --steps 1 --out w"

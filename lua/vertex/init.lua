@@ -25,7 +25,7 @@ local vx = {
   -- files
   load = safetensors.load, save = safetensors.save,
   -- quantizers
-  quantizer = registry.quantizer, quantizers = registry.quantizers,
+  quantizer = registry.quantizer, quantizers = registry.quantizers, Quantizer = registry.Quantizer,
   ops = ops, nn = require "vertex.nn", optim = require "vertex.optim",
 }
 

@@ -28,7 +28,6 @@ local function number(text, default) return tonumber(text) or default end
 
 --- Results of a training forward and backward on the file's inputs.
 function check.run(t, meta)
-  local smooth = not meta.method:match "^ste" and not meta.method:match "^re%-"
   local q = vx.quantizer(meta.method, {
     dim = number(meta.dim), codes = number(meta.codes), groups = number(meta.groups), k = number(meta.k),
       beta = number(meta.beta),
@@ -41,7 +40,7 @@ function check.run(t, meta)
   local z = t.z:clone()
   z.requires_grad = true
   local o
-  if smooth then q.log_tau:copy(t.log_tau) end
+  if q.log_tau then q.log_tau:copy(t.log_tau) end
   if t.vertices then -- the quantizer draws its own subset: give the op the file's
     local n, groups = z:size(1), q.options.groups
     local y, reg, codes = vx.ops.quantize_smooth(z:reshape { n, groups, -1 }, q.codebook, q.log_tau, {
@@ -51,7 +50,7 @@ function check.run(t, meta)
     })
     o = { quantized = y:reshape(z:shape()), reg = reg:reshape {}, codes = codes }
   else
-    o = q:forward(z, { gumbel = smooth and t.gumbel or nil, prior = t.prior })
+    o = q:forward(z, { gumbel = q.facts.sampler and t.gumbel or nil, prior = t.prior })
   end
   local total = vx.sum(vx.mul(o.quantized, t.cotangent)) / z:size(1) + o.reg
   total:backward()

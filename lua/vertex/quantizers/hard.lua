@@ -20,10 +20,8 @@ function Hard:setup(options)
   if options.reduction ~= "sum" and options.reduction ~= "mean" then
     core.fail("quantizer: reduction is '%s', expected sum or mean", tostring(options.reduction))
   end
-  local estimator, metric = self.label:match "^(%a+)%-(%a+)$"
-  self.how = { metric = metric, estimator = estimator == "re" and "rotation" or "ste", beta = options.beta,
-    reduction = options.reduction,
-    codebook_grad = options.codebook_grad }
+  self.how = { metric = self.facts.metric, estimator = self.facts.estimator, beta = options.beta,
+    reduction = options.reduction, codebook_grad = options.codebook_grad }
 end
 
 function Hard:quantize(z) return ops.quantize_hard(z, self.codebook, self.how) end
@@ -39,14 +37,22 @@ function Hard:lookup(codes)
   return self:take(book, codes)
 end
 
+-- Appendix B.1 trains the Euclidean methods with half the learning rate and no weight decay.
+local EUCLID = { rate = 0.5, weight_decay = 0 }
+
 return {
   order = 10,
+  kind = "hard",
+  codebook = true,
   names = {
-    { name = "ste-euclid", summary = "straight-through, Euclidean nearest code", paper = "van den Oord et al. 2017" },
+    { name = "ste-euclid", summary = "straight-through, Euclidean nearest code", paper = "van den Oord et al. 2017",
+      metric = "euclid", estimator = "ste", optimizer = EUCLID },
     { name = "ste-cosine", summary = "straight-through on the sphere",
-      paper = "van den Oord et al. 2017; Yu et al. 2022" },
-    { name = "re-euclid", summary = "rotation trick, Euclidean nearest code", paper = "Fifty et al. 2025" },
-    { name = "re-cosine", summary = "rotation trick on the sphere", paper = "Fifty et al. 2025" },
+      paper = "van den Oord et al. 2017; Yu et al. 2022", metric = "cosine", estimator = "ste" },
+    { name = "re-euclid", summary = "rotation trick, Euclidean nearest code", paper = "Fifty et al. 2025",
+      metric = "euclid", estimator = "rotation", optimizer = EUCLID },
+    { name = "re-cosine", summary = "rotation trick on the sphere", paper = "Fifty et al. 2025",
+      metric = "cosine", estimator = "rotation" },
   },
   options = {
     { name = "beta", default = 1, meaning = "weight of the commitment loss (Eq. 10)" },

@@ -22,6 +22,8 @@ local registry = require "vertex.quantizers"
 local Smooth = registry.Quantizer.extend "SmoothQuantizer"
 local check = registry.check
 
+local KNN = { ["knn-l2"] = true, ["knn-ce"] = true } -- regularizers that look at the vertices one by one
+
 function Smooth:setup(options)
   check.integer("k", options.k, 1)
   check.integer("shards", options.shards, 1)
@@ -46,7 +48,7 @@ function Smooth:setup(options)
   else
     check.number("gumbel_tau", g, 0, true)
   end
-  self.sampler, self.regularizer = self.label:match "^(%a+)%-(.+)$"
+  self.sampler, self.regularizer = self.facts.sampler, self.facts.regularizer
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })
 end
 
@@ -84,7 +86,7 @@ function Smooth:quantize(z, given)
     sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards,
       seed = seed, stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
-    vertices = o.vertices and self.regularizer:match "^knn" and draw_vertices(self) or nil,
+    vertices = o.vertices and KNN[self.regularizer] and draw_vertices(self) or nil,
     precision = o.precision, stats = self.with_stats,
   })
 end
@@ -130,6 +132,7 @@ for pass = 1, 2 do
     for _, r in ipairs(REGULARIZERS) do
       if (r[1] == "none") == (pass == 2) then
         names[#names + 1] = { name = s[1] .. "-" .. r[1], summary = s[2] .. ", " .. r[2], ablation = r[1] == "none",
+          sampler = s[1], regularizer = r[1],
           paper = r[3] == s[3] and r[3] or r[3] and s[3] .. "; " .. r[3] or s[3] }
       end
     end
@@ -138,6 +141,9 @@ end
 
 return {
   order = 20,
+  kind = "smooth",
+  metric = "cosine",
+  codebook = true,
   names = names,
   options = {
     { name = "tau", default = 0.1, meaning = "temperature at the start; learned as log_tau" },

@@ -51,6 +51,11 @@ end
 
 return {
   order = 30,
+  kind = "smooth",
+  metric = "cosine",
+  codebook = true,
+  sampler = "softmax",
+  regularizer = "dirichlet",
   names = { { name = "softmax-dirichlet",
     summary = "softmax, divergence of the fitted Dirichlet distribution from a prior", ablation = true } },
   paper = "Morita 2025, Section 5.2; Ronning 1989; Sklar 2014",

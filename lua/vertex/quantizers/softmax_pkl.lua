@@ -49,6 +49,11 @@ end
 
 return {
   order = 31,
+  kind = "smooth",
+  metric = "cosine",
+  codebook = true,
+  sampler = "softmax",
+  regularizer = "pkl",
   names = { { name = "softmax-pkl",
     summary = "softmax, nearest-neighbour estimate of the divergence from a Dirichlet prior", ablation = true } },
   paper = "Morita 2025, Section 5.2; Perez-Cruz 2008",
