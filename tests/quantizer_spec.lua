@@ -388,7 +388,8 @@ describe("the registry", function()
   it("lists what each method declares", function()
     local function declared(name)
       local f = facts[name]
-      return { f.kind, f.metric or "-", f.codebook, f.estimator or "-", f.sampler or "-", f.regularizer or "-", f.stages }
+      return { f.kind, f.metric or "-", f.codebook, f.estimator or "-", f.sampler or "-", f.regularizer or "-",
+        f.stages }
     end
     assert.same({ "hard", "euclid", true, "ste", "-", "-", 1 }, declared "ste-euclid")
     assert.same({ "hard", "cosine", true, "rotation", "-", "-", 1 }, declared "re-cosine")

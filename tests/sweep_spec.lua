@@ -231,7 +231,7 @@ describe("ae_sweep", function()
       ["return { " .. x .. "kind = 'hard', codebook = true, " .. class .. "}"] = "does not declare paper of 'x'",
       ["return { " .. x .. "paper = 'p', codebook = true, " .. class .. "}"] = "does not declare kind of 'x'",
       ["return { " .. x .. "paper = 'p', kind = 'hard', " .. class .. "}"] = "does not declare codebook of 'x'",
-      ["return { " .. x .. facts .. "metric = 'l2', " .. class .. "}"] = "declares metric = l2 of 'x', expected 'euclid'",
+      ["return { " .. x .. facts .. "metric = 'l2', " .. class .. "}"] = "declares metric = l2 of 'x', expected",
       ["return { " .. x .. facts .. "stages = 1.5, " .. class .. "}"] = "declares stages = 1.5 of 'x'",
       ["return { " .. x .. facts .. "optimizer = { lr = 1 }, " .. class .. "}"] = "declares optimizer = ",
       ["return { " .. x .. facts .. "optimiser = {}, " .. class .. "}"] = "has an unknown field 'optimiser'",

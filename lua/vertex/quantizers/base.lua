@@ -1,5 +1,9 @@
---- base: the class that every quantizer extends: rows in and out of shape, statistics, codes, evaluation. A family's class
--- adds quantize, nearest and lookup (init.lua says what each gives).
+--- base: the class that every quantizer extends: shapes of rows and codes, statistics, training against evaluation.
+--
+-- A family's class is made by vx.Quantizer.extend "Name" and has
+--   :setup(options)                             parameters beyond the codebook; may be left out
+--   :quantize(z, given) -> y, reg, codes        in training; z (N,G,D), y like z, reg {1}, codes i32 (N,G)
+--   :nearest(z) -> codes, :lookup(codes) -> y   for inference
 
 local core = require "vertex.core"
 local nn = require "vertex.nn"
@@ -12,7 +16,9 @@ local Quantizer = nn.module "Quantizer"
 --- Whether vx.graph can record a training step: false for a class whose quantize() waits for the device.
 Quantizer.graphs = true
 
---- A class of quantizers.
+--- Makes a class of quantizers.
+-- @param name of the class, for print
+-- @return class with this one's methods, to which the family adds its own
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
 
 local function integer(name, value, low)
@@ -28,7 +34,10 @@ local function number(name, value, low, open)
 end
 Quantizer.check = { integer = integer, number = number }
 
-function Quantizer.setup() end
+--- Makes what a family keeps beyond the codebook, and checks its options; a class overrides it. self.options and
+-- self.facts (the method's entry of the registry) are there already.
+-- @param options table of the family's options with their defaults
+function Quantizer:setup(options) end -- luacheck: no unused args
 
 --- facts: the method's item of the registry.
 function Quantizer:init(facts, options)
@@ -51,6 +60,8 @@ function Quantizer:init(facts, options)
   self:setup(options)
 end
 
+--- Says in a line what print shows: the method, the width of rows and the number of codes.
+-- @return text
 function Quantizer:summary()
   local o = self.options
   return ("%s, dim %d, %s%d codes"):format(self.label, o.dim, o.groups > 1 and o.groups .. " x " or "", o.codes)

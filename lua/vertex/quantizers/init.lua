@@ -5,12 +5,12 @@
 -- method's name:
 --   { names = { { name =, summary =, ... }, ... },   its methods, in the order of the paper's Table 1
 --     options = { { name =, default =, meaning = }, ... },   beyond the common ones below
---     class = a class made by vx.Quantizer.extend "Name" (base.lua says which methods it has),
+--     class = a class that extends vx.Quantizer (base.lua says with what),
 --     order = place among the families (default: after all others) }
 -- Facts stand in a method's entry, or in the family where all its methods share them:
 --   paper         text: where it comes from
---   kind          "hard" (a row becomes one code, with an estimated gradient), "smooth" (a mixture of codes in training)
---                 or "scalar" (each number of a row is rounded on its own)
+--   kind          "hard" (a row becomes one code, with an estimated gradient), "smooth" (a mixture of codes in
+--                 training) or "scalar" (each number of a row is rounded on its own)
 --   codebook      true: it has learned codes; false: it has none
 --   metric        "euclid" or "cosine": what nearest means; nil where nothing is compared
 --   sampler, regularizer, estimator   texts; nil where they do not apply
