@@ -136,10 +136,13 @@ end
 local SAMPLERS, REGULARIZERS = { softmax = 0, sgumbel = 1, hgumbel = 2 },
   { none = 0, ppl = 1, ["knn-ce"] = 2, ["knn-l2"] = 3 }
 local METRICS = { euclid = 0, cosine = 1 }
-local known_methods = {}
-for _, q in ipairs(vx.quantizers()) do
-  local sampler = q.name:match "^(%a+)-"
-  if SAMPLERS[sampler] then known_methods[#known_methods + 1] = q.name end
+local known_methods, method_of = {}, {} -- method_of[sampler][regularizer]
+for _, facts in ipairs(vx.quantizers()) do
+  if SAMPLERS[facts.sampler] and REGULARIZERS[facts.regularizer] then
+    known_methods[#known_methods + 1] = facts.name
+    method_of[facts.sampler] = method_of[facts.sampler] or {}
+    method_of[facts.sampler][facts.regularizer] = facts.name
+  end
 end
 
 local sections = words(flags.sections, SECTIONS, "section")
@@ -263,12 +266,11 @@ end
 
 --- One forward and backward pass: y, reg, codes, near, gradients and the seconds of both.
 local function pass(shape, method)
-  local i = inputs(shape)
-  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+  local i, facts = inputs(shape), tools.facts(method)
   local ctx = { needs = { true, true, true } }
   local start = core.time()
   local y, reg, codes = smooth.forward(ctx, i.z, i.codebook, i.log_tau,
-    { sampler = sampler, regularizer = regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED,
+    { sampler = facts.sampler, regularizer = facts.regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED,
       stream = STREAM, stats = false })
   finish_device()
   local middle = core.time()
@@ -325,11 +327,10 @@ end
 
 --- Puts the errors of a result's file into a row.
 local function compare_exactly(row, shape, method, file)
-  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
-  local knn = regularizer and regularizer:match "^knn"
+  local facts = tools.facts(method)
+  local knn = tools.KNN[facts.regularizer]
   local text = tools.execute(tools.compile(here .. "/float64_check.c"), shape.N, shape.D, shape.M, knn and shape.K or 0,
-    SAMPLERS[sampler] or METRICS[method],
-    REGULARIZERS[regularizer] or -1, SEED, STREAM, inputs(shape).file, file)
+    SAMPLERS[facts.sampler] or METRICS[facts.metric], REGULARIZERS[facts.regularizer] or -1, SEED, STREAM, inputs(shape).file, file)
   for name, value in text:gmatch "(%w[%w_]*) (%S+)" do
     local column = name == "gap" and "near_gap" or (name == "codes" or name == "near") and name .. "_differ" or name
     if column ~= "near_differ" or knn then row[column] = tonumber(value) end
@@ -363,7 +364,7 @@ end
 
 --- Pairs of our runs with a worker's: adds the worker's row and returns it. `own` is our side of the pair.
 local function against_torch(section, shape, method, baseline, own)
-  local row, side = { against = "vertex" }, "torch " .. baseline
+  local row, side, facts = { against = "vertex" }, "torch " .. baseline, tools.facts(method)
   local whole = shape.N * shape.M * 4 -- one array of every row with every code
   local blocks = baseline == "chunk" or baseline == "filter"
   if not blocks and whole > memory_limit then
@@ -372,7 +373,7 @@ local function against_torch(section, shape, method, baseline, own)
   end
   local result = tools.scratch "torch"
   local worker, reason = tools.worker(flags.python, here .. "/quantizer.py",
-    { baseline, method, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result, flags.device },
+    { baseline, facts.sampler or "nearest", facts.regularizer or facts.metric, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result, flags.device },
     { environment = environment(), memory = not on_gpu and memory_limit or nil })
   if not worker then
     row.note = "did not start: " .. reason
@@ -387,12 +388,12 @@ local function against_torch(section, shape, method, baseline, own)
   if b then
     times(b, row)
     compare_times(row, a, b)
-    local outputs = METRICS[method] and 8 * shape.N or 4 * (2 * shape.N + shape.M) * shape.D
+    local outputs = not facts.sampler and 8 * shape.N or 4 * (2 * shape.N + shape.M) * shape.D
     row.extra_bytes = math.max(0, tonumber(worker:ask "memory") - outputs)
-    if (METRICS[method] or method:match "^softmax") and wants_errors(shape) then
+    if (not facts.sampler or facts.sampler == "softmax") and wants_errors(shape) then -- torch's noise is another
       worker:ask "save"
       compare_exactly(row, shape, method, result)
-      if blocks and not METRICS[method] then row.codes_differ = nil end -- they do not compute them
+      if blocks and facts.sampler then row.codes_differ = nil end -- they do not compute them
     end
   else
     row.note = ("ends: out of memory (%.1f GB allowed; one N x M array is %.1f GB)"):format(memory_limit / 1e9,
@@ -407,7 +408,7 @@ end
 --- Our own row of a smoothed method, with floor, memory and errors; s: its summary.
 local function add_ours(section, shape, method, s)
   local row = times(s)
-  row.floor_ms = tools.floor_ms(shape, method, ceilings)
+  row.floor_ms = tools.floor_ms(shape, tools.facts(method), ceilings)
   row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
   row.extra_bytes, row.rss_bytes = our_memory(function()
     local r = pass(shape, method)
@@ -426,15 +427,15 @@ function run.op()
       if on_gpu then
         local side, graph = ours_in_graph(shape, method)
         local row = times((tools.pair(limits, side)))
-        row.forward_ms, row.backward_ms, row.floor_ms = nil, nil, tools.floor_ms(shape, method, ceilings)
+        row.forward_ms, row.backward_ms, row.floor_ms = nil, nil, tools.floor_ms(shape, tools.facts(method), ceilings)
         row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
         add("op", shape, method, "vertex graph", row)
         graph:release()
       end
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES)) do
-        local sampler, regularizer = method:match "^(%a+)%-(.+)$"
-        local fits = baseline == "naive" or baseline == "compile" or sampler == "softmax" and
-          (regularizer:match "^knn" or baseline == "filter" and regularizer == "none")
+        local facts = tools.facts(method)
+        local fits = baseline == "naive" or baseline == "compile" or facts.sampler == "softmax" and
+          (tools.KNN[facts.regularizer] or baseline == "filter" and facts.regularizer == "none")
         if fits then against_torch("op", shape, method, baseline, ours(shape, method)) end
       end
     end
@@ -446,7 +447,7 @@ local function against_method(section, shape, other, method)
   local a, b = tools.pair(limits, ours(shape, other), ours(shape, method))
   local row = times(b, { against = other })
   compare_times(row, a, b)
-  row.floor_ms = tools.floor_ms(shape, method, ceilings)
+  row.floor_ms = tools.floor_ms(shape, tools.facts(method), ceilings)
   row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
   add(section, shape, method, "vertex", row)
 end
@@ -454,7 +455,7 @@ end
 function run.regularizer()
   for _, shape in ipairs(shapes "B,C") do
     for _, regularizer in ipairs { "knn-ce", "knn-l2", "ppl" } do
-      against_method("regularizer", shape, "softmax-none", "softmax-" .. regularizer)
+      against_method("regularizer", shape, method_of.softmax.none, method_of.softmax[regularizer])
     end
   end
 end
@@ -463,10 +464,10 @@ function run.gumbel()
   local seen = {}
   for _, shape in ipairs(shapes "B,C") do
     for _, method in ipairs(methods) do
-      local regularizer = method:match "^%a+%-(.+)$"
+      local regularizer = tools.facts(method).regularizer
       local id = shape.name .. regularizer
       for _, sampler in ipairs(seen[id] and {} or { "sgumbel", "hgumbel" }) do
-        against_method("gumbel", shape, "softmax-" .. regularizer, sampler .. "-" .. regularizer)
+        against_method("gumbel", shape, method_of.softmax[regularizer], method_of[sampler][regularizer])
       end
       seen[id] = true
     end
@@ -486,7 +487,7 @@ function run.assign()
         return (core.time() - start) * 1e3, 0
       end
       local row = times((tools.pair(limits, own)))
-      row.floor_ms = tools.floor_ms(shape, metric, ceilings)
+      row.floor_ms = tools.floor_ms(shape, tools.facts(metric), ceilings)
       row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
       row.extra_bytes, row.rss_bytes = our_memory(function() return { vx.ops.assign(i.z, i.codebook, metric) } end)
       if wants_errors(shape) then

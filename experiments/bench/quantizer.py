@@ -1,6 +1,7 @@
 """The smoothed quantizer, and the nearest code, in PyTorch: what quantizer.lua times Vertex against.
 
-    python3 quantizer.py BASELINE METHOD N D M K THREADS INPUTS RESULT [DEVICE]
+    python3 quantizer.py BASELINE SAMPLER REGULARIZER N D M K THREADS INPUTS RESULT [DEVICE]
+    python3 quantizer.py BASELINE nearest METRIC N D M K THREADS INPUTS RESULT [DEVICE]
 
 A worker that quantizer.lua drives: it reads INPUTS (float64_check.c says what a file holds), prints "ready VERSION", and then answers
 each line "run" with "FORWARD BACKWARD" in milliseconds, "save" by writing RESULT, "memory" with the bytes that its peak
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 # chunk's forward pass, which likes them larger.
 CHUNK_ELEMENTS, TOPK_ELEMENTS = 1 << 21, 1 << 23
 GPU_CHUNK_ELEMENTS = 1 << 27  # half a gigabyte: few launches, and small beside a GPU's memory
-DEVICE = torch.device(sys.argv[10] if len(sys.argv) > 10 else "cpu")
+DEVICE = torch.device(sys.argv[11] if len(sys.argv) > 11 else "cpu")
 
 
 def now():
@@ -231,21 +232,22 @@ def nearest_vqp(codebook, metric):
     return lambda z, _codebook, _metric: quantizer(z[None])[1][0]
 
 
-def make_step(baseline, method, k):
-    """step(z, codebook, log_tau, dy) -> (forward seconds, backward seconds, result for the file)."""
-    if method in ("euclid", "cosine"):
+def make_step(baseline, sampler, regularizer, k):
+    """step(z, codebook, log_tau, dy) -> (forward seconds, backward seconds, result for the file). Sampler "nearest": the
+    nearest code, by the metric in the regularizer's place."""
+    if sampler == "nearest":
+        metric = regularizer
         nearest = {"cdist": nearest_cdist, "mm": nearest_mm, "chunk": nearest_chunk, "vqp": None}[baseline]
 
         @torch.no_grad()
         def step(z, codebook, log_tau, dy):
             nonlocal nearest
-            nearest = nearest or nearest_vqp(codebook, method)
+            nearest = nearest or nearest_vqp(codebook, metric)
             start = now()
-            codes = nearest(z, codebook, method)
+            codes = nearest(z, codebook, metric)
             return now() - start, 0.0, [codes]
 
         return step
-    sampler, regularizer = method.split("-", 1)
     quantize = {"naive": naive, "trans": trans, "chunk": chunk, "filter": filtered, "compile": naive}[baseline]
     if baseline == "compile":
         quantize = torch.compile(quantize)
@@ -291,9 +293,9 @@ def peak():
 
 
 def main():
-    baseline, method = sys.argv[1:3]
-    n, d, m, k, threads = map(int, sys.argv[3:8])
-    inputs, result_path = sys.argv[8:10]
+    baseline, sampler, regularizer = sys.argv[1:4]
+    n, d, m, k, threads = map(int, sys.argv[4:9])
+    inputs, result_path = sys.argv[9:11]
     torch.set_num_threads(threads)
     if DEVICE.type == "cuda":
         global CHUNK_ELEMENTS, TOPK_ELEMENTS
@@ -301,9 +303,9 @@ def main():
         torch.set_default_device(DEVICE)  # since PyTorch 2.0
     torch.manual_seed(1)
     small = [torch.randn(64, d).requires_grad_(), torch.randn(64, d).requires_grad_(), torch.tensor([0.1]).log().requires_grad_(), torch.randn(64, d)]
-    make_step("naive" if baseline == "compile" else baseline, method, 1)(*small)  # libraries warm
+    make_step("naive" if baseline == "compile" else baseline, sampler, regularizer, 1)(*small)  # libraries warm
     z, codebook, dy, log_tau = read_inputs(inputs, n, d, m)
-    step, base, result = make_step(baseline, method, k), peak(), None
+    step, base, result = make_step(baseline, sampler, regularizer, k), peak(), None
     print("ready", torch.__version__, flush=True)
     for line in sys.stdin:
         command = line.strip()

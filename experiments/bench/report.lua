@@ -32,7 +32,7 @@ local function lines_of(rows, best)
     "ratio", "least", "most", "of leasts", "extra MB", "rss MB", "quantized", "reg", "dz", "dcodebook", "dlog_tau",
       "codes", "near", "note" } }
   for _, r in ipairs(rows) do
-    local floor = r.floor_ms and tools.floor_ms(r, r.method, best)
+    local floor = r.floor_ms and tools.floor_ms(r, tools.facts(r.method), best)
     lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side,
       short(r.forward_ms), short(r.backward_ms),
       short(r.ms), short(r.ms_min), short(r.ms_max), short(floor), percent(floor, r.ms),

@@ -3,6 +3,7 @@
 
 local lfs = require "lfs"
 local core = require "vertex.core"
+local quantizers = require "vertex.quantizers"
 
 local tools = {}
 
@@ -104,11 +105,18 @@ function tools.gpu_ceilings(device)
   return c
 end
 
---- Least milliseconds of a smoothed method or of the nearest code ("euclid", "cosine"), as the head of quantizer.lua
--- counts them; nil for methods with noise, and where the ceilings were not measured. A GPU's are those without
--- `compare`.
-function tools.floor_ms(shape, method, ceilings)
-  local sampler, regularizer = method:match "^(%a+)%-(.+)$"
+--- What is declared of a row's method: a quantizer's facts; {metric =} of the nearest code alone, whose rows have the
+-- metric in the method's place.
+function tools.facts(method) return quantizers.by_name[method] or { metric = method } end
+
+--- Regularizers with neighbours.
+tools.KNN = { ["knn-ce"] = true, ["knn-l2"] = true }
+
+--- Least milliseconds of a smoothed method or of the nearest code, as the head of quantizer.lua counts them. facts: the
+-- method's (tools.facts). nil for methods with noise, and where the ceilings were not measured. A GPU's are
+-- those without `compare`.
+function tools.floor_ms(shape, facts, ceilings)
+  local sampler, regularizer = facts.sampler, facts.regularizer
   if not ceilings.fma then return nil end
   local NM = shape.N * shape.M
   local G, E, madd = 2 * NM * shape.D / ceilings.fma, NM / ceilings.exp2, 2 * NM / ceilings.fma
@@ -117,7 +125,7 @@ function tools.floor_ms(shape, method, ceilings)
   if not ceilings.compare then return 3 * E * 1e-6 end
   local F = NM / ceilings.compare
   local t = 2 * G + E + 5 * G + E
-  if regularizer:match "^knn" then t = t + F end
+  if tools.KNN[regularizer] then t = t + F end
   if regularizer == "knn-l2" then t = t + 2 * madd end
   if regularizer == "ppl" then t = t + madd + G + E + 2 * madd end
   return t * 1e-6
