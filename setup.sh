@@ -23,7 +23,6 @@ needs=(
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
   "libzmq5|ldconfig -p | grep -q libzmq.so.5"
   "libssl3|ldconfig -p | grep -q libcrypto.so.3"
-  "lua-dkjson|luajit -e 'require \"dkjson\"'"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )
 

@@ -3,6 +3,7 @@
 
 local H = require "tests.helper"
 local core = require "vertex.core"
+local json = require "vertex.json"
 local lfs = require "lfs"
 local wire = require "vertex.interactive.jupyter_wire"
 
@@ -85,7 +86,7 @@ local function start()
   local connection = { transport = "ipc", ip = folder .. "/socket", key = "a key", signature_scheme = "hmac-sha256",
     shell_port = 1, iopub_port = 2,
     stdin_port = 3, control_port = 4, hb_port = 5 }
-  H.write(folder .. "/connection.json", wire.encode(connection))
+  H.write(folder .. "/connection.json", json.encode(connection))
   local command = "cd '%s'; JPY_PARENT_PID=1 setsid luajit '%s' connection.json >log 2>&1 & echo $!; %s"
   local pipe = assert(io.popen(command:format(folder, program,
     "while [ ! -e parent ] && kill -0 $PPID; do sleep 0.1; done 2>/dev/null")))
@@ -354,7 +355,7 @@ describe("the kernel's program", function()
     local out, rc = shell(("cd '%s/lua/vertex/interactive' && luajit jupyter.lua install --prefix '%s'"):format(root,
       prefix))
     assert.equal(0, rc, out)
-    local spec = wire.decode(H.read(prefix .. "/share/jupyter/kernels/vertex/kernel.json"))
+    local spec = json.decode(H.read(prefix .. "/share/jupyter/kernels/vertex/kernel.json"))
     assert.same({ "luajit", program, "{connection_file}", n = nil }, setmetatable(spec.argv, nil))
     assert.same({ "lua", "signal" }, { spec.language, spec.interrupt_mode })
     out, rc = shell(("JUPYTER_DATA_DIR='%s/user' luajit '%s' install"):format(prefix, program))

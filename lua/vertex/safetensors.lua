@@ -5,6 +5,7 @@
 -- readers do not insist on.
 
 local core = require "vertex.core"
+local utf8 = require "vertex.utf8"
 
 local safetensors = {}
 local fail = core.fail
@@ -27,37 +28,6 @@ local function quote(s)
     function(c) return ESCAPED[c] or (c:byte() < 32 and ("\\u%04x"):format(c:byte())) or c end) .. '"'
 end
 
-local function utf8(code)
-  if code < 0x80 then return string.char(code) end
-  local tail = string.char(0x80 + code % 64)
-  code = math.floor(code / 64)
-  if code < 0x20 then return string.char(0xc0 + code) .. tail end
-  tail = string.char(0x80 + code % 64) .. tail
-  code = math.floor(code / 64)
-  if code < 0x10 then return string.char(0xe0 + code) .. tail end
-  return string.char(0xf0 + math.floor(code / 64), 0x80 + code % 64) .. tail
-end
-
-local SEQUENCES = { -- well-formed ones of two to four bytes, by their first byte (Unicode 15, table 3-7)
-  "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^\237[\128-\159][\128-\191]",
-    "^[\225-\239][\128-\191][\128-\191]",
-  "^\240[\144-\191][\128-\191][\128-\191]", "^[\241-\243][\128-\191][\128-\191][\128-\191]",
-    "^\244[\128-\143][\128-\191][\128-\191]",
-}
-
-local function is_utf8(s)
-  local at = s:find "[\128-\255]"
-  while at do
-    local stop
-    for i, sequence in ipairs(SEQUENCES) do
-      if not (i == 4 and s:byte(at) == 237) then stop = stop or select(2, s:find(sequence, at)) end
-    end
-    if not stop then return false end
-    at = s:find("[\128-\255]", stop + 1)
-  end
-  return true
-end
-
 local Object, Array = {}, {}                                                -- metatables that tell {} from []
 -- true, false, null, and numbers that are no size
 local Other = { __tostring = function(x) return x.text end }
@@ -73,9 +43,9 @@ end
 local function unicode(text, at) -- at the four hexadecimal digits after \u
   local digits = text:match("^%x%x%x%x", at) or unexpected(text, at)
   local code = tonumber(digits, 16)
-  if code < 0xd800 or code > 0xdfff then return utf8(code), at + 4 end
+  if code < 0xd800 or code > 0xdfff then return utf8.char(code), at + 4 end
   local low = code < 0xdc00 and text:match("^\\u([dD][c-fC-F]%x%x)", at + 4) or unexpected(text, at)
-  return utf8(0x10000 + (code - 0xd800) * 1024 + tonumber(low, 16) - 0xdc00), at + 10
+  return utf8.char(0x10000 + (code - 0xd800) * 1024 + tonumber(low, 16) - 0xdc00), at + 10
 end
 
 local function text_value(text, at)
@@ -143,7 +113,7 @@ function value(text, at, depth)
 end
 
 local function decode(text)
-  if not is_utf8(text) then error("it is not UTF-8", 0) end
+  if not utf8.valid(text) then error("it is not UTF-8", 0) end
   local object, after = value(text, 1)
   after = spaces(text, after)
   if after <= #text then unexpected(text, after) end
@@ -158,7 +128,7 @@ function safetensors.save(path, tensors, metadata)
   for name, x in pairs(tensors) do
     if type(name) ~= "string" then fail("save %s: a tensor is named by a %s, expected a text", path, type(name)) end
     if not core.is_tensor(x) then fail("save %s: '%s' is a %s, expected a tensor", path, name, type(x)) end
-    if name == "__metadata__" or not is_utf8(name) then
+    if name == "__metadata__" or not utf8.valid(name) then
       fail("save %s: '%s' cannot be a tensor's name (kept for metadata, or not UTF-8)", path, name)
     end
     core.handle(x)
@@ -176,7 +146,7 @@ function safetensors.save(path, tensors, metadata)
       if type(key) ~= "string" or type(text) ~= "string" then
         fail("save %s: metadata must be texts under texts", path)
       end
-      if not is_utf8(key) or not is_utf8(text) then fail("save %s: metadata '%s' is not UTF-8", path, key) end
+      if not utf8.valid(key) or not utf8.valid(text) then fail("save %s: metadata '%s' is not UTF-8", path, key) end
       keys[#keys + 1] = key
     end
     table.sort(keys)

@@ -21,6 +21,8 @@ local display = require "vertex.interactive.display"
 local help = require "vertex.interactive.help"
 local Session = require "vertex.interactive.session"
 local show = require "vertex.interactive.show"
+local json = require "vertex.json"
+local utf8 = require "vertex.utf8"
 local wire = require "vertex.interactive.jupyter_wire"
 
 local FLUSH_EVERY = 0.05
@@ -29,34 +31,6 @@ local Kernel = {}
 Kernel.__index = Kernel
 
 -- -- Text -------------------------------------------------------------------------------------------------------------
-
---- Length of the UTF-8 character that byte b begins; nil for a byte that begins none.
-local function character_length(b)
-  return b < 0x80 and 1 or b >= 0xC2 and b < 0xE0 and 2 or b >= 0xE0 and b < 0xF0 and 3 or b >= 0xF0 and b < 0xF5 and 4
-    or nil
-end
-
---- Bytes as valid UTF-8, what is none of it as U+FFFD; and an unfinished character at the end, which more bytes may
--- complete.
-local function utf8(bytes)
-  if not bytes:find "[\128-\255]" then return bytes, "" end
-  local out, at = {}, 1
-  while at <= #bytes do
-    local plain = bytes:match("^[%z\1-\127]+", at)
-    local n = not plain and character_length(bytes:byte(at))
-    local tail = n and bytes:match("^[\128-\191]*", at + 1):sub(1, n - 1)
-    if plain then
-      out[#out + 1], at = plain, at + #plain
-    elseif n and #tail == n - 1 then
-      out[#out + 1], at = bytes:sub(at, at + n - 1), at + n
-    elseif n and at + #tail == #bytes then
-      return table.concat(out), bytes:sub(at)
-    else
-      out[#out + 1], at = "\239\191\189", at + 1
-    end
-  end
-  return table.concat(out), ""
-end
 
 --- Jupyter counts a cursor's place in characters, Lua in bytes.
 local function bytes_of(text, characters)
@@ -67,7 +41,7 @@ local function bytes_of(text, characters)
   end
   return #text
 end
-local function characters_of(text, bytes) return select(2, text:sub(1, bytes):gsub("[^\128-\191]", "")) end
+local function characters_of(text, bytes) return utf8.length(text:sub(1, bytes)) end
 
 -- -- What goes to the notebook ----------------------------------------------------------------------------------------
 
@@ -85,7 +59,7 @@ function Kernel:flush(last)
   local written = self.written -- runs of output to the same file: arrays of texts with a name
   self.written, self.flushed = {}, core.time()
   for _, run in ipairs(written) do
-    local text, rest = utf8(self.rest[run.name] .. table.concat(run))
+    local text, rest = utf8.clean(self.rest[run.name] .. table.concat(run))
     self.rest[run.name] = rest
     if text ~= "" then self:publish("stream", { name = run.name, text = text }) end
   end
@@ -124,13 +98,13 @@ local function jupyter_bundle(bundle)
     if type(value) ~= "string" then
       data[form] = value -- application/json
     elseif form:find "^text/" or form == "image/svg+xml" or form == "application/javascript" then
-      local text, rest = utf8(value)
+      local text, rest = utf8.clean(value)
       data[form] = rest == "" and text or text .. "\239\191\189"
     else
       data[form] = display.base64(value)
     end
   end
-  return wire.object(data)
+  return json.object(data)
 end
 
 --- The forms of a value: those its __mime tells, else its text as a session shows it.
@@ -138,21 +112,21 @@ local function forms_of(value)
   local meta = getmetatable(value)
   if type(meta) == "table" and rawget(meta, "__mime") then
     local bundle, metadata = display.mime(value)
-    return jupyter_bundle(bundle), wire.object(metadata)
+    return jupyter_bundle(bundle), json.object(metadata)
   end
-  return jupyter_bundle { ["text/plain"] = show.value(value) }, wire.object()
+  return jupyter_bundle { ["text/plain"] = show.value(value) }, json.object()
 end
 
 --- What display.show calls. An id that this cell has shown before is replaced where it stands.
 function Kernel:display(bundle, options)
   self:flush()
-  local kind, transient = "display_data", wire.object()
+  local kind, transient = "display_data", json.object()
   if options.id ~= nil then
     local id = tostring(options.id)
     kind = self.displayed[id] and "update_display_data" or kind
     self.displayed[id], transient.display_id = true, id
   end
-  self:publish(kind, { data = jupyter_bundle(bundle), metadata = wire.object(options.metadata), transient = transient })
+  self:publish(kind, { data = jupyter_bundle(bundle), metadata = json.object(options.metadata), transient = transient })
 end
 
 -- -- Standard files ---------------------------------------------------------------------------------------------------
@@ -236,18 +210,18 @@ function requests.kernel_info_request(kernel, message)
   kernel:reply(message, "kernel_info_reply", { protocol_version = wire.VERSION, implementation = "vertex",
     implementation_version = core.version,
     language_info = language(), banner = ("Vertex %s, %s"):format(core.version, jit.version), debugger = false,
-      help_links = wire.array() })
+      help_links = json.array() })
 end
 
 local RED, PLAIN = "\27[31m", "\27[0m"
 
 local function error_content(problem)
   local lines = {}
-  for line in (Session.error_text(problem) .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = utf8(line) end
+  for line in (Session.error_text(problem) .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = utf8.clean(line) end
   lines[1] = RED .. lines[1] .. PLAIN
   return { ename = problem.interrupted and "Interrupted" or problem.syntax and "SyntaxError" or "Error",
-    evalue = (utf8(problem.message)),
-    traceback = wire.array(lines) }
+    evalue = (utf8.clean(problem.message)),
+    traceback = json.array(lines) }
 end
 
 --- Several values become several results; the last is the one a notebook numbers.
@@ -266,7 +240,7 @@ local function shell(command)
 end
 
 local function expressions(kernel, asked)
-  local out = wire.object()
+  local out = json.object()
   for name, text in pairs(type(asked) == "table" and asked or {}) do
     local values, problem = kernel.session:run("return " .. tostring(text))
     kernel.session.count = kernel.session.count - 1
@@ -288,7 +262,7 @@ function requests.execute_request(kernel, message)
   kernel.displayed, kernel.input_from = {}, content.allow_stdin and message or nil
   if not silent then kernel:publish("execute_input", { code = code, execution_count = session.count + 1 }) end
   local values, problem, shown = { n = 0 }, nil, nil
-  local payload = wire.array()
+  local payload = json.array()
   local about, command = code:match "^%s*%?%s*(.-)%s*$", code:match "^%s*!(.*)$"
   if about then
     session.count = session.count + 1
@@ -329,8 +303,8 @@ function requests.complete_request(kernel, message)
   local code = tostring(message.content.code or "")
   local cursor = bytes_of(code, tonumber(message.content.cursor_pos) or #code)
   local first, names = kernel.session:complete(code, cursor)
-  kernel:reply(message, "complete_reply", { matches = wire.array(names), cursor_start = characters_of(code, first - 1),
-    cursor_end = characters_of(code, cursor), metadata = wire.object() })
+  kernel:reply(message, "complete_reply", { matches = json.array(names), cursor_start = characters_of(code, first - 1),
+    cursor_end = characters_of(code, cursor), metadata = json.object() })
 end
 
 function requests.inspect_request(kernel, message)
@@ -339,8 +313,8 @@ function requests.inspect_request(kernel, message)
   local before, after = code:sub(1, cursor):match "[%w_.:%-]*$", code:sub(cursor + 1):match "^[%w_]*"
   local text = help.about(kernel.session, (before .. after):gsub("^[.:%-]+", "") .. "")
   kernel:reply(message, "inspect_reply", { found = text ~= nil, data = text and jupyter_bundle { ["text/plain"] = text }
-    or wire.object(),
-    metadata = wire.object() })
+    or json.object(),
+    metadata = json.object() })
 end
 
 function requests.is_complete_request(kernel, message)
@@ -360,21 +334,21 @@ function requests.history_request(kernel, message)
       and entry[1] < (tonumber(ask.stop) or math.huge)
     if inside and (not pattern or entry[2]:find(pattern)) and not (ask.unique and seen[entry[2]]) then
       seen[entry[2]] = true
-      found[#found + 1] = wire.array { 0, entry[1], ask.output and wire.array { entry[2], "" } or entry[2] }
+      found[#found + 1] = json.array { 0, entry[1], ask.output and json.array { entry[2], "" } or entry[2] }
     end
   end
   local n = ask.hist_access_type ~= "range" and tonumber(ask.n)
   while n and #found > n do table.remove(found, 1) end
-  kernel:reply(message, "history_reply", { history = wire.array(found) })
+  kernel:reply(message, "history_reply", { history = json.array(found) })
 end
 
 function requests.comm_info_request(kernel, message)
-  kernel:reply(message, "comm_info_reply", { comms = wire.object() })
+  kernel:reply(message, "comm_info_reply", { comms = json.object() })
 end
 
 --- Widgets are not known here: what is opened is closed.
 function requests.comm_open(kernel, message)
-  kernel:publish("comm_close", { comm_id = message.content.comm_id, data = wire.object() })
+  kernel:publish("comm_close", { comm_id = message.content.comm_id, data = json.object() })
 end
 function requests.comm_msg() end
 function requests.comm_close() end
@@ -402,7 +376,7 @@ function Kernel:answer(message)
       self:complain(problem)
       self:reply(message, message.kind:gsub("_request$", "_reply"),
         { status = "error", ename = "KernelError", evalue = tostring(problem),
-        traceback = wire.array() })
+        traceback = json.array() })
     end
   else
     self:complain(("%s is no request this kernel knows"):format(message.kind))
@@ -518,7 +492,7 @@ local function install(option, prefix)
   local made, reason = core.make_folders(folder)
   if not made then core.fail("%s", reason) end
   core.write_file(folder .. "/kernel.json",
-    wire.encode({ argv = wire.array { arg[-1] or "luajit", core.directory .. "/interactive/jupyter.lua",
+    json.encode({ argv = json.array { arg[-1] or "luajit", core.directory .. "/interactive/jupyter.lua",
     "{connection_file}" },
     display_name = "Lua (Vertex)", language = "lua", interrupt_mode = "signal" }, { indent = true }) .. "\n")
   return folder
@@ -542,7 +516,7 @@ local function main(first, option, prefix, more)
     io.stderr:write(USAGE)
     return 2
   end
-  local connection, problem = wire.decode(read_file(first))
+  local connection, problem = json.decode(read_file(first))
   if type(connection) ~= "table" then core.fail("%s is no connection file: %s", first, tostring(problem)) end
   for _, key in ipairs { "shell_port", "control_port", "stdin_port", "iopub_port", "hb_port" } do
     if type(connection[key]) ~= "number" then

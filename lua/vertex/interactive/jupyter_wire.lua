@@ -8,8 +8,8 @@
 -- [1] https://jupyter-client.readthedocs.io/en/stable/messaging.html, version 5.3 of the protocol
 
 local ffi = require "ffi"
-local dkjson = require "dkjson"
 local core = require "vertex.core"
+local json = require "vertex.json"
 
 local wire = { VERSION = "5.3" }
 local fail = core.fail
@@ -165,19 +165,6 @@ local function signature(key, text)
   return hex(out, size[0])
 end
 
---- Tables that become {} or [] in JSON when they are empty.
-local OBJECT, ARRAY = { __jsontype = "object" }, { __jsontype = "array" }
-function wire.object(t) return setmetatable(t or {}, OBJECT) end
-function wire.array(t) return setmetatable(t or {}, ARRAY) end
-
---- JSON in and out; null is nil. nil and the reason where a text is none.
-function wire.decode(text)
-  local value, _, problem = dkjson.decode(text, 1, nil)
-  if problem then return nil, problem end
-  return value
-end
-wire.encode = dkjson.encode
-
 --- One side of a conversation. key signs messages ("": none does); a reader ignores messages whose signature is
 -- another.
 local Talk = {}
@@ -192,10 +179,10 @@ end
 -- @return its msg_id
 function Talk:send(socket, idents, kind, content, parent, metadata)
   local id = wire.identifier()
-  local header = wire.encode { msg_id = id, session = self.session, username = self.username,
+  local header = json.encode { msg_id = id, session = self.session, username = self.username,
     date = os.date "!%Y-%m-%dT%H:%M:%SZ", msg_type = kind,
     version = wire.VERSION }
-  local body = { header, parent or "{}", wire.encode(wire.object(metadata)), wire.encode(wire.object(content)) }
+  local body = { header, parent or "{}", json.encode(json.object(metadata)), json.encode(json.object(content)) }
   local frames = {}
   for _, frame in ipairs(idents) do frames[#frames + 1] = frame end
   frames[#frames + 1] = DELIMITER
@@ -217,7 +204,7 @@ function Talk:receive(socket)
   if frames[at + 1] ~= signature(self.key, table.concat(body)) then return nil, "a message with a wrong signature" end
   local message = { idents = { unpack(frames, 1, at - 1) }, json = body[1] }
   for i, part in ipairs { "header", "parent", "metadata", "content" } do
-    local value = wire.decode(body[i])
+    local value = json.decode(body[i])
     if type(value) ~= "table" then return nil, "a message whose " .. part .. " is no JSON object" end
     message[part] = value
   end
