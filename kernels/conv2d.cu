@@ -1,23 +1,24 @@
-/* conv.cu: dense 3x3 convolution, stride 1, zero padding 1, with its gradients, and nearest-neighbour enlargement on
- * CUDA; the formulas are in conv.c.
+/* conv2d.cu: dense 3x3 convolution, stride 1, zero padding 1, with its gradients on CUDA; the formulas are in conv2d.c.
  *
- * Forward is a product (pixels, 9 C) times (9 C, O) whose first factor is never stored: a block gathers 64 pixels by 32
- * of the 9 C numbers into shared memory at a time and multiplies them with 64 outputs in registers. The gradient of x
- * is the same with w turned and C and O exchanged. For at most 4 outputs (the last layer of an image decoder) a warp
- * takes a pixel, its lanes the channels. The gradient of w is a product (9 C, pixels) times (pixels, O) with the pixels
- * cut into parts, which are added in order; for at most 4 outputs a thread takes one of the 9 C rows.
+ * In float32. Forward is a product (pixels, 9 C) times (9 C, O) whose first factor is never stored: a block gathers 64
+ * pixels by 32 of the 9 C numbers into shared memory at a time and multiplies them with 64 outputs in registers. The
+ * gradient of x is the same with w turned by 180 degrees and C and O exchanged. For at most 4 outputs (the last layer
+ * of an image decoder) a warp takes a pixel, its lanes the channels. The gradient of w is a product (9 C, pixels) times
+ * (pixels, O). Its pixels are cut into parts, which are added in order; for at most 4 outputs a thread takes one of the
+ * 9 C rows. Cost: 18 B H W C O flops each. x is read nine times, eight of them from the caches.
  *
- * Cost: 18 B H W C O flops each. x is read nine times, eight of them from the caches.
+ * In bf16, that is under vx_autocast or where an image read or written is bf16. Products run on tensor cores, their
+ * factors rounded to bf16, their sums float32. Forward and the gradient of x go as above, for up to 128 outputs a
+ * block, so that 3 channels are gathered once for all of them.
  *
- * Under vx_autocast, or where an image read or written is bf16, products run on tensor cores, their factors rounded to
- * bf16, their sums float32. Forward and the gradient of x go as above, for up to 128 outputs a block, so that 3
- * channels are gathered once for all of them. For at most 3 outputs the taps become columns: z = x w is (pixels, C)
- * times (C, 9 O), for which x is read once, and y is made of z at the nine neighbours. A warp for each pixel would read
- * 144 C bytes of weights a pixel from shared memory, at C = 128 for 144 clocks of a multiprocessor, where x arrives
- * from memory in some 12; and with taps in the depth every fragment of x would be loaded nine times, for products of 8
- * columns of which 3 count. The same exchange lets one kernel make all gradients of w: dw(tap, c, o) is the sum over
- * pixels of x(pixel + tap, c) dy(pixel, o), which is that of x(pixel, c) dy(pixel - tap, o); so the image of fewer
- * channels is gathered, and the other read as it is: once, if the fewer are 3.
+ * In bf16 with at most 3 outputs the taps become columns: z = x w is (pixels, C) times (C, 9 O), for which x is read
+ * once, and y is made of z at the nine neighbours. Rejected: (a) a warp per pixel: 144 clocks of shared-memory reads of
+ * w at C = 128, against 12 for x; (b) taps along the depth: every fragment of x is loaded 9 times, and 3 of 8 columns
+ * of a product are used.
+ *
+ * In bf16 one kernel makes all gradients of w. dw(tap, c, o) is the sum over pixels of x(pixel + tap, c) dy(pixel, o),
+ * which equals that of x(pixel, c) dy(pixel - tap, o). So the image of fewer channels is gathered, and the other is
+ * read as it stands: once, if the fewer are 3.
  */
 #include "cuda/reduce_parts.cuh"
 #include "cuda/gemm_tile.cuh"
@@ -416,35 +417,6 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3)
             }
 }
 
-/* -- Sums of rows -------------------------------------------------------------------------------------------------- */
-
-/* partial (parts, C): sums of rows. Block: 32 columns, 8 warps taking every eighth row. */
-template <class X> VX_KERNEL rows_sum_kernel(float *partial, const X *x, int64_t rows, int64_t C, int64_t parts)
-{
-    __shared__ float shared[8][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t c = (int64_t)blockIdx.y * 32 + lane, part = blockIdx.x;
-    float sum = 0;
-    for (int64_t r = part * rows / parts + warp; r < (part + 1) * rows / parts && c < C; r += 8)
-        sum += vx_get(x + r * C + c);
-    shared[warp][lane] = sum;
-    __syncthreads();
-    if (warp || c >= C) return;
-    for (int t = 1; t < 8; t++) sum += shared[t][lane];
-    partial[part * C + c] = sum;
-}
-
-void vx_add_rows(float *sum, const vx_tensor *x, int64_t rows, int64_t C)
-{
-    const int64_t parts = vx_max64(vx_min64(rows / 64, 512), 1);
-    if (!C) return;
-    float *partial = VX_SCRATCH(float, parts *C);
-    VX_TYPED(vx_is_bf16(x), X,
-             VX_LAUNCH((rows_sum_kernel<X>), dim3((unsigned)parts, (unsigned)vx_ceil_div(C, 32)), BLOCK, 0, partial,
-                       (const X *)x->data, rows, C, parts));
-    vx_add_parts(sum, partial, C, parts, C);
-}
-
 /* Parts of the pixels: blocks for the whole device, but no part too short, and not too much memory. */
 static int64_t weight_parts(int64_t most, int64_t tiles, int64_t count)
 {
@@ -489,41 +461,5 @@ int vx_cuda_conv2d_backward_weight(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
     if (dw->numel && vx_in_bf16(x, dy)) weight_bf16(vx_f32(dw), x, dy);
     else if (dw->numel) weight_f32(vx_f32(dw), x, dy);
     if (dbias) vx_add_rows(vx_f32(dbias), dy, dy->shape[0] * dy->shape[1] * dy->shape[2], dy->shape[3]);
-    return vx_status();
-}
-
-/* -- Enlargement --------------------------------------------------------------------------------------------------- */
-
-VX_KERNEL upsample_kernel(float *y, const float *x, int64_t rows, int64_t W, int64_t C)
-{
-    for (int64_t i = vx_first(); i < rows * W * C * 4; i += vx_step()) {
-        const int64_t c = i % C, q = i / C % (2 * W),
-                      r = i / C / (2 * W); /* r: row of the enlarged image, counted over the batch */
-        y[i] = x[(r / 2 * W + q / 2) * C + c];
-    }
-}
-
-VX_KERNEL upsample_backward_kernel(float *dx, const float *dy, int64_t rows, int64_t W, int64_t C)
-{
-    for (int64_t i = vx_first(); i < rows * W * C; i += vx_step()) {
-        const int64_t c = i % C, w = i / C % W, r = i / C / W;
-        const float *a = dy + (4 * r * W + 2 * w) * C + c, *b = a + 2 * W * C;
-        dx[i] = (a[0] + a[C]) + (b[0] + b[C]);
-    }
-}
-
-int vx_cuda_upsample2x(vx_tensor *y, vx_tensor *x)
-{
-    if (!y->numel) return VX_OK;
-    VX_LAUNCH(upsample_kernel, vx_grid(y->numel, BLOCK), BLOCK, 0, vx_f32(y), vx_f32(x), x->shape[0] * x->shape[1],
-              x->shape[2], x->shape[3]);
-    return vx_status();
-}
-
-int vx_cuda_upsample2x_backward(vx_tensor *dx, vx_tensor *dy)
-{
-    if (!dx->numel) return VX_OK;
-    VX_LAUNCH(upsample_backward_kernel, vx_grid(dx->numel, BLOCK), BLOCK, 0, vx_f32(dx), vx_f32(dy),
-              dx->shape[0] * dx->shape[1], dx->shape[2], dx->shape[3]);
     return vx_status();
 }

@@ -1,5 +1,5 @@
-/* depthwise.cu: depthwise 3x3 convolution, stride 1 or 2, and its two gradients on CUDA; the formulas are in
- * depthwise.c.
+/* depthwise_conv2d.cu: depthwise 3x3 convolution, stride 1 or 2, and its two gradients on CUDA; the formulas are in
+ * depthwise_conv2d.c.
  *
  * Forward and the gradient of x: a thread takes four channels of an output pixel (one where channels are not a multiple
  * of 4) and reads up to nine neighbours, of which eight come from the caches: a block's pixels lie side by side. Memory
@@ -86,21 +86,6 @@ VX_KERNEL depthwise_weight_kernel(float *partial, const float *x, const float *d
         for (int t = 0; t < 8; t++) total += shared[t][i][lane];
         partial[(part * 10 + i) * C + c] = total;
     }
-}
-
-VX_KERNEL add_parts_kernel(float *sum, const float *partial, int64_t count, int64_t parts, int64_t pitch)
-{
-    for (int64_t i = vx_first(); i < count; i += vx_step()) {
-        double total = 0;
-#pragma unroll 16 /* many loads under way: there are few threads */
-        for (int64_t p = 0; p < parts; p++) total += partial[p * pitch + i];
-        sum[i] = (float)total;
-    }
-}
-
-void vx_add_parts(float *sum, const float *partial, int64_t count, int64_t parts, int64_t pitch)
-{
-    VX_LAUNCH(add_parts_kernel, vx_grid(count, BLOCK), BLOCK, 0, sum, partial, count, parts, pitch);
 }
 
 static bool fours(int64_t C, const vx_tensor *a, const vx_tensor *b, const vx_tensor *w, const vx_tensor *bias)

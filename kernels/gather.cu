@@ -1,8 +1,8 @@
-/* gather.cu: gather, scatter_add, count_codes on CUDA. An index outside its range is reported late (vx_raise);
- * meanwhile gather leaves NaN in that row, and the others leave it out.
+/* gather.cu: gather and scatter_add on CUDA. An index outside its range is reported late; meanwhile gather writes NaN
+ * into that row, and scatter_add leaves it out.
  *
- * Memory traffic: gather reads and writes N D floats once; scatter_add sorts the row numbers by index and reads N D
- * floats. count_codes adds integers with atomics, whose order does not matter.
+ * Memory traffic: gather reads and writes N D floats once. scatter_add sorts the row numbers by index (sort.cuh) and
+ * reads N D floats.
  */
 #include "cuda/sort.cuh"
 
@@ -58,27 +58,5 @@ int vx_cuda_scatter_add(vx_tensor *table, vx_tensor *x, vx_tensor *index)
     vx_sort_keys(&s, vx_i32(index), rows, outside);
     vx_sort_run(&s);
     vx_sum_pieces(vx_pieces{s.entries, n, rows, width, vx_f32(table), partial}, row_of{vx_f32(x), width});
-    return vx_status();
-}
-
-VX_KERNEL count_codes_kernel(int32_t *count, const int32_t *codes, int64_t n, int64_t groups, int64_t size,
-                             vx_alarm outside)
-{
-    for (int64_t i = vx_first(); i < n * groups; i += vx_step()) {
-        const int32_t code = codes[i];
-        if (code >= 0 && code < size) atomicAdd(&count[i % groups * size + code], 1);
-        else vx_raise(outside, i);
-    }
-}
-
-/* count[g][codes[n][g]] += 1 */
-int vx_cuda_count_codes(vx_tensor *count, vx_tensor *codes)
-{
-    const int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];
-    if (!codes->numel) return VX_OK;
-    const vx_alarm outside = vx_alarm_of(VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld",
-                                         (long long)size - 1);
-    VX_LAUNCH(count_codes_kernel, vx_grid(n * groups, BLOCK), BLOCK, 0, vx_i32(count), vx_i32(codes), n, groups, size,
-              outside);
     return vx_status();
 }

@@ -13,7 +13,6 @@
  * All sums run in an order that the sizes fix.
  */
 #include "cuda/norm.cuh"
-
 #include "cuda/reduce_parts.cuh"
 #include "cuda/vec4.cuh"
 
@@ -194,22 +193,14 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     }
 }
 
-/* Threads side by side over D channels: a power of 2, at most a warp. */
-static int width_of(int64_t D)
-{
-    int width = 1;
-    while (width < D && width < 32) width *= 2;
-    return width;
-}
-
 static unsigned grid_of(const group *q) { return vx_grid(q->B * q->chunks * q->tiles, 1); }
 
 template <int V, class T>
 static void statistics(float *mean, float *rstd, const T *x, float *partial, const group *q, float eps)
 {
     VX_LAUNCH((moments_kernel<V, T>), grid_of(q), BLOCK, 0, *q, partial, x, q->B * q->chunks * q->tiles);
-    VX_LAUNCH(statistics_kernel, vx_grid(q->B * q->G, 1), BLOCK, 0, *q, mean, rstd, partial, width_of(q->C / q->G),
-              eps);
+    VX_LAUNCH(statistics_kernel, vx_grid(q->B * q->G, 1), BLOCK, 0, *q, mean, rstd, partial,
+              vx_columns_for(q->C / q->G), eps);
 }
 
 template <class T>

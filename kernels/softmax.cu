@@ -13,10 +13,10 @@ enum { BLOCK = 256, LONG = 512, CACHED = 64 << 10 /* bytes of shared memory for 
 
 /* How the rows of a call are worked on. */
 typedef struct layout {
-    int width;  /* threads of a row */
-    int cached; /* rows are kept in shared memory */
-    int64_t
-        pitch; /* elements from one row to the next there: an odd multiple of width, so that a warp's rows lie in different banks */
+    int width;     /* threads of a row */
+    int cached;    /* rows are kept in shared memory */
+    int64_t pitch; /* elements from one row to the next there: an odd multiple of width, so that a warp's rows lie in
+                    * different banks */
     size_t shared; /* bytes */
 } layout;
 

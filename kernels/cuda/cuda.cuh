@@ -141,6 +141,17 @@ static inline int vx_lanes_for(int64_t n)
     return lanes;
 }
 
+/* Threads of a block that share a row of n elements: all of them where the row is long, else vx_lanes_for(n). */
+static inline int vx_threads_for(int64_t n, int block) { return n > 1024 ? block : vx_lanes_for(n); }
+
+/* Threads that stand side by side over n neighbouring columns: a power of two, at most a warp. */
+static inline int vx_columns_for(int64_t n)
+{
+    int columns = 1;
+    while (columns < 32 && columns < n) columns *= 2;
+    return columns;
+}
+
 /* -- Device side --------------------------------------------------------------------------------------------------- */
 
 #define VX_DEVICE static __device__ __forceinline__

@@ -23,6 +23,13 @@ typedef struct matrix {
 void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, matrix c,
              const float *bias);
 
+/* Whether a convolution multiplies in bf16, by the images it reads and writes: under vx_autocast, or where one is
+ * bf16. */
+static inline bool vx_in_bf16(const vx_tensor *x, const vx_tensor *y)
+{
+    return vx_bf16_products() || vx_is_bf16(x) || vx_is_bf16(y);
+}
+
 /* -- A tile -------------------------------------------------------------------------------------------------------- */
 
 constexpr int PANEL = 64, TILE_THREADS = 256;

@@ -1,19 +1,19 @@
-/* reduce_parts.cuh: what the convolutions' files share on CUDA. */
-#ifndef VX_DEPTHWISE_CUH
-#define VX_DEPTHWISE_CUH
+/* reduce_parts.cuh: long sums on CUDA. Who sums over pixels, rows or elements cuts them into parts by the sizes alone,
+ * lets a block write the sum of each part, and has the parts added up here: in ascending order, or by a fixed tree, in
+ * float64. So the bits do not depend on the device, and no atomics are needed.
+ */
+#ifndef VX_REDUCE_PARTS_CUH
+#define VX_REDUCE_PARTS_CUH
 
 #include "cuda.cuh"
 
-/* sum[i] = sum over p < parts, in order and in float64, of partial[p pitch + i]; i < count. */
+/* sum[i] = the sum over p < parts, in ascending order, of partial[p pitch + i]; i < count. */
 void vx_add_parts(float *sum, const float *partial, int64_t count, int64_t parts, int64_t pitch);
 
-/* sum (C) = the rows of x, f32 or bf16, as (rows,C) (conv.cu). */
-void vx_add_rows(float *sum, const vx_tensor *x, int64_t rows, int64_t C);
+/* *y = factor / divisor times the sum of partial (parts), added as a tree. */
+void vx_add_blocks(float *y, const double *partial, int64_t parts, double factor, double divisor);
 
-/* Whether a convolution's products take bf16, for the images it reads and writes. */
-static inline bool vx_in_bf16(const vx_tensor *x, const vx_tensor *y)
-{
-    return vx_bf16_products() || vx_is_bf16(x) || vx_is_bf16(y);
-}
+/* sum (C) = the sum of the rows of x, f32 or bf16, read as (rows,C). Takes its scratch. */
+void vx_add_rows(float *sum, const vx_tensor *x, int64_t rows, int64_t C);
 
 #endif

@@ -56,8 +56,9 @@ typedef struct vx_pieces {
     const unsigned long long *entries;
     int64_t n, keys, width;
     float *to;
-    float *
-        partial; /* (pieces, 2, width): of the key a piece begins with, if it began before; of the one it ends with, if that goes on */
+    /* (pieces, 2, width): the sum of the key a piece begins with, if that began before it; and of the one it ends with,
+     * if that goes on */
+    float *partial;
 } vx_pieces;
 
 static inline int64_t vx_pieces_partial(int64_t n, int64_t width) { return vx_ceil_div(n, VX_PIECE) * 2 * width; }

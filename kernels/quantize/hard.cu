@@ -5,6 +5,7 @@
  * the cache. Sums are deterministic: reg over blocks in order, a code's gradient over its rows sorted by code
  * (sort.cuh). A code outside 0 .. M-1 is reported late; its row gets NaN.
  */
+#include "cuda/reduce_parts.cuh"
 #include "cuda/sort.cuh"
 
 enum { BLOCK = 256, MOST_BLOCKS = 2048 };
@@ -70,15 +71,6 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_forward_kernel(float *y, double *
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-VX_KERNEL hard_reg_kernel(float *reg, const double *partial, int64_t parts, double factor, double rows)
-{
-    __shared__ double shared[32];
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < parts; i += BLOCK) sum += partial[i];
-    sum = vx_block_sum(sum, shared);
-    if (threadIdx.x == 0) *reg = (float)(factor * sum / rows);
-}
-
 static hard_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *codes, int metric, float beta)
 {
     hard_call c = {};
@@ -108,8 +100,7 @@ int vx_cuda_hard_forward(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *
     const unsigned blocks = row_blocks(&c, rows);
     double *partial = VX_SCRATCH(double, blocks);
     VX_LAUNCH(hard_forward_kernel, blocks, BLOCK, 0, vx_f32(y), partial, c, outside_of(&c));
-    VX_LAUNCH(hard_reg_kernel, 1, BLOCK, 0, vx_f32(reg), partial, (int64_t)blocks, 1 + (double)beta,
-              (double)rows * (double)(mean_reduction ? c.D : 1));
+    vx_add_blocks(vx_f32(reg), partial, blocks, 1 + (double)beta, (double)rows * (double)(mean_reduction ? c.D : 1));
     return vx_status();
 }
 

@@ -108,8 +108,7 @@ int vx_cuda_vertex_knn(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     if (!c.M) return VX_OK;
     const vx_alarm nonfinite = vx_alarm_of(VX_ENONFINITE, c.M, "row %%lld of p holds a NaN or Inf");
     if (metric == VX_KNN_L2) c.sumsq = VX_SCRATCH(double, c.N);
-    int width = 1;
-    while (width < 32 && width < c.M) width *= 2;
+    const int width = vx_columns_for(c.M);
     VX_LAUNCH(finite_kernel, vx_grid(p->numel, BLOCK), BLOCK, 0, c.p, p->numel, nonfinite);
     if (metric == VX_KNN_L2) VX_LAUNCH(vertex_sumsq_kernel, vx_grid(c.N * 32, BLOCK), BLOCK, 0, c);
     VX_LAUNCH(vertex_knn_kernel, vx_grid(c.M, width), BLOCK, 0, vx_i32(near), vx_f32(deviation), c, width);
