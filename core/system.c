@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tensor.h"
+#include "stored.h"
 
 /* -- Writing ------------------------------------------------------------------------------------------------------- */
 
@@ -53,10 +53,25 @@ int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count)
     return VX_OK;
 }
 
-int vx_writer_tensor(vx_writer *w, const vx_tensor *x)
+/* The smaller form of integers that fit into uint16. */
+static int narrow_chunk(const vx_writer *w, const int32_t *from, int64_t first, int64_t count, uint16_t *to)
 {
-    if (!x) return vx_fail(VX_EINVAL, "write: a released tensor");
+    for (int64_t i = 0; i < count; i++) {
+        if (from[i] < 0 || from[i] > UINT16_MAX)
+            return vx_fail(VX_EINVAL, "write %s: element %lld is %d, of 0 .. 65535 as uint16", w->path,
+                           (long long)(first + i), (int)from[i]);
+        to[i] = (uint16_t)from[i];
+    }
+    return VX_OK;
+}
+
+int vx_writer_tensor(vx_writer *w, const vx_tensor *x, int narrow)
+{
     enum { CHUNK = 1 << 20 };
+    if (!w) return vx_fail(VX_EINVAL, "write: a closed writer");
+    if (!x) return vx_fail(VX_EINVAL, "write %s: a released tensor", w->path);
+    if (narrow && x->dtype != VX_I32)
+        return vx_fail(VX_EINVAL, "write %s: %s as uint16, expected i32", w->path, vx_dtype_name(x->dtype));
     vx_tensor *whole = (vx_tensor *)x;
     int status = VX_OK;
     if (!x->contiguous) {
@@ -64,13 +79,14 @@ int vx_writer_tensor(vx_writer *w, const vx_tensor *x)
         if (!status) status = vx_copy(whole, x);
     }
     size_t item = vx_dtype_bytes(x->dtype);
-    char *chunk = status ? 0 : vx_scratch("write", CHUNK);
+    char *chunk = status ? NULL : vx_scratch("write", CHUNK);
     if (!status && !chunk) status = VX_ENOMEM;
     for (int64_t done = 0; !status && done < x->numel;) {
         int64_t count = x->numel - done;
         if (count > (int64_t)(CHUNK / item)) count = (int64_t)(CHUNK / item);
         status = vx_read(whole, done, count, chunk);
-        if (!status) status = vx_writer_bytes(w, chunk, (size_t)count * item);
+        if (!status && narrow) status = narrow_chunk(w, (int32_t *)chunk, done, count, (uint16_t *)chunk);
+        if (!status) status = vx_writer_bytes(w, chunk, (size_t)count * (narrow ? sizeof(uint16_t) : item));
         done += count;
     }
     vx_scratch_free(chunk);
@@ -121,120 +137,28 @@ int64_t vx_file_size(const char *path)
     return stat(path, &s) == 0 && S_ISREG(s.st_mode) ? (int64_t)s.st_size : -1;
 }
 
-static float half_to_float(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
-    if (exponent == 31) bits = sign | 0x7F800000u | mantissa << 13;
-    else if (exponent) bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    else {
-        float f = (float)mantissa * 0x1p-24f;
-        memcpy(&bits, &f, 4);
-        bits |= sign;
-    }
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-/* Element i of raw safetensors data as a double; exact for every format but I64 beyond 2^53. */
-static double stored_value(const char *format, const char *p)
-{
-    switch (format[0]) {
-    case 'F':
-        if (format[1] == '3') {
-            float v;
-            memcpy(&v, p, 4);
-            return v;
-        }
-        if (format[1] == '6') {
-            double v;
-            memcpy(&v, p, 8);
-            return v;
-        }
-        {
-            uint16_t v;
-            memcpy(&v, p, 2);
-            return half_to_float(v);
-        }
-    case 'I':
-        if (format[1] == '3') {
-            int32_t v;
-            memcpy(&v, p, 4);
-            return v;
-        }
-        {
-            int64_t v;
-            memcpy(&v, p, 8);
-            return (double)v;
-        }
-    case 'B':
-        if (format[1] == 'F') {
-            uint16_t v;
-            memcpy(&v, p, 2);
-            uint32_t w = (uint32_t)v << 16;
-            float f;
-            memcpy(&f, &w, 4);
-            return f;
-        }
-        return *p != 0;
-    default: return *(const uint8_t *)p;
-    }
-}
-
-static void store_value(int dtype, char *p, double value)
-{
-    if (dtype == VX_F32) {
-        float v = (float)value;
-        memcpy(p, &v, 4);
-    } else if (dtype == VX_I32) {
-        int32_t v = value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value;
-        memcpy(p, &v, 4);
-    } else if (dtype == VX_U8) *(uint8_t *)p = value <= 0 ? 0 : value >= 255 ? 255 : (uint8_t)value;
-    else {
-        float f = (float)value;
-        uint32_t w;
-        memcpy(&w, &f, 4);
-        uint16_t v = (uint16_t)((w + 0x7FFF + (w >> 16 & 1)) >> 16);
-        memcpy(p, &v, 2);
-    }
-}
-
 int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format)
 {
-    static const struct {
-        const char *name;
-        size_t bytes;
-        int same;
-    } formats[] = {
-        {"F32", 4, VX_F32}, {"F64", 8, -1},     {"F16", 2, -1},   {"BF16", 2, VX_BF16},
-        {"I64", 8, -1},     {"I32", 4, VX_I32}, {"U8", 1, VX_U8}, {"BOOL", 1, VX_U8},
-    };
     enum { CHUNK = 1 << 16 };
-    size_t stored = 0;
-    int same = -1;
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
-        if (!strcmp(format, formats[i].name)) stored = formats[i].bytes, same = formats[i].same;
+    bool swapped;
     if (!x) return vx_fail(VX_EINVAL, "read %s: into a released tensor", path);
     if (!x->contiguous) return vx_fail(VX_EINVAL, "read %s: into a strided view", path);
-    if (!stored)
-        return vx_fail(VX_EINVAL, "read %s: dtype %s, expected F32 F64 F16 BF16 I64 I32 U8 or BOOL", path, format);
+    const vx_stored *stored = vx_stored_named("read", path, format, &swapped);
+    if (!stored) return VX_EINVAL;
     FILE *f = fopen(path, "rb");
     if (!f) return vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
-    size_t item = vx_dtype_bytes(x->dtype);
-    char *raw = vx_scratch("read", CHUNK * (stored + item)), *converted = raw ? raw + CHUNK * stored : 0;
+    size_t item = vx_dtype_bytes(x->dtype), bytes = (size_t)stored->bytes;
+    char *raw = vx_scratch("read", CHUNK * (bytes + item)), *converted = raw ? raw + CHUNK * bytes : NULL;
     int status = raw ? VX_OK : VX_ENOMEM;
     if (!status && fseeko(f, (off_t)offset, SEEK_SET) != 0)
         status = vx_fail(VX_EIO, "read %s: %s", path, strerror(errno));
     for (int64_t done = 0; !status && done < x->numel;) {
         int64_t count = x->numel - done < CHUNK ? x->numel - done : CHUNK;
-        if (fread(raw, stored, (size_t)count, f) != (size_t)count) {
+        if (fread(raw, bytes, (size_t)count, f) != (size_t)count) {
             status = vx_fail(VX_EIO, "read %s: the file ends at element %lld of %lld", path, (long long)done,
                              (long long)x->numel);
-        } else if (same == x->dtype) {
-            status = vx_write(x, done, count, raw);
         } else {
-            for (int64_t i = 0; i < count; i++)
-                store_value(x->dtype, converted + (size_t)i * item, stored_value(format, raw + (size_t)i * stored));
+            vx_stored_convert(stored, swapped, x->dtype, converted, raw, stored->bytes, count);
             status = vx_write(x, done, count, converted);
         }
         done += count;

@@ -199,9 +199,11 @@ VX_API int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count);
 VX_API int vx_writer_tensor(vx_writer *w, const vx_tensor *x); /* raw little-endian elements, row-major */
 VX_API int vx_writer_commit(vx_writer *w);
 VX_API void vx_writer_abort(vx_writer *w);
-/* Fills the contiguous tensor x from `path` at byte `offset`, converting from the safetensors dtype `format`
- * ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL"). */
+/* Fills the contiguous tensor x from `path` at byte `offset`, converting from the stored dtype `format`, one of
+ * vx_stored_dtypes(), with '>' in front where its bytes are in big-endian order. */
 VX_API int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format);
+/* Dtypes of files, by their names in safetensors: one line each, "name\tbytes of an element\tdtype it is read as\n". */
+VX_API const char *vx_stored_dtypes(void);
 VX_API int64_t vx_file_size(const char *path); /* -1 where it cannot be read */
 
 /* -- Interrupts ---------------------------------------------------------------------------------------------------- */
