@@ -196,7 +196,8 @@ VX_API int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host
 typedef struct vx_writer vx_writer;
 VX_API int vx_writer_open(vx_writer **out, const char *path);
 VX_API int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count);
-VX_API int vx_writer_tensor(vx_writer *w, const vx_tensor *x); /* raw little-endian elements, row-major */
+/* Raw little-endian elements, row-major; narrow 1: those of an i32 tensor as uint16, an error where one does not fit. */
+VX_API int vx_writer_tensor(vx_writer *w, const vx_tensor *x, int narrow);
 VX_API int vx_writer_commit(vx_writer *w);
 VX_API void vx_writer_abort(vx_writer *w);
 /* Fills the contiguous tensor x from `path` at byte `offset`, converting from the stored dtype `format`, one of
@@ -205,6 +206,23 @@ VX_API int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const ch
 /* Dtypes of files, by their names in safetensors: one line each, "name\tbytes of an element\tdtype it is read as\n". */
 VX_API const char *vx_stored_dtypes(void);
 VX_API int64_t vx_file_size(const char *path); /* -1 where it cannot be read */
+
+/* Vectors in files, which may be larger than memory: matrices of one width, one after the other, mapped and never held.
+ * Row r of all is row r - (rows before) of its file. */
+typedef struct vx_rows vx_rows;
+typedef struct vx_rows_part {
+    const char *path;
+    const char *format; /* one of vx_stored_dtypes(), '>' in front where big-endian */
+    int64_t offset;     /* bytes before the first element */
+    int64_t rows;
+    int column_major; /* 1: a column's elements lie side by side */
+} vx_rows_part;
+VX_API int vx_rows_open(vx_rows **out, const vx_rows_part *parts, int count, int64_t width);
+/* x f32 (B,width) on the CPU = rows index[0 .. B-1] (i32, on the CPU), or first, first + 1, ... where index is NULL.
+ * VX_ENONFINITE names file and row of a NaN or Inf; VX_EIO where a file has become shorter. x is written all the same. */
+VX_API int vx_rows_read(const vx_rows *rows, vx_tensor *x, const vx_tensor *index, int64_t first);
+VX_API int64_t vx_rows_count(const vx_rows *rows); /* 0 for NULL */
+VX_API void vx_rows_free(vx_rows *rows);           /* NULL is fine */
 
 /* -- Interrupts ---------------------------------------------------------------------------------------------------- */
 
