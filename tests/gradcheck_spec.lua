@@ -38,7 +38,8 @@ describe("gradcheck", function()
     local ok, worst = gradcheck(square(), { T { 3, 4 } })
     assert.is_true(ok)
     assert.is_true(worst < 1e-4, tostring(worst))
-    assert.is_true(gradcheck(function(a, b) return vx.matmul(a, b), (a * a):sum(), "text" end, { T { 3, 4 }, T { 4, 2 } }))
+    assert.is_true(gradcheck(function(a, b) return vx.matmul(a, b), (a * a):sum(), "text" end,
+      { T { 3, 4 }, T { 4, 2 } }))
     assert.is_true(gradcheck(function(a, b) return a * b end, { T { 5 }, T({ 5 }, { grad = false }) }))
   end)
 

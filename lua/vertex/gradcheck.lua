@@ -107,7 +107,9 @@ end
 local function check_options(options)
   local o = { eps = 2e-2, tolerance = 2e-3, elements = 200 }
   for name, value in pairs(options or {}) do
-    if o[name] == nil then fail("gradcheck: unknown option '%s'; known are eps, tolerance, elements", tostring(name)) end
+    if o[name] == nil then
+      fail("gradcheck: unknown option '%s'; known are eps, tolerance, elements", tostring(name))
+    end
     if type(value) ~= "number" or not (value > 0 and value < math.huge) then
       fail("gradcheck: %s is %s, expected a positive number", name, tostring(value))
     end
@@ -118,7 +120,8 @@ end
 
 local function check_inputs(inputs)
   if type(inputs) ~= "table" or core.is_tensor(inputs) or #inputs == 0 then
-    fail("gradcheck: inputs are a %s, expected an array of tensors", core.is_tensor(inputs) and "tensor" or type(inputs))
+    fail("gradcheck: inputs are a %s, expected an array of tensors", core.is_tensor(inputs) and "tensor"
+      or type(inputs))
   end
   local any = false
   for i, x in ipairs(inputs) do
@@ -186,7 +189,7 @@ local function gradcheck(f, inputs, options)
       end
       for _, j in ipairs(elements) do
         local relative = math.abs(numeric[j] - gradient[j]) / math.max(largest, 1e-6)
-        if not (relative <= o.tolerance) then
+        if relative ~= relative or relative > o.tolerance then
           fail("gradcheck: input %d %s at %s: backward gives %.6g, finite differences %.6g (they differ by %.2g of the "
             .. "largest, tolerance %g)", i, core.shape_text(x), place(x, j), gradient[j], numeric[j], relative,
             o.tolerance)

@@ -1,5 +1,6 @@
---- npy.lua: one array in a file, as NumPy writes it: the magic "\147NUMPY", a version (1.0, 2.0 or 3.0), the length of a
--- header, the header, a Python dictionary {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }, then the elements.
+--- npy.lua: one array in a file, as NumPy writes it: the magic "\147NUMPY", a version (1.0, 2.0 or 3.0), the length of
+-- a header, the header, a Python dictionary {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }, then the
+-- elements.
 -- [1] NumPy Enhancement Proposal 1, "A Simple File Format for NumPy Arrays"; https://numpy.org/neps/nep-0001-npy-format
 
 local core = require "vertex.core"
@@ -11,7 +12,8 @@ local MAGIC = "\147NUMPY"
 local MAX_HEADER = 1e6 -- bytes; NumPy itself refuses more than 10,000 unless told to trust the file
 
 --- NumPy's kind and bytes → the dtype's name in vx_stored_dtypes().
-local STORED = { f2 = "F16", f4 = "F32", f8 = "F64", i1 = "I8", i2 = "I16", i4 = "I32", i8 = "I64", u1 = "U8", u2 = "U16",
+local STORED = { f2 = "F16", f4 = "F32", f8 = "F64", i1 = "I8", i2 = "I16", i4 = "I32", i8 = "I64", u1 = "U8",
+  u2 = "U16",
   u4 = "U32", b1 = "BOOL" }
 --- The same by the long names that NumPy's writers never use and its readers take.
 local LONG = { float16 = "f2", float32 = "f4", float64 = "f8", int8 = "i1", int16 = "i2", int32 = "i4", int64 = "i8",
@@ -74,7 +76,9 @@ end
 
 --- The stored dtype of a NumPy type text, ">F4" style for big-endian ones; an error that says what it is instead.
 local function stored_dtype(path, descr)
-  if type(descr) == "table" then fail("load %s: the array is structured %s; save its columns one by one", path, descr.text) end
+  if type(descr) == "table" then
+    fail("load %s: the array is structured %s; save its columns one by one", path, descr.text)
+  end
   local order, kind = descr:match "^([<>=|]?)(%a%d+)$"
   kind = LONG[descr] or kind
   if kind and STORED[kind] then return (order == ">" and tonumber(kind:sub(2)) > 1 and ">" or "") .. STORED[kind] end
@@ -127,8 +131,8 @@ function npy.header(path)
   return { shape = shape, dtype = format, fortran = fortran, offset = offset }
 end
 
---- Loads the array of a .npy file: floats as f32, integers as i32, uint8 and bool as u8. Column-major ("Fortran") arrays
--- come in the order of their indices too.
+--- Loads the array of a .npy file: floats as f32, integers as i32, uint8 and bool as u8. Column-major ("Fortran")
+-- arrays come in the order of their indices too.
 -- @param path of the file
 -- @param[opt] options {device = the default one}
 -- @return tensor of the array's shape
@@ -149,8 +153,8 @@ function npy.load(path, options)
   return y
 end
 
---- Writes one tensor as a .npy file, version 1.0, row-major, little-endian; bf16 becomes float32. The file appears whole
--- or not at all.
+--- Writes one tensor as a .npy file, version 1.0, row-major, little-endian; bf16 becomes float32. The file appears
+-- whole or not at all.
 -- @param path of the file
 -- @param x tensor of any shape
 -- @param[opt] options {dtype = "u16": integers as uint16 where they all fit, which halves a file of codes}
@@ -158,7 +162,9 @@ end
 function npy.save(path, x, options)
   if not core.is_tensor(x) then fail("save %s: a %s, expected a tensor", tostring(path), type(x)) end
   local narrow = options and options.dtype
-  if narrow ~= nil and narrow ~= "u16" then fail("save %s: dtype '%s', expected \"u16\" or none", path, tostring(narrow)) end
+  if narrow ~= nil and narrow ~= "u16" then
+    fail("save %s: dtype '%s', expected \"u16\" or none", path, tostring(narrow))
+  end
   local descr = narrow and "<u2" or WRITTEN[x:dtype()]
   if x:dtype() == "bf16" then x = x:to "f32" end
   local shape = x:shape()

@@ -11,10 +11,7 @@ local safetensors = {}
 local fail = core.fail
 
 local WRITTEN = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
---- Stored dtype → {bytes of an element, dtype it is read as}.
-local READ = { F32 = { 4, "f32" }, F64 = { 8, "f32" }, F16 = { 2, "f32" }, BF16 = { 2, "bf16" },
-  I64 = { 8, "i32" }, I32 = { 4, "i32" }, U8 = { 1, "u8" }, BOOL = { 1, "u8" } }
-local RANK = { F32 = 1, I32 = 2, BF16 = 3, U8 = 4 }
+local RANK = { F32 = 1, I32 = 2, BF16 = 3, U16 = 4, U8 = 5 } -- wide first, as the reference writer has it
 local MAX_HEADER = 100e6
 
 -- -- JSON, as far as a header needs it --------------------------------------------------------------------------------
@@ -122,8 +119,15 @@ end
 
 -- -- Writing ----------------------------------------------------------------------------------------------------------
 
---- Saves {name = tensor} and optional {key = text} metadata. Strided views are written as their values.
-function safetensors.save(path, tensors, metadata)
+--- Saves tensors under their names. Strided views are written as their values.
+-- @param path of the file, which appears whole or not at all
+-- @param tensors {name = tensor}
+-- @param[opt] metadata {key = text}
+-- @param[opt] options {u16 = {name = true}: the i32 tensors of these names as uint16, which halves a file of codes}
+-- @raise where a name, a tensor or a text is none, a number does not fit into uint16, or the file cannot be written
+function safetensors.save(path, tensors, metadata, options)
+  local narrow = options and options.u16 or {}
+  local function stored_as(name) return narrow[name] and "U16" or WRITTEN[tensors[name]:dtype()] end
   local names = {}
   for name, x in pairs(tensors) do
     if type(name) ~= "string" then fail("save %s: a tensor is named by a %s, expected a text", path, type(name)) end
@@ -135,7 +139,7 @@ function safetensors.save(path, tensors, metadata)
     names[#names + 1] = name
   end
   table.sort(names, function(a, b)
-    local ra, rb = RANK[WRITTEN[tensors[a]:dtype()]], RANK[WRITTEN[tensors[b]:dtype()]]
+    local ra, rb = RANK[stored_as(a)], RANK[stored_as(b)]
     if ra ~= rb then return ra < rb end
     return a < b
   end)
@@ -154,8 +158,8 @@ function safetensors.save(path, tensors, metadata)
     parts[1] = '"__metadata__":{' .. table.concat(entries, ",") .. "}"
   end
   for _, name in ipairs(names) do
-    local stored = WRITTEN[tensors[name]:dtype()]
-    local bytes = tensors[name]:numel() * READ[stored][1]
+    local stored = stored_as(name)
+    local bytes = tensors[name]:numel() * core.stored_dtype(stored).bytes
     parts[#parts + 1] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(quote(name), stored,
       table.concat(tensors[name]:shape(), ","), offset, offset + bytes)
     offset = offset + bytes
@@ -164,16 +168,11 @@ function safetensors.save(path, tensors, metadata)
   header = header .. (" "):rep(-#header % 8)
   local length = {}
   for i = 0, 7 do length[i + 1] = string.char(math.floor(#header / 256 ^ i) % 256) end
-  local w = core.writer(path)
-  local ok, message = pcall(function()
+  local ok, message = pcall(core.write_whole, path, function(w)
     w:bytes(table.concat(length) .. header)
-    for _, name in ipairs(names) do w:tensor(tensors[name]) end
-    w:commit()
+    for _, name in ipairs(names) do w:tensor(tensors[name], narrow[name]) end
   end)
-  if not ok then
-    if w.w then w:abort() end
-    fail("%s", message)
-  end
+  if not ok then fail("%s", message) end
 end
 
 -- -- Reading ----------------------------------------------------------------------------------------------------------
@@ -216,9 +215,10 @@ local function read_header(path)
   local spans, bytes = {}, size - 8 - n
   for name, entry in pairs(header) do
     if getmetatable(entry) ~= Object then fail("load %s: entry '%s' is not an object", path, name) end
-    local format = READ[entry.dtype]
-    if not format then
-      fail("load %s: '%s' has dtype %s; read are F32 F64 F16 BF16 I64 I32 U8 BOOL", path, name, tostring(entry.dtype))
+    local format = type(entry.dtype) == "string" and core.stored_dtype(entry.dtype)
+    if not format or format.name ~= entry.dtype then
+      fail("load %s: '%s' has dtype %s; read are %s", path, name, tostring(entry.dtype),
+        table.concat(core.stored_dtypes(), " "))
     end
     local shape, offsets, count = entry.shape, entry.data_offsets, 1
     if not is_array(shape) or #shape > 8 then fail("load %s: '%s' has no shape of at most 8 sizes", path, name) end
@@ -232,9 +232,9 @@ local function read_header(path)
       or offsets[1] > offsets[2] or offsets[2] > bytes then
       fail("load %s: '%s' has offsets outside the file's %d bytes of data", path, name, bytes)
     end
-    if count * format[1] ~= offsets[2] - offsets[1] then
+    if count * format.bytes ~= offsets[2] - offsets[1] then
       fail("load %s: '%s' %s %s needs %.0f bytes, its offsets span %.0f", path, name, entry.dtype,
-        core.shape_text(shape), count * format[1],
+        core.shape_text(shape), count * format.bytes,
         offsets[2] - offsets[1])
     end
     spans[#spans + 1] = { offsets[1], offsets[2], name }
@@ -255,13 +255,27 @@ local function read_header(path)
   return header, metadata or {}, 8 + n
 end
 
+--- Reads and checks a file's header alone.
+-- @param path of the file
+-- @return {name = {dtype (as stored), shape, offset (bytes before its first element)}}
+-- @raise where the file is not there or no safetensors file
+function safetensors.header(path)
+  local header, _, start = read_header(path)
+  local entries = {}
+  for name, entry in pairs(header) do
+    entries[name] = { dtype = entry.dtype, shape = entry.shape, offset = start + entry.data_offsets[1] }
+  end
+  return entries
+end
+
 --- Loads a file: {name = tensor}, {key = text}. F64 and F16 become f32, I64 becomes i32. options {device}.
 function safetensors.load(path, options)
   if type(path) ~= "string" then fail("load: a %s, expected a path", type(path)) end
   local header, metadata, start = read_header(path)
   local tensors = {}
   for name, entry in pairs(header) do
-    local x = core.new(entry.shape, { dtype = READ[entry.dtype][2], device = options and options.device })
+    local x = core.new(entry.shape,
+      { dtype = core.stored_dtype(entry.dtype).dtype, device = options and options.device })
     core.read_tensor(x, path, start + entry.data_offsets[1], entry.dtype)
     tensors[name] = x
   end
