@@ -1,6 +1,7 @@
 /* stored.c: numbers as files store them; see stored.h. */
 #include "stored.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -88,37 +89,43 @@ const char *vx_stored_dtypes(void)
 
 /* -- Conversion ---------------------------------------------------------------------------------------------------- */
 
-static void store(int dtype, char *p, double value)
+/* Writes value as an element of dtype; false where it lies outside the dtype's range (an infinity is in f32's). */
+static bool store(int dtype, char *p, double value)
 {
     if (dtype == VX_F32) {
         float v = (float)value;
         memcpy(p, &v, sizeof v);
-    } else if (dtype == VX_I32) {
-        int32_t v = value >= 2147483647.0 ? INT32_MAX : value <= -2147483648.0 ? INT32_MIN : (int32_t)value;
-        memcpy(p, &v, sizeof v);
-    } else if (dtype == VX_U8) {
-        *(uint8_t *)p = value <= 0 ? 0 : value >= 255 ? 255 : (uint8_t)value;
-    } else {
-        float f = (float)value;
-        uint32_t bits;
-        memcpy(&bits, &f, sizeof bits);
-        uint16_t v = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-        memcpy(p, &v, sizeof v);
+        return !isinf(v) || isinf(value);
     }
+    if (dtype == VX_I32) {
+        if (!(value >= INT32_MIN && value <= INT32_MAX)) return false;
+        int32_t v = (int32_t)value;
+        memcpy(p, &v, sizeof v);
+        return true;
+    }
+    if (dtype == VX_U8) {
+        if (!(value >= 0 && value <= UINT8_MAX)) return false;
+        *(uint8_t *)p = (uint8_t)value;
+        return true;
+    }
+    float f = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    uint16_t v = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    memcpy(p, &v, sizeof v);
+    return true;
 }
 
-void vx_stored_convert(const vx_stored *s, bool swapped, int dtype, void *to, const char *from, int64_t step,
-                       int64_t count)
+int vx_stored_convert(const vx_stored *s, bool swapped, int dtype, void *to, const char *from, int64_t step,
+                      int64_t count, int64_t first, const char *path)
 {
     const size_t item = vx_dtype_bytes(dtype), bytes = (size_t)s->bytes;
     char *p = to;
     if (s->exact && s->dtype == dtype && !swapped) {
-        if (step == s->bytes) {
-            memcpy(p, from, bytes * (size_t)count);
-            return;
-        }
-        for (int64_t i = 0; i < count; i++) memcpy(p + (size_t)i * item, from + i * step, bytes);
-        return;
+        if (step == s->bytes) memcpy(p, from, bytes * (size_t)count);
+        else
+            for (int64_t i = 0; i < count; i++) memcpy(p + (size_t)i * item, from + i * step, bytes);
+        return VX_OK;
     }
     for (int64_t i = 0; i < count; i++) {
         const char *element = from + i * step;
@@ -127,6 +134,10 @@ void vx_stored_convert(const vx_stored *s, bool swapped, int dtype, void *to, co
             for (size_t b = 0; b < bytes; b++) turned[b] = element[bytes - 1 - b];
             element = turned;
         }
-        store(dtype, p + (size_t)i * item, s->value(element));
+        double value = s->value(element);
+        if (!store(dtype, p + (size_t)i * item, value))
+            return vx_fail(VX_EINVAL, "read %s: element %lld is %.17g (%s), which %s does not hold", path,
+                           (long long)(first + i), value, s->name, vx_dtype_name(dtype));
     }
+    return VX_OK;
 }

@@ -158,8 +158,8 @@ int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *for
             status = vx_fail(VX_EIO, "read %s: the file ends at element %lld of %lld", path, (long long)done,
                              (long long)x->numel);
         } else {
-            vx_stored_convert(stored, swapped, x->dtype, converted, raw, stored->bytes, count);
-            status = vx_write(x, done, count, converted);
+            status = vx_stored_convert(stored, swapped, x->dtype, converted, raw, stored->bytes, count, done, path);
+            if (!status) status = vx_write(x, done, count, converted);
         }
         done += count;
     }

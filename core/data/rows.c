@@ -110,13 +110,15 @@ static const part *part_of(const vx_rows *r, int64_t n)
     return &r->parts[low];
 }
 
-/* Copies row n of all to `to`; whether it is finite. */
+/* Copies row n of all to `to`. False where an element is a NaN, an Inf, or outside float32's range. */
 static bool copy_row(const vx_rows *r, int64_t n, float *to)
 {
     const part *p = part_of(r, n);
     const int64_t row = n - p->first, bytes = p->stored->bytes;
     const char *from = p->map + p->offset + (p->column_major ? row : row * r->width) * bytes;
-    vx_stored_convert(p->stored, p->swapped, VX_F32, to, from, p->column_major ? p->rows * bytes : bytes, r->width);
+    if (vx_stored_convert(p->stored, p->swapped, VX_F32, to, from, p->column_major ? p->rows * bytes : bytes, r->width,
+                          0, p->path))
+        return false;
     float sum = 0; /* of zeros, unless an element is a NaN or Inf */
     for (int64_t d = 0; d < r->width; d++) sum += 0 * to[d];
     return sum == 0;

@@ -1,0 +1,198 @@
+--- vectors.lua: batches of vectors of your own, from .npy and safetensors files that may be larger than memory.
+--
+--     local set = vx.data.vectors { path = "features.npy", batch = 4096 }
+--     local x, index = set:next()            -- f32 (4096, width), i32 (4096): row numbers, 0-based
+--
+-- Files are mapped, not loaded: a batch copies its rows, converted to f32. The order of epoch e is a permutation that
+-- (seed, e) determines; position says how many rows were delivered, and `position =` goes on from there with the same
+-- batches.
+
+local core = require "vertex.core"
+local npy = require "vertex.npy"
+local ops = require "vertex.ops"
+local safetensors = require "vertex.safetensors"
+
+local lfs = require "lfs"
+local fail = core.fail
+
+-- -- Which rows of which files ----------------------------------------------------------------------------------------
+
+--- A matrix in a file as core.rows wants it, and its width.
+local function part(path, shape, dtype, offset, column_major, name)
+  if #shape ~= 2 then
+    fail("vectors: %s%s has the shape %s, expected rows of numbers (N,D)", path, name and " '" .. name .. "'" or "",
+      core.shape_text(shape))
+  end
+  return { path = path, format = dtype, offset = offset, rows = shape[1], column_major = column_major }, shape[2]
+end
+
+local function npy_part(path)
+  local h = npy.header(path)
+  return part(path, h.shape, h.dtype, h.offset, h.fortran)
+end
+
+local function safetensors_part(path, name)
+  local header, names = safetensors.header(path), {}
+  for n, entry in pairs(header) do
+    if #entry.shape == 2 then names[#names + 1] = n end
+  end
+  table.sort(names)
+  if name == nil and #names == 1 then name = names[1] end
+  local entry = name and header[name]
+  if not entry then
+    fail("vectors: %s %s; it holds the matrices %s", path,
+      name and ("has no tensor '%s'"):format(name) or "holds several tensors: say which by `tensor`",
+      #names > 0 and table.concat(names, ", ") or "(none)")
+  end
+  return part(path, entry.shape, entry.dtype, entry.offset, false, name)
+end
+
+--- The .npy files of a folder, in the order of their names.
+local function npy_files(folder)
+  local files = {}
+  for file in lfs.dir(folder) do
+    if file:match "%.npy$" then files[#files + 1] = folder .. "/" .. file end
+  end
+  table.sort(files)
+  if #files == 0 then fail("vectors: there is no .npy file in %s", folder) end
+  return files
+end
+
+--- Parts and width of a path.
+local function find_parts(path, tensor)
+  if type(path) ~= "string" then
+    fail("vectors: path is a %s, expected a file or a folder of .npy files", type(path))
+  end
+  local mode = lfs.attributes(path, "mode")
+  if not mode then fail("vectors: %s: no such file or folder", path) end
+  if mode ~= "directory" then
+    local one, width
+    if npy.is(path) then one, width = npy_part(path) else one, width = safetensors_part(path, tensor) end
+    return { one }, width
+  end
+  local parts, width = {}, nil
+  for i, file in ipairs(npy_files(path)) do
+    local w
+    parts[i], w = npy_part(file)
+    if width and w ~= width then
+      fail("vectors: %s has rows of %d numbers, %s rows of %d", parts[1].path, width, file, w)
+    end
+    width = w
+  end
+  return parts, width
+end
+
+-- -- Batches ----------------------------------------------------------------------------------------------------------
+
+local Vectors = {}
+Vectors.__index = Vectors
+
+local DEFAULTS = { batch = 4096, shuffle = true, seed = 1, epochs = 0, position = 0 }
+
+--- Opens vectors in files.
+-- @param options {path: a .npy file, a safetensors file, or a folder of .npy files of one width; tensor: the name of a
+-- matrix in a safetensors file that holds several; batch = 4096 rows; shuffle = true; seed = 1, of the order; epochs =
+-- 0, endless, or how often each row comes; position = 0, rows delivered before; device, the default one}
+-- @return object with :next(), :read(first, count), :size(), :width(), :position(), :close()
+-- @raise where there is no such file, it holds no matrix of numbers, widths differ, or an option is unknown
+local function vectors(options)
+  if type(options) ~= "table" then fail("vectors: options are a %s, expected a table", type(options)) end
+  local o = {}
+  for name, value in pairs(DEFAULTS) do o[name] = value end
+  for name, value in pairs(options) do
+    if DEFAULTS[name] == nil and name ~= "path" and name ~= "tensor" and name ~= "device" then
+      fail("vectors: unknown option '%s'; known are batch, device, epochs, path, position, seed, shuffle, tensor",
+        tostring(name))
+    end
+    o[name] = value
+  end
+  for _, name in ipairs { "batch", "epochs", "position", "seed" } do
+    local v, least = o[name], name == "batch" and 1 or 0
+    if type(v) ~= "number" or v ~= math.floor(v) or v < least or v > 2 ^ 53 then
+      fail("vectors: %s is %s, expected an integer of %d or more", name, tostring(v), least)
+    end
+  end
+  local parts, width = find_parts(o.path, o.tensor)
+  if width == 0 then fail("vectors: %s holds rows of no numbers", o.path) end
+  local rows = core.rows(parts, width)
+  local n = rows:count()
+  if n == 0 then fail("vectors: %s holds no row", o.path) end
+  return setmetatable({ rows = rows, n = n, d = width, o = o, at = o.position, device = o.device or core.device() },
+    Vectors)
+end
+
+--- The order of an epoch, i32 (n) on the CPU; kept until another is asked for.
+function Vectors:order(epoch)
+  if self.order_epoch ~= epoch then
+    local generator = core.generator(self.o.seed)
+    generator.drawn = epoch
+    if self.kept_order then self.kept_order:release() end
+    self.kept_order = core.keep(ops.permutation(self.n, generator, { device = "cpu" }))
+    self.order_epoch = epoch
+  end
+  return self.kept_order
+end
+
+local function open_rows(self) return self.rows or fail "vectors: closed" end
+
+--- Reads the next batch.
+-- @return x f32 (B,D), and index i32 (B), the rows' numbers, 0-based; B is `batch`, or less at the end of the last
+-- epoch; nil when the epochs are over or the run was interrupted
+-- @raise where a row holds a NaN or Inf (file and row are named), a file became shorter, or the set is closed
+function Vectors:next()
+  local rows, o = open_rows(self), self.o
+  if core.interrupted() then return nil end
+  local left = o.epochs > 0 and o.epochs * self.n - self.at or math.huge
+  local count = math.min(o.batch, left)
+  if count <= 0 then return nil end
+  local index, filled = core.new({ count }, { dtype = "i32", device = "cpu" }), 0
+  while filled < count do
+    local epoch, place = math.floor((self.at + filled) / self.n), (self.at + filled) % self.n
+    local take = math.min(count - filled, self.n - place)
+    local slice = ops.narrow(index, 1, filled + 1, take)
+    if o.shuffle then
+      slice:copy(ops.narrow(self:order(epoch), 1, place + 1, take))
+    else
+      local numbers = {}
+      for i = 1, take do numbers[i] = place + i - 1 end
+      slice:fromtable(numbers)
+    end
+    filled = filled + take
+  end
+  local x = core.new({ count, self.d }, { device = "cpu" })
+  rows:read(x, index)
+  self.at = self.at + count
+  return x:to(self.device), index:to(self.device)
+end
+
+--- Reads rows in the order of the files.
+-- @param first number of the first row, 0-based
+-- @param count rows
+-- @return f32 (count,D)
+-- @raise where there are not so many, or as next() does
+function Vectors:read(first, count)
+  local x = core.new({ count, self.d }, { device = "cpu" })
+  open_rows(self):read(x, nil, first)
+  return x:to(self.device)
+end
+
+--- Counts the rows of all files.
+-- @return integer
+function Vectors:size() return self.n end
+
+--- Says how wide a row is.
+-- @return integer D
+function Vectors:width() return self.d end
+
+--- Says how many rows were delivered, over all epochs: `position` of a set that goes on from here.
+-- @return integer
+function Vectors:position() return self.at end
+
+--- Lets go of the files; the set gives no more batches.
+function Vectors:close()
+  if self.rows then self.rows:close() end
+  if self.kept_order then self.kept_order:release() end
+  self.rows, self.kept_order, self.order_epoch = nil, nil, nil
+end
+
+return vectors
