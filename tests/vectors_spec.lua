@@ -60,7 +60,7 @@ describe("vectors", function()
 
   it("come in the order of the files without shuffling, from a folder of files, column-major and as integers",
     function()
-    local folder = H.scratch "folder"
+    local folder = H.scratch "vectors-folder"
     lfs.mkdir(folder)
     rows_file(folder .. "/b.npy", 4, 6)
     rows_file(folder .. "/a.npy", 0, 4)
@@ -90,7 +90,7 @@ describe("vectors", function()
     assert.truthy(message(vectors, { path = path, bach = 3 }):find "unknown option 'bach'")
     assert.truthy(message(vectors, { path = path, batch = 0 }):find "batch is 0, expected an integer of 1 or more")
     assert.truthy(message(vectors, {}):find "path is a nil")
-    local folder = H.scratch "empty"
+    local folder = H.scratch "vectors-empty"
     lfs.mkdir(folder)
     assert.truthy(message(vectors, { path = folder }):find "there is no .npy file")
     npy.save(H.scratch "cube.npy", vx.zeros { 2, 3, 4 })
