@@ -35,7 +35,7 @@ local colors = require "vertex.plot.colors"
 local grid = require "vertex.plot.grid"
 local page = require "vertex.plot.page"
 local scales = require "vertex.plot.scales"
-local Simplex = require "vertex.plot.simplex"
+local Simplex = require "vertex.plot.ternary"
 local fail = core.fail
 
 local plot = {
