@@ -1,153 +1,23 @@
-/* device.c: device numbers, and the backend libraries behind them.
+/* device.c: device numbers, and the backend behind each.
  *
- * A number is an index into `devices`, given out when a device is first opened and never taken back; 0 is the CPU.
- * Backends other than the CPU are known by their libraries' names alone: "NAME:2" is the third device of
- * libvertex_NAME.so, looked for in the folder VERTEX_BACKENDS, where that is set, and then beside this library. A
- * library stays open for the life of the process: tensors of its devices may be freed as late as finalizers run.
+ * A number is an index into `devices`, given out when a device is first opened (host.c) and never taken back; 0 is the
+ * CPU.
  */
-#define _GNU_SOURCE
-#include <dirent.h>
-#include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "backend.h"
-
-enum { MAX_BACKENDS = 16, NAME = 24, PATH = 4096 };
-
-typedef struct library {
-    char name[NAME];
-    const vx_backend *backend;
-} library;
+#include "internal.h"
 
 typedef struct device {
-    char name[NAME + 12];
+    char name[40];
     const vx_backend *backend;
     int ordinal;
 } device;
 
-static library libraries[MAX_BACKENDS];
-static int library_count;
-static device devices[VX_MAX_DEVICES] = {
-    {.name = "cpu"}}; /* its backend is asked for each time: it is chosen on first use */
+/* The CPU's backend stays NULL here: vx_backend_of(0) calls vx_cpu_backend(), which picks the SIMD variant on first
+ * use. */
+static device devices[VX_MAX_DEVICES] = {{.name = "cpu"}};
 static int device_count = 1;
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-
-static int tf32;              /* vx_allow_tf32 */
-static int autocast = VX_F32; /* vx_autocast */
-
-static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_memory_take, vx_memory_give, &tf32, &autocast};
-
-/* -- Finding libraries --------------------------------------------------------------------------------------------- */
-
-/* The folder of this library. */
-static void own_folder(char *folder, size_t size)
-{
-    Dl_info info;
-    char path[PATH] = "";
-    if (dladdr((void *)(uintptr_t)&vx_backend_of, &info) && info.dli_fname && !realpath(info.dli_fname, path))
-        path[0] = 0;
-    char *slash = strrchr(path, '/');
-    if (slash) *slash = 0;
-    snprintf(folder, size, "%s", slash ? path : ".");
-}
-
-/* Appends the names of the backend libraries in a folder: ", cuda, emu". */
-static void list_folder(const char *folder, char *text, size_t size)
-{
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        char name[NAME];
-        int end = 0;
-        if (sscanf(e->d_name, "libvertex_%23[a-z0-9].so%n", name, &end) == 1 && end == (int)strlen(e->d_name)) {
-            size_t used = strlen(text);
-            snprintf(text + used, size - used, ", %s", name);
-        }
-    }
-    if (d) closedir(d);
-}
-
-static int no_library(const char *name, const char *wanted, const char *folder)
-{
-    char there[256] = "";
-    const char *more = getenv("VERTEX_BACKENDS");
-    if (more) list_folder(more, there, sizeof there);
-    list_folder(folder, there, sizeof there);
-    return vx_fail(VX_ENOSUP,
-                   "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s "
-                   "(backends there: %s)",
-                   wanted, name, more ? more : "", more ? ", " : "", folder, there[0] ? there + 2 : "none");
-}
-
-/* The table of a library, checked. */
-static int read_library(const char *path, const vx_backend **out)
-{
-    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!handle) return vx_fail(VX_ENOSUP, "cannot open a backend: %s", dlerror());
-    void *symbol = dlsym(handle, "vx_backend_entry");
-    vx_backend_entry_function *entry;
-    memcpy(&entry, &symbol, sizeof entry); /* ISO C has no cast from an object's pointer to a function's */
-    const vx_backend *backend = entry ? entry(VX_ABI, &host) : 0;
-    int status = VX_OK;
-    if (!entry) status = vx_fail(VX_ENOSUP, "%s is no backend: it has no vx_backend_entry", path);
-    else if (!backend || backend->abi != VX_ABI)
-        status = vx_fail(VX_ENOSUP, "%s speaks ABI %d, this library ABI %d: rebuild both with ./setup.sh", path,
-                         backend ? backend->abi : 0, VX_ABI);
-    else if (strcmp(backend->ops, VX_SIGNATURE))
-        status = vx_fail(VX_ENOSUP, "%s was built for another list of ops: rebuild both with ./setup.sh", path);
-    if (status) dlclose(handle);
-    else *out = backend;
-    return status;
-}
-
-/* The backend called `name`; `wanted` begins the text of a failure. The mutex is held. */
-static int find_backend(const char *name, const char *wanted, const vx_backend **out)
-{
-    if (!strcmp(name, "cpu")) {
-        *out = vx_cpu_backend();
-        return VX_OK;
-    }
-    for (int i = 0; i < library_count; i++)
-        if (!strcmp(name, libraries[i].name)) {
-            *out = libraries[i].backend;
-            return VX_OK;
-        }
-    char own[PATH], path[PATH + 64];
-    own_folder(own, sizeof own);
-    const char *folders[] = {getenv("VERTEX_BACKENDS"), own};
-    bool found = false;
-    for (int i = 0; i < 2 && !found; i++) {
-        if (!folders[i]) continue;
-        snprintf(path, sizeof path, "%s/libvertex_%s.so", folders[i], name);
-        found = access(path, F_OK) == 0;
-    }
-    if (!found) return no_library(name, wanted, own);
-    if (library_count == MAX_BACKENDS)
-        return vx_fail(VX_ENOSUP, "%s: %d backends are open, no more fit", wanted, MAX_BACKENDS);
-    int status = read_library(path, out);
-    if (status) return status;
-    library *l = &libraries[library_count++];
-    snprintf(l->name, sizeof l->name, "%s", name);
-    l->backend = *out;
-    return VX_OK;
-}
-
-/* Copies what stands before ':' in a device's name; the ordinal behind it, 0 where there is none. -1: no such form. */
-static int split_name(const char *text, char *name)
-{
-    int length = (int)strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789");
-    if (length == 0 || length >= NAME) return -1;
-    snprintf(name, NAME, "%.*s", length, text);
-    if (!text[length]) return 0;
-    const char *digits = text + length + 1;
-    size_t n = strspn(digits, "0123456789");
-    return text[length] == ':' && n > 0 && n < 5 && !digits[n] ? atoi(digits) : -1;
-}
-
-/* -- Devices ------------------------------------------------------------------------------------------------------- */
 
 const vx_backend *vx_backend_of(int number, int *ordinal)
 {
@@ -162,50 +32,36 @@ int vx_device_check(const char *op, int number)
     return vx_fail(VX_EINVAL, "%s: device number %d, expected one of the %d open devices", op, number, open);
 }
 
-static int open_device(const char *text, int *number)
+bool vx_device_has(int number, unsigned capabilities)
 {
-    char name[NAME], full[NAME + 12], wanted[96];
-    snprintf(wanted, sizeof wanted, "device '%.40s'", text);
-    int ordinal = split_name(text, name);
-    if (ordinal < 0) return vx_fail(VX_EINVAL, "%s: expected \"cpu\" or \"cuda:0\", \"cuda:1\", ...", wanted);
-    if (!strcmp(name, "cpu")) snprintf(full, sizeof full, ordinal ? "cpu:%d" : "cpu", ordinal);
-    else snprintf(full, sizeof full, "%s:%d", name, ordinal);
-    for (int i = 0; i < device_count; i++)
-        if (!strcmp(full, devices[i].name)) {
-            *number = i;
-            return VX_OK;
-        }
-    const vx_backend *backend;
-    int count, status = find_backend(name, wanted, &backend);
-    if (status) return status;
-    status = backend->count(&count);
-    if (status) {
-        char reason[512];
-        snprintf(reason, sizeof reason, "%s", vx_error());
-        return vx_fail(status, "%s: %s", wanted, reason);
-    }
-    if (ordinal >= count)
-        return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are",
-                       count, name, count == 1 ? "" : "s");
-    if (device_count == VX_MAX_DEVICES)
-        return vx_fail(VX_ENOSUP, "%s: %d devices are open, no more fit", wanted, VX_MAX_DEVICES);
-    device *d = &devices[device_count];
+    int ordinal;
+    return (vx_backend_of(number, &ordinal)->can & capabilities) == capabilities;
+}
+
+int vx_device_find(const char *name)
+{
+    int open = __atomic_load_n(&device_count, __ATOMIC_ACQUIRE);
+    for (int i = 0; i < open; i++)
+        if (!strcmp(name, devices[i].name)) return i;
+    return -1;
+}
+
+int vx_device_add(const char *name, const vx_backend *backend, int ordinal, int *number)
+{
+    int next = device_count;
+    if (next == VX_MAX_DEVICES)
+        return vx_fail(VX_ENOSUP, "device '%s': %d devices are open, no more fit", name, VX_MAX_DEVICES);
+    device *d = &devices[next];
     *d = (device){.backend = backend, .ordinal = ordinal};
-    snprintf(d->name, sizeof d->name, "%s", full);
-    status = backend->open ? backend->open(ordinal, device_count, full) : VX_OK;
+    snprintf(d->name, sizeof d->name, "%s", name);
+    int status = backend->open ? backend->open(ordinal, next, name) : VX_OK;
     if (status) return status;
-    *number = device_count;
-    __atomic_store_n(&device_count, device_count + 1, __ATOMIC_RELEASE);
+    *number = next;
+    __atomic_store_n(&device_count, next + 1, __ATOMIC_RELEASE);
     return VX_OK;
 }
 
-int vx_device_open(const char *name, int *number)
-{
-    pthread_mutex_lock(&mutex);
-    int status = open_device(name, number);
-    pthread_mutex_unlock(&mutex);
-    return status;
-}
+/* -- Public -------------------------------------------------------------------------------------------------------- */
 
 int vx_device_name(int number, char *name, size_t size)
 {
@@ -222,41 +78,27 @@ int vx_device_describe(int number, char *text, size_t size)
     return backend->describe(ordinal, text, size);
 }
 
-/* The backend of that name for a question about all of it. */
-static int backend_named(const char *name, const vx_backend **out)
+int vx_device_can(int number, const char *capability, int *can)
 {
-    char checked[NAME], wanted[96];
-    snprintf(wanted, sizeof wanted, "backend '%.40s'", name);
-    if (split_name(name, checked) || strcmp(name, checked))
-        return vx_fail(VX_EINVAL, "%s: expected \"cpu\", \"cuda\", ...", wanted);
-    pthread_mutex_lock(&mutex);
-    int status = find_backend(name, wanted, out);
-    pthread_mutex_unlock(&mutex);
-    return status;
-}
-
-int vx_device_count(const char *name, int *count)
-{
-    const vx_backend *backend;
-    *count = 0;
-    int status = backend_named(name, &backend);
-    return status ? status : backend->count(count);
-}
-
-int vx_backend_has(const char *name, const char *op, int *there)
-{
-    const vx_backend *backend;
-    *there = 0;
-    int status = backend_named(name, &backend);
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } capabilities[] = {
+#define VX_CAPABILITY_ROW(bit, value, name) {name, VX_CAN_##bit},
+        VX_CAPABILITIES(VX_CAPABILITY_ROW)
+#undef VX_CAPABILITY_ROW
+    };
+    int status = vx_device_check("device can", number);
     if (status) return status;
-#define VX_OP(known, contract, text, tensors, numbers)                                                                 \
-    if (!strcmp(op, #known)) {                                                                                         \
-        *there = backend->known != 0;                                                                                  \
-        return VX_OK;                                                                                                  \
+    char known[128] = "";
+    for (size_t i = 0, used = 0; i < sizeof capabilities / sizeof *capabilities; i++) {
+        if (!strcmp(capability, capabilities[i].name)) {
+            *can = vx_device_has(number, capabilities[i].bit);
+            return VX_OK;
+        }
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", capabilities[i].name);
     }
-#include "ops.def"
-#undef VX_OP
-    return vx_fail(VX_EINVAL, "'%s' is no op of ops.def", op);
+    return vx_fail(VX_EINVAL, "device can: '%.40s', expected one of %s", capability, known);
 }
 
 int vx_sync(int number)
@@ -265,18 +107,6 @@ int vx_sync(int number)
     if (status) return status;
     const vx_backend *backend = vx_backend_of(number, &ordinal);
     return backend->sync(ordinal);
-}
-
-int vx_allow_tf32(int on)
-{
-    if (on >= 0) tf32 = on != 0;
-    return tf32;
-}
-
-int vx_autocast(int dtype)
-{
-    if (dtype == VX_F32 || dtype == VX_BF16) autocast = dtype;
-    return autocast;
 }
 
 int vx_threads(int n, int *now)

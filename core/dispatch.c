@@ -1,7 +1,12 @@
-/* dispatch.c: vx_<op>() for every line of ops.def: check the contract, find the backend, call its kernel. */
+/* dispatch.c: vx_<op>() for every line of ops.def: checks the contract, finds the backend, calls its kernel. And what
+ * the library says of itself. */
 #include <stdio.h>
 
-#include "backend.h"
+#include "internal.h"
+
+#ifndef VX_VERSION
+#define VX_VERSION "0"
+#endif
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
@@ -56,6 +61,9 @@ static int not_implemented(const char *op, int device)
     }
 #include "ops.def"
 #undef VX_OP
+
+const char *vx_version(void) { return VX_VERSION; }
+int vx_abi(void) { return VX_ABI; }
 
 const char *vx_ops(void)
 {

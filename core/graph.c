@@ -9,12 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "backend.h"
+#include "internal.h"
 
 struct vx_graph {
     int device;
     const vx_backend *backend;
-    void *recorded; /* the backend's */
+    void *captured; /* the backend's graph */
     vx_arena *arena;
     vx_storage **kept;
     int count, room;
@@ -39,16 +39,17 @@ int vx_graph_begin(int device, float rate)
     if (!(rate > 0) || isinf(rate))
         return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number above 0", (double)rate);
     const vx_backend *backend = vx_backend_of(device, &ordinal);
-    if (!backend->record) return vx_fail(VX_ENOSUP, "graph: %s records none", name_of(device, name, sizeof name));
+    if (!(backend->can & VX_CAN_GRAPHS))
+        return vx_fail(VX_ENOSUP, "graph: %s records none", name_of(device, name, sizeof name));
     vx_graph *g = calloc(1, sizeof *g);
     if (!g) return vx_fail(VX_ENOMEM, "graph: out of memory");
     g->device = device;
     g->backend = backend;
-    status = backend->record(ordinal, rate);
+    status = backend->graph_begin(ordinal, rate);
     if (!status) {
         g->arena = vx_arena_begin(device);
         if (!g->arena) {
-            backend->recorded(ordinal, 0);
+            backend->graph_end(ordinal, NULL);
             status = vx_fail(VX_ENOMEM, "graph: out of memory");
         }
     }
@@ -65,13 +66,13 @@ int vx_graph_end(int device, vx_graph **out)
 {
     vx_graph *g = open_graph;
     int ordinal;
-    if (out) *out = 0;
+    if (out) *out = NULL;
     if (!g || g->device != device) return vx_fail(VX_EINVAL, "graph: none is being recorded on device %d", device);
     vx_backend_of(device, &ordinal);
-    open_graph = 0;
+    open_graph = NULL;
     vx_recording = -1;
     vx_arena_end(g->arena);
-    int status = g->backend->recorded(ordinal, out ? &g->recorded : 0);
+    int status = g->backend->graph_end(ordinal, out ? &g->captured : NULL);
     if (out && !status) *out = g;
     else vx_graph_free(g);
     return status;
@@ -108,7 +109,7 @@ int vx_record_op(const char *op, vx_tensor *const *tensors, int count)
 int vx_graph_draw(const vx_graph *g, int i, vx_draw *draw)
 {
     if (!g) return vx_fail(VX_EINVAL, "graph: a freed one");
-    return g->backend->draw(g->recorded, i, draw);
+    return g->backend->graph_draw(g->captured, i, draw);
 }
 
 int vx_graph_launch(vx_graph *g, float rate, int64_t steps, const vx_draw *draws)
@@ -122,16 +123,16 @@ int vx_graph_launch(vx_graph *g, float rate, int64_t steps, const vx_draw *draws
         return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number of 0 or more", (double)rate);
     if (steps < 0)
         return vx_fail(VX_EINVAL, "graph: %lld steps after the recording, expected 0 or more", (long long)steps);
-    return g->backend->launch(g->recorded, rate, steps, draws);
+    return g->backend->graph_launch(g->captured, rate, steps, draws);
 }
 
 void vx_graph_free(vx_graph *g)
 {
     if (!g) return;
-    if (g->recorded) g->backend->forget(g->recorded);
+    if (g->captured) g->backend->graph_free(g->captured);
     vx_arena_free(g->arena);
     for (int i = 0; i < g->count; i++) {
-        if (g->kept[i]->kept == g) g->kept[i]->kept = 0; /* another graph may come to lie at this address */
+        if (g->kept[i]->kept == g) g->kept[i]->kept = NULL; /* another graph may come to lie at this address */
         vx_storage_drop(g->kept[i]);
     }
     free(g->kept);

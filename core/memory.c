@@ -9,10 +9,10 @@
  * where blocks go back to the system must the queue be empty, which the backend's release sees to.
  *
  * A recorded graph (graph.c) touches the same addresses at every launch. So what is given back while it is recorded
- * goes into its arena, from which that recording alone takes again, and so do tensors made then whenever they are
- * freed; all of it counts as live until the graph is freed.
+ * goes into its arena, from which that recording alone takes again. Tensors made then go there whenever they are freed.
+ * All of it counts as live until the graph is freed.
  *
- * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_memory_take;
+ * Invariants: (1) live counts what callers asked for, rounded; (2) live + cached <= limit after every vx_pool_alloc;
  * (3) where the limit or the system says no, all cached blocks are given back and the request is tried once more; (4) a
  * failure leaves everything as it was.
  */
@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
+#include "internal.h"
 
 enum { CLASSES = 64 * 8, SMALLEST = 64 };
 
@@ -65,7 +65,7 @@ static bool keeps(pool *p)
     return p->keep == KEEP_BLOCKS;
 }
 
-/* The class of a size and the bytes its blocks have: 64, 72, 80 .. 128, 144, 160 ... */
+/* Returns the class of a size; *rounded: the bytes its blocks have, 64, 72, 80 .. 128, 144, 160 ... */
 static int size_class(size_t bytes, size_t *rounded)
 {
     if (bytes < SMALLEST) bytes = SMALLEST;
@@ -97,7 +97,7 @@ static int64_t limit_of(int device, const vx_backend *backend, int ordinal)
     return p->limit;
 }
 
-/* A block from the system, if need be instead of all the cached ones. */
+/* Takes a block from the system, if need be instead of all the cached ones. */
 static int new_block(int device, const vx_backend *backend, int ordinal, int64_t bytes, void **out)
 {
     pool *p = &pools[device];
@@ -124,14 +124,14 @@ static int no_memory(int device, const vx_backend *backend, int ordinal, size_t 
         (double)p->limit / 1e6);
 }
 
-int vx_memory_take(int device, size_t *bytes, void **out)
+int vx_pool_alloc(int device, size_t *bytes, void **out)
 {
     int ordinal, status = VX_OK;
     const vx_backend *backend = vx_backend_of(device, &ordinal);
     pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
     size_t asked = *bytes;
-    block *b = 0;
+    block *b = NULL;
     bool ours = false; /* the arena's block, which counts as live already */
     if (keeps(p)) {
         int class = size_class(asked, bytes);
@@ -158,7 +158,7 @@ int vx_memory_take(int device, size_t *bytes, void **out)
     return status;
 }
 
-/* A block to the pool; b, its record, may be NULL. The mutex is held. */
+/* Gives a block to the pool; b, its record, may be NULL. The mutex is held. */
 static void to_pool(int device, block *b, void *data, size_t bytes)
 {
     int ordinal;
@@ -177,7 +177,8 @@ static void to_pool(int device, block *b, void *data, size_t bytes)
     }
 }
 
-/* The same to an arena. Without a record for it the block is lost, since what has been recorded may use it. */
+/* Gives a block to an arena. Without a record for it the block is lost, since what has been recorded may use it. The
+ * mutex is held. */
 static void to_arena(vx_arena *arena, block *b, void *data, size_t bytes)
 {
     size_t rounded;
@@ -188,7 +189,7 @@ static void to_arena(vx_arena *arena, block *b, void *data, size_t bytes)
     *list = b;
 }
 
-void vx_memory_give(int device, void *data, size_t bytes)
+void vx_pool_free(int device, void *data, size_t bytes)
 {
     block *b = malloc(sizeof *b);
     pthread_mutex_lock(&mutex);
@@ -209,7 +210,7 @@ static void let_go(vx_arena *arena)
 vx_arena *vx_arena_begin(int device)
 {
     vx_arena *arena = calloc(1, sizeof *arena);
-    if (!arena) return 0;
+    if (!arena) return NULL;
     arena->device = device;
     arena->refs = 1;
     pthread_mutex_lock(&mutex);
@@ -221,27 +222,7 @@ vx_arena *vx_arena_begin(int device)
 void vx_arena_end(vx_arena *arena)
 {
     pthread_mutex_lock(&mutex);
-    pools[arena->device].arena = 0;
-    pthread_mutex_unlock(&mutex);
-}
-
-vx_arena *vx_memory_arena(int device)
-{
-    pthread_mutex_lock(&mutex);
-    vx_arena *arena = pools[device].arena;
-    if (arena) arena->refs++;
-    pthread_mutex_unlock(&mutex);
-    return arena;
-}
-
-void vx_arena_give(vx_arena *arena, void *data, size_t bytes)
-{
-    block *b = malloc(sizeof *b);
-    pthread_mutex_lock(&mutex);
-    pools[arena->device].storages--;
-    if (arena->closed) to_pool(arena->device, b, data, bytes);
-    else to_arena(arena, b, data, bytes);
-    let_go(arena);
+    pools[arena->device].arena = NULL;
     pthread_mutex_unlock(&mutex);
 }
 
@@ -261,18 +242,64 @@ void vx_arena_free(vx_arena *arena)
     pthread_mutex_unlock(&mutex);
 }
 
-/* -- Working space of kernels: a header in front remembers the size ------------------------------------------------ */
+/* -- Storages ------------------------------------------------------------------------------------------------------ */
+
+/* The arena of the recording under way, one reference more: for a storage that is made now. NULL: none is recorded. */
+static vx_arena *arena_of(int device)
+{
+    pthread_mutex_lock(&mutex);
+    vx_arena *arena = pools[device].arena;
+    if (arena) arena->refs++;
+    pthread_mutex_unlock(&mutex);
+    return arena;
+}
+
+/* Takes back the block of such a storage, and its reference. */
+static void arena_release(vx_arena *arena, void *data, size_t bytes)
+{
+    block *b = malloc(sizeof *b);
+    pthread_mutex_lock(&mutex);
+    pools[arena->device].storages--;
+    if (arena->closed) to_pool(arena->device, b, data, bytes);
+    else to_arena(arena, b, data, bytes);
+    let_go(arena);
+    pthread_mutex_unlock(&mutex);
+}
+
+int vx_storage_new(vx_storage **out, int device, size_t bytes)
+{
+    vx_storage *s = calloc(1, sizeof *s);
+    if (!s) return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
+    *s = (vx_storage){.device = device, .bytes = bytes, .held = bytes};
+    int status = vx_pool_alloc(device, &s->held, &s->data);
+    if (status) {
+        free(s);
+        return status;
+    }
+    atomic_init(&s->refs, 1);
+    s->arena = arena_of(device);
+    *out = s;
+    return VX_OK;
+}
+
+void vx_storage_drop(vx_storage *s)
+{
+    if (atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1) return;
+    if (s->arena) arena_release(s->arena, s->data, s->held);
+    else vx_pool_free(s->device, s->data, s->held);
+    free(s);
+}
+
+/* -- Working space of kernels: 64 bytes in front of it remember the size ------------------------------------------- */
 
 void *vx_scratch(const char *op, size_t bytes)
 {
     void *p;
     size_t held = bytes + 64;
-    int status = vx_memory_take(0, &held, &p);
+    int status = vx_pool_alloc(0, &held, &p);
     if (status) {
-        char text[512];
-        snprintf(text, sizeof text, "%s", vx_error());
-        vx_fail(status, "%s: %s", op, text);
-        return 0;
+        vx_fail_because(status, "%s", op);
+        return NULL;
     }
     *(size_t *)p = held;
     return (char *)p + 64;
@@ -282,7 +309,7 @@ void vx_scratch_free(void *p)
 {
     if (!p) return;
     char *start = (char *)p - 64;
-    vx_memory_give(0, start, *(size_t *)start);
+    vx_pool_free(0, start, *(size_t *)start);
 }
 
 /* -- Public -------------------------------------------------------------------------------------------------------- */

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
+#include "internal.h"
 
 enum { MAX_LETTERS = 26, TEXT = 160 };
 
@@ -259,8 +259,8 @@ static int check_dtype(const call *c, const char *name, int length, const vx_ten
 {
     char a[TEXT];
     if (dtype_length == 3 && !strncmp(dtype, "any", 3)) return VX_OK;
-    if (dtype_length == 4 && !strncmp(dtype, "body", 4)) { /* the CPU's kernels compute on float32 only */
-        if (x->dtype == VX_BF16 && x->device != 0) return VX_OK;
+    if (dtype_length == 4 && !strncmp(dtype, "body", 4)) {
+        if (x->dtype == VX_BF16 && vx_device_has(x->device, VX_CAN_BF16)) return VX_OK;
         dtype = "f32", dtype_length = 3;
     }
     const char *is = vx_dtype_name(x->dtype);

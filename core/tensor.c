@@ -1,53 +1,10 @@
-/* tensor.c: tensors as views of refcounted storages, moving their data, and the text of errors. */
+/* tensor.c: tensors as views of refcounted storages, and moving their data. */
 #include "tensor.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
-
-#ifndef VX_VERSION
-#define VX_VERSION "0"
-#endif
-
-int vx_abi(void) { return VX_ABI; }
-const char *vx_version(void) { return VX_VERSION; }
-
-/* -- Errors -------------------------------------------------------------------------------------------------------- */
-
-static _Thread_local char error_text[1024];
-
-const char *vx_error(void) { return error_text; }
-
-int vx_fail(int status, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    vsnprintf(error_text, sizeof error_text, format, args);
-    va_end(args);
-    return status;
-}
-
-char *vx_shape_text(const vx_tensor *x, char *text, size_t size)
-{
-    if (!x) {
-        snprintf(text, size, "(released)");
-        return text;
-    }
-    size_t used = (size_t)snprintf(text, size, "(");
-    for (int i = 0; i < x->ndim && used < size; i++)
-        used += (size_t)snprintf(text + used, size - used, "%s%lld", i ? "," : "", (long long)x->shape[i]);
-    if (used < size) snprintf(text + used, size - used, ")");
-    return text;
-}
-
-const char *vx_dtype_name(int dtype)
-{
-    static const char *const names[] = {[VX_F32] = "f32", [VX_BF16] = "bf16", [VX_I32] = "i32", [VX_U8] = "u8"};
-    return names[dtype];
-}
+#include "internal.h"
 
 /* -- Making and freeing -------------------------------------------------------------------------------------------- */
 
@@ -71,7 +28,7 @@ static int shape_fault(const char *op, int ndim, const int64_t *shape)
                    op, vx_shape_text(&x, a, sizeof a), VX_MAX_DIMS);
 }
 
-/* Elements of a shape; -1 where it is no shape. */
+/* Returns the number of a shape's elements, -1 where it is no shape. */
 static int64_t count_elements(int ndim, const int64_t *shape)
 {
     int64_t n = 1;
@@ -88,32 +45,21 @@ static int64_t count_elements(int ndim, const int64_t *shape)
 
 int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shape)
 {
-    *out = 0;
+    *out = NULL;
     if (dtype < VX_F32 || dtype > VX_U8)
         return vx_fail(VX_EINVAL, "new: dtype %d is none of f32, bf16, i32, u8", dtype);
     int64_t numel = count_elements(ndim, shape);
     if (numel < 0) return shape_fault("new", ndim, shape);
-    size_t bytes = (size_t)numel * vx_dtype_bytes(dtype), held = bytes;
     int status = vx_device_check("new", device);
     if (status) return status;
     vx_tensor *x = calloc(1, sizeof *x);
-    vx_storage *storage = calloc(1, sizeof *storage);
-    if (!x || !storage) {
-        free(x);
-        free(storage);
-        return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
-    }
-    status = vx_memory_take(device, &held, &storage->data);
+    if (!x) return vx_fail(VX_ENOMEM, "out of memory for a tensor's header");
+    vx_storage *storage;
+    status = vx_storage_new(&storage, device, (size_t)numel * vx_dtype_bytes(dtype));
     if (status) {
         free(x);
-        free(storage);
         return status;
     }
-    atomic_init(&storage->refs, 1);
-    storage->device = device;
-    storage->bytes = bytes;
-    storage->held = held;
-    storage->arena = vx_memory_arena(device);
     *x = (vx_tensor){.storage = storage,
                      .data = storage->data,
                      .dtype = dtype,
@@ -133,7 +79,7 @@ int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shap
 
 int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape, const int64_t *stride, int64_t offset)
 {
-    *out = 0;
+    *out = NULL;
     if (!x) return vx_fail(VX_EINVAL, "view: of a released tensor");
     int64_t numel = count_elements(ndim, shape);
     if (numel < 0) return shape_fault("view", ndim, shape);
@@ -162,14 +108,6 @@ int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t *shape,
     atomic_fetch_add_explicit(&x->storage->refs, 1, memory_order_relaxed);
     *out = v;
     return VX_OK;
-}
-
-void vx_storage_drop(vx_storage *storage)
-{
-    if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) != 1) return;
-    if (storage->arena) vx_arena_give(storage->arena, storage->data, storage->held);
-    else vx_memory_give(storage->device, storage->data, storage->held);
-    free(storage);
 }
 
 void vx_free(vx_tensor *x)
@@ -224,7 +162,7 @@ int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host)
     return backend->transfer(ordinal, x->data + (size_t)first * item, host, (size_t)count * item, VX_TO_DEVICE);
 }
 
-/* A contiguous tensor of x's shape and dtype on x's device, holding x's elements; x itself where it already is one. */
+/* Makes a contiguous tensor of x's shape, dtype, device and elements; gives x itself where it is one, not *owned. */
 static int made_contiguous(const vx_tensor *x, vx_tensor **out, bool *owned)
 {
     *owned = false;
@@ -238,25 +176,26 @@ static int made_contiguous(const vx_tensor *x, vx_tensor **out, bool *owned)
     return status;
 }
 
-/* Contiguous bytes from one device to another. */
+/* Moves contiguous bytes from one device to another, by way of the host where they know no shorter one. */
 static int move(vx_tensor *dst, const vx_tensor *src, size_t bytes)
 {
     int to, from;
     const vx_backend *there = vx_backend_of(dst->device, &to), *here = vx_backend_of(src->device, &from);
-    if (src->device == 0) return there->transfer(to, dst->data, src->data, bytes, VX_TO_DEVICE);
-    if (dst->device == 0) return here->transfer(from, dst->data, src->data, bytes, VX_TO_HOST);
-    if (there == here && there->peer) return there->peer(to, dst->data, from, src->data, bytes);
+    if (here->can & VX_CAN_HOST) return there->transfer(to, dst->data, src->data, bytes, VX_TO_DEVICE);
+    if (there->can & VX_CAN_HOST) return here->transfer(from, dst->data, src->data, bytes, VX_TO_HOST);
+    if (there == here && there->can & VX_CAN_PEERS) return there->peer(to, dst->data, from, src->data, bytes);
     void *host;
     size_t held = bytes;
-    int status = vx_memory_take(0, &held, &host);
+    int status = vx_pool_alloc(0, &held, &host);
     if (status) return status;
     status = here->transfer(from, host, src->data, bytes, VX_TO_HOST);
     if (!status) status = there->transfer(to, dst->data, host, bytes, VX_TO_DEVICE);
-    vx_memory_give(0, host, held);
+    vx_pool_free(0, host, held);
     return status;
 }
 
-/* Across devices the bytes travel contiguous and in src's dtype; strides and dtype change on either end. */
+/* Copies from one device to another. The bytes travel contiguous and in src's dtype; strides and dtype change on either
+ * end. */
 static int copy_across(vx_tensor *dst, const vx_tensor *src)
 {
     vx_tensor *from, *landed = dst;

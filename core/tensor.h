@@ -2,25 +2,28 @@
 #ifndef VX_TENSOR_H
 #define VX_TENSOR_H
 
-#include <stdbool.h>
-
 #include "vertex.h"
+#include "error.h"
+
+#ifndef VX_CDEF
+#include <stdbool.h>
+#endif
 
 /* Refcounted bytes on one device; every tensor is a view of one. C++ has no atomic_int, and kernels no need of it. */
 #ifdef __cplusplus
 typedef struct vx_storage vx_storage;
 #else
+#ifndef VX_CDEF
 #include <stdatomic.h>
+#endif
 typedef struct vx_storage {
     atomic_int refs;
     int device;
     size_t bytes, held;     /* asked for, and taken from the pool */
-    void *data;             /* a device pointer where device is not the CPU */
+    void *data;             /* a device pointer where the device's memory is not the host's */
     struct vx_arena *arena; /* of the graph during whose recording it was made, or NULL (memory.c) */
     struct vx_graph *kept;  /* the last graph that keeps it (graph.c) */
 } vx_storage;
-
-void vx_storage_drop(vx_storage *storage); /* one reference less */
 #endif
 
 struct vx_tensor {
@@ -42,17 +45,10 @@ static inline size_t vx_dtype_bytes(int dtype) { return dtype == VX_U8 ? 1 : dty
 extern "C" {
 #endif
 
-const char *vx_dtype_name(int dtype);
-
-/* Sets vx_error() and returns status. */
-int vx_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* "(2,3,4)" into text; returns text. */
-char *vx_shape_text(const vx_tensor *x, char *text, size_t size);
-
-/* Host memory for a kernel's working space: 64-byte aligned, from the pool, counted as live; NULL and vx_error() where
- * there is none. op names the caller in that text. */
+/* Takes host memory for a kernel's working space: 64-byte aligned, from the pool, counted as live. Returns NULL and
+ * sets vx_error(), in the name of `op`, where there is none. */
 void *vx_scratch(const char *op, size_t bytes);
-void vx_scratch_free(void *p);
+void vx_scratch_free(void *p); /* NULL is fine */
 
 #ifdef __cplusplus
 }

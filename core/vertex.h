@@ -107,6 +107,9 @@ VX_API int vx_backend_has(const char *backend, const char *op, int *there);
 VX_API int vx_device_open(const char *name, int *device);
 VX_API int vx_device_name(int device, char *name, size_t size);
 VX_API int vx_device_describe(int device, char *text, size_t size); /* the processor and its SIMD variant, or the GPU */
+/* can: whether a device has a capability, by its name in backend.h: "host", "bf16", "graphs", "peers". Ask this, never
+ * a device's number or name. */
+VX_API int vx_device_can(int device, const char *capability, int *can);
 VX_API int vx_device_count(const char *backend, int *count); /* "cpu", "cuda", ...; VX_ENOSUP says why there is none */
 VX_API int vx_sync(int device);                              /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */

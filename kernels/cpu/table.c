@@ -5,9 +5,7 @@
 #define VX_STRING(x) VX_STRING_(x)
 
 const vx_backend VX_JOIN(vx_cpu_, VX_VARIANT, table) = {
-    .abi = VX_ABI,
     .name = VX_STRING(VX_VARIANT),
-    .ops = VX_SIGNATURE,
 #define VX_OP(op, contract, text, tensors, numbers) .op = VX_CPU(op),
 #include "core/ops.def"
 #undef VX_OP

@@ -110,6 +110,7 @@ static int cpu_threads(int n)
 static void cpu_init(void)
 {
     cpu = *best_variant();
+    cpu.can = VX_CAN_HOST;
     cpu.count = cpu_count;
     cpu.describe = cpu_describe;
     cpu.alloc = cpu_alloc;

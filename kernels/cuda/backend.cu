@@ -21,6 +21,7 @@
  * block of device memory that belongs to the graph (vx_anew, vx_draws) and that a launch uploads before the ops.
  */
 #include "cuda.cuh"
+#include "core/host.h"
 
 #include <pthread.h>
 #include <stdarg.h>
@@ -225,7 +226,7 @@ void *vx_device_scratch(size_t bytes)
         now.status = vx_fail(VX_EINVAL, "%s: more than %d pieces of scratch", now.op, MAX_SCRATCH);
         return 0;
     }
-    now.status = host->take(now.d->number, &bytes, &p);
+    now.status = host->pool_alloc(now.d->number, &bytes, &p);
     if (now.status) {
         snprintf(text, sizeof text, "%s", host->error());
         vx_fail(now.status, "%s: %s", now.op, text);
@@ -239,7 +240,7 @@ void *vx_device_scratch(size_t bytes)
 void *vx_device_memory(size_t bytes)
 {
     void *p = 0;
-    if (vx_ok()) now.status = host->take(now.d->number, &bytes, &p);
+    if (vx_ok()) now.status = host->pool_alloc(now.d->number, &bytes, &p);
     return p;
 }
 
@@ -354,7 +355,7 @@ static int enter(const char *op, int number)
 static int leave(int status)
 {
     if (!status) status = now.status;
-    for (int i = 0; i < now.scratches; i++) host->give(now.d->number, now.scratch[i], now.held[i]);
+    for (int i = 0; i < now.scratches; i++) host->pool_free(now.d->number, now.scratch[i], now.held[i]);
     now.scratches = 0;
     if (!status && sync_always) status = wait_for(now.d);
     pthread_mutex_unlock(&mutex);
@@ -535,7 +536,7 @@ static int complete_slot(device *d, slot *s, bool staged)
     if (!s->pinned) TRY(cudaMallocHost(&s->pinned, SLOT_BYTES));
     if (!status && !s->device && staged) {
         size_t held = SLOT_BYTES;
-        status = host->take(d->number, &held, (void **)&s->device);
+        status = host->pool_alloc(d->number, &held, (void **)&s->device);
         TRY(cudaEventRecord(s->free, d->stream)); /* what the block was used for may still be queued */
         TRY(cudaStreamWaitEvent(d->upload, s->free, 0));
     }
@@ -658,11 +659,11 @@ static int sync_device(int ordinal)
 static void drop_graph(graph *g)
 {
     if (g->executable) cudaGraphExecDestroy(g->executable);
-    if (g->block) host->give(g->d->number, g->block, g->held);
+    if (g->block) host->pool_free(g->d->number, g->block, g->held);
     delete g;
 }
 
-static int record(int ordinal, float rate)
+static int graph_begin(int ordinal, float rate)
 {
     device *d = &devices[ordinal];
     int status = VX_OK;
@@ -672,7 +673,7 @@ static int record(int ordinal, float rate)
     g->d = d, g->rate = rate, g->held = BLOCK_BYTES;
     TRY(cudaSetDevice(ordinal));
     if (!status) status = wait_for(d);
-    if (!status) status = host->take(d->number, &g->held, (void **)&g->block);
+    if (!status) status = host->pool_alloc(d->number, &g->held, (void **)&g->block);
     TRY(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeRelaxed)); /* relaxed: memory may be allocated */
     if (status) drop_graph(g);
     else d->recording = g;
@@ -680,7 +681,7 @@ static int record(int ordinal, float rate)
     return status;
 }
 
-static int recorded(int ordinal, void **out)
+static int graph_end(int ordinal, void **out)
 {
     device *d = &devices[ordinal];
     graph *g = d->recording;
@@ -699,7 +700,7 @@ static int recorded(int ordinal, void **out)
     return status;
 }
 
-static int draw(void *handle, int i, vx_draw *out)
+static int graph_draw(void *handle, int i, vx_draw *out)
 {
     for (const anew &a : ((graph *)handle)->pieces)
         if (!a.refresh && i-- == 0) {
@@ -709,7 +710,7 @@ static int draw(void *handle, int i, vx_draw *out)
     return VX_EEND;
 }
 
-static int launch(void *handle, float rate, int64_t steps, const vx_draw *draws)
+static int graph_launch(void *handle, float rate, int64_t steps, const vx_draw *draws)
 {
     graph *g = (graph *)handle;
     const vx_launch launch = {g->rate, rate, steps};
@@ -724,7 +725,7 @@ static int launch(void *handle, float rate, int64_t steps, const vx_draw *draws)
     return leave(status);
 }
 
-static void forget(void *handle)
+static void graph_free(void *handle)
 {
     graph *g = (graph *)handle;
     pthread_mutex_lock(&mutex);
@@ -735,14 +736,12 @@ static void forget(void *handle)
 
 /* -- The table ----------------------------------------------------------------------------------------------------- */
 
-extern "C" __attribute__((visibility("default"))) const vx_backend *vx_backend_entry(int abi, const vx_host *given)
+const vx_backend *vx_backend_entry(const vx_host *given)
 {
     static vx_backend table;
-    table.abi = VX_ABI;
-    if (abi != VX_ABI) return &table;
     host = given;
     table.name = "cuda";
-    table.ops = VX_SIGNATURE;
+    table.can = VX_CAN_BF16 | VX_CAN_GRAPHS | VX_CAN_PEERS;
     table.count = count_devices;
     table.open = open_device;
     table.describe = describe;
@@ -752,11 +751,11 @@ extern "C" __attribute__((visibility("default"))) const vx_backend *vx_backend_e
     table.transfer = transfer;
     table.peer = peer;
     table.sync = sync_device;
-    table.record = record;
-    table.recorded = recorded;
-    table.draw = draw;
-    table.launch = launch;
-    table.forget = forget;
+    table.graph_begin = graph_begin;
+    table.graph_end = graph_end;
+    table.graph_draw = graph_draw;
+    table.graph_launch = graph_launch;
+    table.graph_free = graph_free;
 #define VX_OP(op, contract, text, tensors, numbers) table.op = vx_cuda_##op ? enter_##op : 0;
 #include "core/ops.def"
 #undef VX_OP

@@ -1,0 +1,241 @@
+/* host.c: this library as the host of backend libraries: finds and opens them, hands each what it needs, and opens
+ * their devices.
+ *
+ * Backends other than the CPU are known by their libraries' names alone: "NAME:2" is the third device of
+ * libvertex_NAME.so, looked for in the folder VERTEX_BACKENDS, where that is set, and then beside this library. A
+ * library stays open for the life of the process: tensors of its devices may be freed as late as finalizers run.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "host.h"
+#include "internal.h"
+
+enum { MAX_BACKENDS = 16, NAME = 24, PATH = 4096 };
+
+typedef struct library {
+    char name[NAME];
+    const vx_backend *backend;
+} library;
+
+static library libraries[MAX_BACKENDS];
+static int library_count;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* libraries, and who opens a device */
+
+static int tf32;              /* vx_allow_tf32 */
+static int autocast = VX_F32; /* vx_autocast */
+
+static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_pool_alloc, vx_pool_free, &tf32, &autocast};
+
+/* -- Finding libraries --------------------------------------------------------------------------------------------- */
+
+/* The folder of this library. */
+static void own_folder(char *folder, size_t size)
+{
+    Dl_info info;
+    char path[PATH] = "";
+    if (dladdr((void *)(uintptr_t)&vx_device_open, &info) && info.dli_fname && !realpath(info.dli_fname, path))
+        path[0] = 0;
+    char *slash = strrchr(path, '/');
+    if (slash) *slash = 0;
+    snprintf(folder, size, "%s", slash ? path : ".");
+}
+
+/* Appends the names of the backend libraries in a folder: ", cuda, emu". */
+static void list_folder(const char *folder, char *text, size_t size)
+{
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char name[NAME];
+        int end = 0;
+        if (sscanf(e->d_name, "libvertex_%23[a-z0-9].so%n", name, &end) == 1 && end == (int)strlen(e->d_name)) {
+            size_t used = strlen(text);
+            snprintf(text + used, size - used, ", %s", name);
+        }
+    }
+    if (d) closedir(d);
+}
+
+static int no_library(const char *name, const char *wanted, const char *folder)
+{
+    char there[256] = "";
+    const char *more = getenv("VERTEX_BACKENDS");
+    if (more) list_folder(more, there, sizeof there);
+    list_folder(folder, there, sizeof there);
+    return vx_fail(VX_ENOSUP,
+                   "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s "
+                   "(backends there: %s)",
+                   wanted, name, more ? more : "", more ? ", " : "", folder, there[0] ? there + 2 : "none");
+}
+
+/* Writes the first declaration in which two signatures differ, as `ours` has it. */
+static void first_difference(const char *ours, const char *theirs, char *text, size_t size)
+{
+    const char *from = ours, *s = ours;
+    for (; *s && *s == *theirs; s++, theirs++)
+        if (*s == ';') from = s + 1;
+    from += strspn(from, " \n");
+    snprintf(text, size, "%.*s", (int)strcspn(from, ";"), from);
+}
+
+/* Opens a library and gives its table, where both were built from the same declarations. */
+static int read_library(const char *path, const vx_backend **out)
+{
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!handle) return vx_fail(VX_ENOSUP, "cannot open a backend: %s", dlerror());
+    void *exported[] = {dlsym(handle, "vx_backend_signature"), dlsym(handle, "vx_backend_entry")};
+    const char *(*signature)(void);
+    const vx_backend *(*entry)(const vx_host *);
+    memcpy(&signature, &exported[0], sizeof signature); /* ISO C has no cast from an object's pointer to a function's */
+    memcpy(&entry, &exported[1], sizeof entry);
+    int status = VX_OK;
+    if (!entry || !signature) {
+        status = vx_fail(VX_ENOSUP, "%s is no backend of this version: it has no %s", path,
+                         entry ? "vx_backend_signature: rebuild both with ./setup.sh" : "vx_backend_entry");
+    } else if (strcmp(signature(), vx_backend_signature())) {
+        char different[96];
+        first_difference(vx_backend_signature(), signature(), different, sizeof different);
+        status = vx_fail(VX_ENOSUP,
+                         "%s was built from other declarations than this library, first '%s': rebuild both with "
+                         "./setup.sh",
+                         path, different);
+    }
+    if (status) dlclose(handle);
+    else *out = entry(&host);
+    return status;
+}
+
+/* The backend called `name`; `wanted` begins the text of a failure. The mutex is held. */
+static int find_backend(const char *name, const char *wanted, const vx_backend **out)
+{
+    if (!strcmp(name, "cpu")) {
+        *out = vx_cpu_backend();
+        return VX_OK;
+    }
+    for (int i = 0; i < library_count; i++)
+        if (!strcmp(name, libraries[i].name)) {
+            *out = libraries[i].backend;
+            return VX_OK;
+        }
+    char own[PATH], path[PATH + 64];
+    own_folder(own, sizeof own);
+    const char *folders[] = {getenv("VERTEX_BACKENDS"), own};
+    bool found = false;
+    for (int i = 0; i < 2 && !found; i++) {
+        if (!folders[i]) continue;
+        snprintf(path, sizeof path, "%s/libvertex_%s.so", folders[i], name);
+        found = access(path, F_OK) == 0;
+    }
+    if (!found) return no_library(name, wanted, own);
+    if (library_count == MAX_BACKENDS)
+        return vx_fail(VX_ENOSUP, "%s: %d backends are open, no more fit", wanted, MAX_BACKENDS);
+    int status = read_library(path, out);
+    if (status) return status;
+    library *l = &libraries[library_count++];
+    snprintf(l->name, sizeof l->name, "%s", name);
+    l->backend = *out;
+    return VX_OK;
+}
+
+/* Copies what stands before ':' in a device's name; the ordinal behind it, 0 where there is none. -1: no such form. */
+static int split_name(const char *text, char *name)
+{
+    int length = (int)strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789");
+    if (length == 0 || length >= NAME) return -1;
+    snprintf(name, NAME, "%.*s", length, text);
+    if (!text[length]) return 0;
+    const char *digits = text + length + 1;
+    size_t n = strspn(digits, "0123456789");
+    return text[length] == ':' && n > 0 && n < 5 && !digits[n] ? atoi(digits) : -1;
+}
+
+/* -- Devices of a name --------------------------------------------------------------------------------------------- */
+
+static int open_device(const char *text, int *number)
+{
+    char name[NAME], full[NAME + 12], wanted[96];
+    snprintf(wanted, sizeof wanted, "device '%.40s'", text);
+    int ordinal = split_name(text, name);
+    if (ordinal < 0) return vx_fail(VX_EINVAL, "%s: expected \"cpu\" or \"cuda:0\", \"cuda:1\", ...", wanted);
+    if (!strcmp(name, "cpu")) snprintf(full, sizeof full, ordinal ? "cpu:%d" : "cpu", ordinal);
+    else snprintf(full, sizeof full, "%s:%d", name, ordinal);
+    int known = vx_device_find(full);
+    if (known >= 0) {
+        *number = known;
+        return VX_OK;
+    }
+    const vx_backend *backend;
+    int count, status = find_backend(name, wanted, &backend);
+    if (status) return status;
+    status = backend->count(&count);
+    if (status) return vx_fail_because(status, "%s", wanted);
+    if (ordinal >= count)
+        return vx_fail(VX_ENOSUP, "%s: there %s %d %s device%s, counted from 0", wanted, count == 1 ? "is" : "are",
+                       count, name, count == 1 ? "" : "s");
+    return vx_device_add(full, backend, ordinal, number);
+}
+
+int vx_device_open(const char *name, int *number)
+{
+    pthread_mutex_lock(&mutex);
+    int status = open_device(name, number);
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+/* The backend of that name for a question about all of it. */
+static int backend_named(const char *name, const vx_backend **out)
+{
+    char checked[NAME], wanted[96];
+    snprintf(wanted, sizeof wanted, "backend '%.40s'", name);
+    if (split_name(name, checked) || strcmp(name, checked))
+        return vx_fail(VX_EINVAL, "%s: expected \"cpu\", \"cuda\", ...", wanted);
+    pthread_mutex_lock(&mutex);
+    int status = find_backend(name, wanted, out);
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+int vx_device_count(const char *name, int *count)
+{
+    const vx_backend *backend;
+    *count = 0;
+    int status = backend_named(name, &backend);
+    return status ? status : backend->count(count);
+}
+
+int vx_backend_has(const char *name, const char *op, int *there)
+{
+    const vx_backend *backend;
+    *there = 0;
+    int status = backend_named(name, &backend);
+    if (status) return status;
+#define VX_OP(known, contract, text, tensors, numbers)                                                                 \
+    if (!strcmp(op, #known)) {                                                                                         \
+        *there = backend->known != 0;                                                                                  \
+        return VX_OK;                                                                                                  \
+    }
+#include "ops.def"
+#undef VX_OP
+    return vx_fail(VX_EINVAL, "'%s' is no op of ops.def", op);
+}
+
+/* -- Settings that backends read ----------------------------------------------------------------------------------- */
+
+int vx_allow_tf32(int on)
+{
+    if (on >= 0) tf32 = on != 0;
+    return tf32;
+}
+
+int vx_autocast(int dtype)
+{
+    if (dtype == VX_F32 || dtype == VX_BF16) autocast = dtype;
+    return autocast;
+}
