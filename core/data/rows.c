@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/backend.h"
+#include "core/internal.h"
 #include "core/stored.h"
 
 typedef struct part {
