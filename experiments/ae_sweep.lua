@@ -43,15 +43,21 @@ end
 
 -- -- Training one method ----------------------------------------------------------------------------------------------
 
+--- A count of 0 for every code of every column of a quantizer's codes.
+local function empty_counts(quantizer)
+  return vx.zeros({ quantizer.columns, quantizer.options.codes }, { dtype = "i32" })
+end
+
 local function train_method(method)
   vx.seed(config.seed)
-  local euclid = method:match "%-euclid$" -- appendix B.1: half the rate and no weight decay
   local quantizer = vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k,
     shards = preset.shards,
     seed = config.seed })
   local model = autoencoder.new(preset.channels, quantizer)
-  local rate = euclid and preset.rate / 2 or preset.rate
-  local optimizer = vx.optim.AdamW(model:parameters(), { betas = { 0.9, 0.99 }, weight_decay = euclid and 0 or 1e-4 })
+  local hints = quantizer.facts.optimizer -- appendix B.1: half the rate and no decay for the Euclidean methods
+  local rate = preset.rate * (hints.rate or 1)
+  local optimizer = vx.optim.AdamW(model:parameters(), { betas = { 0.9, 0.99 },
+    weight_decay = hints.weight_decay or 1e-4 })
   quantizer.with_stats = false -- only the logged steps ask for them
 
   local state = { model = model, optimizer = optimizer }
@@ -62,7 +68,7 @@ local function train_method(method)
   local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 2, warmup = math.min(preset.warmup, steps / 4),
     total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
-  local used = vx.zeros({ 1, preset.codes }, { dtype = "i32" }) -- codes seen since the last log line
+  local used = empty_counts(quantizer) -- codes seen since the last log line
   local meter, progress = train.meter(),
     train.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = flags.quiet })
   local shown = ""
@@ -74,7 +80,7 @@ local function train_method(method)
     optimizer:zero_grad()
     loss:backward()
     optimizer:step(learning_rate)
-    ops.count_codes(q.codes, preset.codes, used)
+    ops.count_codes(q.codes, quantizer.options.codes, used)
     meter:add { loss = loss, mse = mse, reg = q.reg }
     return q.stats
   end
@@ -137,10 +143,10 @@ local STD = { 0.229, 0.224, 0.225 } -- ImageNet's, to turn standardized errors i
 
 --- {rmse, psnr, code_use, code_use_256, perplexity} over the split, and the first batch with its reconstruction; nil
 -- when interrupted.
-local function evaluate(model, M)
+local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
-  local total = vx.zeros({ 1, M }, { dtype = "i32" })
-  local part, groups, in_part = vx.zeros({ 1, M }, { dtype = "i32" }), {}, 0
+  local M, total, part = model.quantizer.options.codes, empty_counts(model.quantizer), empty_counts(model.quantizer)
+  local groups, in_part = {}, 0
   local scale = vx.tensor(STD)
   local squared, pixels, count, first = 0, 0, 0, nil
   local function share(t) return vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, t:to "f32")):item() end) end
@@ -172,21 +178,26 @@ local function evaluate(model, M)
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
   local sum = 0
   for _, g in ipairs(groups) do sum = sum + g end
-  local entropy, n = 0, total:to("f32"):sum():item()
-  for _, c in ipairs(total:totable()[1]) do
-    if c > 0 then entropy = entropy - c / n * math.log(c / n) end
+  local perplexity, counts = 0, total:totable()
+  for _, column in ipairs(counts) do
+    local entropy, n = 0, 0
+    for _, c in ipairs(column) do n = n + c end
+    for _, c in ipairs(column) do
+      if c > 0 then entropy = entropy - c / n * math.log(c / n) end
+    end
+    perplexity = perplexity + math.exp(entropy) / #counts
   end
   return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = share(total),
     code_use_256 = sum / #groups,
-    perplexity = math.exp(entropy) }, first
+    perplexity = perplexity }, first
 end
 
 local function finish_method(state, steps)
-  local model, M = state.model:eval(), preset.codes
-  local result, first = evaluate(model, M)
+  local model = state.model:eval()
+  local result, first = evaluate(model)
   if result and model.quantizer.log_tau then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()
-    result.rmse_soft = (evaluate(model, M) or {}).rmse
+    result.rmse_soft = (evaluate(model) or {}).rmse
   end
   if core.interrupted() then return false end
   local n = math.min(10, first[1]:size(1))

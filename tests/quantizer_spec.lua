@@ -437,12 +437,9 @@ describe("the registry", function()
       local registry = require "vertex.quantizers"
       local ops = require "vertex.ops"
       local First = registry.Quantizer.extend "First"
-      function First:setup() end
-      function First:nearest(z) return ops.assign(z, self.codebook, "euclid") end
-      function First:lookup(codes) return self:take(self.codebook, codes) end
       function First:quantize(z)
         local codes = self:nearest(z)
-        return self:lookup(codes), ops.reshape(ops.mse(z, self:lookup(codes)), { 1 }), codes
+        return { quantized = self:lookup(codes), codes = codes, terms = { mse = ops.mse(z, self:lookup(codes)) } }
       end
       return { names = { { name = "first", summary = "a test" } }, paper = "none", kind = "hard",
         codebook = true, metric = "euclid", class = First } ]])

@@ -199,13 +199,11 @@ describe("ae_sweep", function()
       local registry = require "vertex.quantizers"
       local ops = require "vertex.ops"
       local Mine = registry.Quantizer.extend "Mine"
-      function Mine:setup() end
+      local how = { metric = "euclid", estimator = "ste", beta = 0.5, reduction = "sum" }
       function Mine:quantize(z)
-        local options = { metric = "euclid", estimator = "ste", beta = 0.5, reduction = "sum" }
-        return ops.quantize_hard(z, self.codebook, options)
+        local y, reg, codes = ops.quantize_hard(z, self.codebook, how)
+        return { quantized = y, codes = codes, terms = { hard = reg } }
       end
-      function Mine:nearest(z) return ops.assign(z, self.codebook, "euclid") end
-      function Mine:lookup(codes) return self:take(self.codebook, codes) end
       return { names = { { name = "mine", summary = "half the commitment" } }, paper = "none",
         kind = "hard", metric = "euclid", codebook = true, class = Mine }
     ]])

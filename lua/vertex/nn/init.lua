@@ -209,6 +209,13 @@ function nn.parameter(shape, init, options)
   return p
 end
 
+--- Makes a tensor that belongs to a module without being trained: it is in state_dict and moves with the module, and is
+-- not among its parameters.
+-- @param shape array of sizes
+-- @param[opt=0] value number in every element
+-- @return tensor f32
+function nn.buffer(shape, value) return core.keep(core.new(shape)):fill(value or 0) end
+
 --- Bound of the uniform distribution that keeps the variance of a linear layer's inputs of this count (He et al. 2015,
 -- gain 1).
 local function fan_in_bound(n) return math.sqrt(3 / n) end

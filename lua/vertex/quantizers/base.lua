@@ -1,9 +1,23 @@
---- base: the class that every quantizer extends: shapes of rows and codes, statistics, training against evaluation.
+--- base: the class that every quantizer extends. It brings rows, masks and codes into shape, keeps training apart from
+-- evaluation, sums the losses and counts the codes; a family computes.
 --
--- A family's class is made by vx.Quantizer.extend "Name" and has
---   :setup(options)                             parameters beyond the codebook; may be left out
---   :quantize(z, given) -> y, reg, codes        in training; z (N,G,D), y like z, reg {1}, codes i32 (N,G)
---   :nearest(z) -> codes, :lookup(codes) -> y   for inference
+-- A family's class is made by vx.Quantizer.extend "Name". Rows z are (N,G,D): N rows of G groups, D = dim / groups
+-- wide. With S stages, codes are i32 (N, S x G), stage-major: column (s - 1) G + g, from 1, is group g's code of stage
+-- s.
+--   :quantize(z, given)   training: { quantized = like z, codes = i32 (N, S x G), terms = { name = scalar, ... } } and,
+--                         where the family has them, reg (the sum of the terms, where an op gives it in its own bits),
+--                         mean_pi (G,M) the mean probability of each code, max_p {1} the mean of the largest one
+-- and, where the defaults do not do:
+--   :complete(options)    options that follow from others, before they are checked
+--   :make_codebook()      self.codebook (S x G, M, D), a parameter; not called where codebook = false is declared
+--   :setup(options)       checks of the family's options, and what it keeps beside the codebook
+--   :nearest(z, stage)    codes i32 (N,G) of one stage, for inference: the nearest by the declared metric
+--   :lookup(codes, stage) rows (N,G,D) of codes i32 (N,G) of one stage: the codebook's, as stored
+--   :learn(z, output)     after quantize in training, without gradients: changes of buffers (moving averages); not
+--                         called once the quantizer is frozen
+--   .row_inputs           names of what `given` may hold with a row for each row of z, to be masked as z is
+--   .graphs               false where quantize waits for the device, so that vx.graph cannot record it
+-- Buffers (nn.buffer) are in state_dict and in checkpoints, and not among the parameters.
 
 local core = require "vertex.core"
 local nn = require "vertex.nn"
@@ -13,17 +27,23 @@ local fail = core.fail
 
 local Quantizer = nn.module "Quantizer"
 
---- Whether vx.graph can record a training step: false for a class whose quantize() waits for the device.
 Quantizer.graphs = true
+Quantizer.row_inputs = {}
+
+-- Codes go through float32 on their way to rows and through masks, which holds integers up to here.
+local MOST_CODES = 2 ^ 24
 
 --- Makes a class of quantizers.
 -- @param name of the class, for print
 -- @return class with this one's methods, to which the family adds its own
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
 
-local function integer(name, value, low)
-  if type(value) ~= "number" or value ~= math.floor(value) or value < low or value > 2 ^ 31 then
-    fail("quantizer: %s is %s, expected an integer of %d or more", name, tostring(value), low)
+-- -- Checks of options ------------------------------------------------------------------------------------------------
+
+local function integer(name, value, low, high)
+  if type(value) ~= "number" or value ~= math.floor(value) or value < low or value > (high or 2 ^ 31) then
+    fail("quantizer: %s is %s, expected an integer of %d or more%s", name, tostring(value), low,
+      high and (" and at most %d"):format(high) or "")
   end
 end
 
@@ -34,15 +54,34 @@ local function number(name, value, low, open)
 end
 Quantizer.check = { integer = integer, number = number }
 
---- Makes what a family keeps beyond the codebook, and checks its options; a class overrides it. self.options and
--- self.facts (the method's entry of the registry) are there already.
--- @param options table of the family's options with their defaults
+-- -- Making one -------------------------------------------------------------------------------------------------------
+
+--- Fills in options that follow from others; a class overrides it. Called before the common options are checked.
+-- @param options table of the options with their defaults, to be changed in place
+function Quantizer:complete(options) end -- luacheck: no unused args
+
+--- Makes self.codebook, a parameter (stages x groups, codes, dim / groups) of normal numbers; a class that keeps its
+-- codes elsewhere overrides it.
+function Quantizer:make_codebook()
+  local o, width = self.options, self.options.dim / self.options.groups
+  self.codebook = nn.parameter({ self.columns, o.codes, width }, { "normal", o.scale / math.sqrt(width) },
+    { generator = self.generator })
+end
+
+--- Makes what a family keeps beside the codebook, and checks its options; a class overrides it. self.options,
+-- self.facts (the method's entry of the registry) and the codebook are there already.
+-- @param options table of the options with their defaults
 function Quantizer:setup(options) end -- luacheck: no unused args
 
---- facts: the method's item of the registry.
+--- Makes a quantizer; vx.quantizer calls it.
+-- @param facts the method's entry of the registry
+-- @param options table of all its options
+-- @raise where an option's value is not what it should be
 function Quantizer:init(facts, options)
+  self.label, self.facts, self.options = facts.name, facts, options
+  self:complete(options)
   integer("dim", options.dim, 1)
-  integer("codes", options.codes, 1)
+  integer("codes", options.codes, 1, MOST_CODES)
   integer("groups", options.groups, 1)
   integer("seed", options.seed, 0)
   number("weight", options.weight, 0)
@@ -50,13 +89,15 @@ function Quantizer:init(facts, options)
   if options.dim % options.groups ~= 0 then
     fail("quantizer: dim %d does not divide into %d groups", options.dim, options.groups)
   end
-  self.label, self.facts, self.options = facts.name, facts, options
+  local stages = facts.stages
+  if type(stages) == "function" then stages = stages(options) end
+  integer("stages", stages, 1)
+  self.stage_count, self.columns = stages, stages * options.groups -- columns: codes of a row
+  if facts.codebook then integer("stages x groups x codes", self.columns * options.codes, 1, MOST_CODES) end
   self.generator = core.generator(options.seed)
-  self.steps = 0        -- training forwards so far: drives the Gumbel temperature's schedule
+  self.steps = 0 -- training forwards so far: drives schedules
   self.with_stats = true
-  local width = options.dim / options.groups
-  self.codebook = nn.parameter({ options.groups, options.codes, width }, { "normal", options.scale / math.sqrt(width) },
-    { generator = self.generator })
+  if facts.codebook then self:make_codebook() end
   self:setup(options)
 end
 
@@ -64,11 +105,27 @@ end
 -- @return text
 function Quantizer:summary()
   local o = self.options
-  return ("%s, dim %d, %s%d codes"):format(self.label, o.dim, o.groups > 1 and o.groups .. " x " or "", o.codes)
+  return ("%s, dim %d, %s%d codes"):format(self.label, o.dim, self.columns > 1 and self.columns .. " x " or "", o.codes)
 end
 
---- z (..., dim) as (N, G, D).
-local function as_groups(self, z, what)
+--- Stops the training of this quantizer for good: its parameters ask for no gradient any more, and its buffers stay as
+-- they are. Rows are quantized as before, in training with the sampler's noise, and their gradient stays. A checkpoint
+-- does not tell of it: freeze anew after loading one.
+-- @return the quantizer
+function Quantizer:freeze()
+  self:visit(function(m)
+    rawset(m, "frozen", true)
+    for _, x in m:fields() do
+      if core.is_tensor(x) then x.requires_grad, x.grad = false, nil end
+    end
+  end)
+  return self
+end
+
+-- -- Rows and masks ---------------------------------------------------------------------------------------------------
+
+--- z (..., dim) as rows (N, dim).
+local function as_rows(self, z, what)
   if not core.is_tensor(z) then fail("%s: %s is a %s, expected a tensor", self.label, what, type(z)) end
   local o, s = self.options, z:shape()
   if #s < 1 or s[#s] ~= o.dim then
@@ -76,8 +133,67 @@ local function as_groups(self, z, what)
   end
   if z:numel() == 0 then fail("%s: %s %s has no rows", self.label, what, core.shape_text(z)) end
   if z:dtype() ~= "f32" then fail("%s: %s is %s, expected f32", self.label, what, z:dtype()) end
-  return ops.reshape(z, { -1, o.groups, o.dim / o.groups })
+  return ops.reshape(z, { -1, o.dim })
 end
+
+local function as_groups(self, rows)
+  local o = self.options
+  return ops.reshape(rows, { -1, o.groups, o.dim / o.groups })
+end
+
+--- Which rows count by mask, u8 of z's leading sizes: nil where all do, else {rows = i32 (n), their numbers, 0-based,
+-- place = i32 (N), of each row's result among the n results followed by all N rows as they are, N = their number}.
+local function select_rows(self, mask, z)
+  local leading = z:shape()
+  leading[#leading] = nil
+  if not core.is_tensor(mask) or mask:dtype() ~= "u8" or core.shape_text(mask) ~= core.shape_text(leading) then
+    fail("%s: mask %s, expected u8 %s, a number for each row of z", self.label,
+      core.is_tensor(mask) and mask:dtype() .. " " .. core.shape_text(mask) or type(mask), core.shape_text(leading))
+  end
+  if core.is_recording() then fail("%s: a graph cannot follow a mask", self.label) end
+  local N, real, place = mask:numel(), {}, {}
+  local flags = ops.reshape(mask, { N }):totable()
+  for i = 1, N do
+    if flags[i] ~= 0 then real[#real + 1] = i - 1 end
+  end
+  if #real == 0 then fail("%s: mask %s leaves no row to quantize", self.label, core.shape_text(mask)) end
+  if #real == N then return nil end
+  local n = 0
+  for i = 1, N do
+    local counts = flags[i] ~= 0
+    if counts then n = n + 1 end
+    place[i] = counts and n - 1 or #real + i - 1
+  end
+  local on = { dtype = "i32", device = z:device() }
+  return { rows = core.tensor(real, on), place = core.tensor(place, on), N = N }
+end
+
+--- x (N, ...) without the rows that do not count.
+local function masked(x, selection)
+  local s = x:shape()
+  local y = ops.gather(ops.reshape(x, { s[1], -1 }), selection.rows)
+  s[1] = selection.rows:numel()
+  return ops.reshape(y, s)
+end
+
+--- `given` with its row inputs masked.
+local function masked_inputs(self, given, selection)
+  local own = {}
+  for key, value in pairs(given) do own[key] = value end
+  for _, key in ipairs(self.row_inputs) do
+    local x = given[key]
+    if core.is_tensor(x) and x:dim() > 1 and x:size(1) == selection.N then own[key] = masked(x, selection) end
+  end
+  return own
+end
+
+--- Codes of all rows: -1 where a row does not count.
+local function codes_of_all(codes, selection)
+  local none = core.new({ selection.N, codes:size(2) }, { device = codes:device() }):fill(-1)
+  return ops.gather(ops.cat(1, codes:to "f32", none), selection.place):to "i32"
+end
+
+-- -- Statistics -------------------------------------------------------------------------------------------------------
 
 --- exp(entropy) of each row of a (G,M) tensor of probabilities, averaged over G.
 local function perplexity(p)
@@ -85,52 +201,113 @@ local function perplexity(p)
   return ops.mean(ops.exp(ops.affine(h, -1, 0))):item()
 end
 
-local function batch_stats(self, codes, mean_pi, max_p)
-  local M = self.options.codes
+local function batch_stats(self, output)
+  local codes, M = output.codes, self.options.codes
   local count = ops.count_codes(codes, M)
   local histogram = ops.affine(count:to "f32", 1 / codes:size(1), 0)
   local used = ops.mean(ops.le(core.new({ 1 }, { device = codes:device() }):fill(1), count:to "f32")):item()
   local by_code = perplexity(histogram)
-  return { usage = used, code_perplexity = by_code, perplexity = mean_pi and perplexity(mean_pi) or by_code,
-    tau = self.log_tau and math.exp(self.log_tau:item()) or nil, max_p = max_p and max_p:item() or 1 }
+  return { usage = used, code_perplexity = by_code,
+    perplexity = output.mean_pi and perplexity(output.mean_pi) or by_code,
+    tau = self.log_tau and math.exp(self.log_tau:item()) or nil,
+    max_p = output.max_p and output.max_p:item() or 1 }
 end
 
---- Quantizes z (..., dim). Training: {quantized (like z), reg (scalar, times weight), codes i32 (N,G), stats};
--- gradients reach z and the parameters. After eval(): the nearest codes, no noise, reg 0. given {gumbel = noise
--- (N,G,M)} fixes the Gumbel noise. stats: perplexity exp(H(mean pi)), code_perplexity exp(H(code histogram)), usage
--- (share of codes used by this batch), tau, max_p.
+-- -- Forward ----------------------------------------------------------------------------------------------------------
+
+--- The terms and their sum as scalars, times the option `weight`.
+local function weighted(self, terms, reg, device)
+  local weight, names, scaled = self.options.weight, {}, {}
+  local function scale(x) return ops.reshape(weight == 1 and x or ops.affine(x, weight, 0), {}) end
+  for name, x in pairs(terms) do
+    names[#names + 1], scaled[name] = name, scale(x)
+  end
+  if reg then return scaled, scale(reg) end
+  table.sort(names)
+  for _, name in ipairs(names) do reg = reg and ops.add(reg, scaled[name]) or scaled[name] end
+  return scaled, reg or core.new({}, { device = device }):zero()
+end
+
+local function train(self, rows, given)
+  core.count(self, "steps")
+  local output = self:quantize(rows, given)
+  output.terms, output.reg = weighted(self, output.terms or {}, output.reg, rows:device())
+  if not self.frozen then require("vertex.tape").no_grad(self.learn, self, rows, output) end
+  return output
+end
+
+local function infer(self, rows)
+  local codes = self:codes_of(rows)
+  local reg = core.new({}, { device = rows:device() }):zero()
+  return { quantized = self:rows_of(codes), codes = codes, terms = {}, reg = reg }
+end
+
+--- Changes buffers after a training forward; a class overrides it.
+-- @param z tensor f32 (N,G,D), the rows that count
+-- @param output what quantize gave, with terms and reg weighted
+function Quantizer:learn(z, output) end -- luacheck: no unused args
+
+--- Quantizes rows. In training gradients reach z and the parameters; after eval() a row's result is its nearest code's
+-- row, without noise, and reg is 0.
+-- @param z tensor f32 (..., dim)
+-- @param[opt] given table: mask u8 (...), rows with 0 pass through unchanged, with code -1, and count nowhere (the
+-- others get the bits that they would get alone); gumbel f32 (N, groups, codes) fixes the Gumbel samplers' noise
+-- @return table: quantized (like z); codes i32 (N, stages x groups), 0-based, -1 where masked, stage-major (column
+-- (s - 1) groups + g is group g's code of stage s); terms {name = scalar}, each loss by name, times the option
+-- `weight`; reg, a scalar, their sum; stats {perplexity = exp(H(mean pi)), code_perplexity = exp(H(code histogram)),
+-- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where self.with_stats is false
+-- @raise where z has another width or dtype, no rows, or one with a NaN; where the mask is not u8 (...) or leaves no
+-- row
 function Quantizer:forward(z, given)
-  local rows = as_groups(self, z, "z")
-  local y, reg, codes, mean_pi, max_p
+  given = given or {}
+  local rows = as_rows(self, z, "z")
+  local selection = given.mask and select_rows(self, given.mask, z)
+  local counted = selection and masked(rows, selection) or rows
+  if selection then given = masked_inputs(self, given, selection) end
+  local output
   if self.training then
-    core.count(self, "steps")
-    y, reg, codes, mean_pi, max_p = self:quantize(rows, given or {})
-    reg = ops.reshape(self.options.weight == 1 and reg or ops.affine(reg, self.options.weight, 0), {})
+    output = train(self, as_groups(self, counted), given)
   else
-    codes = self:nearest(rows)
-    y = self:lookup(codes)
-    reg = core.new({}, { device = z:device() }):zero()
+    output = infer(self, as_groups(self, counted))
   end
-  local stats = self.with_stats and require("vertex.tape").no_grad(batch_stats, self, codes, mean_pi, max_p) or {}
-  return { quantized = ops.reshape(y, z:shape()), reg = reg, codes = codes, stats = stats }
-end
-
---- Codes i32 (N,G) of z (..., dim), 0-based: what a trained quantizer stores.
-function Quantizer:encode(z)
-  return require("vertex.tape").no_grad(function() return self:nearest(as_groups(self, z, "z")) end)
-end
-
---- The quantized rows (N, dim) of codes i32 (N,G).
-function Quantizer:decode(codes)
-  local o = self.options
-  if not core.is_tensor(codes) or codes:dtype() ~= "i32" or codes:dim() ~= 2 or codes:size(2) ~= o.groups then
-    fail("%s: decode: codes should be an i32 tensor (N,%d), got %s", self.label, o.groups,
-      core.is_tensor(codes) and codes:dtype() .. " " .. core.shape_text(codes) or type(codes))
+  output.stats = self.with_stats and require("vertex.tape").no_grad(batch_stats, self, output) or {}
+  local quantized, codes = output.quantized, output.codes
+  if selection then
+    quantized = ops.gather(ops.cat(1, ops.reshape(quantized, counted:shape()), rows), selection.place)
+    codes = codes_of_all(codes, selection)
   end
-  return ops.reshape(self:lookup(codes), { codes:size(1), o.dim })
+  return { quantized = ops.reshape(quantized, z:shape()), reg = output.reg, terms = output.terms, codes = codes,
+    stats = output.stats }
 end
 
---- y (N,G,D) = rows of `book` (G,M,D) at codes (N,G).
+-- -- Codes ------------------------------------------------------------------------------------------------------------
+
+--- Gives a stage's codebook.
+-- @param[opt=1] stage from 1
+-- @return tensor f32 (groups, codes, dim / groups), a view of self.codebook
+function Quantizer:stage_codebook(stage)
+  if self.stage_count == 1 then return self.codebook end
+  local G = self.options.groups
+  return ops.narrow(self.codebook, 1, ((stage or 1) - 1) * G + 1, G)
+end
+
+--- Gives each row the codes that inference uses; a class overrides it where it declares no metric or has another rule.
+-- @param z tensor f32 (N,G,D)
+-- @param[opt=1] stage from 1
+-- @return codes i32 (N,G), 0-based: the nearest of the stage's codebook by the declared metric, ties to the lowest
+function Quantizer:nearest(z, stage) return ops.assign(z, self:stage_codebook(stage), self.facts.metric) end
+
+--- Gives the rows that codes stand for; a class overrides it where they are not the codebook's as stored.
+-- @param codes i32 (N,G), 0-based
+-- @param[opt=1] stage from 1
+-- @return tensor f32 (N,G,D)
+function Quantizer:lookup(codes, stage) return self:take(self:stage_codebook(stage), codes) end
+
+--- Gives rows of a codebook by group and code.
+-- @param book tensor f32 (G,M,D)
+-- @param codes i32 (N,G), 0-based
+-- @return tensor f32 (N,G,D)
+-- @raise where a code is not in 0 .. M-1
 function Quantizer:take(book, codes)
   local G, M, D = self.options.groups, self.options.codes, book:size(3)
   local flat = ops.reshape(book, { G * M, D })
@@ -141,6 +318,52 @@ function Quantizer:take(book, codes)
     codes = ops.add(codes:to "f32", offset):to "i32"
   end
   return ops.gather(flat, codes)
+end
+
+--- Gives the codes of rows in groups: each stage's nearest, of what the stages before it left.
+-- @param z tensor f32 (N,G,D)
+-- @return codes i32 (N, stages x groups), 0-based, stage-major
+function Quantizer:codes_of(z)
+  local S, parts, rest = self.stage_count, {}, z
+  for s = 1, S do
+    parts[s] = self:nearest(rest, s)
+    if s < S then rest = ops.sub(rest, self:lookup(parts[s], s)) end
+  end
+  return S == 1 and parts[1] or ops.cat(2, unpack(parts))
+end
+
+--- Gives the rows in groups that codes stand for: the sum over the stages.
+-- @param codes i32 (N, stages x groups), 0-based, stage-major
+-- @return tensor f32 (N,G,D)
+function Quantizer:rows_of(codes)
+  local S, G, sum = self.stage_count, self.options.groups, nil
+  for s = 1, S do
+    local of_stage = S == 1 and codes or core.contiguous(ops.narrow(codes, 2, (s - 1) * G + 1, G))
+    local y = self:lookup(of_stage, s)
+    sum = sum and ops.add(sum, y) or y
+  end
+  return sum
+end
+
+--- Encodes rows as a trained quantizer stores them.
+-- @param z tensor f32 (..., dim)
+-- @return codes i32 (N, stages x groups), 0-based, stage-major, without a gradient
+-- @raise as forward
+function Quantizer:encode(z)
+  return require("vertex.tape").no_grad(function() return self:codes_of(as_groups(self, as_rows(self, z, "z"))) end)
+end
+
+--- Decodes what encode gives.
+-- @param codes i32 (N, stages x groups), 0-based, stage-major
+-- @return tensor f32 (N, dim), the quantized rows
+-- @raise where the codes are not i32 of that width, or one is not in 0 .. codes - 1
+function Quantizer:decode(codes)
+  local o = self.options
+  if not core.is_tensor(codes) or codes:dtype() ~= "i32" or codes:dim() ~= 2 or codes:size(2) ~= self.columns then
+    fail("%s: decode: codes should be an i32 tensor (N,%d), got %s", self.label, self.columns,
+      core.is_tensor(codes) and codes:dtype() .. " " .. core.shape_text(codes) or type(codes))
+  end
+  return ops.reshape(self:rows_of(codes), { codes:size(1), o.dim })
 end
 
 return Quantizer

@@ -12,9 +12,13 @@
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
+local tape = require "vertex.tape"
 
 local Hard = registry.Quantizer.extend "HardQuantizer"
 
+--- Checks beta and reduction.
+-- @param options table of the method's options
+-- @raise where one is not what it should be
 function Hard:setup(options)
   registry.check.number("beta", options.beta, 0)
   if options.reduction ~= "sum" and options.reduction ~= "mean" then
@@ -24,10 +28,39 @@ function Hard:setup(options)
     reduction = options.reduction, codebook_grad = options.codebook_grad }
 end
 
-function Hard:quantize(z) return ops.quantize_hard(z, self.codebook, self.how) end
+--- Splits reg of quantize_hard into its two losses, of which it is the sum: the commitment's gradient reaches the rows,
+-- the codebook loss's the codes. options as of quantize_hard. Both have the same squares, so that nothing is summed
+-- again.
+local hard_terms = tape.recorded { name = "hard_terms", outputs = 2,
+  forward = function(ctx, z, codebook, codes, reg, options)
+    if ctx.needs then ctx.z, ctx.codebook, ctx.codes, ctx.options = z, codebook, codes, options end
+    local commitment = ops.affine(reg, options.beta / (1 + options.beta), 0)
+    return commitment, ops.sub(reg, commitment)
+  end,
+  backward = function(ctx, dcommitment, dcodebook)
+    local function gradients(dreg, beta)
+      local o = { metric = ctx.options.metric, estimator = "ste", beta = beta, codebook_grad = false }
+      local op = { z = ctx.z, codebook = ctx.codebook:detach(), codes = ctx.codes, options = o,
+        mean = ctx.options.reduction == "mean" and 1 or 0 }
+      return ops.registry.quantize_hard.backward(op, nil, dreg)
+    end
+    return dcommitment and (gradients(dcommitment, ctx.options.beta)),
+      dcodebook and select(2, gradients(dcodebook, 0)) or nil
+  end,
+}
 
-function Hard:nearest(z) return ops.assign(z, self.codebook, self.how.metric) end
+--- Quantizes in training; base.lua says what comes back.
+-- @param z tensor f32 (N,G,D)
+-- @return table with terms commitment and codebook
+function Hard:quantize(z)
+  local y, reg, codes = ops.quantize_hard(z, self.codebook, self.how)
+  local commitment, codebook = hard_terms(z, self.codebook, codes, reg:detach(), self.how)
+  return { quantized = y, codes = codes, reg = reg, terms = { commitment = commitment, codebook = codebook } }
+end
 
+--- Gives the codes' rows, on the sphere under the metric cosine.
+-- @param codes i32 (N,G), 0-based
+-- @return tensor f32 (N,G,D)
 function Hard:lookup(codes)
   local book = self.codebook
   if self.how.metric == "cosine" then

@@ -125,8 +125,13 @@ local function check_family(family, path)
   local class = family.class
   check(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend",
     type(class))
-  for _, method in ipairs { "quantize", "nearest", "lookup" } do
-    check(type(class[method]) == "function", "does not define %s:%s", class.name, method)
+  check(type(class.quantize) == "function", "does not define %s:quantize", class.name)
+  for _, entry in ipairs(family.names) do
+    check(class.codes_of ~= Quantizer.codes_of or class.nearest ~= Quantizer.nearest
+      or fact_of(family, entry, "metric") and fact_of(family, entry, "codebook"),
+      "does not define %s:nearest, which '%s' needs: it declares no metric or no codebook", class.name, entry.name)
+    check(class.rows_of ~= Quantizer.rows_of or class.lookup ~= Quantizer.lookup or fact_of(family, entry, "codebook"),
+      "does not define %s:lookup, which '%s' needs: it declares no codebook", class.name, entry.name)
   end
 end
 

@@ -23,7 +23,13 @@ local Smooth = registry.Quantizer.extend "SmoothQuantizer"
 local check = registry.check
 
 local KNN = { ["knn-l2"] = true, ["knn-ce"] = true } -- regularizers that look at the vertices one by one
+local TERMS = { ppl = "ppl", ["knn-l2"] = "knn", ["knn-ce"] = "knn" } -- a regularizer's name among the losses
 
+Smooth.row_inputs = { "gumbel" }
+
+--- Checks the options and makes log_tau {1}, the logarithm of the temperature.
+-- @param options table of the method's options
+-- @raise where one is not what it should be
 function Smooth:setup(options)
   check.integer("k", options.k, 1)
   check.integer("shards", options.shards, 1)
@@ -52,7 +58,8 @@ function Smooth:setup(options)
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })
 end
 
---- The Gumbel temperature of the current training step: constant, or geometric from `from` to `to` over `steps`.
+--- Gives the Gumbel temperature of the current training step: constant, or geometric from `from` to `to` over `steps`.
+-- @return number
 function Smooth:gumbel_tau()
   local g = self.options.gumbel_tau
   if type(g) == "number" then return g end
@@ -74,6 +81,11 @@ local function draw_vertices(self)
   return o.groups == 1 and parts[1] or ops.cat(1, unpack(parts))
 end
 
+--- Quantizes in training; base.lua says what comes back.
+-- @param z tensor f32 (N,G,D)
+-- @param given table; gumbel f32 (N,G,M) in place of drawn noise
+-- @return table with the term ppl or knn, none for the regularizer none
+-- @raise where the noise has another shape
 function Smooth:quantize(z, given)
   local o = self.options
   local seed, stream = self.generator:stream()
@@ -82,25 +94,35 @@ function Smooth:quantize(z, given)
     core.fail("%s: gumbel %s, expected (%d,%d,%d)", self.label, core.is_tensor(noise) and core.shape_text(noise)
       or type(noise), z:size(1), o.groups, o.codes)
   end
-  return ops.quantize_smooth(z, self.codebook, self.log_tau, {
+  local y, reg, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
     sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards,
-      seed = seed, stream = stream,
+    seed = seed, stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
     vertices = o.vertices and KNN[self.regularizer] and draw_vertices(self) or nil,
     precision = o.precision, stats = self.with_stats,
   })
+  local term = TERMS[self.regularizer]
+  return { quantized = y, codes = codes, reg = reg, terms = term and { [term] = reg } or {}, mean_pi = mean_pi,
+    max_p = max_p }
 end
 
---- log pi (N,M) of codebook g (from 1) for z (N,G,D), without noise. Holds all N x M of them, as quantize does not.
+--- Gives the logarithms of the probabilities of all codes, without noise: N x M of them, as quantize never holds.
+-- @param z tensor f32 (N,G,D)
+-- @param g the codebook, from 1
+-- @return tensor f32 (N,M)
 function Smooth:log_pi(z, g)
   local function sphere(x) return ops.div(x, ops.sqrt(ops.clamp(ops.sum(ops.square(x), 2, true), 1e-24, math.huge))) end
   local cosine = ops.matmul(sphere(ops.select(z, 2, g)), ops.transpose(sphere(ops.select(self.codebook, 1, g)), 1, 2))
   return ops.log_softmax(ops.mul(cosine, ops.exp(ops.affine(self.log_tau, -1, 0))))
 end
 
---- quantize() for a regularizer of all N x M probabilities: as softmax-none, with the mean over the codebooks of
+--- Quantizes as softmax-none, with a regularizer of all N x M probabilities: the mean over the codebooks of
 -- regularizer(log pi).
-function Smooth:quantize_with(z, regularizer)
+-- @param z tensor f32 (N,G,D)
+-- @param term name of the regularizer among the losses
+-- @param regularizer function of log pi, f32 (N,M), that gives one number as a tensor
+-- @return table as quantize gives it
+function Smooth:quantize_with(z, term, regularizer)
   local y, _, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
     sampler = "softmax", regularizer = "none", k = 1, gumbel_tau = 1, shards = 1, seed = 0, stream = 0,
     precision = self.options.precision, stats = self.with_stats })
@@ -109,11 +131,9 @@ function Smooth:quantize_with(z, regularizer)
     local one = ops.reshape(regularizer(self:log_pi(z, g)), { 1 })
     sum = sum and ops.add(sum, one) or one
   end
-  return y, G > 1 and ops.affine(sum, 1 / G, 0) or sum, codes, mean_pi, max_p
+  return { quantized = y, codes = codes, terms = { [term] = G > 1 and ops.affine(sum, 1 / G, 0) or sum },
+    mean_pi = mean_pi, max_p = max_p }
 end
-
-function Smooth:nearest(z) return ops.assign(z, self.codebook, "cosine") end
-function Smooth:lookup(codes) return self:take(self.codebook, codes) end
 
 local names = {}
 local SAMPLERS = {

@@ -31,6 +31,9 @@ local DirichletQuantizer = nn.module("DirichletQuantizer", Smooth)
 
 DirichletQuantizer.graphs = false -- the fit is found on the host
 
+--- Checks the options and makes log_tau {1}, the logarithm of the temperature.
+-- @param options table of the method's options
+-- @raise where one is not what it should be
 function DirichletQuantizer:setup(options)
   registry.check.integer("codes", options.codes, 2)
   registry.check.number("tau", options.tau, 0, true)
@@ -40,10 +43,13 @@ function DirichletQuantizer:setup(options)
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })
 end
 
+--- Quantizes in training; base.lua says what comes back.
+-- @param z tensor f32 (N,G,D)
+-- @return table with the term dirichlet
 function DirichletQuantizer:quantize(z)
   local on = { device = z:device() }
   local prior, expected = core.tensor(self.prior, on), core.tensor({ dirichlet.mean_log(self.prior) }, on)
-  return self:quantize_with(z, function(log_pi)
+  return self:quantize_with(z, "dirichlet", function(log_pi)
     local fit = ops.dirichlet_mle(ops.cat(1, log_pi, expected))
     return ops.affine(ops.dirichlet_kl(prior, fit), 1 / #self.prior, 0)
   end)

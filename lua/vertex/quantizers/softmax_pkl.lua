@@ -24,6 +24,9 @@ local simplex = require "vertex.simplex"
 local Smooth = require("vertex.quantizers.smooth").class
 local PerezCruzQuantizer = nn.module("PerezCruzQuantizer", Smooth)
 
+--- Checks the options and makes log_tau {1}, the logarithm of the temperature.
+-- @param options table of the method's options
+-- @raise where one is not what it should be
 function PerezCruzQuantizer:setup(options)
   registry.check.integer("codes", options.codes, 2)
   registry.check.number("tau", options.tau, 0, true)
@@ -33,7 +36,11 @@ function PerezCruzQuantizer:setup(options)
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })
 end
 
---- given {prior = points (n,M)} fixes the prior's draws.
+--- Quantizes in training; base.lua says what comes back.
+-- @param z tensor f32 (N,G,D)
+-- @param given table; prior f32 (n,M) in place of drawn points of the prior
+-- @return table with the term pkl
+-- @raise where z has not more rows than the option neighbour
 function PerezCruzQuantizer:quantize(z, given)
   local o, prior = self.options, given.prior
   if z:size(1) <= o.neighbour then
@@ -42,7 +49,7 @@ function PerezCruzQuantizer:quantize(z, given)
   if not prior then
     prior = simplex.dirichlet(o.alpha, z:size(1), { dim = o.codes, generator = self.generator, device = z:device() })
   end
-  return self:quantize_with(z, function(log_pi)
+  return self:quantize_with(z, "pkl", function(log_pi)
     return ops.affine(simplex.perez_cruz_kl(prior, ops.exp(log_pi), { k = o.neighbour }), 1 / (o.codes - 1), 0)
   end)
 end
