@@ -63,7 +63,7 @@ end
 
 describe("the fixtures", function()
   it("train in the sweep, and go on bit for bit after a kill", function()
-    local folder = H.scratch "sweep"
+    local folder = H.scratch "sweep-of-fixtures"
     local command = ("luajit experiments/ae_sweep.lua --device cpu --threads 1 --quiet --steps 12 --batch 4"
       .. " --checkpoint 0 --quantizers %s --methods levels,averages,residual-3 --out %s/"):format(FIXTURES, folder)
     local output, status = H.shell(("mkdir -p %s; %swhole"):format(folder, command))
