@@ -1,9 +1,16 @@
---- Axes: one plot of a figure. Its methods check what they are given and record it as layers, which plot/marks.lua
--- draws; each returns the axes, so that calls chain.
+--- plot/axes.lua: axes, one plot of a figure. Their methods check what they are given and record it as layers, which
+-- plot/marks.lua draws. Each method returns the axes, so that calls chain.
 --
--- Axes hold: figure; layers, in the order of drawing; options, from set; series, how many were styled; bar_layers, of
--- bar; xlabels and ylabels, the texts at whole numbers; color_scale, of the colour bar; reversed, y downwards; picture,
--- of image.
+-- Fields of axes:
+--   figure           the figure that they belong to
+--   layers           what to draw, in this order
+--   options          the texts and scales of set
+--   series           number of layers that took a colour
+--   bar_layers       the layers of bar
+--   xlabels, ylabels texts at the whole numbers
+--   color_scale      the scale of the colour bar
+--   reversed         true where y points down
+--   picture          the picture of image
 
 local scales = require "vertex.plot.scales"
 local marks = require "vertex.plot.marks"
@@ -17,11 +24,12 @@ local fail = core.fail
 local Axes = {}
 Axes.__index = Axes
 
+-- Makes empty axes of a figure.
 function Axes.new(figure)
   return setmetatable({ figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0 }, Axes)
 end
 
---- "axes with 2 layers", what a session says of them.
+-- Says "axes with 2 layer(s)" in a session.
 function Axes.__tostring(ax)
   if ax.picture then return "axes with a picture" end
   return ("%s with %d layer(s)"):format(ax.simplex and ("axes on the simplex of %d codes"):format(ax.simplex.codes)
@@ -31,7 +39,7 @@ end
 -- Dashes of the rounds through the series colours, in line widths.
 local dashes = { {}, { 5, 2 }, { 1.5, 1.5 }, { 7, 2, 1.5, 2 } }
 
--- A layer in the colour, dash and marker of the next series.
+-- Makes a layer in the colour, dash and marker of the next series.
 local function new_series(ax, o, who)
   local n, k = ax.series, #colors.series
   local round = floor(n / k)
@@ -52,13 +60,13 @@ local function add_layer(ax, kind, layer)
   return ax
 end
 
--- What every drawing method checks first: its options.
+-- Checks the options of a drawing method, and that the axes hold no picture.
 local function begin(ax, who, options, known)
   if ax.picture then fail("%s: these axes hold a picture", who) end
   return check.options(options, known, who)
 end
 
--- x (nil for 1..n) and y, checked.
+-- Gives copies of x and y; x is 1..n where it is nil.
 local function check_points(x, y, who)
   y = check.array(y, "y", who)
   if x ~= nil then return check.array_like(x, "x", y, "y", who), y end
@@ -67,7 +75,7 @@ local function check_points(x, y, who)
   return x, y
 end
 
--- The range option, or the range of the data, of what is positive of them where that is asked for.
+-- Gives lo and hi: the option range, or else the range of the data; of the positive data where `positive` is set.
 local function check_range(range, arrays, who, positive)
   if not range then return scales.range(arrays, positive) end
   local lo, hi = range[1], range[2]
@@ -75,18 +83,17 @@ local function check_range(range, arrays, who, positive)
   fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
 end
 
--- What the colours of values are asked for with.
+-- The options that choose the colours of values.
 Axes.color_options = { palette = "string", range = "table", log = "boolean" }
 
--- Known options with those of colours.
+-- Adds the options of colours to the known ones.
 local function with_colors(known)
   for name, kind in pairs(Axes.color_options) do known[name] = kind end
   return known
 end
 
---- The colour scale that the options palette, range and log ask for, else viridis over all values. It is that of the
--- axes' colour bar, of which there is one: every layer with values must agree on it.
--- @return {lo=, hi=, log=, palette=}
+-- Gives the colour scale { lo, hi, log, palette } that the options palette, range and log choose; viridis over all
+-- values without them. Axes have one colour bar, so every layer with values must agree on its scale.
 function Axes.set_color_scale(ax, o, arrays, who)
   local palette = colors.check_palette(o.palette or "viridis", who)
   local lo, hi = check_range(o.range, arrays, who, o.log)
@@ -94,26 +101,27 @@ function Axes.set_color_scale(ax, o, arrays, who)
   local has = ax.color_scale
   if has and not (has.lo == lo and has.hi == hi and has.log == o.log and has.palette == palette) then
     fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range, palette and log",
-      who, has.lo, has.hi,
-      has.palette)
+      who, has.lo, has.hi, has.palette)
   end
   ax.color_scale = { lo = lo, hi = hi, log = o.log, palette = palette }
   return ax.color_scale
 end
 
+-- Gives values + sign by.
 local function offset(values, by, sign)
   local out = {}
   for i, v in ipairs(values) do out[i] = v + sign * by[i] end
   return out
 end
 
---- Draw a curve.
--- @param x array, or nil for 1..n
--- @param y array of the same length
--- @param[opt] options label; color; width in points (1.6); dash, array of lengths in line widths ({} is solid);
--- marker: circle, square, triangle, diamond, cross or plus; a shaded band, either band = {lo, hi} with two arrays or
--- sd = array for y - sd .. y + sd
+--- Draws a curve.
+-- @param[opt] x array (N); 1..N where it is nil
+-- @param y array (N)
+-- @param[opt] options { label = string, for the legend, color, width = 1.6: in points, dash = array of lengths in line
+-- widths, {} is solid, marker = "circle", "square", "triangle", "diamond", "cross" or "plus", band = { lo, hi }: two
+-- arrays (N), the edges of a shaded band, or sd = array (N): a band y - sd .. y + sd }
 -- @return the axes
+-- @raise where lengths differ, or an option is unknown or of another type
 function Axes:line(x, y, options)
   local who = "Axes:line"
   local o = begin(self, who, options, { label = "string", color = "any", width = "number", dash = "any", band = "table",
@@ -132,11 +140,12 @@ function Axes:line(x, y, options)
   return add_layer(self, "line", layer)
 end
 
---- Draw the mean of several runs, say of seeds, in a band of their standard deviation (n - 1) on both sides.
--- @param x array, or nil for 1..n
--- @param runs array of arrays of the length of x; a value that is not finite leaves its run out at that place
--- @param[opt] options as for line without sd and band
+--- Draws the mean of several runs, say of seeds, in a band of their standard deviation (n - 1) on both sides.
+-- @param[opt] x array (N); 1..N where it is nil
+-- @param runs array of arrays (N) or tensor (R,N); a value that is not finite leaves its run out at that place
+-- @param[opt] options { label = string, color, width = 1.6: in points, dash, marker }, as of line
 -- @return the axes
+-- @raise where lengths differ, or an option is unknown or of another type
 function Axes:runs(x, runs, options)
   local who = "Axes:runs"
   runs = check.matrix(runs, "runs", who)
@@ -158,25 +167,27 @@ function Axes:runs(x, runs, options)
   return self:line(x, mean, o)
 end
 
--- The colours of marks by their values, if the options ask for it.
+-- Adds the values of a layer's marks and their colour scale, where the options give values.
 local function check_values(ax, layer, o, like, who)
   if not o.values then return end
   layer.values = check.array_like(o.values, "values", like, "the points", who)
   layer.scale = Axes.set_color_scale(ax, o, { layer.values }, who)
 end
 
---- Draw points.
--- @param x array, or nil for 1..n
--- @param y array of the same length
--- @param[opt] options label; color; marker as for line; size, diameter in points (5); alpha 0..1 (0.8); instead of
--- color, either values: array, shown as colours with a colour bar, with palette ("viridis"), range = {lo, hi} and log
--- (false); or density = true: the more points lie around a point of the page, the lighter its colour in palette
+--- Draws points.
+-- @param[opt] x array (N); 1..N where it is nil
+-- @param y array (N)
+-- @param[opt] options { label = string, color, marker: as of line, size = 5: diameter in points, alpha = 0.8: opacity,
+-- 0..1, values = array (N), shown as colours with a colour bar, palette = "viridis", range = { lo, hi }: the values
+-- at the ends of the palette, log = false: colours by the logarithm, density = true: instead of values, the more points
+-- lie around a point on the page, the lighter its colour }
 -- @return the axes
+-- @raise where lengths differ, both values and density are given, the colour bar has another scale already, or an
+-- option is unknown or of another type
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
   local o = begin(self, who, options, with_colors { label = "string", color = "any", marker = "string", size = "number",
-    alpha = "number",
-    values = "any", density = "boolean" })
+    alpha = "number", values = "any", density = "boolean" })
   x, y = check_points(x, y, who)
   local size = check.positive(o.size or 5, "size", who)
   if o.values and o.density then fail("%s: either values or density colour the points", who) end
@@ -188,17 +199,21 @@ function Axes:scatter(x, y, options)
   return add_layer(self, "scatter", layer)
 end
 
---- Draw arrows from the points x, y along dx, dy, in the units of the axes.
--- @param x, y, dx, dy arrays of one length; an arrow that is not finite is left out
--- @param[opt] options label; color; scale: what dx and dy are multiplied by (1); width of the shaft in points (1);
--- head: length of the head in points (5), less for short arrows; alpha 0..1 (1); values, palette, range and log as for
--- scatter
+--- Draws arrows from the points (x, y) along (dx, dy), in the units of the axes. An arrow that is not finite is left
+-- out.
+-- @param x array (N)
+-- @param y array (N)
+-- @param dx array (N)
+-- @param dy array (N)
+-- @param[opt] options { label = string, color, scale = 1: factor of dx and dy, width = 1: of the shaft, in points,
+-- head = 5: length of the head in points, less for short arrows, alpha = 1: opacity, 0..1, values, palette, range, log:
+-- as of scatter }
 -- @return the axes
+-- @raise where lengths differ, the colour bar has another scale already, or an option is unknown or of another type
 function Axes:arrows(x, y, dx, dy, options)
   local who = "Axes:arrows"
   local o = begin(self, who, options, with_colors { label = "string", color = "any", scale = "number", width = "number",
-    head = "number",
-    alpha = "number", values = "any" })
+    head = "number", alpha = "number", values = "any" })
   x, y = check_points(x, y, who)
   dx, dy = check.array_like(dx, "dx", x, "x", who), check.array_like(dy, "dy", y, "y", who)
   local scale = check.positive(o.scale or 1, "scale", who)
@@ -210,12 +225,14 @@ function Axes:arrows(x, y, dx, dy, options)
   return add_layer(self, "arrows", layer)
 end
 
---- Write a text beside a point, for instance a curve's name at its end.
--- @param x, y numbers: the point
+--- Writes a text beside a point, for instance a curve's name at its end.
+-- @param x number
+-- @param y number
 -- @param text string
--- @param[opt] options color (ink); size in points (the figure's font times 0.9); at: where from the point, "right" (the
--- default), "left", "above", "below", "above left", "above right", "below left" or "below right"
+-- @param[opt] options { color = ink, size = 0.9 times the figure's font, in points, at = "right": the text's side of
+-- the point, or "left", "above", "below", "above left", "above right", "below left", "below right" }
 -- @return the axes
+-- @raise where x or y is no number, text is no string, or an option is unknown or of another type
 function Axes:text(x, y, text, options)
   local who = "Axes:text"
   local o = begin(self, who, options, { color = "any", size = "number", at = "string" })
@@ -224,14 +241,15 @@ function Axes:text(x, y, text, options)
   if #x ~= 1 or #y ~= 1 then fail("%s: x and y are numbers", who) end
   return add_layer(self, "text", { x = { x }, y = { y }, text = text, color = o.color and colors.check(o.color, who),
     size = check.positive(o.size or self.figure.font * 0.9, "size", who),
-      at = marks.check_text_place(o.at or "right", who) })
+    at = marks.check_text_place(o.at or "right", who) })
 end
 
---- Draw a histogram.
+--- Draws a histogram.
 -- @param values array; NaN and infinite ones are left out
--- @param[opt] options label; color; alpha (0.75); bins, their number (10 to 60 by the amount of data);
--- range = {lo, hi}, default all values
+-- @param[opt] options { label = string, color, alpha = 0.75: opacity, 0..1, bins = number of bins: sqrt N within 10 to
+-- 60, range = { lo, hi }: all values }
 -- @return the axes
+-- @raise where values are no numbers, or an option is unknown or of another type
 function Axes:hist(values, options)
   local who = "Axes:hist"
   local o = begin(self, who, options, { label = "string", color = "any", alpha = "number", bins = "number",
@@ -254,7 +272,7 @@ function Axes:hist(values, options)
   return add_layer(self, "bars", layer)
 end
 
--- Bars of several calls stand side by side in their group, which is 0.8 wide.
+-- Places the bars of several calls side by side in their group, which is 0.8 wide.
 local function place_bars(ax)
   for k, layer in ipairs(ax.bar_layers) do
     local width = 0.8 / #ax.bar_layers
@@ -266,12 +284,13 @@ local function place_bars(ax)
   end
 end
 
---- Draw bars, one per label. Calling it again with the same labels puts the new bars beside the old ones.
--- @param labels array of strings
--- @param values array of the same length
--- @param[opt] options label (for the legend); color; colors, array of one for each bar; alpha (1); errors, array of
--- half lengths of the error bars
+--- Draws bars, one for each label. A second call with as many labels puts its bars beside the first ones.
+-- @param labels array of N strings
+-- @param values array (N)
+-- @param[opt] options { label = string, for the legend, color, colors = array of N colours, alpha = 1: opacity, 0..1,
+-- errors = array (N): half lengths of error bars }
 -- @return the axes
+-- @raise where lengths differ, or an option is unknown or of another type
 function Axes:bar(labels, values, options)
   local who = "Axes:bar"
   local o = begin(self, who, options, { label = "string", color = "any", colors = "table", alpha = "number",
@@ -294,12 +313,14 @@ function Axes:bar(labels, values, options)
   return add_layer(self, "bars", layer)
 end
 
---- Draw a matrix as colours, with a colour bar; row 1 is at the top. NaN cells stay white.
--- @param rows array of arrays of one length (or an object with totable)
--- @param[opt] options palette (see plot.colormap; "viridis"); range = {lo, hi} of the colours, default the data's;
--- row_labels, col_labels, arrays of strings; extent = {x0, x1, y0, y1}: where the matrix lies on the axes, with row 1
--- at y0 and y upwards
+--- Draws a matrix as colours, with a colour bar. Row 1 is at the top. NaN cells stay white.
+-- @param rows array of arrays of one length, or tensor (R,C)
+-- @param[opt] options { palette = "viridis": as of plot.colormap, range = { lo, hi }: the values at the ends of the
+-- palette, those of the data by default, log = false: colours by the logarithm, row_labels = array of R strings,
+-- col_labels = array of C strings, extent = { x0, x1, y0, y1 }: where the matrix lies on the axes, row 1 at y0 and y
+-- upwards }
 -- @return the axes
+-- @raise where lengths differ, the colour bar has another scale already, or an option is unknown or of another type
 function Axes:heatmap(rows, options)
   local who = "Axes:heatmap"
   local o = begin(self, who, options, with_colors { row_labels = "table", col_labels = "table", extent = "table" })
@@ -316,16 +337,17 @@ function Axes:heatmap(rows, options)
     x = { { e[1], e[2] } }, y = { { e[3], e[4] } }, marks = #rows * #rows[1] })
 end
 
---- Show one picture instead of a plot, as large as fits, aspect kept, without frame; title and xlabel still show.
--- @param img picture, see the top of plot.lua
+--- Shows one picture instead of data: as large as fits, with its aspect, without a frame. title and xlabel still show.
+-- @param img { width =, height =, rgb = string }, or tensor (H,W,3): u8, or f32 in 0..1
 -- @return the axes
+-- @raise where img is no such picture, or the axes hold data already
 function Axes:image(img)
   if #self.layers > 0 then fail "Axes:image: these axes hold data already" end
   self.picture = check.image(img, "Axes:image")
   return self
 end
 
--- Limits that an axis can have: either may be nil.
+-- Checks the limits of an axis; either may be nil.
 local function check_limits(limits, name, log, who)
   for i = 1, 2 do
     local v = limits[i]
@@ -338,17 +360,18 @@ local function check_limits(limits, name, log, who)
   end
 end
 
---- Set texts and scales. May be called again; what is not named stays.
--- @param options title, xlabel, ylabel, color_label (beside the colour bar): strings; xlog, ylog: booleans; xlim, ylim:
--- {lo, hi}, either may be nil, hi < lo turns the axis round; legend: "auto" (the emptiest corner; right of the plot
--- when large or over six entries), "right", "none", "upper right", "upper left", "lower right" or "lower left"; grid:
--- boolean; color_bar: boolean
+--- Sets texts and scales. It may be called again; what is not named stays.
+-- @param options { title, xlabel, ylabel, color_label = strings; color_label stands beside the colour bar, xlog,
+-- ylog = booleans, xlim, ylim = { lo, hi }: either may be nil, hi < lo turns the axis round, legend = "auto": the
+-- emptiest corner, or right of the plot where it is large or has over six entries; or "right", "none", "upper right",
+-- "upper left", "lower right", "lower left", grid, color_bar = booleans }
 -- @return the axes
+-- @raise where an option is unknown or of another type, limits are equal, or not positive on a logarithmic axis
 function Axes:set(options)
   local who = "Axes:set"
   local o = check.options(options, { title = "string", xlabel = "string", ylabel = "string", color_label = "string",
-    xlog = "boolean", ylog = "boolean",
-    xlim = "table", ylim = "table", legend = "string", grid = "boolean", color_bar = "boolean" }, who)
+    xlog = "boolean", ylog = "boolean", xlim = "table", ylim = "table", legend = "string",
+    grid = "boolean", color_bar = "boolean" }, who)
   if o.legend then legend.check_place(o.legend, who) end
   setmetatable(o, { __index = self.options })     -- limits and log must agree, whichever of them was set before
   for _, name in ipairs { "x", "y" } do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end

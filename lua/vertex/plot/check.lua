@@ -1,19 +1,19 @@
---- Checks of what the functions of vertex.plot are given. Each takes `who`, the name that begins its message, and
--- raises at the line outside lua/vertex that made the call; each returns the value in the form that is kept.
+--- plot/check.lua: checks what the functions of vertex.plot are given. Each check takes `who`, the name that begins its
+-- message, returns the value in the form that is kept, and raises at the line outside lua/vertex that made the call.
 
 local core = require "vertex.core"
 local fail = core.fail
 
 local check = {}
 
---- A value as a message shows it.
+--- Gives a value as a message shows it.
 function check.show(v)
   if type(v) == "string" then return ("%q"):format(v) end
   return type(v) == "number" and tostring(v) or "a " .. type(v)
 end
 local show = check.show
 
---- `name`, a key of `known`; `what` says what the keys are.
+--- Gives `name`, which must be a key of `known`; `what` says in a word what the keys are.
 function check.key(name, known, what, who)
   if known[name] ~= nil then return name end
   local keys = {}
@@ -22,8 +22,8 @@ function check.key(name, known, what, who)
   fail("%s: no %s %s; there are %s", who, what, show(name), table.concat(keys, ", "))
 end
 
---- A copy of an options table, {} for nil. known: option → its type, "any" for one checked elsewhere. Where a string is
--- wanted a number becomes one.
+--- Gives a copy of an options table, {} for nil. known: option → its type, "any" for one that is checked elsewhere.
+-- Where a string is expected a number becomes one.
 function check.options(options, known, who)
   if options == nil then return {} end
   if type(options) ~= "table" then fail("%s: options are a table, got %s", who, show(options)) end
@@ -37,17 +37,19 @@ function check.options(options, known, who)
   return out
 end
 
+--- Gives `value`, which must be a positive finite number.
 function check.positive(value, name, who)
   if type(value) == "number" and value > 0 and value < math.huge then return value end
   fail("%s: %s is a positive number, got %s", who, name, show(value))
 end
 
+--- Gives `value`, which must be an integer of 1 or more.
 function check.whole(value, name, who)
   if type(value) == "number" and value >= 1 and value < math.huge and value == math.floor(value) then return value end
   fail("%s: %s is a whole number from 1, got %s", who, name, show(value))
 end
 
---- The table of an object with totable; anything else as it is.
+--- Gives the table of an object with totable; anything else as it is.
 function check.plain(v)
   if type(v) == "table" and rawget(v, 1) ~= nil then return v end
   local ok, method = pcall(function() return v.totable end)
@@ -55,7 +57,7 @@ function check.plain(v)
   return v
 end
 
---- An array of numbers, copied.
+--- Copies an array of numbers.
 function check.array(v, name, who)
   local source, out = check.plain(v), {}
   if type(source) ~= "table" then fail("%s: %s is an array of numbers, got %s", who, name, show(v)) end
@@ -68,19 +70,19 @@ function check.array(v, name, who)
   return out
 end
 
---- Two arrays of one length.
+--- Raises where two arrays differ in length.
 function check.lengths(a, a_name, b, b_name, who)
   if #a ~= #b then fail("%s: %s has %d values and %s has %d; they must match", who, a_name, #a, b_name, #b) end
 end
 
---- An array of numbers as long as `other`, copied.
+--- Copies an array of numbers, which must be as long as `other`.
 function check.array_like(v, name, other, other_name, who)
   local out = check.array(v, name, who)
   check.lengths(out, name, other, other_name, who)
   return out
 end
 
---- An array of arrays of numbers, all of one length, copied.
+--- Copies an array of arrays of numbers, all of one length.
 function check.matrix(rows, name, who)
   local source, out = check.plain(rows), {}
   if type(source) ~= "table" or #source == 0 then
@@ -94,7 +96,7 @@ function check.matrix(rows, name, who)
   return out
 end
 
---- An array of strings, copied; numbers become strings.
+--- Copies an array of strings; numbers become strings.
 function check.labels(labels, name, who)
   if type(labels) ~= "table" then fail("%s: %s is an array of strings, got %s", who, name, show(labels)) end
   local out = {}
@@ -107,8 +109,8 @@ function check.labels(labels, name, who)
   return out
 end
 
---- Any accepted picture as {width=, height=, dtype=, bytes=}: a copy, since a tensor may be freed before the figure is
--- drawn.
+--- Copies a picture of any accepted form as { width =, height =, dtype =, bytes = }: a tensor may be freed before the
+-- figure is drawn.
 function check.image(img, who)
   if type(img) == "table" and rawget(img, "rgb") then
     local w, h, rgb = check.whole(img.width, "image.width", who), check.whole(img.height, "image.height", who), img.rgb

@@ -1,4 +1,4 @@
---- Colours: those of series, of axes and texts, and colour maps. A checked colour is {r, g, b} in 0..1.
+--- plot/colors.lua: the colours of series, of axes and texts, and colour maps. A checked colour is { r, g, b } in 0..1.
 
 local check = require "vertex.plot.check"
 local core = require "vertex.core"
@@ -22,6 +22,7 @@ local palettes = {
   gray = { "#000000", "#FFFFFF" },
 }
 
+-- Gives the colour of "#rrggbb"; nil for other texts.
 local function hex(text)
   local r, g, b = text:match "^#(%x%x)(%x%x)(%x%x)$"
   return r and { tonumber(r, 16) / 255, tonumber(g, 16) / 255, tonumber(b, 16) / 255 }
@@ -31,7 +32,7 @@ for _, stops in pairs(palettes) do
   for i, text in ipairs(stops) do stops[i] = hex(text) end
 end
 
---- A colour in any of its forms: "#rrggbb", {r, g, b} in 0..1, or a place in the series colours.
+--- Gives the colour { r, g, b } of any form: "#rrggbb", { r, g, b } in 0..1, or a place in the series colours, 1-based.
 function colors.check(value, who)
   local color
   if type(value) == "number" then color = colors.series[value] and hex(colors.series[value]) end
@@ -47,12 +48,14 @@ function colors.check(value, who)
   return color
 end
 
+--- Gives the name of a colour map, checked.
 function colors.check_palette(name, who) return check.key(name, palettes, "palette", who) end
 
---- The colour at a place on a colour map.
+--- Gives the colour at a place on a colour map.
 -- @param name "viridis", "magma", "bluered" or "gray"
--- @param t number; below 0 counts as 0, above 1 as 1
--- @return r, g, b in 0..1
+-- @param t number in 0..1; below 0 counts as 0, above 1 as 1
+-- @return red, green, blue, each in 0..1
+-- @raise where the name is unknown
 function colors.map(name, t)
   local stops = palettes[colors.check_palette(name, "plot.colormap")]
   local at = min(max(t, 0), 1) * (#stops - 1)

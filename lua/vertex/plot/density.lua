@@ -1,38 +1,41 @@
---- How densely points lie in the plane: a Gaussian kernel estimate on a grid, O(points + cells).
+--- plot/density.lua: estimates how densely points lie in the plane. Each point counts in a cell of a grid, and the grid
+-- is blurred with a Gaussian: O(points + cells). (Statistics calls this a kernel density estimate.)
 
 local floor, ceil, min, max, exp = math.floor, math.ceil, math.min, math.max, math.exp
 local finite = require("vertex.plot.scales").finite
 
 local density = {}
 
--- Every row or column of a grid convolved with a Gaussian of `sd` cells, cut at 3 sd. step: from a cell to the next
--- along it.
+-- Convolves every row or every column of a grid with a Gaussian of `sd` cells, cut at 3 sd. The grid has `lines` of `n`
+-- cells; line_step leads from a line to the next, step from a cell to the next along its line.
 local function blur_along(grid, lines, line_step, n, step, sd)
-  local reach, kernel, total, out = ceil(3 * sd), {}, 0, {}
+  local reach, weight, total, out = ceil(3 * sd), {}, 0, {}
   for k = -reach, reach do
-    kernel[k] = exp(-k * k / (2 * sd * sd))
-    total = total + kernel[k]
+    weight[k] = exp(-k * k / (2 * sd * sd))
+    total = total + weight[k]
   end
   for line = 0, lines - 1 do
     local from = 1 + line * line_step
     for i = 0, n - 1 do
       local sum = 0
-      for k = max(-reach, -i), min(reach, n - 1 - i) do sum = sum + kernel[k] * grid[from + (i + k) * step] end
+      for k = max(-reach, -i), min(reach, n - 1 - i) do sum = sum + weight[k] * grid[from + (i + k) * step] end
       out[from + i * step] = sum / total
     end
   end
   return out
 end
 
+-- Convolves a grid of nx by ny cells with a Gaussian of `sd` cells.
 local function blur(grid, nx, ny, sd) return blur_along(blur_along(grid, ny, nx, nx, 1, sd), nx, 1, ny, nx, sd) end
 
---- Estimate the density of points.
--- @param xs, ys arrays; points that are not finite or outside the box do not count
--- @param box {x0, x1, y0, y1}
--- @param sd of the kernel, in the units of x and y
--- @param[opt] inside function(x, y): does a place belong to the region where points can lie? There the kernel's mass
--- outside is put back, so that the density does not fall toward the region's edge
--- @return function(x, y) -> points per unit of area, all of them counting as one
+--- Estimates the density of points.
+-- @param xs array (N)
+-- @param ys array (N); points that are not finite or outside the box do not count
+-- @param box { x0, x1, y0, y1 }
+-- @param sd standard deviation of the Gaussian, in the units of x and y
+-- @param[opt] inside function(x, y) -> true where points can lie; the part of a Gaussian outside of that region is put
+-- back, so that the density does not fall toward the region's edge
+-- @return function(x, y) -> density; its integral over the box is 1
 function density.estimate(xs, ys, box, sd, inside)
   local cell, x0, y0 = sd / 2.5, box[1], box[3]
   local nx, ny = max(1, ceil((box[2] - x0) / cell)), max(1, ceil((box[4] - y0) / cell))

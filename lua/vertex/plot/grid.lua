@@ -1,4 +1,4 @@
---- Image grids: pictures in rows and columns with labels, as large as they need to be.
+--- plot/grid.lua: the figure of plot.image_grid, pictures in rows and columns with labels, as large as they need to be.
 
 local layout = require "vertex.plot.layout"
 local check = require "vertex.plot.check"
@@ -8,7 +8,7 @@ local LABEL_ANGLE, PAD = layout.LABEL_ANGLE, layout.PAD
 
 local grid = {}
 
--- Measure a grid: its size and where the cells begin.
+-- Measures a grid: its size and where the cells begin.
 local function measure(fig, canvas)
   local size, left, top, columns = fig.font, 0, 0, 0
   for _, label in ipairs(fig.row_labels) do left = max(left, canvas:text_width(label, size) + 10) end
@@ -27,6 +27,7 @@ local function measure(fig, canvas)
   fig.height = fig.top + #fig.images * (fig.cell_height + fig.gap) - fig.gap + PAD
 end
 
+-- Draws title, labels and pictures.
 local function draw(fig, canvas)
   local size, w, h = fig.font, fig.cell_width, fig.cell_height
   if fig.title then
@@ -46,7 +47,7 @@ local function draw(fig, canvas)
   end
 end
 
--- The pictures, checked, and the width and height that the largest of them takes in a cell.
+-- Copies the pictures. Gives them, and the width and height that the largest of them takes in a cell.
 local function check_images(rows, cell, who)
   if type(rows) ~= "table" or #rows == 0 then
     core.fail("%s: rows is an array of arrays of images, got %s", who, check.show(rows))
@@ -67,17 +68,16 @@ local function check_images(rows, cell, who)
   return images, wide, high
 end
 
---- What plot.image_grid makes a figure of.
+--- Makes the fields of plot.image_grid's figure.
 function grid.new(rows, options)
   local who = "plot.image_grid"
   local o = check.options(options, { row_labels = "table", col_labels = "table", cell = "number", gap = "number",
-    title = "string",
-    scale = "number", font = "number" }, who)
+    title = "string", scale = "number", font = "number" }, who)
   local images, wide, high = check_images(rows, check.positive(o.cell or 96, "cell", who), who)
   return {
     images = images, cell_width = wide, cell_height = high, gap = o.gap or 4, title = o.title,
     row_labels = check.labels(o.row_labels or {}, "row_labels", who),
-      col_labels = check.labels(o.col_labels or {}, "col_labels", who),
+    col_labels = check.labels(o.col_labels or {}, "col_labels", who),
     scale = check.positive(o.scale or 2, "scale", who), font = check.positive(o.font or 11, "font", who),
     measure = measure, draw = draw,
   }

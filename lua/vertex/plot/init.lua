@@ -1,29 +1,32 @@
---- Figures for papers and notebooks: lines, points, arrows, bars, histograms, heat maps, pictures; the same on the
--- simplex.
+--- plot: figures for papers and notebooks. Lines, points, arrows, bars, histograms, heat maps and pictures; the same on
+-- the simplex.
 --
--- Drawn with libcairo; the module loads without cairo and asks for it when a figure is first drawn. A figure records
--- what it is told and draws it when saved or shown, so one figure can be saved to several formats. fig:show() draws in
--- the terminal or the notebook, or writes a file (interactive.display).
+-- A figure records what it is told and draws it when saved or shown, so that one figure can be saved in several
+-- formats. libcairo draws; the module loads without it and asks for it when a figure is first drawn. fig:show() draws
+-- in the terminal or the notebook, or writes a file (interactive/display.lua).
 --
---     local fig = plot.figure{width = 900, height = 400, cols = 2, title = "Two runs"}
---     fig:axes(1):line(nil, losses, {label = "loss"}):set{ylog = true, xlabel = "step"}
---     fig:simplex(2):scatter(p, {label = "π"})
+--     local fig = plot.figure { width = 900, height = 400, cols = 2, title = "Two runs" }
+--     fig:axes(1):line(nil, losses, { label = "loss" }):set { ylog = true, xlabel = "step" }
+--     fig:simplex(2):scatter(p, { label = "π" })
 --     fig:save("loss.png")
 --
--- Data: wherever an array is asked for, give a Lua array of numbers or an object with `:totable()`. Numbers that
--- are NaN or infinite are gaps: a line breaks there, a point or bar is left out. Arrays are copied.
--- Pictures: `{width=, height=, rgb=string}` with 8-bit RGB, row by row, or an object with `:shape()` -> {H, W, 3},
--- `:dtype()` -> "u8" or "f32" (0..1) and `:bytes()`.
--- Colours: "#rrggbb", {r, g, b} in 0..1, or a number that picks from `plot.colors`. Series without one take the
--- next of `plot.colors`; each further round changes the dash of lines and the marker of points.
+-- Data: an array is a Lua array of numbers, a tensor (N), or another object with `:totable()`. Numbers that are NaN or
+-- infinite are gaps: a line breaks there, a point or bar is left out. Arrays are copied.
+-- Pictures: { width =, height =, rgb = string } with 8-bit RGB, row by row; or a tensor (H,W,3), u8, or f32 in 0..1;
+-- or another object with `:shape()`, `:dtype()` and `:bytes()`.
+-- Colours: "#rrggbb", { r, g, b } in 0..1, or a number, 1-based, that picks from `plot.colors`. A series without one
+-- takes the next of `plot.colors`; each further round changes the dash of lines and the marker of points.
 -- Sizes are points, 1/72 inch; a PNG has `scale` pixels to the point. Text is UTF-8.
 --
--- This file holds figures. plot/axes.lua records what is to be drawn (and documents line, runs, scatter, arrows, text,
--- hist, bar, heatmap, image, set), plot/simplex.lua does so on the simplex, plot/grid.lua is the figure of pictures;
--- plot/page.lua draws a figure of axes with plot/layout.lua, plot/legend.lua, plot/scales.lua, plot/marks.lua and
--- plot/density.lua; plot/canvas.lua is what is drawn on, plot/braille.lua a canvas of text; plot/colors.lua and
--- plot/check.lua serve them all.
--- @module vertex.plot
+-- This file holds figures. The others, from what a user says to what is drawn:
+--
+--   axes      records line, runs, scatter, arrows, text, hist, bar, heatmap, image and set as layers
+--   ternary   does so on the simplex
+--   grid      the figure of pictures
+--   page      draws a figure of axes: layout places them, scales maps numbers and writes ticks, marks draws a layer,
+--             density estimates how closely points lie, legend names the series
+--   canvas    what is drawn on; braille is a canvas of text
+--   colors, check   serve them all
 
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
@@ -35,7 +38,7 @@ local colors = require "vertex.plot.colors"
 local grid = require "vertex.plot.grid"
 local page = require "vertex.plot.page"
 local scales = require "vertex.plot.scales"
-local Simplex = require "vertex.plot.ternary"
+local Ternary = require "vertex.plot.ternary"
 local fail = core.fail
 
 local plot = {
@@ -48,15 +51,15 @@ local plot = {
 local Figure = {}
 Figure.__index = Figure
 
---- A new figure of rows by cols axes.
--- @param[opt] options width (640), height (400): of the whole, in points; rows (1), cols (1); title; scale: PNG pixels
--- to the point (2); font: size of labels in points (11)
--- @return the figure
+--- Makes a figure of rows x cols axes, all empty.
+-- @param[opt] options { width = 640, height = 400: of the whole, in points, rows = 1, cols = 1, title = string,
+-- scale = 2: PNG pixels to the point, font = 11: size of labels in points }
+-- @return figure
+-- @raise where an option is unknown or of another type, or a size is not positive
 function plot.figure(options)
   local who = "plot.figure"
   local o = check.options(options, { width = "number", height = "number", rows = "number", cols = "number",
-    title = "string",
-    scale = "number", font = "number" }, who)
+    title = "string", scale = "number", font = "number" }, who)
   return setmetatable({
     width = check.positive(o.width or 640, "width", who), height = check.positive(o.height or 400, "height", who),
     rows = check.whole(o.rows or 1, "rows", who), cols = check.whole(o.cols or 1, "cols", who),
@@ -65,14 +68,16 @@ function plot.figure(options)
   }, Figure)
 end
 
---- A figure of pictures in rows and columns, as large as it needs to be.
+--- Makes a figure of pictures in rows and columns, as large as it needs to be.
 -- @param rows array of arrays of pictures; false leaves a cell empty, rows may differ in length
--- @param[opt] options row_labels, col_labels: arrays of strings; cell: longer side of a picture's place in points (96);
--- gap between them (4); title; scale: PNG pixels to the point (2); font: size of labels in points (11)
--- @return the figure, to save
+-- @param[opt] options { row_labels, col_labels = arrays of strings, cell = 96: longer side of a picture's place, in
+-- points, gap = 4: between places, in points, title = string, scale = 2: PNG pixels to the point, font = 11: size of
+-- labels in points }
+-- @return figure, to save or show; it has no axes
+-- @raise where rows are no arrays of pictures, or an option is unknown or of another type
 function plot.image_grid(rows, options) return setmetatable(grid.new(rows, options), Figure) end
 
--- Number of a cell of the figure, checked.
+-- Gives the number of a cell of the figure, counted row by row from 1.
 local function cell_index(fig, row, col, who)
   if not fig.cells then fail("%s: an image grid has no axes", who) end
   check.whole(row, "row", who)
@@ -84,27 +89,30 @@ local function cell_index(fig, row, col, who)
   return index
 end
 
---- The axes at a place of the figure, made when first asked for.
--- @param row row from 1, or with one argument the place counted row by row
--- @param[opt] col column from 1
--- @return Axes
+--- Gives the axes at a place of the figure, and makes them when first asked for.
+-- @param row row, 1-based; without col the place, 1-based, counted row by row
+-- @param[opt] col column, 1-based
+-- @return axes
+-- @raise where the figure has no such place, or is a grid of pictures
 function Figure:axes(row, col)
   local index = cell_index(self, row, col, "Figure:axes")
   self.cells[index] = self.cells[index] or Axes.new(self)
   return self.cells[index]
 end
 
---- Axes on the simplex at a place of the figure, made when first asked for: a triangle with ticks on its three sides
--- for M = 3 codes, a regular polygon for more.
--- @param row, col as for axes
--- @param[opt] options see plot/simplex.lua, for new axes: codes, M (3); labels of the vertices; ticks, parts of a
--- triangle's side (5)
--- @return SimplexAxes
+--- Gives the axes on the simplex at a place of the figure, and makes them when first asked for: a triangle with ticks
+-- on its three sides for M = 3 codes, a regular polygon for more.
+-- @param row row, 1-based; without col the place, 1-based, counted row by row
+-- @param[opt] col column, 1-based
+-- @param[opt] options of new axes: { codes = 3: M, labels = array of M strings, at the vertices (e₁, e₂, ...),
+-- ticks = 5: parts into which ticks divide a triangle's side, 0 for none }
+-- @return axes on the simplex
+-- @raise where the figure has no such place, it holds other axes, options are given for axes that are there, or M < 3
 function Figure:simplex(row, col, options)
   if type(col) == "table" then col, options = nil, col end
   local index = cell_index(self, row, col, "Figure:simplex")
   if not self.cells[index] then
-    self.cells[index] = Simplex.new(self, options)
+    self.cells[index] = Ternary.new(self, options)
   elseif not self.cells[index].simplex or options then
     fail("Figure:simplex: the place has %s already", self.cells[index].simplex and "a simplex" or "axes")
   end
@@ -113,13 +121,13 @@ end
 
 -- -- Output -----------------------------------------------------------------------------------------------------------
 
--- Draw the figure into a file; raises a text without a position.
+-- Draws the figure into a file. Raises a text without a position.
 local function draw_file(fig, format, path)
   if fig.measure then canvas.measure(function(on) fig:measure(on) end) end
   canvas.draw_file(format, path, fig.width, fig.height, fig.scale, function(on) fig:draw(on) end)
 end
 
--- The bytes of the figure's file, or nil and why not. Cairo writes files only, unless C calls back into Lua.
+-- Gives the bytes of the figure's file, or nil and the reason. Cairo writes files only, unless C calls back into Lua.
 local function render(fig, format)
   local path = os.tmpname()
   local ok, why = pcall(draw_file, fig, format, path)
@@ -133,9 +141,10 @@ local function render(fig, format)
   return bytes, why
 end
 
---- Save the figure. The file appears whole or not at all.
+--- Saves the figure. The file appears whole or not at all.
 -- @param path file name ending in .png, .svg or .pdf
 -- @return the figure
+-- @raise where the name ends otherwise, the file cannot be written, or libcairo is not installed
 function Figure:save(path)
   local format = type(path) == "string" and (path:match "%.(%w+)$" or ""):lower()
   if not canvas.formats[format] then
@@ -147,17 +156,21 @@ function Figure:save(path)
   return self
 end
 
---- The figure as a PNG in memory.
+--- Draws the figure as a PNG in memory.
 -- @return string, the bytes of the file
+-- @raise where libcairo is not installed
 function Figure:png()
   local bytes, why = render(self, "png")
   if not bytes then fail("Figure:png: %s", why) end
   return bytes
 end
 
---- The figure as text for a terminal: data in braille dots (2 by 4 to the character), numbers and names in letters.
--- @param[opt] options columns: width in characters (80); color: with the escape sequences of terminals (false)
+--- Draws the figure as text for a terminal: data in braille dots (2 by 4 to the character), numbers and names in
+-- letters.
+-- @param[opt] options { columns = 80: width in characters, at least 20, color = false: with the escape sequences of
+-- terminals }
 -- @return string of lines
+-- @raise where columns is below 20, or libcairo is not installed
 function Figure:text(options)
   local o = check.options(options, { columns = "number", color = "boolean" }, "Figure:text")
   local columns = check.whole(o.columns or 80, "columns", "Figure:text")
@@ -167,19 +180,21 @@ function Figure:text(options)
   return result
 end
 
---- Show the figure where the user looks: in the terminal, in the notebook, or in a file that a script without a
--- terminal writes. Returns nothing, for sessions and notebooks show what is returned.
--- @param[opt] options id: a later show with the same id takes this one's place in a notebook
+--- Shows the figure where the user looks: in the terminal, in the notebook, or in a file that a script without a
+-- terminal writes.
+-- @param[opt] options { id = string: a later show with the same id takes this one's place in a notebook }
+-- @return nothing, since sessions and notebooks show what is returned
+-- @raise where libcairo is not installed
 function Figure:show(options) display.show(self, options) end
 
--- The forms that display.lua shows a figure in. Colours are for terminals that have them.
+-- Gives the forms in which interactive/display.lua shows a figure. Colours are for terminals that have them.
 function Figure.__mime(fig)
   local terminal = display.mode ~= "notebook" and core.is_tty(1) and not os.getenv "NO_COLOR"
     and os.getenv "TERM" ~= "dumb"
   local columns = core.is_tty(1) and core.terminal_columns() or 0
   if columns < 20 then columns = 80 end                  -- terminals that do not know say 0
-  return { ["image/png"] = fig:png(), ["text/plain"] = fig:text { columns = math.min(columns, 120),
-    color = terminal } },
+  local text = fig:text { columns = math.min(columns, 120), color = terminal }
+  return { ["image/png"] = fig:png(), ["text/plain"] = text },
     { ["image/png"] = { width = math.ceil(fig.width), height = math.ceil(fig.height) } }
 end
 

@@ -1,5 +1,5 @@
---- Layout: which ticks fit an axis, how much room labels, titles, legends and colour bars need, and where the axes of a
--- figure go. Measures on a canvas, draws nothing.
+--- plot/layout.lua: which ticks fit an axis, how much room labels, titles, legends and colour bars need, and where the
+-- axes of a figure go. It measures on a canvas and draws nothing.
 
 local scales = require "vertex.plot.scales"
 local legend = require "vertex.plot.legend"
@@ -17,12 +17,13 @@ local PAD = layout.PAD
 
 -- -- Ticks ------------------------------------------------------------------------------------------------------------
 
--- Ticks with the width that each label takes.
+-- Adds to ticks the width that each label takes.
 local function with_widths(canvas, ticks, size)
   for _, tick in ipairs(ticks) do tick.width = canvas:text_width(tick.label, size) end
   return ticks
 end
 
+-- Says whether the labels of ticks fit side by side.
 local function fit_side_by_side(ticks, map, size)
   for i = 2, #ticks do
     local gap = abs(map(ticks[i].value) - map(ticks[i - 1].value))
@@ -31,8 +32,8 @@ local function fit_side_by_side(ticks, map, size)
   return true
 end
 
---- Ticks {value=, label=, width=} for an axis `length` points long. Second result: true when the labels of an x axis
--- must be turned.
+--- Gives the ticks { value =, label =, width = } that fit an axis `length` points long, and whether the labels of an x
+-- axis must be turned.
 function layout.fit_ticks(canvas, scale, length, name, size)
   local map = scales.mapper(scale, 0, length)
   if scale.labels then            -- every n-th only where they would touch even when turned
@@ -50,6 +51,7 @@ function layout.fit_ticks(canvas, scale, length, name, size)
   return ticks, false
 end
 
+-- Gives the greatest width of ticks' labels.
 local function widest(ticks)
   local w = 0
   for _, tick in ipairs(ticks) do w = max(w, tick.width) end
@@ -73,7 +75,7 @@ local function add_right(ax, canvas, m, box, w, h)
   end
 end
 
--- Margins of a simplex: its corners' labels and a triangle's ticks stand around it.
+-- Gives the margins of a simplex: its corners' labels and a triangle's ticks stand around it.
 local function simplex_margins(ax, canvas, w, h)
   local size, o, s, side = ax.figure.font, ax.options, ax.simplex, 0
   for _, label in ipairs(s.labels) do side = max(side, canvas:text_width(label, size)) end
@@ -85,7 +87,8 @@ local function simplex_margins(ax, canvas, w, h)
   return m
 end
 
--- Space that labels, titles, legend and colour bar need on each side of a plot area in a cell of w by h points.
+-- Gives the room that labels, titles, legend and colour bar need on each side of a plot area, in a cell of w by h
+-- points.
 local function margins(ax, canvas, w, h)
   if ax.simplex then return simplex_margins(ax, canvas, w, h) end
   local size, o = ax.figure.font, ax.options
@@ -125,9 +128,9 @@ local function share(from, length, count, margin)
   return at, size
 end
 
---- Where each of the axes of a figure goes: array of {ax=, x=, y=, w=, h=, margins=}; a picture has no margins. Cells
--- of one column share left and right margins, cells of one row top and bottom, and all plot areas are of one size: they
--- line up.
+--- Gives where each of the axes of a figure goes: array of { ax =, x =, y =, w =, h =, margins = }; a picture has no
+-- margins. Cells of one column share left and right margins, cells of one row top and bottom ones, and all plot areas
+-- have one size: they line up.
 function layout.cells(fig, canvas)
   local head = fig.title and fig.font * 2.4 or 0
   local width, height = fig.width - 2 * PAD, fig.height - 2 * PAD - head
@@ -155,8 +158,8 @@ function layout.cells(fig, canvas)
   return out
 end
 
--- The view of a simplex: its plane, in the middle of the plot area, with one unit for both directions. Marks at the
--- corners reach over.
+-- Gives the view of a simplex: its plane, in the middle of the plot area, with one unit for both directions. Marks at
+-- the corners reach over.
 local function simplex_view(cell, view)
   local s = cell.ax.simplex
   local x0, x1, y0, y1 = min(unpack(s.x)), max(unpack(s.x)), min(unpack(s.y)), max(unpack(s.y))
@@ -168,17 +171,14 @@ local function simplex_view(cell, view)
   return view
 end
 
---- The plot area of a cell, its scales and the maps from data to the page.
+--- Gives the view of a cell: its plot area (left, top, width, height, in points), its scales (xscale, yscale) and the
+-- maps x and y from data to the page.
 function layout.view(cell)
   local m, ax = cell.margins, cell.ax
-  if ax.simplex then
-    return simplex_view(cell,
-      { left = cell.x + m.left, top = cell.y + m.top, width = max(cell.w - m.left - m.right, 10),
-      height = max(cell.h - m.top - m.bottom, 10) })
-  end
-  local view = { left = cell.x + m.left, top = cell.y + m.top,
-    width = max(cell.w - m.left - m.right, 10), height = max(cell.h - m.top - m.bottom, 10),
-    xscale = scales.of_axes(ax, "x"), yscale = scales.of_axes(ax, "y") }
+  local view = { left = cell.x + m.left, top = cell.y + m.top, width = max(cell.w - m.left - m.right, 10),
+    height = max(cell.h - m.top - m.bottom, 10) }
+  if ax.simplex then return simplex_view(cell, view) end
+  view.xscale, view.yscale = scales.of_axes(ax, "x"), scales.of_axes(ax, "y")
   view.x = scales.mapper(view.xscale, view.left, view.left + view.width)
   view.y = scales.mapper(view.yscale, view.top + view.height, view.top)
   return view

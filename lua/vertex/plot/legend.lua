@@ -1,4 +1,4 @@
---- Legends: their size, where they go and their drawing.
+--- plot/legend.lua: the size of legends, where they go and how they look.
 
 local marks = require "vertex.plot.marks"
 local colors = require "vertex.plot.colors"
@@ -18,9 +18,10 @@ local corner_order = { "upper right", "upper left", "lower right", "lower left" 
 local places = { auto = true, right = true, none = true }
 for name in pairs(corners) do places[name] = true end
 
+--- Gives the name of a legend's place, checked.
 function legend.check_place(name, who) return check.key(name, places, "legend place", who) end
 
---- The legend's entries and size, in as many columns as the height asks for; nil when there is none to draw.
+--- Gives a legend's entries and size, in as many columns as the height asks for; nil when there is none to draw.
 function legend.measure(ax, canvas, size, height)
   local entries, widest = {}, 0
   for _, layer in ipairs(ax.layers) do
@@ -38,20 +39,20 @@ function legend.measure(ax, canvas, size, height)
     width = columns * column + 4, height = per_column * line + 8 }
 end
 
---- Does a measured legend stand right of a plot area of w by h points?
+--- Says whether a measured legend stands right of a plot area of w by h points.
 function legend.outside(ax, box, w, h)
   local where = ax.options.legend or "auto"
   if where ~= "auto" then return where == "right" end
   return #box.entries > MAX_INSIDE_ENTRIES or box.width > 0.6 * w or box.height > 0.5 * h
 end
 
--- Upper left point of the legend in a corner of the view.
+-- Gives the upper left point of the legend in a corner of the view.
 local function corner_point(name, box, view)
   local f = corners[name]
   return view.left + 6 + f[1] * (view.width - box.width - 12), view.top + 4 + f[2] * (view.height - box.height - 8)
 end
 
--- The corner with the least ink under the legend.
+-- Names the corner with the least ink under the legend.
 local function quietest_corner(ax, box, view)
   local spots, best = {}, nil
   for i, name in ipairs(corner_order) do
@@ -72,12 +73,13 @@ local function quietest_corner(ax, box, view)
   return best.name
 end
 
---- Where a measured legend goes inside the view.
+--- Gives the upper left point of a measured legend inside the view.
 function legend.inside_point(ax, box, view)
   local where = ax.options.legend
   return corner_point(corners[where] and where or quietest_corner(ax, box, view), box, view)
 end
 
+--- Draws a measured legend; (x, y) is its upper left point.
 function legend.draw(canvas, box, x, y)
   canvas:color(colors.white, 0.85)
   canvas:box(x, y, box.width, box.height)

@@ -1,11 +1,11 @@
---- Axes on the simplex: points p of M codes, p[m] >= 0 and sum p = 1, drawn in the plane. For M = 3 the triangle
--- itself, with ticks on its three sides; for more, a regular M-gon whose corners are the vertices e_m, each point at
--- the mean of the corners weighted by p. That keeps the vertices and what lies between two neighbours apart, but not
--- every point: the corners' centre is where the uniform p lies, and also an even mixture of two opposite vertices.
+--- plot/ternary.lua: axes on the simplex. Points p of M codes, p[m] >= 0 and sum p = 1, are drawn in the plane: for
+-- M = 3 in a ternary plot, the triangle itself with ticks on its three sides; for more in a regular M-gon whose corners
+-- are the vertices e_m, each point at the mean of the corners weighted by p. The M-gon keeps the vertices apart, and
+-- the edges between two neighbours, but not every point: at its centre lie the uniform p and also an even mixture of
+-- two opposite vertices. The numbers of such points (scores, divergences) are lua/vertex/simplex.
 --
--- Points are a tensor (N, M), on any device, or an array of N arrays of M numbers; a row that holds NaN is a gap. Rows
--- must not be negative and must sum to 1, both within 1e-3. The options are those of the methods of the same name in
--- plot/axes.lua.
+-- Points are a tensor (N,M), on any device, or an array of N arrays of M numbers. A row that holds NaN is a gap. Rows
+-- are not negative and sum to 1, both within 1e-3.
 
 local core = require "vertex.core"
 local ops = require "vertex.ops"
@@ -16,19 +16,21 @@ local density = require "vertex.plot.density"
 local fail = core.fail
 local sin, cos, pi, sqrt = math.sin, math.cos, math.pi, math.sqrt
 
-local Simplex = {}
-Simplex.__index = Simplex
-Simplex.__tostring = Axes.__tostring
+local Ternary = {}
+Ternary.__index = Ternary
+Ternary.__tostring = Axes.__tostring
 
 -- How far a row's sum may be from 1: a softmax in bfloat16 misses by less.
 local SLACK = 1e-3
 
 local SUBSCRIPTS = { [0] = "₀", "₁", "₂", "₃", "₄", "₅", "₆", "₇", "₈", "₉" }
+
+-- Writes a number in subscripts.
 local function subscript(n) return (tostring(n):gsub("%d", function(digit) return SUBSCRIPTS[tonumber(digit)] end)) end
 
--- Corners of the figure in the plane, y upwards, with their centre at 0: directions whose coordinates are all equal,
--- which leave the simplex, then map to 0. The triangle's first corner is lower left, the next lower right; a polygon's
--- first is on top, then clockwise.
+-- Gives the corners in the plane, y upwards: arrays x, y. Their centre is 0, so that a direction whose coordinates are
+-- all equal, which leaves the simplex, maps to 0. The triangle's first corner is lower left, the next lower right; a
+-- polygon's first is on top, the others follow clockwise.
 local function corners(codes)
   if codes == 3 then
     local h = sqrt(3) / 2
@@ -39,10 +41,8 @@ local function corners(codes)
   return x, y
 end
 
---- New axes of a figure.
--- @param[opt] options codes: M, at least 3 (3); labels: M strings at the vertices (e₁, e₂, ...); ticks: parts into
--- which ticks divide the sides of a triangle (5), 0 for none
-function Simplex.new(figure, options)
+-- Makes axes of a figure; Figure:simplex documents the options.
+function Ternary.new(figure, options)
   local who = "Figure:simplex"
   local o = check.options(options, { codes = "number", labels = "table", ticks = "number" }, who)
   local codes = check.whole(o.codes or o.labels and #o.labels or 3, "codes", who)
@@ -58,10 +58,10 @@ function Simplex.new(figure, options)
   local ticks = o.ticks == 0 and 0 or check.whole(o.ticks or 5, "ticks", who)
   local x, y = corners(codes)
   return setmetatable({ figure = figure, layers = {}, options = {}, series = 0,
-    simplex = { codes = codes, x = x, y = y, labels = labels, ticks = codes == 3 and ticks or 0 } }, Simplex)
+    simplex = { codes = codes, x = x, y = y, labels = labels, ticks = codes == 3 and ticks or 0 } }, Ternary)
 end
 
--- An (N, M) tensor of f32.
+-- Gives points or directions as a tensor f32 (N,M).
 local function matrix(ax, p, name, who)
   local codes = ax.simplex.codes
   if not core.is_tensor(p) then
@@ -78,7 +78,7 @@ local function matrix(ax, p, name, who)
   return p:dtype() == "f32" and p or p:to "f32"
 end
 
--- Columns of an array of rows.
+-- Gives the columns of an array of rows.
 local function columns(rows, count)
   local out = {}
   for c = 1, count do
@@ -88,21 +88,19 @@ local function columns(rows, count)
   return out
 end
 
--- Where points, or directions, lie in the plane: arrays x, y, and of points the sums and least values of the rows.
+-- Gives where points, or directions, lie in the plane: arrays x, y (N). Raises where a row is no point.
 local function project(ax, p, name, who, directions)
-  local s, out = ax.simplex, nil
-  core.step(function()
-    tape.no_grad(function()
-      local rows = matrix(ax, p, name, who)
-      if rows:size(1) == 0 then
-        out = { {}, {}, {}, {} }
-        return
-      end
-      local map = {}
-      for m = 1, s.codes do map[m] = { s.x[m], s.y[m], 1 } end
-      out = columns(ops.matmul(rows, core.tensor(map):to(rows:device())):totable(), 3)
-      if not directions then out[4] = ops.min(rows, 2):totable() end
-    end)
+  local s, out = ax.simplex, nil     -- out: x, y, the sum and the least value of each row
+  core.step(tape.no_grad, function()
+    local rows = matrix(ax, p, name, who)
+    if rows:size(1) == 0 then
+      out = { {}, {}, {}, {} }
+      return
+    end
+    local map = {}
+    for m = 1, s.codes do map[m] = { s.x[m], s.y[m], 1 } end
+    out = columns(ops.matmul(rows, core.tensor(map):to(rows:device())):totable(), 3)
+    if not directions then out[4] = ops.min(rows, 2):totable() end
   end)
   for i, sum in ipairs(directions and {} or out[3]) do
     if math.abs(sum - 1) > SLACK or out[4][i] < -SLACK then
@@ -113,27 +111,47 @@ local function project(ax, p, name, who, directions)
   return out[1], out[2]
 end
 
---- Draw points.
-function Simplex:scatter(p, options)
+--- Draws points of the simplex.
+-- @param p points: tensor (N,M) or array of N arrays of M numbers
+-- @param[opt] options { label = string, color, marker, size, alpha, values, palette, range, log, density }, as of
+-- Axes:scatter
+-- @return the axes
+-- @raise where p does not hold points of M codes, or an option is unknown or of another type
+function Ternary:scatter(p, options)
   local x, y = project(self, p, "p", "SimplexAxes:scatter")
   return Axes.scatter(self, x, y, options)
 end
 
---- Draw a curve through points, for instance the way of one row through training.
-function Simplex:line(p, options)
+--- Draws a curve through points of the simplex, for instance the way of one row through training.
+-- @param p points: tensor (N,M) or array of N arrays of M numbers
+-- @param[opt] options { label = string, color, width, dash, marker }, as of Axes:line
+-- @return the axes
+-- @raise where p does not hold points of M codes, or an option is unknown or of another type
+function Ternary:line(p, options)
   local x, y = project(self, p, "p", "SimplexAxes:line")
   return Axes.line(self, x, y, options)
 end
 
---- Draw arrows from points p along directions d, both (N, M). Of a direction only the part within the simplex is drawn.
-function Simplex:arrows(p, d, options)
+--- Draws arrows from points p along directions d. Of a direction only the part within the plane of the simplex shows.
+-- @param p points: tensor (N,M) or array of N arrays of M numbers
+-- @param d directions: tensor (N,M) or array of N arrays of M numbers
+-- @param[opt] options { label = string, color, scale, width, head, alpha, values, palette, range, log }, as of
+-- Axes:arrows
+-- @return the axes
+-- @raise where p does not hold points of M codes, d is of another shape, or an option is unknown or of another type
+function Ternary:arrows(p, d, options)
   local x, y = project(self, p, "p", "SimplexAxes:arrows")
   local dx, dy = project(self, d, "d", "SimplexAxes:arrows", true)
   return Axes.arrows(self, x, y, dx, dy, options)
 end
 
---- Write a text beside the point p, (M).
-function Simplex:text(p, text, options)
+--- Writes a text beside a point of the simplex.
+-- @param p one point: tensor (M) or array of M numbers
+-- @param text string
+-- @param[opt] options { color, size, at }, as of Axes:text
+-- @return the axes
+-- @raise where p is not one point of M codes, text is no string, or an option is unknown or of another type
+function Ternary:text(p, text, options)
   local x, y = project(self, p, "p", "SimplexAxes:text")
   if #x ~= 1 then fail("SimplexAxes:text: p is one point, got %d", #x) end
   return Axes.text(self, x[1], y[1], text, options)
@@ -153,16 +171,16 @@ local function each_triangle(s, n, visit)
   end
 end
 
--- p of a place of the plane, for M = 3.
+-- Gives p at a place of the plane, for M = 3.
 local function coordinates(s, x, y)
   local p3 = (y - s.y[1]) / (s.y[3] - s.y[1])
   local p2 = x - s.x[1] - p3 / 2
   return 1 - p2 - p3, p2, p3
 end
 
--- The density of points over (p₁, p₂), the measure of Dirichlet densities, at places of the plane: there the triangle
--- has the area √3/4, in that measure 1/2.
-local function estimate(ax, p, xs, ys, bandwidth)
+-- Estimates the density of points at places of the plane, over (p₁, p₂), the measure of Dirichlet densities: there the
+-- triangle has the area 1/2, in the plane √3/4.
+local function estimate_density(ax, p, xs, ys, bandwidth)
   local s, out = ax.simplex, {}
   local px, py = project(ax, p, "source", "SimplexAxes:density")
   local function inside(x, y)
@@ -174,26 +192,27 @@ local function estimate(ax, p, xs, ys, bandwidth)
   return out
 end
 
--- A function's values at places of the plane.
+-- Gives the values of a function of p at places of the plane.
 local function ask(s, source, xs, ys)
   local out, rows = nil, {}
   for i = 1, #xs do rows[i] = { coordinates(s, xs[i], ys[i]) } end
-  core.step(function()
-    tape.no_grad(function() out = check.array(source(core.tensor(rows)), "what source returned",
-      "SimplexAxes:density") end)
+  core.step(tape.no_grad, function()
+    out = check.array(source(core.tensor(rows)), "what source returned", "SimplexAxes:density")
   end)
   check.lengths(rows, "what source was given", out, "what it returned", "SimplexAxes:density")
   return out
 end
 
---- Fill the triangle with the colours of a density, with a colour bar; M = 3 only.
--- @param source function(p) → (N) for a tensor p (N, 3) of points inside, for instance exp of vx.simplex.log_density;
--- or points, whose density is estimated: 2 where they are uniform
--- @param[opt] options palette ("viridis"); range = {lo, hi} of the colours, default all values; log (false): colours by
--- the logarithm; parts, of a side (128); bandwidth of the estimate, the kernel's standard deviation as a part of a side
--- (0.03)
+--- Fills the triangle with the colours of a density, with a colour bar; M = 3 only.
+-- @param source function(p) -> (N) of points p (N,3) inside the triangle, for instance exp of vx.simplex.log_density;
+-- or points, tensor (N,3) or array of N arrays of 3 numbers, whose density is estimated: 2 where they are uniform
+-- @param[opt] options { palette = "viridis", range = { lo, hi }: the values at the ends of the palette, those of the
+-- data by default, log = false: colours by the logarithm, parts = 128: of a side, bandwidth = 0.03: standard deviation
+-- of the estimate's Gaussian, as a part of a side }
 -- @return the axes
-function Simplex:density(source, options)
+-- @raise where M is not 3, source gives no N numbers, the colour bar has another scale already, or an option is unknown
+-- or of another type
+function Ternary:density(source, options)
   local who, s = "SimplexAxes:density", self.simplex
   local known = { parts = "number", bandwidth = "number" }
   for name, kind in pairs(Axes.color_options) do known[name] = kind end
@@ -201,27 +220,29 @@ function Simplex:density(source, options)
   if s.codes ~= 3 then
     fail("%s: only for 3 codes, these axes have %d; scatter with density = true colours points", who, s.codes)
   end
-  local parts, bandwidth = check.whole(o.parts or 128, "parts", who), check.positive(o.bandwidth or 0.03, "bandwidth",
-    who)
-  local xs, ys = {}, {}
-  each_triangle(s, parts,
-    function(x1, y1, x2, y2, x3, y3) xs[#xs + 1], ys[#ys + 1] = (x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3 end)
-  local values = type(source) == "function" and ask(s, source, xs, ys) or estimate(self, source, xs, ys, bandwidth)
+  local parts = check.whole(o.parts or 128, "parts", who)
+  local bandwidth = check.positive(o.bandwidth or 0.03, "bandwidth", who)
+  local xs, ys = {}, {}     -- the middles of the parts
+  each_triangle(s, parts, function(x1, y1, x2, y2, x3, y3)
+    xs[#xs + 1], ys[#ys + 1] = (x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3
+  end)
+  local values = type(source) == "function" and ask(s, source, xs, ys)
+    or estimate_density(self, source, xs, ys, bandwidth)
   self.layers[#self.layers + 1] = { kind = "triangles", scale = Axes.set_color_scale(self, o, { values }, who),
-    values = values,
-    marks = parts * parts, x = {}, y = {}, each = function(visit) each_triangle(s, parts, visit) end }
+    values = values, marks = parts * parts, x = {}, y = {},
+    each = function(visit) each_triangle(s, parts, visit) end }
   return self
 end
 
---- Set texts. May be called again; what is not named stays.
--- @param options title; xlabel, below the simplex; color_label, beside the colour bar; legend, grid and color_bar as
--- for Axes:set
+--- Sets texts. It may be called again; what is not named stays.
+-- @param options { title = string, xlabel = string: below the simplex, color_label = string: beside the colour bar,
+-- legend, grid, color_bar: as of Axes:set }
 -- @return the axes
-function Simplex:set(options)
+-- @raise where an option is unknown or of another type
+function Ternary:set(options)
   local o = check.options(options, { title = "string", xlabel = "string", color_label = "string", legend = "string",
-    grid = "boolean",
-    color_bar = "boolean" }, "SimplexAxes:set")
+    grid = "boolean", color_bar = "boolean" }, "SimplexAxes:set")
   return Axes.set(self, o)
 end
 
-return Simplex
+return Ternary
