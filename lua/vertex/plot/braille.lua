@@ -1,4 +1,4 @@
---- Figures as text: a canvas whose pixels are braille dots and whose texts are letters between them.
+--- plot/braille.lua: figures as text. A canvas whose pixels are braille dots and whose texts are letters between them.
 --
 -- A character is 6 by 12 points and holds 2 by 4 dots. Shapes are drawn by cairo, one pixel to the dot, and a dot is
 -- set where the pixel is dark enough: ordered dithering with Bayer's matrix, so that shades of a heat map or a picture
@@ -8,15 +8,18 @@ local canvas = require "vertex.plot.canvas"
 local colors = require "vertex.plot.colors"
 local floor, ceil, max, min, abs = math.floor, math.ceil, math.max, math.min, math.abs
 
+-- The size of a character, and of a dot, in points.
 local CELL_WIDTH, CELL_HEIGHT, DOT = 6, 12, 3
 
--- Lightness from which on a dot is not set: just below the grid lines' and a faint band's.
+-- A dot is not set from this lightness on: just below that of grid lines and of a faint band.
 local WHITE = 0.86
 
 local braille = {}
 
+-- Iterates over the characters of a text in UTF-8.
 local function characters(text) return text:gmatch "[%z\1-\127\194-\244][\128-\191]*" end
 
+-- Counts the characters of a text.
 local function length(text)
   local n = 0
   for _ in characters(text) do n = n + 1 end
@@ -24,28 +27,32 @@ local function length(text)
 end
 
 -- -- Canvas -----------------------------------------------------------------------------------------------------------
--- Has zoom, points to the point of a figure that is not wider than the terminal, and letters, row → column → {text,
--- color}.
+-- Its fields: zoom, by how much a figure wider than the terminal shrinks (1 for others); letters, row → column →
+-- { text, color }.
 
 local Text = canvas.extend {}
 local plain = getmetatable(Text)     -- the canvas of pictures
 
-function Text:text_width(text) return length(text) * CELL_WIDTH * self.zoom end
--- The lightest that a colour of lines and markers is drawn: yellow ones would be taken for paper. Greys, such as the
--- grid, stay.
+-- Colours of lines and markers lighter than this are darkened to it: yellow ones would be taken for paper. Greys, such
+-- as the grid's, stay.
 local LIGHTEST = 0.55
 
--- Areas, which are drawn with sharp edges, keep their lightness for the dithering, until the next restore.
+-- Measures a text: every character has the same width.
+function Text:text_width(text) return length(text) * CELL_WIDTH * self.zoom end
+
+-- Keeps the lightness of areas, which are drawn with sharp edges, for the dithering, until the next restore.
 function Text:sharp_edges()
   self.shading = true
   plain.sharp_edges(self)
 end
 
+-- Ends shading too.
 function Text:restore()
   self.shading = false
   plain.restore(self)
 end
 
+-- Darkens light colours, but not of areas.
 function Text:color(color, alpha)
   local r, g, b = color[1], color[2], color[3]
   local light = 0.299 * r + 0.587 * g + 0.114 * b
@@ -56,16 +63,19 @@ function Text:color(color, alpha)
   plain.color(self, color, alpha)
 end
 
+-- Strokes at least one dot wide.
 function Text:pen(width, dash) plain.pen(self, max(width, DOT * self.zoom), dash) end
+-- Fills a circle of at least one dot.
 function Text:disc(x, y, r) plain.disc(self, x, y, max(r, 0.75 * DOT * self.zoom)) end
 
+-- Puts a letter at a character's place, 0-based.
 function Text:put(column, row, letter, color)
   local line = self.letters[row] or {}
   self.letters[row] = line
   line[column] = { letter, color }
 end
 
---- Letters side by side; those of an upright text one below the other, those of a slanted one along the slope.
+-- Writes letters side by side; those of an upright text one below the other, those of a slanted one along the slope.
 function Text:text(text, x, y, _, style)
   style = style or {}
   local w, h, n = CELL_WIDTH * self.zoom, CELL_HEIGHT * self.zoom, length(text)
@@ -89,7 +99,8 @@ end
 local BITS = { [0] = { [0] = 1, 2, 4, 64 }, { [0] = 8, 16, 32, 128 } }
 local BAYER = { [0] = { [0] = 0, 8, 2, 10 }, { [0] = 12, 4, 14, 6 }, { [0] = 3, 11, 1, 9 }, { [0] = 15, 7, 13, 5 } }
 
--- The dots of a character as a number 0..255, and the colour of the darkest of them, which is not mixed with paper.
+-- Gives the dots of a character as a number 0..255, and the colour of the darkest of them, which is not mixed with
+-- paper.
 local function dots(pixel, column, row)
   local bits, most, r, g, b = 0, 0, 0, 0, 0
   for dx = 0, 1 do
@@ -107,23 +118,24 @@ local function dots(pixel, column, row)
   return bits, r, g, b
 end
 
+-- Gives the braille character of dots, in UTF-8.
 local function glyph(bits)
   if bits == 0 then return " " end
   local code = 0x2800 + bits
   return string.char(0xE2, 0x80 + floor(code / 64) % 64, 0x80 + code % 64)
 end
 
--- The terminal's own colour.
+-- The escape sequence for the terminal's own colour.
 local DEFAULT = "\27[39m"
 
--- The escape sequence for a colour 0..255; near-black and greys take the terminal's own colour, which can be read on
--- any background.
+-- Gives the escape sequence for a colour 0..255. Near-black and greys take the terminal's own colour, which can be read
+-- on any background.
 local function escape(r, g, b)
   if max(r, g, b) - min(r, g, b) < 24 then return DEFAULT end
   return ("\27[38;2;%d;%d;%dm"):format(r, g, b)
 end
 
--- The figure's lines: letters, and dots where there are none.
+-- Gives the figure's lines of text: letters, and dots where there are none.
 local function lines(pixel, letters, columns, rows, color)
   local out = {}
   for row = 0, rows - 1 do
@@ -149,7 +161,8 @@ local function lines(pixel, letters, columns, rows, color)
   return table.concat(out, "\n")
 end
 
---- A figure as lines of text, at most `columns` wide. Axes are laid out for that width, pictures are made smaller.
+--- Draws a figure as lines of text, at most `columns` wide. Axes are laid out for that width, pictures are made
+-- smaller.
 function braille.draw(fig, columns, color)
   local width, height, zoom = fig.width, fig.height, 1
   local letters = {}

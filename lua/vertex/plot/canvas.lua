@@ -1,5 +1,5 @@
---- The canvas: what figures are drawn on, and all that knows cairo, which is used through LuaJIT's FFI and loaded when
--- a figure is first drawn.
+--- plot/canvas.lua: the canvas that figures are drawn on. Only this file knows libcairo: it calls it through LuaJIT's
+-- FFI, and loads it when a figure is first drawn.
 
 local ffi = require "ffi"
 local colors = require "vertex.plot.colors"
@@ -50,6 +50,7 @@ local RASTER_SCALE = 3
 local RTLD_NOW_NODELETE = 0x1002
 local cairo     -- the library, once a figure has been drawn
 
+-- Opens the library when something is first drawn.
 local function load()
   if cairo then return end
   local ok, lib = pcall(ffi.load, "libcairo.so.2")
@@ -59,23 +60,25 @@ local function load()
   cairo = lib
 end
 
+-- Raises what cairo says of a status other than 0, without a position.
 local function check_status(status, what)
   if status ~= 0 then error((what or "cairo") .. ": " .. ffi.string(cairo.cairo_status_to_string(status)), 0) end
 end
 
+-- Makes a surface of w by h pixels, freed with its handle.
 local function new_image_surface(format, w, h)
   return ffi.gc(cairo.cairo_image_surface_create(format, w, h), cairo.cairo_surface_destroy)
 end
 
 -- -- Canvas -----------------------------------------------------------------------------------------------------------
--- A place to draw on. Positions and sizes are points from its upper left corner. What fills, strokes or writes leaves
--- no path.
+-- A canvas is a place to draw on. Positions and sizes are points from its upper left corner. Filling, stroking and
+-- writing leave no path behind.
 
 local Canvas = {}
 Canvas.__index = Canvas
 
--- Call draw(canvas) with a canvas on a surface; raises what the drawing raised or what cairo says of it. vector:
--- whether the surface keeps shapes rather than pixels. class, fields: of the canvas, where it is not a plain one.
+-- Calls draw(canvas) with a canvas on a surface. Raises what the drawing raised, or what cairo says of it. vector says
+-- whether the surface keeps shapes rather than pixels; class and fields are those of a canvas that is not a plain one.
 local function draw_on(surface, vector, draw, class, fields)
   local cr, options = cairo.cairo_create(surface), cairo.cairo_font_options_create()
   cairo.cairo_font_options_set_hint_style(options, 1)
@@ -91,18 +94,24 @@ local function draw_on(surface, vector, draw, class, fields)
   check_status(status)
 end
 
+--- Keeps the state (colour, pen, clip, map) for the next restore.
 function Canvas:save() cairo.cairo_save(self.cr) end
+--- Goes back to the state of the last save.
 function Canvas:restore() cairo.cairo_restore(self.cr) end
+--- Draws without antialiasing until the next restore.
 function Canvas:sharp_edges() cairo.cairo_set_antialias(self.cr, SHARP_EDGES) end
+--- Rounds the joints of strokes until the next restore.
 function Canvas:round_joins() cairo.cairo_set_line_join(self.cr, ROUND_JOIN) end
+--- Takes a colour { r, g, b } and an opacity, each in 0..1, for what is drawn next.
 function Canvas:color(color, alpha) cairo.cairo_set_source_rgba(self.cr, color[1], color[2], color[3], alpha or 1) end
 
+--- Draws inside of this box only, until the next restore.
 function Canvas:clip(x, y, w, h)
   cairo.cairo_rectangle(self.cr, x, y, w, h)
   cairo.cairo_clip(self.cr)
 end
 
---- Width of strokes, and their dash as an array of lengths in widths; solid without.
+--- Sets the width of strokes, and their dash: an array of lengths in widths, solid without.
 function Canvas:pen(width, dash)
   local n = dash and #dash or 0
   local lengths = ffi.new("double[?]", max(n, 1))
@@ -111,32 +120,37 @@ function Canvas:pen(width, dash)
   cairo.cairo_set_dash(self.cr, lengths, n, 0)
 end
 
+--- Goes on with the path in a straight line; the first point of a path only begins it.
 function Canvas:line_to(x, y) cairo.cairo_line_to(self.cr, x, y) end
 
+--- Adds a straight line to the path.
 function Canvas:segment(x0, y0, x1, y1)
   cairo.cairo_move_to(self.cr, x0, y0)
   cairo.cairo_line_to(self.cr, x1, y1)
 end
 
+--- Draws the path as lines.
 function Canvas:stroke() cairo.cairo_stroke(self.cr) end
 
---- Fill the path, which is closed first.
+--- Closes the path and fills it.
 function Canvas:fill()
   cairo.cairo_close_path(self.cr)
   cairo.cairo_fill(self.cr)
 end
 
+--- Fills a box.
 function Canvas:box(x, y, w, h)
   cairo.cairo_rectangle(self.cr, x, y, w, h)
   cairo.cairo_fill(self.cr)
 end
 
+--- Fills a circle.
 function Canvas:disc(x, y, r)
   cairo.cairo_arc(self.cr, x, y, r, 0, 2 * math.pi)
   cairo.cairo_fill(self.cr)
 end
 
---- Width of a text in points.
+--- Measures the width of a text in points.
 function Canvas:text_width(text, size, bold)
   -- cairo_text_extents_t: x and y bearing, width, height, x and y advance
   local extents = ffi.new "double[6]"
@@ -146,8 +160,8 @@ function Canvas:text_width(text, size, bold)
   return extents[4]
 end
 
---- Write a text around (x, y): align 0 starts there, 0.5 centres, 1 ends; vertically the middle of a capital is at y.
--- style: {align=, bold=, angle=, fit=, color=}; a text wider than fit is drawn smaller.
+--- Writes a text around (x, y): align 0 starts there, 0.5 centres, 1 ends. The middle of a capital is at y. style:
+-- { align =, bold =, angle = in radians, fit = in points, color = }; a text wider than fit is drawn smaller.
 function Canvas:text(text, x, y, size, style)
   style = style or {}
   local cr, width = self.cr, self:text_width(text, size, style.bold)
@@ -165,7 +179,7 @@ function Canvas:text(text, x, y, size, style)
   self:restore()
 end
 
--- The 8-bit values of a picture.
+-- Gives the 8-bit values of a picture.
 local function image_values(img)
   if img.dtype == "u8" then return ffi.cast("const uint8_t *", img.bytes) end
   local count, from = img.width * img.height * 3, ffi.cast("const float *", img.bytes)
@@ -177,7 +191,7 @@ local function image_values(img)
   return to
 end
 
--- A picture as a cairo surface, each pixel repeated `zoom` times both ways.
+-- Makes a cairo surface of a picture, each pixel repeated `zoom` times both ways.
 local function image_surface(img, zoom)
   local w, h, from = img.width, img.height, image_values(img)
   local surface = new_image_surface(RGB24, w * zoom, h * zoom)
@@ -195,7 +209,7 @@ local function image_surface(img, zoom)
   return surface
 end
 
--- Paint a surface at (x, y), scaled, and free it.
+-- Paints a surface at (x, y), scaled, and frees it.
 local function paint(cr, surface, x, y, scale, filter)
   cairo.cairo_save(cr)
   cairo.cairo_translate(cr, x, y)
@@ -207,8 +221,8 @@ local function paint(cr, surface, x, y, scale, filter)
   cairo.cairo_surface_destroy(ffi.gc(surface, nil))
 end
 
---- Draw a picture as large as fits the box, in its middle. Tiny ones are enlarged here, since viewers of SVG and PDF
--- blur.
+--- Draws a picture as large as fits the box, in its middle. Small ones are enlarged here, since viewers of SVG and PDF
+-- blur them.
 function Canvas:image(img, x, y, w, h)
   local scale = min(w / img.width, h / img.height)
   local zoom = scale >= 1.5 and ceil(scale) or 1
@@ -216,7 +230,7 @@ function Canvas:image(img, x, y, w, h)
   paint(self.cr, image_surface(img, zoom), left, top, scale / zoom, zoom > 1 and NEAREST or GOOD)
 end
 
---- Put what draw(canvas) draws within the box here as one picture.
+--- Draws what draw(canvas) draws within the box as one picture.
 function Canvas:raster(x, y, w, h, draw)
   local surface = new_image_surface(ARGB32, ceil(w * RASTER_SCALE), ceil(h * RASTER_SCALE))
   draw_on(surface, false, function(inner)
@@ -237,8 +251,7 @@ local surfaces = {
 
 local canvas = { formats = surfaces }
 
---- A class of canvases that draws otherwise: has all methods of a canvas, and a load() that must have been called
--- before they are.
+--- Makes a class of canvases that draws otherwise; it inherits the methods of a canvas.
 function canvas.extend(class)
   class.__index = class
   return setmetatable(class, Canvas)
@@ -253,7 +266,8 @@ end
 --- Draws w by h points into a file.
 -- @param format "png", "svg" or "pdf"
 -- @param path where to
--- @param w, h size in points
+-- @param w width in points
+-- @param h height in points
 -- @param scale pixels of a png to the point
 -- @param draw function(canvas); what it raises is raised, without a position
 function canvas.draw_file(format, path, w, h, scale, draw)
@@ -274,9 +288,14 @@ function canvas.draw_file(format, path, w, h, scale, draw)
   check_status(status)
 end
 
---- Draws on w by h pixels of `size` points each and reads them.
--- @param class canvas.extend's, or nil; @param fields of the canvas beside those that every canvas has
--- @return function(x, y) -> red, green, blue of pixel x, y from 0, each 0..255
+--- Draws on w by h pixels and reads them.
+-- @param w number of pixels
+-- @param h number of pixels
+-- @param size points to the pixel
+-- @param class class of the canvas, from canvas.extend, or nil
+-- @param fields table: fields of the canvas beside those that every canvas has, or nil
+-- @param draw function(canvas); what it raises is raised, without a position
+-- @return function(x, y) -> red, green, blue of a pixel, 0-based, each in 0..255
 function canvas.draw_pixels(w, h, size, class, fields, draw)
   load()
   local surface = new_image_surface(RGB24, w, h)

@@ -1,10 +1,11 @@
---- Marks: how lines, points, arrows, bars and heat maps look on a canvas. Each kind of layer has
---   draw(canvas, layer, view): the data itself; view.x and view.y map data to the page and give NaN where there is no
---   place
---     (a gap, or nothing positive on a log axis);
---   swatch(canvas, layer, x, y): its sample in a legend, where a legend can name it;
---   ink(layer, view, add): calls add(x, y) for places of the page that a legend should not hide.
--- A layer is what plot/axes.lua records; layer.x and layer.y are the arrays that the axes must cover.
+--- plot/marks.lua: how lines, points, arrows, bars and heat maps look on a canvas. Each kind of layer has
+--
+--   draw(canvas, layer, view)     draws the data; view.x and view.y map data to the page, and give NaN where there is
+--                                 no place (a gap, or a number that is not positive on a log axis)
+--   swatch(canvas, layer, x, y)   draws its sample in a legend, where a legend can name it
+--   ink(layer, view, add)         calls add(x, y) for places of the page that a legend should not hide
+--
+-- plot/axes.lua records layers; layer.x and layer.y are the arrays that the axes must cover.
 
 local scales = require "vertex.plot.scales"
 local colors = require "vertex.plot.colors"
@@ -24,10 +25,10 @@ local SWATCH = marks.SWATCH
 
 -- -- Markers ----------------------------------------------------------------------------------------------------------
 
---- In the order in which series take them.
+--- The markers, in the order in which series take them.
 marks.names = { "circle", "square", "triangle", "diamond", "cross", "plus" }
 
--- A filled shape from its corners x, y, x, y, ... for a radius of 1.
+-- Makes the function that draws a filled shape; corners x, y, x, y, ... are those for a radius of 1.
 local function polygon(corners)
   return function(canvas, x, y, r)
     for i = 1, #corners, 2 do canvas:line_to(x + r * corners[i], y + r * corners[i + 1]) end
@@ -46,14 +47,16 @@ local shapes = {
     -0.3, -0.3, -0.3 },
 }
 
+--- Gives the name of a marker, checked.
 function marks.check_marker(name, who) return check.key(name, shapes, "marker", who) end
 
+-- Draws a marker of `size` points.
 local function draw_marker(canvas, name, x, y, size) shapes[name](canvas, x, y, size / 2) end
 
 -- -- Lines ------------------------------------------------------------------------------------------------------------
 
--- The stretches of a curve without a gap, on the page: array of {x = {}, y = {}, z = {}}; z belongs to `lower`, if
--- given.
+-- Gives the stretches of a curve without a gap, on the page: array of { x = {}, y = {}, z = {} }; z belongs to `lower`,
+-- where given.
 local function runs(view, xs, ys, lower)
   local out, run = {}, nil
   for i = 1, #xs do
@@ -72,8 +75,8 @@ local function runs(view, xs, ys, lower)
   return out
 end
 
--- A run with at most four points (first, lowest, highest, last) per half point of width: looks the same, and a stroke
--- of 200,000 points would take cairo 12 seconds.
+-- Gives a run with at most four points (first, lowest, highest, last) per half point of width. It looks the same, and
+-- cairo would take 12 seconds for a stroke of 200,000 points.
 local function thin(run)
   local xs, ys, out, i = run.x, run.y, { x = {}, y = {} }, 1
   while i <= #xs do
@@ -93,6 +96,7 @@ local function thin(run)
   return out
 end
 
+-- Fills the band of a line.
 local function draw_band(canvas, layer, view)
   canvas:color(layer.color, 0.18)
   for _, run in ipairs(runs(view, layer.x[1], layer.band[2], layer.band[1])) do
@@ -127,7 +131,7 @@ function line.swatch(canvas, layer, x, y)
   if layer.marker then draw_marker(canvas, layer.marker, x + SWATCH / 2, y, layer.width + 4) end
 end
 
--- The curve and the edges of its band.
+-- Adds the curve and the edges of its band.
 function line.ink(layer, view, add)
   for _, edge in ipairs(layer.band or {}) do
     for i, x in ipairs(layer.x[1]) do add(view.x(x), view.y(edge[i])) end
@@ -145,10 +149,10 @@ end
 
 local scatter = {}
 
--- The kernel of the density that colours points, in points of the page.
+-- The standard deviation of the density that colours points, in points of the page.
 local DENSITY_SD = 8
 
--- A number 0..1 for each point on the page, how densely they lie there, and the points' order from thin to dense.
+-- Gives how densely the points lie around each of them, a number 0..1, and their order from thin to dense.
 local function by_density(xs, ys, view)
   local at = density.estimate(xs, ys, { view.left, view.left + view.width, view.top, view.top + view.height },
     DENSITY_SD)
@@ -162,7 +166,8 @@ local function by_density(xs, ys, view)
   return shades, order
 end
 
--- The function from a layer's values to colours; nil for what has none. Infinite values take the map's ends.
+-- Gives the function from a layer's values to colours; nil for a value that has none. Infinite values take the map's
+-- ends.
 local function value_colors(layer)
   local place = scales.mapper(layer.scale, 0, 1)
   return function(v)
@@ -171,7 +176,7 @@ local function value_colors(layer)
   end
 end
 
--- A function that gives the canvas the colour of mark i; false for a mark whose value has none.
+-- Gives the function that sets the colour of mark i on the canvas; false for a mark whose value has none.
 local function mark_colors(canvas, layer)
   canvas:color(layer.color, layer.alpha)
   if not layer.values then return function() return true end end
@@ -209,7 +214,7 @@ end
 -- Half the width of a head, to its length; arrows shorter than this many points are dots.
 local HEAD_SLOPE, SHORTEST = 0.4, 0.3
 
--- An arrow on the page.
+-- Draws an arrow on the page.
 local function draw_arrow(canvas, layer, x0, y0, x1, y1)
   local length = math.sqrt((x1 - x0) ^ 2 + (y1 - y0) ^ 2)
   if length < SHORTEST then return canvas:disc(x0, y0, layer.width * 0.6) end
@@ -247,14 +252,14 @@ end
 
 -- -- Bars -------------------------------------------------------------------------------------------------------------
 
--- Page box of bar i; NaN for a gap. On a log axis, which has no zero, bars stand on the frame.
+-- Gives the box of bar i on the page; NaN for a gap. On a log axis, which has no zero, bars stand on the frame.
 local function bar_box(layer, view, i)
   local x0, x1, y, zero = view.x(layer.x[1][i]), view.x(layer.x[2][i]), view.y(layer.y[1][i]), view.y(0)
   if not finite(zero) then zero = view.top + view.height end
   return x0, min(y, zero), x1 - x0, max(y, zero) - min(y, zero)
 end
 
--- The error bar of bar i, whose box begins at x and is w wide.
+-- Draws the error bar of bar i, whose box begins at x and is w wide.
 local function draw_error(canvas, layer, view, i, x, w)
   local lo, hi = layer.y[2] and view.y(layer.y[2][i]) or nan, layer.y[3] and view.y(layer.y[3][i]) or nan
   if not finite(hi) then return end
@@ -312,7 +317,7 @@ function heatmap.draw(canvas, layer, view)
   end
 end
 
--- The triangle of a density over the simplex: layer.each visits its parts, in the order of layer.values.
+-- The density over the simplex, a triangle in parts: layer.each visits them in the order of layer.values.
 local triangles = {}
 
 function triangles.draw(canvas, layer, view)
@@ -334,14 +339,15 @@ end
 
 -- Alignment, and how far from its point, for each side that a text can stand on.
 local text_places = { right = { 0, 7, 0 }, left = { 1, -7, 0 }, above = { 0.5, 0, -11 }, below = { 0.5, 0, 11 },
-  ["above left"] = { 1, -2, -11 },
-  ["below left"] = { 1, -2, 11 }, ["above right"] = { 0, 2, -11 }, ["below right"] = { 0, 2, 11 } }
+  ["above left"] = { 1, -2, -11 }, ["below left"] = { 1, -2, 11 },
+  ["above right"] = { 0, 2, -11 }, ["below right"] = { 0, 2, 11 } }
 
+--- Gives the name of a text's side, checked.
 function marks.check_text_place(name, who) return check.key(name, text_places, "place of a text", who) end
 
 local text = {}
 
--- The text's left end and its middle on the page; NaN where its point has no place.
+-- Gives the text's left end and its middle on the page; NaN where its point has no place.
 local function text_start(layer, view, width)
   local place = text_places[layer.at]
   return view.x(layer.x[1][1]) + place[2] - width * place[1], view.y(layer.y[1][1]) + place[3]
@@ -364,7 +370,7 @@ end
 local kinds = { line = line, scatter = scatter, arrows = arrows, bars = bars, heatmap = heatmap, triangles = triangles,
   text = text }
 
---- Draw a layer within the view.
+--- Draws a layer within the view.
 function marks.draw(canvas, layer, view)
   local function draw(on) kinds[layer.kind].draw(on, layer, view) end
   local over = view.over or 1                             -- how far marks may reach beyond the view
@@ -379,11 +385,13 @@ function marks.draw(canvas, layer, view)
   canvas:restore()
 end
 
+--- Draws a layer's sample in a legend; (x, y) is the middle of its left end.
 function marks.swatch(canvas, layer, x, y)
   canvas:color(layer.density and { colors.map(layer.density, 0.5) } or layer.color, layer.alpha)
   kinds[layer.kind].swatch(canvas, layer, x, y)
 end
 
+--- Calls add(x, y) for places of the page that a legend should not hide.
 function marks.ink(layer, view, add)
   local ink = kinds[layer.kind].ink
   if ink then ink(layer, view, add) end

@@ -1,4 +1,5 @@
---- Draws a figure of axes: grid lines, data, frame, ticks, texts, colour bar and legend, each where the layout puts it.
+--- plot/page.lua: draws a figure of axes. Grid lines, data, frame, ticks, texts, colour bar and legend, each where the
+-- layout puts it.
 
 local layout = require "vertex.plot.layout"
 local legend = require "vertex.plot.legend"
@@ -8,6 +9,7 @@ local marks = require "vertex.plot.marks"
 
 local page = {}
 
+-- Draws the grid lines at the ticks.
 local function draw_grid(canvas, view, xticks, yticks)
   canvas:color(colors.grid)
   canvas:pen(0.7)
@@ -20,7 +22,7 @@ local function draw_grid(canvas, view, xticks, yticks)
   canvas:stroke()
 end
 
--- The lines left and below, and the marks on them.
+-- Draws the lines left and below, and the marks on them.
 local function draw_frame(canvas, view, xticks, yticks)
   local left, bottom = view.left, view.top + view.height
   canvas:color(colors.gray)
@@ -38,7 +40,7 @@ end
 
 -- -- The simplex ------------------------------------------------------------------------------------------------------
 
--- The most labels at the corners of a polygon.
+-- A polygon has at most so many labels at its corners.
 local MAX_CORNER_LABELS = 24
 
 -- Calls visit(x, y, end_x, end_y, value) for the ticks of a triangle, on the page: the ends of the line of equal p[m],
@@ -57,6 +59,7 @@ local function each_tick(s, view, visit)
   end
 end
 
+-- Draws the grid lines of a triangle, or the lines from a polygon's centre to its corners.
 local function draw_simplex_grid(canvas, s, view)
   canvas:color(colors.grid)
   canvas:pen(0.7)
@@ -70,7 +73,7 @@ local function draw_simplex_grid(canvas, s, view)
   canvas:stroke()
 end
 
--- The sides, a triangle's ticks with their numbers, and the corners' labels, each outward of its place.
+-- Draws the sides, a triangle's ticks with their numbers, and the corners' labels, each outward of its place.
 local function draw_simplex_frame(canvas, s, view, font)
   local size = font * 0.8
   canvas:color(colors.gray)
@@ -103,7 +106,7 @@ end
 
 -- -- Texts and the whole ----------------------------------------------------------------------------------------------
 
--- The numbers or labels at the ticks, the names of the axes and the title.
+-- Writes the numbers or labels at the ticks, the names of the axes and the title.
 local function draw_texts(canvas, cell, view, xticks, yticks, turned)
   local o, font, size = cell.ax.options, cell.ax.figure.font, cell.ax.figure.font * 0.9
   local bottom, middle = view.top + view.height, view.left + view.width / 2
@@ -125,6 +128,7 @@ local function draw_texts(canvas, cell, view, xticks, yticks, turned)
   end
 end
 
+-- Draws the colour bar with its ticks and its name.
 local function draw_color_bar(canvas, cell, view, size)
   local ax, m = cell.ax, cell.margins
   local right = cell.x + cell.w - m.right               -- of the plot area
@@ -150,6 +154,7 @@ local function draw_color_bar(canvas, cell, view, size)
   end
 end
 
+-- Draws the legend, where there is one.
 local function draw_legend(canvas, cell, view, size)
   local ax, m = cell.ax, cell.margins
   local box = legend.measure(ax, canvas, size, cell.h * 0.8)
@@ -158,12 +163,13 @@ local function draw_legend(canvas, cell, view, size)
   legend.draw(canvas, box, legend.inside_point(ax, box, view))
 end
 
--- What stands over the data of any axes.
+-- Draws what stands over the data of any axes: colour bar and legend.
 local function draw_keys(canvas, cell, view, size)
   if cell.ax.color_scale and cell.ax.options.color_bar ~= false then draw_color_bar(canvas, cell, view, size) end
   draw_legend(canvas, cell, view, size)
 end
 
+-- Draws axes on the simplex.
 local function draw_simplex(canvas, cell)
   local ax, view, font = cell.ax, layout.view(cell), cell.ax.figure.font
   if ax.options.grid ~= false then draw_simplex_grid(canvas, ax.simplex, view) end
@@ -182,6 +188,7 @@ local function draw_simplex(canvas, cell)
   draw_keys(canvas, cell, view, font * 0.9)
 end
 
+-- Draws plain axes.
 local function draw_axes(canvas, cell)
   local ax, view, size = cell.ax, layout.view(cell), cell.ax.figure.font * 0.9
   local xticks, turned = layout.fit_ticks(canvas, view.xscale, view.width, "x", size)
@@ -195,6 +202,7 @@ local function draw_axes(canvas, cell)
   draw_keys(canvas, cell, view, size)
 end
 
+-- Draws axes that hold a picture.
 local function draw_picture(canvas, cell)
   local o, size, middle = cell.ax.options, cell.ax.figure.font, cell.x + cell.w / 2
   local top, bottom = o.title and size * 2.1 or 4, o.xlabel and size * 2 or 4
@@ -205,7 +213,7 @@ local function draw_picture(canvas, cell)
   if o.xlabel then canvas:text(o.xlabel, middle, cell.y + cell.h - size, size, { align = 0.5, fit = cell.w - 8 }) end
 end
 
---- Draw a figure of axes on the canvas.
+--- Draws a figure of axes on the canvas.
 function page.draw(fig, canvas)
   if fig.title then
     local style = { align = 0.5, bold = true, fit = fig.width - 2 * layout.PAD }

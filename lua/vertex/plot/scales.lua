@@ -1,5 +1,5 @@
---- Scales: the range of an axis, its map from data to the page, its ticks and how their numbers are written; linear and
--- logarithmic. A scale is {lo=, hi=, log=, labels=}; hi may lie below lo. Nothing here draws.
+--- plot/scales.lua: the range of an axis, its map from data to the page, its ticks and how their numbers are written;
+-- linear and logarithmic. A scale is { lo =, hi =, log =, labels = }; hi may lie below lo. Nothing here draws.
 
 local floor, ceil, abs, min, max, huge = math.floor, math.ceil, math.abs, math.min, math.max, math.huge
 local log10 = math.log10
@@ -7,12 +7,13 @@ local nan = 0 / 0
 
 local scales = {}
 
+--- Says whether a number is neither NaN nor infinite.
 function scales.finite(v) return v - v == 0 end
 local finite = scales.finite
 
 -- -- Ranges -----------------------------------------------------------------------------------------------------------
 
--- The least and greatest finite value so far; only positive ones count where `positive` is set.
+-- Widens lo..hi by the finite values; only positive ones count where `positive` is set.
 local function widen(lo, hi, values, positive)
   for _, v in ipairs(values) do
     if finite(v) and (v > 0 or not positive) then lo, hi = min(lo, v), max(hi, v) end
@@ -20,7 +21,7 @@ local function widen(lo, hi, values, positive)
   return lo, hi
 end
 
--- lo, hi made into a range that can be divided by: empty becomes 0..1, a single value gets room on both sides.
+-- Gives a range whose ends differ: an empty one becomes 0..1, a single value gets room on both sides.
 local function open_range(lo, hi)
   if lo > hi then return 0, 1 end
   if hi - lo > 1e-12 * max(abs(lo), abs(hi)) then return lo, hi end
@@ -28,8 +29,8 @@ local function open_range(lo, hi)
   return lo - room, hi + room
 end
 
---- Least and greatest of the finite values of some arrays, never the same; where `positive` is set, of the positive
--- ones.
+--- Gives the least and greatest of the finite values of some arrays, never the same; of the positive ones where
+-- `positive` is set.
 function scales.range(arrays, positive)
   local lo, hi = huge, -huge
   for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values, positive) end
@@ -37,7 +38,8 @@ function scales.range(arrays, positive)
   return open_range(lo, hi)
 end
 
---- The "x" or "y" scale of axes, from limits given or from the data with a little air; reversed ends are kept.
+--- Gives the "x" or "y" scale of axes, from the limits that were set or from the data with a little air. Reversed ends
+-- are kept.
 function scales.of_axes(ax, name)
   local o, lo, hi, air, zero = ax.options, huge, -huge, false, false
   local log, limits = o[name .. "log"], o[name .. "lim"] or {}
@@ -60,8 +62,8 @@ function scales.of_axes(ax, name)
   return { lo = limits[1] or lo, hi = limits[2] or hi, log = log, labels = ax[name .. "labels"] }
 end
 
---- A function from data to the page, where the scale lies on from..to; NaN for what has no place. Far outside is cut to
--- what cairo's fixed point holds.
+--- Gives the function from data to the page, where the scale lies on from..to; NaN for what has no place. Places far
+-- outside are cut to what cairo's fixed point holds.
 function scales.mapper(scale, from, to)
   local lo, hi = scale.lo, scale.hi
   if scale.log then lo, hi = log10(lo), log10(hi) end
@@ -74,20 +76,24 @@ end
 
 -- -- Numbers ----------------------------------------------------------------------------------------------------------
 
-local function power10(e) return tonumber("1e" .. e) end       -- exact, which 10^e need not be
+-- Computes 10^e exactly, which the operator need not.
+local function power10(e) return tonumber("1e" .. e) end
+-- Gives the decimal exponent of a number.
 local function exponent(v) return floor(log10(abs(v)) + 1e-9) end
 
+-- Writes a number with so many decimals.
 local function fixed(v, digits) return ("%%.%df"):format(max(0, digits)):format(v) end
 
+-- Drops the zeros that end a decimal fraction.
 local function trim(text)
   if not text:find ".%..*" then return text end
   return (text:gsub("0+$", ""):gsub("%.$", ""))
 end
 
---- A number as an axis writes it: 0, 0.05, 1200, 16k, 2.5M, 1e-4.
+--- Writes a number as an axis does: 0, 0.05, 1200, 16k, 2.5M, 1e-4.
 -- @param v number
 -- @param[opt] step distance to the next tick, which fixes the decimals; without it four digits are kept, zeros dropped
--- @param[opt] magnitude the largest |tick| of the axis, so that all its ticks share one unit; default |v|
+-- @param[opt=|v|] magnitude the largest |tick| of the axis, so that all its ticks share one unit
 -- @return string
 function scales.format_number(v, step, magnitude)
   if v == 0 then return "0" end
@@ -108,7 +114,7 @@ end
 
 -- -- Ticks ------------------------------------------------------------------------------------------------------------
 
---- Round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
+--- Gives round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
 -- @param lo lower end
 -- @param hi upper end, above lo
 -- @param count the most ticks wanted, at least 2
@@ -130,7 +136,7 @@ function scales.ticks(lo, hi, count)
   return out, step
 end
 
--- The values m * 10^e within lo..hi, for the mantissas m and every exponent e that is a multiple of `stride`;
+-- Gives the values m * 10^e within lo..hi, for the mantissas m and every exponent e that is a multiple of `stride`;
 -- ascending.
 local function decades(lo, hi, mantissas, stride)
   local out = {}
@@ -143,8 +149,8 @@ local function decades(lo, hi, mantissas, stride)
   return out
 end
 
---- Round values for a logarithmic axis: 1, 2, 5 of each decade where they fit, else decades, else every n-th decade;
--- linear ticks where the range holds fewer than two of those.
+--- Gives round values for a logarithmic axis: 1, 2, 5 of each decade where they fit, else decades, else every n-th
+-- decade; linear ticks where the range holds fewer than two of those.
 -- @param lo lower end, above 0
 -- @param hi upper end, above lo
 -- @param count the most ticks wanted, at least 2
@@ -162,7 +168,7 @@ function scales.log_ticks(lo, hi, count)
   return out
 end
 
---- The ticks of a scale as {value=, label=}, at most `count` of them.
+--- Gives the ticks of a scale as { value =, label = }, at most `count` of them.
 function scales.number_ticks(scale, count)
   local out, lo, hi = {}, min(scale.lo, scale.hi), max(scale.lo, scale.hi)
   local values, step = (scale.log and scales.log_ticks or scales.ticks)(lo, hi, count)
@@ -173,14 +179,14 @@ function scales.number_ticks(scale, count)
   return out
 end
 
---- Every n-th of a scale's given labels, which stand at the whole numbers, as {value=, label=}.
+--- Gives every n-th of a scale's own labels, which stand at the whole numbers, as { value =, label = }.
 function scales.label_ticks(scale, n)
   local out = {}
   for i = 1, #scale.labels, n do out[#out + 1] = { value = i, label = scale.labels[i] } end
   return out
 end
 
---- Where small marks go: 2..9 of each decade, on a log scale of few enough decades to keep them apart.
+--- Gives the places of small marks: 2..9 of each decade, on a log scale of few enough decades to keep them apart.
 function scales.minor_ticks(scale)
   local lo, hi = min(scale.lo, scale.hi), max(scale.lo, scale.hi)
   if not scale.log or ceil(log10(hi)) - floor(log10(lo)) > 8 then return {} end
