@@ -330,7 +330,8 @@ local function compare_exactly(row, shape, method, file)
   local facts = tools.facts(method)
   local knn = tools.KNN[facts.regularizer]
   local text = tools.execute(tools.compile(here .. "/float64_check.c"), shape.N, shape.D, shape.M, knn and shape.K or 0,
-    SAMPLERS[facts.sampler] or METRICS[facts.metric], REGULARIZERS[facts.regularizer] or -1, SEED, STREAM, inputs(shape).file, file)
+    SAMPLERS[facts.sampler] or METRICS[facts.metric], REGULARIZERS[facts.regularizer] or -1, SEED, STREAM,
+    inputs(shape).file, file)
   for name, value in text:gmatch "(%w[%w_]*) (%S+)" do
     local column = name == "gap" and "near_gap" or (name == "codes" or name == "near") and name .. "_differ" or name
     if column ~= "near_differ" or knn then row[column] = tonumber(value) end
@@ -373,7 +374,8 @@ local function against_torch(section, shape, method, baseline, own)
   end
   local result = tools.scratch "torch"
   local worker, reason = tools.worker(flags.python, here .. "/quantizer.py",
-    { baseline, facts.sampler or "nearest", facts.regularizer or facts.metric, shape.N, shape.D, shape.M, shape.K, flags.threads, inputs(shape).file, result, flags.device },
+    { baseline, facts.sampler or "nearest", facts.regularizer or facts.metric, shape.N, shape.D, shape.M, shape.K,
+      flags.threads, inputs(shape).file, result, flags.device },
     { environment = environment(), memory = not on_gpu and memory_limit or nil })
   if not worker then
     row.note = "did not start: " .. reason
