@@ -189,6 +189,8 @@ int vx_device_open(const char *name, int *number)
     return status;
 }
 
+const char *vx_backends(void) { return "cpu\ncuda\n"; }
+
 /* The backend of that name for a question about all of it. */
 static int backend_named(const char *name, const vx_backend **out)
 {

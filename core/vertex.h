@@ -105,6 +105,7 @@ VX_API int vx_backend_has(const char *backend, const char *op, int *there);
  * that no kernel may meet (VX_ENONFINITE, VX_EINVAL for an index), is reported by a later call that waits for the
  * device, and names the op. VERTEX_SYNC=1 waits after every kernel. */
 VX_API int vx_device_open(const char *name, int *device);
+VX_API const char *vx_backends(void); /* names of this project's backends, one a line; the last that works is best */
 VX_API int vx_device_name(int device, char *name, size_t size);
 VX_API int vx_device_describe(int device, char *text, size_t size); /* the processor and its SIMD variant, or the GPU */
 /* can: whether a device has a capability, by its name in backend.h: "host", "bf16", "graphs", "peers". Ask this, never

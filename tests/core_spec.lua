@@ -150,6 +150,17 @@ describe("the library", function()
     assert.equal("cpu", vx.device())
   end)
 
+  it("says what a device can do, and what may be asked", function()
+    assert.is_true(core.can("cpu", "host"))
+    for _, what in ipairs { "bf16", "graphs", "peers" } do
+      assert.is_false(core.can("cpu", what))
+      assert.is_true(core.can("emu:0", what))
+    end
+    assert.is_false(core.can("emu:0", "host"))
+    assert.equal(core.can(vx.device(), "bf16"), core.can(nil, "bf16"))
+    H.raises(function() core.can("cpu", "fly") end, "'fly', expected one of host, bf16, graphs, peers")
+  end)
+
   it("sets the number of threads", function()
     local before = vx.threads()
     finally(function() vx.threads(before) end)

@@ -37,7 +37,11 @@ end
 
 devices.device_number, devices.device_name = device_number, device_name
 
---- Gives the number of devices of a backend ("cpu", "cuda"); 0 and the reason where there are none.
+-- Names of the backends, the preferred one last.
+local backends = {}
+for name in ffi.string(C.vx_backends()):gmatch "[^\n]+" do backends[#backends + 1] = name end
+
+--- Gives the number of devices of a backend; 0 and the reason where there are none.
 local function device_count(backend)
   if C.vx_device_count(backend, int_out) == 0 then return int_out[0] end
   return 0, ffi.string(C.vx_error())
@@ -47,7 +51,12 @@ end
 local function default_number()
   if not default_chosen then
     default_chosen = true
-    if device_count "cuda" > 0 and C.vx_device_open("cuda:0", int_out) == 0 then default = int_out[0] end
+    for i = #backends, 1, -1 do
+      if device_count(backends[i]) > 0 and C.vx_device_open(backends[i] .. ":0", int_out) == 0 then
+        default = int_out[0]
+        break
+      end
+    end
   end
   return default
 end
@@ -69,18 +78,40 @@ end
 -- @return array of { name, description, memory in bytes }; where a kind of device is missing, the field `cuda` says why
 function devices.devices()
   local list, text = {}, ffi.new "char[256]"
-  for _, backend in ipairs { "cpu", "cuda" } do
+  for _, backend in ipairs(backends) do
     local n, reason = device_count(backend)
     if reason then list[backend] = reason end
     for i = 0, n - 1 do
-      local name = backend == "cpu" and "cpu" or backend .. ":" .. i
-      local number = device_number(name)
+      local number = device_number(backend .. ":" .. i)
       call(C.vx_device_describe, number, text, 256)
       call(C.vx_memory, number, memory_out)
-      list[#list + 1] = { name = name, description = ffi.string(text), memory = tonumber(memory_out.limit) }
+      list[#list + 1] = { name = device_name(number), description = ffi.string(text),
+        memory = tonumber(memory_out.limit) }
     end
   end
   return list
+end
+
+local capabilities = {} -- by number, then by capability
+
+--- Says whether a device has a capability, which nobody should guess from its name.
+-- @param device "cpu", "cuda:0", ...; nil is the default device
+-- @param capability "host" (its memory is the CPU's), "bf16" (network bodies may be bf16), "graphs" (steps can be
+-- recorded), "peers" (copies to another device of its kind take the short way)
+-- @return true or false
+-- @raise where there is no such device or capability
+function devices.can(device, capability)
+  local number = number_of(device)
+  local known = capabilities[number]
+  if not known then
+    known = {}
+    capabilities[number] = known
+  end
+  if known[capability] == nil then
+    call(C.vx_device_can, number, tostring(capability), int_out)
+    known[capability] = int_out[0] ~= 0
+  end
+  return known[capability]
 end
 
 --- Waits until a device has done all it was given, and raises what went wrong there meanwhile.
@@ -120,12 +151,12 @@ end
 -- it was recorded with.
 -- @param[opt] precision "bf16" or "f32"; at the start it is "f32"
 -- @return the setting in force, "bf16" or "f32"
--- @raise where the default device is the CPU, which computes in float32 always
+-- @raise where the default device computes in float32 always, as the CPU does
 function devices.autocast(precision)
   if precision ~= nil and precision ~= "bf16" and precision ~= "f32" then
     fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(precision))
   end
-  if precision == "bf16" and not devices.takes_bf16(default_number()) then
+  if precision == "bf16" and not devices.can(nil, "bf16") then
     fail("autocast: the default device is %s, and products in bf16 need a GPU", devices.device())
   end
   return dtype_names[C.vx_autocast(precision and dtypes[precision].number or -1)]
@@ -135,7 +166,7 @@ end
 function devices.is_autocast() return C.vx_autocast(-1) == C.VX_BF16 end
 
 --- Says whether the kernels of a device, given by its number, take bf16 for network bodies.
-function devices.takes_bf16(number) return number ~= 0 end
+function devices.takes_bf16(number) return devices.can(number, "bf16") end
 
 -- -- Memory -----------------------------------------------------------------------------------------------------------
 

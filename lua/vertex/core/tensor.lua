@@ -282,7 +282,7 @@ function Tensor:fromtable(flat)
   local array = dtypes[staged].array(math.max(n, 1))
   for i = 1, n do array[i - 1] = flat[i] end
   local target = self
-  if staged ~= own or not self:is_contiguous() or self:device() ~= "cpu" then
+  if staged ~= own or not self:is_contiguous() then
     target = new(self:shape(), { dtype = staged, device = "cpu" })
   end
   call(C.vx_write, target._h, 0, n, array)
