@@ -10,6 +10,7 @@
 #define VX_CPU_H
 
 #include "core/backend.h"
+#include "shared/common.h"
 
 #define VX_JOIN_(a, b, c) a##b##_##c
 #define VX_JOIN(a, b, c) VX_JOIN_(a, b, c)
@@ -21,9 +22,5 @@
     int VX_CPU(op)(VX_LIST_PARAMETERS(tensors, each, numbers));
 #include "core/ops.def"
 #undef VX_OP
-
-static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t vx_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #endif

@@ -4,10 +4,8 @@
 #define VX_ROWS_H
 
 #include "cpu.h"
+#include "shared/constants.h"
 #include "simd.h"
-
-#define VX_INLINE static inline __attribute__((always_inline))
-#define GUARD 1e-12 /* least norm that a row or a code is divided by */
 
 static inline float dot(const float *a, const float *b, int64_t D)
 {

@@ -64,7 +64,6 @@ enum {
     THIN_STRIP = 16,   /* panels that two rows meet before the next two do, from the L1 cache */
     SELECT_STRIP = 16, /* panels whose thresholds a row is compared with before the next row is */
 };
-#define LIMIT 50.0f /* 2^50 squared, summed over 2^20 codes, is still a float32 */
 
 typedef struct part {
     int64_t first, end, shard;
@@ -75,6 +74,7 @@ typedef void thin_function(thin_row *row, const thin_strip *strip);
 /* What the threads share. */
 typedef struct forward {
     smooth_call c;
+    smooth_cpu cpu;
     smooth_book book;
     thin_function *whole, *tail; /* the call's copies of thin_forward: for panels without padding, and with */
     int64_t g;
@@ -120,7 +120,7 @@ static void clear_sums(const forward *f, worker *t)
         t->best[i] = vf_set1(-INFINITY);
         t->best_code[i] = (vi){0};
     }
-    memset(t->o, 0, sizeof(float) * (size_t)(f->block * f->c.Dp));
+    memset(t->o, 0, sizeof(float) * (size_t)(f->block * f->cpu.Dp));
 }
 
 static void load_rows(const forward *f, worker *t, int64_t first, int rows)
@@ -129,9 +129,9 @@ static void load_rows(const forward *f, worker *t, int64_t first, int rows)
     for (int i = 0; i < f->block; i++) {
         int64_t row = (first + i) * c->G + f->g;
         float norm = i < rows ? f->norms[row] : 1;
-        float *a = t->a + i * (c->thin ? c->thin : c->D);
-        for (int64_t d = 0; d < c->D; d++) a[d] = i < rows ? c->z[row * c->D + d] / norm * c->scale : 0;
-        for (int64_t d = c->D; d < c->thin; d++) a[d] = 0;
+        float *a = t->a + i * (f->cpu.thin ? f->cpu.thin : c->D);
+        for (int64_t d = 0; d < c->D; d++) a[d] = i < rows ? c->z[row * c->D + d] / norm * f->cpu.scale : 0;
+        for (int64_t d = c->D; d < f->cpu.thin; d++) a[d] = 0;
         t->ref[i] = t->negative_ref[i] = 0;
     }
     clear_sums(f, t);
@@ -164,7 +164,7 @@ static void choose_references(const forward *f, worker *t, int exactly)
 {
     const smooth_call *c = &f->c;
     float largest[MOST_ROWS];
-    if (c->scale <= LIMIT) return;
+    if (f->cpu.scale <= LIMIT) return;
     find_maxima(f, t, exactly ? c->panels : 1, largest);
     for (int i = 0; i < f->block; i++) {
         if (!exactly || largest[i] > LIMIT) t->ref[i] += ceilf(largest[i]);
@@ -176,7 +176,7 @@ static void choose_references(const forward *f, worker *t, int exactly)
 static int exceeds_limit(const forward *f, const worker *t, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
-    if (c->scale <= LIMIT) return 0;
+    if (f->cpu.scale <= LIMIT) return 0;
     vf top = vf_set1(-INFINITY);
     for (int i = from; i < from + BLOCK; i++)
         for (int v = 0; v < PANEL; v += VX_LANES) top = vf_max(top, vf_load(t->s + i * c->Mp + panel * PANEL + v));
@@ -250,7 +250,7 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, co
         float change = ceilf(largest), factor = panel ? exp2f(-change) : 0;
         t->noisy_ref[i] += change;
         t->noisy_sum[i] *= factor;
-        for (int64_t d = 0; d < c->Dp; d++) t->o[i * c->Dp + d] *= factor;
+        for (int64_t d = 0; d < f->cpu.Dp; d++) t->o[i * f->cpu.Dp + d] *= factor;
     }
     for (int v = 0; v < PANEL; v += VX_LANES) {
         vf u = vf_load(w + v), weight = vf_exp2(u - t->noisy_ref[i]);
@@ -278,11 +278,11 @@ static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int6
         else if (c->noise_kind == NOISE_RATES) weigh_row(1, t, i, s + i * c->Mp, noise, w, e, panel);
         else weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
-    if (c->bf16) {
+    if (f->cpu.bf16) {
         pair_codes(t->pairs, t->w, BLOCK);
-        tile_pair_product(t->o + from * c->Dp, c->Dp, BLOCK, t->pairs, PANEL / 2, 1,
-                          f->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp, PANEL / 2);
-    } else tile_mix(t->o + from * c->Dp, BLOCK, t->w, f->book.rows + panel * PANEL * c->Dp, c->Dp);
+        tile_pair_product(t->o + from * f->cpu.Dp, f->cpu.Dp, BLOCK, t->pairs, PANEL / 2, 1,
+                          f->book.row_pairs + panel * PANEL / 2 * f->cpu.Dp, f->cpu.Dp, PANEL / 2);
+    } else tile_mix(t->o + from * f->cpu.Dp, BLOCK, t->w, f->book.rows + panel * PANEL * f->cpu.Dp, f->cpu.Dp);
     return 1;
 }
 
@@ -353,13 +353,13 @@ static void choose_copies(forward *f)
     const int noisy = c->noise_kind != NOISE_NONE;
     const int keep =
         c->regularizer == VX_REG_KNN_L2 ? KEEP_E_SQUARES : f->keep_logits * KEEP_S + f->keep_powers * KEEP_E;
-    f->whole = thin_copy(c->thin, noisy, keep, 0);
-    f->tail = thin_copy(c->thin, noisy, keep, 1);
+    f->whole = thin_copy(f->cpu.thin, noisy, keep, 0);
+    f->tail = thin_copy(f->cpu.thin, noisy, keep, 1);
 }
 
 static void thin_block_maxima(const forward *f, worker *t)
 {
-    switch (f->c.thin) {
+    switch (f->cpu.thin) {
     case 3: thin_maxima(3, t->a, f->book.hat, f->c.M, t->ref); break;
     case 4: thin_maxima(4, t->a, f->book.hat, f->c.M, t->ref); break;
     case 8: thin_maxima(8, t->a, f->book.hat, f->c.M, t->ref); break;
@@ -370,10 +370,10 @@ static void thin_block_maxima(const forward *f, worker *t)
 static void sweep_thin(const forward *f, worker *t, int64_t first, int rows)
 {
     const smooth_call *c = &f->c;
-    const int D = c->thin, noisy = c->noise_kind != NOISE_NONE;
+    const int D = f->cpu.thin, noisy = c->noise_kind != NOISE_NONE;
     const int64_t full = c->M / PANEL; /* panels without padding */
     thin_row state[THIN_BLOCK];
-    if (c->scale > LIMIT) thin_block_maxima(f, t);
+    if (f->cpu.scale > LIMIT) thin_block_maxima(f, t);
     for (int i = 0; i < THIN_BLOCK; i++) {
         state[i] = (thin_row){.best = vf_set1(-INFINITY)};
         t->ref[i] = ceilf(t->ref[i]);
@@ -437,7 +437,7 @@ VX_INLINE int64_t find_thin(const int D, const forward *f, worker *t, int64_t fi
 
 static int64_t find_code(const forward *f, worker *t, int64_t first, int i, float *value)
 {
-    switch (f->c.thin) {
+    switch (f->cpu.thin) {
     case 3: return find_thin(3, f, t, first, i, value);
     case 4: return find_thin(4, f, t, first, i, value);
     case 8: return find_thin(8, f, t, first, i, value);
@@ -463,7 +463,7 @@ static double finish_rows(const forward *f, worker *t, int64_t first, int rows)
         f->sumsq[row] = c->regularizer == VX_REG_KNN_L2 ? vf_sum(t->squares[i]) / sum / sum : 0;
         f->codes[row] = (int32_t)code;
         max_p += (c->noise_kind == NOISE_RATES ? best : exp2f(best - t->noisy_ref[i])) / weights;
-        const float *o = t->o + i * c->Dp, *q = c->codebook + (f->g * c->M + code) * c->D;
+        const float *o = t->o + i * f->cpu.Dp, *q = c->codebook + (f->g * c->M + code) * c->D;
         float *y = f->y + row * c->D, *soft = f->soft ? f->soft + row * c->D : 0;
         for (int64_t d = 0; d < c->D; d++) {
             float mixed = o[d] / weights;
@@ -546,7 +546,7 @@ static void forward_part(const forward *f, worker *t, int64_t p)
     for (int64_t first = range->first; first < range->end; first += f->block) {
         int rows = (int)vx_min64(f->block, range->end - first);
         load_rows(f, t, first, rows);
-        if (f->c.thin) sweep_thin(f, t, first, rows);
+        if (f->cpu.thin) sweep_thin(f, t, first, rows);
         else sweep_block(f, t, rows, first);
         max_p += finish_rows(f, t, first, rows);
         if (f->c.K) select_rows(f, t, first, rows, range->shard);
@@ -607,7 +607,8 @@ static int64_t cut_parts(const smooth_call *c, int block, part *parts)
 {
     int64_t count = 0;
     for (int64_t h = 0; h < c->shards; h++) {
-        int64_t first = shard_start(c, h), end = shard_start(c, h + 1), blocks = vx_ceil_div(end - first, block);
+        int64_t first = shard_start(c->N, c->shards, h), end = shard_start(c->N, c->shards, h + 1),
+                blocks = vx_ceil_div(end - first, block);
         int64_t pieces = vx_max64(1, vx_min64(blocks, vx_ceil_div(PARTS, c->shards)));
         for (int64_t i = 0; i < pieces; i++, count++)
             if (parts)
@@ -621,7 +622,7 @@ static int64_t cut_parts(const smooth_call *c, int block, part *parts)
 static void carve_forward(smooth_arena *a, forward *f, worker **workers, int threads, int with_mean, double **loss)
 {
     const smooth_call *c = &f->c;
-    carve_book(a, c, &f->book, 0);
+    carve_book(a, c, &f->cpu, &f->book, 0);
     f->parts = carve(a, f->part_count, sizeof(part));
     f->max_p = carve(a, f->part_count, sizeof(double));
     f->mean = with_mean ? carve_f32(a, f->part_count * c->Mp) : 0;
@@ -631,13 +632,15 @@ static void carve_forward(smooth_arena *a, forward *f, worker **workers, int thr
         worker *t = carve(a, 1, sizeof *t), nowhere;
         workers[i] = t;
         if (!a->base) t = &nowhere;
-        t->a = carve_f32(a, f->block * (c->thin ? c->thin : c->D));
+        t->a = carve_f32(a, f->block * (f->cpu.thin ? f->cpu.thin : c->D));
         t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
-        t->e = !f->keep_powers ? 0 : c->regularizer == VX_REG_KNN_CE || c->thin ? carve_f32(a, f->block * c->Mp) : t->s;
+        t->e = !f->keep_powers                                  ? 0
+               : c->regularizer == VX_REG_KNN_CE || f->cpu.thin ? carve_f32(a, f->block * c->Mp)
+                                                                : t->s;
         t->w = carve_f32(a, BLOCK * PANEL);
-        t->pairs = c->bf16 ? carve_pairs(a, BLOCK * PANEL / 2) : 0;
-        t->noise = carve_f32(a, PANEL * (c->thin ? PAIR * THIN_STRIP : BLOCK));
-        t->o = carve_f32(a, f->block * c->Dp);
+        t->pairs = f->cpu.bf16 ? carve_pairs(a, BLOCK * PANEL / 2) : 0;
+        t->noise = carve_f32(a, PANEL * (f->cpu.thin ? PAIR * THIN_STRIP : BLOCK));
+        t->o = carve_f32(a, f->block * f->cpu.Dp);
         t->lists = carve(a, c->S * c->K, sizeof(uint64_t));
         t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
     }
@@ -655,32 +658,31 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                            vx_tensor *codebook, vx_tensor *log_tau, vx_tensor *noise, vx_tensor *vertices, int sampler,
                            int regularizer, float gumbel_tau, int shards, int precision, uint64_t seed, uint64_t stream)
 {
-    float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
-    if (!norms) return VX_ENOMEM;
-    forward f = {.norms = norms,
-                 .y = vx_f32(y),
-                 .lse = vx_f32(lse),
-                 .sumsq = vx_f32(sumsq),
-                 .soft = vx_f32(soft),
-                 .codes = vx_i32(codes)};
+    forward f = {
+        .y = vx_f32(y), .lse = vx_f32(lse), .sumsq = vx_f32(sumsq), .soft = vx_f32(soft), .codes = vx_i32(codes)};
     smooth_call *c = &f.c;
-    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau,
-                              shards, precision, seed, stream, norms);
+    int status = smooth_call_check(c, "smooth_forward", z, codebook, noise, vertices, near, mean_pi, sampler,
+                                   regularizer, gumbel_tau, shards, seed, stream);
+    if (status) return status;
+    float *norms = vx_scratch(c->op, sizeof(float) * (size_t)(c->N * c->G));
+    if (!norms) return VX_ENOMEM;
+    f.norms = norms;
+    status = smooth_cpu_check(&f.cpu, c, log_tau, precision, norms);
     int threads = omp_get_max_threads();
     worker *workers[threads];
     smooth_arena arena = {0};
     double *loss;
-    f.block = c->thin      ? THIN_BLOCK
+    f.block = f.cpu.thin   ? THIN_BLOCK
               : c->D <= 48 ? BLOCK
               : c->D < 128 ? 2 * BLOCK
                            : MOST_ROWS; /* the codes pass through the cache once a block */
-    f.keep_logits = regularizer == VX_REG_KNN_CE || !c->thin;
+    f.keep_logits = regularizer == VX_REG_KNN_CE || !f.cpu.thin;
     f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;
     choose_copies(&f);
     if (!status) {
         f.part_count = cut_parts(c, f.block, 0);
         carve_forward(&arena, &f, workers, threads, mean_pi != 0, &loss);
-        arena = (smooth_arena){.base = vx_scratch("smooth", arena.used)};
+        arena = (smooth_arena){.base = vx_scratch(c->op, arena.used)};
         if (!arena.base) status = VX_ENOMEM;
     }
     if (status) {
@@ -697,7 +699,7 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
 #pragma omp parallel num_threads(threads)
         {
             unsigned denormals = vx_denormals_off();
-            fill_book(c, &f.book, f.g, 0);
+            fill_book(c, &f.cpu, &f.book, f.g, 0);
 #pragma omp for schedule(static)
             for (int i = 0; i < threads; i++) clear_lists(&f, workers[i]);
 #pragma omp for schedule(dynamic, 1)

@@ -10,39 +10,24 @@
 #ifndef VX_SMOOTH_H
 #define VX_SMOOTH_H
 
-#include "shared/checks.h"
+#include "smooth_call.h"
 #include "gumbel.h"
 #include "cpu/row_tile.h"
 
 enum {
-    PANEL = 64,
     BLOCK = 24,                 /* rows of the largest block */
     VECTORS = PANEL / VX_LANES, /* vectors of a panel */
     CACHE_LINE = 64,
 };
 
-#define LOG2E 1.44269504088896341
-#define LN2 0.69314718055994531
-#define PADDING (-1e30f) /* logit of a code that is not there: its power is 0 */
-
-/* Where the Gumbel noise of a call comes from. RATES: 1/E with E = -log u, so that p is proportional to pi / E: one
- * logarithm and no second power. LOGS: -log2 E = g log2(e), for another temperature than 1 or noise that was handed
- * in. */
-enum { NOISE_NONE = 0, NOISE_RATES, NOISE_LOGS };
-
-/* One call, checked. Letters as in vertex.h; S and K are 0 unless the regularizer is one of the two KNN. */
-typedef struct smooth_call {
-    int64_t N, G, D, M, S, K, shards;
-    int64_t Mp, Dp, panels;
-    int thin; /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
-    int sampler, regularizer, noise_kind;
-    int bf16; /* the products that smooth.c names take pairs of bfloat16 */
-    float gumbel_tau, tau;
+/* What a call is to the CPU, where tau is known before the work begins. */
+typedef struct smooth_cpu {
+    int64_t Dp; /* D, filled up with zeros to whole vectors, or to `thin` */
+    int thin;   /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
+    int bf16;   /* the products that smooth.c names take pairs of bfloat16 */
+    float tau;
     float scale; /* log2(e) / tau */
-    uint64_t seed, stream;
-    const float *z, *codebook, *noise;
-    const int32_t *vertices; /* (G,S) or NULL */
-} smooth_call;
+} smooth_cpu;
 
 /* The codes of one group. */
 typedef struct smooth_book {
@@ -73,18 +58,16 @@ static inline uint32_t *carve_pairs(smooth_arena *a, int64_t count) { return car
 
 /* -- Checks -------------------------------------------------------------------------------------------------------- */
 
-/* Boundary h of the shards: shard h is the rows from here to the next boundary. */
-static inline int64_t shard_start(const smooth_call *c, int64_t h) { return h * c->N / c->shards; }
-
 /* The code behind slot s of group g's vertices. */
 static inline int64_t vertex_code(const smooth_call *c, int64_t g, int64_t s)
 {
     return c->vertices ? c->vertices[g * c->S + s] : s;
 }
 
+/* Checks that the vertices of each group are codes, each of them once. */
 static inline int check_vertices(const smooth_call *c)
 {
-    uint8_t *seen = vx_scratch("smooth", (size_t)c->M);
+    uint8_t *seen = vx_scratch(c->op, (size_t)c->M);
     if (!seen) return VX_ENOMEM;
     int status = VX_OK;
     for (int64_t g = 0; g < c->G && !status; g++) {
@@ -92,81 +75,57 @@ static inline int check_vertices(const smooth_call *c)
         for (int64_t s = 0; s < c->S && !status; s++) {
             int64_t m = c->vertices[g * c->S + s];
             if (m < 0 || m >= c->M)
-                status = vx_fail(VX_EINVAL, "smooth: vertex %lld of group %lld is code %lld, of 0 .. %lld",
+                status = vx_fail(VX_EINVAL, "%s: vertex %lld of group %lld is code %lld, of 0 .. %lld", c->op,
                                  (long long)s, (long long)g, (long long)m, (long long)c->M - 1);
             else if (seen[m]++)
-                status = vx_fail(VX_EINVAL, "smooth: code %lld is twice among the vertices of group %lld", (long long)m,
-                                 (long long)g);
+                status = vx_fail(VX_EINVAL, "%s: code %lld is twice among the vertices of group %lld", c->op,
+                                 (long long)m, (long long)g);
         }
     }
     vx_scratch_free(seen);
     return status;
 }
 
-/* Fills c from the arguments that both directions have, checks them, and fills norms (N,G) with max(|z|, GUARD); writes
- * nothing else. */
-static inline int smooth_check(smooth_call *c, const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *log_tau,
-                               const vx_tensor *noise, const vx_tensor *vertices, const vx_tensor *near,
-                               const vx_tensor *mean_pi, int sampler, int regularizer, float gumbel_tau, int shards,
-                               int precision, uint64_t seed, uint64_t stream, float *norms)
+/* Fills `cpu` for the checked call c, reads its numbers and checks them, and fills norms (N,G) with max(|z|, GUARD);
+ * writes nothing else. */
+static inline int smooth_cpu_check(smooth_cpu *cpu, const smooth_call *c, const vx_tensor *log_tau, int precision,
+                                   float *norms)
 {
-    int knn = regularizer == VX_REG_KNN_CE || regularizer == VX_REG_KNN_L2;
-    double tau = exp((double)vx_f32(log_tau)[0]);
-    *c = (smooth_call){
-        .N = z->shape[0],
-        .G = z->shape[1],
-        .D = z->shape[2],
-        .M = codebook->shape[1],
-        .S = knn && near ? near->shape[1] : 0,
-        .K = knn && near ? near->shape[2] : 0,
-        .shards = knn ? shards : 1,
-        .sampler = sampler,
-        .regularizer = regularizer,
-        .gumbel_tau = sampler == VX_SOFTMAX ? 1 : gumbel_tau,
-        .tau = (float)tau,
-        .scale = (float)(LOG2E / tau),
-        .seed = seed,
-        .stream = stream,
-        .z = vx_f32(z),
-        .codebook = vx_f32(codebook),
-        .noise = sampler == VX_SOFTMAX ? 0 : vx_f32(noise),
-        .vertices = knn ? vx_i32(vertices) : 0,
-    };
-    c->panels = vx_ceil_div(c->M, PANEL);
-    c->Mp = c->panels * PANEL;
-    c->noise_kind = sampler == VX_SOFTMAX ? NOISE_NONE : c->noise || gumbel_tau != 1 ? NOISE_LOGS : NOISE_RATES;
-    c->bf16 = precision == VX_BF16 && c->D > 8;
-    c->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
-    c->Dp = c->thin ? c->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
-    if (!(tau >= 1e-7 && tau <= 1e7))
-        return vx_fail(VX_ENONFINITE, "smooth: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", tau);
-    int status = check_smooth(z, codebook, vertices, near, mean_pi, regularizer, shards);
-    if (!status && c->vertices) status = check_vertices(c);
+    const double tau = exp((double)vx_f32(log_tau)[0]);
+    cpu->tau = (float)tau;
+    cpu->scale = (float)(LOG2E / tau);
+    cpu->bf16 = precision == VX_BF16 && c->D > 8;
+    cpu->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
+    cpu->Dp = cpu->thin ? cpu->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
+    if (!smooth_tau_fits(tau))
+        return vx_fail(VX_ENONFINITE, "%s: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", c->op, tau);
+    const int status = c->vertices ? check_vertices(c) : VX_OK;
     if (status) return status;
     int64_t bad = first_nonfinite(c->codebook, c->G * c->M, c->D, 0);
     if (bad >= 0)
-        return vx_fail(VX_ENONFINITE, "smooth: code %lld of group %lld of the codebook holds a NaN or Inf",
+        return vx_fail(VX_ENONFINITE, "%s: code %lld of group %lld of the codebook holds a NaN or Inf", c->op,
                        (long long)(bad % c->M), (long long)(bad / c->M));
     bad = first_nonfinite(c->z, c->N * c->G, c->D, norms);
     if (bad >= 0)
-        return vx_fail(VX_ENONFINITE, "smooth: row %lld of z holds a NaN or Inf (group %lld)", (long long)(bad / c->G),
-                       (long long)(bad % c->G));
+        return vx_fail(VX_ENONFINITE, "%s: row %lld of z holds a NaN or Inf (group %lld)", c->op,
+                       (long long)(bad / c->G), (long long)(bad % c->G));
     if (c->noise && (bad = first_nonfinite(c->noise, c->N * c->G, c->M, 0)) >= 0)
-        return vx_fail(VX_ENONFINITE, "smooth: row %lld of the noise holds a NaN or Inf (group %lld)",
+        return vx_fail(VX_ENONFINITE, "%s: row %lld of the noise holds a NaN or Inf (group %lld)", c->op,
                        (long long)(bad / c->G), (long long)(bad % c->G));
     return VX_OK;
 }
 
 /* -- The codebook in panels ---------------------------------------------------------------------------------------- */
 
-static inline void carve_book(smooth_arena *a, const smooth_call *c, smooth_book *b, int backward)
+static inline void carve_book(smooth_arena *a, const smooth_call *c, const smooth_cpu *cpu, smooth_book *b,
+                              int backward)
 {
-    b->hat = carve_f32(a, c->Mp * (c->thin ? c->thin : c->D));
-    b->raw = carve_f32(a, c->Mp * c->thin);
-    b->rows = carve_f32(a, c->Mp * c->Dp);
+    b->hat = carve_f32(a, c->Mp * (cpu->thin ? cpu->thin : c->D));
+    b->raw = carve_f32(a, c->Mp * cpu->thin);
+    b->rows = carve_f32(a, c->Mp * cpu->Dp);
     b->norm = carve_f32(a, c->Mp);
-    b->row_pairs = c->bf16 ? carve_pairs(a, c->Mp / 2 * c->Dp) : 0;
-    b->hat_pairs = c->bf16 && backward ? carve_pairs(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
+    b->row_pairs = cpu->bf16 ? carve_pairs(a, c->Mp / 2 * cpu->Dp) : 0;
+    b->hat_pairs = cpu->bf16 && backward ? carve_pairs(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
 }
 
 /* out (ceil(count / 2), columns) = pairs of rows 2i and 2i + 1 of x (count, columns); a last, odd row is paired with 0.
@@ -183,28 +142,29 @@ static inline void pair_rows(uint32_t *out, const float *x, int64_t count, int64
 
 /* Lays out group g's codes; rows are normalized in the backward pass. To be called by all threads of a parallel
  * region. */
-static inline void fill_book(const smooth_call *c, const smooth_book *b, int64_t g, int backward)
+static inline void fill_book(const smooth_call *c, const smooth_cpu *cpu, const smooth_book *b, int64_t g, int backward)
 {
     const int64_t D = c->D;
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < c->Mp; m++) {
         const float *q = c->codebook + (g * c->M + m) * D;
-        const int64_t depth = c->thin ? c->thin : D, at = m / PANEL * PANEL * depth + m % PANEL;
-        float *row = b->rows + m * c->Dp;
+        const int64_t depth = cpu->thin ? cpu->thin : D, at = m / PANEL * PANEL * depth + m % PANEL;
+        float *row = b->rows + m * cpu->Dp;
         double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
         b->norm[m] = (float)norm;
-        for (int64_t d = 0; d < vx_max64(depth, c->Dp); d++) {
+        for (int64_t d = 0; d < vx_max64(depth, cpu->Dp); d++) {
             float x = m < c->M && d < D ? q[d] : 0,
                   hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
             if (d < depth) b->hat[at + d * PANEL] = hat;
-            if (d < c->thin) b->raw[at + d * PANEL] = x;
-            if (d < c->Dp) row[d] = backward ? hat : x;
+            if (d < cpu->thin) b->raw[at + d * PANEL] = x;
+            if (d < cpu->Dp) row[d] = backward ? hat : x;
         }
     }
-    if (!c->bf16) return;
+    if (!cpu->bf16) return;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < c->panels; panel++) {
-        pair_rows(b->row_pairs + panel * PANEL / 2 * c->Dp, b->rows + panel * PANEL * c->Dp, 2, PANEL / 2 * c->Dp);
+        pair_rows(b->row_pairs + panel * PANEL / 2 * cpu->Dp, b->rows + panel * PANEL * cpu->Dp, 2,
+                  PANEL / 2 * cpu->Dp);
         if (backward) pair_rows(b->hat_pairs + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
     }
 }

@@ -65,6 +65,7 @@ typedef void thin_function(const thin_run *run, const thin_codes *codes);
 /* What the threads share. */
 typedef struct backward {
     smooth_call c;
+    smooth_cpu cpu;
     smooth_book book;
     thin_function *whole, *tail; /* the call's copies of thin_backward: for vectors of codes that all exist, and not */
     int64_t g;
@@ -114,8 +115,8 @@ static void weigh_pairs(const backward *b)
             continue;
         }
         int64_t row = q->near[j] * c->G + b->g;
-        const float *hat = b->book.rows + vertex_code(c, b->g, j / c->K) * c->Dp;
-        double logit = (double)dot(c->z + row * c->D, hat, c->D) / b->norms[row] / c->tau;
+        const float *hat = b->book.rows + vertex_code(c, b->g, j / c->K) * b->cpu.Dp;
+        double logit = (double)dot(c->z + row * c->D, hat, c->D) / b->norms[row] / b->cpu.tau;
         q->weight[j] = -2 * b->knn * (float)exp(logit - b->lse[row * 2]);
     }
     if (c->regularizer == VX_REG_KNN_L2)
@@ -144,13 +145,13 @@ static void fill_ppl(const backward *b, const float *mean_pi, float dreg)
 static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows)
 {
     const smooth_call *c = &b->c;
-    const int64_t D = c->D, Dp = c->Dp, filled = vx_ceil_div(rows, b->block) * b->block;
+    const int64_t D = c->D, Dp = b->cpu.Dp, filled = vx_ceil_div(rows, b->block) * b->block;
     memset(t->z, 0, sizeof(float) * (size_t)(filled * Dp));
     memset(t->dy, 0, sizeof(float) * (size_t)(filled * Dp));
     memset(t->dhat, 0, sizeof(float) * (size_t)(filled * Dp));
     for (int64_t i = 0; i < rows; i++) {
         int64_t row = (first + i) * c->G + b->g;
-        for (int64_t d = 0; d < D; d++) t->z[i * Dp + d] = c->z[row * D + d] / b->norms[row] * c->scale;
+        for (int64_t d = 0; d < D; d++) t->z[i * Dp + d] = c->z[row * D + d] / b->norms[row] * b->cpu.scale;
         memcpy(t->dy + i * Dp, b->dy + row * D, sizeof(float) * (size_t)D);
         for (int32_t j = c->K ? b->pair.start[first + i] : 0, end = c->K ? b->pair.start[first + i + 1] : 0; j < end;
              j++) {
@@ -164,7 +165,7 @@ static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows
 /* The chunk's factors in bfloat16. */
 static void pair_chunk(const backward *b, worker *t, int64_t rows)
 {
-    const int64_t D = b->c.D, Dp = b->c.Dp, half = vx_ceil_div(D, 2), filled = vx_ceil_div(rows, b->block) * b->block;
+    const int64_t D = b->c.D, Dp = b->cpu.Dp, half = vx_ceil_div(D, 2), filled = vx_ceil_div(rows, b->block) * b->block;
     pair_rows(t->z_pairs, t->z, filled, Dp);
     pair_rows(t->dy_pairs, t->dy, filled, Dp);
     for (int64_t i = 0; i < filled; i++)
@@ -206,9 +207,9 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
 static inline void log_pi_tile(const backward *b, worker *t, int64_t i, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    const int64_t depth = c->thin ? c->thin : c->D;
-    tile_logits(t->p, PANEL, b->block, t->start + i, t->z + i * c->Dp, c->Dp, b->book.hat + panel * PANEL * depth,
-                depth);
+    const int64_t depth = b->cpu.thin ? b->cpu.thin : c->D;
+    tile_logits(t->p, PANEL, b->block, t->start + i, t->z + i * b->cpu.Dp, b->cpu.Dp,
+                b->book.hat + panel * PANEL * depth, depth);
     if (c->M < (panel + 1) * PANEL) pad_tile(t->p, PANEL, b->block, c->M - panel * PANEL);
 }
 
@@ -277,34 +278,34 @@ static void inner_tile(const backward *b, worker *t, int64_t i, int64_t panel)
 {
     const smooth_call *c = &b->c;
     const int64_t half = vx_ceil_div(c->D, 2);
-    if (c->bf16) {
+    if (b->cpu.bf16) {
         memset(t->x, 0, sizeof(float) * (size_t)(b->block * PANEL));
         tile_pair_product(t->x, PANEL, b->block, t->dy_halves + i * half, half, 1,
                           b->book.hat_pairs + panel * half * PANEL, PANEL, half);
     } else
-        tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * c->Dp, c->Dp, b->book.hat + panel * PANEL * c->D, c->D);
+        tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * b->cpu.Dp, b->cpu.Dp,
+                    b->book.hat + panel * PANEL * c->D, c->D);
 }
 
 /* What the tile's p and x add to the gradients. */
 static void add_tile(const backward *b, worker *t, int64_t i, int64_t panel)
 {
-    const smooth_call *c = &b->c;
-    float *dhat = b->dhat + panel * PANEL * c->Dp, *dmix = b->dmix ? b->dmix + panel * PANEL * c->Dp : 0;
-    if (!c->bf16) {
-        tile_mix(t->dhat + i * c->Dp, b->block, t->x, b->book.rows + panel * PANEL * c->Dp, c->Dp);
-        tile_collect(dhat, t->x, b->block, t->z + i * c->Dp, c->Dp);
-        if (dmix) tile_collect(dmix, t->p, b->block, t->dy + i * c->Dp, c->Dp);
+    float *dhat = b->dhat + panel * PANEL * b->cpu.Dp, *dmix = b->dmix ? b->dmix + panel * PANEL * b->cpu.Dp : 0;
+    if (!b->cpu.bf16) {
+        tile_mix(t->dhat + i * b->cpu.Dp, b->block, t->x, b->book.rows + panel * PANEL * b->cpu.Dp, b->cpu.Dp);
+        tile_collect(dhat, t->x, b->block, t->z + i * b->cpu.Dp, b->cpu.Dp);
+        if (dmix) tile_collect(dmix, t->p, b->block, t->dy + i * b->cpu.Dp, b->cpu.Dp);
         return;
     }
     const int64_t steps = b->block / 2;
     pair_codes(t->pairs, t->x, b->block);
-    tile_pair_product(t->dhat + i * c->Dp, c->Dp, b->block, t->pairs, PANEL / 2, 1,
-                      b->book.row_pairs + panel * PANEL / 2 * c->Dp, c->Dp, PANEL / 2);
+    tile_pair_product(t->dhat + i * b->cpu.Dp, b->cpu.Dp, b->block, t->pairs, PANEL / 2, 1,
+                      b->book.row_pairs + panel * PANEL / 2 * b->cpu.Dp, b->cpu.Dp, PANEL / 2);
     pair_rows(t->pairs, t->x, b->block, PANEL);
-    tile_pair_product(dhat, c->Dp, PANEL, t->pairs, 1, PANEL, t->z_pairs + i / 2 * c->Dp, c->Dp, steps);
+    tile_pair_product(dhat, b->cpu.Dp, PANEL, t->pairs, 1, PANEL, t->z_pairs + i / 2 * b->cpu.Dp, b->cpu.Dp, steps);
     if (!dmix) return;
     pair_rows(t->pairs, t->p, b->block, PANEL);
-    tile_pair_product(dmix, c->Dp, PANEL, t->pairs, 1, PANEL, t->dy_pairs + i / 2 * c->Dp, c->Dp, steps);
+    tile_pair_product(dmix, b->cpu.Dp, PANEL, t->pairs, 1, PANEL, t->dy_pairs + i / 2 * b->cpu.Dp, b->cpu.Dp, steps);
 }
 
 /* All that one panel of codes and one chunk of rows owe each other. */
@@ -330,12 +331,13 @@ static double finish_chunk(const backward *b, const worker *t, int64_t first, in
     double dlog_tau = 0;
     for (int64_t i = 0; i < rows; i++) {
         int64_t row = (first + i) * c->G + b->g;
-        const float *z = t->z + i * c->Dp, *dhat = t->dhat + i * c->Dp;
-        float along = dot(dhat, z, c->D) / c->scale;                            /* <sum_m x_im q^_m, z^> */
-        float projection = b->norms[row] > (float)GUARD ? along / c->scale : 0; /* under the guard, |z| is a constant */
-        float factor = 1 / (b->norms[row] * c->tau);
+        const float *z = t->z + i * b->cpu.Dp, *dhat = t->dhat + i * b->cpu.Dp;
+        float along = dot(dhat, z, c->D) / b->cpu.scale; /* <sum_m x_im q^_m, z^> */
+        float projection =
+            b->norms[row] > (float)GUARD ? along / b->cpu.scale : 0; /* under the guard, |z| is a constant */
+        float factor = 1 / (b->norms[row] * b->cpu.tau);
         for (int64_t d = 0; d < c->D; d++) b->dz[row * c->D + d] = (dhat[d] - projection * z[d]) * factor;
-        dlog_tau -= (double)along / c->tau - (double)b->lse[row * 2] * vf_sum(t->x_sum[i]);
+        dlog_tau -= (double)along / b->cpu.tau - (double)b->lse[row * 2] * vf_sum(t->x_sum[i]);
     }
     return dlog_tau;
 }
@@ -374,15 +376,15 @@ static void choose_copies(backward *b)
     const smooth_call *c = &b->c;
     const int noisy = c->noise_kind != NOISE_NONE, square = c->regularizer == VX_REG_KNN_L2 || (noisy && !b->ppl);
     const int kind = noisy * NOISY + square * SQUARE + (b->ppl != 0) * WITH_PPL + (b->dmix != 0) * MIX;
-    b->whole = thin_copy(c->thin, kind, 0);
-    b->tail = thin_copy(c->thin, kind, 1);
+    b->whole = thin_copy(b->cpu.thin, kind, 0);
+    b->tail = thin_copy(b->cpu.thin, kind, 1);
 }
 
 /* chunk_panel for narrow rows: runs of RUN rows against one or two vectors of codes at a time. */
 static void thin_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    const int D = c->thin, noisy = c->noise_kind != NOISE_NONE;
+    const int D = b->cpu.thin, noisy = c->noise_kind != NOISE_NONE;
     for (int64_t i = 0; i < rows; i += RUN) {
         const thin_run run = {
             .z = t->z + i * D,
@@ -416,16 +418,17 @@ static void thin_panel(const backward *b, worker *t, int64_t first, int64_t rows
 
 static void meet_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
-    if (b->c.thin) thin_panel(b, t, first, rows, panel);
+    if (b->cpu.thin) thin_panel(b, t, first, rows, panel);
     else chunk_panel(b, t, first, rows, panel);
 }
 
 /* Adds up what thin_panel left lane by lane. */
-static void gather_thin(const smooth_call *c, worker *t, int64_t rows)
+static void gather_thin(const backward *b, worker *t, int64_t rows)
 {
-    for (int64_t i = 0; c->thin && i < rows; i++) {
-        for (int d = 0; d < c->thin; d++) t->dhat[i * c->Dp + d] += vf_sum(t->thin_dhat[i * (c->thin + 1) + d]);
-        t->x_sum[i] += t->thin_dhat[i * (c->thin + 1) + c->thin];
+    for (int64_t i = 0; b->cpu.thin && i < rows; i++) {
+        for (int d = 0; d < b->cpu.thin; d++)
+            t->dhat[i * b->cpu.Dp + d] += vf_sum(t->thin_dhat[i * (b->cpu.thin + 1) + d]);
+        t->x_sum[i] += t->thin_dhat[i * (b->cpu.thin + 1) + b->cpu.thin];
     }
 }
 
@@ -441,27 +444,28 @@ static void backward_chunk(const backward *b, worker *t, int64_t chunk)
     int64_t first = chunk * b->chunk, rows = vx_min64(b->chunk, c->N - first);
     load_chunk(b, t, first, rows);
     load_row_numbers(b, t, first, rows);
-    if (c->bf16) pair_chunk(b, t, rows);
+    if (b->cpu.bf16) pair_chunk(b, t, rows);
     if (b->ppl) add_ppl_sums(b, t, rows);
-    for (int64_t i = 0; c->thin && c->noise_kind == NOISE_NONE && i < rows; i++) t->mix_offset[i] += t->pi_offset[i];
-    if (c->thin) memset(t->thin_dhat, 0, sizeof(vf) * (size_t)(b->chunk * (c->thin + 1)));
+    for (int64_t i = 0; b->cpu.thin && c->noise_kind == NOISE_NONE && i < rows; i++)
+        t->mix_offset[i] += t->pi_offset[i];
+    if (b->cpu.thin) memset(t->thin_dhat, 0, sizeof(vf) * (size_t)(b->chunk * (b->cpu.thin + 1)));
     for (int64_t panel = 0, strip = 0; panel < c->panels; strip++) {
         if (chunk) wait_for(&b->turns[chunk - 1], (int)strip);
         for (int64_t end = vx_min64(panel + b->strip, c->panels); panel < end; panel++)
             meet_panel(b, t, first, rows, panel);
         atomic_store_explicit(&b->turns[chunk].strips, (int)strip + 1, memory_order_release);
     }
-    gather_thin(c, t, rows);
+    gather_thin(b, t, rows);
     b->dlog_tau[chunk] += finish_chunk(b, t, first, rows);
 }
 
 /* -- All of a group ------------------------------------------------------------------------------------------------ */
 
 /* Code m's part of dhat or dmix. */
-static inline void read_code(const smooth_call *c, const float *from, int64_t m, float *out)
+static inline void read_code(const backward *b, const float *from, int64_t m, float *out)
 {
-    for (int64_t d = 0; d < c->Dp; d++)
-        out[d] = c->thin ? from[(m / PANEL * c->thin + d) * PANEL + m % PANEL] : from[m * c->Dp + d];
+    for (int64_t d = 0; d < b->cpu.Dp; d++)
+        out[d] = b->cpu.thin ? from[(m / PANEL * b->cpu.thin + d) * PANEL + m % PANEL] : from[m * b->cpu.Dp + d];
 }
 
 /* dcodebook of the group. To be called by all threads of a parallel region. */
@@ -471,13 +475,13 @@ static void finish_codes(const backward *b, const int32_t *slot)
     const int64_t D = c->D;
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < c->M; m++) {
-        const float *hat = b->book.rows + m * c->Dp;
-        float dhat[c->Dp], dmix[c->Dp], *out = b->dcodebook + (b->g * c->M + m) * D;
-        read_code(c, b->dhat, m, dhat);
-        if (b->dmix) read_code(c, b->dmix, m, dmix);
+        const float *hat = b->book.rows + m * b->cpu.Dp;
+        float dhat[b->cpu.Dp], dmix[b->cpu.Dp], *out = b->dcodebook + (b->g * c->M + m) * D;
+        read_code(b, b->dhat, m, dhat);
+        if (b->dmix) read_code(b, b->dmix, m, dmix);
         for (int64_t k = 0; slot && slot[m] >= 0 && k < c->K; k++) { /* the sparse terms */
             int64_t pair = slot[m] * c->K + k, row = b->pair.near[pair] * c->G + b->g;
-            float factor = b->pair.weight[pair] / b->norms[row] * c->scale;
+            float factor = b->pair.weight[pair] / b->norms[row] * b->cpu.scale;
             for (int64_t d = 0; d < D; d++) dhat[d] += factor * c->z[row * D + d];
         }
         float projection = b->book.norm[m] > (float)GUARD ? dot(dhat, hat, D) : 0;
@@ -498,11 +502,11 @@ static int check_indices(const smooth_call *c, const int32_t *codes, const int32
 {
     for (int64_t i = 0; i < c->N * c->G; i++)
         if (codes[i] < 0 || codes[i] >= c->M)
-            return vx_fail(VX_EINVAL, "smooth: row %lld has code %d, of 0 .. %lld", (long long)(i / c->G), codes[i],
+            return vx_fail(VX_EINVAL, "%s: row %lld has code %d, of 0 .. %lld", c->op, (long long)(i / c->G), codes[i],
                            (long long)c->M - 1);
     for (int64_t j = 0; j < c->G * c->S * c->K; j++)
         if (near[j] < 0 || near[j] >= c->N)
-            return vx_fail(VX_EINVAL, "smooth: near names row %d, of 0 .. %lld", near[j], (long long)c->N - 1);
+            return vx_fail(VX_EINVAL, "%s: near names row %d, of 0 .. %lld", c->op, near[j], (long long)c->N - 1);
     return VX_OK;
 }
 
@@ -512,9 +516,9 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
     const smooth_call *c = &b->c;
     const int hard = c->sampler == VX_HARD_GUMBEL, ppl = c->regularizer == VX_REG_PPL;
     const int64_t count = c->S * c->K;
-    carve_book(a, c, &b->book, 1);
-    b->dhat = carve_f32(a, c->Mp * c->Dp);
-    b->dmix = hard ? 0 : carve_f32(a, c->Mp * c->Dp);
+    carve_book(a, c, &b->cpu, &b->book, 1);
+    b->dhat = carve_f32(a, c->Mp * b->cpu.Dp);
+    b->dmix = hard ? 0 : carve_f32(a, c->Mp * b->cpu.Dp);
     b->turns = carve(a, b->chunks, sizeof(turn));
     b->dlog_tau = carve(a, b->chunks, sizeof(double));
     b->ppl = ppl ? carve_f32(a, c->Mp) : 0;
@@ -529,9 +533,9 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
         worker *t = carve(a, 1, sizeof *t), nowhere;
         workers[i] = t;
         if (!a->base) t = &nowhere;
-        t->z = carve_f32(a, b->chunk * c->Dp);
-        t->dy = carve_f32(a, b->chunk * c->Dp);
-        t->dhat = carve_f32(a, b->chunk * c->Dp);
+        t->z = carve_f32(a, b->chunk * b->cpu.Dp);
+        t->dy = carve_f32(a, b->chunk * b->cpu.Dp);
+        t->dhat = carve_f32(a, b->chunk * b->cpu.Dp);
         t->start = carve_f32(a, b->chunk);
         t->mix_offset = carve_f32(a, b->chunk);
         t->pi_factor = carve_f32(a, b->chunk);
@@ -540,12 +544,12 @@ static void carve_backward(smooth_arena *a, backward *b, worker **workers, int t
         t->noisy = carve_f32(a, b->chunk);
         t->p = carve_f32(a, b->block * PANEL);
         t->x = carve_f32(a, b->block * PANEL);
-        t->z_pairs = c->bf16 ? carve_pairs(a, b->chunk / 2 * c->Dp) : 0;
-        t->dy_pairs = c->bf16 ? carve_pairs(a, b->chunk / 2 * c->Dp) : 0;
-        t->dy_halves = c->bf16 ? carve_pairs(a, b->chunk * vx_ceil_div(c->D, 2)) : 0;
-        t->pairs = c->bf16 ? carve_pairs(a, b->block * PANEL / 2) : 0;
-        t->noise = carve_f32(a, (c->thin ? RUN : b->block) * PANEL);
-        t->thin_dhat = c->thin ? carve(a, b->chunk * (c->thin + 1), sizeof(vf)) : 0;
+        t->z_pairs = b->cpu.bf16 ? carve_pairs(a, b->chunk / 2 * b->cpu.Dp) : 0;
+        t->dy_pairs = b->cpu.bf16 ? carve_pairs(a, b->chunk / 2 * b->cpu.Dp) : 0;
+        t->dy_halves = b->cpu.bf16 ? carve_pairs(a, b->chunk * vx_ceil_div(c->D, 2)) : 0;
+        t->pairs = b->cpu.bf16 ? carve_pairs(a, b->block * PANEL / 2) : 0;
+        t->noise = carve_f32(a, (b->cpu.thin ? RUN : b->block) * PANEL);
+        t->thin_dhat = b->cpu.thin ? carve(a, b->chunk * (b->cpu.thin + 1), sizeof(vf)) : 0;
         if (a->base) memset(t->zero, 0, sizeof t->zero);
     }
 }
@@ -568,12 +572,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
                             vx_tensor *noise, vx_tensor *vertices, int sampler, int regularizer, float gumbel_tau,
                             int shards, int precision, uint64_t seed, uint64_t stream)
 {
-    if (sampler == VX_HARD_GUMBEL && !soft)
-        return vx_fail(VX_EINVAL, "smooth: the hard Gumbel sampler's gradient needs soft (N,G,D)");
-    float *norms = vx_scratch("smooth", sizeof(float) * (size_t)(z->shape[0] * z->shape[1]));
-    if (!norms) return VX_ENOMEM;
     backward b = {
-        .norms = norms,
         .dy = vx_f32(dy),
         .mixed = vx_f32(sampler == VX_HARD_GUMBEL ? soft : y),
         .lse = vx_f32(lse),
@@ -583,8 +582,14 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         .dcodebook = vx_f32(dcodebook),
     };
     smooth_call *c = &b.c;
-    int status = smooth_check(c, z, codebook, log_tau, noise, vertices, near, mean_pi, sampler, regularizer, gumbel_tau,
-                              shards, precision, seed, stream, norms);
+    int status = smooth_call_check(c, "smooth_backward", z, codebook, noise, vertices, near, mean_pi, sampler,
+                                   regularizer, gumbel_tau, shards, seed, stream);
+    if (!status) status = check_soft(c, soft);
+    if (status) return status;
+    float *norms = vx_scratch(c->op, sizeof(float) * (size_t)(c->N * c->G));
+    if (!norms) return VX_ENOMEM;
+    b.norms = norms;
+    status = smooth_cpu_check(&b.cpu, c, log_tau, precision, norms);
     if (!status) status = check_indices(c, b.codes, vx_i32(near));
     int threads = omp_get_max_threads();
     worker *workers[threads];
@@ -592,12 +597,12 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     int32_t *slot;
     b.block = BLOCK;
     if (!status) {
-        int64_t most = c->thin ? THIN_CHUNK : CHUNK_BYTES / (3 * (int64_t)sizeof(float) * c->Dp) / BLOCK * BLOCK;
+        int64_t most = b.cpu.thin ? THIN_CHUNK : CHUNK_BYTES / (3 * (int64_t)sizeof(float) * b.cpu.Dp) / BLOCK * BLOCK;
         b.chunk = vx_max64(BLOCK, vx_min64(most, vx_ceil_div(vx_ceil_div(c->N, 16), BLOCK) * BLOCK));
         b.chunks = vx_ceil_div(c->N, b.chunk);
         b.strip = vx_ceil_div(c->panels, STRIPS);
         carve_backward(&arena, &b, workers, threads, &slot);
-        arena = (smooth_arena){.base = vx_scratch("smooth", arena.used)};
+        arena = (smooth_arena){.base = vx_scratch(c->op, arena.used)};
         if (!arena.base) status = VX_ENOMEM;
     }
     if (status) {
@@ -613,13 +618,13 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         b.pair.near = c->K ? vx_i32(near) + b.g * c->S * c->K : 0;
         index_group(&b, slot);
         if (b.ppl) fill_ppl(&b, vx_f32(mean_pi) + b.g * c->M, vx_f32(dreg)[0]);
-        memset(b.dhat, 0, sizeof(float) * (size_t)(c->Mp * c->Dp));
-        if (b.dmix) memset(b.dmix, 0, sizeof(float) * (size_t)(c->Mp * c->Dp));
+        memset(b.dhat, 0, sizeof(float) * (size_t)(c->Mp * b.cpu.Dp));
+        if (b.dmix) memset(b.dmix, 0, sizeof(float) * (size_t)(c->Mp * b.cpu.Dp));
         for (int64_t i = 0; i < b.chunks; i++) atomic_init(&b.turns[i].strips, 0);
 #pragma omp parallel num_threads(threads)
         {
             unsigned denormals = vx_denormals_off();
-            fill_book(c, &b.book, b.g, 1);
+            fill_book(c, &b.cpu, &b.book, b.g, 1);
             if (c->K) weigh_pairs(&b);
 #pragma omp for schedule(monotonic : dynamic, 1)
             for (int64_t i = 0; i < b.chunks; i++) backward_chunk(&b, workers[omp_get_thread_num()], i);

@@ -10,29 +10,37 @@
 #ifndef VX_NEIGHBOURS_H
 #define VX_NEIGHBOURS_H
 
-#include "cpu/simd.h"
+#include <math.h>
+#include <string.h>
 
-static inline uint64_t neighbour_pack(float key, int64_t row)
+#include "common.h"
+
+/* Returns x's bits as an unsigned number of the same order: -NaN < -inf < ... < inf < NaN. */
+VX_INLINE uint32_t float_order(float x)
 {
     uint32_t bits;
-    memcpy(&bits, &key, sizeof bits);
-    bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
-    return (uint64_t)bits << 32 | (uint32_t) ~(uint32_t)row;
+    memcpy(&bits, &x, sizeof bits);
+    return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
-static inline float neighbour_key(uint64_t entry)
+/* Returns the float that float_order made `order` of. */
+VX_INLINE float float_of_order(uint32_t order)
 {
-    uint32_t bits = (uint32_t)(entry >> 32);
-    bits ^= bits >> 31 ? 0x80000000u : 0xffffffffu;
-    float key;
-    memcpy(&key, &bits, sizeof key);
-    return key;
+    const uint32_t bits = order ^ (order >> 31 ? 0x80000000u : 0xffffffffu);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
-static inline int64_t neighbour_row(uint64_t entry) { return (int64_t)(uint32_t) ~(uint32_t)entry; }
+VX_INLINE uint64_t neighbour_pack(float key, int64_t row)
+{
+    return (uint64_t)float_order(key) << 32 | (uint32_t) ~(uint32_t)row;
+}
+VX_INLINE float neighbour_key(uint64_t entry) { return float_of_order((uint32_t)(entry >> 32)); }
+VX_INLINE int32_t neighbour_row(uint64_t entry) { return (int32_t) ~(uint32_t)entry; }
 
-/* An entry that any row replaces. */
-static inline uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }
+/* Returns an entry that any row replaces. */
+VX_INLINE uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }
 
 /* Inserts x into a descending list of K entries if it is larger than the last; returns the new K-th key. Short lists
  * are passed through from the front without a branch, since where x belongs cannot be predicted. */
