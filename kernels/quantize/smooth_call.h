@@ -20,8 +20,8 @@ enum { PANEL = 64 };
 
 #define PADDING (-1e30f) /* logit of a code that is not there: its power is 0 */
 
-/* Logits are kept relative to a reference of their row and not summed where they exceed it by more: 2^50 squared, summed
- * over 2^20 codes, is still a float32. */
+/* Logits are kept relative to a reference of their row, and not summed where they exceed it by more: 2^50 squared,
+ * summed over 2^20 codes, is still a float32. */
 #define LIMIT 50.0f
 
 /* Where the Gumbel noise of a call comes from. RATES: 1/E with E = -log u, so that p is proportional to pi / E: one
