@@ -1,4 +1,4 @@
---- Writes the table of quantizers into README.md, from the quantizers' own files. `--check` only tells whether it is up
+--- Writes the table of quantizers into README.md, from what their files declare. `--check` only tells whether it is up
 -- to date (exit status).
 --
 --   luajit experiments/readme_table.lua [--check]
@@ -8,9 +8,12 @@ package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.pa
 
 local core, registry = require "vertex.core", require "vertex.quantizers"
 
-local lines = { "| name | what it does | source |", "|:--|:--|:--|" }
+local lines = { "| name | kind | nearest by | what it does | source |", "|:--|:--|:--|:--|:--|" }
 for _, item in ipairs(registry.list) do
-  if not item.ablation then lines[#lines + 1] = ("| `%s` | %s | %s |"):format(item.name, item.summary, item.paper) end
+  if not item.ablation then
+    lines[#lines + 1] = ("| `%s` | %s | %s | %s | %s |"):format(item.name, item.kind, item.metric or "–", item.summary,
+      item.paper)
+  end
 end
 local generated = table.concat(lines, "\n")
 

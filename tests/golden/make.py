@@ -32,8 +32,7 @@ def rotate(z, q):
     return scale * (z - 2 * r * (r * z).sum(-1, keepdim=True) + 2 * qh * (zh * z).sum(-1, keepdim=True))
 
 
-def hard(method, z, book, o):
-    estimator, metric = method.split("-")
+def hard(estimator, metric, z, book, o):
     if metric == "cosine":
         z, book = sphere(z), sphere(book)
     distance = ((z[:, None, :] - book[None]) ** 2).sum(-1)
@@ -107,8 +106,7 @@ def perez_cruz(p, q, k):
     return ((nu.log() - rho.log()).mean() / 2) + np.log(len(q) / (len(p) - 1)) / (p.shape[1] - 1)
 
 
-def smooth(method, z, book, log_tau, gumbel, o, vertices, prior):
-    sampler, regularizer = method.split("-", 1)
+def smooth(sampler, regularizer, z, book, log_tau, gumbel, o, vertices, prior):
     logits = sphere(z) @ sphere(book).T / log_tau.exp()
     log_pi = torch.log_softmax(logits, dim=1)
     pi = log_pi.exp()
@@ -155,6 +153,15 @@ def save(path, arrays, metadata):
 
 
 DEFAULTS = dict(groups=1, k=4, tau=0.15, beta=1.0, weight=1.0, gumbel_tau=1.0, shards=1, reduction="sum", codebook_grad=True, vertices=0)
+# Of a hard method estimator and metric, of a smoothed one sampler and regularizer.
+HARD = {
+    "ste-euclid": ("ste", "euclid"),
+    "ste-cosine": ("ste", "cosine"),
+    "re-euclid": ("rotation", "euclid"),
+    "re-cosine": ("rotation", "cosine"),
+}
+SAMPLERS, REGULARIZERS = ("hgumbel", "sgumbel", "softmax"), ("ppl", "knn-l2", "knn-ce", "none", "dirichlet", "pkl")
+SMOOTH = {f"{sampler}-{regularizer}": (sampler, regularizer) for sampler in SAMPLERS for regularizer in REGULARIZERS}
 OWN = {"softmax-dirichlet": dict(alpha=0.5), "softmax-pkl": dict(alpha=0.0, neighbour=1)}  # alpha 0: 1 / codes
 
 #         label, method, n, dim, codes, options
@@ -208,11 +215,11 @@ def make(folder):
         ys, regs, cs = [], [], []
         for i in range(g):
             part = z[:, i * width : (i + 1) * width]
-            if method.split("-")[0] in ("ste", "re"):
-                y, reg, code = hard(method, part, book[i], o)
+            if method in HARD:
+                y, reg, code = hard(*HARD[method], part, book[i], o)
             else:
                 which = torch.tensor(a["vertices"][i].astype(np.int64)) if o["vertices"] else None
-                y, reg, code = smooth(method, part, book[i], log_tau, torch.tensor(a["gumbel"][:, i].astype(np.float64)), o, which, prior)
+                y, reg, code = smooth(*SMOOTH[method], part, book[i], log_tau, torch.tensor(a["gumbel"][:, i].astype(np.float64)), o, which, prior)
             ys.append(y), regs.append(reg), cs.append(code)
         quantized, reg = torch.cat(ys, 1), o["weight"] * sum(regs) / g
         total = (quantized * torch.tensor(a["cotangent"].astype(np.float64))).sum() / n + reg
