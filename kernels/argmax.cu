@@ -9,7 +9,7 @@ enum { BLOCK = 256 };
 
 /* `width` threads share each row of n elements. The least key, (complement of the element's order) << 32 | column, is
  * that of the largest element, and among equals of the lowest column. A row of nothing but NaN gets 0. */
-VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n, int width, vx_alarm nan)
+VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n, int width, vx_data_check nan)
 {
     __shared__ unsigned long long shared[32];
     const int at = threadIdx.x % width, groups = BLOCK / width;
@@ -18,7 +18,7 @@ VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n,
         unsigned long long least = ~0ull;
         for (int64_t i = at; r < rows && i < n; i += width) {
             const float v = x[r * n + i];
-            if (v != v) vx_raise(nan, r);
+            if (v != v) vx_report(nan, r);
             const unsigned long long key =
                 (unsigned long long)~vx_ordered(v + 0.0f) << 32 | (uint32_t)i; /* -0 becomes 0: they are equal */
             if (v == v && key < least) least = key;
@@ -38,7 +38,7 @@ int vx_cuda_argmax(vx_tensor *index, vx_tensor *x)
 {
     const int64_t rows = x->shape[0], n = x->shape[1];
     if (!rows) return VX_OK;
-    const vx_alarm nan = vx_alarm_of(VX_ENONFINITE, 1, "row %%lld holds a NaN");
+    const vx_data_check nan = vx_data_check_of(VX_ENONFINITE, 1, "row %%lld holds a NaN");
     const int width = vx_threads_for(n, BLOCK);
     VX_LAUNCH(argmax_kernel, vx_grid(rows, BLOCK / width), BLOCK, 0, vx_i32(index), vx_f32(x), rows, n, width, nan);
     return vx_status();

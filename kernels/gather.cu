@@ -11,14 +11,14 @@ enum { BLOCK = 256 };
 /* A thread takes T, a float or four. width: T's a row. */
 template <class T>
 VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, int64_t width, int64_t rows, T nan,
-                        vx_alarm outside)
+                        vx_data_check outside)
 {
     for (int64_t i = vx_first(); i < n * width; i += vx_step()) {
         const int64_t row = i / width, column = i - row * width;
         const int32_t at = index[row];
         const bool good = at >= 0 && at < rows;
         y[i] = good ? table[at * width + column] : nan;
-        if (!good && column == 0) vx_raise(outside, row);
+        if (!good && column == 0) vx_report(outside, row);
     }
 }
 
@@ -27,8 +27,8 @@ int vx_cuda_gather(vx_tensor *y, vx_tensor *table, vx_tensor *index)
 {
     const int64_t n = y->shape[0], width = y->shape[1], rows = table->shape[0];
     if (!y->numel) return VX_OK;
-    const vx_alarm outside =
-        vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
+    const vx_data_check outside =
+        vx_data_check_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
     if (width % 4 == 0 && vx_aligned(y, 16) && vx_aligned(table, 16))
         VX_LAUNCH(gather_kernel<float4>, vx_grid(n * width / 4, BLOCK), BLOCK, 0, (float4 *)y->data,
                   (const float4 *)table->data, vx_i32(index), n, width / 4, rows, make_float4(NAN, NAN, NAN, NAN),
@@ -51,8 +51,8 @@ int vx_cuda_scatter_add(vx_tensor *table, vx_tensor *x, vx_tensor *index)
 {
     const int64_t n = x->shape[0], width = x->shape[1], rows = table->shape[0];
     if (!n) return VX_OK;
-    const vx_alarm outside =
-        vx_alarm_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
+    const vx_data_check outside =
+        vx_data_check_of(VX_EINVAL, 1, "the index at row %%lld is outside 0 .. %lld", (long long)rows - 1);
     vx_sort s = vx_sort_of(n, vx_sort_bits(rows + 1));
     float *partial = VX_SCRATCH(float, vx_pieces_partial(n, width));
     vx_sort_keys(&s, vx_i32(index), rows, outside);

@@ -39,9 +39,9 @@ VX_DEVICE void update(const factors &f, float keep, float &p, float &m, float &v
 
 /* Four parameters a thread, at once where the block has all of its own and the tensors lie on 16 bytes, as views need
  * not. */
-VX_KERNEL VX_HOT adamw_kernel(const table t, factors given, const factors *anew)
+VX_KERNEL VX_HOT adamw_kernel(const table t, factors given, const factors *recorded)
 {
-    const factors f = anew ? *anew : given;
+    const factors f = recorded ? *recorded : given;
     int at = 0;
     for (int end = t.count; end - at > 1;) {
         const int middle = (at + end) / 2;
@@ -103,7 +103,7 @@ int vx_cuda_adamw(vx_tensor *const *p, vx_tensor *const *m, vx_tensor *const *v,
 {
     const numbers given = {lr, beta1, beta2, eps, step};
     const factors f = factors_of(given);
-    const factors *anew = (const factors *)vx_anew(refresh, &given, sizeof given, sizeof f);
+    const factors *recorded = (const factors *)vx_graph_param(refresh, &given, sizeof given, sizeof f);
     table t = {};
     unsigned blocks = 0;
     for (int i = 0; i < count; i++) {
@@ -113,7 +113,7 @@ int vx_cuda_adamw(vx_tensor *const *p, vx_tensor *const *m, vx_tensor *const *v,
             blocks += (unsigned)vx_ceil_div(n, ELEMENTS);
         }
         if (t.count == ENTRIES || (t.count && i == count - 1)) {
-            VX_LAUNCH(adamw_kernel, blocks, BLOCK, 0, t, f, anew);
+            VX_LAUNCH(adamw_kernel, blocks, BLOCK, 0, t, f, recorded);
             t.count = 0, blocks = 0;
         }
     }

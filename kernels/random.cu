@@ -96,14 +96,14 @@ VX_DEVICE double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t ele
 
 /* g (N,M): logarithms of gamma variables. A concentration that is none counts as 1. */
 VX_KERNEL gamma_kernel(double *g, const float *alpha, int64_t row, int64_t column, int64_t N, int64_t M,
-                       vx_random random, vx_alarm bad)
+                       vx_random random, vx_data_check bad)
 {
     const vx_draw draw = vx_draw_now(random);
     for (int64_t i = vx_first(); i < N * M; i += vx_step()) {
         const int64_t n = i / M, m = i - n * M;
         float a = alpha[n * row + m * column];
         if (!(a > 0 && a < INFINITY)) {
-            vx_raise(bad, i);
+            vx_report(bad, i);
             a = 1;
         }
         g[i] = log_gamma_variable(draw.seed, draw.stream, (uint64_t)i, a);
@@ -131,7 +131,8 @@ int vx_cuda_dirichlet(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t st
     const int64_t N = p->shape[0], M = p->shape[1];
     const vx_random random = vx_draws(seed, stream);
     if (!N) return VX_OK;
-    const vx_alarm bad = vx_alarm_of(VX_EINVAL, M, "row %%lld, concentration %%lld: expected a positive finite number");
+    const vx_data_check bad =
+        vx_data_check_of(VX_EINVAL, M, "row %%lld, concentration %%lld: expected a positive finite number");
     double *g = VX_SCRATCH(double, N *M);
     VX_LAUNCH(gamma_kernel, vx_grid(N * M, BLOCK), BLOCK, 0, g, vx_f32(alpha), alpha->stride[0], alpha->stride[1], N, M,
               random, bad);

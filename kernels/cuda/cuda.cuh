@@ -2,8 +2,9 @@
  *
  *     int vx_cuda_foo(tensors, numbers)
  *
- * in the .cu file with the stem of the .c file that holds it for the CPU; that fills its slot of the table (cuda.cu).
- * It checks what the contract does not, takes its scratch, launches kernels, and ends with `return vx_status();`:
+ * in the .cu file with the stem of the .c file that holds it for the CPU; that fills its slot of the table
+ * (backend.cu). It checks what the contract does not, takes its scratch, launches kernels, and ends with `return
+ * vx_status();`:
  *
  *     double *partial = VX_SCRATCH(double, parts);                   device memory until the op ends; frees itself
  *     VX_LAUNCH(part_kernel, parts, 256, 0, partial, x, n);          grid, block, dynamic shared bytes, arguments
@@ -15,7 +16,7 @@
  * and may be tried again.
  *
  * Everything is queued on the device's one compute stream; nothing here waits. Data that no kernel may meet (a NaN
- * where a code is sought, an index outside a table) is reported late, with vx_alarm and vx_raise.
+ * where a code is sought, an index outside a table) is reported late, with vx_data_check_of and vx_report.
  *
  * The same files are compiled by g++ against tests/cuda_emulator, which runs them on the host. What that needs: kernels
  * are launched by VX_LAUNCH alone, dynamic shared memory is vx_shared, PTX is written in ptx.cuh only, and every thread
@@ -43,7 +44,7 @@
 #include "core/ops.def"
 #undef VX_OP
 
-/* -- Host side: the op under way ----------------------------------------------------------------------------------- */
+/* -- Host side: the op under way (op.cu) --------------------------------------------------------------------------- */
 
 typedef struct vx_cuda_limits {
     int ordinal;
@@ -59,7 +60,7 @@ bool vx_tf32(void);                    /* products of float32 may use TF32: vx_a
 bool vx_bf16_products(void);           /* they round their factors to bf16: vx_autocast */
 bool vx_ok(void);                      /* nothing has failed in this op */
 int vx_status(void);                   /* what the op returns */
-void vx_fail_op(int status);           /* keeps a status, that of vx_fail(), unless there is one already */
+void vx_fail_op(int status);           /* makes a failure, that of vx_fail(), the op's, unless it has one already */
 
 /* Device memory until the op ends; NULL where there is none, which vx_status() then says. */
 void *vx_device_scratch(size_t bytes);
@@ -86,25 +87,29 @@ void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t
         }                                                                                                              \
     } while (0)
 
-/* A fault that a kernel finds in its data, by its index i. format is printf's, for what the host knows; then "%%lld"
- * stands for i / columns and a second one for i % columns:
- *     vx_alarm_of(VX_EINVAL, G, "index at row %%lld, column %%lld is outside 0 .. %lld", (long long)M - 1)
- * The text, "op: index at row 3, ...", is that of the next call that waits for the device. Of several faults the first
- * op's is kept, and of one op's that with the lowest index. The kernel must go on without touching memory that is not
- * its own. */
-typedef struct vx_alarm {
-    unsigned long long *word, code;
-} vx_alarm;
-vx_alarm vx_alarm_of(int status, int64_t columns, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* A check that only a kernel can make, of its data (data_check.cu):
+ *
+ *     const vx_data_check outside =
+ *         vx_data_check_of(VX_EINVAL, G, "index at row %%lld, column %%lld is outside 0 .. %lld", (long long)M - 1);
+ *     if (bad) vx_report(outside, i);                      in the kernel, which must go on without that element
+ *
+ * format is printf's, for what the host knows. What then remains, "%lld" and a second one, stands for i / columns and
+ * i % columns. The next call that waits for the device fails with the status and the text, "op: index at row 3, ...".
+ * Of several faults the first op's is kept, and of one op's that with the lowest index. */
+typedef struct vx_data_check {
+    unsigned long long *fault, number; /* the device's fault word; which check this is */
+} vx_data_check;
+vx_data_check vx_data_check_of(int status, int64_t columns, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* Numbers that change between the launches of a recorded graph (vertex.h says which). A kernel's arguments are what
- * they were when it was recorded, so these travel through device memory:
+ * they were when it was recorded, so these travel through device memory (graph.cu):
  *
  *     const vx_random random = vx_draws(seed, stream);    in every op that has a stream, else it cannot be recorded
  *     const vx_draw d = vx_draw_now(random);              in its kernels
  *
- * vx_anew(refresh, given, given_bytes, bytes) is for other numbers: NULL where no graph is recorded; else where a
- * kernel finds, at every launch, the `bytes` that refresh makes (on the host) of a copy of `given`, at most 64
+ * vx_graph_param is for other numbers. It returns NULL where no graph is recorded; else the address where a kernel
+ * finds, at every launch, the `bytes` that refresh makes on the host from a copy of `given`, which has at most 64
  * bytes. */
 typedef struct vx_random {
     vx_draw given;
@@ -117,7 +122,7 @@ typedef struct vx_launch {
     int64_t steps;             /* since the recording */
 } vx_launch;
 typedef void vx_refresh(void *to, const void *given, const vx_launch *launch);
-const void *vx_anew(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes);
+const void *vx_graph_param(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes);
 
 static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -167,12 +172,13 @@ VX_DEVICE int64_t vx_step(void) { return (int64_t)gridDim.x * blockDim.x; }
 
 VX_DEVICE vx_draw vx_draw_now(const vx_random &r) { return r.recorded ? *r.recorded : r.given; }
 
-VX_DEVICE void vx_raise(vx_alarm alarm, int64_t index)
+/* Reports that the element `index` fails a check. */
+VX_DEVICE void vx_report(vx_data_check check, int64_t index)
 {
-    const unsigned long long mine = alarm.code << 48 | (unsigned long long)index;
-    unsigned long long before = *(volatile unsigned long long *)alarm.word;
-    while (before == ~0ull || (before >> 48 == alarm.code && mine < before)) {
-        unsigned long long found = atomicCAS(alarm.word, before, mine);
+    const unsigned long long mine = check.number << 48 | (unsigned long long)index;
+    unsigned long long before = *(volatile unsigned long long *)check.fault;
+    while (before == ~0ull || (before >> 48 == check.number && mine < before)) {
+        unsigned long long found = atomicCAS(check.fault, before, mine);
         if (found == before) break;
         before = found;
     }

@@ -76,17 +76,18 @@ VX_KERNEL sort_place_kernel(unsigned long long *to, const unsigned long long *en
     }
 }
 
-VX_KERNEL sort_keys_kernel(unsigned long long *entries, const int32_t *keys, int64_t n, int64_t limit, vx_alarm outside)
+VX_KERNEL sort_keys_kernel(unsigned long long *entries, const int32_t *keys, int64_t n, int64_t limit,
+                           vx_data_check outside)
 {
     for (int64_t i = vx_first(); i < n; i += vx_step()) {
         const int32_t key = keys[i];
         const bool good = key >= 0 && key < limit;
-        if (!good) vx_raise(outside, i);
+        if (!good) vx_report(outside, i);
         entries[i] = vx_sort_entry(good ? (uint32_t)key : (uint32_t)limit, (uint32_t)i);
     }
 }
 
-void vx_sort_keys(vx_sort *s, const int32_t *keys, int64_t limit, vx_alarm outside)
+void vx_sort_keys(vx_sort *s, const int32_t *keys, int64_t limit, vx_data_check outside)
 {
     VX_LAUNCH(sort_keys_kernel, vx_grid(s->n, BLOCK), BLOCK, 0, s->entries, keys, s->n, limit, outside);
 }

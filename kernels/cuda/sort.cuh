@@ -36,7 +36,7 @@ void vx_sort_run(vx_sort *s);
 
 /* Fills s.entries: index i with keys[i]. A key outside 0 .. limit - 1 becomes `limit`, which ends up behind all others,
  * and is reported. */
-void vx_sort_keys(vx_sort *s, const int32_t *keys, int64_t limit, vx_alarm outside);
+void vx_sort_keys(vx_sort *s, const int32_t *keys, int64_t limit, vx_data_check outside);
 
 VX_DEVICE unsigned long long vx_sort_entry(uint32_t key, uint32_t index)
 {

@@ -59,9 +59,9 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     if (!codes->numel) return VX_OK;
     float *rows = VX_SCRATCH(float, N *depth), *panels = VX_SCRATCH(float, padded *depth);
     float *start = metric == VX_EUCLID ? VX_SCRATCH(float, padded) : NULL;
-    const vx_alarm bad_row = vx_alarm_of(VX_ENONFINITE, G, "row %%lld of z holds a NaN or Inf (group %%lld)");
-    const vx_alarm bad_code =
-        vx_alarm_of(VX_ENONFINITE, M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
+    const vx_data_check bad_row = vx_data_check_of(VX_ENONFINITE, G, "row %%lld of z holds a NaN or Inf (group %%lld)");
+    const vx_data_check bad_code =
+        vx_data_check_of(VX_ENONFINITE, M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
     const size_t shared = sizeof(float) * (size_t)vx_max64(TILE_FLOATS(RT), 2 * 16 * ROWS);
     for (int64_t g = 0; g < G; g++) {
         code_layout to = {};

@@ -30,14 +30,14 @@ VX_DEVICE double warp_norm(const float *x, int64_t D)
 /* Row i of group g of z (N,G,D): out (N,depth) = z / norm * scale (or z itself where normalize is 0), norm (N). A warp
  * for each row. */
 VX_KERNEL rows_kernel(float *out, float *norm, const float *z, const float *scale, int normalize, int64_t N, int64_t G,
-                      int64_t g, int64_t D, int64_t depth, vx_alarm nonfinite)
+                      int64_t g, int64_t D, int64_t depth, vx_data_check nonfinite)
 {
     const float factor = scale ? *scale : 1;
     for (int64_t i = vx_first() / 32; i < N; i += vx_step() / 32) {
         const float *x = z + (i * G + g) * D;
         const double length = warp_norm(x, D);
         const float divided = (float)length;
-        if (length != length && threadIdx.x % 32 == 0) vx_raise(nonfinite, i * G + g);
+        if (length != length && threadIdx.x % 32 == 0) vx_report(nonfinite, i * G + g);
         if (norm && threadIdx.x % 32 == 0) norm[i] = divided;
         for (int64_t d = threadIdx.x % 32; d < depth; d += 32)
             out[i * depth + d] = d >= D || length != length ? 0 : normalize ? x[d] / divided * factor : x[d];
@@ -65,16 +65,16 @@ VX_DEVICE int64_t tensor_position(int64_t code)
 
 /* A warp for each code of group g of the codebook (G,M,D). */
 VX_KERNEL codes_kernel(code_layout to, const float *codebook, int64_t M, int64_t g, int64_t D, int64_t depth,
-                       vx_alarm nonfinite, vx_alarm outside)
+                       vx_data_check nonfinite, vx_data_check outside)
 {
     const int64_t padded = (to.count + PANEL - 1) / PANEL * PANEL;
     for (int64_t c = vx_first() / 32; c < padded; c += vx_step() / 32) {
         int64_t code = c < to.count && to.which ? to.which[c] : c;
         const bool real = c < to.count && code >= 0 && code < M;
-        if (c < to.count && !real && threadIdx.x % 32 == 0) vx_raise(outside, c);
+        if (c < to.count && !real && threadIdx.x % 32 == 0) vx_report(outside, c);
         const float *q = codebook + (g * M + (real ? code : 0)) * D;
         const double length = real ? warp_norm(q, D) : 1;
-        if (length != length && threadIdx.x % 32 == 0) vx_raise(nonfinite, g * M + code);
+        if (length != length && threadIdx.x % 32 == 0) vx_report(nonfinite, g * M + code);
         const int64_t at = position_of(c), panel = c / PANEL * PANEL * depth + at % PANEL;
         const int64_t row = to.tensor ? tensor_position(c) : at;
         if (threadIdx.x % 32 == 0) {

@@ -6,12 +6,12 @@
 enum { BLOCK = 256 };
 
 VX_KERNEL count_codes_kernel(int32_t *count, const int32_t *codes, int64_t n, int64_t groups, int64_t size,
-                             vx_alarm outside)
+                             vx_data_check outside)
 {
     for (int64_t i = vx_first(); i < n * groups; i += vx_step()) {
         const int32_t code = codes[i];
         if (code >= 0 && code < size) atomicAdd(&count[i % groups * size + code], 1);
-        else vx_raise(outside, i);
+        else vx_report(outside, i);
     }
 }
 
@@ -20,8 +20,8 @@ int vx_cuda_count_codes(vx_tensor *count, vx_tensor *codes)
 {
     const int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];
     if (!codes->numel) return VX_OK;
-    const vx_alarm outside = vx_alarm_of(VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld",
-                                         (long long)size - 1);
+    const vx_data_check outside = vx_data_check_of(
+        VX_EINVAL, groups, "the index at row %%lld, column %%lld is outside 0 .. %lld", (long long)size - 1);
     VX_LAUNCH(count_codes_kernel, vx_grid(n * groups, BLOCK), BLOCK, 0, vx_i32(count), vx_i32(codes), n, groups, size,
               outside);
     return vx_status();

@@ -33,16 +33,17 @@ VX_DEVICE double row_squares(const float *x, int64_t D, int at, int lanes)
 VX_DEVICE float guarded(double squares) { return (float)fmax(sqrt(squares), GUARD); }
 
 /* Row i (= n G + g): its code, or -1. D: what is to be read of the row, 0 where there is none. */
-VX_DEVICE int32_t code_at(const hard_call &c, int64_t i, bool real, vx_alarm outside, int at)
+VX_DEVICE int32_t code_at(const hard_call &c, int64_t i, bool real, vx_data_check outside, int at)
 {
     if (!real) return -1;
     const int32_t code = c.codes[i];
     if (code >= 0 && code < c.M) return code;
-    if (at == 0) vx_raise(outside, i);
+    if (at == 0) vx_report(outside, i);
     return -1;
 }
 
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_forward_kernel(float *y, double *partial, hard_call c, vx_alarm outside)
+VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
+    hard_forward_kernel(float *y, double *partial, hard_call c, vx_data_check outside)
 {
     __shared__ double shared[32];
     const int at = threadIdx.x % c.lanes, groups = BLOCK / c.lanes;
@@ -81,9 +82,10 @@ static hard_call call_of(const vx_tensor *z, const vx_tensor *codebook, const vx
     return c;
 }
 
-static vx_alarm outside_of(const hard_call *c)
+static vx_data_check outside_of(const hard_call *c)
 {
-    return vx_alarm_of(VX_EINVAL, c->G, "row %%lld has a code outside 0 .. %lld (group %%lld)", (long long)c->M - 1);
+    return vx_data_check_of(VX_EINVAL, c->G, "row %%lld has a code outside 0 .. %lld (group %%lld)",
+                            (long long)c->M - 1);
 }
 
 /* Blocks for the rows: their number depends on the sizes alone. */
@@ -115,7 +117,7 @@ VX_KERNEL code_norms_kernel(float *from_q, const float *codebook, int64_t codes,
 
 /* dz, and from_z. dz holds the gradient on the sphere while a row's projection is summed: each element is read again by
  * the thread that wrote it. */
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_rows_kernel(float *dz, hard_call c, vx_alarm outside)
+VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_rows_kernel(float *dz, hard_call c, vx_data_check outside)
 {
     const int at = threadIdx.x % c.lanes, groups = BLOCK / c.lanes;
     const int64_t rows = c.N * c.G;

@@ -19,10 +19,10 @@
 enum { BLOCK = 256, TILE = 64, DEPTH = 16 };
 static const int64_t DISTANCES = INT64_C(16) << 20; /* squared distances held at a time, 4 bytes each */
 
-VX_KERNEL finite_kernel(const float *x, int64_t count, vx_alarm nonfinite)
+VX_KERNEL finite_kernel(const float *x, int64_t count, vx_data_check nonfinite)
 {
     for (int64_t i = vx_first(); i < count; i += vx_step())
-        if ((__float_as_uint(x[i]) & 0x7f800000u) == 0x7f800000u) vx_raise(nonfinite, i);
+        if ((__float_as_uint(x[i]) & 0x7f800000u) == 0x7f800000u) vx_report(nonfinite, i);
 }
 
 /* -- Vertices ------------------------------------------------------------------------------------------------------ */
@@ -106,7 +106,7 @@ int vx_cuda_vertex_knn(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     vertex_call c = vertex_call_of(p, near, metric, log);
     if (check_rows("vertex_knn", c.N)) return VX_EINVAL;
     if (!c.M) return VX_OK;
-    const vx_alarm nonfinite = vx_alarm_of(VX_ENONFINITE, c.M, "row %%lld of p holds a NaN or Inf");
+    const vx_data_check nonfinite = vx_data_check_of(VX_ENONFINITE, c.M, "row %%lld of p holds a NaN or Inf");
     if (metric == VX_KNN_L2) c.sumsq = VX_SCRATCH(double, c.N);
     const int width = vx_columns_for(c.M);
     VX_LAUNCH(finite_kernel, vx_grid(p->numel, BLOCK), BLOCK, 0, c.p, p->numel, nonfinite);
@@ -116,12 +116,13 @@ int vx_cuda_vertex_knn(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
 }
 
 /* -log p: a thread has one vertex, and with it a column of dp of its own. */
-VX_KERNEL vertex_ce_backward_kernel(float *dp, const float *g, const int32_t *near, vertex_call c, vx_alarm outside)
+VX_KERNEL vertex_ce_backward_kernel(float *dp, const float *g, const int32_t *near, vertex_call c,
+                                    vx_data_check outside)
 {
     for (int64_t m = vx_first(); m < c.M; m += vx_step())
         for (int64_t i = m * c.K; i < (m + 1) * c.K; i++) {
             const int32_t n = near[i];
-            if (n < 0 || n >= c.N) vx_raise(outside, i);
+            if (n < 0 || n >= c.N) vx_report(outside, i);
             else dp[n * c.M + m] -= c.log ? g[i] : g[i] / fmaxf(c.p[n * c.M + m], FLT_MIN);
         }
 }
@@ -159,10 +160,10 @@ VX_KERNEL vertex_l2_own_kernel(float *dp, const float *g, const int32_t *near, v
         }
 }
 
-static vx_alarm outside_of(int64_t K, const char *of, int64_t rows)
+static vx_data_check outside_of(int64_t K, const char *of, int64_t rows)
 {
-    return vx_alarm_of(VX_EINVAL, K, "near (%%lld,%%lld) is no row of %s, which has rows 0 .. %lld", of,
-                       (long long)rows - 1);
+    return vx_data_check_of(VX_EINVAL, K, "near (%%lld,%%lld) is no row of %s, which has rows 0 .. %lld", of,
+                            (long long)rows - 1);
 }
 
 /* Working space: 16 M K bytes under VX_KNN_L2. */
@@ -173,7 +174,7 @@ int vx_cuda_vertex_knn_backward(vx_tensor *dp, vx_tensor *ddeviation, vx_tensor 
     const int64_t count = near->numel;
     const float *g = vx_f32(ddeviation);
     if (!p->numel) return VX_OK;
-    const vx_alarm outside = outside_of(c.K, "p", c.N);
+    const vx_data_check outside = outside_of(c.K, "p", c.N);
     if (metric == VX_KNN_CE) {
         VX_CUDA(cudaMemsetAsync(dp->data, 0, sizeof(float) * (size_t)dp->numel, vx_stream()));
         VX_LAUNCH(vertex_ce_backward_kernel, vx_grid(c.M, BLOCK), BLOCK, 0, vx_f32(dp), g, vx_i32(near), c, outside);
@@ -257,8 +258,8 @@ int vx_cuda_knn(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
     const rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], exclude_self, vx_f32(x), vx_f32(y)};
     if (check_rows("knn", c.L)) return VX_EINVAL;
     if (!c.N) return VX_OK;
-    const vx_alarm bad_x = vx_alarm_of(VX_ENONFINITE, c.D, "row %%lld of x holds a NaN or Inf");
-    const vx_alarm bad_y = vx_alarm_of(VX_ENONFINITE, c.D, "row %%lld of y holds a NaN or Inf");
+    const vx_data_check bad_x = vx_data_check_of(VX_ENONFINITE, c.D, "row %%lld of x holds a NaN or Inf");
+    const vx_data_check bad_y = vx_data_check_of(VX_ENONFINITE, c.D, "row %%lld of y holds a NaN or Inf");
     const int64_t chunk =
         vx_min64(vx_min64(c.N, vx_max64(1, DISTANCES / c.L)), 65535 * TILE); /* a grid's second size is limited */
     float *held = VX_SCRATCH(float, chunk *c.L);
@@ -302,7 +303,7 @@ int vx_cuda_knn_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *ddistance, vx_
 {
     const rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], 0, vx_f32(x), vx_f32(y)};
     const int64_t count = near->numel;
-    const vx_alarm outside = outside_of(c.K, "y", c.L);
+    const vx_data_check outside = outside_of(c.K, "y", c.L);
     vx_sort s = vx_sort_of(count, vx_sort_bits(c.L + 1));
     float *partial = VX_SCRATCH(float, vx_pieces_partial(count, c.D));
     if (dy->numel) VX_CUDA(cudaMemsetAsync(dy->data, 0, sizeof(float) * (size_t)dy->numel, vx_stream()));

@@ -16,10 +16,10 @@
  */
 #include "smooth.cuh"
 
-VX_KERNEL noise_check_kernel(const float *noise, int64_t rows, int64_t M, vx_alarm nonfinite)
+VX_KERNEL noise_check_kernel(const float *noise, int64_t rows, int64_t M, vx_data_check nonfinite)
 {
     for (int64_t i = vx_first(); i < rows * M; i += vx_step())
-        if (!(fabsf(noise[i]) < INFINITY)) vx_raise(nonfinite, i / M);
+        if (!(fabsf(noise[i]) < INFINITY)) vx_report(nonfinite, i / M);
 }
 
 /* -- Pass 1: rows -------------------------------------------------------------------------------------------------- */
@@ -704,19 +704,19 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     double *loss = knn ? VX_SCRATCH(double, S *shards) : NULL, *entropy = mean_pi ? VX_SCRATCH(double, c.M) : NULL;
     float *mean = mean_pi ? VX_SCRATCH(float, mean_parts *padded) : NULL;
     double *total = VX_SCRATCH(double, 2);
-    const smooth_alarms alarm = alarms_of(&c);
+    const smooth_checks check = checks_of(&c);
 
-    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, alarm.tau);
+    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, check.tau);
     if (c.noise)
-        VX_LAUNCH(noise_check_kernel, vx_grid(c.N * c.G * c.M, 256), 256, 0, c.noise, c.N * c.G, c.M, alarm.noise);
+        VX_LAUNCH(noise_check_kernel, vx_grid(c.N * c.G * c.M, 256), 256, 0, c.noise, c.N * c.G, c.M, check.noise);
     c.draw = draw, c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
     for (c.g = 0; c.g < c.G; c.g++) {
         code_layout to = {};
         to.panel = panel, to.row = row, to.raw_row = raw_row, to.tensor = c.tensor, to.count = c.M;
         VX_LAUNCH(rows_kernel, vx_grid(c.N * 32, 256), 256, 0, rows, norms, vx_f32(z), scale, 1, c.N, c.G, c.g, c.D,
-                  c.depth, alarm.row);
+                  c.depth, check.row);
         VX_LAUNCH(codes_kernel, vx_grid(padded * 32, 256), 256, 0, to, vx_f32(codebook), c.M, c.g, c.D, c.depth,
-                  alarm.code, alarm.vertex);
+                  check.code, check.vertex);
         scan(&c, SCAN_START, start, NULL, NULL);
         if (noisy_reference) scan(&c, SCAN_NOISY, noisy_reference, start, NULL);
         if (c.depth == 4) LAUNCH_FORWARD(4, 0, 4, 1);
@@ -734,7 +734,7 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
                 *(c.tensor ? &chosen.row : &chosen.panel) = vertex_codes;
                 chosen.tensor = c.tensor, chosen.which = vx_i32(vertices) + c.g * S, chosen.count = S;
                 VX_LAUNCH(codes_kernel, vx_grid(vertex_padded * 32, 256), 256, 0, chosen, vx_f32(codebook), c.M, c.g,
-                          c.D, c.depth, alarm.code, alarm.vertex);
+                          c.D, c.depth, check.code, check.vertex);
                 v.panel = v.row = vertex_codes, v.M = S, v.panels = vertex_panels;
             }
             columns.each = each, columns.ranges = select_ranges, columns.shards = shards, columns.lists = lists;

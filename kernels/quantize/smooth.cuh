@@ -34,12 +34,12 @@ typedef struct smooth_call {
 
 /* scale and tau from log_tau; a tau out of range is reported late, 1 in its place. And the draw, where kernels find it
  * without spending registers on where it may be. */
-VX_KERNEL tau_kernel(float *scale, vx_draw *draw, const float *log_tau, vx_random random, vx_alarm outside)
+VX_KERNEL tau_kernel(float *scale, vx_draw *draw, const float *log_tau, vx_random random, vx_data_check outside)
 {
     *draw = vx_draw_now(random);
     double tau = exp((double)log_tau[0]);
     if (!(tau >= 1e-7 && tau <= 1e7)) {
-        vx_raise(outside, 0);
+        vx_report(outside, 0);
         tau = 1;
     }
     scale[0] = (float)(LOG2E / tau);
@@ -206,18 +206,18 @@ static inline smooth_call call_of(const vx_tensor *z, const vx_tensor *codebook,
     return c;
 }
 
-typedef struct smooth_alarms {
-    vx_alarm tau, row, code, noise, vertex;
-} smooth_alarms;
+typedef struct smooth_checks {
+    vx_data_check tau, row, code, noise, vertex;
+} smooth_checks;
 
-static inline smooth_alarms alarms_of(const smooth_call *c)
+static inline smooth_checks checks_of(const smooth_call *c)
 {
-    smooth_alarms a;
-    a.tau = vx_alarm_of(VX_ENONFINITE, 1, "tau = exp(log_tau) is not in 1e-7 .. 1e7");
-    a.code = vx_alarm_of(VX_ENONFINITE, c->M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
-    a.row = vx_alarm_of(VX_ENONFINITE, c->G, "row %%lld of z holds a NaN or Inf (group %%lld)");
-    a.noise = vx_alarm_of(VX_ENONFINITE, c->G, "row %%lld of the noise holds a NaN or Inf (group %%lld)");
-    a.vertex = vx_alarm_of(VX_EINVAL, 1, "vertex %%lld is no code, of 0 .. %lld", (long long)c->M - 1);
+    smooth_checks a;
+    a.tau = vx_data_check_of(VX_ENONFINITE, 1, "tau = exp(log_tau) is not in 1e-7 .. 1e7");
+    a.code = vx_data_check_of(VX_ENONFINITE, c->M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
+    a.row = vx_data_check_of(VX_ENONFINITE, c->G, "row %%lld of z holds a NaN or Inf (group %%lld)");
+    a.noise = vx_data_check_of(VX_ENONFINITE, c->G, "row %%lld of the noise holds a NaN or Inf (group %%lld)");
+    a.vertex = vx_data_check_of(VX_EINVAL, 1, "vertex %%lld is no code, of 0 .. %lld", (long long)c->M - 1);
     return a;
 }
 

@@ -522,14 +522,14 @@ VX_KERNEL slot_kernel(int32_t *slot, const int32_t *vertices, int64_t M, int64_t
 }
 
 /* A warp for each pair. lse (N,G,2). */
-VX_KERNEL pairs_kernel(smooth_call c, pairs q, const float *row, const float *lse, vx_alarm outside)
+VX_KERNEL pairs_kernel(smooth_call c, pairs q, const float *row, const float *lse, vx_data_check outside)
 {
     const int lane = threadIdx.x % 32;
     for (int64_t j = vx_first() / 32; j < q.S * q.K; j += vx_step() / 32) {
         const int64_t i = q.near[j];
         int64_t code = q.vertices ? q.vertices[j / q.K] : j / q.K;
         if (i < 0 || i >= c.N) {
-            if (lane == 0) vx_raise(outside, j), q.weight[j] = 0;
+            if (lane == 0) vx_report(outside, j), q.weight[j] = 0;
             continue;
         }
         if (code < 0 || code >= c.M) code = 0;
@@ -560,7 +560,7 @@ VX_DEVICE float knn_factor(const smooth_call &c, const pairs &q, const float *dr
 /* A warp for each row. mixed (N,G,D): sum of p times code. */
 VX_KERNEL numbers_kernel(smooth_call c, pairs q, float *start, float *mix_offset, float *noisy, float *pi_factor,
                          float *pi_offset, const float *dy, const float *mixed, const float *lse, const float *sumsq,
-                         const float *dreg, const int32_t *codes, vx_alarm outside)
+                         const float *dreg, const int32_t *codes, vx_data_check outside)
 {
     const float knn = knn_factor(c, q, dreg);
     for (int64_t i = vx_first() / 32; i < c.N; i += vx_step() / 32) {
@@ -569,7 +569,7 @@ VX_KERNEL numbers_kernel(smooth_call c, pairs q, float *start, float *mix_offset
         for (int64_t d = threadIdx.x % 32; d < c.D; d += 32) dot += dy[at * c.D + d] * mixed[at * c.D + d];
         dot = vx_warp_sum(dot);
         if (threadIdx.x % 32) continue;
-        if (codes[at] < 0 || codes[at] >= c.M) vx_raise(outside, at);
+        if (codes[at] < 0 || codes[at] >= c.M) vx_report(outside, at);
         const double l = lse[at * 2] * LOG2E, m = lse[at * 2 + 1] * LOG2E;
         start[i] = (float)-l;
         mix_offset[i] = -dot;
@@ -728,14 +728,14 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         q.probability = VX_SCRATCH(unsigned long long, c.N), q.sum = VX_SCRATCH(unsigned long long, c.N *c.depth);
         q.slot = slot;
     }
-    const smooth_alarms alarm = alarms_of(&c);
-    const vx_alarm bad_code =
-        vx_alarm_of(VX_EINVAL, c.G, "row %%lld has a code outside 0 .. %lld (group %%lld)", (long long)c.M - 1);
-    const vx_alarm bad_row =
-        vx_alarm_of(VX_EINVAL, vx_max64(q.K, 1), "near names a row outside 0 .. %lld, at vertex %%lld, neighbour %%lld",
-                    (long long)c.N - 1);
+    const smooth_checks check = checks_of(&c);
+    const vx_data_check bad_code =
+        vx_data_check_of(VX_EINVAL, c.G, "row %%lld has a code outside 0 .. %lld (group %%lld)", (long long)c.M - 1);
+    const vx_data_check bad_row =
+        vx_data_check_of(VX_EINVAL, vx_max64(q.K, 1),
+                         "near names a row outside 0 .. %lld, at vertex %%lld, neighbour %%lld", (long long)c.N - 1);
 
-    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, alarm.tau);
+    VX_LAUNCH(tau_kernel, 1, 1, 0, scale, draw, vx_f32(log_tau), random, check.tau);
     c.draw = draw, c.scale = scale, c.rows = rows, c.norms = norms, c.panel = panel, c.row = row, c.raw_row = raw_row;
     in.dy = grad, in.raw_panel = raw_panel, in.start = start, in.mix_offset = mix_offset, in.noisy = noisy;
     in.pi_factor = pi_factor, in.pi_offset = pi_offset, in.ppl = weights, in.codes = vx_i32(codes);
@@ -746,11 +746,11 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         to.norm = code_norms, to.count = c.M;
         const unsigned by_row = vx_grid(c.N * 32, 256);
         VX_LAUNCH(rows_kernel, by_row, 256, 0, rows, norms, vx_f32(z), scale, 1, c.N, c.G, c.g, c.D, c.depth,
-                  alarm.row);
+                  check.row);
         VX_LAUNCH(rows_kernel, by_row, 256, 0, grad, (float *)NULL, vx_f32(dy), (const float *)NULL, 0, c.N, c.G, c.g,
-                  c.D, c.depth, alarm.row);
+                  c.D, c.depth, check.row);
         VX_LAUNCH(codes_kernel, vx_grid(padded * 32, 256), 256, 0, to, vx_f32(codebook), c.M, c.g, c.D, c.depth,
-                  alarm.code, alarm.vertex);
+                  check.code, check.vertex);
         if (knn) {
             q.near = vx_i32(near) + c.g * q.S * q.K, q.vertices = vertices ? vx_i32(vertices) + c.g * q.S : NULL;
             VX_CUDA(cudaMemsetAsync(q.count, 0, sizeof(int32_t) * (size_t)c.N, vx_stream()));

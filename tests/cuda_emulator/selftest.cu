@@ -283,7 +283,7 @@ static void test_functions(void)
     cudaFree(dx), cudaFree(dy), cudaFree(db);
 }
 
-/* -- Reductions, votes, alarms ------------------------------------------------------------------------------------- */
+/* -- Reductions, votes, data checks -------------------------------------------------------------------------------- */
 
 VX_KERNEL reductions_kernel(double *y, const float *x, int n)
 {
@@ -348,11 +348,11 @@ static void test_reductions(void)
     }
 }
 
-VX_KERNEL alarm_kernel(vx_alarm first, vx_alarm second, int from)
+VX_KERNEL report_kernel(vx_data_check first, vx_data_check second, int from)
 {
     const int i = (int)vx_first();
-    if (i >= from && i % 7 == 3) vx_raise(first, i);
-    if (i % 5 == 0) vx_raise(second, i);
+    if (i >= from && i % 7 == 3) vx_report(first, i);
+    if (i % 5 == 0) vx_report(second, i);
 }
 VX_KERNEL count_kernel(int *count, unsigned long long *largest)
 {
@@ -360,18 +360,18 @@ VX_KERNEL count_kernel(int *count, unsigned long long *largest)
     atomicMax(largest, (unsigned long long)vx_first());
 }
 
-static void test_alarms(void)
+static void test_data_checks(void)
 {
     unsigned long long word = ~0ull, *d = device(&word, 1), largest = 0, *dl = device(&largest, 1);
     int count = 0, *dc = device(&count, 1);
-    vx_alarm a = {d, 3}, b = {d, 9};
-    LAUNCH(alarm_kernel, 4, 64, 0, a, a, 20);
-    LAUNCH(alarm_kernel, 4, 64, 0, b, b, 0); /* later: does not displace it */
+    vx_data_check a = {d, 3}, b = {d, 9};
+    LAUNCH(report_kernel, 4, 64, 0, a, a, 20);
+    LAUNCH(report_kernel, 4, 64, 0, b, b, 0); /* later: does not displace it */
     LAUNCH(count_kernel, 5, 96, 0, dc, dl);
     fetch(&word, d, 1);
     fetch(&count, dc, 1);
     fetch(&largest, dl, 1);
-    EXPECT(word == (3ull << 48 | 0), "the alarm is %llx", word);
+    EXPECT(word == (3ull << 48 | 0), "the fault word is %llx", word);
     EXPECT(count == 480 && largest == 479, "%d threads, the last %llu", count, largest);
     cudaFree(d), cudaFree(dc), cudaFree(dl);
 }
@@ -763,7 +763,7 @@ int main(void)
         {"asynchronous copies", test_copy_async},
         {"functions", test_functions},
         {"reductions and votes", test_reductions},
-        {"alarms and atomics", test_alarms},
+        {"data checks and atomics", test_data_checks},
         {"graphs", test_graph},
 #ifdef EMU_CUDA_RUNTIME_H
         {"missing barriers", test_missing_barriers},
