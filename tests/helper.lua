@@ -1,9 +1,10 @@
---- helper.lua: runs once before all specs. Opens the library, forbids accidental globals, and holds what specs share:
+--- helper.lua: runs once before all specs. It opens the library, forbids accidental globals, and holds what specs
+-- share:
 --     local H = require "tests.helper"
 
 -- -- Globals ----------------------------------------------------------------------------------------------------------
 
--- Reading or writing an undeclared global from a file of this project is an error; other code is left alone.
+-- Says whether a function of this project is at a level of the stack: to it alone undeclared globals are errors.
 local function ours(level)
   local info = debug.getinfo(level, "S")
   return info and (info.source:find("lua/vertex", 1, true) or info.source:find("tests/", 1, true)
@@ -28,10 +29,11 @@ vx.threads(2)
 local H = {}
 package.loaded["tests.helper"] = H
 
--- -- Random numbers for tests: minimal standard generator, the same everywhere ----------------------------------------
+-- -- Random numbers ---------------------------------------------------------------------------------------------------
 
 local Random = {}
 Random.__index = Random
+--- Makes a source of random numbers, the same on every machine: the minimal standard generator (Park and Miller 1988).
 function H.random(seed) return setmetatable({ state = seed * 7919 % 2147483646 + 1 }, Random) end
 function Random:uniform(low, high)
   self.state = self.state * 16807 % 2147483647
@@ -44,21 +46,22 @@ function Random:list(n, low, high)
   return t
 end
 
+--- Multiplies the numbers of a list.
 function H.product(list)
   local n = 1
   for i = 1, #list do n = n * list[i] end
   return n
 end
 
---- The T of ops.lua's cases: T(shape, {low, high, grad, dtype}) → a random tensor.
+--- Gives the T of ops' cases: T(shape, { low, high, grad, dtype }) → a tensor, uniform in low..high (-1..1; integers
+-- 0..1 for other dtypes than f32), that requires a gradient where it is f32 and grad is not false.
 function H.generator(seed)
   local random = H.random(seed)
   return function(shape, o)
     o = o or {}
     local flat, dtype = {}, o.dtype or "f32"
     for i = 1, H.product(shape) do
-      if dtype == "f32" then flat[i] = random:uniform(o.low or -1, o.high or 1) else flat[i] = random:integer(o.low
-        or 0, o.high or 1) end
+      flat[i] = dtype == "f32" and random:uniform(o.low or -1, o.high or 1) or random:integer(o.low or 0, o.high or 1)
     end
     local x = vx.empty(shape, { dtype = dtype }):fromtable(flat)
     if dtype == "f32" and o.grad ~= false then x.requires_grad = true end
@@ -68,8 +71,8 @@ end
 
 -- -- AdamW: the op takes lists ----------------------------------------------------------------------------------------
 
---- One step of the op on all of an array of {p, m, v, g, decay}; a false in place of a tensor stands for a released
--- one.
+--- Runs one step of the op on all of an array of { p, m, v, g, decay }. A false in place of a tensor stands for a
+-- released one.
 function H.adamw(tuples, lr, beta1, beta2, eps, step)
   local n, lists, decay = #tuples, {}, core.array("float", #tuples)
   for k = 1, 4 do
@@ -81,9 +84,9 @@ function H.adamw(tuples, lr, beta1, beta2, eps, step)
   if status ~= 0 then error(require("ffi").string(core.C.vx_error()), 2) end
 end
 
---- Such an array on a device, the same at every call: more tensors than a CUDA launch takes, of sizes around what a
--- vector, a block and a thread take, half of them views, side by side in one storage and off 16 bytes, and of several
--- decays.
+--- Makes such an array on a device, the same at every call. It has more tensors than a CUDA launch takes, of sizes
+-- around what a vector, a block and a thread take, and several decays. Half of them are views, side by side in one
+-- storage and off 16 bytes.
 function H.adamw_tuples(device)
   local T, sizes, tuples = H.generator(21), { 0, 1, 3, 4, 5, 64, 1023, 1024, 1025 }, {}
   for i = 1, 170 do sizes[i] = sizes[i] or sizes[i % 9 + 1] end
@@ -105,7 +108,7 @@ function H.adamw_tuples(device)
   return tuples
 end
 
---- Tensors updated in one call get the bits of calls of their own.
+--- Fails unless tensors updated in one call get the bits of calls of their own.
 function H.check_adamw_lists(device)
   local together, alone = H.adamw_tuples(device), H.adamw_tuples(device)
   H.adamw(together, 0.1, 0.9, 0.99, 1e-8, 3)
@@ -115,7 +118,7 @@ function H.check_adamw_lists(device)
   end
 end
 
---- sepconv2d_backward with an addend gives the bits of one without, and a sum.
+--- Fails unless sepconv2d_backward with an addend gives the bits of one without, and a sum.
 function H.check_sepconv2d_addend(device)
   local T, op = H.generator(22), vx.ops.registry.sepconv2d
   local cases = op.cases(T)
@@ -141,7 +144,7 @@ end
 
 -- -- Reading ----------------------------------------------------------------------------------------------------------
 
---- All elements of a tensor in row-major order as a flat Lua array.
+--- Gives all elements of a tensor in row-major order as a flat Lua array.
 function H.flat(x)
   local out = {}
   local function walk(t)
@@ -155,6 +158,7 @@ function H.flat(x)
   return out
 end
 
+-- Gives ||x - y|| and ||y||.
 local function norms(x, y)
   local difference, size = 0, 0
   for i = 1, #y do
@@ -164,7 +168,7 @@ local function norms(x, y)
   return math.sqrt(difference), math.sqrt(size)
 end
 
---- ||x - y|| / ||y|| of two flat arrays; plainly ||x - y|| where y is 0.
+--- Computes ||x - y|| / ||y|| of two flat arrays; ||x - y|| where y is 0.
 function H.relative_error(x, y)
   assert(#x == #y, "relative_error: " .. #x .. " and " .. #y .. " elements")
   local difference, size = norms(x, y)
@@ -174,7 +178,7 @@ end
 
 -- -- Assertions -------------------------------------------------------------------------------------------------------
 
---- Fails unless every |x[i] - y[i]| <= absolute + relative |y[i]|; says where. NaN equals only NaN.
+--- Fails unless every |x[i] - y[i]| <= absolute + relative |y[i]|, and says where. NaN equals only NaN.
 function H.close(x, y, relative, absolute, what)
   if #x ~= #y then error(("%s: %d elements, expected %d"):format(what or "close", #x, #y), 2) end
   for i = 1, #y do
@@ -228,7 +232,7 @@ end
 -- -- Files and processes ----------------------------------------------------------------------------------------------
 
 local folder
---- A path in a folder of this run's own, which is removed at the end.
+--- Gives a path in a folder of this run's own, which is removed at the end.
 function H.scratch(name)
   if not folder then
     folder = os.tmpname()
@@ -245,6 +249,7 @@ getmetatable(H.cleaner).__gc = function()
   if folder then os.execute("rm -rf '" .. folder .. "'") end
 end
 
+--- Writes a file; returns its path.
 function H.write(path, bytes)
   local f = assert(io.open(path, "wb"))
   f:write(bytes)
@@ -252,6 +257,7 @@ function H.write(path, bytes)
   return path
 end
 
+--- Reads a file; nil where there is none.
 function H.read(path)
   local f = io.open(path, "rb")
   if not f then return nil end
