@@ -1,77 +1,127 @@
 --- Discrete image autoencoding (Section 4.1): trains the same autoencoder with each quantizer and compares them, as the
 -- paper's Table 1.
 --
---   luajit experiments/ae_sweep.lua                                       thirteen methods on images made on the fly
+--   luajit experiments/ae_sweep.lua                       the methods of Table 1, on images made on the fly
 --   luajit experiments/ae_sweep.lua --data DIR --preset small --methods softmax-knn-ce,ste-euclid
 -- --help lists all flags, methods and presets. The model and its sizes are in autoencoder.lua beside this file.
 
-local root = (arg[0]:match "^(.*)/experiments/[^/]*$") or (arg[0]:match "^experiments/" and "." or "..")
-package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. root .. "/experiments/?.lua;" .. package.path
+local ffi = require "ffi"
+ffi.cdef "char *realpath(const char *path, char *out);"
+dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/" .. "lua/vertex/start.lua")
 
 local vx = require "vertex"
 local autoencoder = require "autoencoder"
-local core, ops, sweep, train = require "vertex.core", vx.ops, vx.sweep, vx.train
+local core, runs = require "vertex.core", vx.runs
 
-local spec = {
-  name = "ae_sweep", default_preset = "tiny", presets = autoencoder.presets,
-  summary = "Discrete image autoencoding with thirteen quantizers (Morita 2025, Section 4.1).",
-}
-local flags = sweep.flags(spec, arg)
+-- -- What this experiment is ------------------------------------------------------------------------------------------
 
---- What decides the results, from the flags or, when resuming, from the stored experiment. Epochs become steps once the
--- data is known.
-local function define(stored)
-  stored = stored or {}
-  local name = flags.preset or stored.preset or spec.default_preset
-  local preset = autoencoder.presets[name]
-  local steps, epochs = flags.steps or stored.steps, flags.epochs or stored.epochs
-  if flags.steps then epochs = nil elseif flags.epochs then steps = nil end
-  if not steps and not epochs then steps, epochs = preset.steps, preset.epochs end
-  return { preset = name, data = flags.data or stored.data, seed = flags.seed or stored.seed or 1,
-    batch = flags.batch or stored.batch or preset.batch,
-    steps = steps, epochs = epochs, autocast = (flags.autocast or stored.autocast) == "bf16" and "bf16" or nil }
+local function new_quantizer(method, preset, seed)
+  return vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k,
+    shards = preset.shards, seed = seed })
 end
 
-local run = sweep.open(spec, flags, define)
-local config, preset = run.config, autoencoder.presets[run.config.preset]
-
-local function open_images(split, options)
-  options.path, options.split, options.size, options.resize = config.data, split, preset.size, preset.resize
-  options.batch, options.seed, options.strict = config.batch, config.seed, flags.strict
-  return vx.data.images(options)
+--- A row of originals, and one of reconstructions for each method.
+local function draw_reconstructions(of, path)
+  local rows, labels = {}, {}
+  local function add(images, label)
+    local row = {}
+    for i = 1, images:size(1) do row[i] = images[i] end
+    rows[#rows + 1], labels[#labels + 1] = row, label
+  end
+  vx.step(function()
+    for _, method in ipairs(of.config.methods) do
+      local kept = of:kept(method)
+      if kept then
+        if #rows == 0 then add(kept.originals, "original") end
+        add(kept.reconstructions, method)
+      end
+    end
+    vx.plot.image_grid(rows, { row_labels = labels, cell = 72, gap = 3 }):save(path)
+  end)
 end
+
+local function percent(v) return ("%.1f%%"):format(100 * v) end
+
+local HARD = "validation split, hard codes"
+
+local run = runs.start({
+  name = "ae_sweep", summary = "Discrete image autoencoding with many quantizers (Morita 2025, Section 4.1).",
+  presets = autoencoder.presets, preset = "tiny",
+  words = { data = "Folder of images, with train/ and val/ or flat; default: made on the fly.",
+    batch = "Images per step.", epochs = "Passes over the images instead of steps." },
+  flags = { runs.flags.graph, runs.flags.autocast,
+    { name = "strict", meaning = "A broken file in --data ends the run instead of being skipped." } },
+  columns = {
+    { name = "code_use", title = "Code use", format = percent, better = "high", from = HARD, unit = "used codes / M" },
+    { name = "perplexity", title = "Perplexity", format = "%.1f", better = "high", from = HARD, unit = "codes" },
+    { name = "rmse", title = "rMSE", format = "%.3f", better = "low", from = HARD, unit = "standardized" },
+    { name = "psnr", title = "PSNR", format = "%.2f", better = "high", from = HARD, unit = "dB of [0,1] pixels" },
+    { name = "fid_tv", title = "FID", format = "%.2f", better = "low", from = HARD .. ", Inception weights" },
+    { name = "is_tv", title = "IS", format = "%.2f", better = "high", from = HARD .. ", Inception weights" },
+    "steps", "seconds",
+    { name = "code_use_256", title = "of 256", format = percent, better = "high", from = HARD,
+      unit = "used codes / M, mean over groups of 256 images" },
+    { name = "rmse_soft", title = "rMSE soft", format = "%.3f", from = "validation split, quantizers of training",
+      unit = "standardized" },
+  },
+  table = {
+    title = function(c) return ("%s, %s"):format(c.preset, c.data or "procedural images") end,
+    columns = { "code_use", "code_use_256", "perplexity", "rmse", "rmse_soft", "psnr", "fid_tv", "is_tv", "seconds" },
+    line = { "code_use", "rmse" },
+    footnotes = {
+      "Code use: used codes / M over the whole split (beside it the mean over groups of 256 images)."
+        .. " rMSE in standardized units after hard",
+      "quantization; rMSE soft: the same with the training-time quantizers. PSNR in [0,1] pixels."
+        .. " FID and IS need Inception weights.",
+    },
+  },
+  pictures = {
+    runs.curves { { field = "mse", label = "reconstruction loss (MSE)", log = true },
+      { field = "code_use", label = "code use", limits = { 0, 1.02 } } },
+    { file = "reconstructions.png", draw = draw_reconstructions },
+  },
+  check = function(c, methods)
+    for _, split in ipairs { "train", "val" } do
+      if c.data then vx.data.find(c.data, split) end
+    end
+    vx.step(function()
+      for _, method in ipairs(methods) do new_quantizer(method, autoencoder.presets[c.preset], c.seed) end
+    end)
+  end,
+}, arg)
+local config, preset = run.config, run.preset
 
 -- -- Training one method ----------------------------------------------------------------------------------------------
 
---- A count of 0 for every code of every column of a quantizer's codes.
-local function empty_counts(quantizer)
-  return vx.zeros({ quantizer.columns, quantizer.options.codes }, { dtype = "i32" })
+local function open_images(split, options)
+  options.path, options.split, options.size, options.resize = config.data, split, preset.size, preset.resize
+  options.batch, options.seed, options.strict = config.batch, config.seed, run.flags.strict
+  return vx.data.images(options)
 end
 
-local function train_method(method)
+local function count_codes(quantizer) return vx.metrics.code_use(quantizer.options.codes, quantizer.columns) end
+
+--- Trains a method from where it stands; returns its model and the number of steps, or nil where Ctrl-C came.
+local function train(method)
   vx.seed(config.seed)
-  local quantizer = vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k,
-    shards = preset.shards,
-    seed = config.seed })
+  local quantizer = new_quantizer(method, preset, config.seed)
   local model = autoencoder.new(preset.channels, quantizer)
-  local hints = quantizer.facts.optimizer -- appendix B.1: half the rate and no decay for the Euclidean methods
+  local hints = quantizer.facts.optimizer -- Appendix B.1: the Euclidean methods' rate and decay differ
   local rate = preset.rate * (hints.rate or 1)
   local optimizer = vx.optim.AdamW(model:parameters(), { betas = { 0.9, 0.99 },
     weight_decay = hints.weight_decay or 1e-4 })
   quantizer.with_stats = false -- only the logged steps ask for them
 
-  local state = { model = model, optimizer = optimizer }
-  local now = run:begin(method, state)
+  local now = run:begin(method, { model = model, optimizer = optimizer })
   local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0,
     position = now.position })
   local steps = config.steps or math.ceil(config.epochs * images:size() / config.batch)
   local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 2, warmup = math.min(preset.warmup, steps / 4),
     total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
-  local used = empty_counts(quantizer) -- codes seen since the last log line
-  local meter, progress = train.meter(),
-    train.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = flags.quiet })
-  local shown = ""
+  local used = count_codes(quantizer) -- since the last log line
+  local meter, shown = runs.meter(), ""
+  local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
 
   local function train_step(x, learning_rate)
     local y, q = model(x)
@@ -80,15 +130,15 @@ local function train_method(method)
     optimizer:zero_grad()
     loss:backward()
     optimizer:step(learning_rate)
-    ops.count_codes(q.codes, quantizer.options.codes, used)
+    used:add(q.codes)
     meter:add { loss = loss, mse = mse, reg = q.reg }
     return q.stats
   end
 
-  -- On a GPU the step is recorded once and launched as a whole. Batches then arrive in `place`, where the recording
-  -- reads them, while the step before is still computed; the logged steps, whose statistics wait for the device, run op
-  -- by op, with the same bits.
-  local graphs = flags.graph ~= "off" and vx.device() ~= "cpu" and quantizer.graphs
+  -- Where the device records graphs, the step is recorded once and launched as a whole. Batches then arrive in `place`,
+  -- where the recording reads them, while the step before is still computed; the logged steps, whose statistics wait
+  -- for the device, run op by op, with the same bits.
+  local graphs = run.flags.graph ~= "off" and core.can(vx.device(), "graphs") and quantizer.graphs
   local place = graphs and core.new({ config.batch, preset.size, preset.size, 3 }, { keep = true })
   local recorded = vx.graph(function(learning_rate) return train_step(place, learning_rate) end)
 
@@ -103,30 +153,22 @@ local function train_method(method)
       if log then return train_step(place, schedule(step)) end
       return recorded:replay(schedule(step))
     end)
-    if not stats then
-      run:save { step = step - 1, position = images:position() }
-      progress:finish()
-      return nil
-    end
-    if log then
-      local m = meter:take()
-      local share = vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, used:to "f32")):item() end)
-      used:zero()
+    if stats and log then
+      local m, share = meter:take(), used:share()
+      used:clear()
       run:log { step = step, loss = m.loss, mse = m.mse, reg = m.reg, code_use = share, perplexity = stats.perplexity,
-        max_p = stats.max_p,
-        tau = stats.tau, lr = schedule(step) }
+        max_p = stats.max_p, tau = stats.tau, lr = schedule(step) }
       shown = ("loss %.4f  codes %3.0f%%  ppl %.0f%s"):format(m.loss, 100 * share, stats.perplexity,
         stats.tau and ("  tau %.3g"):format(stats.tau) or "")
     end
-    local rate_now = (step - now.step) * config.batch / (core.time() - run.began)
-    progress:update(step, ("%s  %.0f images/s"):format(shown, rate_now))
-    local extra = { step = step, position = images:position() }
-    if core.interrupted() then
-      run:save(extra)
+    local stopped = not stats or core.interrupted()
+    run:save({ step = stats and step or step - 1, position = images:position() }, not stopped and step < steps)
+    if stopped then
       progress:finish()
       return nil
     end
-    run:save(extra, step < steps)
+    local speed = (step - now.step) * config.batch / (core.time() - run.began)
+    progress:update(step, ("%s  %.0f images/s"):format(shown, speed))
   end
   for _, broken in ipairs(images:broken()) do
     io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason))
@@ -134,22 +176,21 @@ local function train_method(method)
   images:close()
   recorded:release()
   progress:finish()
-  return state, steps
+  return model, steps
 end
 
--- -- Evaluation: the whole validation split, hard codes ---------------------------------------------------------------
+-- -- Evaluation: the whole validation split ---------------------------------------------------------------------------
 
-local STD = { 0.229, 0.224, 0.225 } -- ImageNet's, to turn standardized errors into pixels
+local GROUP = 256 -- images, over which code use is measured beside that over the split
 
 --- {rmse, psnr, code_use, code_use_256, perplexity} over the split, and the first batch with its reconstruction; nil
 -- when interrupted.
 local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
-  local M, total, part = model.quantizer.options.codes, empty_counts(model.quantizer), empty_counts(model.quantizer)
-  local groups, in_part = {}, 0
-  local scale = vx.tensor(STD)
+  local whole, part = count_codes(model.quantizer), count_codes(model.quantizer)
+  local scale = vx.tensor(vx.data.std) -- turns standardized errors into those of pixels
   local squared, pixels, count, first = 0, 0, 0, nil
-  local function share(t) return vx.step(function() return ops.mean(ops.lt(vx.zeros { 1 }, t:to "f32")):item() end) end
+  local groups, sum, in_part = 0, 0, 0
   repeat
     local n, kept = vx.step(function()
       return vx.no_grad(function()
@@ -160,83 +201,44 @@ local function evaluate(model)
         squared = squared + d:square():sum():item()
         pixels = pixels + (d * scale):square():sum():item()
         count = count + x:numel()
-        ops.count_codes(q.codes, M, total)
-        ops.count_codes(q.codes, M, part)
+        whole:add(q.codes)
+        part:add(q.codes)
         return x:size(1), not first and { x, y } or nil
       end)
     end)
     first = first or kept
     in_part = in_part + n
-    if in_part >= 256 or (n == 0 and #groups == 0) then
-      groups[#groups + 1] = share(part)
-      part:zero()
-      in_part = 0
+    if in_part >= GROUP or (n == 0 and groups == 0) then
+      groups, sum, in_part = groups + 1, sum + part:share(), 0
+      part:clear()
     end
   until n == 0
   images:close()
   if core.interrupted() then return nil end
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
-  local sum = 0
-  for _, g in ipairs(groups) do sum = sum + g end
-  local perplexity, counts = 0, total:totable()
-  for _, column in ipairs(counts) do
-    local entropy, n = 0, 0
-    for _, c in ipairs(column) do n = n + c end
-    for _, c in ipairs(column) do
-      if c > 0 then entropy = entropy - c / n * math.log(c / n) end
-    end
-    perplexity = perplexity + math.exp(entropy) / #counts
-  end
-  return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = share(total),
-    code_use_256 = sum / #groups,
-    perplexity = perplexity }, first
+  return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
+    code_use_256 = sum / groups, perplexity = whole:perplexity() }, first
 end
 
-local function finish_method(state, steps)
-  local model = state.model:eval()
-  local result, first = evaluate(model)
+--- The results of a trained model and the images for reconstructions.png; nil when interrupted.
+local function judge(model, steps)
+  local result, first = evaluate(model:eval())
   if result and model.quantizer.log_tau then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()
     result.rmse_soft = (evaluate(model) or {}).rmse
   end
-  if core.interrupted() then return false end
+  if core.interrupted() then return nil end
+  result.steps = steps
   local n = math.min(10, first[1]:size(1))
   local function pictures(x) return vx.data.to_u8(vx.data.denormalize(x:narrow(1, 1, n))) end
-  state.tensors = { originals = pictures(first[1]), reconstructions = pictures(first[2]) }
-  result.steps = steps
-  run:finish_method({ step = steps }, result)
-  return true
+  return result, { originals = pictures(first[1]), reconstructions = pictures(first[2]) }
 end
 
 -- -- The sweep --------------------------------------------------------------------------------------------------------
 
-local function say(...) if not flags.quiet then io.stderr:write(string.format(...), "\n") end end
+if config.autocast then vx.autocast(config.autocast) end
 
-local function main()
-  if config.autocast then vx.autocast(config.autocast) end
-  say("%s: %s, %s, %s → %s", spec.name, config.preset, config.data or "images made on the fly",
-    vx.devices()[1].description, run.out)
-  for _, method in ipairs(run.methods) do
-    if run:finished(method) then
-      say("%-15s  finished before", method)
-    else
-      local state, steps = train_method(method)
-      if not state or not finish_method(state, steps) then
-        say("stopped; go on with: luajit %s --out %s --resume", arg[0], run.out)
-        return 130
-      end
-      local r = run.results[method]
-      say("%-15s  code use %5.1f%%  rMSE %.3f  %.0f s", method, 100 * r.code_use, r.rmse, r.seconds)
-    end
-  end
-  io.write(run:write_table(("%s, %s"):format(config.preset, config.data or "procedural images")), "\n")
-  run:draw_curves({ field = "mse", label = "reconstruction loss (MSE)", log = true },
-    { field = "code_use", label = "code use", limits = { 0, 1.02 } })
-  run:draw_reconstructions()
-  say("results.csv, table.md, curves.png, reconstructions.png in %s", run.out)
-  return 0
-end
-
-local ok, status = pcall(core.catching_interrupts, main)
-if not ok then io.stderr:write(tostring(status), "\n") end
-os.exit(ok and status or 1, true)
+os.exit(run:each(function(method)
+  local model, steps = train(method)
+  if model then return judge(model, steps) end
+end), true)

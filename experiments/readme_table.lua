@@ -3,8 +3,9 @@
 --
 --   luajit experiments/readme_table.lua [--check]
 
-local root = (arg[0]:match "^(.*)/experiments/[^/]*$") or (arg[0]:match "^experiments/" and "." or "..")
-package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
+local ffi = require "ffi"
+ffi.cdef "char *realpath(const char *path, char *out);"
+dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/" .. "lua/vertex/start.lua")
 
 local core, registry = require "vertex.core", require "vertex.quantizers"
 
@@ -17,7 +18,7 @@ for _, item in ipairs(registry.list) do
 end
 local generated = table.concat(lines, "\n")
 
-local f = assert(io.open(root .. "/README.md"))
+local f = assert(io.open(core.root .. "/README.md"))
 local readme = f:read "*a"
 f:close()
 local first, last = "<!-- quantizers: written by experiments/readme_table.lua -->\n", "\n<!-- end of quantizers -->"
@@ -30,4 +31,4 @@ if arg[1] == "--check" then
     or "README.md's table of quantizers is out of date: luajit experiments/readme_table.lua\n")
   os.exit(updated == readme and 0 or 1)
 end
-core.write_file(root .. "/README.md", updated)
+core.write_file(core.root .. "/README.md", updated)

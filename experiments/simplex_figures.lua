@@ -10,8 +10,9 @@
 --   motion-*     300 points that each regularizer alone moves, from a uniform and from a collapsed start: frames over
 --   the steps
 
-local root = (arg[0]:match "^(.*)/experiments/[^/]*$") or (arg[0]:match "^experiments/" and "." or "..")
-package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
+local ffi = require "ffi"
+ffi.cdef "char *realpath(const char *path, char *out);"
+dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/" .. "lua/vertex/start.lua")
 
 local argparse = require "argparse"
 local vx = require "vertex"
@@ -227,7 +228,7 @@ end
 
 local function main()
   vx.seed(flags.seed)
-  vx.sweep.make_folders(flags.out)
+  vx.runs.make_folders(flags.out)
   figure1()
   figure2()
   gradients()

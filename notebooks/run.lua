@@ -5,13 +5,14 @@
 --   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb           the first `steps = ...` of each becomes steps =
 --   20
 
-local lfs = require "lfs"
-local path = arg[0]:sub(1, 1) == "/" and arg[0] or lfs.currentdir() .. "/" .. arg[0]
-local root = path:match "^(.*)/notebooks/[^/]*$"
-package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. package.path
+local ffi = require "ffi"
+ffi.cdef "char *realpath(const char *path, char *out);"
+dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)notebooks/" .. "lua/vertex/start.lua")
 
+local lfs = require "lfs"
 local vx = require "vertex"
 local display = require "vertex.interactive.display"
+local json = require "vertex.json"
 local Session = require "vertex.interactive.session"
 local show = require "vertex.interactive.show"
 
@@ -24,7 +25,7 @@ end
 local function code_cells(file)
   local f, reason = io.open(file, "r")
   if not f then usage(reason) end
-  local notebook = vx.train.parse_json(f:read "*a")
+  local notebook = json.decode(f:read "*a")
   f:close()
   if type(notebook) ~= "table" or type(notebook.cells) ~= "table" then usage(file .. " is no notebook") end
   local sources = {}

@@ -109,7 +109,7 @@ local function graph_specs(device, tag)
           local quantizer = vx.quantizer(method, { dim = 4, codes = 11, k = 2, seed = 2 })
           quantizer.with_stats = false
           local model = autoencoder.new({ 8, 8, 4 }, quantizer)
-          local optimizer, meter = vx.optim.AdamW(model:parameters(), { weight_decay = 0.1 }), vx.train.meter()
+          local optimizer, meter = vx.optim.AdamW(model:parameters(), { weight_decay = 0.1 }), vx.runs.meter()
           local x, used = vx.zeros { 2, 8, 8, 3 }, vx.zeros({ 1, 11 }, { dtype = "i32" })
           local step = vx.graph(function(rate)
             local y, q = model(x)

@@ -262,7 +262,7 @@ describe("the kernel", function()
       assert.equal("p", published[3][2].transient.display_id)
     end
     _, published = run [[
-      local p = vx.train.progress('fit', { total = 3 })
+      local p = vx.runs.progress('fit', { total = 3 })
       p:update(1, 'loss 2') p:update(3, 'loss 1') p:finish()]]
     assert.equal(2, #published)
     assert.same({ "display_data", "update_display_data" }, { published[1][1], published[2][1] })

@@ -1,7 +1,7 @@
 -- The notebooks, run from their files with fewer steps; and the runner that needs no Jupyter.
 
 local H = require "tests.helper"
-local train = require "vertex.runs.train"
+local json = require "vertex.json"
 
 local root, shell = H.root, H.shell
 local NAMES = { "01-the-simplex", "02-collapse-and-cure", "03-your-own-quantizer" }
@@ -21,14 +21,14 @@ end
 local function notebook(...)
   local cells = {}
   for i = 1, select("#", ...) do cells[i] = { cell_type = "code", source = (select(i, ...)) } end
-  return H.write(H.scratch "test.ipynb", train.json { cells = cells, nbformat = 4 })
+  return H.write(H.scratch "test.ipynb", json.encode { cells = cells, nbformat = 4 })
 end
 
 describe("the notebooks", function()
   it("are notebooks of this kernel without an error in them", function()
     for _, name in ipairs(NAMES) do
       local text = assert(H.read(("%s/notebooks/%s.ipynb"):format(root, name)))
-      local content = assert(train.parse_json(text), name)
+      local content = assert(json.decode(text), name)
       assert.same({ 4, "vertex" }, { content.nbformat, content.metadata.kernelspec.name })
       assert.truthy(#text < 600000, name .. " holds large outputs")
       for _, cell in ipairs(content.cells) do

@@ -32,7 +32,9 @@ describe("README", function()
     setfenv(chunk, setmetatable({ print = function(...)
       for i = 1, select("#", ...) do printed[#printed + 1] = tostring((select(i, ...))) end
     end }, { __index = _G }))
+    local path = package.path
     chunk()
+    package.path = path -- the example adds to it
     assert.equal(6, #printed)
     assert.truthy(printed[1]:find("f32 (8192,32) on cpu", 1, true), printed[1])
   end)

@@ -156,7 +156,7 @@ describe("the surface:", function()
 
   it("modules, those with needs of their own at first use", function()
     for _, name in ipairs { "nn", "optim", "ops" } do assert.is_table(vx[name], name) end
-    local file_of = { data = "data/images", plot = "plot", train = "runs/train", sweep = "runs/sweep",
+    local file_of = { data = "data", plot = "plot", runs = "runs",
       simplex = "simplex", metrics = "metrics", dist = "dist" }
     for name, file in pairs(file_of) do
       local there = H.read("lua/vertex/" .. file .. ".lua") or H.read("lua/vertex/" .. file .. "/init.lua")

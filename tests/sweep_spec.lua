@@ -1,10 +1,10 @@
 -- The main job as a user runs it: flags, output folder, results, kill and resume. Runs experiments/ae_sweep.lua in
--- child processes.
+-- child processes. What holds for any experiment is in runs_spec.lua.
 
 local H = require "tests.helper"
 local lfs = require "lfs"
-local train = require "vertex.runs.train"
 local core = require "vertex.core"
+local json = require "vertex.json"
 local vx = require "vertex"
 
 local root, shell = H.root, H.shell
@@ -43,20 +43,6 @@ local function tensors(out, method)
   return table.concat(parts)
 end
 
-describe("a meter", function()
-  it("averages numbers and tensors between two looks", function()
-    local meter = train.meter()
-    assert.same({}, meter:take())
-    for i = 1, 4 do
-      vx.step(function() meter:add { number = i, tensor = vx.full({}, 2 * i), sometimes = i > 2 and vx.full({ 1 }, i)
-        or nil } end)
-    end
-    assert.same({ number = 2.5, tensor = 5, sometimes = 3.5 }, meter:take())
-    meter:add { tensor = vx.full({}, 7) }
-    assert.same({ tensor = 7 }, meter:take())
-  end)
-end)
-
 describe("ae_sweep", function()
   setup(function()
     scratch = H.scratch "sweep"
@@ -76,7 +62,7 @@ describe("ae_sweep", function()
     assert.truthy(csv:find("\nste-euclid,1,", 1, true))
     assert.truthy(output:find("softmax-knn-ce", 1, true) and output:find("Code use", 1, true))
     for line in read("a/b/metrics.jsonl"):gmatch "[^\n]+" do
-      local entry = assert(train.parse_json(line))
+      local entry = assert(json.decode(line))
       assert.truthy(entry.loss > 0 and entry.code_use > 0 and entry.step >= 1)
     end
     assert.truthy(read("a/b/table.md"):find("| softmax-knn-ce |", 1, true))
@@ -103,9 +89,9 @@ describe("ae_sweep", function()
     output, status = sweep "--out /proc/nowhere/x"
     assert.equal(2, status)
     assert.truthy(output:find("cannot make", 1, true), output)
-    output, status = sweep "--resume --out nothing"
+    output, status = sweep "--out other --resume"
     assert.equal(2, status)
-    assert.truthy(output:find("holds no experiment", 1, true), output)
+    assert.truthy(output:find("holds no experiment of ours", 1, true), output)
   end)
 
   it("does not run finished methods again, and takes new ones", function()
@@ -118,9 +104,27 @@ describe("ae_sweep", function()
     assert.truthy(read("a/b/results.csv"):find("\nsoftmax-knn-ce,", 1, true))
   end)
 
-  it("names what it does not know, and lists what it does", function()
+  it("refuses what cannot be had, says why, and leaves nothing behind", function()
+    for _, folder in ipairs { "empty", "words", "words/train", "split", "split/train", "split/val" } do
+      assert(lfs.mkdir(scratch .. "/" .. folder))
+    end
+    write("words/train/letter.txt", "words")
+    vx.data.save(scratch .. "/split/train/1.png", vx.data.procedural(40, 1, 1))
+    lfs.mkdir(scratch .. "/picky")
+    write("picky/picky.lua", [[
+      local registry = require "vertex.quantizers"
+      local Picky = registry.Quantizer.extend "Picky"
+      function Picky:setup(options)
+        if options.codes ~= 243 then require("vertex.core").fail("picky: codes is %d, expected 243", options.codes) end
+      end
+      function Picky:quantize() end
+      function Picky:nearest() end
+      function Picky:lookup() end
+      return { names = { { name = "picky", summary = "wants 243 codes" } }, paper = "none", kind = "hard",
+        metric = "euclid", codebook = true, class = Picky }
+    ]])
     for arguments, expected in pairs {
-      ["--methods softmax-knn"] = "unknown method 'softmax-knn'; known: ste-euclid, ste-cosine",
+      ["--methods softmax-knn"] = "unknown method 'softmax-knn'; known: paper, all, ste-euclid, ste-cosine",
       ["--preset huge"] = "unknown preset 'huge'; known: 16x16x32-1024",
       ["--stepps 3"] = "--steps",
       ["--steps -3"] = "expected an integer from 1",
@@ -129,22 +133,69 @@ describe("ae_sweep", function()
       ["--seed x"] = "expected an integer from 0",
       ["--steps 1 --epochs 1"] = "give one of them",
       ["--methods ,"] = "names none",
-      ["--device tpu --out t1"] = "device 'tpu': expected \"cpu\"",
-      ["--data nowhere --out t2 --steps 1"] = "nowhere",
-      ["--data other --out t3 --steps 1"] = "other",
+      ["--device tpu"] = "device 'tpu': expected \"cpu\"",
+      ["--data nowhere"] = "no folder nowhere",
+      ["--data file"] = "file is a file, expected a folder",
+      ["--data empty"] = "no image in empty",
+      ["--data words"] = "no image in words/train",
+      ["--data split"] = "no image in split/val",
       ["--quantizers nowhere"] = "'nowhere' is no folder",
-      ["--device cpu --graph on --out t4"] = "--graph on: the CPU records no graphs",
-      ["--device cpu --autocast bf16 --out t5"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
+      ["--quantizers picky --methods ste-euclid,picky"] = "picky: codes is 256, expected 243",
+      ["--device cpu --graph on"] = "--graph on: the device cpu records no graphs",
+      ["--device cpu --autocast bf16"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
       ["--graph maybe"] = "must be one of 'on', 'off'",
     } do
-      local output, status = sweep(arguments)
-      assert.truthy(status ~= 0, arguments)
-      assert.truthy(output:find(expected, 1, true), arguments .. ": " .. output)
-      assert.falsy(output:find("stack traceback", 1, true), output)
+      for _, out in ipairs { " --out refused/a", "", " --out refused --resume" } do
+        local output, status = sweep(arguments .. out)
+        assert.equal(2, status, arguments)
+        assert.truthy(output:find(expected, 1, true), arguments .. ": " .. output)
+        assert.falsy(output:find("stack traceback", 1, true) or output:find(".lua:", 1, true), output)
+        for _, folder in ipairs { "refused", "out" } do
+          assert.is_nil(lfs.attributes(scratch .. "/" .. folder, "mode"), arguments)
+        end
+      end
     end
+  end)
+
+  it("lists methods, columns and flags under --help", function()
     local output, status = sweep "--help"
     assert.equal(0, status)
     for _, item in ipairs(vx.quantizers()) do assert.truthy(output:find(item.name, 1, true), item.name) end
+    for _, text in ipairs { "Folder of images", "Images per step", "of results.csv", "rmse_soft", "--strict" } do
+      assert.truthy(output:find(text, 1, true), text)
+    end
+  end)
+
+  it("--resume starts anew where there is nothing, so that one command line serves a requeued job", function()
+    local command = "--steps 2 --batch 4 --methods ste-euclid --resume --out again/x"
+    for i, expected in ipairs { "ste%-euclid +Code use", "ste%-euclid +finished before" } do
+      local output, status = sweep(command)
+      assert.equal(0, status, output)
+      assert.truthy(output:find(expected), i .. ": " .. output)
+    end
+    -- a start that was killed before it had written anything whole
+    assert(lfs.mkdir(scratch .. "/begun"))
+    write("begun/config.json.4711.tmp", "{")
+    local output, status = sweep "--steps 2 --batch 4 --methods ste-euclid --resume --out begun"
+    assert.equal(0, status, output)
+    -- without --out: the newest of the preset, and the first where there is none
+    for i, expected in ipairs { "Code use", "finished before" } do
+      output, status = sweep "--steps 2 --batch 4 --methods ste-euclid --resume"
+      assert.equal(0, status, output)
+      assert.truthy(output:find(expected, 1, true) and output:find("out/ae_sweep-tiny-1", 1, true), i .. ": " .. output)
+    end
+  end)
+
+  it("refuses to resume with other settings, also where one of them was not given before", function()
+    for arguments, expected in pairs {
+      ["--batch 5"] = "its batch is 4, asked for is 5",
+      ["--data photos"] = "its data is not set, asked for is \"photos\"",
+      ["--epochs 2"] = "its epochs is not set, asked for is 2",
+    } do
+      local output, status = sweep("--out again/x --resume " .. arguments)
+      assert.equal(2, status, output)
+      assert.truthy(output:find(expected, 1, true), output)
+    end
   end)
 
   it("gives bit for bit the uninterrupted result after kills at any moment", function()
@@ -155,9 +206,7 @@ describe("ae_sweep", function()
     sweep(common .. " --out killed", "timeout -s KILL 0.6")
     while not done and tries < 60 do
       tries = tries + 1
-      local again = lfs.attributes(scratch .. "/killed/config.json", "mode") and " --out killed --resume"
-        or " --out killed"
-      output, status = sweep(common .. again, ("timeout -s KILL %.2f"):format(0.6 + 0.13 * tries))
+      output, status = sweep(common .. " --out killed --resume", ("timeout -s KILL %.2f"):format(0.6 + 0.13 * tries))
       done = status == 0
     end
     assert.truthy(done, output)
@@ -175,7 +224,7 @@ describe("ae_sweep", function()
       "timeout --foreground -s INT 2")
     assert.truthy(status == 124 or status == 130, output)
     assert.truthy(output:find("stopped; go on with: luajit", 1, true), output)
-    local extra = train.peek_checkpoint(scratch .. "/stopped/checkpoints/softmax-ppl.safetensors")
+    local extra = vx.runs.checkpoint.peek(scratch .. "/stopped/checkpoints/softmax-ppl.safetensors")
     assert.truthy(extra.step >= 1)
   end)
 

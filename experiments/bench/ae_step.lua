@@ -8,8 +8,9 @@
 -- On a GPU our step is recorded once and launched as a whole (--graph off: op by op). --autocast bf16 is vx.autocast on
 -- our side, and torch.autocast with the quantizer in float32 on the other. FILE gets a line per method.
 
-local root = (arg[0]:match "^(.*)/experiments/bench/[^/]*$") or "."
-package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. root .. "/experiments/?.lua;" .. package.path
+local ffi = require "ffi"
+ffi.cdef "char *realpath(const char *path, char *out);"
+dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/" .. "lua/vertex/start.lua")
 
 local vx = require "vertex"
 local autoencoder = require "autoencoder"
@@ -35,7 +36,7 @@ local preset = assert(autoencoder.presets[flags.preset], "unknown preset " .. fl
 vx.threads(flags.threads)
 vx.device(flags.device)
 vx.autocast(flags.autocast)
-local graphs = flags.graph == "on" and flags.device ~= "cpu"
+local graphs = flags.graph == "on" and core.can(vx.device(), "graphs")
 
 local function median(t)
   table.sort(t)
@@ -75,7 +76,7 @@ end
 
 local function torch_round(method)
   local command = ("OMP_NUM_THREADS=%d %s %s/experiments/bench/ae_step.py %s %d %d %d %s %s %s %s 2>/dev/null"):format(
-    flags.threads, flags.python, root, flags.preset, flags.batch, flags.steps, flags.threads, method,
+    flags.threads, flags.python, core.root, flags.preset, flags.batch, flags.steps, flags.threads, method,
     flags.compile and "compile" or "", flags.autocast, flags.device)
   local p = io.popen(command)
   local ms, least, version = p:read "*a":match "([%d.]+) ([%d.]+) (%S+)"

@@ -32,11 +32,12 @@
 -- its time not divided into forward and backward. Results merge into OUT/quantizer-PROCESSOR.csv, so that sections and
 -- shapes can be repeated one by one; the .txt beside it shows them as tables, the .png is the plot of the sweep.
 
-local root = (arg[0]:match "^(.*)/experiments/bench/[^/]*$") or "."
-local here = arg[0]:match "^(.*)/[^/]*$" or "."
-package.path = root .. "/lua/?.lua;" .. root .. "/lua/?/init.lua;" .. here .. "/?.lua;" .. package.path
+local ffi = require "ffi"
+ffi.cdef "char *realpath(const char *path, char *out);"
+dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/" .. "lua/vertex/start.lua")
 
 local core = require "vertex.core"
+local here = core.root .. "/experiments/bench"
 local vx = require "vertex"
 local tools = require "tools"
 local exit_with = tools.exit_with
@@ -182,8 +183,8 @@ local results = tools.results(path .. ".csv", { "section", "shape", "N", "D", "M
   "compare", "read", "copy", "processor", "simd", "version", "note" },
     { "section", "shape", "method", "side", "against", "threads", "tau" })
 
-local ceilings = on_gpu and tools.gpu_ceilings(flags.device) or tools.ceilings(root .. "/kernels/lab", processor.simd,
-  flags.threads)
+local ceilings = on_gpu and tools.gpu_ceilings(flags.device)
+  or tools.ceilings(core.root .. "/kernels/lab", processor.simd, flags.threads)
 local function say(...) print((...):format(select(2, ...))) end
 say("%s, %s kernels, %d threads", processor.name, processor.simd, flags.threads)
 local measured = {}

@@ -79,8 +79,7 @@ for name, f in pairs(ops) do
 end
 
 -- modules loaded at first use: a quantizer experiment should not need cairo or an image library
-local lazy = { data = "vertex.data.images", plot = "vertex.plot", train = "vertex.runs.train",
-  sweep = "vertex.runs.sweep", simplex = "vertex.simplex",
+local lazy = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs", simplex = "vertex.simplex",
   metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.interactive.display" }
 local names = {} -- of those that are there, for completion
 for name, module in pairs(lazy) do names[name] = package.searchpath(module, package.path) and true end

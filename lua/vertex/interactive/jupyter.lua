@@ -9,11 +9,10 @@
 -- interrupt. Requests are answered one after another, only the heartbeat has a thread of its own. What a cell prints is
 -- gathered for FLUSH_EVERY seconds, so that a loop does not flood the notebook.
 
-local lfs = require "lfs"
 if ... ~= "vertex.interactive.jupyter" then -- run as a program
-  local path = arg[0]:sub(1, 1) == "/" and arg[0] or lfs.currentdir() .. "/" .. arg[0]
-  local above = path:match "^(.*)/[^/]*/[^/]*/[^/]*$"
-  package.path = ("%s/?.lua;%s/?/init.lua;%s"):format(above, above, package.path)
+  local ffi = require "ffi"
+  ffi.cdef "char *realpath(const char *path, char *out);"
+  dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)interactive/" .. "start.lua")
 end
 
 local core = require "vertex.core"

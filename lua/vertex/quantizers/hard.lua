@@ -77,6 +77,7 @@ return {
   order = 10,
   kind = "hard",
   codebook = true,
+  table1 = true,
   names = {
     { name = "ste-euclid", summary = "straight-through, Euclidean nearest code", paper = "van den Oord et al. 2017",
       metric = "euclid", estimator = "ste", optimizer = EUCLID },

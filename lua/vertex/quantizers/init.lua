@@ -18,7 +18,8 @@
 --                 that gives one (default 1)
 --   optimizer     hints for whoever trains a model with it: { rate = factor of the learning rate, weight_decay = in
 --                 place of the usual one } (default {})
---   ablation      true: no row in the paper's table
+--   table1        true: a row of the paper's Table 1 (what `--methods paper` runs)
+--   ablation      true: another method with a part left out or replaced
 -- Adding a quantizer is adding such a file. Files of another folder join by registry.load_folder(dir).
 
 local lfs = require "lfs"
@@ -73,6 +74,7 @@ local FACTS = {
   { "estimator", is_text, "a text" },
   { "stages", is_stages, "an integer of 1 or more, or a function of the options" },
   { "optimizer", is_optimizer, "{ rate = a number above 0, weight_decay = a number of 0 or more }" },
+  { "table1", is_boolean, "true or false" },
   { "ablation", is_boolean, "true or false" },
 }
 local FAMILY_FIELDS = { names = true, options = true, class = true, order = true }
@@ -193,11 +195,12 @@ end
 
 --- Lists the quantizers.
 -- @return array of {name, summary, paper, options, kind, codebook, metric, sampler, regularizer, estimator, stages,
--- optimizer, ablation}, in the order of the paper's Table 1, the ablations last; nil where a fact does not apply
+-- optimizer, table1, ablation}, in the order of the paper's Table 1, the ablations last; nil where a fact does not
+-- apply
 function registry.quantizers() return registry.list end
 
 --- Lists the quantizers' names.
--- @param[opt=false] ablations true: also those without a row in the paper's Table 1
+-- @param[opt=false] ablations true: the ablations too
 -- @return array of names
 function registry.names(ablations)
   local names = {}

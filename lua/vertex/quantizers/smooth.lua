@@ -151,8 +151,8 @@ for pass = 1, 2 do
   for _, s in ipairs(SAMPLERS) do
     for _, r in ipairs(REGULARIZERS) do
       if (r[1] == "none") == (pass == 2) then
-        names[#names + 1] = { name = s[1] .. "-" .. r[1], summary = s[2] .. ", " .. r[2], ablation = r[1] == "none",
-          sampler = s[1], regularizer = r[1],
+        names[#names + 1] = { name = s[1] .. "-" .. r[1], summary = s[2] .. ", " .. r[2], table1 = r[1] ~= "none",
+          ablation = r[1] == "none", sampler = s[1], regularizer = r[1],
           paper = r[3] == s[3] and r[3] or r[3] and s[3] .. "; " .. r[3] or s[3] }
       end
     end

@@ -1,153 +1,31 @@
---- sweep.lua: one training loop over a list of methods: the flags every experiment takes, the output folder with its
--- resumable bookkeeping, and the results as table and pictures.
+--- runs/sweep: one experiment over a list of methods: its output folder, what is resumed, and its results.
 --
--- OUT/config.json        what defines the experiment; a folder with another one is refused
+-- OUT/config.json        what decides the results; a folder with another one is refused
 --    /checkpoints/M.safetensors   per method: everything to go on, and once finished its results
---    /metrics.jsonl      one line per log point          /results.csv  one line per finished method
---    /table.md           like the paper's Table 1        /curves.png, reconstructions.png
+--    /metrics.jsonl      one line per log point
+--    /results.csv        one line per finished method
+--    /table.md           the same for people; and the pictures that the experiment declares
+--
+-- Nothing is written before everything that can be checked is: a refused command leaves no trace.
 
-local argparse = require "argparse"
 local lfs = require "lfs"
+local checkpoint = require "vertex.runs.checkpoint"
 local core = require "vertex.core"
+local experiment = require "vertex.runs.experiment"
+local flags_of = require "vertex.runs.flags"
+local json = require "vertex.json"
 local registry = require "vertex.quantizers"
-local train = require "vertex.runs.train"
+local results = require "vertex.runs.table"
 
-local sweep = {}
-local fail = core.fail
+local refuse, sorted_keys = flags_of.refuse, flags_of.sorted_keys
 
--- -- Flags ------------------------------------------------------------------------------------------------------------
+local Run = {}
+Run.__index = Run
 
-local function integer(low, high)
-  return function(text)
-    local v = tonumber(text)
-    if not v or v ~= math.floor(v) or v < low or v > high then
-      return nil, ("'%s': expected an integer from %d to %.0f"):format(text, low, high)
-    end
-    return v
-  end
-end
+-- -- What is asked for, and what is there -----------------------------------------------------------------------------
 
-local function sorted_keys(t)
-  local keys = {}
-  for key in pairs(t) do keys[#keys + 1] = key end
-  table.sort(keys)
-  return keys
-end
-
-local function exit_with(message)
-  io.stderr:write(message .. "\n")
-  os.exit(2, true)
-end
-
---- "a,b" into a list of known method names.
-local function parse_methods(text)
-  if text == "all" then return registry.names() end
-  local methods, seen = {}, {}
-  for name in text:gmatch "[^,%s]+" do
-    if not registry.by_name[name] then
-      exit_with(("unknown method '%s'; known: %s"):format(name, table.concat(registry.names(true), ", ")))
-    end
-    if not seen[name] then methods[#methods + 1] = name end
-    seen[name] = true
-  end
-  if #methods == 0 then exit_with("--methods names none; known: " .. table.concat(registry.names(true), ", ")) end
-  return methods
-end
-
-local function methods_help()
-  local lines = { "methods:" }
-  for _, item in ipairs(registry.list) do
-    lines[#lines + 1] = ("  %-16s %s (%s)"):format(item.name, item.summary, item.paper)
-  end
-  return table.concat(lines, "\n")
-end
-
---- The flags every experiment takes. spec {name, summary, presets = {name = table}, default_preset}. Returns a table of
--- the flags given (nil where not given), --device and --threads already in force; prints help or an error and ends the
--- process where that is what was asked for or deserved.
-function sweep.flags(spec, argv)
-  local folder -- families of --quantizers must be known before --methods and the help are read
-  for i, a in ipairs(argv) do
-    folder = a:match "^%-%-quantizers=(.+)$" or a == "--quantizers" and argv[i + 1] or folder
-  end
-  if folder then
-    local ok, message = pcall(registry.load_folder, folder)
-    if not ok then exit_with("--quantizers: " .. tostring(message):gsub("^[^:]*:%d+: quantizers: ", "")) end
-  end
-  local presets = sorted_keys(spec.presets)
-  local parser = argparse(spec.name, spec.summary):epilog(methods_help())
-  parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
-  parser:option("--data", "Folder of images, with train/ and val/ or flat; default: made on the fly."):argname "DIR"
-  parser:option("--out", "Folder for results; default: a fresh out/" .. spec.name .. "-PRESET-N."):argname "DIR"
-  parser:option("--device", "cpu, cuda:0, ...; default: the GPU where one works."):argname "D"
-  parser:option("--seed", "Of everything random; default 1."):argname "N":convert(integer(0, 2 ^ 31))
-  parser:option("--methods", "Comma-separated, or all; default: the thirteen of Table 1."):argname "A,B"
-  parser:option("--preset", ("One of %s; default %s."):format(table.concat(presets, ", "),
-    spec.default_preset)):argname "NAME"
-  parser:option("--steps", "Training steps per method."):argname "N":convert(integer(1, 1e9))
-  parser:option("--epochs", "Passes over the data instead of steps."):argname "N":convert(integer(1, 1e6))
-  parser:option("--batch", "Images per step."):argname "N":convert(integer(1, 65536))
-  parser:option("--threads", "CPU threads; results do not depend on it."):argname "N":convert(integer(1, 4096))
-  parser:option("--graph",
-    "on or off: record a GPU's training step once and launch it as a whole; default on, where there is a GPU.")
-    :argname "on|off":choices { "on", "off" }
-  parser:option("--autocast",
-    "bf16: a GPU's convolutions and products in bf16 (vx.autocast); default f32."):argname "DTYPE":choices { "f32",
-    "bf16" }
-  parser:option("--checkpoint",
-    "Seconds between checkpoints; 0: after every step; default 10."):argname "N":convert(integer(0, 1e6))
-  parser:option("--quantizers", "Folder with more quantizers, one file each."):argname "DIR"
-  parser:flag("--strict", "A broken file in --data ends the run instead of being skipped.")
-  parser:flag("--resume", "Go on with an interrupted run (of --out, or the newest of this preset).")
-  parser:flag("--quiet", "Only the final table.")
-  for _, add in ipairs(spec.more or {}) do add(parser) end
-  local joined = {} -- "--steps -3" as "--steps=-3", so that the number is what is complained about
-  for _, a in ipairs(argv) do
-    local before = joined[#joined]
-    if a:match "^%-[%d.]" and before and before:match "^%-%-[^=]+$" then joined[#joined] = before .. "="
-      .. a else joined[#joined + 1] = a end
-  end
-  local ok, args = parser:pparse(joined)
-  if not ok then exit_with(("%s\n\n%s"):format(args, parser:get_usage())) end
-  if args.preset and not spec.presets[args.preset] then
-    exit_with(("unknown preset '%s'; known: %s"):format(args.preset, table.concat(presets, ", ")))
-  end
-  if args.steps and args.epochs then exit_with "--steps and --epochs: give one of them" end
-  args.methods = args.methods and parse_methods(args.methods)
-  if args.threads then core.threads(args.threads) end
-  if args.device then
-    local found, reason = pcall(core.device, args.device)
-    if not found then exit_with("--device: " .. tostring(reason):gsub("^[^:]*:%d+: ", "")) end
-  end
-  if args.autocast == "bf16" and core.device() == "cpu" then
-    exit_with "--autocast bf16: products in bf16 need a GPU, the device is cpu"
-  end
-  if args.graph == "on" and core.device() == "cpu" then exit_with "--graph on: the CPU records no graphs" end
-  return args
-end
-
--- -- The output folder ------------------------------------------------------------------------------------------------
-
---- Makes an experiment's output folder and those above it; ends the program with a message where that cannot be done.
-function sweep.make_folders(path)
-  local ok, reason = core.make_folders(path)
-  if not ok then exit_with(("--out %s: %s"):format(path, reason)) end
-end
-
-local function read_config(out)
-  local f = io.open(out .. "/config.json", "r")
-  if not f then return nil end
-  local text = f:read "*a"
-  f:close()
-  local config = train.parse_json(text)
-  if type(config) ~= "table" or not config.experiment then
-    exit_with(("%s/config.json is damaged; nothing was changed"):format(out))
-  end
-  return config
-end
-
---- out/NAME-PRESET-N: the newest (resume) or the next free one.
-local function default_out(name, preset, resume)
+--- out/NAME-PRESET-N: the newest there is (where that is to be resumed), or the next.
+local function default_folder(name, preset, resume)
   local prefix, newest = ("%s-%s-"):format(name, preset), 0
   if lfs.attributes("out", "mode") == "directory" then
     for entry in lfs.dir "out" do
@@ -155,91 +33,163 @@ local function default_out(name, preset, resume)
       if n and n > newest then newest = n end
     end
   end
-  if resume then
-    if newest == 0 then exit_with(("--resume: no out/%s* to go on with"):format(prefix)) end
-    return "out/" .. prefix .. newest
-  end
-  return "out/" .. prefix .. newest + 1
+  return ("out/%s%d"):format(prefix, resume and newest > 0 and newest or newest + 1)
 end
 
-local Run = {}
-Run.__index = Run
+--- The configuration in a folder; nil where it holds none. Ends the program where it is damaged.
+local function read_config(out)
+  local f = io.open(out .. "/config.json", "r")
+  if not f then return nil end
+  local config = json.decode(f:read "*a")
+  f:close()
+  if type(config) ~= "table" or not config.experiment or type(config.methods) ~= "table" then
+    refuse("%s/config.json is damaged; nothing was changed", out)
+  end
+  return config
+end
 
---- Opens the output folder of a sweep. flags from sweep.flags; `define(stored)` returns the config table of the
--- experiment from the flags, falling back to the stored one's values (nil on a new run). The config must hold what
--- decides the results, no more; its `methods` may grow.
-function sweep.open(spec, flags, define)
-  local out = (flags.out or default_out(spec.name, flags.preset or spec.default_preset, flags.resume)):gsub("(.)/+$",
-    "%1")
+--- Ends the program where a folder without a configuration holds anything else: it is not ours. (A start that was
+-- killed leaves it empty, or with the half-written configuration.)
+local function expect_empty(out)
+  for entry in lfs.dir(out) do
+    if entry ~= "." and entry ~= ".." and not entry:find "^config%.json%.%d+%.tmp$" then
+      refuse("--out %s is not empty and holds no experiment of ours ('%s')", out, entry)
+    end
+  end
+end
+
+--- What decides the results: from the flags, else from the stored configuration, else from the preset.
+local function config_of(spec, flags, stored)
+  stored = stored or {}
+  local function given(name)
+    if flags[name] ~= nil then return flags[name] end
+    return stored[name]
+  end
+  local config = { experiment = spec.name, preset = given "preset" or spec.preset, data = given "data",
+    seed = given "seed" or 1 }
+  local preset = spec.presets[config.preset]
+  if not preset then
+    refuse("the stored preset '%s' is none of this experiment; known: %s", config.preset,
+      table.concat(sorted_keys(spec.presets), ", "))
+  end
+  config.batch = given "batch" or preset.batch
+  config.steps, config.epochs = given "steps", given "epochs"
+  if flags.steps then config.epochs = nil elseif flags.epochs then config.steps = nil end
+  if not config.steps and not config.epochs then config.steps, config.epochs = preset.steps, preset.epochs end
+  for _, flag in ipairs(spec.flags) do
+    local value = given(flag.name)
+    if flag.decides and value ~= flag.default then config[flag.name] = value end
+  end
+  return config
+end
+
+--- Ends the program where the stored configuration is that of other results.
+local function expect_same(out, config, stored)
+  local keys = {}
+  for key in pairs(config) do keys[key] = true end
+  for key in pairs(stored) do keys[key] = key ~= "methods" or nil end
+  local function text(value) return value == nil and "not set" or json.encode(value) end
+  for _, key in ipairs(sorted_keys(keys)) do
+    if text(config[key]) ~= text(stored[key]) then
+      refuse("--out %s holds another experiment: its %s is %s, asked for is %s", out, key, text(stored[key]),
+        text(config[key]))
+    end
+  end
+end
+
+--- Methods to run now, and those of the folder: the stored ones and behind them the new.
+local function methods_of(flags, stored)
+  local methods = flags.methods or stored and stored.methods or flags_of.methods "paper"
+  local all, known = {}, {}
+  for _, list in ipairs { stored and stored.methods or {}, methods } do
+    for _, method in ipairs(list) do
+      if not known[method] then all[#all + 1] = method end
+      known[method] = true
+    end
+  end
+  for _, method in ipairs(methods) do
+    if not registry.by_name[method] then
+      refuse("the stored method '%s' is unknown; --quantizers names the folder with its file", method)
+    end
+  end
+  return methods, all
+end
+
+--- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
+-- is there. Ends the program with a message where help was asked for or something cannot be had; nothing has been
+-- written then.
+-- @param spec the experiment's declaration (the head of runs/experiment.lua)
+-- @param argv array of texts: `arg`
+-- @return run: flags; config {preset, data, seed, batch, steps or epochs, and flags that decide}; preset, that of
+-- spec.presets; methods, array of names; out, the folder; results {method = {column = value}} of finished methods
+local function start(spec, argv)
+  spec = experiment(spec)
+  local flags = flags_of.parse(spec, argv)
+  local out = flags.out or default_folder(spec.name, flags.preset or spec.preset, flags.resume)
+  out = out:gsub("(.)/+$", "%1")
   local mode = lfs.attributes(out, "mode")
-  if mode and mode ~= "directory" then exit_with(("--out %s is a %s, expected a folder"):format(out, mode)) end
+  if mode and mode ~= "directory" then refuse("--out %s is a %s, expected a folder", out, mode) end
   local stored = mode and read_config(out)
   if stored and not flags.resume then
-    exit_with(("--out %s holds an experiment already; --resume goes on with it, another --out starts anew"):format(out))
+    refuse("--out %s holds an experiment already; --resume goes on with it, another --out starts anew", out)
   end
-  if flags.resume and not stored then exit_with(("--resume: %s holds no experiment"):format(out)) end
-  if mode and not stored then
-    for entry in lfs.dir(out) do
-      if entry ~= "." and entry ~= ".." then
-        exit_with(("--out %s is not empty and holds no experiment of ours ('%s')"):format(out, entry))
-      end
-    end
+  if mode and not stored then expect_empty(out) end
+  local config = config_of(spec, flags, stored)
+  if stored then expect_same(out, config, stored) end
+  local methods, all = methods_of(flags, stored)
+  for _, flag in ipairs(spec.flags) do
+    local value = flag.decides and config[flag.name] or flags[flag.name]
+    local wrong = flag.check and value ~= nil and flag.check(value)
+    if wrong then refuse("%s", wrong) end
   end
-  local config = define(stored)
-  config.experiment = spec.name
-  local methods = flags.methods or stored and stored.methods or registry.names()
-  if stored then
-    for _, key in ipairs(sorted_keys(config)) do
-      if train.json(config[key]) ~= train.json(stored[key]) then
-        exit_with(("--out %s holds another experiment: its %s is %s, asked for is %s"):format(out, key,
-          train.json(stored[key]), train.json(config[key])))
-      end
-    end
-    local known = {}
-    for _, m in ipairs(stored.methods) do known[m] = true end
-    for _, m in ipairs(methods) do
-      if not known[m] then stored.methods[#stored.methods + 1] = m end
-    end
-  end
-  sweep.make_folders(out .. "/checkpoints")
-  local self = setmetatable({ out = out, methods = methods, config = config, flags = flags, spec = spec, results = {} },
-    Run)
-  self.identity = train.json(config)
-  config.methods = stored and stored.methods or methods
-  local ok, message = pcall(core.write_file, out .. "/config.json", train.json(config) .. "\n")
-  if not ok then exit_with(("--out %s is not writable: %s"):format(out, tostring(message))) end
-  for _, method in ipairs(config.methods) do
+  local self = setmetatable({ out = out, methods = methods, config = config, preset = spec.presets[config.preset],
+    flags = flags, spec = spec, results = {}, identity = json.encode(config) }, Run)
+  for _, method in ipairs(all) do
     local extra = self:peek(method)
     if extra and extra.result then self.results[method] = extra.result end
   end
+  local ok, message = pcall(spec.check, config, methods)
+  if not ok then refuse("%s", flags_of.reason(message)) end
+
+  flags_of.make_folders(out)
+  config.methods = all
+  ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
+  if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
+  flags_of.make_folders(out .. "/checkpoints")
   return self
 end
 
+-- -- Checkpoints ------------------------------------------------------------------------------------------------------
+
+--- Gives the path of a method's checkpoint.
+-- @param method name
+-- @return path
 function Run:checkpoint_path(method) return ("%s/checkpoints/%s.safetensors"):format(self.out, method) end
 
---- The method's last checkpoint's plain part; ends the process where the file is damaged or foreign, and touches
--- nothing.
+--- Reads the plain part of a method's checkpoint. Ends the program where the file is damaged or of another experiment;
+-- the file stays as it is.
+-- @param method name
+-- @return table {step, seconds, result where finished, ...}; nil where there is no checkpoint
 function Run:peek(method)
   local path = self:checkpoint_path(method)
-  local ok, extra = pcall(train.peek_checkpoint, path)
-  if not ok then exit_with(("%s\nMove %s away to train %s anew."):format(tostring(extra), path, method)) end
+  local ok, extra = pcall(checkpoint.peek, path)
+  if not ok then refuse("%s\nMove %s away to train %s anew.", flags_of.reason(extra), path, method) end
   if extra and (extra.identity ~= self.identity or extra.method ~= method) then
-    exit_with(("%s belongs to another experiment; nothing was changed"):format(path))
+    refuse("%s belongs to another experiment; nothing was changed", path)
   end
   return extra
 end
 
---- Is this method done, in this run or an earlier one?
-function Run:finished(method) return self.results[method] ~= nil end
-
---- Starts or restores a method: `state` is what train.save_checkpoint takes. Returns the plain part of the checkpoint
--- ({step = 0} anew).
+--- Begins a method, or brings it back to where its checkpoint was written.
+-- @param method name
+-- @param state what is saved and restored: {model =, optimizer =} (runs/checkpoint.lua)
+-- @return table: step, the last one done (0 anew), and what else was given to run:save
 function Run:begin(method, state)
   self.method, self.state = method, state
   local extra = self:peek(method)
   if extra then
-    local ok, message = pcall(train.load_checkpoint, self:checkpoint_path(method), state)
-    if not ok then exit_with(tostring(message)) end
+    local ok, message = pcall(checkpoint.load, self:checkpoint_path(method), state)
+    if not ok then refuse("%s", flags_of.reason(message)) end
   end
   extra = extra or { step = 0, seconds = 0 }
   self:trim_metrics(method, extra.step)
@@ -247,206 +197,148 @@ function Run:begin(method, state)
   return extra
 end
 
+--- Says how long the method that was begun has taken, all sittings together.
+-- @return seconds
 function Run:seconds() return self.before + core.time() - self.began end
 
---- Writes the method's checkpoint with `extra` (at least {step}); with `now_and_then` only every --checkpoint seconds.
+--- Writes the checkpoint of the method that was begun.
+-- @param extra table of plain values, at least step
+-- @param[opt=false] now_and_then true: only where --checkpoint seconds have passed since the last
 function Run:save(extra, now_and_then)
   if now_and_then and core.time() - self.saved < (self.flags.checkpoint or 10) then return end
   extra.identity, extra.method, extra.seconds = self.identity, self.method, self:seconds()
-  train.save_checkpoint(self:checkpoint_path(self.method), self.state, extra)
+  checkpoint.save(self:checkpoint_path(self.method), self.state, extra)
   self.saved = core.time()
 end
 
---- Forgets log lines of `method` after `step`: they will be made again.
-function Run:trim_metrics(method, step)
-  local kept, path = {}, self.out .. "/metrics.jsonl"
-  local f = io.open(path, "r")
-  if not f then return end
-  local dropped = false
-  for line in f:lines() do
-    local entry = train.parse_json(line)
-    if entry and (entry.method ~= method or entry.step <= step) then kept[#kept + 1] = line else dropped = true end
-  end
-  f:close()
-  if dropped then core.write_file(path, #kept > 0 and table.concat(kept, "\n") .. "\n" or "") end
+--- Gives back the tensors that a finished method kept (run:finish).
+-- @param method name
+-- @return table {name = tensor on the CPU}; nil where it kept none or is not finished
+function Run:kept(method)
+  return self.results[method] and checkpoint.tensors(self:checkpoint_path(method)) or nil
 end
 
---- Appends one line to metrics.jsonl.
+-- -- Metrics ----------------------------------------------------------------------------------------------------------
+
+--- Entries of metrics.jsonl and their lines; what is no JSON (half a line, after a power cut) is left out.
+local function read_metrics(path)
+  local entries, lines, f = {}, {}, io.open(path, "r")
+  if not f then return entries, lines, true end
+  local whole = true
+  for line in f:lines() do
+    local entry = json.decode(line)
+    if type(entry) == "table" then entries[#entries + 1], lines[#lines + 1] = entry, line else whole = false end
+  end
+  f:close()
+  return entries, lines, whole
+end
+
+--- Forgets the log lines of a method after a step: they will be made again.
+-- @param method name
+-- @param step the last one that is kept
+function Run:trim_metrics(method, step)
+  local path, kept = self.out .. "/metrics.jsonl", {}
+  local entries, lines, whole = read_metrics(path)
+  for i, entry in ipairs(entries) do
+    if entry.method ~= method or entry.step <= step then kept[#kept + 1] = lines[i] end
+  end
+  if #kept < #lines or not whole then
+    core.write_file(path, #kept > 0 and table.concat(kept, "\n") .. "\n" or "")
+  end
+end
+
+--- Appends a line to metrics.jsonl.
+-- @param entry table of plain values, at least step; method and seed are added
+-- @raise where the file cannot be written
 function Run:log(entry)
   entry.method, entry.seed = self.method, self.config.seed
   local f, reason = io.open(self.out .. "/metrics.jsonl", "a")
-  if not f then fail("%s/metrics.jsonl: %s", self.out, reason) end
-  f:write(train.json(entry), "\n")
+  if not f then core.fail("%s/metrics.jsonl: %s", self.out, reason) end
+  f:write(json.encode(entry), "\n")
   f:close()
 end
 
---- Array of the log entries of a method.
+--- Gives what was logged of a method.
+-- @param method name
+-- @return array of entries
 function Run:history(method)
-  local list, f = {}, io.open(self.out .. "/metrics.jsonl", "r")
-  if not f then return list end
-  for line in f:lines() do
-    local entry = train.parse_json(line)
-    if entry and entry.method == method then list[#list + 1] = entry end
+  local list = {}
+  for _, entry in ipairs((read_metrics(self.out .. "/metrics.jsonl"))) do
+    if entry.method == method then list[#list + 1] = entry end
   end
-  f:close()
   return list
-end
-
---- Records the method's results (a table of numbers under the columns' names) in its checkpoint and in results.csv.
-function Run:finish_method(extra, result)
-  result.method, result.seed, result.seconds = self.method, self.config.seed, self:seconds()
-  extra.result = result
-  self:save(extra)
-  self.results[self.method] = result
-  self:write_results()
 end
 
 -- -- Results ----------------------------------------------------------------------------------------------------------
 
-local COLUMNS = { "method", "seed", "code_use", "perplexity", "rmse", "psnr", "fid_tv", "is_tv", "steps", "seconds",
-  "code_use_256", "rmse_soft" }
+--- Tells whether a method is done, in this sitting or an earlier one.
+-- @param method name
+-- @return boolean
+function Run:finished(method) return self.results[method] ~= nil end
 
-local function cell(v)
-  if v == nil then return "" end
-  return type(v) == "number" and ("%.9g"):format(v) or tostring(v)
+--- Ends the method that was begun: its results go into its checkpoint and into results.csv.
+-- @param result table {column = number}, at least steps
+-- @param[opt] tensors {name = tensor} to keep in the checkpoint, for pictures (run:kept)
+function Run:finish(result, tensors)
+  result.method, result.seed, result.seconds = self.method, self.config.seed, self:seconds()
+  self.state.tensors = tensors
+  self:save { step = result.steps, result = result }
+  self.results[self.method] = result
+  core.write_file(self.out .. "/results.csv", results.csv(self))
 end
 
-function Run:write_results()
-  local lines = { table.concat(COLUMNS, ",") }
-  for _, method in ipairs(self.config.methods) do
-    local r = self.results[method]
-    if r then
-      local row = {}
-      for i, c in ipairs(COLUMNS) do row[i] = cell(r[c]) end
-      lines[#lines + 1] = table.concat(row, ",")
-    end
+--- Says something about the run on stderr, unless --quiet was given.
+-- @param text as for string.format, with its arguments
+function Run:say(text, ...)
+  if not self.flags.quiet then io.stderr:write(text:format(...), "\n") end
+end
+
+local function describe_device()
+  local name = core.device()
+  for _, device in ipairs(core.devices()) do
+    if device.name == name then return device.description end
   end
-  core.write_file(self.out .. "/results.csv", table.concat(lines, "\n") .. "\n")
+  return name
 end
 
-local TABLE = {
-  { "Code use", "code_use", function(v) return ("%.1f%%"):format(100 * v) end, "max" },
-  { "of 256", "code_use_256", function(v) return ("%.1f%%"):format(100 * v) end, "max" },
-  { "Perplexity", "perplexity", function(v) return ("%.1f"):format(v) end, "max" },
-  { "rMSE", "rmse", function(v) return ("%.3f"):format(v) end, "min" },
-  { "rMSE soft", "rmse_soft", function(v) return ("%.3f"):format(v) end },
-  { "PSNR", "psnr", function(v) return ("%.2f"):format(v) end, "max" },
-  { "FID", "fid_tv", function(v) return ("%.2f"):format(v) end, "min" },
-  { "IS", "is_tv", function(v) return ("%.2f"):format(v) end, "max" },
-}
-
---- The table of finished methods as rows of texts; the best of each column marked by `mark`. A value that is missing is
--- a dash.
-local function table_rows(run, mark)
-  local rows, best = {}, {}
-  for c, column in ipairs(TABLE) do
-    for _, r in pairs(run.results) do
-      local v = r[column[2]]
-      if v and column[4] then
-        local text = column[3](v)
-        if not best[c] or (column[4] == "max" and v > best[c].v) or (column[4] == "min" and v < best[c].v) then
-          best[c] = { v = v, text = text }
-        end
+--- Runs f(method) for each method that is not finished; writes and prints the table and draws the pictures when all
+-- are.
+local function run_methods(self, f)
+  local spec = self.spec
+  self:say("%s: %s, %s → %s", spec.name, spec.table.title(self.config), describe_device(), self.out)
+  for _, method in ipairs(self.methods) do
+    if self:finished(method) then
+      self:say("%-15s  finished before", method)
+    else
+      local result, tensors = f(method)
+      if not result then
+        self:say("stopped; go on with: luajit %s --out %s --resume", arg and arg[0] or spec.name, self.out)
+        return 130
       end
+      self:finish(result, tensors)
+      self:say("%-15s  %s", method, results.line(self, method))
     end
   end
-  for _, method in ipairs(run.config.methods) do
-    local r = run.results[method]
-    if r then
-      local row = { method }
-      for c, column in ipairs(TABLE) do
-        local v = r[column[2]]
-        local text = v and column[3](v) or "–"
-        row[c + 1] = v and best[c] and text == best[c].text and mark(text) or text
-      end
-      row[#row + 1] = ("%.0f s"):format(r.seconds)
-      rows[#rows + 1] = row
-    end
+  core.write_file(self.out .. "/table.md", results.markdown(self))
+  io.write(results.text(self), "\n")
+  local files = { "results.csv", "table.md" }
+  for _, picture in ipairs(spec.pictures) do
+    picture.draw(self, self.out .. "/" .. picture.file)
+    files[#files + 1] = picture.file
   end
-  return rows
+  self:say("%s in %s", table.concat(files, ", "), self.out)
+  return 0
 end
 
-local function width(s) return #s:gsub("[\128-\191]", ""):gsub("\27%[%d*m", "") end
-
---- table.md, and the same as text for the screen.
-function Run:write_table(title)
-  local head = { "Method" }
-  for c, column in ipairs(TABLE) do head[c + 1] = column[1] end
-  head[#head + 1] = "Time"
-  local lines = { "# " .. title, "", "| " .. table.concat(head, " | ") .. " |", "|:--|" .. ("--:|"):rep(#head - 1) }
-  for _, row in ipairs(table_rows(self, function(s) return "**" .. s .. "**" end)) do
-    lines[#lines + 1] = "| " .. table.concat(row, " | ") .. " |"
-  end
-  lines[#lines + 1] = ""
-  lines[#lines + 1] = "Code use: used codes / M over the whole split (beside it the mean over groups of 256 images). "
-    .. "rMSE in standardized units after hard"
-  lines[#lines + 1] = "quantization; rMSE soft: the same with the training-time quantizers. "
-    .. "PSNR in [0,1] pixels. FID and IS need Inception weights."
-  core.write_file(self.out .. "/table.md", table.concat(lines, "\n") .. "\n")
-
-  local bold = core.is_tty(1) and function(s) return "\27[1m" .. s .. "\27[0m" end or function(s) return s end
-  local rows, widths, text = table_rows(self, bold), {}, {}
-  table.insert(rows, 1, head)
-  for _, row in ipairs(rows) do
-    for i, s in ipairs(row) do widths[i] = math.max(widths[i] or 0, width(s)) end
-  end
-  for _, row in ipairs(rows) do
-    local cells = {}
-    for i, s in ipairs(row) do
-      local pad = (" "):rep(widths[i] - width(s))
-      cells[i] = i == 1 and s .. pad or pad .. s
-    end
-    text[#text + 1] = table.concat(cells, "  ")
-  end
-  return table.concat(text, "\n")
+--- Runs the experiment: f for each method that is not finished yet, then table.md, which is printed too, and the
+-- pictures. Ctrl-C and SIGTERM only raise vx's flag meanwhile (core.interrupted); an error is printed.
+-- @param f function(method) → result {column = number}, at least steps, and tensors to keep; nil where interrupted. It
+-- calls run:begin, run:log and run:save
+-- @return status for os.exit: 0, 130 where interrupted, 1 after an error
+function Run:each(f)
+  local ok, status = pcall(core.catching_interrupts, run_methods, self, f)
+  if not ok then io.stderr:write(tostring(status), "\n") end
+  return ok and status or 1
 end
 
--- -- Pictures ---------------------------------------------------------------------------------------------------------
-
---- curves.png: `left` and `right` name a log entry's field each, drawn over the steps, a line per method. {field,
--- label, log}.
-function Run:draw_curves(left, right)
-  local plot = require "vertex.plot"
-  local fig = plot.figure { width = 1150, height = 440, cols = 2 }
-  for i, what in ipairs { left, right } do
-    local ax = fig:axes(i)
-    for _, method in ipairs(self.config.methods) do
-      local x, y = {}, {}
-      for _, entry in ipairs(self:history(method)) do
-        if entry[what.field] then x[#x + 1], y[#y + 1] = entry.step, entry[what.field] end
-      end
-      if #x > 0 then ax:line(x, y, { label = method }) end
-    end
-    ax:set { title = what.label, xlabel = "step", ylog = what.log, ylim = what.limits, legend = i == 2 and "right"
-      or "none" }
-  end
-  fig:save(self.out .. "/curves.png")
-end
-
---- reconstructions.png from the images each method left in its checkpoint: tensors run.originals and
--- run.reconstructions, u8 (n,H,W,3).
-function Run:draw_reconstructions()
-  local plot, safetensors = require "vertex.plot", require "vertex.safetensors"
-  local rows, labels = {}, {}
-  local function add(images, label)
-    local row = {}
-    for i = 1, images:size(1) do row[i] = images[i] end
-    rows[#rows + 1], labels[#labels + 1] = row, label
-  end
-  core.step(function()
-    for _, method in ipairs(self.config.methods) do
-      if self.results[method] then
-        local tensors = safetensors.load(self:checkpoint_path(method), { device = "cpu" })
-        if tensors["run.originals"] then
-          if #rows == 0 then add(tensors["run.originals"], "original") end
-          add(tensors["run.reconstructions"], method)
-        end
-      end
-    end
-    if #rows > 0 then
-      plot.image_grid(rows, { row_labels = labels, cell = 72, gap = 3 }):save(self.out .. "/reconstructions.png")
-    end
-  end)
-end
-
-return sweep
+return { start = start, Run = Run }

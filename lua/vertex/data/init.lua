@@ -1,0 +1,18 @@
+--- data: what networks are trained on. A kind of data is a file of this folder; its reader gives batches by :next(),
+-- says where it stands by :position(), and ends by :close().
+--
+--     vx.data.images { path = "photos", size = 64, batch = 16 }      photographs, or images made on the fly
+--     vx.data.vectors { path = "features.npy", batch = 4096 }        vectors of your own
+--
+-- Beside the readers: single images, read, written and converted.
+
+local images = require "vertex.data.images"
+
+local data = { images = images.images, vectors = require "vertex.data.vectors" }
+
+for _, name in ipairs { "list", "find", "options", "mean", "std", "open", "decode", "resize", "procedural", "normalize",
+  "denormalize", "to_u8", "save", "png" } do
+  data[name] = images[name]
+end
+
+return data

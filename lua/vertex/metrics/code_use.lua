@@ -1,0 +1,65 @@
+--- metrics/code_use: how many codes of a quantizer are in use, and how evenly, over any number of batches.
+--
+-- A quantizer with S stages and G groups gives S x G codes per row, each of a codebook of its own: both figures are
+-- means over these codebooks.
+
+local core = require "vertex.core"
+local ops = require "vertex.ops"
+
+local CodeUse = {}
+CodeUse.__index = CodeUse
+
+--- Counts a batch. Runs on the codes' device and waits for nothing, so it may be part of a recorded step (vx.graph).
+-- @param codes tensor i32 (N, S x G), 0-based
+-- @param[opt] given {masked = true} where there may be codes of -1, which count nowhere
+function CodeUse:add(codes, given)
+  if not (given and given.masked) then return ops.count_codes(codes, self.codes, self.counts) end
+  core.step(function() -- one bin more in front takes the -1
+    local shifted = ops.count_codes(ops.affine(codes:to "f32", 1, 1):to "i32", self.codes + 1)
+    local counted = ops.narrow(shifted, 2, 2, self.codes)
+    self.counts:copy((self.counts:to "f32" + counted:to "f32"):to "i32")
+  end)
+end
+
+--- Says which share of the codes was used at least once.
+-- @return number, 0 to 1
+function CodeUse:share()
+  return core.step(function()
+    local zero = core.new({ 1 }, { device = self.counts:device() }):zero()
+    return ops.mean(ops.lt(zero, self.counts:to "f32")):item()
+  end)
+end
+
+--- Says how many codes would be in use if those that are were used evenly: exp of the entropy of the counts, in nats.
+-- @return number, 1 to codes; NaN where nothing was counted
+function CodeUse:perplexity()
+  local sum, rows = 0, self.counts:totable()
+  for _, row in ipairs(rows) do
+    local entropy, n = 0, 0
+    for _, c in ipairs(row) do n = n + c end
+    for _, c in ipairs(row) do
+      if c > 0 then entropy = entropy - c / n * math.log(c / n) end
+    end
+    sum = sum + (n > 0 and math.exp(entropy) or 0 / 0)
+  end
+  return sum / #rows
+end
+
+--- Forgets what was counted.
+function CodeUse:clear() self.counts:zero() end
+
+--- Makes a counter of codes on the default device.
+-- @param codes codebook size M
+-- @param[opt=1] columns codes per row, stages x groups: a quantizer's `columns`
+-- @return counter with :add(codes), :share(), :perplexity(), :clear()
+-- @raise where a number is no integer of 1 or more
+return function(codes, columns)
+  columns = columns or 1
+  for name, n in pairs { codes = codes, columns = columns } do
+    if type(n) ~= "number" or n < 1 or n ~= math.floor(n) then
+      core.fail("code_use: %s is %s, expected an integer of 1 or more", name, tostring(n))
+    end
+  end
+  local counts = core.new({ columns, codes }, { dtype = "i32", keep = true }):zero()
+  return setmetatable({ codes = codes, counts = counts }, CodeUse)
+end

@@ -1,0 +1,104 @@
+--- runs/checkpoint: all of a training run in one file, so that going on gives the bits of never having stopped: the
+-- parameters and buffers of the model, the optimizer's moments, the random generators, and what the caller adds.
+--
+-- The file is a safetensors one, written whole or not at all. Tensors are named model.NAME, optimizer.NAME and
+-- run.NAME; metadata: vertex = "checkpoint", version, optimizer_steps, generators and extra (both JSON).
+
+local core = require "vertex.core"
+local json = require "vertex.json"
+local safetensors = require "vertex.safetensors"
+
+local checkpoint = {}
+local fail = core.fail
+
+--- Writes a checkpoint.
+-- @param path of the file
+-- @param state {model = module, optimizer = vx.optim's or nil, tensors = {name = tensor} or nil}; the random generators
+-- of the model's modules and the default one are saved with it
+-- @param extra table of plain values: step, position, results
+-- @raise where the file cannot be written
+function checkpoint.save(path, state, extra)
+  local tensors, generators = {}, {}
+  for name, x in pairs(state.model:state_dict()) do tensors["model." .. name] = x end
+  state.model:visit(function(m, name)
+    if m.generator then generators[name] = { seed = m.generator.seed, drawn = m.generator.drawn, steps = m.steps } end
+  end)
+  local optimizer = state.optimizer
+  for name, x in pairs(optimizer and optimizer:state_dict() or {}) do tensors["optimizer." .. name] = x end
+  for name, x in pairs(state.tensors or {}) do tensors["run." .. name] = x end
+  local default = core.default_generator
+  safetensors.save(path, tensors, {
+    vertex = "checkpoint", version = core.version,
+    optimizer_steps = tostring(optimizer and optimizer.steps or 0),
+    generators = json.encode { modules = generators, default = { seed = default.seed, drawn = default.drawn } },
+    extra = json.encode(extra),
+  })
+end
+
+--- Reads the `extra` of a checkpoint, without its tensors.
+-- @param path of the file
+-- @return table; nil where the file does not exist
+-- @raise where the file is no checkpoint, or damaged
+function checkpoint.peek(path)
+  if not core.file_size(path) then return nil end
+  local metadata = safetensors.metadata(path)
+  if metadata.vertex ~= "checkpoint" then fail("%s is no checkpoint of this project", path) end
+  local extra, reason = json.decode(metadata.extra or "")
+  if type(extra) ~= "table" then fail("%s: damaged checkpoint (%s)", path, tostring(reason)) end
+  return extra
+end
+
+--- Brings a run back to where checkpoint.save left one of the same kind.
+-- @param path of the file
+-- @param state {model =, optimizer =} as for checkpoint.save, made anew
+-- @return extra, as it was saved
+-- @raise where there is no such file, where it is damaged, or where its tensors are not those of this model and
+-- optimizer
+function checkpoint.load(path, state)
+  local extra = checkpoint.peek(path)
+  if not extra then fail("load %s: no such checkpoint", path) end
+  local tensors, metadata = safetensors.load(path, { device = "cpu" })
+  local model, moments = {}, state.optimizer and state.optimizer:state_dict() or {}
+  for name, x in pairs(tensors) do
+    local part, rest = name:match "^(%a+)%.(.+)$"
+    if part == "model" then model[rest] = x end
+    if part == "optimizer" and not moments[rest] then fail("%s: '%s' has no place in the optimizer", path, rest) end
+  end
+  for name, x in pairs(moments) do
+    local stored = tensors["optimizer." .. name]
+    if not stored or core.shape_text(stored) ~= core.shape_text(x) then
+      fail("%s: '%s' of the optimizer is missing or of another shape", path, name)
+    end
+  end
+  state.model:load_state_dict(model)
+  for name, x in pairs(moments) do x:copy(tensors["optimizer." .. name]) end
+  if state.optimizer then state.optimizer.steps = tonumber(metadata.optimizer_steps) end
+  local generators = json.decode(metadata.generators or "") or fail("%s: damaged checkpoint (generators)", path)
+  state.model:visit(function(m, name)
+    local g = m.generator and generators.modules[name]
+    if g then m.generator.seed, m.generator.drawn, m.steps = g.seed, g.drawn, g.steps end
+  end)
+  core.default_generator.seed, core.default_generator.drawn = generators.default.seed, generators.default.drawn
+  for _, x in pairs(tensors) do x:release() end
+  return extra
+end
+
+--- Reads the tensors that were saved beside model and optimizer.
+-- @param path of the file
+-- @return table {name = tensor on the CPU}; nil where there are none
+-- @raise where the file is missing or damaged
+function checkpoint.tensors(path)
+  local found
+  for name, x in pairs(safetensors.load(path, { device = "cpu" })) do
+    local rest = name:match "^run%.(.+)$"
+    if rest then
+      found = found or {}
+      found[rest] = x
+    else
+      x:release()
+    end
+  end
+  return found
+end
+
+return checkpoint

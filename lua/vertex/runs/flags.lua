@@ -1,0 +1,226 @@
+--- runs/flags: the command line of experiments: the flags that all of them take, those an experiment declares, and what
+-- is said where one is wrong. Nothing is written here.
+
+local argparse = require "argparse"
+local core = require "vertex.core"
+local registry = require "vertex.quantizers"
+
+local flags = {}
+
+-- -- Refusing ---------------------------------------------------------------------------------------------------------
+
+--- Ends the program: a message for the user on stderr, status 2. For what the command line asks and cannot be had.
+-- @param message text, as for string.format where arguments follow
+function flags.refuse(message, ...)
+  if select("#", ...) > 0 then message = message:format(...) end
+  io.stderr:write(message, "\n")
+  os.exit(2, true)
+end
+local refuse = flags.refuse
+
+--- Gives an error's text without the place in the sources where it was raised, which says nothing to a user.
+-- @param message what pcall returned
+-- @return text
+function flags.reason(message) return (tostring(message):gsub("^[^:%s]+:%d+: ", "")) end
+
+--- Makes a folder and those above it; where that cannot be done it ends the program with the reason.
+-- @param path of the folder that --out named
+function flags.make_folders(path)
+  local ok, reason = core.make_folders(path)
+  if not ok then refuse("--out %s: %s", path, reason) end
+end
+
+-- -- Values -----------------------------------------------------------------------------------------------------------
+
+--- Makes a `convert` for a flag whose argument is an integer.
+-- @param low the least that is allowed
+-- @param high the greatest
+-- @return function(text) → number, or nil and what is wrong
+function flags.integer(low, high)
+  return function(text)
+    local v = tonumber(text)
+    if not v or v ~= math.floor(v) or v < low or v > high then
+      return nil, ("'%s': expected an integer from %d to %.0f"):format(text, low, high)
+    end
+    return v
+  end
+end
+local integer = flags.integer
+
+--- Lists the keys of a table.
+-- @param t table with texts as keys
+-- @return array of texts, sorted
+function flags.sorted_keys(t)
+  local keys = {}
+  for key in pairs(t) do keys[#keys + 1] = key end
+  table.sort(keys)
+  return keys
+end
+
+-- Sets of methods, by the facts that the quantizers' files declare.
+local SETS = {
+  paper = function(item) return item.table1 end,
+  all = function(item) return not item.ablation end,
+}
+
+--- Lists the methods of a set.
+-- @param set "paper": those of the paper's Table 1; "all": every registered one but the ablations
+-- @return array of names, in the registry's order
+function flags.methods(set)
+  local names = {}
+  for _, item in ipairs(registry.list) do
+    if SETS[set](item) then names[#names + 1] = item.name end
+  end
+  return names
+end
+
+--- "a,paper,b" → list of method names, each once; ends the program where one is unknown.
+local function parse_methods(text)
+  local methods, seen = {}, {}
+  local function add(name)
+    if not seen[name] then methods[#methods + 1] = name end
+    seen[name] = true
+  end
+  local known = ("paper, all, %s"):format(table.concat(registry.names(true), ", "))
+  for name in text:gmatch "[^,%s]+" do
+    if SETS[name] then
+      for _, member in ipairs(flags.methods(name)) do add(member) end
+    elseif registry.by_name[name] then
+      add(name)
+    else
+      refuse("unknown method '%s'; known: %s", name, known)
+    end
+  end
+  if #methods == 0 then refuse("--methods names none; known: %s", known) end
+  return methods
+end
+
+-- -- Flags that several experiments declare ---------------------------------------------------------------------------
+
+--- For `flags` of an experiment that records its training step.
+flags.graph = {
+  name = "graph", values = { "on", "off" }, argname = "on|off",
+  meaning = "Record a device's training step once and launch it as a whole; default on, where a device can.",
+  check = function(value)
+    if value == "on" and not core.can(core.device(), "graphs") then
+      return ("--graph on: the device %s records no graphs"):format(core.device())
+    end
+  end,
+}
+
+--- For `flags` of an experiment whose network's body may be bf16.
+flags.autocast = {
+  name = "autocast", values = { "f32", "bf16" }, argname = "DTYPE", default = "f32", decides = true,
+  meaning = "bf16: a GPU's convolutions and products in bf16 (vx.autocast); default f32.",
+  check = function(value)
+    if value == "bf16" and not core.can(core.device(), "bf16") then
+      return ("--autocast bf16: products in bf16 need a GPU, the device is %s"):format(core.device())
+    end
+  end,
+}
+
+-- -- The command line -------------------------------------------------------------------------------------------------
+
+local function help_of_methods()
+  local lines = { "methods:" }
+  for _, item in ipairs(registry.list) do
+    lines[#lines + 1] = ("  %-16s %s (%s)"):format(item.name, item.summary, item.paper)
+  end
+  return table.concat(lines, "\n")
+end
+
+local function help_of_columns(spec)
+  local lines = { "columns of results.csv:" }
+  for _, column in ipairs(spec.columns) do
+    lines[#lines + 1] = ("  %-16s %s%s%s"):format(column.name, column.from, column.unit and ", " .. column.unit or "",
+      column.better and "; best where " .. column.better or "")
+  end
+  return table.concat(lines, "\n")
+end
+
+local function make_parser(spec)
+  local parser = argparse(spec.name, spec.summary):epilog(help_of_methods() .. "\n\n" .. help_of_columns(spec))
+  parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
+  local function option(name, meaning, argname, convert)
+    if meaning then
+      local o = parser:option("--" .. name, meaning):argname(argname)
+      return convert and o:convert(convert) or o
+    end
+  end
+  option("data", spec.words.data, "DIR")
+  option("out", ("Folder for results; default: a fresh out/%s-PRESET-N."):format(spec.name), "DIR")
+  option("device", "cpu, cuda:0, ...; default: the GPU where one works.", "D")
+  option("seed", "Of everything random; default 1.", "N", integer(0, 2 ^ 31))
+  option("methods", "Comma-separated; paper: those of the paper's Table 1 (the default), all: every one but ablations.",
+    "A,B")
+  option("preset", ("One of %s; default %s."):format(table.concat(flags.sorted_keys(spec.presets), ", "), spec.preset),
+    "NAME")
+  option("steps", "Training steps per method.", "N", integer(1, 1e9))
+  option("epochs", spec.words.epochs, "N", integer(1, 1e6))
+  option("batch", spec.words.batch, "N", integer(1, 65536))
+  option("threads", "CPU threads; results do not depend on it.", "N", integer(1, 4096))
+  option("checkpoint", "Seconds between checkpoints; 0: after every step; default 10.", "N", integer(0, 1e6))
+  option("quantizers", "Folder with more quantizers, one file each.", "DIR")
+  for _, flag in ipairs(spec.flags) do
+    if flag.argname or flag.values then
+      local o = option(flag.name, flag.meaning, flag.argname or flag.name:upper(), flag.convert)
+      if flag.values then o:choices(flag.values) end
+    else
+      parser:flag("--" .. flag.name, flag.meaning)
+    end
+  end
+  parser:flag("--resume",
+    "Go on with what --out (or the newest folder of this preset) holds; anew where it holds nothing.")
+  parser:flag("--quiet", "Only the final table.")
+  return parser
+end
+
+--- "--steps -3" as "--steps=-3", so that the number is what is complained about.
+local function join_numbers(argv)
+  local joined = {}
+  for _, a in ipairs(argv) do
+    local before = joined[#joined]
+    if a:match "^%-[%d.]" and before and before:match "^%-%-[^=]+$" then
+      joined[#joined] = before .. "=" .. a
+    else
+      joined[#joined + 1] = a
+    end
+  end
+  return joined
+end
+
+--- Adds the quantizers of the folder that --quantizers names: --methods and the help must know them.
+local function load_quantizers(argv)
+  local folder
+  for i, a in ipairs(argv) do
+    folder = a:match "^%-%-quantizers=(.+)$" or a == "--quantizers" and argv[i + 1] or folder
+  end
+  if not folder then return end
+  local ok, message = pcall(registry.load_folder, folder)
+  if not ok then refuse("--quantizers: %s", (tostring(message):gsub("^[^:]*:%d+: quantizers: ", ""))) end
+end
+
+--- Reads an experiment's command line. --device and --threads are in force afterwards. Ends the program where help was
+-- asked for or something is wrong.
+-- @param spec a checked declaration (runs/experiment.lua)
+-- @param argv array of texts
+-- @return table: the flags given by name, nil where not given; methods is an array of names
+function flags.parse(spec, argv)
+  load_quantizers(argv)
+  local parser = make_parser(spec)
+  local ok, args = parser:pparse(join_numbers(argv))
+  if not ok then refuse("%s\n\n%s", args, parser:get_usage()) end
+  if args.preset and not spec.presets[args.preset] then
+    refuse("unknown preset '%s'; known: %s", args.preset, table.concat(flags.sorted_keys(spec.presets), ", "))
+  end
+  if args.steps and args.epochs then refuse "--steps and --epochs: give one of them" end
+  args.methods = args.methods and parse_methods(args.methods)
+  if args.threads then core.threads(args.threads) end
+  if args.device then
+    local found, reason = pcall(core.device, args.device)
+    if not found then refuse("--device: %s", flags.reason(reason)) end
+  end
+  return args
+end
+
+return flags

@@ -1,0 +1,38 @@
+--- runs/meter: means of what a training loop measures, without making it wait for the device.
+
+local core = require "vertex.core"
+
+local Meter = {}
+Meter.__index = Meter
+
+--- Adds values.
+-- @param values {name = number or tensor of one element}. Tensors are summed on their device, also within a recorded
+-- graph (vx.graph), whose replays add as well
+function Meter:add(values)
+  for name, v in pairs(values) do
+    self.counts[name] = self.counts[name] or 0
+    core.count(self.counts, name)
+    if core.is_tensor(v) then
+      local sum = self.sums[name]
+      if sum then sum:copy(sum + v:detach()) else self.sums[name] = core.keep(v:detach():clone()) end
+    else
+      self.sums[name] = (self.sums[name] or 0) + v
+    end
+  end
+end
+
+--- Gives the means of what was added since the last call, and forgets it. Waits for the device.
+-- @return table {name = number}
+function Meter:take()
+  local means = {}
+  for name, sum in pairs(self.sums) do
+    if self.counts[name] > 0 then means[name] = (core.is_tensor(sum) and sum:item() or sum) / self.counts[name] end
+    self.counts[name] = 0
+    if core.is_tensor(sum) then sum:zero() else self.sums[name] = 0 end
+  end
+  return means
+end
+
+--- Makes a meter: the means of named values between two calls of :take().
+-- @return meter with :add{name = value} and :take()
+return function() return setmetatable({ sums = {}, counts = {} }, Meter) end

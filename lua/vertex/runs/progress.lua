@@ -1,0 +1,80 @@
+--- runs/progress: how far a loop has come: a bar that updates in place on a terminal and in a notebook, and a plain
+-- line now and then elsewhere (in a job's log, say).
+
+local core = require "vertex.core"
+local display = require "vertex.interactive.display"
+
+--- Seconds as a short text for people.
+local function duration(seconds)
+  if seconds ~= seconds or seconds == math.huge then return "--:--" end
+  seconds = math.floor(seconds + 0.5)
+  if seconds >= 3600 then return ("%d:%02d:%02d"):format(seconds / 3600, seconds / 60 % 60, seconds % 60) end
+  return ("%d:%02d"):format(seconds / 60, seconds % 60)
+end
+
+local Progress = {}
+Progress.__index = Progress
+
+local bars = 0 -- so far
+
+--- Makes a progress bar.
+-- @param label text in front of it
+-- @param options {total = steps in all, done = those done before (0), quiet = true for none, every = seconds between
+-- plain lines (10)}
+-- @return bar with :update(done, text) and :finish(text)
+local function progress(label, options)
+  bars = bars + 1
+  local notebook = display.mode == "notebook"
+  return setmetatable({ label = label, total = options.total, first = options.done or 0, quiet = options.quiet,
+    notebook = notebook, tty = not notebook and core.is_tty(2), every = options.every or 10, started = core.time(),
+    shown = -math.huge, id = "progress " .. bars }, Progress)
+end
+
+--- Gives the bar as a line.
+-- @param done steps done
+-- @param text what is shown beside it
+-- @param left text: the time left
+-- @param columns the most that the line may take
+-- @return text
+function Progress:line(done, text, left, columns)
+  local tail = (" %3.0f%%  %s  left %s"):format(100 * done / self.total, text, left)
+  local room = math.max(0, math.min(30, columns - #self.label - #tail - 4))
+  local full = math.floor(room * done / self.total)
+  return ("%s %s%s%s"):format(self.label, ("━"):rep(full), ("╌"):rep(room - full), tail)
+end
+
+--- Shows how far it is. Limits itself to ten times a second (where lines are printed: to one in `every` seconds, and
+-- the last), so call it as often as you like.
+-- @param done steps done
+-- @param text shown beside the bar
+function Progress:update(done, text)
+  if self.quiet then return end
+  local now, last = core.time(), done >= self.total
+  if not last and now - self.shown < ((self.tty or self.notebook) and 0.1 or self.every) then return end
+  self.shown = now
+  local elapsed = now - self.started
+  local left = duration(elapsed / math.max(1e-9, done - self.first) * (self.total - done))
+  if self.notebook then
+    display.show(self:line(done, text, left, 120), { id = self.id })
+  elseif self.tty then
+    io.stderr:write("\r\27[K" .. self:line(done, text, left, core.terminal_columns()))
+    io.stderr:flush()
+    self.drawn = true
+  else
+    io.stderr:write(("%s %d/%d  %s  left %s\n"):format(self.label, done, self.total, text, left))
+  end
+end
+
+--- Leaves the line.
+-- @param[opt] text in the bar's place; without, a terminal's bar vanishes and a notebook's stays
+function Progress:finish(text)
+  if self.quiet then return end
+  if self.notebook then
+    if text then display.show(text, { id = self.id }) end
+    return
+  end
+  if self.drawn then io.stderr:write("\r\27[K") end
+  if text then io.stderr:write(text .. "\n") end
+end
+
+return progress

@@ -1,0 +1,221 @@
+-- runs/: what stands around the training loop of any experiment. Runs tests/fixtures/experiments/vectors.lua, which is
+-- one file and knows no images, in child processes; and scripts from everywhere.
+
+local H = require "tests.helper"
+local lfs = require "lfs"
+local experiment = require "vertex.runs.experiment"
+local json = require "vertex.json"
+local vx = require "vertex"
+
+local scratch, library
+
+local function luajit(script, arguments)
+  return H.shell(("cd '%s' && VERTEX_LIB='%s' luajit '%s' %s"):format(scratch, library, script, arguments))
+end
+
+local function vectors(arguments) return luajit(H.root .. "/tests/fixtures/experiments/vectors.lua", arguments) end
+local function read(path) return assert(H.read(scratch .. "/" .. path), path) end
+
+setup(function()
+  library = os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so"
+  scratch = H.scratch "runs"
+  assert(lfs.mkdir(scratch))
+end)
+
+describe("a meter", function()
+  it("averages numbers and tensors between two looks", function()
+    local meter = vx.runs.meter()
+    assert.same({}, meter:take())
+    for i = 1, 4 do
+      vx.step(function() meter:add { number = i, tensor = vx.full({}, 2 * i), sometimes = i > 2 and vx.full({ 1 }, i)
+        or nil } end)
+    end
+    assert.same({ number = 2.5, tensor = 5, sometimes = 3.5 }, meter:take())
+    meter:add { tensor = vx.full({}, 7) }
+    assert.same({ tensor = 7 }, meter:take())
+  end)
+end)
+
+describe("code use", function()
+  it("counts over batches and columns, and leaves out what is masked", function()
+    local used = vx.metrics.code_use(4, 2)
+    local function codes(t) return vx.tensor(t, { dtype = "i32" }) end
+    used:add(codes { { 0, 3 }, { 1, 3 } })
+    assert.equal(3 / 8, used:share()) -- 2 of 4 in the first column, 1 of 4 in the second
+    used:add(codes { { -1, -1 }, { 2, 0 }, { 3, -1 } }, { masked = true })
+    assert.equal(6 / 8, used:share())
+    H.close({ used:perplexity() }, { (4 + math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)))) / 2 }, 1e-12)
+    used:clear()
+    assert.equal(0, used:share())
+    assert.is_true(used:perplexity() ~= used:perplexity())
+  end)
+
+  it("refuses numbers that are none", function()
+    H.raises(function() vx.metrics.code_use(0) end, "code_use: codes is 0, expected an integer of 1 or more")
+    H.raises(function() vx.metrics.code_use(4, 1.5) end, "columns is 1.5")
+  end)
+end)
+
+describe("an experiment of another modality", function()
+  it("sweeps two methods and leaves its own columns, table and picture", function()
+    local output, status = vectors "--methods ste-euclid,softmax-knn-ce --out v --noise 0.2"
+    assert.equal(0, status, output)
+    local csv = read "v/results.csv"
+    assert.equal("method,seed,distance,codes_used,steps,seconds", csv:match "^[^\n]+")
+    local distance, used = csv:match "\nste%-euclid,1,([%d.]+),(%d+),20,"
+    assert.truthy(tonumber(distance) > 0 and tonumber(used) >= 1, csv)
+    local text = read "v/table.md"
+    assert.equal("# small, noise 0.2\n\n| Method | Distance | Codes | Time |\n|:--|--:|--:|--:|\n| ste-euclid | ",
+      text:match "^.-| ste%-euclid | ")
+    assert.truthy(text:find("\n\nDistance: mean over new vectors of |x - q(x)|.\n", 1, true), text)
+    -- the lower distance and the greater number of codes are the best
+    local rows = {}
+    for a, b in csv:gmatch "\n[%w-]+,1,([%d.e-]+),(%d+)," do rows[#rows + 1] = { tonumber(a), tonumber(b) } end
+    assert.truthy(text:find(("**%.3f**"):format(math.min(rows[1][1], rows[2][1])), 1, true), text)
+    assert.truthy(text:find(("**%d**"):format(math.max(rows[1][2], rows[2][2])), 1, true), text)
+    assert.truthy(output:find("Method +Distance +Codes +Time\n"), output)
+    assert.truthy(output:find("results.csv, table.md, curves.png in v", 1, true), output)
+    assert.equal("\137PNG", read("v/curves.png"):sub(1, 4))
+    assert.same({ batch = 32, experiment = "vectors", methods = { "ste-euclid", "softmax-knn-ce" }, noise = 0.2,
+      preset = "small", seed = 1, steps = 20 }, json.decode(read "v/config.json"))
+  end)
+
+  it("resumes: the same bits after a kill, nothing twice", function()
+    local before = read "v/results.csv"
+    local output, status = vectors "--out v --resume"
+    assert.equal(0, status, output)
+    assert.truthy(output:find "ste%-euclid +finished before", output)
+    assert.equal(before, read "v/results.csv")
+    local common = "--methods re-cosine --steps 60 --checkpoint 0 --resume --out "
+    assert.equal(0, select(2, vectors(common .. "whole")))
+    local killed, done = false, false
+    for try = 1, 60 do
+      local script = ("timeout -s KILL %.2f luajit"):format(0.2 + 0.1 * try)
+      local command = "cd '%s' && VERTEX_LIB='%s' %s '%s/tests/fixtures/experiments/vectors.lua' %skilled"
+      output, status = H.shell(command:format(scratch, library, script, H.root, common))
+      done = status == 0
+      if done then break end
+      killed = true
+    end
+    assert.is_true(done, output)
+    assert.is_true(killed, "the run was never interrupted")
+    assert.equal(read "whole/metrics.jsonl", read "killed/metrics.jsonl")
+    local function without_time(out) return (read(out .. "/results.csv"):gsub(",[%d.e-]+\n", "\n")) end
+    assert.equal(without_time "whole", without_time "killed")
+  end)
+
+  it("has its own words and flags, and none of another's", function()
+    local output, status = vectors "--help"
+    assert.equal(0, status)
+    for _, text in ipairs { "Vectors per step", "--noise X", "distance", "small, wide; default small" } do
+      assert.truthy(output:find(text, 1, true), text)
+    end
+    for _, text in ipairs { "mage", "--data", "--epochs", "--strict", "--graph", "--autocast" } do
+      assert.falsy(output:find(text, 1, true), text)
+    end
+  end)
+
+  it("refuses before anything is written: its own flags, its own checks, methods it does not know", function()
+    for arguments, expected in pairs {
+      ["--noise -1"] = "--noise: expected a number of 0 or more",
+      ["--noise much"] = "noise",
+      ["--batch 12"] = "--batch: expected a multiple of 8",
+      ["--data x"] = "unknown option '--data'",
+      ["--methods paper,nothing"] = "unknown method 'nothing'; known: paper, all, ",
+    } do
+      local output, status = vectors(arguments .. " --out refused")
+      assert.equal(2, status, output)
+      assert.truthy(output:find(expected, 1, true), arguments .. ": " .. output)
+      assert.is_nil(lfs.attributes(scratch .. "/refused", "mode"))
+    end
+    local output, status = vectors "--out v --resume --noise 0.3"
+    assert.equal(2, status)
+    assert.truthy(output:find("its noise is 0.20000000000000001, asked for is 0.29999999999999999", 1, true), output)
+  end)
+
+  it("runs the paper's methods where none are named, all without the ablations with all", function()
+    local output, status = vectors "--steps 1 --quiet --out p"
+    assert.equal(0, status, output)
+    local paper = json.decode(read "p/config.json").methods
+    assert.equal(13, #paper)
+    assert.same({ "ste-euclid", "softmax-knn-ce" }, { paper[1], paper[13] })
+    output, status = vectors "--steps 1 --quiet --out all --methods all"
+    assert.equal(0, status, output)
+    local wanted = {}
+    for _, item in ipairs(vx.quantizers()) do
+      if not item.ablation then wanted[#wanted + 1] = item.name end
+    end
+    assert.same(wanted, json.decode(read "all/config.json").methods)
+  end)
+
+  it("is told what its declaration lacks", function()
+    local function declare(changes)
+      local spec = { name = "x", summary = "s", presets = { a = {} }, preset = "a",
+        columns = { { name = "c", title = "C", format = "%d", from = "f" } } }
+      for key, value in pairs(changes) do spec[key] = value end
+      return function() experiment(spec) end
+    end
+    declare {}()
+    local column = { name = "c", title = "C", format = "%d", from = "f" }
+    local function with(key, value)
+      local c = {}
+      for k, v in pairs(column) do c[k] = v end
+      c[key] = value
+      return { columns = { c } }
+    end
+    for expected, changes in pairs {
+      ["its name should be letters"] = { name = "a b" }, ["it has no summary"] = { summary = "" },
+      ["presets has no 'b'"] = { preset = "b" },
+      ["column 'c' has no title"] = with("title", false), ["column 'c' has no from"] = with("from", ""),
+      ["better is 'big', expected 'high', 'low'"] = with("better", "big"),
+      ["format is a number"] = with("format", 3),
+      ["name is c d, expected letters"] = with("name", "c d"),
+      ["column 'c' is declared twice"] = { columns = { column, column } },
+      ["column 'fid' is none of the runs' own"] = { columns = { "fid" } },
+      ["names no column 'd'"] = { table = { columns = { "d" } } },
+      ["flags[1] should be"] = { flags = { "strict" } },
+      ["pictures[1] should be"] = { pictures = { print } },
+    } do
+      local ok, message = pcall(declare(changes))
+      assert.is_false(ok, expected)
+      assert.truthy(message:find(expected, 1, true), message)
+    end
+  end)
+end)
+
+describe("a script", function()
+  local SCRIPTS = { -- what shows that it runs: arguments, and text it writes
+    ["experiments/ae_sweep.lua"] = { "--help", "Usage: ae_sweep" },
+    ["experiments/simplex_figures.lua"] = { "--help", "Usage: simplex_figures" },
+    ["experiments/readme_table.lua"] = { "--check", "up to date", "out of date" },
+    ["experiments/bench/ae_step.lua"] = { "--help", "Usage: ae_step" },
+    ["experiments/bench/quantizer.lua"] = { "--help", "Usage: quantizer" },
+    ["notebooks/run.lua"] = { "", "which notebook?" },
+    ["lua/repl.lua"] = { "--help", "interactive session" },
+    ["lua/vertex/interactive/jupyter.lua"] = { "", "install" },
+    ["tests/fixtures/experiments/vectors.lua"] = { "--help", "Usage: vectors" },
+  }
+
+  it("finds its modules from any folder and through symbolic links", function()
+    assert(lfs.mkdir(scratch .. "/links"))
+    for path, case in pairs(SCRIPTS) do
+      local folder, file = path:match "^(.*)/([^/]+)$"
+      assert(lfs.link(H.root .. "/" .. path, scratch .. "/links/link.lua", true))
+      assert(lfs.link(H.root .. "/" .. folder, scratch .. "/links/folder", true))
+      for _, command in ipairs {
+        ("cd '%s' && luajit %s"):format(H.root, path),
+        ("cd '%s/%s' && luajit %s"):format(H.root, folder, file),
+        ("cd '%s/%s' && luajit ../%s/%s"):format(H.root, folder, folder:match "[^/]+$", file),
+        ("cd '%s' && luajit links/link.lua"):format(scratch),
+        ("cd '%s/links' && luajit folder/%s"):format(scratch, file),
+      } do
+        local output = H.shell(("export VERTEX_LIB='%s'; %s %s </dev/null"):format(library, command, case[1]))
+        local found = output:find(case[2], 1, true) or case[3] and output:find(case[3], 1, true)
+        assert.truthy(found, command .. ": " .. output)
+        assert.falsy(output:find("traceback", 1, true), output)
+      end
+      os.remove(scratch .. "/links/link.lua")
+      os.remove(scratch .. "/links/folder")
+    end
+  end)
+end)
