@@ -5,7 +5,7 @@ local H = require "tests.helper"
 local vx = H.vx
 local ops = vx.ops
 local registry = require "vertex.quantizers"
-local train = vx.train
+local checkpoint = vx.runs.checkpoint
 
 local FIXTURES = "tests/fixtures/quantizers"
 
@@ -293,10 +293,10 @@ for _, name in ipairs(names) do
         end
         local run = new()
         for i = 1, 2 do step(run, i) end
-        train.save_checkpoint(path, run, { step = 2 })
+        checkpoint.save(path, run, { step = 2 })
         local expected = { step(run, 3), step(run, 4) }
         local again = new()
-        train.load_checkpoint(path, again)
+        checkpoint.load(path, again)
         assert.same(expected, { step(again, 3), step(again, 4) })
         assert.same(state(run.model), state(again.model))
       end
