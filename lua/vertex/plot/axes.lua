@@ -24,8 +24,10 @@ local fail = core.fail
 local Axes = {}
 Axes.__index = Axes
 
--- Makes empty axes of a figure.
-function Axes.new(figure)
+local axes = { class = Axes }
+
+--- Makes empty axes of a figure.
+function axes.new(figure)
   return setmetatable({ figure = figure, layers = {}, bar_layers = {}, options = {}, series = 0 }, Axes)
 end
 
@@ -83,18 +85,18 @@ local function check_range(range, arrays, who, positive)
   fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
 end
 
--- The options that choose the colours of values.
-Axes.color_options = { palette = "string", range = "table", log = "boolean" }
+--- The options that choose the colours of values, with their types.
+axes.color_options = { palette = "string", range = "table", log = "boolean" }
 
 -- Adds the options of colours to the known ones.
 local function with_colors(known)
-  for name, kind in pairs(Axes.color_options) do known[name] = kind end
+  for name, kind in pairs(axes.color_options) do known[name] = kind end
   return known
 end
 
 -- Gives the colour scale { lo, hi, log, palette } that the options palette, range and log choose; viridis over all
 -- values without them. Axes have one colour bar, so every layer with values must agree on its scale.
-function Axes.set_color_scale(ax, o, arrays, who)
+function axes.set_color_scale(ax, o, arrays, who)
   local palette = colors.check_palette(o.palette or "viridis", who)
   local lo, hi = check_range(o.range, arrays, who, o.log)
   if o.log and lo <= 0 then fail("%s: range[1] is a positive number for a logarithmic scale, got %g", who, lo) end
@@ -117,9 +119,14 @@ end
 --- Draws a curve.
 -- @param[opt] x array (N); 1..N where it is nil
 -- @param y array (N)
--- @param[opt] options { label = string, for the legend, color, width = 1.6: in points, dash = array of lengths in line
--- widths, {} is solid, marker = "circle", "square", "triangle", "diamond", "cross" or "plus", band = { lo, hi }: two
--- arrays (N), the edges of a shaded band, or sd = array (N): a band y - sd .. y + sd }
+-- @param[opt] options table
+-- @param[opt] options.label string, for the legend
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else the next series colour
+-- @param[opt=1.6] options.width of the line, in points
+-- @param[opt] options.dash array of lengths in line widths, {} for a solid line
+-- @param[opt] options.marker "circle", "square", "triangle", "diamond", "cross" or "plus"
+-- @param[opt] options.band { lo, hi }: two arrays (N), the edges of a shaded band
+-- @param[opt] options.sd array (N): instead of band, a band y - sd .. y + sd
 -- @return the axes
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:line(x, y, options)
@@ -143,7 +150,12 @@ end
 --- Draws the mean of several runs, say of seeds, in a band of their standard deviation (n - 1) on both sides.
 -- @param[opt] x array (N); 1..N where it is nil
 -- @param runs array of arrays (N) or tensor (R,N); a value that is not finite leaves its run out at that place
--- @param[opt] options { label = string, color, width = 1.6: in points, dash, marker }, as of line
+-- @param[opt] options table
+-- @param[opt] options.label string, for the legend
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else the next series colour
+-- @param[opt=1.6] options.width of the line, in points
+-- @param[opt] options.dash array of lengths in line widths, {} for a solid line
+-- @param[opt] options.marker "circle", "square", "triangle", "diamond", "cross" or "plus"
 -- @return the axes
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:runs(x, runs, options)
@@ -171,16 +183,24 @@ end
 local function check_values(ax, layer, o, like, who)
   if not o.values then return end
   layer.values = check.array_like(o.values, "values", like, "the points", who)
-  layer.scale = Axes.set_color_scale(ax, o, { layer.values }, who)
+  layer.scale = axes.set_color_scale(ax, o, { layer.values }, who)
 end
 
 --- Draws points.
 -- @param[opt] x array (N); 1..N where it is nil
 -- @param y array (N)
--- @param[opt] options { label = string, color, marker: as of line, size = 5: diameter in points, alpha = 0.8: opacity,
--- 0..1, values = array (N), shown as colours with a colour bar, palette = "viridis", range = { lo, hi }: the values
--- at the ends of the palette, log = false: colours by the logarithm, density = true: instead of values, the more points
--- lie around a point on the page, the lighter its colour }
+-- @param[opt] options table
+-- @param[opt] options.label string, for the legend
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else the next series colour
+-- @param[opt] options.marker "circle", "square", "triangle", "diamond", "cross" or "plus"
+-- @param[opt=5] options.size diameter in points
+-- @param[opt=0.8] options.alpha opacity, 0..1
+-- @param[opt] options.values array (N), shown as colours with a colour bar
+-- @param[opt="viridis"] options.palette "viridis", "magma", "bluered" or "gray"
+-- @param[opt] options.range { lo, hi }: the values at the ends of the palette; else the least and greatest
+-- @param[opt=false] options.log true colours by the logarithm of the values
+-- @param[opt=false] options.density true: instead of values, the more points lie around a point on the page, the
+-- lighter it is
 -- @return the axes
 -- @raise where lengths differ, both values and density are given, the colour bar has another scale already, or an
 -- option is unknown or of another type
@@ -205,9 +225,17 @@ end
 -- @param y array (N)
 -- @param dx array (N)
 -- @param dy array (N)
--- @param[opt] options { label = string, color, scale = 1: factor of dx and dy, width = 1: of the shaft, in points,
--- head = 5: length of the head in points, less for short arrows, alpha = 1: opacity, 0..1, values, palette, range, log:
--- as of scatter }
+-- @param[opt] options table
+-- @param[opt] options.label string, for the legend
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else the next series colour
+-- @param[opt=1] options.scale factor of dx and dy
+-- @param[opt=1] options.width of the shaft, in points
+-- @param[opt=5] options.head length of the head in points, less for short arrows
+-- @param[opt=1] options.alpha opacity, 0..1
+-- @param[opt] options.values array (N), shown as colours with a colour bar
+-- @param[opt="viridis"] options.palette "viridis", "magma", "bluered" or "gray"
+-- @param[opt] options.range { lo, hi }: the values at the ends of the palette; else the least and greatest
+-- @param[opt=false] options.log true colours by the logarithm of the values
 -- @return the axes
 -- @raise where lengths differ, the colour bar has another scale already, or an option is unknown or of another type
 function Axes:arrows(x, y, dx, dy, options)
@@ -229,8 +257,11 @@ end
 -- @param x number
 -- @param y number
 -- @param text string
--- @param[opt] options { color = ink, size = 0.9 times the figure's font, in points, at = "right": the text's side of
--- the point, or "left", "above", "below", "above left", "above right", "below left", "below right" }
+-- @param[opt] options table
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else that of the labels
+-- @param[opt] options.size in points; else 0.9 times the figure's font
+-- @param[opt="right"] options.at side of the point: "right", "left", "above", "below", "above left", "above right",
+-- "below left", "below right"
 -- @return the axes
 -- @raise where x or y is no number, text is no string, or an option is unknown or of another type
 function Axes:text(x, y, text, options)
@@ -246,8 +277,12 @@ end
 
 --- Draws a histogram.
 -- @param values array; NaN and infinite ones are left out
--- @param[opt] options { label = string, color, alpha = 0.75: opacity, 0..1, bins = number of bins: sqrt N within 10 to
--- 60, range = { lo, hi }: all values }
+-- @param[opt] options table
+-- @param[opt] options.label string, for the legend
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else the next series colour
+-- @param[opt=0.75] options.alpha opacity, 0..1
+-- @param[opt] options.bins number of bins; else sqrt N within 10 to 60
+-- @param[opt] options.range { lo, hi }: the outer edges; else the least and greatest value
 -- @return the axes
 -- @raise where values are no numbers, or an option is unknown or of another type
 function Axes:hist(values, options)
@@ -287,8 +322,12 @@ end
 --- Draws bars, one for each label. A second call with as many labels puts its bars beside the first ones.
 -- @param labels array of N strings
 -- @param values array (N)
--- @param[opt] options { label = string, for the legend, color, colors = array of N colours, alpha = 1: opacity, 0..1,
--- errors = array (N): half lengths of error bars }
+-- @param[opt] options table
+-- @param[opt] options.label string, for the legend
+-- @param[opt] options.color "#rrggbb", { r, g, b } or a number; else the next series colour
+-- @param[opt] options.colors array of N colours
+-- @param[opt=1] options.alpha opacity, 0..1
+-- @param[opt] options.errors array (N): half lengths of error bars
 -- @return the axes
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:bar(labels, values, options)
@@ -315,10 +354,13 @@ end
 
 --- Draws a matrix as colours, with a colour bar. Row 1 is at the top. NaN cells stay white.
 -- @param rows array of arrays of one length, or tensor (R,C)
--- @param[opt] options { palette = "viridis": as of plot.colormap, range = { lo, hi }: the values at the ends of the
--- palette, those of the data by default, log = false: colours by the logarithm, row_labels = array of R strings,
--- col_labels = array of C strings, extent = { x0, x1, y0, y1 }: where the matrix lies on the axes, row 1 at y0 and y
--- upwards }
+-- @param[opt] options table
+-- @param[opt="viridis"] options.palette "viridis", "magma", "bluered" or "gray"
+-- @param[opt] options.range { lo, hi }: the values at the ends of the palette; else the least and greatest
+-- @param[opt=false] options.log true colours by the logarithm of the values
+-- @param[opt] options.row_labels array of R strings
+-- @param[opt] options.col_labels array of C strings
+-- @param[opt] options.extent { x0, x1, y0, y1 }: where the matrix lies on the axes, row 1 at y0 and y upwards
 -- @return the axes
 -- @raise where lengths differ, the colour bar has another scale already, or an option is unknown or of another type
 function Axes:heatmap(rows, options)
@@ -331,7 +373,7 @@ function Axes:heatmap(rows, options)
   if col_labels then check.lengths(col_labels, "col_labels", rows[1], "rows[1]", who) end
   local e = check.array(o.extent or { 0.5, #rows[1] + 0.5, 0.5, #rows + 0.5 }, "extent", who)
   if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
-  local scale = Axes.set_color_scale(self, o, rows, who)
+  local scale = axes.set_color_scale(self, o, rows, who)
   self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
   return add_layer(self, "heatmap", { rows = rows, scale = scale, extent = e, tight = true,
     x = { { e[1], e[2] } }, y = { { e[3], e[4] } }, marks = #rows * #rows[1] })
@@ -361,10 +403,19 @@ local function check_limits(limits, name, log, who)
 end
 
 --- Sets texts and scales. It may be called again; what is not named stays.
--- @param options { title, xlabel, ylabel, color_label = strings; color_label stands beside the colour bar, xlog,
--- ylog = booleans, xlim, ylim = { lo, hi }: either may be nil, hi < lo turns the axis round, legend = "auto": the
--- emptiest corner, or right of the plot where it is large or has over six entries; or "right", "none", "upper right",
--- "upper left", "lower right", "lower left", grid, color_bar = booleans }
+-- @param options table
+-- @param[opt] options.title string
+-- @param[opt] options.xlabel string
+-- @param[opt] options.ylabel string
+-- @param[opt] options.color_label string, beside the colour bar
+-- @param[opt=false] options.xlog true for a logarithmic axis
+-- @param[opt=false] options.ylog true for a logarithmic axis
+-- @param[opt] options.xlim { lo, hi }; either may be nil, hi < lo turns the axis round
+-- @param[opt] options.ylim { lo, hi }; either may be nil, hi < lo turns the axis round
+-- @param[opt="auto"] options.legend "auto": the emptiest corner, or right of the plot where it is large or has over
+-- six entries; or "right", "none", "upper right", "upper left", "lower right", "lower left"
+-- @param[opt] options.grid boolean: lines at the ticks; true without a colour bar
+-- @param[opt=true] options.color_bar boolean, where values have colours
 -- @return the axes
 -- @raise where an option is unknown or of another type, limits are equal, or not positive on a logarithmic axis
 function Axes:set(options)
@@ -379,4 +430,4 @@ function Axes:set(options)
   return self
 end
 
-return Axes
+return axes

@@ -30,7 +30,7 @@
 
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
-local Axes = require "vertex.plot.axes"
+local axes = require "vertex.plot.axes"
 local braille = require "vertex.plot.braille"
 local canvas = require "vertex.plot.canvas"
 local check = require "vertex.plot.check"
@@ -38,7 +38,7 @@ local colors = require "vertex.plot.colors"
 local grid = require "vertex.plot.grid"
 local page = require "vertex.plot.page"
 local scales = require "vertex.plot.scales"
-local Ternary = require "vertex.plot.ternary"
+local ternary = require "vertex.plot.ternary"
 local fail = core.fail
 
 local plot = {
@@ -52,8 +52,14 @@ local Figure = {}
 Figure.__index = Figure
 
 --- Makes a figure of rows x cols axes, all empty.
--- @param[opt] options { width = 640, height = 400: of the whole, in points, rows = 1, cols = 1, title = string,
--- scale = 2: PNG pixels to the point, font = 11: size of labels in points }
+-- @param[opt] options table
+-- @param[opt=640] options.width of the whole, in points
+-- @param[opt=400] options.height of the whole, in points
+-- @param[opt=1] options.rows number of rows of axes
+-- @param[opt=1] options.cols number of columns of axes
+-- @param[opt] options.title string
+-- @param[opt=2] options.scale PNG pixels to the point
+-- @param[opt=11] options.font size of labels in points
 -- @return figure
 -- @raise where an option is unknown or of another type, or a size is not positive
 function plot.figure(options)
@@ -70,9 +76,14 @@ end
 
 --- Makes a figure of pictures in rows and columns, as large as it needs to be.
 -- @param rows array of arrays of pictures; false leaves a cell empty, rows may differ in length
--- @param[opt] options { row_labels, col_labels = arrays of strings, cell = 96: longer side of a picture's place, in
--- points, gap = 4: between places, in points, title = string, scale = 2: PNG pixels to the point, font = 11: size of
--- labels in points }
+-- @param[opt] options table
+-- @param[opt] options.row_labels array of strings
+-- @param[opt] options.col_labels array of strings
+-- @param[opt=96] options.cell longer side of a picture's place, in points
+-- @param[opt=4] options.gap between places, in points
+-- @param[opt] options.title string
+-- @param[opt=2] options.scale PNG pixels to the point
+-- @param[opt=11] options.font size of labels in points
 -- @return figure, to save or show; it has no axes
 -- @raise where rows are no arrays of pictures, or an option is unknown or of another type
 function plot.image_grid(rows, options) return setmetatable(grid.new(rows, options), Figure) end
@@ -96,7 +107,7 @@ end
 -- @raise where the figure has no such place, or is a grid of pictures
 function Figure:axes(row, col)
   local index = cell_index(self, row, col, "Figure:axes")
-  self.cells[index] = self.cells[index] or Axes.new(self)
+  self.cells[index] = self.cells[index] or axes.new(self)
   return self.cells[index]
 end
 
@@ -104,15 +115,17 @@ end
 -- on its three sides for M = 3 codes, a regular polygon for more.
 -- @param row row, 1-based; without col the place, 1-based, counted row by row
 -- @param[opt] col column, 1-based
--- @param[opt] options of new axes: { codes = 3: M, labels = array of M strings, at the vertices (e₁, e₂, ...),
--- ticks = 5: parts into which ticks divide a triangle's side, 0 for none }
+-- @param[opt] options table, of new axes
+-- @param[opt=3] options.codes M
+-- @param[opt] options.labels array of M strings, at the vertices (e₁, e₂, ...)
+-- @param[opt=5] options.ticks parts into which ticks divide a triangle's side; 0 for none
 -- @return axes on the simplex
 -- @raise where the figure has no such place, it holds other axes, options are given for axes that are there, or M < 3
 function Figure:simplex(row, col, options)
   if type(col) == "table" then col, options = nil, col end
   local index = cell_index(self, row, col, "Figure:simplex")
   if not self.cells[index] then
-    self.cells[index] = Ternary.new(self, options)
+    self.cells[index] = ternary.new(self, options)
   elseif not self.cells[index].simplex or options then
     fail("Figure:simplex: the place has %s already", self.cells[index].simplex and "a simplex" or "axes")
   end
@@ -167,8 +180,9 @@ end
 
 --- Draws the figure as text for a terminal: data in braille dots (2 by 4 to the character), numbers and names in
 -- letters.
--- @param[opt] options { columns = 80: width in characters, at least 20, color = false: with the escape sequences of
--- terminals }
+-- @param[opt] options table
+-- @param[opt=80] options.columns width in characters, at least 20
+-- @param[opt=false] options.color true adds the escape sequences of terminals
 -- @return string of lines
 -- @raise where columns is below 20, or libcairo is not installed
 function Figure:text(options)
@@ -182,7 +196,8 @@ end
 
 --- Shows the figure where the user looks: in the terminal, in the notebook, or in a file that a script without a
 -- terminal writes.
--- @param[opt] options { id = string: a later show with the same id takes this one's place in a notebook }
+-- @param[opt] options table
+-- @param[opt] options.id string: a later show with the same id takes this one's place in a notebook
 -- @return nothing, since sessions and notebooks show what is returned
 -- @raise where libcairo is not installed
 function Figure:show(options) display.show(self, options) end

@@ -10,12 +10,13 @@
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local tape = require "vertex.tape"
-local Axes = require "vertex.plot.axes"
+local axes = require "vertex.plot.axes"
 local check = require "vertex.plot.check"
 local density = require "vertex.plot.density"
 local fail = core.fail
 local sin, cos, pi, sqrt = math.sin, math.cos, math.pi, math.sqrt
 
+local Axes = axes.class
 local Ternary = {}
 Ternary.__index = Ternary
 Ternary.__tostring = Axes.__tostring
@@ -42,7 +43,7 @@ local function corners(codes)
 end
 
 -- Makes axes of a figure; Figure:simplex documents the options.
-function Ternary.new(figure, options)
+local function new(figure, options)
   local who = "Figure:simplex"
   local o = check.options(options, { codes = "number", labels = "table", ticks = "number" }, who)
   local codes = check.whole(o.codes or o.labels and #o.labels or 3, "codes", who)
@@ -113,8 +114,7 @@ end
 
 --- Draws points of the simplex.
 -- @param p points: tensor (N,M) or array of N arrays of M numbers
--- @param[opt] options { label = string, color, marker, size, alpha, values, palette, range, log, density }, as of
--- Axes:scatter
+-- @param[opt] options as of axes:scatter: label, color, marker, size, alpha, values, palette, range, log, density
 -- @return the axes
 -- @raise where p does not hold points of M codes, or an option is unknown or of another type
 function Ternary:scatter(p, options)
@@ -124,7 +124,7 @@ end
 
 --- Draws a curve through points of the simplex, for instance the way of one row through training.
 -- @param p points: tensor (N,M) or array of N arrays of M numbers
--- @param[opt] options { label = string, color, width, dash, marker }, as of Axes:line
+-- @param[opt] options as of axes:line: label, color, width, dash, marker
 -- @return the axes
 -- @raise where p does not hold points of M codes, or an option is unknown or of another type
 function Ternary:line(p, options)
@@ -135,8 +135,7 @@ end
 --- Draws arrows from points p along directions d. Of a direction only the part within the plane of the simplex shows.
 -- @param p points: tensor (N,M) or array of N arrays of M numbers
 -- @param d directions: tensor (N,M) or array of N arrays of M numbers
--- @param[opt] options { label = string, color, scale, width, head, alpha, values, palette, range, log }, as of
--- Axes:arrows
+-- @param[opt] options as of axes:arrows: label, color, scale, width, head, alpha, values, palette, range, log
 -- @return the axes
 -- @raise where p does not hold points of M codes, d is of another shape, or an option is unknown or of another type
 function Ternary:arrows(p, d, options)
@@ -148,7 +147,7 @@ end
 --- Writes a text beside a point of the simplex.
 -- @param p one point: tensor (M) or array of M numbers
 -- @param text string
--- @param[opt] options { color, size, at }, as of Axes:text
+-- @param[opt] options as of axes:text: color, size, at
 -- @return the axes
 -- @raise where p is not one point of M codes, text is no string, or an option is unknown or of another type
 function Ternary:text(p, text, options)
@@ -206,16 +205,19 @@ end
 --- Fills the triangle with the colours of a density, with a colour bar; M = 3 only.
 -- @param source function(p) -> (N) of points p (N,3) inside the triangle, for instance exp of vx.simplex.log_density;
 -- or points, tensor (N,3) or array of N arrays of 3 numbers, whose density is estimated: 2 where they are uniform
--- @param[opt] options { palette = "viridis", range = { lo, hi }: the values at the ends of the palette, those of the
--- data by default, log = false: colours by the logarithm, parts = 128: of a side, bandwidth = 0.03: standard deviation
--- of the estimate's Gaussian, as a part of a side }
+-- @param[opt] options table
+-- @param[opt="viridis"] options.palette "viridis", "magma", "bluered" or "gray"
+-- @param[opt] options.range { lo, hi }: the values at the ends of the palette; else the least and greatest
+-- @param[opt=false] options.log true colours by the logarithm of the values
+-- @param[opt=128] options.parts number of parts of a side
+-- @param[opt=0.03] options.bandwidth standard deviation of the estimate's Gaussian, as a part of a side
 -- @return the axes
 -- @raise where M is not 3, source gives no N numbers, the colour bar has another scale already, or an option is unknown
 -- or of another type
 function Ternary:density(source, options)
   local who, s = "SimplexAxes:density", self.simplex
   local known = { parts = "number", bandwidth = "number" }
-  for name, kind in pairs(Axes.color_options) do known[name] = kind end
+  for name, kind in pairs(axes.color_options) do known[name] = kind end
   local o = check.options(options, known, who)
   if s.codes ~= 3 then
     fail("%s: only for 3 codes, these axes have %d; scatter with density = true colours points", who, s.codes)
@@ -228,15 +230,20 @@ function Ternary:density(source, options)
   end)
   local values = type(source) == "function" and ask(s, source, xs, ys)
     or estimate_density(self, source, xs, ys, bandwidth)
-  self.layers[#self.layers + 1] = { kind = "triangles", scale = Axes.set_color_scale(self, o, { values }, who),
+  self.layers[#self.layers + 1] = { kind = "triangles", scale = axes.set_color_scale(self, o, { values }, who),
     values = values, marks = parts * parts, x = {}, y = {},
     each = function(visit) each_triangle(s, parts, visit) end }
   return self
 end
 
 --- Sets texts. It may be called again; what is not named stays.
--- @param options { title = string, xlabel = string: below the simplex, color_label = string: beside the colour bar,
--- legend, grid, color_bar: as of Axes:set }
+-- @param options table
+-- @param[opt] options.title string
+-- @param[opt] options.xlabel string, below the simplex
+-- @param[opt] options.color_label string, beside the colour bar
+-- @param[opt] options.legend as of axes:set
+-- @param[opt=true] options.grid boolean
+-- @param[opt=true] options.color_bar boolean
 -- @return the axes
 -- @raise where an option is unknown or of another type
 function Ternary:set(options)
@@ -245,4 +252,4 @@ function Ternary:set(options)
   return Axes.set(self, o)
 end
 
-return Ternary
+return { new = new }

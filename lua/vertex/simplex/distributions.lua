@@ -16,8 +16,11 @@ local distributions = {}
 -- @param alpha concentrations: one number for all coordinates, array or tensor (M), or tensor (n,M) with a row for each
 -- point
 -- @param n number of points
--- @param[opt] options { dim = 3: M, where alpha is one number, log = false: gives logarithms, generator = the default
--- one, device = the default one }
+-- @param[opt] options table
+-- @param[opt=3] options.dim M, where alpha is one number
+-- @param[opt=false] options.log true gives natural logarithms
+-- @param[opt] options.generator source of the random stream; the default one of vx.seed
+-- @param[opt] options.device the default device
 -- @return tensor f32 (n,M)
 -- @raise where n or dim is no positive integer, a concentration is not positive, or their number is not M
 function distributions.dirichlet(alpha, n, options)
@@ -42,7 +45,8 @@ end
 -- and alpha where it is a tensor. The constant is computed in float64, but in float32 where alpha requires a gradient.
 -- @param p points, tensor f32 (N,M)
 -- @param alpha concentrations: one number for all coordinates, array or tensor (M)
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return tensor f32 (N), nats
 -- @raise where p does not hold points, or alpha is not M positive numbers
 function distributions.log_density(p, alpha, options)
@@ -96,8 +100,11 @@ distributions.names = { "vertices", "uniform", "centered", "collapsed" }
 --   collapsed   as vertices, but around the first two thirds of them only (2 of 3)
 -- @param name one of simplex.names
 -- @param n number of points
--- @param[opt] options { dim = 3: M, log = false: gives logarithms, generator = the default one, device = the default
--- one }
+-- @param[opt] options table
+-- @param[opt=3] options.dim M
+-- @param[opt=false] options.log true gives natural logarithms
+-- @param[opt] options.generator source of the random stream; the default one of vx.seed
+-- @param[opt] options.device the default device
 -- @return tensor f32 (n,M)
 -- @raise where the name is unknown, or n or dim is no positive integer
 function distributions.named(name, n, options)

@@ -15,7 +15,8 @@ local divergences = {}
 --- Fits the Dirichlet distribution under which the points are most likely, by Newton's method [3] in float64. The
 -- gradient is that of the maximum.
 -- @param p points, tensor f32 (N,M), N at least 2; none with a coordinate 0: next to a vertex give logarithms
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return tensor f32 (M): the concentrations
 -- @return number of Newton steps
 -- @raise where p does not hold points, has one row, a coordinate 0, or rows that are all equal
@@ -62,7 +63,10 @@ local CLOSEST = 1e-30
 -- which tells points apart that are all one next to a vertex.
 -- @param p points of P, tensor f32 (N_P,M), N_P > k
 -- @param q points of Q, tensor f32 (N_Q,M), N_Q >= k
--- @param[opt] options { k = 1, space = "simplex" or "log-ratio", log = false: p and q hold logarithms }
+-- @param[opt] options table
+-- @param[opt=1] options.k k
+-- @param[opt="simplex"] options.space "simplex" or "log-ratio"
+-- @param[opt=false] options.log true where p and q hold natural logarithms
 -- @return scalar tensor, nats
 -- @raise where p or q does not hold points, they disagree on M, have too few rows for k, or the space is unknown
 function divergences.perez_cruz_kl(p, q, options)

@@ -10,7 +10,10 @@ local plots = {}
 --- Draws points: on the triangle for M = 3, for more in a regular polygon with a vertex at each corner
 -- (plot/ternary.lua says what that shows). The colour of a point says how densely they lie around it.
 -- @param p points, tensor f32 (N,M), M at least 3
--- @param[opt] options { title = string, labels = array of M strings, of the vertices, log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt] options.title string
+-- @param[opt] options.labels array of M strings, of the vertices (e₁, e₂, ...)
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return figure, to show, save or add to: fig:simplex(1) are its axes
 -- @raise where p does not hold points, or M is 2
 function plots.points(p, options)

@@ -18,7 +18,8 @@ end
 
 --- Computes exp(H(mean p)): how many vertices the mean of the points is spread over, from 1 to M (Eq. 11 times M).
 -- @param p points, tensor f32 (N,M)
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return scalar tensor
 -- @raise where p does not hold points
 function scores.perplexity(p, options)
@@ -30,7 +31,8 @@ end
 -- center, and 1 - 1/M where all points collapsed to one vertex: smaller is better. (Eq. 11 and 12; the sign as printed
 -- would be minimized by collapse.)
 -- @param p points, tensor f32 (N,M)
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return scalar tensor
 -- @raise where p does not hold points
 function scores.ppl(p, options)
@@ -42,7 +44,10 @@ end
 -- points from it; smaller is better. Gradients go through the deviations, not through the choice of neighbours. Ties go
 -- to the lowest row.
 -- @param p points, tensor f32 (N,M), N >= K
--- @param[opt] options { k = 8: K, metric = "ce": -ln p_m, or "l2": |e_m - p|^2, log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=8] options.k K
+-- @param[opt="ce"] options.metric deviation of a point p from vertex m: "ce" for -ln p_m, "l2" for |e_m - p|^2
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return scalar tensor
 -- @return tensor f32 (M,K): deviations, nearest first; nats or squared distance
 -- @return tensor i32 (M,K): the rows they belong to, 0-based
@@ -59,7 +64,8 @@ end
 
 --- Computes the entropy of each point, -sum p ln p: 0 at a vertex, ln M at the center.
 -- @param p points, tensor f32 (N,M)
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return tensor f32 (N), nats
 -- @raise where p does not hold points
 function scores.entropy(p, options)
@@ -70,7 +76,8 @@ end
 
 --- Gives the largest coordinate of each point: 1 at a vertex, 1/M at the center.
 -- @param p points, tensor f32 (N,M)
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return tensor f32 (N)
 -- @raise where p does not hold points
 function scores.max_p(p, options)
@@ -81,7 +88,8 @@ end
 --- Computes the distance |e_m - p| of each point from each vertex, at most sqrt 2. Where p_m > 1/2 the squares of the
 -- other coordinates are summed without it: |p|^2 - p_m^2 would lose a distance below 3e-4.
 -- @param p points, tensor f32 (N,M)
--- @param[opt] options { log = false: p holds logarithms }
+-- @param[opt] options table
+-- @param[opt=false] options.log true where p holds natural logarithms
 -- @return tensor f32 (N,M)
 -- @raise where p does not hold points
 function scores.vertex_distances(p, options)

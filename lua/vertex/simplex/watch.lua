@@ -80,8 +80,12 @@ end
 --     points f32 (G,P,M)     the first P of these rows themselves, where asked for }
 -- The training itself does not change. Looking holds R x M numbers. Steps that vx.graph replays are not seen.
 -- @param quantizer a smoothed quantizer of vx.quantizer: one with a method log_pi(z (N,G,D), g) that gives (N,M)
--- @param[opt] options { every = 1: looks at every so many-th training forward, rows = 1024: R, evenly spaced, or all
--- rows of a smaller batch, k = 8: K, or R where that is less, metric = "l2" or "ce", points = 0: P }
+-- @param[opt] options table
+-- @param[opt=1] options.every looks at every so many-th training forward
+-- @param[opt=1024] options.rows R, evenly spaced; all rows of a smaller batch
+-- @param[opt=8] options.k K, or R where that is less
+-- @param[opt="l2"] options.metric "l2" or "ce"
+-- @param[opt=0] options.points P
 -- @return watch: .records, and the methods stack, steps, last, save, plot and stop
 -- @raise where the quantizer is not smoothed, has one code or is watched already, or an option is unknown or no count
 local function watch(quantizer, options)
