@@ -1,18 +1,16 @@
---- Image data: folders of photographs, or the procedural set where there are none.
+--- data/images.lua: batches of images from folders of photographs, or of the procedural set where there are none.
 --
 --     local data = require "vertex.data.images"               -- also vx.data
---     local set = data.images{path = "photos", size = 64, crop = "random", flip = true, batch = 16, seed = 1}
---     local x, index = set:next()                              -- (16, 64, 64, 3) standardized, (16) numbers of
---     set.files
---     local seen = set:broken()                                -- {{path, reason}, ...}: met, named, left out
+--     local set = data.images { path = "photos", size = 64, crop = "random", flip = true, batch = 16, seed = 1 }
+--     local x, index = set:next()       -- (16,64,64,3) standardized, and (16) numbers of set.files, 0-based
+--     local seen = set:broken()         -- { { path, reason }, ... }: met, named, left out
 --
--- Decoding happens ahead, in threads of the C core (core/data/stream.c); the batches depend on the options and the
+-- Decoding happens ahead, in threads of the C core (core/data/stream.c). The batches depend on the options and the
 -- files, not on the number of workers.
 --
--- What belongs to which split. A folder with train/ (and val/, or else test/) keeps its own division. Any other is
--- divided by a hash of each file's name, so a photograph stays on its side when files come, go, or move to another
--- folder, and its copies of the same name go together. About 7.5 % are for validation, at least one where there are two
--- files.
+-- Splits: a folder with train/ (and val/, or else test/) keeps its own division. Any other is divided by a hash of each
+-- file's name. So a photograph stays on its side when files come, go, or move to another folder, and copies of the same
+-- name go together. About 7.5 % are for validation, at least one where there are two files.
 
 local lfs = require "lfs"
 local bit = require "bit"
@@ -31,9 +29,12 @@ local VALIDATION_PER_MILLE = 75
 
 local NAMED_AS_IMAGE = { jpg = true, jpeg = true, jpe = true, jfif = true, png = true }
 
---- All files below `folder`, as paths, in the order of their names at each level; names that begin with a dot are left
--- out. A folder reached twice through symbolic links counts once. The second result lists what could not be looked
--- into: {path, reason}.
+--- Lists all files below a folder, in the order of their names at each level. Names that begin with a dot are left out.
+-- A folder reached twice through symbolic links counts once.
+-- @param folder path
+-- @return array of paths
+-- @return array of { path =, reason = }: folders that could not be looked into
+-- @raise where there is no such folder
 function data.list(folder)
   if type(folder) ~= "string" then fail("list: the folder is a %s, expected a path", type(folder)) end
   local mode, why = lfs.attributes(folder, "mode")
@@ -71,10 +72,9 @@ function data.list(folder)
   return files, unreadable
 end
 
---- Which of the files are images. A usual name is believed until the file is decoded, which judges by content; any
--- other file
--- (no extension, a wrong one) is asked for its first bytes now. So a text file is passed over unless it calls itself an
--- image.
+-- Picks the images among files. A usual name is believed until the file is decoded, which judges by content. Of any
+-- other file (no extension, a wrong one) the first bytes are read now. So a text file is passed over unless it calls
+-- itself an image.
 local function only_images(files)
   local images = {}
   for _, path in ipairs(files) do
@@ -89,13 +89,14 @@ local function only_images(files)
   return images
 end
 
+-- Multiplies two integers modulo 2^32.
 local function multiply32(a, b)
   local low, high = bit.band(a, 0xffff), bit.rshift(a, 16)
   b = b % 2 ^ 32
   return bit.tobit((high * b) % 65536 * 65536 + low * b % 2 ^ 32)
 end
 
---- 32-bit hash of a string: FNV-1a with murmur3's finish.
+-- Hashes a string to 32 bits: FNV-1a with murmur3's finish.
 local function hash(text)
   local h = bit.tobit(2166136261)
   for i = 1, #text do h = multiply32(bit.bxor(h, text:byte(i)), 16777619) end
@@ -104,7 +105,7 @@ local function hash(text)
   return bit.bxor(h, bit.rshift(h, 16)) % 2 ^ 32
 end
 
---- The files of one side of the hashed division, in the order given.
+-- Picks the files of one side of the hashed division, in the order given.
 local function divide(files, split)
   local order, side, validation = {}, {}, 0
   for i, path in ipairs(files) do
@@ -130,7 +131,12 @@ end
 
 local function is_folder(path) return lfs.attributes(path, "mode") == "directory" end
 
---- The image files of a split ("train", "val", "all") of a folder, and what could not be looked into.
+--- Finds the image files of a split of a folder; the head of this file says what belongs to which.
+-- @param folder path
+-- @param split "train", "val" or "all"
+-- @return array of paths
+-- @return array of { path =, reason = }: folders that could not be looked into
+-- @raise where there is no such folder, or no image in it
 function data.find(folder, split)
   if type(folder) ~= "string" then fail("images: the path is a %s, expected that of a folder", type(folder)) end
   local mode = lfs.attributes(folder, "mode")
@@ -163,11 +169,11 @@ local CHOICES = {
   crop = { center = 0, random = 1 },
 }
 
--- Options of data.images: default, and meaning.
+--- The options of data.images: name, default and meaning.
 data.options = {
   { "path", nil, "folder; none: the procedural set" },
   { "split", "train", "train, val, or all" },
-  { "size", 32, "images are size x size" },
+  { "size", 32, "images are size x size pixels" },
   { "resize", "short", "short: the short side becomes `size`; none: crop only, smaller images are enlarged first" },
   { "filter", "bilinear", "bilinear or bicubic, antialiased, as Pillow's" },
   { "crop", "center", "center or random" },
@@ -195,6 +201,7 @@ for _, o in ipairs(data.options) do known[o[1]] = { default = o[2] } end
 
 local FIRST_VALIDATION = 2 ^ 32 -- procedural set: training and validation images come from far apart
 
+-- Gives the options with their defaults, checked.
 local function check_options(given)
   if type(given) ~= "table" then fail("images: expected a table of options, got a %s", type(given)) end
   local o = {}
@@ -234,7 +241,34 @@ end
 local Images = {}
 Images.__index = Images
 
---- A set of images that gives batches. options: see data.options.
+--- Opens a set of images that gives batches.
+-- @param[opt] options table; vx.data.options lists every option with its default and meaning
+-- @param[opt] options.path folder of photographs; without it the procedural set
+-- @param[opt="train"] options.split "train", "val" or "all"
+-- @param[opt=32] options.size images are size x size pixels
+-- @param[opt="short"] options.resize "short": the short side becomes `size`; "none": crop only, smaller images are
+-- enlarged first
+-- @param[opt="bilinear"] options.filter "bilinear" or "bicubic", antialiased, as Pillow's
+-- @param[opt="center"] options.crop "center" or "random"
+-- @param[opt=false] options.flip true mirrors half of the images
+-- @param[opt=16] options.batch images in a batch
+-- @param[opt=1] options.seed of order, crops and flips
+-- @param[opt=true] options.shuffle a new order each epoch; false: the files' own
+-- @param[opt=0] options.epochs how often each image comes; 0: without end
+-- @param[opt=0] options.position where to go on: what :position() said
+-- @param[opt=2] options.workers decoding threads
+-- @param[opt=0] options.queue images decoded ahead; 0: two batches
+-- @param[opt=false] options.strict true makes a broken file an error
+-- @param[opt=2^29] options.cache_bytes bytes for resized images, so that small sets are decoded once
+-- @param[opt=0] options.shard this reader's number among `shards` that share the stream, 0-based
+-- @param[opt=1] options.shards readers that share the stream
+-- @param[opt] options.count images of the procedural set; 2048, for "val" 256
+-- @param[opt] options.image_seed which procedural set; else `seed`
+-- @param[opt] options.device where batches go; else the default device
+-- @param[opt] options.mean array of 3 numbers, subtracted from each channel in 0..1; ImageNet's
+-- @param[opt] options.std array of 3 numbers, the divisor after that; ImageNet's
+-- @return images: .files (array of paths) and the methods next, position, broken, size, batches and close
+-- @raise where an option is unknown or out of its range, or the folder holds no image of the split
 function data.images(options)
   local o = check_options(options or {})
   local files, unreadable = nil, {}
@@ -248,7 +282,7 @@ function data.images(options)
     first = o.split == "val" and FIRST_VALIDATION or 0,
     image_seed = o.image_seed or o.seed,
     seed = o.seed, epochs = o.epochs, position = o.position, shard = o.shard, shards = o.shards,
-      cache_bytes = o.cache_bytes,
+    cache_bytes = o.cache_bytes,
     size = o.size, batch = o.batch, workers = o.workers, queue = o.queue,
     resize = CHOICES.resize[o.resize], filter = CHOICES.filter[o.filter], crop = CHOICES.crop[o.crop],
     flip = o.flip and 1 or 0, shuffle = o.shuffle and 1 or 0, strict = o.strict and 1 or 0,
@@ -258,14 +292,17 @@ function data.images(options)
     Images)
 end
 
+-- Gives the loader of a set that was not closed.
 local function open_loader(self)
   if not self.loader then fail "images: this set was closed" end
   return self.loader
 end
 
---- The next batch, f32 (B, size, size, 3) standardized, and the images' numbers, i32 (B), 0-based in the order of
--- self.files. nil after the last epoch, whose last batch may be smaller, and where Ctrl-C ended the wait
--- (core.interrupted()).
+--- Gives the next batch. The last batch of the last epoch may be smaller.
+-- @return tensor f32 (B,size,size,3), standardized; nil after the last epoch, and where Ctrl-C ended the wait
+-- (core.interrupted())
+-- @return tensor i32 (B) on the CPU: the images' numbers in the order of .files, 0-based
+-- @raise where the set was closed, or `strict` is set and a file is broken
 function Images:next()
   local o, loader = self.options, open_loader(self)
   local x = core.new({ o.batch, o.size, o.size, 3 }, { dtype = "f32", device = "cpu" })
@@ -286,24 +323,29 @@ function Images:next()
   return there, index
 end
 
---- Where the stream stands: a set opened with this `position` goes on exactly here.
+--- Says where the stream stands. A set opened with this `position` goes on exactly here.
+-- @return number
+-- @raise where the set was closed
 function Images:position() return open_loader(self):position() end
 
---- Files met so far that are not usable, {path, reason} by number and by name; what could not be looked into comes
--- first.
+--- Lists the files met so far that are not usable; folders that could not be looked into come first.
+-- @return array of { path, reason }, which also have these fields by name
+-- @raise where the set was closed
 function Images:broken()
   local list = open_loader(self):broken()
   for i = #self.unreadable, 1, -1 do table.insert(list, 1, self.unreadable[i]) end
   return list
 end
 
---- Files of the split, broken ones among them (they show when they are met), or images of the procedural set.
+--- Counts the files of the split, or the images of the procedural set. Broken files are among them until they are met.
+-- @return integer
 function Images:size() return self.count end
 
---- Batches of one epoch without broken files.
+--- Counts the batches of one epoch without broken files.
+-- @return integer
 function Images:batches() return math.ceil(self.count / self.options.shards / self.options.batch) end
 
---- Ends the threads and frees the cache. Lua's collector does it as well, later.
+--- Ends the threads and frees the cache. Lua's collector does so too, later.
 function Images:close()
   if self.loader then self.loader:close() end
   self.loader = nil
@@ -312,62 +354,96 @@ end
 function Images:__tostring()
   local o = self.options
   return ("images(%s, %s: %d %s, %dx%d, batch %d)"):format(o.path or "procedural", o.split, self.count,
-    o.path and "files" or "images",
-    o.size, o.size, o.batch)
+    o.path and "files" or "images", o.size, o.size, o.batch)
 end
 
 -- -- Single images ----------------------------------------------------------------------------------------------------
 
---- u8 (H, W, 3) of a JPEG or PNG file, or of such a file's bytes.
+--- Reads a JPEG or PNG file.
+-- @param path name of the file; its content decides, not its ending
+-- @return tensor u8 (H,W,3) on the CPU
+-- @raise where the file cannot be read, or is no sound image
 function data.open(path)
   if type(path) ~= "string" then fail("open: the path is a %s", type(path)) end
   return core.image_open(path)
 end
+--- Decodes a JPEG or PNG file that is in memory.
+-- @param bytes string, the bytes of the file
+-- @return tensor u8 (H,W,3) on the CPU
+-- @raise where they are no sound image
 function data.decode(bytes)
   if type(bytes) ~= "string" then fail("decode: expected the bytes of a file, got a %s", type(bytes)) end
   return core.image_decode(bytes)
 end
 
---- u8 (H, W, 3) resized as Pillow does; filter "bilinear" (default) or "bicubic".
+--- Resizes an image as Pillow does, antialiased.
+-- @param x tensor u8 (H,W,3) on the CPU
+-- @param height new height in pixels
+-- @param width new width in pixels
+-- @param[opt="bilinear"] filter "bilinear" or "bicubic"
+-- @return tensor u8 (height,width,3)
+-- @raise where x is no such image, or the filter is unknown
 function data.resize(x, height, width, filter)
   local number = CHOICES.filter[filter or "bilinear"]
   if not number then fail("resize: filter '%s', expected bilinear or bicubic", tostring(filter)) end
   return core.image_resize(x, height, width, number)
 end
 
---- Image `index` of the procedural set `seed`, u8 (H, W, 3); size: a number or {height, width}.
+--- Draws an image of the procedural set.
+-- @param size in pixels: a number, or { height, width }
+-- @param[opt=1] seed which set
+-- @param[opt=0] index number of the image, 0-based
+-- @return tensor u8 (H,W,3) on the CPU
+-- @raise where a size is no positive integer
 function data.procedural(size, seed, index)
   local height, width = size, size
   if type(size) == "table" then height, width = size[1], size[2] end
   return core.procedural_image(height, width, seed or 1, index or 0)
 end
 
+-- Gives one number for each channel as a tensor on x's device.
 local function per_channel(x, values) return core.tensor(values, { device = x:device() }) end
 
---- From standardized values back to [0, 1] (a little beyond for what a model makes up).
+--- Turns standardized values back into 0..1; a little beyond for what a model makes up. No gradient goes through.
+-- @param x tensor f32 (...,3)
+-- @param[opt] mean array of 3 numbers; ImageNet's
+-- @param[opt] std array of 3 numbers; ImageNet's
+-- @return tensor f32 (...,3)
 function data.denormalize(x, mean, std)
   x = x:detach()
   return x * per_channel(x, std or data.std) + per_channel(x, mean or data.mean)
 end
 
---- u8 or [0, 1] images to standardized f32.
+--- Standardizes images: (x - mean) / std in each channel.
+-- @param x tensor u8 (...,3), or f32 (...,3) in 0..1
+-- @param[opt] mean array of 3 numbers; ImageNet's
+-- @param[opt] std array of 3 numbers; ImageNet's
+-- @return tensor f32 (...,3)
 function data.normalize(x, mean, std)
   if x:dtype() == "u8" then x = x:to "f32" * (1 / 255) end
   return (x - per_channel(x, mean or data.mean)) / per_channel(x, std or data.std)
 end
 
---- [0, 1] to u8 on the CPU, rounded, clamped.
+--- Turns images in 0..1 into bytes, rounded and clamped.
+-- @param x tensor f32 in 0..1 or u8, of any shape
+-- @return tensor u8 on the CPU, of x's shape
 function data.to_u8(x)
   if x:dtype() == "u8" then return x:to "cpu" end
   return (x:detach():to "cpu" * 255):to "u8"
 end
 
---- Writes an image (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), u8 or f32 in [0, 1], as PNG; whole or not at all.
+--- Writes an image as PNG. The file appears whole or not at all.
+-- @param path name of the file
+-- @param x tensor (H,W), (H,W,1), (H,W,3) or (H,W,4): u8, or f32 in 0..1
+-- @raise where x is no such image, or the file cannot be written
 function data.save(path, x)
   core.image_save_png(path, data.to_u8(x))
 end
 
---- The same as a string of the file's bytes, for notebooks and terminals.
+--- Gives an image as the bytes of a PNG file, for notebooks and terminals.
+-- @param x tensor (H,W), (H,W,1), (H,W,3) or (H,W,4): u8, or f32 in 0..1
+-- @return string
+-- @raise where x is no such image
 function data.png(x) return core.image_png(data.to_u8(x)) end
 
 return data
