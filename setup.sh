@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# Installs what Vertex needs, by package name, and builds it into build/. Safe to run again: only what is missing is done.
-# Without apt it lists what is missing and stops.
+# Installs what Vertex needs, by package name, and builds it into build/. Safe to run again: only what is missing is
+# done. Without apt it lists what is missing and stops.
+#
+#   ./setup.sh         to use Vertex and to run its tests
+#   ./setup.sh --ci    also what .ci/run checks sources with
 set -euo pipefail
 cd "$(dirname "$0")"
+case "$*" in
+  '' | --ci) ;;
+  *) sed -n '5,6s/^# *//p' "$0" >&2; exit 2 ;;
+esac
 
 # name of a Debian package, and a command that succeeds where it is there already
 needs=(
@@ -25,6 +32,7 @@ needs=(
   "libssl3|ldconfig -p | grep -q libcrypto.so.3"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )
+[ "$*" = --ci ] && needs+=("clang-format|command -v clang-format")
 
 missing=()
 for need in "${needs[@]}"; do
@@ -46,7 +54,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   echo "installing ${missing[*]}"
   "${as_root[@]}" apt-get update -qq
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" libc6-dev >/dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    "${missing[@]}" libc6-dev >/dev/null
 fi
 
 cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release | grep -E "^-- (CUDA|NCCL|MPI)" || true

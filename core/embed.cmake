@@ -1,5 +1,5 @@
-# Writes OUT: a C file whose NAME() returns the declarations of HEADER as text: preprocessed, without the system's headers
-# and without comments, as LuaJIT reads them.
+# Writes OUT: a C file whose NAME() returns the declarations of HEADER as text: preprocessed, without the system's
+# headers and without comments, as LuaJIT reads them.
 execute_process(COMMAND ${CC} -E -P -DVX_CDEF ${HEADER} OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
 string(REPLACE "\\" "\\\\" text "${text}")
 string(REPLACE "\"" "\\\"" text "${text}")

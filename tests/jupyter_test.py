@@ -1,6 +1,7 @@
 """The kernel against Jupyter's own test suite, jupyter_kernel_test (Debian: python3-jupyter-kernel-test).
 
-Run by tests/jupyter_spec.lua where the suite is installed; by hand: JUPYTER_PATH=PREFIX/share/jupyter python3 tests/jupyter_test.py, after
+Run by tests/jupyter_spec.lua where the suite is installed; by hand:
+JUPYTER_PATH=PREFIX/share/jupyter python3 tests/jupyter_test.py, after
 luajit lua/vertex/interactive/jupyter.lua install --prefix PREFIX.
 """
 
@@ -22,7 +23,8 @@ class VertexKernelTests(jupyter_kernel_test.KernelTests):
         {"code": "vx.tensor{1, 2}", "mime": "text/plain"},
     ]
     code_display_data = [
-        {"code": 'require("vertex.interactive.display").show(setmetatable({}, {__mime = function() return {["image/png"] = "\\137PNG"} end}))',
+        {"code": 'local mime = function() return {["image/png"] = "\\137PNG"} end '
+                 'require("vertex.interactive.display").show(setmetatable({}, {__mime = mime}))',
          "mime": "image/png"},
     ]
     completion_samples = [

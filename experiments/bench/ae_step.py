@@ -1,9 +1,12 @@
-"""The autoencoder of experiments/autoencoder.lua in PyTorch: median and least milliseconds of a training step (forward, backward, AdamW).
+"""The autoencoder of experiments/autoencoder.lua in PyTorch: median and least milliseconds of a training step
+(forward, backward, AdamW).
 
     python3 experiments/bench/ae_step.py PRESET BATCH STEPS THREADS {none,softmax-knn-ce} [compile] [bf16] [cuda:0]
 
-Channels-last, float32, as fast as eager PyTorch lets it be: group norm and SiLU by its own kernels, depthwise separable convolutions,
-fused AdamW where the version has it. With bf16 the network runs under torch.autocast, the quantizer in float32. The quantizer is the paper's, written out. Called by ae_step.lua, which interleaves it with Vertex.
+Channels-last, float32, as fast as eager PyTorch lets it be: group norm and SiLU by its own kernels, depthwise
+separable convolutions, fused AdamW where the version has it. With bf16 the network runs under torch.autocast, the
+quantizer in float32. The quantizer is the paper's, written out. Called by ae_step.lua, which interleaves it with
+Vertex.
 """
 import statistics
 import sys
@@ -53,7 +56,8 @@ class Autoencoder(nn.Module):
         enc += [sepconv(channels[n - 2], channels[n - 1])]
         dec = [sepconv(channels[n - 1], channels[n - 2])]
         for i in range(n - 2, 0, -1):
-            dec += [nn.Upsample(scale_factor=2, mode="nearest"), sepconv(channels[i], channels[i - 1]), Residual(channels[i - 1])]
+            dec += [nn.Upsample(scale_factor=2, mode="nearest"), sepconv(channels[i], channels[i - 1]),
+                    Residual(channels[i - 1])]
         dec += [nn.Conv2d(channels[0], 3, 3, 1, 1)]
         self.encoder, self.decoder, self.k, self.quantize = nn.Sequential(*enc), nn.Sequential(*dec), k, quantize
         self.codebook = nn.Parameter(torch.randn(codes, channels[-1]) / channels[-1] ** 0.5)
@@ -75,13 +79,16 @@ class Autoencoder(nn.Module):
 
 
 def main():
-    preset, batch, steps, threads, quantizer = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+    preset, quantizer = sys.argv[1], sys.argv[5]
+    batch, steps, threads = (int(text) for text in sys.argv[2:5])
     p = PRESETS[preset]
     device = next((a for a in sys.argv[6:] if a.startswith("cuda")), "cpu")
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    model = Autoencoder(p["channels"], p["codes"], p["k"], quantizer != "none").to(device, memory_format=torch.channels_last)
-    parameters = [q for q in model.parameters() if quantizer != "none" or (q is not model.codebook and q is not model.log_tau)]
+    model = Autoencoder(p["channels"], p["codes"], p["k"], quantizer != "none")
+    model = model.to(device, memory_format=torch.channels_last)
+    parameters = [q for q in model.parameters()
+                  if quantizer != "none" or (q is not model.codebook and q is not model.log_tau)]
     try:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     except (TypeError, RuntimeError):

@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Takes a built tree to a machine where nothing can be installed, a rented GPU say: unpacks the run-time packages, with what they need, into
-# FOLDER (in the tree, to travel with it), where FOLDER/run runs a command with them.
+# Takes a built tree to a machine where nothing can be installed, a rented GPU say: unpacks the run-time packages, with
+# what they need, into FOLDER (in the tree, to travel with it), where FOLDER/run runs a command with them.
 #
 #   here:    ./setup.sh && experiments/bench/carry.sh carry           needs apt-get, installs nothing
-#   there:   carry/run experiments/bench/gpu.sh out/gpu --data DIR    from the tree's folder; x86-64, glibc 2.36 or newer
+#   there:   carry/run experiments/bench/gpu.sh out/gpu --data DIR    from the tree's folder
+#
+# There: x86-64, glibc 2.36 or newer.
 set -euo pipefail
-[ $# -eq 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -eq 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ -e "$1" ] && { echo "$1 is there already" >&2; exit 2; }
 mkdir -p "$1" && cd "$1"
 
-packages=(luajit lua-busted lua-filesystem lua-cjson lua-argparse libturbojpeg0 libpng16-16 libcairo2 fonts-dejavu-core libedit2
-  libzmq5 libssl3 libgomp1)
-mapfile -t closure < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
-  "${packages[@]}" | grep '^[a-z0-9]' | sed 's/:.*//' | sort -u)
-# what every system has, or would be broken by another version of, stays out, and so do other fonts; names without a package fall away
-mapfile -t wanted < <(apt-cache show --no-all-versions "${closure[@]}" 2>/dev/null | sed -n 's/^Package: //p' | sort -u |
-  grep -vE '^(lib(c6|c-bin|crypt1|gcc-s1)|gcc-.*|perl.*|debconf.*|cdebconf.*|dpkg|install-info|tar|ucf|lua5.[1-4]|(fonts-[^d]|gsfonts|xfonts|x11|t1-).*|fonts-d[^e].*)$')
+packages=(luajit lua-busted lua-filesystem lua-cjson lua-argparse libturbojpeg0 libpng16-16 libcairo2 fonts-dejavu-core
+  libedit2 libzmq5 libssl3 libgomp1)
+mapfile -t closure < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+  --no-replaces --no-enhances "${packages[@]}" | grep '^[a-z0-9]' | sed 's/:.*//' | sort -u)
+# what every system has, or would be broken by another version of, stays out, and so do other fonts; names without a
+# package fall away
+system='lib(c6|c-bin|crypt1|gcc-s1)|gcc-.*|perl.*|debconf.*|cdebconf.*|dpkg|install-info|tar|ucf|lua5.[1-4]'
+fonts='(fonts-[^d]|gsfonts|xfonts|x11|t1-).*|fonts-d[^e].*'
+mapfile -t wanted < <(apt-cache show --no-all-versions "${closure[@]}" 2>/dev/null | sed -n 's/^Package: //p' |
+  sort -u | grep -vE "^($system|$fonts)\$")
 apt-get download -qq "${wanted[@]}"
 for deb in *.deb; do dpkg -x "$deb" root && rm "$deb"; done
 rm -rf root/usr/share/{doc,man,locale,lintian,bug}
@@ -26,7 +31,8 @@ cat >run <<'END'
 here=$(cd "$(dirname "$0")" && pwd)/root
 libraries=$here/usr/lib/x86_64-linux-gnu
 export LD_LIBRARY_PATH=$libraries:$here/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export LUA_PATH="./?.lua;$here/usr/share/lua/5.1/?.lua;$here/usr/share/lua/5.1/?/init.lua;;" LUA_CPATH="$libraries/lua/5.1/?.so;;"
+export LUA_PATH="./?.lua;$here/usr/share/lua/5.1/?.lua;$here/usr/share/lua/5.1/?/init.lua;;"
+export LUA_CPATH="$libraries/lua/5.1/?.so;;"
 export FONTCONFIG_PATH=$here/etc/fonts XDG_DATA_HOME=$here/usr/share # cairo's fonts
 export PATH=$here/bin:$here/usr/bin:$PATH
 exec "$@"

@@ -1,22 +1,26 @@
 #!/usr/bin/env bash
-# Everything that wants to be known of a GPU, in one command of at most 9 minutes, from a tree that ./setup.sh has built:
+# Everything that wants to be known of a GPU, in one command of at most 9 minutes, from a tree that ./setup.sh has
+# built:
 #
 #     experiments/bench/gpu.sh OUT [--data DIR] [--device cuda:0] [--python python3] [--seconds 540]
-#     experiments/bench/gpu.sh OUT --dry          the same at tiny sizes on the emulator, without PyTorch: tests this script, not a GPU
+#     experiments/bench/gpu.sh OUT --dry     the same at tiny sizes on the emulator, without PyTorch: tests this script
 #
 # carry.sh beside it takes the tree to a machine where nothing can be installed.
 #
 # In the order of their worth, so that what the time is too short for is the least of it:
 #   device      the card, its driver, and its ceilings (roofline.cu)
-#   specs       tests/cuda_spec.lua and cuda_graph_spec.lua on the card: every op and golden file against the CPU, recorded steps
-#   op*         quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch, and S against float64
-#   ae-*        ae_step.lua: a training step at the paper's presets, batch 16, float32 and bf16, against PyTorch eager and compiled
+#   specs       tests/cuda_spec.lua and cuda_graph_spec.lua on the card: every op and golden file against the CPU,
+#               recorded steps
+#   op*         quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch, and S
+#               against float64
+#   ae-*        ae_step.lua: a training step at the paper's presets, batch 16, float32 and bf16, against PyTorch eager
+#               and compiled
 #   train-*     short trainings of four methods, on the images of DIR if given
 #   sanitizer   compute-sanitizer's memcheck and racecheck over the specs of one op of each kind
 # OUT/NAME.txt is what each said, OUT/summary.txt how each ended and how long it took; CSV files lie beside them.
 set -u
 
-usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '5,6s/^# *//p' "$0" >&2; exit 2; }
 out='' data='' device=cuda:0 python=python3 seconds=540 dry=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -41,7 +45,7 @@ if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then echo "$out is not empty; give
 mkdir -p "$out" || exit 2
 export device
 if ! reason=$(luajit - 2>&1 <<'END'
-  package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
+  dofile "lua/vertex/start.lua"
   local ok, why = pcall(require("vertex").device, os.getenv "device")
   if not ok then print((tostring(why):gsub("^[^:]*:%d+: ", ""))) os.exit(1) end
 END
@@ -75,7 +79,7 @@ describe() {
   git log -1 --format='%H %cd' 2>/dev/null
   nvidia-smi 2>/dev/null
   "$python" -c 'import torch; print("torch", torch.__version__)' 2>/dev/null
-  luajit -e 'package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
+  luajit -e 'dofile "lua/vertex/start.lua"
     for _, d in ipairs(require("vertex").devices()) do print(d.name, d.description) end'
   [ -n "$dry" ] || build/cuda_roofline "${device#cuda:}"
 }
@@ -83,57 +87,67 @@ export -f describe
 export python dry
 
 if [ -n "$dry" ]; then
-  specs=(--filter=norm) shapes=96x8x40x2 rounds=1 presets=(tiny) batch=1 steps=1 preset=tiny train_steps=2 train_batch=2
+  specs=(--filter=norm) shapes=96x8x40x2 rounds=1 presets=(tiny) batch=1 steps=1
+  preset=tiny train_steps=2 train_batch=2
   data=$out/images # a few small images: the set made on the fly has too many for the emulator
   mkdir -p "$data/train" "$data/val"
   export data
   luajit - <<'END'
-  package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
-  require "vertex"
-  local core = require "vertex.core"
+  dofile "lua/vertex/start.lua"
+  local vx = require "vertex"
   for i = 1, 8 do
-    core.image_save_png(("%s/%s/%d.png"):format(os.getenv "data", i <= 6 and "train" or "val", i), core.procedural_image(32, 32, 1, i))
+    local path = ("%s/%s/%d.png"):format(os.getenv "data", i <= 6 and "train" or "val", i)
+    vx.data.save(path, vx.data.procedural(32, 1, i))
   end
 END
 else
-  specs=(-t cuda) shapes=S,B,C rounds=5 presets=(64x64x32-8192 64x64x3-8192 16x16x32-1024) batch=16 steps=10 preset=small train_steps=400
-  train_batch=16
+  specs=(-t cuda) shapes=S,B,C rounds=5 presets=(64x64x32-8192 64x64x3-8192 16x16x32-1024) batch=16 steps=10
+  preset=small train_steps=400 train_batch=16
 fi
 
 has_torch=''
-[ "$python" = none ] || ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null || has_torch=yes
+cuda_in_torch='import torch, sys; sys.exit(not torch.cuda.is_available())'
+[ "$python" = none ] || ! "$python" -c "$cuda_in_torch" 2>/dev/null || has_torch=yes
 [ -n "$has_torch" ] || python=none
 
 part device 40 bash -c describe
 part specs 120 busted "${specs[@]}" -o plainTerminal tests/cuda_spec.lua tests/cuda_graph_spec.lua
-part op 110 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$shapes" --methods softmax-knn-ce,softmax-knn-l2,softmax-ppl \
-  --python none --rounds "$rounds" --seconds 3 --errors no --out "$out"
-step() { # NAME LIMIT PRESET ARGUMENTS...
-  part "$1" "$2" luajit experiments/bench/ae_step.lua --device "$device" --csv "$out/ae.csv" --batch "$batch" --steps "$steps" --rounds 1 \
-    --preset "$3" "${@:4}"
+quantizers() { # NAME LIMIT SHAPES METHODS ARGUMENTS...
+  part "$1" "$2" luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$3" \
+    --methods "$4" "${@:5}"
 }
+step() { # NAME LIMIT PRESET ARGUMENTS...
+  part "$1" "$2" luajit experiments/bench/ae_step.lua --device "$device" --csv "$out/ae.csv" --batch "$batch" \
+    --steps "$steps" --rounds 1 --preset "$3" "${@:4}"
+}
+training() { # NAME LIMIT METHODS ARGUMENTS...
+  part "$1" "$2" luajit experiments/ae_sweep.lua --device "$device" --preset "$preset" --steps "$train_steps" \
+    --batch "$train_batch" ${data:+--data "$data"} --methods "$3" --quiet "${@:4}"
+}
+quantizers op 110 "$shapes" softmax-knn-ce,softmax-knn-l2,softmax-ppl \
+  --python none --rounds "$rounds" --seconds 3 --errors no --out "$out"
 for p in "${presets[@]}"; do
   step "ae-$p-f32" 40 "$p" --python "$python"
   step "ae-$p-bf16" 40 "$p" --python "$python" --autocast bf16
   step "ae-$p-eager" 20 "$p" --python none --graph off --methods softmax-knn-ce
 done
-[ -z "$has_torch" ] || part op-torch 90 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$shapes" --methods softmax-knn-ce \
+[ -z "$has_torch" ] || quantizers op-torch 90 "$shapes" softmax-knn-ce \
   --python "$python" --baselines naive,chunk --rounds 3 --seconds 3 --errors no --out "$out"
 [ -z "$has_torch" ] || step ae-compiled-bf16 120 "${presets[0]}" --python "$python" --autocast bf16 --compile
-part op-errors 30 luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "${shapes%%,*}" --python none --rounds 1 --errors yes \
-  --methods softmax-knn-ce,softmax-knn-l2 --out "$out/errors"
-part train-graph 60 luajit experiments/ae_sweep.lua --device "$device" --preset "$preset" --steps "$train_steps" --batch "$train_batch" \
-  ${data:+--data "$data"} --out "$out/train" --methods softmax-knn-ce,sgumbel-knn-ce,hgumbel-ppl,ste-euclid --quiet
-part train-bf16 30 luajit experiments/ae_sweep.lua --device "$device" --preset "$preset" --steps "$train_steps" --batch "$train_batch" \
-  ${data:+--data "$data"} --out "$out/train-bf16" --methods softmax-knn-ce --autocast bf16 --quiet
+quantizers op-errors 30 "${shapes%%,*}" softmax-knn-ce,softmax-knn-l2 \
+  --python none --rounds 1 --errors yes --out "$out/errors"
+training train-graph 60 softmax-knn-ce,sgumbel-knn-ce,hgumbel-ppl,ste-euclid --out "$out/train"
+training train-bf16 30 softmax-knn-ce --autocast bf16 --out "$out/train-bf16"
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-if [ -n "$dry" ]; then printf '%-24s left out: the emulator has no sanitizer\n' sanitizer | tee -a "$out/summary.txt"
-elif [ -z "$sanitizer" ]; then printf '%-24s left out: there is no compute-sanitizer\n' sanitizer | tee -a "$out/summary.txt"
+left_out() { printf '%-24s left out: %s\n' sanitizer "$1" | tee -a "$out/summary.txt"; }
+if [ -n "$dry" ]; then left_out 'the emulator has no sanitizer'
+elif [ -z "$sanitizer" ]; then left_out 'there is no compute-sanitizer'
 else
+  filters=(--filter={group_norm,sepconv2d,softmax,smooth,hard,vertex_knn,sum,scatter_add,adamw,linear}.agrees)
   for tool in memcheck racecheck; do
-    part "sanitizer-$tool" 60 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 busted "${specs[@]}" -o plainTerminal \
-      --filter={group_norm,sepconv2d,softmax,smooth,hard,vertex_knn,sum,scatter_add,adamw,linear}.agrees tests/cuda_spec.lua
+    part "sanitizer-$tool" 60 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 \
+      busted "${specs[@]}" -o plainTerminal "${filters[@]}" tests/cuda_spec.lua
   done
 fi
 exit $failed

@@ -3,17 +3,20 @@
     python3 quantizer.py BASELINE SAMPLER REGULARIZER N D M K THREADS INPUTS RESULT [DEVICE]
     python3 quantizer.py BASELINE nearest METRIC N D M K THREADS INPUTS RESULT [DEVICE]
 
-A worker that quantizer.lua drives: it reads INPUTS (float64_check.c says what a file holds), prints "ready VERSION", and then answers
-each line "run" with "FORWARD BACKWARD" in milliseconds, "save" by writing RESULT, "memory" with the bytes that its peak
-resident size lies above what it was with the inputs loaded and the libraries warm. Out of memory: it answers "oom".
-With DEVICE cuda:0 all of it runs on that GPU, times include the wait for the last kernel, and memory is what torch's allocator counts.
+A worker that quantizer.lua drives: it reads INPUTS (float64_check.c says what a file holds), prints "ready VERSION",
+and then answers each line "run" with "FORWARD BACKWARD" in milliseconds, "save" by writing RESULT, "memory" with the
+bytes that its peak resident size lies above what it was with the inputs loaded and the libraries warm. Out of memory:
+it answers "oom".
+With DEVICE cuda:0 all of it runs on that GPU, times include the wait for the last kernel, and memory is what torch's
+allocator counts.
 
 Baselines of the smoothed methods:
     naive    the paper written out: softmax, p @ codebook, topk over the rows, autograd
     trans    topk on a transposed, detached copy, whose rows are contiguous; only the survivors get gradients
-    chunk    blocks of rows, running top-K, everything made again in a custom backward pass, where the KNN term is sparse; never
-             an N x M array
-    filter   the best eager code we know: chunk, where only keys that pass their code's K-th best so far are looked at further
+    chunk    blocks of rows, running top-K, everything made again in a custom backward pass, where the KNN term is
+             sparse; never an N x M array
+    filter   the best eager code we know: chunk, where only keys that pass their code's K-th best so far are looked at
+             further
     compile  naive under torch.compile
 and of the nearest code:
     cdist    torch.cdist(z, codebook).argmin(1)
@@ -29,8 +32,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-# Of a block of rows times all codes: the fastest of 2^18 .. 2^25 on two cores of an AMD EPYC. Whole blocks go through topk in
-# chunk's forward pass, which likes them larger.
+# Of a block of rows times all codes: the fastest of 2^18 .. 2^25 on two cores of an AMD EPYC. Whole blocks go through
+# topk in chunk's forward pass, which likes them larger.
 CHUNK_ELEMENTS, TOPK_ELEMENTS = 1 << 21, 1 << 23
 GPU_CHUNK_ELEMENTS = 1 << 27  # half a gigabyte: few launches, and small beside a GPU's memory
 DEVICE = torch.device(sys.argv[11] if len(sys.argv) > 11 else "cpu")
@@ -102,7 +105,8 @@ def trans(z, codebook, log_tau, k, sampler, regularizer):
 
 
 def merge_block(key, best, near, k, first):
-    """K best keys and rows (M,K) of each code, after a block key (rows,M) whose first row is row `first`: topk of everything."""
+    """K best keys and rows (M,K) of each code, after a block key (rows,M) whose first row is row `first`: topk of
+    everything."""
     values, index = key.t().contiguous().topk(k, dim=1)
     index += first
     if best is None:
@@ -113,7 +117,8 @@ def merge_block(key, best, near, k, first):
 
 
 def merge_survivors(key, best, near, k, first):
-    """The same, from the few keys that are better than the K-th best so far, padded to as many per code as any code has."""
+    """The same, from the few keys that are better than the K-th best so far, padded to as many per code as any code
+    has."""
     if best is None:
         return merge_block(key, best, near, k, first)
     row, code = (key > best[:, -1]).nonzero(as_tuple=True)
@@ -226,15 +231,16 @@ def nearest_chunk(z, codebook, metric):
 
 def nearest_vqp(codebook, metric):
     from vector_quantize_pytorch import VectorQuantize
-    quantizer = VectorQuantize(dim=codebook.shape[1], codebook_size=codebook.shape[0], use_cosine_sim=metric == "cosine").eval()
+    quantizer = VectorQuantize(dim=codebook.shape[1], codebook_size=codebook.shape[0],
+                               use_cosine_sim=metric == "cosine").eval()
     embed = F.normalize(codebook, dim=1) if metric == "cosine" else codebook
     quantizer._codebook.embed.data.copy_(embed[None])
     return lambda z, _codebook, _metric: quantizer(z[None])[1][0]
 
 
 def make_step(baseline, sampler, regularizer, k):
-    """step(z, codebook, log_tau, dy) -> (forward seconds, backward seconds, result for the file). Sampler "nearest": the
-    nearest code, by the metric in the regularizer's place."""
+    """step(z, codebook, log_tau, dy) -> (forward seconds, backward seconds, result for the file). Sampler "nearest":
+    the nearest code, by the metric in the regularizer's place."""
     if sampler == "nearest":
         metric = regularizer
         nearest = {"cdist": nearest_cdist, "mm": nearest_mm, "chunk": nearest_chunk, "vqp": None}[baseline]
@@ -302,7 +308,8 @@ def main():
         CHUNK_ELEMENTS = TOPK_ELEMENTS = GPU_CHUNK_ELEMENTS
         torch.set_default_device(DEVICE)  # since PyTorch 2.0
     torch.manual_seed(1)
-    small = [torch.randn(64, d).requires_grad_(), torch.randn(64, d).requires_grad_(), torch.tensor([0.1]).log().requires_grad_(), torch.randn(64, d)]
+    small = [torch.randn(64, d).requires_grad_(), torch.randn(64, d).requires_grad_(),
+             torch.tensor([0.1]).log().requires_grad_(), torch.randn(64, d)]
     make_step("naive" if baseline == "compile" else baseline, sampler, regularizer, 1)(*small)  # libraries warm
     z, codebook, dy, log_tau = read_inputs(inputs, n, d, m)
     step, base, result = make_step(baseline, sampler, regularizer, k), peak(), None

@@ -1,6 +1,6 @@
 #!/bin/sh
-# keep_ptxas_log.sh FOLDER nvcc ARGS...: runs nvcc; what `-Xptxas -v` reports goes to FOLDER/<object>.log, for check_cuda_build.lua,
-# everything else it says to where it would have gone.
+# keep_ptxas_log.sh FOLDER nvcc ARGS...: runs nvcc; what `-Xptxas -v` reports goes to FOLDER/<object>.log, for
+# check_cuda_build.lua, everything else it says to where it would have gone.
 folder=$1
 shift
 mkdir -p "$folder"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs the lab: every step of every program, checked against float64 and timed, after the machine's ceilings.
 #
-#   kernels/lab/run.sh [--quick] [assign] [forward] [backward]     all three where none is named, forward and backward at D = 32 and D = 3
+#   kernels/lab/run.sh [--quick] [assign] [forward] [backward]
 #
-# VERTEX_SIMD (portable, avx2, avx512) chooses the vectors, as it does for the library, of which build/ must hold a current one;
-# OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
+# runs all three where none is named, forward and backward at D = 32 and D = 3. VERTEX_SIMD (portable, avx2, avx512)
+# chooses the vectors, as it does for the library, of which build/ must hold a current one; OMP_NUM_THREADS the threads.
+# --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -35,8 +36,9 @@ esac
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 compile() { # shellcheck disable=SC2086
-  ${CC:-cc} -std=gnu11 -O3 $flags -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp -Wall -Wextra -Wshadow -Wno-psabi \
-    -Wno-aggressive-loop-optimizations -I. -Ikernels -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
+  ${CC:-cc} -std=gnu11 -O3 $flags -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp \
+    -Wall -Wextra -Wshadow -Wno-psabi -Wno-aggressive-loop-optimizations \
+    -I. -Ikernels -DVX_VARIANT=lab "kernels/lab/$1.c" -o "$folder/$1" -Lbuild -lvertex -Wl,-rpath,"$PWD/build" -lm
 }
 
 threads=${OMP_NUM_THREADS:-$(nproc)}

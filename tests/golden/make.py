@@ -3,8 +3,9 @@
 
     python3 tests/golden/make.py [folder]        needs numpy and torch; the same files come out every time
 
-Each file holds z, codebook, log_tau, gumbel, cotangent and what a training forward and backward should give for them: quantized,
-reg (with its weight), codes, and the gradients of sum(quantized * cotangent) / n + reg. The metadata names method and options.
+Each file holds z, codebook, log_tau, gumbel, cotangent and what a training forward and backward should give for them:
+quantized, reg (with its weight), codes, and the gradients of sum(quantized * cotangent) / n + reg. The metadata names
+method and options.
 The formulas are written here a second time, from their definitions, and differentiated by torch's autograd.
 """
 import json
@@ -67,7 +68,8 @@ def nearest(score, k, shards):
 
 
 def dirichlet_mle(log_p):
-    """Newton's method from far below, damped; then one more step that autograd sees, which has the gradient of the maximum."""
+    """Newton's method from far below, damped; then one more step that autograd sees, which has the gradient of the
+    maximum."""
     g, alpha = log_p.mean(0), None
     target = g.detach()
     alpha = torch.full_like(target, 1e-3)
@@ -152,7 +154,8 @@ def save(path, arrays, metadata):
         f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
-DEFAULTS = dict(groups=1, k=4, tau=0.15, beta=1.0, weight=1.0, gumbel_tau=1.0, shards=1, reduction="sum", codebook_grad=True, vertices=0)
+DEFAULTS = dict(groups=1, k=4, tau=0.15, beta=1.0, weight=1.0, gumbel_tau=1.0, shards=1, reduction="sum",
+                codebook_grad=True, vertices=0)
 # Of a hard method estimator and metric, of a smoothed one sampler and regularizer.
 HARD = {
     "ste-euclid": ("ste", "euclid"),
@@ -211,7 +214,8 @@ def make(folder):
         if method == "softmax-pkl":
             a["prior"] = rng.dirichlet(np.full(codes, o["alpha"] or 1 / codes), n + 7).astype(np.float32)
         prior = torch.tensor(a["prior"].astype(np.float64)) if "prior" in a else None
-        z, book, log_tau = (torch.tensor(a[name].astype(np.float64), requires_grad=True) for name in ("z", "codebook", "log_tau"))
+        z, book, log_tau = (torch.tensor(a[name].astype(np.float64), requires_grad=True)
+                            for name in ("z", "codebook", "log_tau"))
         ys, regs, cs = [], [], []
         for i in range(g):
             part = z[:, i * width : (i + 1) * width]
@@ -219,7 +223,8 @@ def make(folder):
                 y, reg, code = hard(*HARD[method], part, book[i], o)
             else:
                 which = torch.tensor(a["vertices"][i].astype(np.int64)) if o["vertices"] else None
-                y, reg, code = smooth(*SMOOTH[method], part, book[i], log_tau, torch.tensor(a["gumbel"][:, i].astype(np.float64)), o, which, prior)
+                noise = torch.tensor(a["gumbel"][:, i].astype(np.float64))
+                y, reg, code = smooth(*SMOOTH[method], part, book[i], log_tau, noise, o, which, prior)
             ys.append(y), regs.append(reg), cs.append(code)
         quantized, reg = torch.cat(ys, 1), o["weight"] * sum(regs) / g
         total = (quantized * torch.tensor(a["cotangent"].astype(np.float64))).sum() / n + reg
@@ -228,10 +233,12 @@ def make(folder):
         def f32(x):
             return x.detach().numpy().astype(np.float32)
 
-        a["quantized"], a["reg"], a["codes"] = f32(quantized), f32(reg).reshape(1), torch.stack(cs, 1).numpy().astype(np.int32)
+        a["quantized"], a["reg"] = f32(quantized), f32(reg).reshape(1)
+        a["codes"] = torch.stack(cs, 1).numpy().astype(np.int32)
         for name, x in (("z", z), ("codebook", book), ("log_tau", log_tau)):
             a["grad_" + name] = f32(x.grad if x.grad is not None else torch.zeros_like(x))
-        metadata = {"method": method, "case": label, "n": str(n), "dim": str(dim), "codes": str(codes), "total": "sum(quantized * cotangent)/n + reg"}
+        metadata = {"method": method, "case": label, "n": str(n), "dim": str(dim), "codes": str(codes),
+                    "total": "sum(quantized * cotangent)/n + reg"}
         metadata.update({key: str(value) for key, value in o.items()})
         save(os.path.join(folder, f"own.{label}.{method}.safetensors"), a, metadata)
 

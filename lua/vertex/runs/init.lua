@@ -8,14 +8,13 @@
 --       presets = { tiny = { steps = 100 } }, preset = "tiny",
 --       columns = { { name = "error", title = "Error", format = "%.3f", better = "low", from = "test rows" } } }, arg)
 --     os.exit(run:each(function(method)
---       ...                                                  -- make model and optimizer
+--       ...                                                -- make model and optimizer
 --       local now = run:begin(method, { model = model, optimizer = optimizer })
 --       for step = now.step + 1, run.config.steps do
---         ...                                                -- a step; run:log{step = step, loss = ...} where it is
--- due
---         run:save({ step = step }, true)                    -- every --checkpoint seconds
+--         ...                                              -- a step; run:log { step = step, loss = ... } at times
+--         run:save({ step = step }, true)                  -- every --checkpoint seconds
 --       end
---       return { steps = run.config.steps, error = ... }     -- nil where Ctrl-C came: core.interrupted()
+--       return { steps = run.config.steps, error = ... }   -- nil where Ctrl-C came: core.interrupted()
 --     end), true)
 --
 -- experiments/ae_sweep.lua is the full example.
