@@ -16,7 +16,8 @@ local scales = require "vertex.plot.scales"
 local marks = require "vertex.plot.marks"
 local legend = require "vertex.plot.legend"
 local colors = require "vertex.plot.colors"
-local check = require "vertex.plot.check"
+local inputs = require "vertex.plot.inputs"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local floor, ceil, min, max, nan = math.floor, math.ceil, math.min, math.max, 0 / 0
 local fail = core.fail
@@ -42,14 +43,14 @@ end
 local dashes = { {}, { 5, 2 }, { 1.5, 1.5 }, { 7, 2, 1.5, 2 } }
 
 -- Makes a layer in the colour, dash and marker of the next series.
-local function new_series(ax, o, who)
+local function new_series(ax, who, o)
   local n, k = ax.series, #colors.series
   local round = floor(n / k)
   local layer = {
-    color = colors.check(o.color or n % k + 1, who),
+    color = colors.check(who, o.color or n % k + 1),
     label = o.label,
-    dash = o.dash and check.array(o.dash, "dash", who) or dashes[round % #dashes + 1],
-    marker = o.marker and marks.check_marker(o.marker, who),
+    dash = o.dash and inputs.array(who, "dash", o.dash) or dashes[round % #dashes + 1],
+    marker = o.marker and marks.check_marker(who, o.marker),
     round = round,
   }
   ax.series = n + 1
@@ -65,20 +66,20 @@ end
 -- Checks the options of a drawing method, and that the axes hold no picture.
 local function begin(ax, who, options, known)
   if ax.picture then fail("%s: these axes hold a picture", who) end
-  return check.options(options, known, who)
+  return check.options(who, options, known)
 end
 
 -- Gives copies of x and y; x is 1..n where it is nil.
-local function check_points(x, y, who)
-  y = check.array(y, "y", who)
-  if x ~= nil then return check.array_like(x, "x", y, "y", who), y end
+local function check_points(who, x, y)
+  y = inputs.array(who, "y", y)
+  if x ~= nil then return inputs.array_like(who, "x", x, "y", y), y end
   x = {}
   for i = 1, #y do x[i] = i end
   return x, y
 end
 
 -- Gives lo and hi: the option range, or else the range of the data; of the positive data where `positive` is set.
-local function check_range(range, arrays, who, positive)
+local function check_range(who, range, arrays, positive)
   if not range then return scales.range(arrays, positive) end
   local lo, hi = range[1], range[2]
   if type(lo) == "number" and type(hi) == "number" and lo < hi then return lo, hi end
@@ -86,7 +87,7 @@ local function check_range(range, arrays, who, positive)
 end
 
 --- The options that choose the colours of values, with their types.
-axes.color_options = { palette = "string", range = "table", log = "boolean" }
+axes.color_options = { palette = { "text", "viridis" }, range = "table", log = "boolean" }
 
 -- Adds the options of colours to the known ones.
 local function with_colors(known)
@@ -96,9 +97,9 @@ end
 
 -- Gives the colour scale { lo, hi, log, palette } that the options palette, range and log choose; viridis over all
 -- values without them. Axes have one colour bar, so every layer with values must agree on its scale.
-function axes.set_color_scale(ax, o, arrays, who)
-  local palette = colors.check_palette(o.palette or "viridis", who)
-  local lo, hi = check_range(o.range, arrays, who, o.log)
+function axes.set_color_scale(ax, who, o, arrays)
+  local palette = colors.check_palette(who, o.palette)
+  local lo, hi = check_range(who, o.range, arrays, o.log)
   if o.log and lo <= 0 then fail("%s: range[1] is a positive number for a logarithmic scale, got %g", who, lo) end
   local has = ax.color_scale
   if has and not (has.lo == lo and has.hi == hi and has.log == o.log and has.palette == palette) then
@@ -131,19 +132,19 @@ end
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:line(x, y, options)
   local who = "Axes:line"
-  local o = begin(self, who, options, { label = "string", color = "any", width = "number", dash = "any", band = "table",
-    sd = "any", marker = "string" })
-  x, y = check_points(x, y, who)
+  local o = begin(self, who, options, { label = "text", color = "any", width = { "positive", 1.6 }, dash = "any",
+    band = "table", sd = "any", marker = "text" })
+  x, y = check_points(who, x, y)
   local band
   if o.sd then
-    local sd = check.array_like(o.sd, "sd", y, "y", who)
+    local sd = inputs.array_like(who, "sd", o.sd, "y", y)
     band = { offset(y, sd, -1), offset(y, sd, 1) }
   elseif o.band then
-    band = { check.array_like(o.band[1], "band[1]", y, "y", who), check.array_like(o.band[2], "band[2]", y, "y", who) }
+    band = {}
+    for i = 1, 2 do band[i] = inputs.array_like(who, ("band[%d]"):format(i), o.band[i], "y", y) end
   end
-  local width = check.positive(o.width or 1.6, "width", who)
-  local layer = new_series(self, o, who)
-  layer.x, layer.y, layer.band, layer.width = { x }, { y, band and band[1], band and band[2] }, band, width
+  local layer = new_series(self, who, o)
+  layer.x, layer.y, layer.band, layer.width = { x }, { y, band and band[1], band and band[2] }, band, o.width
   return add_layer(self, "line", layer)
 end
 
@@ -160,7 +161,7 @@ end
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:runs(x, runs, options)
   local who = "Axes:runs"
-  runs = check.matrix(runs, "runs", who)
+  runs = inputs.matrix(who, "runs", runs)
   local mean, sd = {}, {}
   for i = 1, #runs[1] do
     local n, sum, squares = 0, 0, 0
@@ -173,17 +174,17 @@ function Axes:runs(x, runs, options)
     end
     sd[i] = n > 1 and math.sqrt(squares / (n - 1)) or 0
   end
-  local o = begin(self, who, options, { label = "string", color = "any", width = "number", dash = "any",
-    marker = "string" })
+  local o = begin(self, who, options, { label = "text", color = "any", width = "positive", dash = "any",
+    marker = "text" })
   o.sd = #runs > 1 and sd or nil
   return self:line(x, mean, o)
 end
 
 -- Adds the values of a layer's marks and their colour scale, where the options give values.
-local function check_values(ax, layer, o, like, who)
+local function check_values(ax, who, layer, o, like)
   if not o.values then return end
-  layer.values = check.array_like(o.values, "values", like, "the points", who)
-  layer.scale = axes.set_color_scale(ax, o, { layer.values }, who)
+  layer.values = inputs.array_like(who, "values", o.values, "the points", like)
+  layer.scale = axes.set_color_scale(ax, who, o, { layer.values })
 end
 
 --- Draws points.
@@ -206,15 +207,14 @@ end
 -- option is unknown or of another type
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
-  local o = begin(self, who, options, with_colors { label = "string", color = "any", marker = "string", size = "number",
-    alpha = "number", values = "any", density = "boolean" })
-  x, y = check_points(x, y, who)
-  local size = check.positive(o.size or 5, "size", who)
+  local o = begin(self, who, options, with_colors { label = "text", color = "any", marker = "text",
+    size = { "positive", 5 }, alpha = { "number", 0.8 }, values = "any", density = "boolean" })
+  x, y = check_points(who, x, y)
   if o.values and o.density then fail("%s: either values or density colour the points", who) end
-  local layer = new_series(self, o, who)
-  layer.density = o.density and colors.check_palette(o.palette or "viridis", who)
-  check_values(self, layer, o, x, who)
-  layer.x, layer.y, layer.marks, layer.size, layer.alpha = { x }, { y }, #x, size, o.alpha or 0.8
+  local layer = new_series(self, who, o)
+  layer.density = o.density and colors.check_palette(who, o.palette)
+  check_values(self, who, layer, o, x)
+  layer.x, layer.y, layer.marks, layer.size, layer.alpha = { x }, { y }, #x, o.size, o.alpha
   layer.marker = layer.marker or marks.names[layer.round % #marks.names + 1]
   return add_layer(self, "scatter", layer)
 end
@@ -240,16 +240,14 @@ end
 -- @raise where lengths differ, the colour bar has another scale already, or an option is unknown or of another type
 function Axes:arrows(x, y, dx, dy, options)
   local who = "Axes:arrows"
-  local o = begin(self, who, options, with_colors { label = "string", color = "any", scale = "number", width = "number",
-    head = "number", alpha = "number", values = "any" })
-  x, y = check_points(x, y, who)
-  dx, dy = check.array_like(dx, "dx", x, "x", who), check.array_like(dy, "dy", y, "y", who)
-  local scale = check.positive(o.scale or 1, "scale", who)
-  local width, head = check.positive(o.width or 1, "width", who), check.positive(o.head or 5, "head", who)
-  local layer = new_series(self, o, who)
-  check_values(self, layer, o, x, who)
-  layer.x, layer.y, layer.marks = { x, offset(x, dx, scale) }, { y, offset(y, dy, scale) }, #x
-  layer.width, layer.head, layer.alpha = width, head, o.alpha
+  local o = begin(self, who, options, with_colors { label = "text", color = "any", scale = { "positive", 1 },
+    width = { "positive", 1 }, head = { "positive", 5 }, alpha = "number", values = "any" })
+  x, y = check_points(who, x, y)
+  dx, dy = inputs.array_like(who, "dx", dx, "x", x), inputs.array_like(who, "dy", dy, "y", y)
+  local layer = new_series(self, who, o)
+  check_values(self, who, layer, o, x)
+  layer.x, layer.y, layer.marks = { x, offset(x, dx, o.scale) }, { y, offset(y, dy, o.scale) }, #x
+  layer.width, layer.head, layer.alpha = o.width, o.head, o.alpha
   return add_layer(self, "arrows", layer)
 end
 
@@ -266,13 +264,13 @@ end
 -- @raise where x or y is no number, text is no string, or an option is unknown or of another type
 function Axes:text(x, y, text, options)
   local who = "Axes:text"
-  local o = begin(self, who, options, { color = "any", size = "number", at = "string" })
+  local o = begin(self, who, options, { color = "any", size = { "positive", self.figure.font * 0.9 },
+    at = { "text", "right" } })
   if type(text) ~= "string" then fail("%s: text is a string, got %s", who, check.show(text)) end
-  x, y = check.array({ x }, "x", who), check.array({ y }, "y", who)
+  x, y = inputs.array(who, "x", { x }), inputs.array(who, "y", { y })
   if #x ~= 1 or #y ~= 1 then fail("%s: x and y are numbers", who) end
-  return add_layer(self, "text", { x = { x }, y = { y }, text = text, color = o.color and colors.check(o.color, who),
-    size = check.positive(o.size or self.figure.font * 0.9, "size", who),
-    at = marks.check_text_place(o.at or "right", who) })
+  return add_layer(self, "text", { x = { x }, y = { y }, text = text, color = o.color and colors.check(who, o.color),
+    size = o.size, at = marks.check_text_place(who, o.at) })
 end
 
 --- Draws a histogram.
@@ -287,11 +285,11 @@ end
 -- @raise where values are no numbers, or an option is unknown or of another type
 function Axes:hist(values, options)
   local who = "Axes:hist"
-  local o = begin(self, who, options, { label = "string", color = "any", alpha = "number", bins = "number",
+  local o = begin(self, who, options, { label = "text", color = "any", alpha = { "number", 0.75 }, bins = "count",
     range = "table" })
-  values = check.array(values, "values", who)
-  local bins = check.whole(o.bins or min(max(ceil(math.sqrt(#values)), 10), 60), "bins", who)
-  local lo, hi = check_range(o.range, { values }, who)
+  values = inputs.array(who, "values", values)
+  local bins = o.bins or min(max(ceil(math.sqrt(#values)), 10), 60)
+  local lo, hi = check_range(who, o.range, { values })
   local left, right, counts = {}, {}, {}
   for i = 1, bins do
     left[i], right[i], counts[i] = lo + (hi - lo) * (i - 1) / bins, lo + (hi - lo) * i / bins, 0
@@ -302,8 +300,8 @@ function Axes:hist(values, options)
       counts[i] = counts[i] + 1
     end
   end
-  local layer = new_series(self, o, who)
-  layer.x, layer.y, layer.alpha = { left, right }, { counts }, o.alpha or 0.75
+  local layer = new_series(self, who, o)
+  layer.x, layer.y, layer.alpha = { left, right }, { counts }, o.alpha
   return add_layer(self, "bars", layer)
 end
 
@@ -332,17 +330,17 @@ end
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:bar(labels, values, options)
   local who = "Axes:bar"
-  local o = begin(self, who, options, { label = "string", color = "any", colors = "table", alpha = "number",
+  local o = begin(self, who, options, { label = "text", color = "any", colors = "table", alpha = "number",
     errors = "any" })
-  labels = check.labels(labels, "labels", who)
-  values = check.array(values, "values", who)
-  check.lengths(labels, "labels", values, "values", who)
-  if self.xlabels then check.lengths(self.xlabels, "the first bar's labels", values, "values", who) end
-  local errors = o.errors and check.array_like(o.errors, "errors", values, "values", who)
+  labels = inputs.labels(who, "labels", labels)
+  values = inputs.array(who, "values", values)
+  inputs.lengths(who, "labels", labels, "values", values)
+  if self.xlabels then inputs.lengths(who, "the first bar's labels", self.xlabels, "values", values) end
+  local errors = o.errors and inputs.array_like(who, "errors", o.errors, "values", values)
   local shades = o.colors and {}
-  for i, color in ipairs(o.colors or {}) do shades[i] = colors.check(color, who) end
-  if shades then check.lengths(shades, "colors", values, "values", who) end
-  local layer = new_series(self, o, who)
+  for i, color in ipairs(o.colors or {}) do shades[i] = colors.check(who, color) end
+  if shades then inputs.lengths(who, "colors", shades, "values", values) end
+  local layer = new_series(self, who, o)
   layer.colors = shades
   layer.y = { values, errors and offset(values, errors, -1), errors and offset(values, errors, 1) }
   layer.alpha = o.alpha
@@ -366,14 +364,14 @@ end
 function Axes:heatmap(rows, options)
   local who = "Axes:heatmap"
   local o = begin(self, who, options, with_colors { row_labels = "table", col_labels = "table", extent = "table" })
-  rows = check.matrix(rows, "rows", who)
-  local row_labels = o.row_labels and check.labels(o.row_labels, "row_labels", who)
-  local col_labels = o.col_labels and check.labels(o.col_labels, "col_labels", who)
-  if row_labels then check.lengths(row_labels, "row_labels", rows, "rows", who) end
-  if col_labels then check.lengths(col_labels, "col_labels", rows[1], "rows[1]", who) end
-  local e = check.array(o.extent or { 0.5, #rows[1] + 0.5, 0.5, #rows + 0.5 }, "extent", who)
+  rows = inputs.matrix(who, "rows", rows)
+  local row_labels = o.row_labels and inputs.labels(who, "row_labels", o.row_labels)
+  local col_labels = o.col_labels and inputs.labels(who, "col_labels", o.col_labels)
+  if row_labels then inputs.lengths(who, "row_labels", row_labels, "rows", rows) end
+  if col_labels then inputs.lengths(who, "col_labels", col_labels, "rows[1]", rows[1]) end
+  local e = inputs.array(who, "extent", o.extent or { 0.5, #rows[1] + 0.5, 0.5, #rows + 0.5 })
   if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
-  local scale = axes.set_color_scale(self, o, rows, who)
+  local scale = axes.set_color_scale(self, who, o, rows)
   self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
   return add_layer(self, "heatmap", { rows = rows, scale = scale, extent = e, tight = true,
     x = { { e[1], e[2] } }, y = { { e[3], e[4] } }, marks = #rows * #rows[1] })
@@ -385,12 +383,12 @@ end
 -- @raise where img is no such picture, or the axes hold data already
 function Axes:image(img)
   if #self.layers > 0 then fail "Axes:image: these axes hold data already" end
-  self.picture = check.image(img, "Axes:image")
+  self.picture = inputs.image("Axes:image", img)
   return self
 end
 
 -- Checks the limits of an axis; either may be nil.
-local function check_limits(limits, name, log, who)
+local function check_limits(who, limits, name, log)
   for i = 1, 2 do
     local v = limits[i]
     if v ~= nil and not (type(v) == "number" and scales.finite(v) and (v > 0 or not log)) then
@@ -420,12 +418,12 @@ end
 -- @raise where an option is unknown or of another type, limits are equal, or not positive on a logarithmic axis
 function Axes:set(options)
   local who = "Axes:set"
-  local o = check.options(options, { title = "string", xlabel = "string", ylabel = "string", color_label = "string",
-    xlog = "boolean", ylog = "boolean", xlim = "table", ylim = "table", legend = "string",
-    grid = "boolean", color_bar = "boolean" }, who)
-  if o.legend then legend.check_place(o.legend, who) end
+  local o = check.options(who, options, { title = "text", xlabel = "text", ylabel = "text", color_label = "text",
+    xlog = "boolean", ylog = "boolean", xlim = "table", ylim = "table", legend = "text", grid = "boolean",
+    color_bar = "boolean" })
+  if o.legend then legend.check_place(who, o.legend) end
   setmetatable(o, { __index = self.options })     -- limits and log must agree, whichever of them was set before
-  for _, name in ipairs { "x", "y" } do check_limits(o[name .. "lim"] or {}, name, o[name .. "log"], who) end
+  for _, name in ipairs { "x", "y" } do check_limits(who, o[name .. "lim"] or {}, name, o[name .. "log"]) end
   for key, value in pairs(o) do self.options[key] = value end
   return self
 end

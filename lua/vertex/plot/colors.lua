@@ -1,6 +1,6 @@
 --- plot/colors.lua: the colours of series, of axes and texts, and colour maps. A checked colour is { r, g, b } in 0..1.
 
-local check = require "vertex.plot.check"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local floor, min, max = math.floor, math.min, math.max
 
@@ -33,7 +33,7 @@ for _, stops in pairs(palettes) do
 end
 
 --- Gives the colour { r, g, b } of any form: "#rrggbb", { r, g, b } in 0..1, or a place in the series colours, 1-based.
-function colors.check(value, who)
+function colors.check(who, value)
   local color
   if type(value) == "number" then color = colors.series[value] and hex(colors.series[value]) end
   if type(value) == "string" then color = hex(value) end
@@ -49,7 +49,7 @@ function colors.check(value, who)
 end
 
 --- Gives the name of a colour map, checked.
-function colors.check_palette(name, who) return check.key(name, palettes, "palette", who) end
+function colors.check_palette(who, name) return check.name(who, "palette", name, palettes) end
 
 --- Gives the colour at a place on a colour map.
 -- @param name "viridis", "magma", "bluered" or "gray"
@@ -57,7 +57,7 @@ function colors.check_palette(name, who) return check.key(name, palettes, "palet
 -- @return red, green, blue, each in 0..1
 -- @raise where the name is unknown
 function colors.map(name, t)
-  local stops = palettes[colors.check_palette(name, "plot.colormap")]
+  local stops = palettes[colors.check_palette("plot.colormap", name)]
   local at = min(max(t, 0), 1) * (#stops - 1)
   local i = min(floor(at), #stops - 2)
   local a, b, f = stops[i + 1], stops[i + 2], at - i

@@ -1,7 +1,8 @@
 --- plot/grid.lua: the figure of plot.image_grid, pictures in rows and columns with labels, as large as they need to be.
 
 local layout = require "vertex.plot.layout"
-local check = require "vertex.plot.check"
+local inputs = require "vertex.plot.inputs"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local max, cos, sin = math.max, math.cos, math.sin
 local LABEL_ANGLE, PAD = layout.LABEL_ANGLE, layout.PAD
@@ -48,7 +49,7 @@ local function draw(fig, canvas)
 end
 
 -- Copies the pictures. Gives them, and the width and height that the largest of them takes in a cell.
-local function check_images(rows, cell, who)
+local function check_images(who, rows, cell)
   if type(rows) ~= "table" or #rows == 0 then
     core.fail("%s: rows is an array of arrays of images, got %s", who, check.show(rows))
   end
@@ -56,7 +57,7 @@ local function check_images(rows, cell, who)
   for r, row in ipairs(rows) do
     images[r] = {}
     for c = 1, #row do
-      local img = row[c] and check.image(row[c], ("%s: rows[%d][%d]"):format(who, r, c))
+      local img = row[c] and inputs.image(("%s: rows[%d][%d]"):format(who, r, c), row[c])
       images[r][c] = img
       if img then
         local scale = cell / max(img.width, img.height)
@@ -71,14 +72,15 @@ end
 --- Makes the fields of plot.image_grid's figure.
 function grid.new(rows, options)
   local who = "plot.image_grid"
-  local o = check.options(options, { row_labels = "table", col_labels = "table", cell = "number", gap = "number",
-    title = "string", scale = "number", font = "number" }, who)
-  local images, wide, high = check_images(rows, check.positive(o.cell or 96, "cell", who), who)
+  local o = check.options(who, options, { row_labels = { "table", {} }, col_labels = { "table", {} },
+    cell = { "positive", 96 }, gap = { "number", 4 }, title = "text", scale = { "positive", 2 },
+    font = { "positive", 11 } })
+  local images, wide, high = check_images(who, rows, o.cell)
   return {
-    images = images, cell_width = wide, cell_height = high, gap = o.gap or 4, title = o.title,
-    row_labels = check.labels(o.row_labels or {}, "row_labels", who),
-    col_labels = check.labels(o.col_labels or {}, "col_labels", who),
-    scale = check.positive(o.scale or 2, "scale", who), font = check.positive(o.font or 11, "font", who),
+    images = images, cell_width = wide, cell_height = high, gap = o.gap, title = o.title,
+    row_labels = inputs.labels(who, "row_labels", o.row_labels),
+    col_labels = inputs.labels(who, "col_labels", o.col_labels),
+    scale = o.scale, font = o.font,
     measure = measure, draw = draw,
   }
 end

@@ -26,14 +26,14 @@
 --   page      draws a figure of axes: layout places them, scales maps numbers and writes ticks, marks draws a layer,
 --             density estimates how closely points lie, legend names the series
 --   canvas    what is drawn on; braille is a canvas of text
---   colors, check   serve them all
+--   colors serves them all; inputs copies the arrays and pictures that a user gives
 
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
 local axes = require "vertex.plot.axes"
 local braille = require "vertex.plot.braille"
 local canvas = require "vertex.plot.canvas"
-local check = require "vertex.plot.check"
+local check = require "vertex.check"
 local colors = require "vertex.plot.colors"
 local grid = require "vertex.plot.grid"
 local page = require "vertex.plot.page"
@@ -63,15 +63,11 @@ Figure.__index = Figure
 -- @return figure
 -- @raise where an option is unknown or of another type, or a size is not positive
 function plot.figure(options)
-  local who = "plot.figure"
-  local o = check.options(options, { width = "number", height = "number", rows = "number", cols = "number",
-    title = "string", scale = "number", font = "number" }, who)
-  return setmetatable({
-    width = check.positive(o.width or 640, "width", who), height = check.positive(o.height or 400, "height", who),
-    rows = check.whole(o.rows or 1, "rows", who), cols = check.whole(o.cols or 1, "cols", who),
-    scale = check.positive(o.scale or 2, "scale", who), font = check.positive(o.font or 11, "font", who),
-    title = o.title, cells = {}, draw = page.draw,
-  }, Figure)
+  local fig = check.options("plot.figure", options, { width = { "positive", 640 }, height = { "positive", 400 },
+    rows = { "count", 1 }, cols = { "count", 1 }, title = "text", scale = { "positive", 2 },
+    font = { "positive", 11 } })
+  fig.cells, fig.draw = {}, page.draw
+  return setmetatable(fig, Figure)
 end
 
 --- Makes a figure of pictures in rows and columns, as large as it needs to be.
@@ -89,10 +85,10 @@ end
 function plot.image_grid(rows, options) return setmetatable(grid.new(rows, options), Figure) end
 
 -- Gives the number of a cell of the figure, counted row by row from 1.
-local function cell_index(fig, row, col, who)
+local function cell_index(fig, who, row, col)
   if not fig.cells then fail("%s: an image grid has no axes", who) end
-  check.whole(row, "row", who)
-  if col then check.whole(col, "col", who) end
+  check.integer(who, "row", row, 1)
+  if col then check.integer(who, "col", col, 1) end
   local index = col and (row - 1) * fig.cols + col or row
   if index > fig.rows * fig.cols or col and col > fig.cols then
     fail("%s: no axes at %d%s in %d row(s) of %d", who, row, col and ", " .. col or "", fig.rows, fig.cols)
@@ -106,7 +102,7 @@ end
 -- @return axes
 -- @raise where the figure has no such place, or is a grid of pictures
 function Figure:axes(row, col)
-  local index = cell_index(self, row, col, "Figure:axes")
+  local index = cell_index(self, "Figure:axes", row, col)
   self.cells[index] = self.cells[index] or axes.new(self)
   return self.cells[index]
 end
@@ -123,7 +119,7 @@ end
 -- @raise where the figure has no such place, it holds other axes, options are given for axes that are there, or M < 3
 function Figure:simplex(row, col, options)
   if type(col) == "table" then col, options = nil, col end
-  local index = cell_index(self, row, col, "Figure:simplex")
+  local index = cell_index(self, "Figure:simplex", row, col)
   if not self.cells[index] then
     self.cells[index] = ternary.new(self, options)
   elseif not self.cells[index].simplex or options then
@@ -186,10 +182,9 @@ end
 -- @return string of lines
 -- @raise where columns is below 20, or libcairo is not installed
 function Figure:text(options)
-  local o = check.options(options, { columns = "number", color = "boolean" }, "Figure:text")
-  local columns = check.whole(o.columns or 80, "columns", "Figure:text")
-  if columns < 20 then fail("Figure:text: columns is at least 20, got %d", columns) end
-  local ok, result = pcall(braille.draw, self, columns, o.color)
+  local o = check.options("Figure:text", options, { columns = { "count", 80 }, color = "boolean" })
+  if o.columns < 20 then fail("Figure:text: columns is %d, expected at least 20", o.columns) end
+  local ok, result = pcall(braille.draw, self, o.columns, o.color)
   if not ok then fail("Figure:text: %s", result) end
   return result
 end

@@ -2,7 +2,7 @@
 
 local marks = require "vertex.plot.marks"
 local colors = require "vertex.plot.colors"
-local check = require "vertex.plot.check"
+local check = require "vertex.check"
 local floor, ceil, max = math.floor, math.ceil, math.max
 
 -- More entries than this hide too much data: the legend goes outside.
@@ -19,7 +19,7 @@ local places = { auto = true, right = true, none = true }
 for name in pairs(corners) do places[name] = true end
 
 --- Gives the name of a legend's place, checked.
-function legend.check_place(name, who) return check.key(name, places, "legend place", who) end
+function legend.check_place(who, name) return check.name(who, "place of a legend", name, places) end
 
 --- Gives a legend's entries and size, in as many columns as the height asks for; nil when there is none to draw.
 function legend.measure(ax, canvas, size, height)

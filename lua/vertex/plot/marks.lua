@@ -9,7 +9,7 @@
 
 local scales = require "vertex.plot.scales"
 local colors = require "vertex.plot.colors"
-local check = require "vertex.plot.check"
+local check = require "vertex.check"
 local density = require "vertex.plot.density"
 local floor, ceil, abs, min, max, nan = math.floor, math.ceil, math.abs, math.min, math.max, 0 / 0
 local finite = scales.finite
@@ -48,7 +48,7 @@ local shapes = {
 }
 
 --- Gives the name of a marker, checked.
-function marks.check_marker(name, who) return check.key(name, shapes, "marker", who) end
+function marks.check_marker(who, name) return check.name(who, "marker", name, shapes) end
 
 -- Draws a marker of `size` points.
 local function draw_marker(canvas, name, x, y, size) shapes[name](canvas, x, y, size / 2) end
@@ -343,7 +343,7 @@ local text_places = { right = { 0, 7, 0 }, left = { 1, -7, 0 }, above = { 0.5, 0
   ["above right"] = { 0, 2, -11 }, ["below right"] = { 0, 2, 11 } }
 
 --- Gives the name of a text's side, checked.
-function marks.check_text_place(name, who) return check.key(name, text_places, "place of a text", who) end
+function marks.check_text_place(who, name) return check.name(who, "place of a text", name, text_places) end
 
 local text = {}
 

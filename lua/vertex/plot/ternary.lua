@@ -11,7 +11,8 @@ local core = require "vertex.core"
 local ops = require "vertex.ops"
 local tape = require "vertex.tape"
 local axes = require "vertex.plot.axes"
-local check = require "vertex.plot.check"
+local inputs = require "vertex.plot.inputs"
+local check = require "vertex.check"
 local density = require "vertex.plot.density"
 local fail = core.fail
 local sin, cos, pi, sqrt = math.sin, math.cos, math.pi, math.sqrt
@@ -45,10 +46,10 @@ end
 -- Makes axes of a figure; Figure:simplex documents the options.
 local function new(figure, options)
   local who = "Figure:simplex"
-  local o = check.options(options, { codes = "number", labels = "table", ticks = "number" }, who)
-  local codes = check.whole(o.codes or o.labels and #o.labels or 3, "codes", who)
-  if codes < 3 then fail("%s: codes is at least 3, got %d", who, codes) end
-  local labels = o.labels and check.labels(o.labels, "labels", who)
+  local o = check.options(who, options, { codes = "count", labels = "table", ticks = { "whole", 5 } })
+  local codes = o.codes or o.labels and #o.labels or 3
+  if codes < 3 then fail("%s: codes is %d, expected at least 3", who, codes) end
+  local labels = o.labels and inputs.labels(who, "labels", o.labels)
   if labels and #labels ~= codes then
     fail("%s: labels has %d values for %d codes; they must match", who, #labels, codes)
   end
@@ -56,10 +57,9 @@ local function new(figure, options)
     labels = {}
     for m = 1, codes do labels[m] = "e" .. subscript(m) end
   end
-  local ticks = o.ticks == 0 and 0 or check.whole(o.ticks or 5, "ticks", who)
   local x, y = corners(codes)
   return setmetatable({ figure = figure, layers = {}, options = {}, series = 0,
-    simplex = { codes = codes, x = x, y = y, labels = labels, ticks = codes == 3 and ticks or 0 } }, Ternary)
+    simplex = { codes = codes, x = x, y = y, labels = labels, ticks = codes == 3 and o.ticks or 0 } }, Ternary)
 end
 
 -- Gives points or directions as a tensor f32 (N,M).
@@ -196,9 +196,9 @@ local function ask(s, source, xs, ys)
   local out, rows = nil, {}
   for i = 1, #xs do rows[i] = { coordinates(s, xs[i], ys[i]) } end
   core.step(tape.no_grad, function()
-    out = check.array(source(core.tensor(rows)), "what source returned", "SimplexAxes:density")
+    out = inputs.array("SimplexAxes:density", "what source returned", source(core.tensor(rows)))
   end)
-  check.lengths(rows, "what source was given", out, "what it returned", "SimplexAxes:density")
+  inputs.lengths("SimplexAxes:density", "what source was given", rows, "what it returned", out)
   return out
 end
 
@@ -216,21 +216,20 @@ end
 -- or of another type
 function Ternary:density(source, options)
   local who, s = "SimplexAxes:density", self.simplex
-  local known = { parts = "number", bandwidth = "number" }
+  local known = { parts = { "count", 128 }, bandwidth = { "positive", 0.03 } }
   for name, kind in pairs(axes.color_options) do known[name] = kind end
-  local o = check.options(options, known, who)
+  local o = check.options(who, options, known)
   if s.codes ~= 3 then
     fail("%s: only for 3 codes, these axes have %d; scatter with density = true colours points", who, s.codes)
   end
-  local parts = check.whole(o.parts or 128, "parts", who)
-  local bandwidth = check.positive(o.bandwidth or 0.03, "bandwidth", who)
+  local parts, bandwidth = o.parts, o.bandwidth
   local xs, ys = {}, {}     -- the middles of the parts
   each_triangle(s, parts, function(x1, y1, x2, y2, x3, y3)
     xs[#xs + 1], ys[#ys + 1] = (x1 + x2 + x3) / 3, (y1 + y2 + y3) / 3
   end)
   local values = type(source) == "function" and ask(s, source, xs, ys)
     or estimate_density(self, source, xs, ys, bandwidth)
-  self.layers[#self.layers + 1] = { kind = "triangles", scale = axes.set_color_scale(self, o, { values }, who),
+  self.layers[#self.layers + 1] = { kind = "triangles", scale = axes.set_color_scale(self, who, o, { values }),
     values = values, marks = parts * parts, x = {}, y = {},
     each = function(visit) each_triangle(s, parts, visit) end }
   return self
@@ -247,8 +246,8 @@ end
 -- @return the axes
 -- @raise where an option is unknown or of another type
 function Ternary:set(options)
-  local o = check.options(options, { title = "string", xlabel = "string", color_label = "string", legend = "string",
-    grid = "boolean", color_bar = "boolean" }, "SimplexAxes:set")
+  local o = check.options("SimplexAxes:set", options, { title = "text", xlabel = "text", color_label = "text",
+    legend = "text", grid = "boolean", color_bar = "boolean" })
   return Axes.set(self, o)
 end
 

@@ -2,12 +2,13 @@
 --
 -- [1] Morita 2025, Pushing Toward the Simplex Vertices
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local dirichlet = require "vertex.ops.dirichlet_math"
 local ops = require "vertex.ops"
 local points = require "vertex.simplex.points"
 local tape = require "vertex.tape"
-local fail, shape_text, NONE = core.fail, core.shape_text, points.NONE
+local fail, shape_text = core.fail, core.shape_text
 
 local distributions = {}
 
@@ -24,15 +25,16 @@ local distributions = {}
 -- @return tensor f32 (n,M)
 -- @raise where n or dim is no positive integer, a concentration is not positive, or their number is not M
 function distributions.dirichlet(alpha, n, options)
-  local o = points.options("dirichlet", options, { dim = NONE, log = false, generator = NONE, device = NONE })
-  points.whole("dirichlet", "n", n, 1)
+  local o = check.options("dirichlet", options, { dim = "any", log = { "boolean", false }, generator = "any",
+    device = "any" })
+  check.integer("dirichlet", "n", n, 1)
   if core.is_tensor(alpha) and alpha:dim() == 2 then
     if alpha:size(1) ~= n then
       fail("dirichlet: alpha %s, expected a row for each of %d points", shape_text(alpha), n)
     end
   else
     local dim = o.dim or (type(alpha) == "number" and 3) or nil
-    if dim then points.whole("dirichlet", "dim", dim, 2) end
+    if dim then check.integer("dirichlet", "dim", dim, 2) end
     local list = points.concentrations("dirichlet", "alpha", alpha, dim)
     alpha = type(alpha) == "number" and core.new({ dim }, { device = o.device }):fill(alpha)
       or core.tensor(list, { device = o.device })
@@ -50,7 +52,7 @@ end
 -- @return tensor f32 (N), nats
 -- @raise where p does not hold points, or alpha is not M positive numbers
 function distributions.log_density(p, alpha, options)
-  local o = points.options("log_density", options, { log = false })
+  local o = check.options("log_density", options, { log = { "boolean", false } })
   points.check("log_density", p, o.log)
   local list = points.concentrations("log_density", "alpha", alpha, p:size(2))
   local a, log_beta
@@ -108,12 +110,11 @@ distributions.names = { "vertices", "uniform", "centered", "collapsed" }
 -- @return tensor f32 (n,M)
 -- @raise where the name is unknown, or n or dim is no positive integer
 function distributions.named(name, n, options)
-  local o = points.options("named", options, { dim = 3, log = false, generator = NONE, device = NONE })
-  if not NAMED[name] then
-    fail("named: no distribution '%s'; known: %s", tostring(name), table.concat(distributions.names, ", "))
-  end
-  points.whole("named", "n", n, 1)
-  return NAMED[name](n, points.whole("named", "dim", o.dim, 2), o)
+  local o = check.options("named", options, { dim = { "any", 3 }, log = { "boolean", false }, generator = "any",
+    device = "any" })
+  check.name("named", "distribution", name, NAMED)
+  check.integer("named", "n", n, 1)
+  return NAMED[name](n, check.integer("named", "dim", o.dim, 2), o)
 end
 
 return distributions

@@ -5,6 +5,7 @@
 -- [2] Perez-Cruz 2008, Kullback-Leibler divergence estimation of continuous distributions
 -- [3] Ronning 1989; Minka 2000; Sklar 2014: maximum likelihood of the Dirichlet distribution
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local points = require "vertex.simplex.points"
@@ -21,7 +22,7 @@ local divergences = {}
 -- @return number of Newton steps
 -- @raise where p does not hold points, has one row, a coordinate 0, or rows that are all equal
 function divergences.dirichlet_mle(p, options)
-  local o = points.options("dirichlet_mle", options, { log = false })
+  local o = check.options("dirichlet_mle", options, { log = { "boolean", false } })
   points.check("dirichlet_mle", p, o.log)
   return ops.dirichlet_mle(o.log and p or ops.log(p))
 end
@@ -70,13 +71,10 @@ local CLOSEST = 1e-30
 -- @return scalar tensor, nats
 -- @raise where p or q does not hold points, they disagree on M, have too few rows for k, or the space is unknown
 function divergences.perez_cruz_kl(p, q, options)
-  local o = points.options("perez_cruz_kl", options, { k = 1, space = "simplex", log = false })
+  local o = check.options("perez_cruz_kl", options, { k = { "count", 1 },
+    space = { { "simplex", "log-ratio" }, "simplex" }, log = { "boolean", false } })
   points.check("perez_cruz_kl", p, o.log, "p")
   points.check("perez_cruz_kl", q, o.log, "q")
-  points.whole("perez_cruz_kl", "k", o.k, 1)
-  if o.space ~= "simplex" and o.space ~= "log-ratio" then
-    fail("perez_cruz_kl: space '%s', expected simplex or log-ratio", tostring(o.space))
-  end
   local N, L, M = p:size(1), q:size(1), p:size(2)
   if q:size(2) ~= M then fail("perez_cruz_kl: p %s and q %s disagree on M", shape_text(p), shape_text(q)) end
   if o.k >= N or o.k > L then

@@ -1,5 +1,6 @@
 --- simplex/plots.lua: figures of points and of what a watch recorded. vertex.plot is loaded by the first of them.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local points = require "vertex.simplex.points"
@@ -17,7 +18,7 @@ local plots = {}
 -- @return figure, to show, save or add to: fig:simplex(1) are its axes
 -- @raise where p does not hold points, or M is 2
 function plots.points(p, options)
-  local o = points.options("plot", options, { title = points.NONE, labels = points.NONE, log = false })
+  local o = check.options("plot", options, { title = "text", labels = "table", log = { "boolean", false } })
   points.check("plot", p, o.log)
   local M = p:size(2)
   if M < 3 then core.fail("plot: p %s, expected (N,M) with M at least 3", core.shape_text(p)) end

@@ -87,49 +87,4 @@ function points.concentrations(who, name, alpha, dim)
   return list
 end
 
--- -- Options ----------------------------------------------------------------------------------------------------------
-
---- Stands for "no default" among the defaults of options.
-points.NONE = {}
-
---- Fills in the defaults of options.
--- @param who name of the asking function, for the message
--- @param options table, or nil for none
--- @param defaults table name -> value, or NONE
--- @return new table
--- @raise where an option is not among the defaults
-function points.options(who, options, defaults)
-  if options ~= nil and type(options) ~= "table" then
-    fail("%s: options are a %s, expected a table", who, type(options))
-  end
-  local o = {}
-  for key, value in pairs(defaults) do
-    if value ~= points.NONE then o[key] = value end
-  end
-  for key, value in pairs(options or {}) do
-    if defaults[key] == nil then
-      local known = {}
-      for k in pairs(defaults) do known[#known + 1] = k end
-      table.sort(known)
-      fail("%s: unknown option '%s'; known: %s", who, tostring(key), table.concat(known, ", "))
-    end
-    o[key] = value
-  end
-  return o
-end
-
---- Checks a count.
--- @param who name of the asking function, for the message
--- @param name what the message calls the value
--- @param value anything
--- @param low the least that it may be
--- @return value
--- @raise where it is no integer of `low` or more
-function points.whole(who, name, value, low)
-  if type(value) ~= "number" or value ~= math.floor(value) or value < low or value > 2 ^ 31 then
-    fail("%s: %s is %s, expected an integer of %d or more", who, name, tostring(value), low)
-  end
-  return value
-end
-
 return points

@@ -3,6 +3,7 @@
 --
 -- [1] Morita 2025, Pushing Toward the Simplex Vertices
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local points = require "vertex.simplex.points"
@@ -23,7 +24,7 @@ end
 -- @return scalar tensor
 -- @raise where p does not hold points
 function scores.perplexity(p, options)
-  local o = points.options("perplexity", options, { log = false })
+  local o = check.options("perplexity", options, { log = { "boolean", false } })
   return mean_perplexity(points.check("perplexity", p, o.log), o.log)
 end
 
@@ -36,7 +37,7 @@ end
 -- @return scalar tensor
 -- @raise where p does not hold points
 function scores.ppl(p, options)
-  local o = points.options("ppl", options, { log = false })
+  local o = check.options("ppl", options, { log = { "boolean", false } })
   return ops.affine(mean_perplexity(points.check("ppl", p, o.log), o.log), -1 / p:size(2), 1)
 end
 
@@ -53,10 +54,9 @@ end
 -- @return tensor i32 (M,K): the rows they belong to, 0-based
 -- @raise where p does not hold points, k is no integer from 1 to N, or the metric is unknown
 function scores.knn(p, options)
-  local o = points.options("knn", options, { k = 8, metric = "ce", log = false })
+  local o = check.options("knn", options, { k = { "count", 8 }, metric = { { "ce", "l2" }, "ce" },
+    log = { "boolean", false } })
   points.check("knn", p, o.log)
-  points.whole("knn", "k", o.k, 1)
-  if o.metric ~= "ce" and o.metric ~= "l2" then fail("knn: metric '%s', expected ce or l2", tostring(o.metric)) end
   if o.k > p:size(1) then fail("knn: k %d of p %s, which has %d rows", o.k, shape_text(p), p:size(1)) end
   local deviation, rows = ops.vertex_knn(p, o.k, o.metric, o.log)
   return ops.mean(deviation), deviation, rows
@@ -69,7 +69,7 @@ end
 -- @return tensor f32 (N), nats
 -- @raise where p does not hold points
 function scores.entropy(p, options)
-  local o = points.options("entropy", options, { log = false })
+  local o = check.options("entropy", options, { log = { "boolean", false } })
   points.check("entropy", p, o.log)
   return ops.affine(ops.sum(ops.mul(points.probabilities(p, o.log), points.logarithms(p, o.log)), 2), -1, 0)
 end
@@ -81,7 +81,7 @@ end
 -- @return tensor f32 (N)
 -- @raise where p does not hold points
 function scores.max_p(p, options)
-  local o = points.options("max_p", options, { log = false })
+  local o = check.options("max_p", options, { log = { "boolean", false } })
   return ops.max(points.probabilities(points.check("max_p", p, o.log), o.log), 2)
 end
 
@@ -93,7 +93,7 @@ end
 -- @return tensor f32 (N,M)
 -- @raise where p does not hold points
 function scores.vertex_distances(p, options)
-  local o = points.options("vertex_distances", options, { log = false })
+  local o = check.options("vertex_distances", options, { log = { "boolean", false } })
   p = points.probabilities(points.check("vertex_distances", p, o.log), o.log)
   local square, small = ops.square(p), ops.le(p, core.new({ 1 }, { device = p:device() }):fill(0.5))
   -- without a coordinate above 1/2, of which there is at most one

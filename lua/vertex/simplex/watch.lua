@@ -3,10 +3,10 @@
 -- A watch takes the place of the quantizer's method quantize: it looks at pi, without Gumbel noise, and then calls the
 -- method. Nothing of the training changes. Steps that vx.graph replays run no Lua, so a watch does not see them.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local plots = require "vertex.simplex.plots"
-local points = require "vertex.simplex.points"
 local scores = require "vertex.simplex.scores"
 local tape = require "vertex.tape"
 local fail, shape_text = core.fail, core.shape_text
@@ -89,9 +89,8 @@ end
 -- @return watch: .records, and the methods stack, steps, last, save, plot and stop
 -- @raise where the quantizer is not smoothed, has one code or is watched already, or an option is unknown or no count
 local function watch(quantizer, options)
-  local o = points.options("watch", options, { every = 1, rows = 1024, k = 8, metric = "l2", points = 0 })
-  for name, low in pairs { every = 1, rows = 1, k = 1, points = 0 } do points.whole("watch", name, o[name], low) end
-  if o.metric ~= "ce" and o.metric ~= "l2" then fail("watch: metric '%s', expected ce or l2", tostring(o.metric)) end
+  local o = check.options("watch", options, { every = { "count", 1 }, rows = { "count", 1024 }, k = { "count", 8 },
+    metric = { { "ce", "l2" }, "l2" }, points = { "whole", 0 } })
   check_quantizer(quantizer)
   local self = setmetatable({ quantizer = quantizer, options = o, records = {} }, Watch)
   local quantize = quantizer.quantize

@@ -1,56 +1,14 @@
---- plot/check.lua: checks what the functions of vertex.plot are given. Each check takes `who`, the name that begins its
--- message, returns the value in the form that is kept, and raises at the line outside lua/vertex that made the call.
+--- plot/inputs.lua: copies the arrays, labels and pictures that figures are given, in the form that is kept. Each
+-- function takes first `who`, the name that begins its message, and raises at the user's line.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
-local fail = core.fail
+local fail, show = core.fail, check.show
 
-local check = {}
-
---- Gives a value as a message shows it.
-function check.show(v)
-  if type(v) == "string" then return ("%q"):format(v) end
-  return type(v) == "number" and tostring(v) or "a " .. type(v)
-end
-local show = check.show
-
---- Gives `name`, which must be a key of `known`; `what` says in a word what the keys are.
-function check.key(name, known, what, who)
-  if known[name] ~= nil then return name end
-  local keys = {}
-  for k in pairs(known) do keys[#keys + 1] = tostring(k) end
-  table.sort(keys)
-  fail("%s: no %s %s; there are %s", who, what, show(name), table.concat(keys, ", "))
-end
-
---- Gives a copy of an options table, {} for nil. known: option → its type, "any" for one that is checked elsewhere.
--- Where a string is expected a number becomes one.
-function check.options(options, known, who)
-  if options == nil then return {} end
-  if type(options) ~= "table" then fail("%s: options are a table, got %s", who, show(options)) end
-  local out = {}
-  for key, value in pairs(options) do
-    local want = known[check.key(key, known, "option", who)]
-    if want == "string" and type(value) == "number" then value = tostring(value) end
-    if want ~= "any" and type(value) ~= want then fail("%s: %s is a %s, got %s", who, key, want, show(value)) end
-    out[key] = value
-  end
-  return out
-end
-
---- Gives `value`, which must be a positive finite number.
-function check.positive(value, name, who)
-  if type(value) == "number" and value > 0 and value < math.huge then return value end
-  fail("%s: %s is a positive number, got %s", who, name, show(value))
-end
-
---- Gives `value`, which must be an integer of 1 or more.
-function check.whole(value, name, who)
-  if type(value) == "number" and value >= 1 and value < math.huge and value == math.floor(value) then return value end
-  fail("%s: %s is a whole number from 1, got %s", who, name, show(value))
-end
+local inputs = {}
 
 --- Gives the table of an object with totable; anything else as it is.
-function check.plain(v)
+function inputs.plain(v)
   if type(v) == "table" and rawget(v, 1) ~= nil then return v end
   local ok, method = pcall(function() return v.totable end)
   if ok and method then return v:totable() end
@@ -58,8 +16,8 @@ function check.plain(v)
 end
 
 --- Copies an array of numbers.
-function check.array(v, name, who)
-  local source, out = check.plain(v), {}
+function inputs.array(who, name, v)
+  local source, out = inputs.plain(v), {}
   if type(source) ~= "table" then fail("%s: %s is an array of numbers, got %s", who, name, show(v)) end
   for i = 1, #source do
     local e = source[i]
@@ -71,33 +29,33 @@ function check.array(v, name, who)
 end
 
 --- Raises where two arrays differ in length.
-function check.lengths(a, a_name, b, b_name, who)
+function inputs.lengths(who, a_name, a, b_name, b)
   if #a ~= #b then fail("%s: %s has %d values and %s has %d; they must match", who, a_name, #a, b_name, #b) end
 end
 
 --- Copies an array of numbers, which must be as long as `other`.
-function check.array_like(v, name, other, other_name, who)
-  local out = check.array(v, name, who)
-  check.lengths(out, name, other, other_name, who)
+function inputs.array_like(who, name, v, other_name, other)
+  local out = inputs.array(who, name, v)
+  inputs.lengths(who, name, out, other_name, other)
   return out
 end
 
 --- Copies an array of arrays of numbers, all of one length.
-function check.matrix(rows, name, who)
-  local source, out = check.plain(rows), {}
+function inputs.matrix(who, name, rows)
+  local source, out = inputs.plain(rows), {}
   if type(source) ~= "table" or #source == 0 then
     fail("%s: %s is an array of arrays, got %s", who, name, show(rows))
   end
   for r, row in ipairs(source) do
     local row_name = ("%s[%d]"):format(name, r)
-    out[r] = check.array(row, row_name, who)
-    check.lengths(out[1], name .. "[1]", out[r], row_name, who)
+    out[r] = inputs.array(who, row_name, row)
+    inputs.lengths(who, name .. "[1]", out[1], row_name, out[r])
   end
   return out
 end
 
 --- Copies an array of strings; numbers become strings.
-function check.labels(labels, name, who)
+function inputs.labels(who, name, labels)
   if type(labels) ~= "table" then fail("%s: %s is an array of strings, got %s", who, name, show(labels)) end
   local out = {}
   for i, label in ipairs(labels) do
@@ -111,9 +69,10 @@ end
 
 --- Copies a picture of any accepted form as { width =, height =, dtype =, bytes = }: a tensor may be freed before the
 -- figure is drawn.
-function check.image(img, who)
+function inputs.image(who, img)
   if type(img) == "table" and rawget(img, "rgb") then
-    local w, h, rgb = check.whole(img.width, "image.width", who), check.whole(img.height, "image.height", who), img.rgb
+    local rgb = img.rgb
+    local w, h = check.integer(who, "image.width", img.width, 1), check.integer(who, "image.height", img.height, 1)
     if type(rgb) ~= "string" or #rgb ~= 3 * w * h then
       fail("%s: a %dx%d image has an rgb string of %d bytes, got %s", who, w, h, 3 * w * h,
         type(rgb) == "string" and #rgb or show(rgb))
@@ -135,4 +94,4 @@ function check.image(img, who)
   return { width = shape[2], height = shape[1], dtype = dtype, bytes = bytes }
 end
 
-return check
+return inputs
