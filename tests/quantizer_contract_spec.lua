@@ -131,7 +131,11 @@ for _, name in ipairs(names) do
 
     it("has a codebook where it declares one, and nothing dead among its parameters", function()
       local q = quantizer(name)
-      if fact.codebook then assert.same({ q.columns, 10, 3 }, q.codebook:shape()) else assert.is_nil(q.codebook) end
+      if fact.codebook then
+        for stage = 1, q.stage_count do assert.same({ 2, 10, 3 }, q:stage_codebook(stage):shape()) end
+      else
+        assert.is_nil(q.codebook)
+      end
       local _, gradients = pass(q, data(2, { 30, 6 }))
       for _, p in ipairs(q:named_parameters()) do
         assert.is_truthy(gradients[p[1]], p[1] .. " gets no gradient")
@@ -269,7 +273,9 @@ for _, name in ipairs(names) do
       local OTHER = { -- a value that is not the default
         dim = 8, codes = 12, groups = 4, weight = 0.7, seed = 9, scale = 2, beta = 0.3, reduction = "mean",
         codebook_grad = false, tau = 0.2, k = 4, gumbel_tau = { from = 2, to = 0.5, steps = 3 }, vertices = 5,
-        shards = 2, precision = "bf16", alpha = 0.7, neighbour = 2, levels = 3, decay = 0.7,
+        shards = 2, precision = "bf16",
+        variance = 0.01, alpha = 0.7, neighbour = 2, levels = 3, decay = 0.7, eps = 1e-3, commitment = 0.3,
+        estimator = "rotation", replace = "batch", threshold = 1.5,
       }
       local changed = { {} }
       for _, option in ipairs(fact.options) do

@@ -14,7 +14,9 @@
 --   :nearest(z, stage)    codes i32 (N,G) of one stage, for inference: the nearest by the declared metric
 --   :lookup(codes, stage) rows (N,G,D) of codes i32 (N,G) of one stage: the codebook's, as stored
 --   :learn(z, output)     after quantize in training, without gradients: changes of buffers (moving averages); not
---                         called once the quantizer is frozen
+--                         called once the quantizer is frozen. backward comes later: an op that needs a buffer's old
+--                         values there is given a copy of it
+--   :infer(z)             rows and codes after eval(), where rows have a gradient then too
 --   .row_inputs           names of what `given` may hold with a row for each row of z, to be masked as z is
 --   .graphs               false where quantize waits for the device, so that vx.graph cannot record it
 -- Buffers (nn.buffer) are in state_dict and in checkpoints, and not among the parameters.
@@ -52,7 +54,18 @@ local function number(name, value, low, open)
     fail("quantizer: %s is %s, expected a number %s %g", name, tostring(value), open and "above" or "of at least", low)
   end
 end
-Quantizer.check = { integer = integer, number = number }
+
+local function one_of(name, value, ...)
+  local texts = {}
+  for i = 1, select("#", ...) do
+    local choice = (select(i, ...))
+    if value == choice then return end
+    texts[i] = type(choice) == "string" and '"' .. choice .. '"' or tostring(choice)
+  end
+  fail("quantizer: %s is %s, expected %s", name, type(value) == "string" and "'" .. value .. "'" or tostring(value),
+    table.concat(texts, " or "))
+end
+Quantizer.check = { integer = integer, number = number, one_of = one_of }
 
 -- -- Making one -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +109,7 @@ function Quantizer:init(facts, options)
   if facts.codebook then integer("stages x groups x codes", self.columns * options.codes, 1, MOST_CODES) end
   self.generator = core.generator(options.seed)
   self.steps = 0 -- training forwards so far: drives schedules
-  self.with_stats = true
+  self.with_stats, self.constants = true, {}
   if facts.codebook then self:make_codebook() end
   self:setup(options)
 end
@@ -236,10 +249,17 @@ local function train(self, rows, given)
   return output
 end
 
-local function infer(self, rows)
-  local codes = self:codes_of(rows)
-  local reg = core.new({}, { device = rows:device() }):zero()
-  return { quantized = self:rows_of(codes), codes = codes, terms = {}, reg = reg }
+--- Quantizes rows as inference does; a class overrides it where rows keep a gradient then.
+-- @param z tensor f32 (N,G,D)
+-- @return tensor f32 (N,G,D), each row's nearest code's row; codes i32 (N, stages x groups)
+function Quantizer:infer(z)
+  local codes = self:codes_of(z)
+  return self:rows_of(codes), codes
+end
+
+local function evaluate(self, rows)
+  local quantized, codes = self:infer(rows)
+  return { quantized = quantized, codes = codes, terms = {}, reg = core.new({}, { device = rows:device() }):zero() }
 end
 
 --- Changes buffers after a training forward; a class overrides it.
@@ -268,7 +288,7 @@ function Quantizer:forward(z, given)
   if self.training then
     output = train(self, as_groups(self, counted), given)
   else
-    output = infer(self, as_groups(self, counted))
+    output = evaluate(self, as_groups(self, counted))
   end
   output.stats = self.with_stats and require("vertex.tape").no_grad(batch_stats, self, output) or {}
   local quantized, codes = output.quantized, output.codes
@@ -303,21 +323,58 @@ function Quantizer:nearest(z, stage) return ops.assign(z, self:stage_codebook(st
 -- @return tensor f32 (N,G,D)
 function Quantizer:lookup(codes, stage) return self:take(self:stage_codebook(stage), codes) end
 
+--- Gives a tensor of fixed numbers, made once a device, so that a graph can be recorded from the second step on. It is
+-- neither a parameter nor a buffer.
+-- @param name of the constant, for the next call
+-- @param device where it is needed
+-- @param make function that gives its numbers as nested tables, called where the tensor is not there yet
+-- @return tensor f32
+function Quantizer:constant(name, device, make)
+  local key = name .. " " .. device
+  self.constants[key] = self.constants[key] or core.keep(core.tensor(make(), { device = device }))
+  return self.constants[key]
+end
+
+--- Numbers the codes of all groups in one row: group g's code c is (g - 1) M + c.
+-- @param codes i32 (N,G), 0-based
+-- @return i32 (N,G), 0-based
+function Quantizer:flat_codes(codes)
+  local G, M = self.options.groups, self.options.codes
+  if G == 1 then return codes end
+  local offset = self:constant("first codes", codes:device(), function()
+    local first = {}
+    for g = 1, G do first[g] = (g - 1) * M end
+    return first
+  end)
+  return ops.add(codes:to "f32", offset):to "i32"
+end
+
 --- Gives rows of a codebook by group and code.
 -- @param book tensor f32 (G,M,D)
 -- @param codes i32 (N,G), 0-based
 -- @return tensor f32 (N,G,D)
 -- @raise where a code is not in 0 .. M-1
 function Quantizer:take(book, codes)
-  local G, M, D = self.options.groups, self.options.codes, book:size(3)
-  local flat = ops.reshape(book, { G * M, D })
-  if G > 1 then
-    local base = {}
-    for g = 1, G do base[g] = (g - 1) * M end
-    local offset = core.tensor(base, { device = codes:device() })
-    codes = ops.add(codes:to "f32", offset):to "i32"
-  end
-  return ops.gather(flat, codes)
+  local G, M = self.options.groups, self.options.codes
+  return ops.gather(ops.reshape(book, { G * M, book:size(3) }), self:flat_codes(codes))
+end
+
+--- Adds rows up by number.
+-- @param rows tensor f32 (..., D)
+-- @param index i32 (...), 0-based, of the sum that each row belongs to
+-- @param count how many sums
+-- @return tensor f32 (count, D), without a gradient
+function Quantizer.row_sums(rows, index, count)
+  local D = rows:size(-1)
+  return ops.registry.gather.backward({ index = ops.reshape(index, { -1 }), shape = { count, D } },
+    core.contiguous(ops.reshape(rows, { -1, D })))
+end
+
+--- Scales rows to unit length.
+-- @param x tensor f32 (..., D)
+-- @return tensor like x; a row shorter than 1e-12 is divided by that
+function Quantizer.unit(x)
+  return ops.div(x, ops.sqrt(ops.clamp(ops.sum(ops.square(x), x:dim(), true), 1e-24, math.huge)))
 end
 
 --- Gives the codes of rows in groups: each stage's nearest, of what the stages before it left.

@@ -62,12 +62,7 @@ end
 -- @param codes i32 (N,G), 0-based
 -- @return tensor f32 (N,G,D)
 function Hard:lookup(codes)
-  local book = self.codebook
-  if self.how.metric == "cosine" then
-    local norm = ops.sqrt(ops.clamp(ops.sum(ops.square(book), 3, true), 1e-24, math.huge))
-    book = ops.div(book, norm)
-  end
-  return self:take(book, codes)
+  return self:take(self.facts.metric == "cosine" and self.unit(self.codebook) or self.codebook, codes)
 end
 
 -- Appendix B.1 trains the Euclidean methods with half the learning rate and no weight decay.

@@ -111,8 +111,8 @@ end
 -- @param g the codebook, from 1
 -- @return tensor f32 (N,M)
 function Smooth:log_pi(z, g)
-  local function sphere(x) return ops.div(x, ops.sqrt(ops.clamp(ops.sum(ops.square(x), 2, true), 1e-24, math.huge))) end
-  local cosine = ops.matmul(sphere(ops.select(z, 2, g)), ops.transpose(sphere(ops.select(self.codebook, 1, g)), 1, 2))
+  local rows, codes = self.unit(ops.select(z, 2, g)), self.unit(ops.select(self.codebook, 1, g))
+  local cosine = ops.matmul(rows, ops.transpose(codes, 1, 2))
   return ops.log_softmax(ops.mul(cosine, ops.exp(ops.affine(self.log_tau, -1, 0))))
 end
 

@@ -1,0 +1,184 @@
+-- The remedies of others against float64 results of their published code: tests/golden/baselines/, of which each file's
+-- metadata says the formula, the options and the release. Tolerances are those of the golden files.
+
+local H = require "tests.helper"
+local vx = H.vx
+local ops = vx.ops
+
+local FOLDER = "tests/golden/baselines"
+local QUANTIZED, LOSS, GRADIENT, STATE = 1e-5, 5e-5, 1e-4, 1e-5
+
+local used = {} -- files that a test has read
+
+local function load(name)
+  used[name] = true
+  return vx.load(("%s/%s.safetensors"):format(FOLDER, name))
+end
+
+local function near(got, expected, tolerance, what)
+  local e = H.relative_error(H.flat(got), H.flat(expected))
+  assert.is_true(e <= tolerance, ("%s: relative error %.2e, allowed %.0e"):format(what, e, tolerance))
+end
+
+local function leaf(x)
+  x = x:clone()
+  x.requires_grad = true
+  return x
+end
+
+--- Runs a quantizer in training on rows x: the output, and the rows' gradients of sum(upstream quantized) and of reg;
+-- `parameters` get theirs as {name = {out =, loss =}}.
+local function run(q, x, upstream, given)
+  local gradients = {}
+  local function backward(pick, kind)
+    local z = leaf(x)
+    q:zero_grad()
+    local o = q:forward(z, given)
+    local total = pick(o)
+    if total.requires_grad then total:backward() end
+    gradients[kind] = { x = z.grad or vx.zeros(x:shape()) }
+    for _, p in ipairs(q:named_parameters()) do
+      gradients[kind][p[1]] = (p[2].grad or vx.zeros(p[2]:shape())):clone()
+    end
+    return o
+  end
+  local learn = q.learn
+  rawset(q, "learn", function() end) -- the first pass leaves averages alone
+  backward(function(o) return o.reg end, "loss")
+  rawset(q, "learn", learn)
+  local o = backward(function(o) return ops.sum(ops.mul(o.quantized, upstream)) end, "out")
+  return o, gradients
+end
+
+local function same_codes(o, indices, what) assert.same(H.flat(indices), H.flat(o.codes), what) end
+
+describe("moving averages", function()
+  for _, case in ipairs { { "ema", "ema-euclid", "ste" }, { "ema-rotation", "ema-euclid", "rotation" },
+    { "ema-cosine", "ema-cosine", "ste" }, { "ema-cosine-rotation", "ema-cosine", "rotation" } } do
+    for _, part in ipairs { "a", "b" } do
+      local file, method, estimator = case[1] .. "-" .. part, case[2], case[3]
+      it("agree over three steps and in evaluation: " .. file, function()
+        local t = load(file)
+        local M, D = t.embed_before:size(1), t.embed_before:size(2)
+        local q = vx.quantizer(method, { dim = D, codes = M, estimator = estimator })
+        q.codebook:copy(t.embed_before:reshape { 1, M, D })
+        q.cluster_size:copy(t.cluster_size_before:reshape { 1, M })
+        q.embed_avg:copy(t.embed_avg_before:reshape { 1, M, D })
+        for step = 0, 2 do
+          local upstream = t.upstream
+          local o, g = run(q, t.x[step + 1], upstream)
+          same_codes(o, t["indices_" .. step], file)
+          near(o.quantized, t["quantized_" .. step], QUANTIZED, "quantized")
+          near(o.reg, t["loss_" .. step], LOSS, "loss")
+          near(g.out.x, t["grad_x_out_" .. step], GRADIENT, "gradient of the output")
+          near(g.loss.x, t["grad_x_loss_" .. step], GRADIENT, "gradient of the loss")
+        end
+        -- the states named after_0 and after_1 are the last ones too in these files
+        near(q.cluster_size, t.cluster_size_after_2, STATE, "cluster_size")
+        near(q.embed_avg, t.embed_avg_after_2, STATE, "embed_avg")
+        near(q.codebook, t.embed_after_2, STATE, "codebook")
+        q:eval()
+        local o = q:forward(t.x[1])
+        same_codes(o, t.eval_indices, "eval")
+        near(o.quantized, t.eval_quantized, QUANTIZED, "eval quantized")
+      end)
+    end
+  end
+
+  it("put rows of the batch in the place of dead codes", function()
+    for _, part in ipairs { "a", "b" } do
+      local t = load("ema-replace-" .. part)
+      local M, D = t.embed_before:size(1), t.embed_before:size(2)
+      local q = vx.quantizer("ema-euclid", { dim = D, codes = M, replace = "batch", threshold = 1 })
+      q.codebook:copy(t.embed_before:reshape { 1, M, D })
+      q.cluster_size:copy(t.cluster_size_before:reshape { 1, M })
+      q.embed_avg:copy(t.embed_avg_before:reshape { 1, M, D })
+      q.steps = 5 -- past the wait
+      q.draw = function(_, n, count) -- the files take the first rows in order
+        local first = {}
+        for i = 1, math.min(n, count) do first[i] = i - 1 end
+        return first
+      end
+      for step = 0, 2 do
+        local o, g = run(q, t.x[step + 1], t.upstream)
+        same_codes(o, t["indices_" .. step], part)
+        near(o.quantized, t["quantized_" .. step], QUANTIZED, "quantized")
+        near(g.loss.x, t["grad_x_loss_" .. step], GRADIENT, "gradient of the loss")
+      end
+      near(q.cluster_size, t.cluster_size_after_2, STATE, "cluster_size")
+      near(q.embed_avg, t.embed_avg_after_2, STATE, "embed_avg")
+      near(q.codebook, t.embed_after_2, STATE, "codebook")
+    end
+  end)
+
+  it("replace no more codes than there are rows or codes in use, and not at once", function()
+    for _, replace in ipairs { "batch", "used" } do
+      local q = vx.quantizer("ema-cosine", { dim = 4, codes = 30, replace = replace, threshold = 1, decay = 0.5 })
+      local z = vx.randn({ 5, 4 }, { generator = vx.generator(3) })
+      local function changed(before)
+        local now, n = q.codebook:reshape({ 30, 4 }):totable(), 0
+        for i, row in ipairs(before) do n = n + (math.abs(row[1] - now[i][1]) > 1e-4 and 1 or 0) end
+        return n
+      end
+      local before = q.codebook:reshape({ 30, 4 }):totable()
+      q:forward(z)
+      assert.is_true(changed(before) <= 5) -- the rows' own codes: the first step is too early to replace
+      assert.is_true(q.cluster_size:min():item() < 1)
+      before = q.codebook:reshape({ 30, 4 }):totable()
+      q:forward(z)
+      assert.is_true(changed(before) > 5 and changed(before) <= 10 + 5)
+      H.close(H.flat(q.codebook:square():sum(3)), H.flat(vx.ones { 30 }), 1e-5, 0)
+    end
+  end)
+end)
+
+describe("simvq", function()
+  for _, part in ipairs { "a", "b" } do
+    for file, estimator in pairs { simvq = "ste", ["simvq-rotation"] = "rotation" } do
+      it(("agrees: %s-%s"):format(file, part), function()
+        local t = load(("%s-%s"):format(file, part))
+        local M, D = t.frozen:size(1), t.frozen:size(2)
+        local q = vx.quantizer("simvq", { dim = D, codes = M, estimator = estimator })
+        q.frozen:copy(t.frozen:reshape { 1, M, D })
+        q.weight:copy(t.weight)
+        local o, g = run(q, t.x, t.upstream)
+        same_codes(o, t.indices)
+        near(q:stage_codebook(), t.codebook:reshape { 1, M, D }, QUANTIZED, "codebook")
+        near(o.quantized, t.quantized, QUANTIZED, "quantized")
+        near(o.reg, t.loss, LOSS, "loss")
+        near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+        near(g.loss.x, t.grad_x_loss, GRADIENT, "gradient of the loss")
+        near(g.loss.weight, t.grad_weight_loss, GRADIENT, "weight's gradient of the loss")
+        near(g.out.weight, t.grad_weight_out, GRADIENT, "weight's gradient of the output")
+        assert.same({ "weight" }, { q:named_parameters()[1][1] })
+        assert.is_truthy(q:state_dict().frozen)
+      end)
+    end
+  end
+end)
+
+describe("diveq", function()
+  for _, file in ipairs { "diveq-a", "diveq-b", "diveq-zero-a", "diveq-zero-b" } do
+    it("agrees: " .. file, function()
+      local t, meta = load(file)
+      local M, D = t.embed:size(1), t.embed:size(2)
+      local variance = tonumber(meta.options:match '"variance": ([%d.e-]+)')
+      local q = vx.quantizer("diveq", { dim = D, codes = M, variance = variance })
+      q.codebook:copy(t.embed:reshape { 1, M, D })
+      local o, g = run(q, t.x, t.upstream, { noise = t.noise })
+      same_codes(o, t.indices)
+      near(o.quantized, t.quantized, QUANTIZED, "quantized")
+      near(o.reg, t.loss, LOSS, "loss")
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+      near(g.out.codebook, t.grad_embed_out:reshape { 1, M, D }, GRADIENT, "the codes' gradient")
+      H.raises(function() q:forward(t.x, { noise = vx.zeros { 3, D } }) end, "noise", "(3,8)")
+    end)
+  end
+end)
+
+it("every file of baselines is held against a method", function()
+  for file in require("lfs").dir(FOLDER) do
+    local name = file:match "^(.*)%.safetensors$"
+    if name then assert.is_true(used[name], name .. " is read by no test") end
+  end
+end)
