@@ -127,7 +127,7 @@ end
 -- @return the quantizer
 function Quantizer:freeze()
   self:visit(function(m)
-    rawset(m, "frozen", true)
+    rawset(m, "is_frozen", true)
     for _, x in m:fields() do
       if core.is_tensor(x) then x.requires_grad, x.grad = false, nil end
     end
@@ -245,7 +245,7 @@ local function train(self, rows, given)
   core.count(self, "steps")
   local output = self:quantize(rows, given)
   output.terms, output.reg = weighted(self, output.terms or {}, output.reg, rows:device())
-  if not self.frozen then require("vertex.tape").no_grad(self.learn, self, rows, output) end
+  if not self.is_frozen then require("vertex.tape").no_grad(self.learn, self, rows, output) end
   return output
 end
 

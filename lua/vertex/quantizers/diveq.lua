@@ -2,8 +2,8 @@
 --
 --   d = e - x for the nearest code e,  u = sg((d + sigma n) / |d + sigma n|) for normal n,  quantized = x + u |d|
 --   so that dx = g - d^ (u.g), and the code gets d^ (u.g)
--- The noise is absolute. The authors' code passes 1e-3 as the deviation sigma; the package vector-quantize-pytorch takes
--- a variance of 5e-3, seventy times that deviation. The default is the authors'. Evaluation gives the code.
+-- The noise is absolute. The authors' code passes 1e-3 as the deviation sigma; the package vector-quantize-pytorch
+-- takes a variance of 5e-3, seventy times that deviation. The default is the authors'. Evaluation gives the code.
 --
 -- [1] Vali et al. 2025, DiVeQ: differentiable vector quantization using the reparameterization trick
 
@@ -19,7 +19,7 @@ Diveq.row_inputs = { "noise" }
 --- Checks the options.
 -- @param options table of the method's options
 -- @raise where the variance is not a number of 0 or more
-function Diveq:setup(options) check.number("variance", options.variance, 0) end
+function Diveq.setup(_, options) check.number("variance", options.variance, 0) end
 
 --- Lengths of rows (N,G,1); a row of zeros has length 1e-12 and no gradient.
 local function length(x) return ops.sqrt(ops.clamp(ops.sum(ops.square(x), 3, true), 1e-24, math.huge)) end

@@ -1,6 +1,6 @@
 --- Codes that move together [1]: a frozen random codebook times one trained matrix, so that each step moves every code.
 --
---   codebook  = frozen weight', frozen N(0, 1/D) for good; weight (D,D) a linear layer without bias, for each group its own
+--   codebook  = frozen weight', frozen N(0, 1/D) for good; weight (D,D) a linear layer without bias, one for each group
 --   quantized = the nearest code; its gradient reaches the rows alone, straight through or by the rotation trick
 --   loss      mean((sg x - q)^2) + commitment mean((x - sg q)^2), means over rows and columns
 -- Agrees with vector-quantize-pytorch 1.32.
