@@ -1,0 +1,87 @@
+/* kmeans_start.c: rows that k-means begins with, by k-means++ [1]: the first at random, each further one with a
+ * probability proportional to its squared distance from the nearest row chosen before.
+ *
+ * Distances are of differences, x - c, so that rows far from the origin lose nothing. They are added up in double in
+ * blocks of BLOCK_ROWS, whose sums are added in order: the choice does not depend on the number of threads. Cost: M
+ * passes over x, 3 N D flops each. Working space: 4 N bytes.
+ *
+ * [1] Arthur and Vassilvitskii 2007, k-means++: the advantages of careful seeding
+ */
+#include "cpu/row_tile.h"
+
+enum { BLOCK_ROWS = 256 };
+
+/* Draw i of (seed, stream): uniform in (0, 1), with 53 bits. */
+static double draw(uint64_t seed, uint64_t stream, int64_t i)
+{
+    vx_philox4 r = vx_philox(seed, stream, (uint64_t)i);
+    return ((double)(r.word[0] >> 5) * 67108864.0 + (double)(r.word[1] >> 6) + 0.5) / 9007199254740992.0;
+}
+
+/* |a - b|^2 of D elements. */
+static inline float squared_distance(const float *a, const float *b, int64_t D)
+{
+    vf sum = vf_zero();
+    int64_t d = 0;
+    for (; d + VX_LANES <= D; d += VX_LANES) {
+        vf difference = vf_load(a + d) - vf_load(b + d);
+        sum += difference * difference;
+    }
+    vf rest = vf_load_n(a + d, (int)(D - d)) - vf_load_n(b + d, (int)(D - d));
+    return vf_sum(sum + rest * rest);
+}
+
+/* The row in whose share of the sum of `nearest` the number target, of 0 .. total, falls. */
+static int64_t find(const float *nearest, int64_t N, const double *sums, int64_t blocks, double target)
+{
+    int64_t block = 0;
+    while (block + 1 < blocks && target >= sums[block]) target -= sums[block++];
+    int64_t end = vx_min64(N, (block + 1) * BLOCK_ROWS), last = -1;
+    for (int64_t n = block * BLOCK_ROWS; n < end; n++) {
+        if (nearest[n] > 0) last = n;
+        if (nearest[n] > 0 && target < nearest[n]) return n;
+        target -= nearest[n];
+    }
+    while (last < 0) /* rounding may leave a target at the end of a block without a share */
+        for (int64_t n = --block * BLOCK_ROWS; n < (block + 1) * BLOCK_ROWS; n++)
+            if (nearest[n] > 0) last = n;
+    return last;
+}
+
+/* index (M) = rows of x (N,D), 0-based. Once every row equals a chosen one, further rows are drawn evenly and repeat. */
+int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t stream)
+{
+    const int64_t N = x->shape[0], D = x->shape[1], M = index->shape[0], blocks = vx_ceil_div(N, BLOCK_ROWS);
+    const float *rows = vx_f32(x);
+    int64_t bad = first_nonfinite(rows, N, D, 0);
+    if (bad >= 0) return vx_fail(VX_ENONFINITE, "kmeans_start: row %lld of x holds a NaN or Inf", (long long)bad);
+    double *sums = vx_scratch("kmeans_start", sizeof(double) * (size_t)blocks + sizeof(float) * (size_t)N);
+    if (!sums) return VX_ENOMEM;
+    float *nearest = (float *)(sums + blocks);
+    int status = VX_OK;
+    double total = 0;
+    for (int64_t m = 0; m < M && !status; m++) {
+        const double u = draw(seed, stream, m);
+        const int64_t chosen = total > 0 ? find(nearest, N, sums, blocks, u * total) : (int64_t)(u * (double)N);
+        vx_i32(index)[m] = (int32_t)chosen;
+        if (m + 1 == M) break;
+        const float *center = rows + chosen * D;
+#pragma omp parallel for schedule(static)
+        for (int64_t block = 0; block < blocks; block++) {
+            double sum = 0;
+            for (int64_t n = block * BLOCK_ROWS; n < vx_min64(N, (block + 1) * BLOCK_ROWS); n++) {
+                float distance = squared_distance(rows + n * D, center, D);
+                if (m == 0 || distance < nearest[n]) nearest[n] = distance;
+                sum += nearest[n];
+            }
+            sums[block] = sum;
+        }
+        total = 0;
+        for (int64_t block = 0; block < blocks; block++) total += sums[block];
+        if (!isfinite(total))
+            status = vx_fail(VX_ENONFINITE, "kmeans_start: squared distances from row %lld of x overflow float32",
+                             (long long)chosen);
+    }
+    vx_scratch_free(sums);
+    return status;
+}

@@ -1,0 +1,222 @@
+--- kmeans.lua: Lloyd's k-means [1], exact: every iteration assigns each row to its nearest code (ties to the lowest)
+-- and moves each code to the mean of its rows. Rows may be a tensor or vectors in files (vx.data.vectors), which are
+-- read in blocks and never held.
+--
+-- A code that no row is nearest to moves to the row farthest from its own code, as scikit-learn does, so that none
+-- stays unused while rows differ.
+--
+-- [1] Lloyd 1982, Least squares quantization in PCM   [2] Arthur and Vassilvitskii 2007, k-means++
+
+local core = require "vertex.core"
+local ops = require "vertex.ops"
+local tape = require "vertex.tape"
+
+local fail = core.fail
+
+local BLOCK_ROWS = 65536 -- of vectors in files that are looked at at once
+
+-- -- Rows, wherever they are ------------------------------------------------------------------------------------------
+
+--- Calls f(rows (n,D), first) for blocks of all rows, each in a step of its own.
+local function each_block(x, f)
+  if core.is_tensor(x) then
+    core.step(f, x, 0)
+    return
+  end
+  for first = 0, x:size() - 1, BLOCK_ROWS do
+    core.step(function() f(x:read(first, math.min(BLOCK_ROWS, x:size() - first)), first) end)
+  end
+end
+
+local function sizes(x)
+  if core.is_tensor(x) then
+    if x:dim() ~= 2 or x:dtype() ~= "f32" then
+      fail("kmeans: x %s is %s, expected f32 rows (N,D)", core.shape_text(x), x:dtype())
+    end
+    return x:size(1), x:size(2)
+  end
+  if type(x) ~= "table" or type(x.read) ~= "function" or type(x.size) ~= "function" then
+    fail("kmeans: x is a %s, expected a tensor (N,D) or vectors of vx.data.vectors", type(x))
+  end
+  return x:size(), x:width()
+end
+
+--- The rows with the numbers of `index` (a Lua array, 0-based), as a tensor (#index,D).
+local function rows_of(x, index)
+  if core.is_tensor(x) then
+    return ops.gather(x, core.tensor(index, { dtype = "i32", device = x:device() }))
+  end
+  local parts = {}
+  for i, n in ipairs(index) do parts[i] = x:read(n, 1) end
+  return ops.cat(1, unpack(parts))
+end
+
+-- -- Where to begin ---------------------------------------------------------------------------------------------------
+
+--- A tensor of rows to choose from: all of a tensor; of vectors in files an even sample of at most `most`.
+local function sample(x, most)
+  local n = sizes(x)
+  if core.is_tensor(x) then return x end
+  if n <= most then return x:read(0, n) end
+  local index = {}
+  for i = 1, most do index[i] = math.floor((i - 1) * n / most) end
+  return x:read_rows(index)
+end
+
+--- The codebook before the first iteration, (M,D). Fewer rows than codes: rows come again with noise of a thousandth of
+-- their spread, so that no two codes are equal.
+local function begin(x, codes, how, generator)
+  local n = sizes(x)
+  local from = sample(x, 64 * codes)
+  local rows = math.min(n, from:size(1))
+  local count = math.min(codes, rows)
+  local index
+  if how == "k-means++" then
+    index = ops.kmeans_start(from, count, generator)
+  else
+    index = ops.narrow(ops.permutation(rows, generator, { device = from:device() }), 1, 1, count)
+  end
+  local first = ops.gather(from, index)
+  if count == codes then return first end
+  local again = {}
+  for i = 1, codes - count do again[i] = (i - 1) % count end
+  local copies = ops.gather(first, core.tensor(again, { dtype = "i32", device = from:device() }))
+  local spread = math.sqrt(ops.mean(ops.square(ops.sub(first, ops.mean(first, 1, true)))):item())
+  local noise = ops.normal(core.new_like(copies), 0, 1e-3 * (spread > 0 and spread or 1), generator)
+  return ops.cat(1, first, ops.add(copies, noise))
+end
+
+-- -- One iteration ----------------------------------------------------------------------------------------------------
+
+--- Codes i32 (n) of rows (n,D).
+local function nearest(rows, codebook)
+  local n, D, M = rows:size(1), rows:size(2), codebook:size(1)
+  return ops.reshape(ops.assign(ops.reshape(rows, { n, 1, D }), ops.reshape(codebook, { 1, M, D }), "euclid"), { n })
+end
+
+--- Squared distances (n) of rows from their codes; of differences, so that an offset costs nothing.
+local function distances(rows, codebook, codes)
+  return ops.sum(ops.square(ops.sub(rows, ops.gather(codebook, codes))), 2)
+end
+
+--- The `count` rows farthest from their codes, as a Lua array of numbers from 0.
+local function farthest(x, codebook, count)
+  local all = {}
+  each_block(x, function(rows, first)
+    for i, d in ipairs(distances(rows, codebook, nearest(rows, codebook)):totable()) do
+      all[#all + 1] = { first + i - 1, d }
+    end
+  end)
+  table.sort(all, function(a, b) return a[2] > b[2] or (a[2] == b[2] and a[1] < b[1]) end)
+  local index = {}
+  for i = 1, math.min(count, #all) do
+    if all[i][2] > 0 then index[#index + 1] = all[i][1] end
+  end
+  return index
+end
+
+--- Moves the codes to the means of their rows, in place; returns how far they moved, the sum of squares, and how many
+-- had no row.
+local function move(x, codebook)
+  local M = codebook:size(1)
+  local sums = core.new_like(codebook):zero()
+  local counts = core.new({ 1, M }, { dtype = "i32", device = codebook:device() }):zero()
+  each_block(x, function(rows)
+    local codes = nearest(rows, codebook)
+    ops.scatter_add(sums, rows, codes)
+    ops.count_codes(ops.reshape(codes, { -1, 1 }), M, counts)
+  end)
+  local count = ops.reshape(counts:to "f32", { M, 1 })
+  local used = ops.lt(core.new({ 1 }, { device = codebook:device() }):zero(), count)
+  local means = ops.div(sums, ops.clamp(count, 1, math.huge))
+  local new = ops.add(codebook, ops.mul(used, ops.sub(means, codebook)))
+  local empty, numbers = {}, count:reshape({ M }):totable()
+  for m = 1, M do
+    if numbers[m] == 0 then empty[#empty + 1] = m - 1 end
+  end
+  if #empty > 0 then
+    local rows = farthest(x, new, #empty)
+    if #rows > 0 then
+      local places = core.tensor({ unpack(empty, 1, #rows) }, { dtype = "i32", device = codebook:device() })
+      local difference = ops.sub(rows_of(x, rows), ops.gather(new, places))
+      ops.scatter_add(new, difference, places)
+    end
+  end
+  local moved = ops.sum(ops.square(ops.sub(new, codebook))):item()
+  codebook:copy(new)
+  return moved, #empty
+end
+
+local DEFAULTS = { start = "k-means++", iterations = 100, tolerance = 1e-4, seed = 1, progress = false }
+
+local function check_options(options)
+  local o = {}
+  for name, value in pairs(DEFAULTS) do o[name] = value end
+  for name, value in pairs(options or {}) do
+    if DEFAULTS[name] == nil then
+      fail("kmeans: unknown option '%s'; known are iterations, progress, seed, start, tolerance", tostring(name))
+    end
+    o[name] = value
+  end
+  if not core.is_tensor(o.start) and o.start ~= "k-means++" and o.start ~= "random" then
+    fail("kmeans: start is '%s', expected \"k-means++\", \"random\" or a tensor (M,D)", tostring(o.start))
+  end
+  if type(o.iterations) ~= "number" or o.iterations < 0 or o.iterations ~= math.floor(o.iterations) then
+    fail("kmeans: iterations is %s, expected an integer of 0 or more", tostring(o.iterations))
+  end
+  if type(o.tolerance) ~= "number" or not (o.tolerance >= 0) then
+    fail("kmeans: tolerance is %s, expected a number of at least 0", tostring(o.tolerance))
+  end
+  return o
+end
+
+--- Finds a codebook by Lloyd's k-means.
+-- @param x f32 rows (N,D), or vectors in files (vx.data.vectors)
+-- @param codes number of codes M; fewer rows than codes: rows come again, with a little noise
+-- @param[opt] options {start = "k-means++", "random" (rows) or a tensor (M,D); iterations = 100, at most; tolerance =
+-- 1e-4: it ends when the codes' squared movement, summed, is less than that times the mean variance of a coordinate;
+-- seed = 1; progress: function(iteration, moved) called after each, which ends it by returning true}
+-- @return {codebook f32 (M,D), codes i32 (N), objective (mean squared distance of a row from its code, summed over D),
+-- iterations, empty (codes without a row in the last iteration), repeated (codes that began as copies)}
+-- @raise where x holds a NaN or Inf, has no row, or an option is unknown
+local function kmeans(x, codes, options)
+  local o = check_options(options)
+  local N, D = sizes(x)
+  if type(codes) ~= "number" or codes < 1 or codes ~= math.floor(codes) then
+    fail("kmeans: codes is %s, expected an integer of 1 or more", tostring(codes))
+  end
+  if N == 0 or D == 0 then fail("kmeans: x has %d rows of %d numbers", N, D) end
+  local device = core.is_tensor(x) and x:device() or core.device()
+  local codebook = core.new({ codes, D }, { device = device })
+  local result = { codebook = codebook, iterations = 0, empty = 0, repeated = math.max(0, codes - N) }
+  return tape.no_grad(function()
+    core.step(function()
+      if core.is_tensor(o.start) then
+        codebook:copy(o.start)
+      else
+        codebook:copy(begin(x, codes, o.start, core.generator(o.seed)))
+      end
+    end)
+    local variance = core.step(function()
+      local rows = sample(x, BLOCK_ROWS)
+      return ops.mean(ops.square(ops.sub(rows, ops.mean(rows, 1, true)))):item()
+    end)
+    for iteration = 1, o.iterations do
+      local moved
+      core.step(function() moved, result.empty = move(x, codebook) end)
+      result.iterations = iteration
+      if moved <= o.tolerance * variance or core.interrupted() then break end
+      if o.progress and o.progress(iteration, moved) then break end
+    end
+    local all, objective = core.new({ N }, { dtype = "i32", device = device }), 0
+    each_block(x, function(rows, first)
+      local found = nearest(rows, codebook)
+      objective = objective + ops.sum(distances(rows, codebook, found)):item()
+      ops.narrow(all, 1, first + 1, found:size(1)):copy(found)
+    end)
+    result.codes, result.objective = all, objective / N
+    return result
+  end)
+end
+
+return kmeans
