@@ -49,6 +49,23 @@ char *vx_shape_text(const vx_tensor *x, char *text, size_t size)
 
 const char *vx_dtype_name(int dtype)
 {
-    static const char *const names[] = {[VX_F32] = "f32", [VX_BF16] = "bf16", [VX_I32] = "i32", [VX_U8] = "u8"};
+    static const char *const names[] = {
+#define VX_DTYPE(number, name, type, stored) name,
+#include "dtypes.def"
+#undef VX_DTYPE
+    };
     return names[dtype];
+}
+
+const char *vx_dtypes(void)
+{
+    static char text[VX_DTYPES * 48];
+#define VX_DTYPE(number, name, type, stored)                                                                           \
+    snprintf(text + strlen(text), sizeof text - strlen(text), "%s\t%d\t%s\t%zu\t%s\n", name, VX_##number, #type,       \
+             sizeof(type), stored);
+    if (!*text) {
+#include "dtypes.def"
+    }
+#undef VX_DTYPE
+    return text;
 }

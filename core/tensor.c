@@ -46,8 +46,7 @@ static int64_t count_elements(int ndim, const int64_t *shape)
 int vx_new(vx_tensor **out, int device, int dtype, int ndim, const int64_t *shape)
 {
     *out = NULL;
-    if (dtype < VX_F32 || dtype > VX_U8)
-        return vx_fail(VX_EINVAL, "new: dtype %d is none of f32, bf16, i32, u8", dtype);
+    if (dtype < 0 || dtype >= VX_DTYPES) return vx_fail(VX_EINVAL, "new: dtype %d, of 0 .. %d", dtype, VX_DTYPES - 1);
     int64_t numel = count_elements(ndim, shape);
     if (numel < 0) return shape_fault("new", ndim, shape);
     int status = vx_device_check("new", device);

@@ -39,7 +39,18 @@ struct vx_tensor {
 static inline float *vx_f32(const vx_tensor *x) { return x ? (float *)x->data : 0; }
 static inline int32_t *vx_i32(const vx_tensor *x) { return x ? (int32_t *)x->data : 0; }
 
-static inline size_t vx_dtype_bytes(int dtype) { return dtype == VX_U8 ? 1 : dtype == VX_BF16 ? 2 : 4; }
+/* Bytes of an element of a dtype. */
+static inline size_t vx_dtype_bytes(int dtype)
+{
+    switch (dtype) {
+#define VX_DTYPE(number, name, type, stored)                                                                           \
+    case VX_##number:                                                                                                  \
+        return sizeof(type);
+#include "dtypes.def"
+#undef VX_DTYPE
+    default: return 0;
+    }
+}
 
 #ifdef __cplusplus
 extern "C" {

@@ -47,37 +47,45 @@ enum {
     VX_EINTR = 8,      /* a wait ended because vx_interrupted() is true; the same call may be made again */
 };
 
-enum { VX_F32 = 0, VX_BF16 = 1, VX_I32 = 2, VX_U8 = 3 };
-
-enum { /* binary() */
-       VX_ADD = 0,
-       VX_SUB,
-       VX_MUL,
-       VX_DIV,
-       VX_MAX,
-       VX_MIN,
-       VX_EQ,
-       VX_LT,
-       VX_LE,
-       VX_POW,
+/* dtypes: VX_F32, VX_BF16, VX_I32, VX_U8, and how many there are */
+enum {
+#define VX_DTYPE(number, name, type, stored) VX_##number,
+#include "dtypes.def"
+#undef VX_DTYPE
+    VX_DTYPES
 };
-enum { /* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; the gamma functions are NaN below 0 */
-       VX_AFFINE = 0,
-       VX_EXP,
-       VX_LOG,
-       VX_SQRT,
-       VX_ABS,
-       VX_SQUARE,
-       VX_RELU,
-       VX_SILU,
-       VX_GELU,
-       VX_SIGMOID,
-       VX_TANH,
-       VX_CLAMP,
-       VX_POWER,
-       VX_LGAMMA,
-       VX_DIGAMMA,
-       VX_TRIGAMMA,
+
+/* binary() */
+enum {
+    VX_ADD = 0,
+    VX_SUB,
+    VX_MUL,
+    VX_DIV,
+    VX_MAX,
+    VX_MIN,
+    VX_EQ,
+    VX_LT,
+    VX_LE,
+    VX_POW,
+};
+/* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; the gamma functions are NaN below 0 */
+enum {
+    VX_AFFINE = 0,
+    VX_EXP,
+    VX_LOG,
+    VX_SQRT,
+    VX_ABS,
+    VX_SQUARE,
+    VX_RELU,
+    VX_SILU,
+    VX_GELU,
+    VX_SIGMOID,
+    VX_TANH,
+    VX_CLAMP,
+    VX_POWER,
+    VX_LGAMMA,
+    VX_DIGAMMA,
+    VX_TRIGAMMA,
 };
 enum { VX_REDUCE_SUM = 0, VX_REDUCE_MEAN, VX_REDUCE_MAX, VX_REDUCE_MIN };
 enum { VX_ACT_NONE = 0, VX_ACT_SILU, VX_ACT_GELU };
@@ -209,6 +217,8 @@ VX_API void vx_writer_abort(vx_writer *w);
 VX_API int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format);
 /* Dtypes of files, by their names in safetensors: one line each, "name\tbytes of an element\tdtype it is read as\n". */
 VX_API const char *vx_stored_dtypes(void);
+/* Dtypes of tensors: one line each, "name\tnumber\tC type of an element\tbytes\tstored dtype that holds it as it is\n". */
+VX_API const char *vx_dtypes(void);
 VX_API int64_t vx_file_size(const char *path); /* -1 where it cannot be read */
 
 /* Vectors in files, which may be larger than memory: matrices of one width, one after the other, mapped and never held.

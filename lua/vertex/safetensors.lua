@@ -10,7 +10,6 @@ local utf8 = require "vertex.utf8"
 local safetensors = {}
 local fail = core.fail
 
-local WRITTEN = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
 local RANK = { F32 = 1, I32 = 2, BF16 = 3, U16 = 4, U8 = 5 } -- wide first, as the reference writer has it
 local MAX_HEADER = 100e6
 
@@ -127,7 +126,7 @@ end
 -- @raise where a name, a tensor or a text is none, a number does not fit into uint16, or the file cannot be written
 function safetensors.save(path, tensors, metadata, options)
   local narrow = options and options.u16 or {}
-  local function stored_as(name) return narrow[name] and "U16" or WRITTEN[tensors[name]:dtype()] end
+  local function stored_as(name) return narrow[name] and "U16" or core.dtypes[tensors[name]:dtype()].stored end
   local names = {}
   for name, x in pairs(tensors) do
     if type(name) ~= "string" then fail("save %s: a tensor is named by a %s, expected a text", path, type(name)) end

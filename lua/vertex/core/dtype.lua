@@ -1,17 +1,21 @@
---- core/dtype.lua: the dtypes of tensors, each said once: its number in C, the bytes of an element, the C type that
--- holds one.
+--- core/dtype.lua: the dtypes of tensors, as C lists them (core/dtypes.def): number in C, bytes of an element, the C
+-- type that holds one, and the stored dtype that holds it as it is.
 
 local ffi = require "ffi"
 local C = require("vertex.core.library").C
 
-local dtypes = {
-  f32 = { number = C.VX_F32, bytes = 4, array = ffi.typeof "float[?]" },
-  bf16 = { number = C.VX_BF16, bytes = 2, array = ffi.typeof "uint16_t[?]" },
-  i32 = { number = C.VX_I32, bytes = 4, array = ffi.typeof "int32_t[?]" },
-  u8 = { number = C.VX_U8, bytes = 1, array = ffi.typeof "uint8_t[?]" },
-}
+local dtypes, by_number, names = {}, {}, {} -- name → { number, bytes, array, stored }; number in C → name
 
-local by_number = {} -- number in C → name
-for name, dtype in pairs(dtypes) do by_number[dtype.number] = name end
+for line in ffi.string(C.vx_dtypes()):gmatch "[^\n]+" do
+  local name, number, ctype, bytes, stored = line:match "^(.-)\t(%d+)\t(.-)\t(%d+)\t(.*)$"
+  dtypes[name] = { number = tonumber(number), bytes = tonumber(bytes), array = ffi.typeof(ctype .. "[?]"),
+    stored = stored }
+  by_number[tonumber(number)] = name
+  names[#names + 1] = name
+end
 
-return { dtypes = dtypes, dtype_names = by_number }
+--- Says in words which dtypes there are, for error texts.
+-- @return "f32, bf16, i32 or u8"
+local function known() return table.concat(names, ", ", 1, #names - 1) .. " or " .. names[#names] end
+
+return { dtypes = dtypes, dtype_names = by_number, known_dtypes = known }

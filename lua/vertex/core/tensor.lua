@@ -82,7 +82,7 @@ end
 local function new(shape, options)
   local n = fill_shape(shape)
   local kind = dtypes[options and options.dtype or "f32"]
-  if not kind then fail("dtype '%s': expected f32, bf16, i32 or u8", tostring(options.dtype)) end
+  if not kind then fail("dtype '%s': expected %s", tostring(options.dtype), dtype.known_dtypes()) end
   local number = number_of(options and options.device)
   call(C.vx_new, handle_out, number, kind.number, n, shape_buffer)
   local t = wrap(handle_out[0], options and options.keep)
