@@ -5,6 +5,7 @@
 --     (8 (L(x + h) - L(x - h)) - (L(x + 2h) - L(x - 2h))) / 12 h,
 -- whose own error is h^4 of the fifth derivative and 1e-7 / h of float32's rounding.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local tape = require "vertex.tape"
@@ -104,20 +105,6 @@ local function place(x, j)
   return text
 end
 
-local function check_options(options)
-  local o = { eps = 2e-2, tolerance = 2e-3, elements = 200 }
-  for name, value in pairs(options or {}) do
-    if o[name] == nil then
-      fail("gradcheck: unknown option '%s'; known are eps, tolerance, elements", tostring(name))
-    end
-    if type(value) ~= "number" or not (value > 0 and value < math.huge) then
-      fail("gradcheck: %s is %s, expected a positive number", name, tostring(value))
-    end
-    o[name] = value
-  end
-  return o
-end
-
 local function check_inputs(inputs)
   if type(inputs) ~= "table" or core.is_tensor(inputs) or #inputs == 0 then
     fail("gradcheck: inputs are a %s, expected an array of tensors", core.is_tensor(inputs) and "tensor"
@@ -149,7 +136,8 @@ end
 local function gradcheck(f, inputs, options)
   if type(f) ~= "function" and type(f) ~= "table" then fail("gradcheck: f is a %s, expected a function", type(f)) end
   check_inputs(inputs)
-  local o = check_options(options)
+  local o = check.options("gradcheck", options, { eps = { "positive", 2e-2 },
+    tolerance = { "positive", 2e-3 }, elements = { "positive", 200 } })
   local function outputs() return tensors(f(unpack(inputs))) end
   local weights
   core.step(function() weights = weights_of(tape.no_grad(outputs)) end)

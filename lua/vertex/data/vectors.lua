@@ -7,6 +7,7 @@
 -- (seed, e) determines; position says how many rows were delivered, and `position =` goes on from there with the same
 -- batches.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local npy = require "vertex.npy"
 local ops = require "vertex.ops"
@@ -87,7 +88,8 @@ end
 local Vectors = {}
 Vectors.__index = Vectors
 
-local DEFAULTS = { batch = 4096, shuffle = true, seed = 1, epochs = 0, position = 0 }
+local OPTIONS = { path = "any", tensor = "any", device = "any", batch = { "count", 4096 },
+  shuffle = { "boolean", true }, seed = { "whole", 1 }, epochs = { "whole", 0 }, position = { "whole", 0 } }
 
 --- Opens vectors in files.
 -- @param options {path: a .npy file, a safetensors file, or a folder of .npy files of one width; tensor: the name of a
@@ -96,22 +98,7 @@ local DEFAULTS = { batch = 4096, shuffle = true, seed = 1, epochs = 0, position 
 -- @return object with :next(), :read(first, count), :size(), :width(), :position(), :close()
 -- @raise where there is no such file, it holds no matrix of numbers, widths differ, or an option is unknown
 local function vectors(options)
-  if type(options) ~= "table" then fail("vectors: options are a %s, expected a table", type(options)) end
-  local o = {}
-  for name, value in pairs(DEFAULTS) do o[name] = value end
-  for name, value in pairs(options) do
-    if DEFAULTS[name] == nil and name ~= "path" and name ~= "tensor" and name ~= "device" then
-      fail("vectors: unknown option '%s'; known are batch, device, epochs, path, position, seed, shuffle, tensor",
-        tostring(name))
-    end
-    o[name] = value
-  end
-  for _, name in ipairs { "batch", "epochs", "position", "seed" } do
-    local v, least = o[name], name == "batch" and 1 or 0
-    if type(v) ~= "number" or v ~= math.floor(v) or v < least or v > 2 ^ 53 then
-      fail("vectors: %s is %s, expected an integer of %d or more", name, tostring(v), least)
-    end
-  end
+  local o = check.options("vectors", options, OPTIONS)
   local parts, width = find_parts(o.path, o.tensor)
   if width == 0 then fail("vectors: %s holds rows of no numbers", o.path) end
   local rows = core.rows(parts, width)

@@ -3,6 +3,7 @@
 -- A quantizer with S stages and G groups gives S x G codes per row, each of a codebook of its own: both figures are
 -- means over these codebooks.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 
@@ -55,11 +56,8 @@ function CodeUse:clear() self.counts:zero() end
 -- @raise where a number is no integer of 1 or more
 return function(codes, columns)
   columns = columns or 1
-  for name, n in pairs { codes = codes, columns = columns } do
-    if type(n) ~= "number" or n < 1 or n ~= math.floor(n) then
-      core.fail("code_use: %s is %s, expected an integer of 1 or more", name, tostring(n))
-    end
-  end
+  check.integer("code_use", "codes", codes, 1)
+  check.integer("code_use", "columns", columns, 1)
   local counts = core.new({ columns, codes }, { dtype = "i32", keep = true }):zero()
   return setmetatable({ codes = codes, counts = counts }, CodeUse)
 end

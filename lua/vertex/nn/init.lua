@@ -8,6 +8,7 @@
 --   function Scale:forward(x) return ops.mul(x, self.gain) end
 --   local layer = Scale(16)
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 
@@ -220,20 +221,13 @@ function nn.buffer(shape, value) return core.keep(core.new(shape)):fill(value or
 -- gain 1).
 local function fan_in_bound(n) return math.sqrt(3 / n) end
 
-local function count(name, layer, value)
-  if type(value) ~= "number" or value < 1 or value ~= math.floor(value) then
-    fail("%s: %s is %s, expected an integer of 1 or more", layer, name, tostring(value))
-  end
-  return value
-end
-
 -- -- Layers -----------------------------------------------------------------------------------------------------------
 
 --- y = x wT + b on the last dimension; a pointwise convolution on images. options {bias = true}.
 nn.Linear = nn.module "Linear"
 function nn.Linear:init(inputs, outputs, options)
-  count("inputs", "Linear", inputs)
-  count("outputs", "Linear", outputs)
+  check.integer("Linear", "inputs", inputs, 1)
+  check.integer("Linear", "outputs", outputs, 1)
   self.weight = nn.parameter({ outputs, inputs }, { "uniform", fan_in_bound(inputs) })
   if not (options and options.bias == false) then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
 end
@@ -246,8 +240,8 @@ end
 -- under vx.autocast too.
 nn.Conv2d = nn.module "Conv2d"
 function nn.Conv2d:init(inputs, outputs, options)
-  count("inputs", "Conv2d", inputs)
-  count("outputs", "Conv2d", outputs)
+  check.integer("Conv2d", "inputs", inputs, 1)
+  check.integer("Conv2d", "outputs", outputs, 1)
   self.output = options and options.output
   self.weight = nn.parameter({ 3, 3, inputs, outputs }, { "uniform", fan_in_bound(9 * inputs) })
   self.bias = nn.parameter({ outputs }, 0, { no_decay = true })
@@ -258,7 +252,7 @@ function nn.Conv2d:summary() return ("%d -> %d"):format(self.weight:size(3), sel
 --- Depthwise 3x3 convolution without bias (a pointwise one with bias follows it), stride 1 or 2, zero padding.
 nn.DepthwiseConv2d = nn.module "DepthwiseConv2d"
 function nn.DepthwiseConv2d:init(channels, stride)
-  count("channels", "DepthwiseConv2d", channels)
+  check.integer("DepthwiseConv2d", "channels", channels, 1)
   self.stride = stride or 1
   self.weight = nn.parameter({ 3, 3, channels }, { "uniform", fan_in_bound(9) })
 end
@@ -269,7 +263,7 @@ function nn.DepthwiseConv2d:summary() return ("%d, stride %d"):format(self.weigh
 -- up to 32 of at least 4 channels each.
 nn.GroupNorm = nn.module "GroupNorm"
 function nn.GroupNorm:init(channels, groups, options)
-  count("channels", "GroupNorm", channels)
+  check.integer("GroupNorm", "channels", channels, 1)
   if not groups then
     groups = math.max(1, math.min(32, math.floor(channels / 4)))
     while channels % groups ~= 0 do groups = groups - 1 end
@@ -306,7 +300,7 @@ function nn.SeparableConv2d:summary() return self.how.up == 2 and "enlarging x2"
 
 nn.LayerNorm = nn.module "LayerNorm"
 function nn.LayerNorm:init(width)
-  count("width", "LayerNorm", width)
+  check.integer("LayerNorm", "width", width, 1)
   self.weight = nn.parameter({ width }, 1, { no_decay = true })
   self.bias = nn.parameter({ width }, 0, { no_decay = true })
 end

@@ -23,6 +23,7 @@
 -- Adding a quantizer is adding such a file. Files of another folder join by registry.load_folder(dir).
 
 local lfs = require "lfs"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local Quantizer = require "vertex.quantizers.base"
 
@@ -98,41 +99,41 @@ end
 
 --- Fails unless a file returned what the head of this file asks for.
 local function check_family(family, path)
-  local function check(fine, text, ...)
+  local function expect(fine, text, ...)
     if not fine then fail("quantizers: %s %s", path, text:format(...)) end
   end
-  check(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, codebook =, class =}", type(family))
-  check(type(family.names) == "table" and #family.names > 0,
+  expect(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, codebook =, class =}", type(family))
+  expect(type(family.names) == "table" and #family.names > 0,
     "names no quantizer: names = {{name = ..., summary = ...}}")
   local unknown = unknown_field(family, FAMILY_FIELDS)
-  check(not unknown, "has an unknown field '%s'", unknown)
+  expect(not unknown, "has an unknown field '%s'", unknown)
   for i, entry in ipairs(family.names) do
-    check(type(entry) == "table" and is_text(entry.name) and not entry.name:find "[%s,]",
+    expect(type(entry) == "table" and is_text(entry.name) and not entry.name:find "[%s,]",
       "names[%d] has no name (a text without spaces and commas)", i)
     unknown = unknown_field(entry, ENTRY_FIELDS)
-    check(not unknown, "has an unknown field '%s' in the entry of '%s'", unknown, entry.name)
-    check(is_text(entry.summary), "says nothing of '%s': its summary is missing", entry.name)
+    expect(not unknown, "has an unknown field '%s' in the entry of '%s'", unknown, entry.name)
+    expect(is_text(entry.summary), "says nothing of '%s': its summary is missing", entry.name)
     for _, fact in ipairs(FACTS) do
       local name, accepts, expected = unpack(fact)
       local value = fact_of(family, entry, name)
-      check(value ~= nil or not fact.required, "does not declare %s of '%s', expected %s", name, entry.name, expected)
-      check(value == nil or accepts(value), "declares %s = %s of '%s', expected %s", name, tostring(value), entry.name,
+      expect(value ~= nil or not fact.required, "does not declare %s of '%s', expected %s", name, entry.name, expected)
+      expect(value == nil or accepts(value), "declares %s = %s of '%s', expected %s", name, tostring(value), entry.name,
         expected)
     end
   end
   for i, option in ipairs(family.options or {}) do
-    check(type(option) == "table" and is_text(option.name) and is_text(option.meaning),
+    expect(type(option) == "table" and is_text(option.name) and is_text(option.meaning),
       "options[%d] should be {name =, default =, meaning =}", i)
   end
   local class = family.class
-  check(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend",
+  expect(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend",
     type(class))
-  check(type(class.quantize) == "function", "does not define %s:quantize", class.name)
+  expect(type(class.quantize) == "function", "does not define %s:quantize", class.name)
   for _, entry in ipairs(family.names) do
-    check(class.codes_of ~= Quantizer.codes_of or class.nearest ~= Quantizer.nearest
+    expect(class.codes_of ~= Quantizer.codes_of or class.nearest ~= Quantizer.nearest
       or fact_of(family, entry, "metric") and fact_of(family, entry, "codebook"),
       "does not define %s:nearest, which '%s' needs: it declares no metric or no codebook", class.name, entry.name)
-    check(class.rows_of ~= Quantizer.rows_of or class.lookup ~= Quantizer.lookup or fact_of(family, entry, "codebook"),
+    expect(class.rows_of ~= Quantizer.rows_of or class.lookup ~= Quantizer.lookup or fact_of(family, entry, "codebook"),
       "does not define %s:lookup, which '%s' needs: it declares no codebook", class.name, entry.name)
   end
 end
@@ -217,10 +218,7 @@ end
 -- @return module with forward, encode, decode
 -- @raise where the name or an option is unknown, or an option's value is not what it should be
 function registry.quantizer(name, options)
-  local item = registry.by_name[name]
-  if not item then
-    fail("quantizer: unknown '%s'; known: %s", tostring(name), table.concat(registry.names(true), ", "))
-  end
+  local item = registry.by_name[check.name("quantizer", "method", name, registry.by_name)]
   if type(options) ~= "table" then fail("quantizer: '%s' needs options, at least {dim = ..., codes = ...}", name) end
   local full, known = {}, {}
   for _, o in ipairs(item.options) do
@@ -235,9 +233,7 @@ function registry.quantizer(name, options)
         for _, o in ipairs(other.options) do elsewhere = elsewhere or o.name == key end
       end
       if not elsewhere then
-        local names = {}
-        for _, o in ipairs(item.options) do names[#names + 1] = o.name end
-        fail("quantizer %s: unknown option '%s'; known: %s", name, tostring(key), table.concat(names, ", "))
+        check.name("quantizer " .. name, "option", key, known)
       end
     end
   end
