@@ -102,7 +102,8 @@ local function check_family(family, path)
   local function expect(fine, text, ...)
     if not fine then fail("quantizers: %s %s", path, text:format(...)) end
   end
-  expect(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, codebook =, class =}", type(family))
+  expect(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, codebook =, class =}",
+    type(family))
   expect(type(family.names) == "table" and #family.names > 0,
     "names no quantizer: names = {{name = ..., summary = ...}}")
   local unknown = unknown_field(family, FAMILY_FIELDS)
