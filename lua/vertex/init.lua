@@ -1,57 +1,115 @@
 --- vertex: a workbench for vector quantization in neural networks. local vx = require "vertex"
 --
+--   vx.tensor vx.zeros vx.randn ...        tensors; their methods are x:sum() and so on: ?vx.Tensor
+--   vx.matmul vx.softmax vx.conv2d ...     ops, each with its gradient: ?vx.ops
+--   x.requires_grad, loss:backward(), x.grad, vx.no_grad       gradients
+--   vx.nn vx.optim                         layers, AdamW and learning-rate schedules
+--   vx.step vx.graph                       a training step that frees what it made; one that is recorded and replayed
+--   vx.quantizer vx.quantizers             quantizers by name: ?softmax-knn-ce
+--   vx.data vx.metrics vx.runs             batches, figures of merit, what stands around a training loop
+--   vx.simplex vx.plot vx.display          distributions on the simplex, figures, how an object shows itself
+--   vx.device vx.threads vx.memory vx.seed where things are computed, from which random numbers
+--   vx.load vx.save                        .safetensors and .npy files
+--
 -- Tensors live in C; Lua holds handles, records ops on a tape, and says what to compute. Dimensions are 1-based in
 -- arguments, as in Torch7; indices stored in tensors (codes, neighbours) are 0-based, as in file formats and peers.
+-- Tensors are row-major; images (B,H,W,C) and sequences (B,T,C) have their channels last.
 
 local core = require "vertex.core"
 local tape = require "vertex.tape"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 local safetensors = require "vertex.safetensors"
-require "vertex.interactive.show"
+require "vertex.interactive.show" -- print(x)
 
 local vx = {
   version = core.version,
-  Tensor = core.Tensor,
-  is_tensor = core.is_tensor,
-  -- devices, memory, threads
-  device = core.device, devices = core.devices, threads = core.threads, sync = core.sync, allow_tf32 = core.allow_tf32,
-  autocast = core.autocast,
+  -- devices, threads, memory: core/device.lua
+  device = core.device, devices = core.devices, threads = core.threads, sync = core.sync,
+  allow_tf32 = core.allow_tf32, autocast = core.autocast,
   memory = core.memory, memory_limit = core.memory_limit, memory_flush = core.memory_flush,
-    reset_peak = core.reset_peak,
-  -- scope, gradients, random numbers
-  step = core.step, keep = core.keep, graph = require "vertex.step_graph", no_grad = tape.no_grad, seed = core.seed,
-    generator = core.generator,
-  -- files
-  load = safetensors.load, save = safetensors.save,
+  reset_peak = core.reset_peak,
+  -- tensors: core/tensor.lua, and below
+  Tensor = core.Tensor, is_tensor = core.is_tensor, tensor = core.tensor,
+  -- a step's memory, gradients, recorded steps: core/scope.lua, tape.lua, step_graph.lua
+  step = core.step, keep = core.keep, no_grad = tape.no_grad, graph = require "vertex.step_graph",
+  -- random numbers: core/random.lua, and below
+  seed = core.seed, generator = core.generator,
+  -- ops, layers, optimizers
+  ops = ops, nn = require "vertex.nn", optim = require "vertex.optim",
   -- quantizers
   quantizer = registry.quantizer, quantizers = registry.quantizers, Quantizer = registry.Quantizer,
-  ops = ops, nn = require "vertex.nn", optim = require "vertex.optim",
+  -- files
+  load = safetensors.load, save = safetensors.save,
 }
 
--- -- Making tensors; options {dtype = "f32", device = default, requires_grad = false} ---------------------------------
+-- Modules that are loaded when they are first asked for: an experiment with a quantizer needs neither cairo nor an image
+-- library.
+local LATER = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs", simplex = "vertex.simplex",
+  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.interactive.display" }
+
+-- -- Making tensors ---------------------------------------------------------------------------------------------------
 
 local function finish(x, options)
   if options and options.requires_grad then x.requires_grad = true end
   return x
 end
 
---- From nested tables or a number.
-vx.tensor = core.tensor
---- Of the given shape: uninitialized, or filled with 0, 1 or value.
+--- Makes a tensor whose elements are not set.
+-- @param shape array of sizes, at most 8; {} is a scalar
+-- @param[opt] options { dtype = "f32" | "bf16" | "i32" | "u8", device = the default one, requires_grad = false }
+-- @return tensor of that shape
+-- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
 function vx.empty(shape, options) return finish(core.new(shape, options), options) end
+
+--- Makes a tensor of zeros.
+-- @param shape array of sizes, at most 8; {} is a scalar
+-- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }
+-- @return tensor of that shape
+-- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
 function vx.zeros(shape, options) return finish(core.new(shape, options):fill(0), options) end
+
+--- Makes a tensor of ones.
+-- @param shape array of sizes, at most 8; {} is a scalar
+-- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }
+-- @return tensor of that shape
+-- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
 function vx.ones(shape, options) return finish(core.new(shape, options):fill(1), options) end
+
+--- Makes a tensor with one value everywhere.
+-- @param shape array of sizes, at most 8; {} is a scalar
+-- @param value number
+-- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }
+-- @return tensor of that shape
+-- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
 function vx.full(shape, value, options) return finish(core.new(shape, options):fill(value), options) end
---- Standard normal; uniform in (0, 1). options.generator draws from another than the default generator.
+
+--- Draws numbers from the standard normal distribution.
+-- @param shape array of sizes, at most 8; {} is a scalar
+-- @param[opt] options { generator = the one that vx.seed seeds, device = the default one, requires_grad = false }
+-- @return tensor f32 of that shape
+-- @raise where a size is no integer of 0 or more, or the device is unknown
 function vx.randn(shape, options)
   return finish(ops.normal(core.new(shape, options), 0, 1, options and options.generator), options)
 end
+
+--- Draws numbers that are uniform in the open interval (0, 1).
+-- @param shape array of sizes, at most 8; {} is a scalar
+-- @param[opt] options { generator = the one that vx.seed seeds, device = the default one, requires_grad = false }
+-- @return tensor f32 of that shape
+-- @raise where a size is no integer of 0 or more, or the device is unknown
 function vx.rand(shape, options)
   return finish(ops.uniform(core.new(shape, options), 0, 1, options and options.generator), options)
 end
---- 0 .. n-1, or first, first + step, ... up to but without `stop`: vx.arange(n), vx.arange(first, stop, step), options
--- last.
+
+--- Counts: vx.arange(n) is 0, 1, ..., n - 1; vx.arange(first, stop, step) is first, first + step, ... up to but without
+-- stop.
+-- @param[opt=0] first number; left out together with step
+-- @param stop number, which does not belong to them
+-- @param[opt=1] step number, of either sign
+-- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }, the last argument
+-- @return tensor (n)
+-- @raise where one of the three is no number, or step is 0
 function vx.arange(...)
   local a = { ... }
   local options = type(a[#a]) == "table" and table.remove(a) or nil
@@ -64,32 +122,47 @@ function vx.arange(...)
   for v = first, stop - step * 1e-9, step do values[#values + 1] = v end
   return finish(core.new({ #values }, options):fromtable(values), options)
 end
---- A random order of 0 .. n-1, i32.
+
+--- Draws a random order of the numbers 0, 1, ..., n - 1.
+-- @param n number of them
+-- @param[opt] options { generator = the one that vx.seed seeds, device = the default one }
+-- @return tensor i32 (n)
+-- @raise where n is no integer of 0 or more, or the device is unknown
 function vx.randperm(n, options) return ops.permutation(n, options and options.generator, options) end
 
---- State of the default generator, {seed, drawn}, and going back to it.
+-- -- The default generator --------------------------------------------------------------------------------------------
+
+--- Tells the state of the default generator, the one that vx.seed seeds.
+-- @return table { seed = integer, drawn = number of streams drawn from it }, for vx.set_random_state
 function vx.random_state() return { seed = core.default_generator.seed, drawn = core.default_generator.drawn } end
+
+--- Puts the default generator into an earlier state: it draws the same numbers from then on.
+-- @param state table, of vx.random_state
 function vx.set_random_state(state)
   core.default_generator.seed, core.default_generator.drawn = state.seed, state.drawn
 end
 
--- every op is also a function of the module: vx.matmul(a, b), vx.mse(a, b)
+-- -- Ops, and the modules of later ------------------------------------------------------------------------------------
+
 for name, f in pairs(ops) do
   if type(f) == "function" and vx[name] == nil then vx[name] = f end
 end
 
--- modules loaded at first use: a quantizer experiment should not need cairo or an image library
-local lazy = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs", simplex = "vertex.simplex",
-  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.interactive.display" }
-local names = {} -- of those that are there, for completion
-for name, module in pairs(lazy) do names[name] = package.searchpath(module, package.path) and true end
+local names = {} -- of the modules that are there, for completion
+for name, module in pairs(LATER) do names[name] = package.searchpath(module, package.path) and true end
 
-return setmetatable(vx, {
-  __names = names,
-  __index = function(t, name)
-    if not lazy[name] then return nil end
-    local module = require(lazy[name])
-    rawset(t, name, module)
-    return module
-  end,
-})
+--- Gives a module of later, or an error that says what a name of PyTorch's is here; any other name is nil.
+local function missing(t, name)
+  if not LATER[name] then return require("vertex.torch_names").refuse("vx." .. tostring(name)) end
+  local module = require(LATER[name])
+  rawset(t, name, module)
+  return module
+end
+
+for name, t in pairs { nn = vx.nn, optim = vx.optim } do
+  setmetatable(t, { __index = function(_, key)
+    return require("vertex.torch_names").refuse(("vx.%s.%s"):format(name, tostring(key)))
+  end })
+end
+
+return setmetatable(vx, { __names = names, __index = missing })

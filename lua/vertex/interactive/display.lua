@@ -1,16 +1,16 @@
---- display.lua: how an object shows itself in a script, a terminal session or a notebook.
+--- display.lua: how an object shows itself in a script, in a terminal session or in a notebook.
 --
--- An object that can be more than text has a function `__mime` in its metatable:
---     __mime = function(self) return {["image/png"] = bytes, ["text/plain"] = text}, {["image/png"] = {width = 640,
---     height = 400}} end
--- the bundle (one entry per form, raw bytes, never base64) and, if it likes, metadata per form, as notebooks take them.
+-- An object that can be more than text has a function `__mime` in its metatable. It returns a bundle, one entry for each
+-- form (a MIME type) with raw bytes, never base64; and, if it likes, metadata for each form, as notebooks take them:
+--     __mime = function(self)
+--       return { ["image/png"] = bytes, ["text/plain"] = text }, { ["image/png"] = { width = 640, height = 400 } }
+--     end
 --
 -- Who runs the code says what showing means:
---     display.mode      "script" (the start), "terminal" (an interactive session) or "notebook"
---     display.backend   function(bundle, options): what display.show calls in the modes "terminal" and "notebook";
---     without one the bundle
---                       goes to display.terminal. options is a table: id and metadata, each may be nil.
--- In a script on a terminal show() draws there; elsewhere it writes the picture to SCRIPT-N.png and says so.
+--     display.mode      "script" (at the start), "terminal" (an interactive session) or "notebook"
+--     display.backend   function(bundle, options), which display.show calls in the modes "terminal" and "notebook"; nil
+--                       means display.terminal. options is a table with id and metadata; each may be nil
+-- In a script on a terminal, display.show draws there; elsewhere it writes the picture to SCRIPT-N.png and says so.
 
 local core = require "vertex.core"
 
@@ -19,9 +19,11 @@ local display = { mode = "script", backend = nil }
 local MODES = { script = true, terminal = true, notebook = true }
 local written = 0 -- pictures of this script so far
 
---- Any value as a bundle of its forms; "text/plain" is always among them.
--- @return bundle: form → string
--- @return metadata: form → table; may be empty
+--- Gives the forms of a value: those its __mime tells, and its text.
+-- @param object any value
+-- @return table form → bytes, "text/plain" always among them
+-- @return table form → metadata; may be empty
+-- @raise where __mime gives no table
 function display.mime(object)
   local meta = getmetatable(object)
   local f = type(meta) == "table" and rawget(meta, "__mime")
@@ -34,10 +36,11 @@ function display.mime(object)
   return bundle, metadata or {}
 end
 
---- An object that shows itself in the given forms: display.object{["text/html"] = "<b>bold</b>"}, {["image/svg+xml"] =
--- ...}.
--- @param bundle form → bytes
--- @param[opt] metadata form → table
+--- Makes an object that shows itself in the given forms: vx.display.object { ["text/html"] = "<b>bold</b>" }.
+-- @param bundle table form → bytes
+-- @param[opt] metadata table form → table, as notebooks take it
+-- @return object to show, or to end a cell with
+-- @raise where a form is no MIME type, or what stands under it is no string
 function display.object(bundle, metadata)
   if type(bundle) ~= "table" or next(bundle) == nil then
     core.fail("display.object: expected a table of forms, got %s", tostring(bundle))
@@ -56,7 +59,9 @@ end
 
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
---- Base64 of a string, without line breaks.
+--- Writes bytes in base64, without line breaks.
+-- @param bytes string
+-- @return string
 function display.base64(bytes)
   local out = {}
   for i = 1, #bytes, 3 do
@@ -69,9 +74,10 @@ function display.base64(bytes)
   return table.concat(out)
 end
 
---- How the terminal takes pictures: "kitty", "iterm2" or nil, by what it says of itself in the environment;
--- VERTEX_PICTURES=kitty, iterm2 or none decides instead. Not within tmux or screen, which keep the sequences to
--- themselves.
+--- Tells how the terminal takes pictures, by what it says of itself in the environment. VERTEX_PICTURES=kitty, iterm2
+-- or none decides instead. Within tmux and screen it takes none, since they keep the sequences to themselves.
+-- @param[opt] env function(name) → text or nil, in place of os.getenv
+-- @return "kitty" or "iterm2"; nil where the terminal takes no pictures
 function display.protocol(env)
   env = env or os.getenv
   local asked, term, program = env "VERTEX_PICTURES", env "TERM" or "", env "TERM_PROGRAM" or ""
@@ -86,7 +92,10 @@ function display.protocol(env)
   return nil
 end
 
---- The bytes that make a terminal show a PNG in place; protocol as display.protocol() names it.
+--- Writes the sequence that makes a terminal show a picture in place.
+-- @param png string, a PNG file
+-- @param protocol "kitty" or "iterm2", as of display.protocol
+-- @return string to write to the terminal
 function display.escape(png, protocol)
   local text = display.base64(png)
   if protocol == "iterm2" then return ("\27]1337;File=inline=1;size=%d:%s\7\n"):format(#png, text) end
@@ -98,7 +107,8 @@ function display.escape(png, protocol)
   return table.concat(parts) .. "\n"
 end
 
---- Writes a bundle to standard output: the picture where the terminal shows pictures, else the text.
+--- Writes a bundle to standard output: its picture where the terminal takes pictures, else its text.
+-- @param bundle table form → bytes, with "text/plain"
 function display.terminal(bundle)
   local png, protocol = bundle["image/png"], display.protocol()
   if png and protocol and core.is_tty(1) then
@@ -111,32 +121,36 @@ end
 
 -- -- Showing ----------------------------------------------------------------------------------------------------------
 
---- SCRIPT-1.png, SCRIPT-2.png, ... in the current folder.
+--- Gives the name of the next picture: SCRIPT-1.png, SCRIPT-2.png, ... in the current folder.
 local function next_file()
   written = written + 1
   local script = rawget(_G, "arg") and _G.arg[0] or "vertex"
   return ("%s-%d.png"):format(script:match "([^/]+)$":gsub("%.lua$", ""), written)
 end
 
-local function script(bundle)
+--- Shows a bundle in a script.
+local function show_in_script(bundle)
   local png = bundle["image/png"]
-  if not png or core.is_tty(1) then return display.terminal(bundle) end
+  if not png or core.is_tty(1) then
+    display.terminal(bundle)
+    return
+  end
   local path = next_file()
   core.write_file(path, png)
   io.write("figure written to ", path, "\n")
 end
 
 --- Shows an object where the user looks.
--- @param object anything; one with `__mime` in its metatable can be a picture
--- @param[opt] options id: a later show with the same id replaces what this one shows, where that can be done
--- (notebooks)
+-- @param object any value; one with `__mime` in its metatable can be a picture
+-- @param[opt] options { id = any value: in a notebook, a later show with the same id replaces what this one shows }
+-- @raise where display.mode is none of the three, or __mime gives no table
 function display.show(object, options)
   if not MODES[display.mode] then
     core.fail("display: mode is '%s', expected script, terminal or notebook", tostring(display.mode))
   end
   local bundle, metadata = display.mime(object)
-  if display.mode == "script" then return script(bundle) end
-  return (display.backend or display.terminal)(bundle, { id = options and options.id, metadata = metadata })
+  local show = display.mode == "script" and show_in_script or display.backend or display.terminal
+  show(bundle, { id = options and options.id, metadata = metadata })
 end
 
 return display

@@ -1,98 +1,25 @@
---- help.lua: what `?name` says in a session: the comment above a definition, a file's banner for a module, an op's
--- contract, a quantizer's options. The texts are read from the sources when asked for, so they cannot drift from them.
+--- help.lua: what `?name` says in a session: finds what a name means and prints what docs.lua knows of it, with the
+-- contract of the C ops behind an op and, for a name of PyTorch's, what does its work here.
 
 local core = require "vertex.core"
+local docs = require "vertex.interactive.docs"
 local nn = require "vertex.nn"
 local registry = require "vertex.quantizers"
 local show = require "vertex.interactive.show"
-local tape = require "vertex.tape"
+local torch_names = require "vertex.torch_names"
 
 local help = {}
 
 local WIDTH = 120 -- columns, where nobody says how many there are
 local MANY = 40 -- a list of more names is given without what each is
 
--- -- Comments ---------------------------------------------------------------------------------------------------------
+-- -- Text in columns --------------------------------------------------------------------------------------------------
 
-local function lines_of(text)
-  local lines = {}
-  for line in ((text or "") .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = line end
-  return lines
-end
-
---- Tags as documentation generators read them, as a reader does.
-local function plain(line)
-  line = line:gsub("^@t?param%[opt%]%s*(%S+)", "%1 (optional):"):gsub("^@t?param%s+(%S+)", "%1:"):gsub("^@t?return%s*",
-    "returns ")
-  return not line:find "^@" and line or nil
-end
-
---- The comment in lines first .. last, where one begins with "---"; else all of it.
-local function comment_text(lines, first, last)
-  for i = last, first, -1 do
-    if lines[i]:find "^%s*%-%-%-[^%-]" then
-      first = i
-      break
-    end
-  end
-  local out = {}
-  for i = first, last do
-    if not lines[i]:find "^%s*%-%- ?%-%- " then out[#out + 1] = plain(lines[i]:gsub("^%s*%-%-%-?%s?", "", 1)) end
-  end
-  local text = table.concat(out, "\n"):gsub("^%s+", ""):gsub("%s+$", "")
-  return text ~= "" and text or nil
-end
-
---- What is said of the definition at line n: above it, above the functions it follows without a line between, or behind
--- it.
-local function comment_at(lines, n)
-  local at = n
-  while lines[at] do
-    local first = at
-    while first > 1 and lines[first - 1]:find "^%s*%-%-" do first = first - 1 end
-    local text = first < at and comment_text(lines, first, at - 1)
-    if text then return text end
-    local above = lines[n]:find "^function" and lines[at - 1] or ""
-    if above:find "^function .* end$" then
-      at = at - 1
-    elseif above == "end" then
-      repeat at = at - 1 until at < 1 or lines[at]:find "^function"
-    else
-      break
-    end
-  end
-  return lines[n] and lines[n]:match "[%w%)%}\"{(] *%-%- (.+)$"
-end
-
---- A file's banner: the comment it begins with.
-local function banner(lines)
-  local first = lines[1] and lines[1]:find "^#!" and 2 or 1
-  local last = first - 1
-  while lines[last + 1] and lines[last + 1]:find "^%-%-" do last = last + 1 end
-  if last < first then return nil end
-  local out = {}
-  for i = first, last do out[#out + 1] = plain(lines[i]:gsub("^%-%-%-?%s?", "", 1)) end
-  return table.concat(out, "\n")
-end
-
-local ABBREVIATIONS = { ["e.g"] = true, ["i.e"] = true, Eq = true, Fig = true, Sec = true, al = true, cf = true,
-  vs = true }
-
---- The first sentence, on one line.
-local function first_sentence(text)
-  local line = text:match "^(.-)\n%s*\n" or text
-  line = line:gsub("%s*\n%s*", " ")
-  for word, after in line:gmatch "([%w%.]+)%.()%s" do
-    if not ABBREVIATIONS[word] then return line:sub(1, after - 1) end
-  end
-  return line
-end
-
---- Text in lines of `width` columns: a longer line is broken at spaces. What is left of it begins the next line of the
--- same paragraph; of an indented line, such as code, it stands alone, `hang` columns further in.
+--- Breaks lines longer than `width` columns at spaces. What is left of a line begins the next one of its paragraph; that
+-- of an indented line, such as code, stands alone, `hang` columns further in.
 local function filled(text, width, hang)
   local out, rest = {}, nil
-  for _, line in ipairs(lines_of(text)) do
+  for line in (text .. "\n"):gmatch "(.-)\n" do
     local indent = line:match "^%s*"
     if rest and (line == "" or line:find "^[%s%[%-%.]") then
       out[#out + 1] = rest
@@ -114,70 +41,50 @@ local function filled(text, width, hang)
   return table.concat(out, "\n")
 end
 
--- -- Where things are defined -----------------------------------------------------------------------------------------
-
-local ops_source = "@" .. core.directory .. "/ops/init.lua"
-
---- The line that says define("name", ...) in one way or another.
-local function line_of_op(lines, name)
-  for n, line in ipairs(lines) do
-    if line:find('^[%w_]+%("' .. name .. '"[,%)]') then return n end
-  end
-end
-
---- Names of the C ops (ops.def) a function calls, itself or through helpers beside it.
-local function c_ops(session, f, found, seen)
-  local info = debug.getinfo(f, "Su")
-  if info.source ~= ops_source or seen[f] then return end
-  seen[f] = true
-  local lines = lines_of(session:text(info.source))
-  for n = info.linedefined, info.lastlinedefined do
-    for name in (lines[n] or ""):gmatch "C%.vx_([%w_]+)" do found[name] = true end
-  end
-  for i = 1, info.nups do
-    local _, helper = debug.getupvalue(f, i)
-    if type(helper) == "function" then c_ops(session, helper, found, seen) end
-  end
-end
-
-local function c_op_text(op, width)
-  return filled(("in C: %s   %s\n"):format(op.name, op.contract), width, 4) .. filled("    " .. op.text, width)
-end
-
---- Contracts of the C ops behind a function of ops.lua; "" for other functions. Copies and conversions are no op's
--- purpose.
-local function contracts(session, f, width)
-  local found, out = {}, {}
-  c_ops(session, f, found, {})
-  for _, op in ipairs(core.op_list()) do
-    if found[op.name] and not (op.name == "fill" or op.name == "convert") then out[#out + 1] = c_op_text(op, width) end
+--- Writes rows of a name and a text, the texts in one column, their further lines below their first.
+local function columns(rows, width)
+  local longest, out = 0, {}
+  for _, row in ipairs(rows) do longest = math.max(longest, math.min(#row[1], 20)) end
+  for i, row in ipairs(rows) do
+    local text = row[2]:gsub("\n%s*", "\n" .. (" "):rep(longest + 4))
+    out[i] = filled(("  %-" .. longest .. "s  %s"):format(row[1], text), width, longest + 2)
   end
   return table.concat(out, "\n")
 end
 
+--- Writes arguments, result, errors and source.
+local function details(doc, width)
+  local rows = {}
+  for _, arg in ipairs(doc.args or {}) do
+    local note = arg.default and (" (default %s)"):format(arg.default) or arg.optional and " (optional)" or ""
+    rows[#rows + 1] = { arg.name, (arg.text or "") .. note }
+  end
+  for _, part in ipairs { { "returns", doc.returns }, { "error", doc.raises }, { "source", doc.source } } do
+    if part[2] then rows[#rows + 1] = part end
+  end
+  return rows[1] and columns(rows, width)
+end
+
 -- -- Functions --------------------------------------------------------------------------------------------------------
 
---- A function's parameters and what is said of it. method: its first parameter is the object before the colon.
-local function function_doc(session, f, method)
-  local op = tape.op_of[f]
-  local lines, n
-  if op then
-    lines = lines_of(session:text(ops_source))
-    n = line_of_op(lines, op.name)
-  else
-    local info = debug.getinfo(f, "S")
-    if info.what == "C" then return nil end
-    lines, n = lines_of(session:text(info.source)), info.linedefined
+--- Writes the contract and the sentence of an op of core/ops.def.
+local function c_op_text(op, width)
+  return filled(("in C: %s   %s\n"):format(op.name, op.contract), width, 4) .. filled("    " .. op.text, width)
+end
+
+--- Writes those of the ops of ops.def that an op's record names.
+local function contracts(record, width)
+  local called, out = {}, {}
+  for _, name in ipairs(record.calls or {}) do called[name] = true end
+  for _, op in ipairs(core.op_list()) do
+    if called[op.name] then out[#out + 1] = c_op_text(op, width) end
   end
-  local parameters = show.parameters(f)
-  if method then parameters = parameters:gsub("^[%w_]+,? ?", "") else parameters = parameters:gsub("^self,? ?", "") end
-  return { parameters = parameters, text = n and comment_at(lines, n), op = op,
-    place = op and n and "lua/vertex/ops/init.lua:" .. n or show.place(f) }
+  return out[1] and table.concat(out, "\n")
 end
 
 local Example = { __tostring = function(x) return "x" .. core.shape_text(x) end }
 
---- The first of the calls an op is tested with; nil where its cases need more than shapes.
+--- Writes the first of the calls that an op is tested with; nil where its cases need more than shapes.
 local function example(op, name)
   local ok, cases = pcall(op.cases or error, function(shape) return setmetatable({ unpack(shape) }, Example) end)
   if not ok then return nil end
@@ -187,26 +94,31 @@ local function example(op, name)
 end
 
 local function about_function(session, f, name, width)
-  local doc = function_doc(session, f, name:find ":" ~= nil)
+  local doc = docs.of_function(session, f)
   if not doc then return name .. ", a function of Lua itself (or of a library in C): see the Lua 5.1 manual" end
-  local out = { ("%s(%s)   %s"):format(name, doc.parameters, doc.place) }
-  out[#out + 1] = doc.text and filled(doc.text, width)
-  if doc.op then
-    out[#out + 1] = doc.op.backward and "Differentiable." or nil
-    out[#out + 1] = example(doc.op, "vx." .. doc.op.name)
+  local out = { ("%s(%s)   %s"):format(name, docs.signature(doc, name:find ":" ~= nil), doc.place) }
+  local function add(text) out[#out + 1] = text end
+  add(filled(doc.text or "No comment stands above it.", width))
+  add(details(doc, width))
+  local op = doc.op
+  if op then
+    add(op.backward and "Differentiable." or nil)
+    add(example(op, "vx." .. op.name))
+    add(torch_names.note(op))
+    add(contracts(op, width))
   end
-  local contract = contracts(session, doc.op and doc.op.forward or f, width)
-  if contract ~= "" then out[#out + 1] = contract end
-  if not doc.text and not doc.op then out[#out + 1] = "No comment stands above it." end
   return table.concat(out, "\n")
 end
 
 -- -- Tables: modules, classes, objects --------------------------------------------------------------------------------
 
+--- Gives the doc of a function or class among a table's values; nil of others.
+local function doc_of(session, value)
+  if type(value) == "function" then return docs.of_function(session, value) end
+  return docs.is_class(value) and docs.of_class(session, value) or nil
+end
 
-local about_class
-
---- A table's names: what each is, or in columns where there are many.
+--- Lists a table's names: each with its first sentence, or in columns where there are many.
 local function contents(session, t, separator, width)
   local names = show.names(t)
   if #names == 0 then return nil end
@@ -214,10 +126,9 @@ local function contents(session, t, separator, width)
   local heads, longest = {}, 0
   for i, name in ipairs(names) do
     local value = t[name]
-    local doc = type(value) == "function" and function_doc(session, value, separator == ":")
-      or about_class(session, value)
-    local head = separator .. name .. (doc and "(" .. doc.parameters .. ")" or "")
-    local text = doc and doc.text and first_sentence(doc.text)
+    local doc = doc_of(session, value)
+    local head = separator .. name .. (doc and "(" .. docs.signature(doc, separator == ":") .. ")" or "")
+    local text = doc and doc.text and docs.first_sentence(doc.text)
       or type(value) ~= "function" and type(value) ~= "table" and show.value(value) or ""
     heads[i] = { #head > 46 and head:sub(1, 43) .. "..." or head, text }
     longest = math.max(longest, #heads[i][1])
@@ -230,107 +141,110 @@ local function contents(session, t, separator, width)
   return table.concat(out, "\n")
 end
 
---- A module class (nn.module): its constructor's parameters and its comment; nil for other values.
-function about_class(session, class)
-  if type(class) ~= "table" or rawget(class, "is_module") ~= true then return nil end
-  local method = rawget(class, "init") or rawget(class, "setup") or rawget(class, "forward")
-  local info = debug.getinfo(method or class.init, "S")
-  local lines = lines_of(session:text(info.source))
-  local text
-  for n, line in ipairs(lines) do
-    local name = line:match "= *[%w_.]*module *%(? *\"([%w_]+)\"" or line:match "%.extend *%(? *\"([%w_]+)\""
-    if name == class.name then
-      text = comment_at(lines, n) or (method and n == info.linedefined - 1 and comment_at(lines, n))
-    end
-  end
-  local parameters = rawget(class, "init") and show.parameters(class.init):gsub("^self,? ?", "") or ""
-  return { text = text, parameters = parameters, place = show.place(method or class.init) }
+local function about_module(session, t, module, width)
+  local doc, names = docs.of_module(session, module), contents(session, t, ".", width)
+  return ("module %s%s%s"):format(module, doc.text and "\n" .. filled(doc.text, width) or "",
+    names and "\n\n" .. names or "")
 end
 
---- A quantizer of the registry: what it does, where it is from, its options.
-local function about_quantizer(name, width)
-  local item = registry.by_name[name]
-  local out = { ("vx.quantizer(%q, options)"):format(name), ("%s   (%s)"):format(item.summary, item.paper), "options:" }
-  for _, o in ipairs(item.options) do
-    local default = o.default ~= nil and show.value(o.default) or "-"
-    local line = ("  %-14s %-8s %s"):format(o.name, default, o.meaning)
-    out[#out + 1] = filled(line, width, 24)
+local function about_class(session, class, name, width)
+  local doc = docs.of_class(session, class)
+  return table.concat({ ("%s(%s), a class of modules   %s"):format(name, doc.parameters, doc.place),
+    filled(doc.text or "No comment stands above its constructor.", width), details(doc, width) }, "\n")
+end
+
+local function about_quantizer(session, name, width)
+  local doc = docs.of_quantizer(session, registry.by_name[name])
+  return table.concat({ ("vx.quantizer(%q, options)   %s"):format(name, doc.place), filled(doc.text, width),
+    details(doc, width) }, "\n")
+end
+
+--- Writes an object's value, then its class: a quantizer's options, a module's comment, or the methods.
+local function about_object(session, t, width)
+  local out, meta = { show.value(t) }, getmetatable(t)
+  local methods = type(meta) == "table" and (rawget(meta, "__index") or meta)
+  if nn.is_module(t) and registry.by_name[t.label] then
+    out[2] = "\n" .. about_quantizer(session, t.label, width)
+  elseif nn.is_module(t) then
+    out[2] = filled(docs.of_class(session, meta).text or "", width)
+  elseif type(methods) == "table" then
+    local names = contents(session, methods, ":", width)
+    out[2] = names and "\n" .. names
   end
   return table.concat(out, "\n")
 end
 
 local function about_table(session, t, name, width)
   local module = show.module_name(t)
-  if module then
-    local path = package.searchpath(module, package.path)
-    local text = path and banner(lines_of(session:text("@" .. path)))
-    local names = contents(session, t, ".", width)
-    return ("module %s%s%s"):format(module, text and "\n" .. filled(text, width) or "", names and "\n\n" .. names or "")
-  end
-  local class = about_class(session, t)
-  if class then
-    return ("%s(%s), a class of modules   %s%s"):format(name, class.parameters, class.place,
-      class.text and "\n" .. filled(class.text, width) or "")
-  end
-  local meta = getmetatable(t)
-  if not meta and rawget(t, "__index") then
+  if module then return about_module(session, t, module, width) end
+  if docs.is_class(t) then return about_class(session, t, name, width) end
+  if not getmetatable(t) and rawget(t, "__index") then
     return ("%s, a class with the methods\n%s"):format(name, contents(session, t, ":", width) or "")
   end
-  local out = { show.value(t) }
-  local kind = type(meta) == "table" and (rawget(meta, "__index") or meta)
-  if nn.is_module(t) then
-    if registry.by_name[t.label] then
-      out[#out + 1] = "\n" .. about_quantizer(t.label, width)
-    else
-      class = about_class(session, meta)
-      out[#out + 1] = class and class.text and filled(class.text, width)
-    end
-  elseif type(kind) == "table" then
-    local names = contents(session, kind, ":", width)
-    out[#out + 1] = names and "\n" .. names
-  end
-  return table.concat(out, "\n")
+  return about_object(session, t, width)
 end
 
 -- -- Asking -----------------------------------------------------------------------------------------------------------
 
---- A name where the session knows none: of the library, of a tensor's methods.
+--- Finds a name that the session does not have: of a tensor's methods, of the library.
+-- @return the value and its full name; nil where there is none
 local function elsewhere(session, name)
-  local vx = require "vertex"
   local method = name:match "^[%a_][%w_]*:([%a_][%w_]*)$"
   if method and core.Tensor[method] then return core.Tensor[method], name end
-  if not name:find "^[%a_][%w_]*$" then return session:lookup("vx." .. name), "vx." .. name end
-  if vx[name] ~= nil then return vx[name], "vx." .. name end
-  return core.Tensor[name], "x:" .. name
+  local found = session:lookup("vx." .. name)
+  if found ~= nil then return found, "vx." .. name end
+  if name:find "^[%a_][%w_]*$" then return core.Tensor[name], "x:" .. name end
+end
+
+--- Writes what a name of PyTorch's is here, with the help of that; nil where it is none.
+local function about_torch(session, name, width)
+  local hint = torch_names.hint(name)
+  if not hint then return nil end
+  local text = filled(hint.text, width)
+  local here = hint.here and help.about(session, hint.here, width)
+  return here and text .. "\n\n" .. here or text
 end
 
 local function about(session, name, width)
-  if registry.by_name[name] then return about_quantizer(name, width) end
+  if registry.by_name[name] then return about_quantizer(session, name, width) end
   local object = session:lookup(name)
   if object == nil then
     local other, full = elsewhere(session, name)
     if other ~= nil then object, name = other, full end
   end
-  if object == nil then
-    for _, op in ipairs(core.op_list()) do
-      if op.name == name then return c_op_text(op, width) end
-    end
-    return nil, ("nothing is known of '%s'"):format(name)
-  end
   if type(object) == "function" then return about_function(session, object, name, width) end
   if type(object) == "table" and not core.is_tensor(object) then return about_table(session, object, name, width) end
-  return show.value(object)
+  if object ~= nil then return show.value(object) end
+  for _, op in ipairs(core.op_list()) do
+    if op.name == name then return c_op_text(op, width) end
+  end
+  local text = about_torch(session, name, width)
+  if text then return text end
+  return nil, ("nothing is known of '%s'"):format(name)
 end
 
---- What is known of a name: of a variable, `vx.nn.Linear`, `x:sum`, a quantizer, an op in Lua or C, or a name of the
--- library without its "vx."; in lines of `width` columns.
--- @return text; or nil and why not
+--- Explains a name: of a variable, `vx.nn.Linear`, `x:sum`, a quantizer, an op in Lua or in C, a name of the library
+-- without its "vx.", or a name of PyTorch's.
+-- @param session Session, whose variables the name may mean
+-- @param name text; a "?" before it and a call's "(" behind it are ignored
+-- @param[opt=120] width columns that a line may have
+-- @return text; or nil and why there is none
 function help.about(session, name, width)
-  width = width or WIDTH
   name = name:gsub("^[%s%?]+", ""):gsub("%s*[%(%?].*$", ""):gsub("%s+$", "")
   if name == "" then return nil, "no name" end
-  local text, reason = about(session, name, width)
-  return text, reason
+  return about(session, name, width or WIDTH)
+end
+
+--- Explains a name in one line: its parameters and its first sentence.
+-- @param session Session
+-- @param name text, as of help.about
+-- @return text; nil where nothing is declared under the name
+function help.line(session, name)
+  local value = session:lookup(name)
+  local doc = doc_of(session, value)
+  if not doc then return nil end
+  local head = ("%s(%s)"):format(name, docs.signature(doc, name:find ":" ~= nil))
+  return doc.text and head .. "  " .. docs.first_sentence(doc.text) or head
 end
 
 return help

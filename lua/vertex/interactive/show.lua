@@ -106,28 +106,40 @@ local function quoted(s)
   return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPES[c] or ("\\%d"):format(c:byte()) end) .. '"'
 end
 
---- What a function was written as, and its first parameters that callers do not see: an op's forward takes a context.
-local function written(f)
-  local op = tape.op_of[f]
-  return op and op.forward or f, op and 1 or 0
-end
-
---- The parameters of a function: "a, b, ...".
+--- Writes the parameters of a function: an op's as its record names them.
+-- @param f function
+-- @return text such as "x, dims, ..."
 function show.parameters(f)
-  local own, hidden = written(f)
-  local names, info = {}, debug.getinfo(own, "u")
+  local op, names = tape.op_of[f], {}
+  if op and op.args then
+    for i, arg in ipairs(op.args) do names[i] = arg[1] end
+    return table.concat(names, ", ")
+  end
+  local own, hidden = op and op.forward or f, op and 1 or 0 -- an op's forward takes a context first
+  local info = debug.getinfo(own, "u")
   for i = hidden + 1, info.nparams do names[#names + 1] = debug.getlocal(own, i) end
   if info.isvararg then names[#names + 1] = "..." end
   return table.concat(names, ", ")
 end
 
---- "file.lua:12" of a Lua function, the file relative to the library's folder where it is in there; nil for one of C.
+--- Writes a path: from the library's folder on where it is in there.
+-- @param path text
+-- @return text
+function show.path(path)
+  if path:sub(1, #core.root + 1) == core.root .. "/" then return path:sub(#core.root + 2) end
+  return path
+end
+
+--- Writes where a function is defined, an op where its record is.
+-- @param f function
+-- @return text "file.lua:12"; nil for a function in C
 function show.place(f)
-  local info = debug.getinfo(written(f), "S")
+  local op = tape.op_of[f]
+  local info = debug.getinfo(op and op.forward or f, "S")
   if info.what == "C" then return nil end
-  local path = info.source:match "^[@=](.*)" or info.short_src
-  if path:sub(1, #core.root + 1) == core.root .. "/" then path = path:sub(#core.root + 2) end
-  return path .. ":" .. info.linedefined
+  local source, line = info.source, info.linedefined
+  if op and op.source_file then source, line = op.source_file, op.line end
+  return ("%s:%d"):format(show.path(source:match "^[@=](.*)" or info.short_src), line)
 end
 
 local function function_text(f)

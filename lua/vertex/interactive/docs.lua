@@ -1,0 +1,233 @@
+--- docs.lua: what is known of a function, a class, a module or a quantizer, in one form whoever declares it:
+--
+--     { text = "Adds up the elements ...",                              nil where nothing is said
+--       args = { { name = "dims", text = "dimension, 1-based", optional = true, default = "1" }, ... },
+--       returns = "tensor f32 ...", raises = "where ...",               nil where nothing is said
+--       source = "Eq. 13", place = "lua/vertex/ops/reduce.lua:41", parameters = "x, dims, keep" }
+--
+-- Each thing is declared where it is: an op by its record (lua/vertex/ops/record.lua), a function by the comment that
+-- ends directly above it, a class by the comment above its constructor, a module by its file's banner, a quantizer by
+-- its entry in the registry. Nothing is taken over from a neighbour. Comments have the form of LDoc [1]:
+--
+--     --- Adds up the rows. More about it.
+--     -- @param x tensor f32 (N,D)
+--     -- @param[opt=1] dim dimension, 1-based
+--     -- @param[opt] options table
+--     -- @param[opt] options.dtype a field of that table
+--     -- @return tensor f32 (D)
+--     -- @raise where x has no rows
+--
+-- [1] https://lunarmodules.github.io/ldoc
+
+local core = require "vertex.core"
+local show = require "vertex.interactive.show"
+local tape = require "vertex.tape"
+
+local docs = {}
+
+-- -- Comments ---------------------------------------------------------------------------------------------------------
+
+--- Cuts a text into its lines.
+local function lines_of(text)
+  local lines = {}
+  for line in ((text or "") .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = line end
+  return lines
+end
+
+--- Gives the text without the space around it; nil where nothing is left.
+local function trimmed(text)
+  text = text:gsub("^%s+", ""):gsub("%s+$", "")
+  return text ~= "" and text or nil
+end
+
+--- Reads one of the three tags, and what stands behind it, into a doc. Gives the table whose text goes on in the lines
+-- below.
+local function read_tag(doc, tag, rest)
+  local entry = { text = rest }
+  if tag == "param" then
+    local brackets, name, text = rest:match "^(%b[])%s*(%S+)%s*(.*)$"
+    if not brackets then name, text = rest:match "^%s*(%S+)%s*(.*)$" end
+    entry.name, entry.text = name or "", text or ""
+    entry.optional = brackets ~= nil
+    entry.default = brackets and brackets:match "^%[opt=(.*)%]$"
+    doc.args[#doc.args + 1] = entry
+  elseif tag == "return" then
+    doc.returned[#doc.returned + 1] = entry
+  elseif tag == "raise" then
+    doc.raised[#doc.raised + 1] = entry
+  end
+  return entry
+end
+
+--- Joins the texts of several tags of a kind; nil where there are none.
+local function joined(entries)
+  local texts = {}
+  for i, entry in ipairs(entries) do texts[i] = trimmed(entry.text) end
+  return texts[1] and table.concat(texts, "\n") or nil
+end
+
+--- Reads a comment, given as its lines without their dashes.
+-- @return table with text, args, returns and raises
+local function parsed(comment)
+  local doc, text, current = { args = {}, returned = {}, raised = {} }, {}, nil
+  for _, line in ipairs(comment) do
+    local tag, rest = line:match "^%s*@(%a+)(.*)$"
+    if tag then
+      current = read_tag(doc, tag, rest)
+    elseif current then
+      current.text = current.text .. (line:find "^%s%s" and "\n" or " ") .. line:gsub("^%s", "", line:find "%S" and 1 or 0)
+    else
+      text[#text + 1] = line
+    end
+  end
+  for _, arg in ipairs(doc.args) do arg.text = trimmed(arg.text) end
+  return { text = trimmed(table.concat(text, "\n")), args = doc.args, returns = joined(doc.returned),
+    raises = joined(doc.raised) }
+end
+
+local function is_comment(line) return line:find "^%s*%-%-" ~= nil end
+local function is_ruler(line) return line:find "^%s*%-%- %-%- " ~= nil end
+local function undashed(line) return (line:gsub("^%s*%-%-%-?%s?", "", 1)) end
+
+--- Gives the comment that ends directly above line n, as lines without dashes: from the last "---" on, where it has one.
+local function comment_above(lines, n)
+  local first = n
+  while first > 1 and is_comment(lines[first - 1]) and not is_ruler(lines[first - 1]) do first = first - 1 end
+  for i = n - 1, first, -1 do
+    if lines[i]:find "^%s*%-%-%-" then
+      first = i
+      break
+    end
+  end
+  local out = {}
+  for i = first, n - 1 do out[#out + 1] = undashed(lines[i]) end
+  return out
+end
+
+--- Gives a file's banner: the comment that it begins with, without dashes.
+local function banner(lines)
+  local at, out = lines[1] and lines[1]:find "^#!" and 2 or 1, {}
+  while lines[at] and lines[at]:find "^%-%-" do
+    out[#out + 1] = undashed(lines[at])
+    at = at + 1
+  end
+  return trimmed(table.concat(out, "\n"))
+end
+
+-- -- Functions --------------------------------------------------------------------------------------------------------
+
+--- Gives an op's record in the form of this file.
+local function of_record(op)
+  local args = {}
+  for i, arg in ipairs(op.args) do
+    args[i] = { name = arg[1], text = arg[2], optional = arg.optional or arg.default ~= nil,
+      default = arg.default ~= nil and show.value(arg.default) or nil }
+  end
+  return { text = op.text, args = args, returns = op.returns, raises = op.raises, source = op.source, op = op }
+end
+
+--- Reads what is declared of a function.
+-- @param session Session, which holds the texts of its inputs and reads those of files
+-- @param f function
+-- @return table (see the head of this file), with `op`, the record, for an op; nil for a function in C
+function docs.of_function(session, f)
+  local op, info = tape.op_of[f], debug.getinfo(f, "S")
+  if info.what == "C" then return nil end
+  local doc = op and op.text and of_record(op)
+    or parsed(comment_above(lines_of(session:text(info.source)), info.linedefined))
+  doc.parameters, doc.place = show.parameters(f), show.place(f)
+  return doc
+end
+
+--- Writes parameters without the object that a call by colon gives: the first of all.
+-- @param doc table, of docs.of_function
+-- @param method true where the name has a colon
+-- @return text such as "x, dims"
+function docs.signature(doc, method)
+  return (doc.parameters:gsub(method and "^[%w_]+,? ?" or "^self,? ?", ""))
+end
+
+-- -- Classes, modules, quantizers -------------------------------------------------------------------------------------
+
+--- Says whether a table is a class of modules (made by nn.module), not a module.
+-- @param t any value
+-- @return boolean
+function docs.is_class(t) return type(t) == "table" and rawget(t, "is_module") == true end
+
+--- Reads what is declared of a class of modules: the comment above its constructor X:init, or above the line
+-- `X = nn.module "X"` where the constructor follows that directly.
+-- @param session Session
+-- @param class table made by nn.module
+-- @return table (see the head of this file); what the constructor returns is the module
+function docs.of_class(session, class)
+  local init = class.init
+  local info = debug.getinfo(init, "S")
+  local lines, n = lines_of(session:text(info.source)), info.linedefined
+  local above = lines[n - 1] or ""
+  if above:find "^[%w_. ]+= *[%w_.]+ *%(?\"[%w_]+\"" then n = n - 1 end
+  local doc = parsed(comment_above(lines, n))
+  doc.returns = doc.returns or ("module %s; called, it does what its :forward does"):format(class.name)
+  doc.parameters, doc.place = show.parameters(init):gsub("^self,? ?", ""), show.place(init)
+  return doc
+end
+
+--- Reads what is declared of a module: its file's banner.
+-- @param session Session
+-- @param name text, as required: "vertex.optim"
+-- @return table with text and place
+function docs.of_module(session, name)
+  local path = package.searchpath(name, package.path)
+  local text = path and banner(lines_of(session:text("@" .. path)))
+  return { text = text, args = {}, place = path and show.path(path) }
+end
+
+-- Facts that a quantizer's entry may declare, in the order in which they are told.
+local FACTS = { "kind", "metric", "estimator", "sampler", "regularizer", "stages", "codebook", "optimizer" }
+
+--- Writes a declared fact: text, number, boolean, or what depends on the options.
+local function fact_text(value)
+  if type(value) == "function" then return "by the options" end
+  return type(value) == "string" and value or show.value(value)
+end
+
+--- Reads what is declared of a quantizer.
+-- @param session Session
+-- @param item table, an entry of vx.quantizers()
+-- @return table (see the head of this file); its arguments are the options
+function docs.of_quantizer(session, item)
+  local args, facts, paper = {}, {}, nil
+  for i, o in ipairs(item.options) do
+    args[i] = { name = o.name, text = o.meaning, optional = o.default ~= nil,
+      default = o.default ~= nil and show.value(o.default) or nil }
+  end
+  for _, name in ipairs(FACTS) do
+    local value = item[name]
+    if value ~= nil and not (type(value) == "table" and next(value) == nil) then
+      facts[#facts + 1] = name .. " " .. fact_text(value)
+    end
+  end
+  paper = item.paper
+  local making = docs.of_function(session, require("vertex.quantizers").quantizer)
+  local text = item.summary:gsub("^%l", string.upper) .. "."
+  return { text = #facts > 0 and ("%s\nDeclared: %s."):format(text, table.concat(facts, ", ")) or text, args = args,
+    returns = making.returns, raises = making.raises, source = paper, place = item.source and show.path(item.source) }
+end
+
+-- -- Sentences --------------------------------------------------------------------------------------------------------
+
+local ABBREVIATIONS = { ["e.g"] = true, ["i.e"] = true, Eq = true, Fig = true, Sec = true, al = true, cf = true,
+  vs = true }
+
+--- Gives the first sentence of a text, on one line.
+-- @param text text
+-- @return text
+function docs.first_sentence(text)
+  local line = text:match "^(.-)\n%s*\n" or text
+  line = line:gsub("%s*\n%s*", " ")
+  for word, after in line:gmatch "([%w%.]+)%.()%s" do
+    if not ABBREVIATIONS[word] then return line:sub(1, after - 1) end
+  end
+  return line
+end
+
+return docs

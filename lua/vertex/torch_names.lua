@@ -1,0 +1,176 @@
+--- torch_names.lua: what a user of PyTorch types, and what does that here. `?view` and the error of `vx.view` read it.
+--
+-- An op's record names the words for itself in `also`; here stands what has no record of its own, or needs a sentence.
+-- Two differences hold everywhere: dimensions are counted from 1, and images and sequences have their channels last.
+
+local core = require "vertex.core"
+local registry = require("vertex.ops").registry
+
+local torch_names = {}
+
+-- name → { the name here that help explains, the sentence }
+local ELSEWHERE = {
+  -- shapes
+  view = { "reshape", "x:reshape{ 2, -1 }, with the sizes in one table" },
+  flatten = { "reshape", "x:reshape{ -1 }" },
+  unflatten = { "reshape", "x:reshape{ ... }, with all sizes" },
+  ravel = { "reshape", "x:reshape{ -1 }" },
+  squeeze = { "reshape", "x:reshape{ ... } without the sizes of 1" },
+  unsqueeze = { "reshape", "x:reshape{ ... } with a size of 1 where the new dimension stands" },
+  permute = { "transpose", "x:transpose(a, b), which exchanges two dimensions (1-based); a longer permutation is "
+    .. "several of them" },
+  chunk = { "narrow", "x:narrow(dim, first, count), once for each part" },
+  split = { "narrow", "x:narrow(dim, first, count), once for each part" },
+  T = { "x:t", "x:t()" },
+  mT = { "x:t", "x:t()" },
+  ndim = { "x:dim", "x:dim()" },
+  tolist = { "x:totable", "x:totable()" },
+  numpy = { "save", "x:totable(), or vx.save(\"x.npy\", x) and numpy.load" },
+  from_numpy = { "load", "numpy.save, and vx.load \"x.npy\"" },
+  as_tensor = { "tensor", "vx.tensor(data, options)" },
+  zeros_like = { "zeros", "vx.zeros(x:shape())" },
+  ones_like = { "ones", "vx.ones(x:shape())" },
+  full_like = { "full", "vx.full(x:shape(), value)" },
+  empty_like = { "empty", "vx.empty(x:shape())" },
+  linspace = { "arange", "vx.arange(first, stop, step)" },
+  -- mathematics
+  bmm = { "matmul", "vx.matmul(a, b), which takes batches (B,m,k)(B,k,n)" },
+  einsum = { "matmul", "vx.matmul of transposed operands: \"bik,bjk->bij\" is vx.matmul(a, b:t())" },
+  std = { "mean", "x:sub(x:mean(d, true)):square():mean(d):sqrt(), which divides by n" },
+  var = { "mean", "x:sub(x:mean(d, true)):square():mean(d), which divides by n" },
+  norm = { "sum", "x:square():sum(dims):sqrt()" },
+  neg = { "mul", "-x" },
+  cross_entropy = { "log_softmax", "vx.log_softmax(logits) at the targets, summed and negated; the losses of the paper "
+    .. "have ops of their own, ?quantize_smooth" },
+  nll_loss = { "log_softmax", "the negated mean of vx.log_softmax(logits) at the targets" },
+  embedding = { "gather", "vx.gather(table, index), with 0-based rows" },
+  embedding_bag = { "gather", "vx.gather(table, index), then sum over the bag's dimension" },
+  -- random numbers, devices, memory
+  manual_seed = { "seed", "vx.seed(n)" },
+  Generator = { "generator", "vx.generator(seed)" },
+  get_rng_state = { "random_state", "vx.random_state()" },
+  set_rng_state = { "set_random_state", "vx.set_random_state(state)" },
+  multinomial = { "uniform", "comparisons with vx.rand; the quantizers draw their codes by Gumbel noise inside" },
+  cuda = { "x:to", "x:to \"cuda:0\", model:to \"cuda:0\", or vx.device \"cuda:0\" before anything is made" },
+  cpu = { "x:to", "x:to \"cpu\"" },
+  ["cuda.is_available"] = { "devices", "#vx.devices() > 1; vx.devices().cuda says why there is none" },
+  ["cuda.synchronize"] = { "sync", "vx.sync()" },
+  ["cuda.empty_cache"] = { "memory_flush", "vx.memory_flush()" },
+  ["cuda.memory_allocated"] = { "memory", "vx.memory().live" },
+  ["cuda.max_memory_allocated"] = { "memory", "vx.memory().peak" },
+  ["cuda.CUDAGraph"] = { "graph", "vx.graph(step)" },
+  set_default_device = { "device", "vx.device(name)" },
+  set_num_threads = { "threads", "vx.threads(n)" },
+  compile = { "graph", "vx.graph(step), which replays a recorded step" },
+  -- gradients
+  requires_grad_ = { "tensor", "x.requires_grad = true" },
+  Parameter = { "nn.parameter", "vx.nn.parameter(shape, init)" },
+  -- modules
+  ["nn.Module"] = { "nn.module", "vx.nn.module \"Name\", a class with :init and :forward" },
+  ["nn.Parameter"] = { "nn.parameter", "vx.nn.parameter(shape, init)" },
+  ["nn.ModuleList"] = { "nn.Sequential", "modules in fields of the module, which finds them there; or vx.nn.Sequential" },
+  ["nn.ReLU"] = { "nn.Apply", "vx.nn.Apply(\"relu\", vx.relu)" },
+  ["nn.GELU"] = { "nn.Apply", "vx.nn.Apply(\"gelu\", vx.gelu)" },
+  ["nn.SiLU"] = { "nn.Apply", "vx.nn.Apply(\"silu\", vx.silu)" },
+  ["nn.Sigmoid"] = { "nn.Apply", "vx.nn.Apply(\"sigmoid\", vx.sigmoid)" },
+  ["nn.Tanh"] = { "nn.Apply", "vx.nn.Apply(\"tanh\", vx.tanh)" },
+  ["nn.Softmax"] = { "nn.Apply", "vx.nn.Apply(\"softmax\", vx.softmax)" },
+  ["nn.Flatten"] = { "nn.Apply", "vx.nn.Apply(\"flatten\", function(x) return x:reshape{ x:size(1), -1 } end)" },
+  ["nn.Upsample"] = { "nn.Apply", "vx.nn.Apply(\"upsample\", vx.upsample2x)" },
+  ["nn.Embedding"] = { "gather", "a vx.nn.parameter of the table, and vx.gather" },
+  ["nn.MSELoss"] = { "mse", "the function vx.mse" },
+  ["nn.CrossEntropyLoss"] = { "log_softmax", "vx.log_softmax at the targets, summed and negated" },
+  ["nn.functional"] = { "ops", "the functions of vx itself: vx.softmax, vx.linear, vx.conv2d" },
+  -- optimizers
+  ["optim.Adam"] = { "optim.AdamW", "vx.optim.AdamW(parameters, { weight_decay = 0 })" },
+  ["optim.SGD"] = { "optim.AdamW", "vx.optim.AdamW; there is no SGD" },
+  ["optim.lr_scheduler"] = { "optim.warmup_cosine", "a function of the step whose value optimizer:step(rate) takes" },
+  -- data and files
+  DataLoader = { "data", "vx.data, whose sets give batches themselves" },
+  ["utils.data.DataLoader"] = { "data", "vx.data, whose sets give batches themselves" },
+}
+
+-- What differs where the name is the same: name of the op → sentence.
+local DIFFERENT = {
+  reshape = "the sizes stand in one table",
+  sum = "dimensions are counted from 1, and keepdim is the third argument",
+  mean = "dimensions are counted from 1, and keepdim is the third argument",
+  max = "the indices are not given: see vx.argmax",
+  min = "the indices are not given",
+  softmax = "always over the last dimension",
+  log_softmax = "always over the last dimension",
+  argmax = "always over the last dimension",
+  gather = "whole rows, as torch.index_select and embedding give them",
+  cat = "the dimension comes first and is counted from 1; the tensors follow, not in a table",
+  layer_norm = "x, gamma, beta: over the last dimension",
+  group_norm = "gamma and beta come before the number of groups, and channels are last",
+  conv2d = "x (B,H,W,C) and w (3,3,C,O), zero padding: channels are last",
+  linear = "the same",
+  transpose = "dimensions are counted from 1",
+  narrow = "the dimension and the first element are counted from 1",
+  select = "the dimension and the index are counted from 1",
+}
+
+local PREFIXES = { "vx.", "torch.", "F.", "nn.functional.", "Tensor.", "x.", "x:" }
+
+--- Takes off what a user may write before a name of PyTorch's.
+local function bare(name)
+  local again
+  repeat
+    again = false
+    for _, prefix in ipairs(PREFIXES) do
+      if name:sub(1, #prefix) == prefix then name, again = name:sub(#prefix + 1), true end
+    end
+  until not again
+  return name
+end
+
+--- Finds the op whose record has a name among its `also`.
+local function op_also(name)
+  for _, op in ipairs(registry) do
+    for _, also in ipairs(op.also or {}) do
+      if also == name then return op end
+    end
+  end
+end
+
+--- Says what does the work of a name of PyTorch's here.
+-- @param name text such as "view", "torch.view", "x:view", "nn.ReLU"
+-- @return table { text = a sentence, here = the name to ask help for, or nil }; nil where the name is not known
+function torch_names.hint(name)
+  name = bare(name)
+  local entry = ELSEWHERE[name] or ELSEWHERE[name:match "[%w_]+$" or ""]
+  if entry then return { here = entry[1], text = ("PyTorch's %s is here %s."):format(name, entry[2]) } end
+  local op = op_also(name) or registry[name]
+  if not op then return nil end
+  local names = {}
+  for i, arg in ipairs(op.args or {}) do names[i] = arg[1] end
+  return { here = op.name, text = ("PyTorch's %s is here vx.%s(%s)."):format(name, op.name, table.concat(names, ", ")) }
+end
+
+--- Says how an op differs from PyTorch's of the same name, and which names of PyTorch's mean it.
+-- @param op table, the record of an op
+-- @return text of a line; nil where there is nothing to say
+function torch_names.note(op)
+  local parts = { DIFFERENT[op.name], op.also and "also for " .. table.concat(op.also, ", ") }
+  if not (DIFFERENT[op.name] or op.also) then return nil end
+  return "PyTorch: " .. (parts[1] and parts[2] and parts[1] .. "; " .. parts[2] or parts[1] or parts[2])
+end
+
+--- Raises an error where a missing name is one of PyTorch's that means something here.
+-- @param full text, the name as it was asked for: "vx.view"
+-- @raise with what the name is here, where it is one of PyTorch's
+function torch_names.refuse(full)
+  local hint = type(full) == "string" and torch_names.hint(full)
+  if hint then core.fail("%s: no such name; %s", full, hint.text) end
+end
+
+--- Gives every name of PyTorch's that is explained here with a sentence of its own, for the spec.
+-- @return table name → name here
+function torch_names.all()
+  local all = {}
+  for name, entry in pairs(ELSEWHERE) do all[name] = entry[1] end
+  return all
+end
+
+return torch_names

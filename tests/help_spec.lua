@@ -1,0 +1,302 @@
+-- Every public name explains itself. This file walks all that is reached from `vx`: its functions, its modules and
+-- those in them, tensors, layers, quantizers, and the objects that functions give; and fails on a name of which
+-- docs.lua does not know
+--
+--   a sentence       that begins with a capital and ends with a full stop
+--   its arguments    every parameter of the function, by its name, with a text. A text that says "tensor" says a shape,
+--                    that of an index or a dimension says "0-based" or "1-based", a size on paper says its unit
+--   its result       where the function's code returns a value
+--   its errors       where it can refuse: where its code calls core.fail, error or assert, or calls a helper that does
+--                    and is not public itself. What any call can meet (a released tensor, no memory) is not repeated
+--
+-- Code is read as LuaJIT holds it (jit.util), so that no text of a source is guessed at.
+
+local H = require "tests.helper"
+local bit = require "bit"
+local core = require "vertex.core"
+local docs = require "vertex.interactive.docs"
+local help = require "vertex.interactive.help"
+local registry = require "vertex.quantizers"
+local Session = require "vertex.interactive.session"
+local show = require "vertex.interactive.show"
+local tape = require "vertex.tape"
+local torch_names = require "vertex.torch_names"
+local util = require "jit.util"
+local vmdef = require "jit.vmdef"
+local vx = H.vx
+
+local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }) }
+
+-- -- What is public ---------------------------------------------------------------------------------------------------
+
+local public = {}   -- array of { name, value, method }: functions and classes
+local is_public = {} -- function → true
+local modules = {}  -- array of { name, module }
+
+local function add(name, value, method)
+  if is_public[value] then return end
+  is_public[value] = true
+  public[#public + 1] = { name = name, value = value, method = method }
+end
+
+--- Adds the methods of an object's class and of the classes that it extends.
+local function add_methods(name, class)
+  while type(class) == "table" do
+    for _, key in ipairs(show.names(class)) do
+      if type(class[key]) == "function" then add(name .. ":" .. key, class[key], true) end
+    end
+    local meta = getmetatable(class)
+    class = meta and rawget(meta, "__index")
+  end
+end
+
+--- Adds an object, as far as it has methods.
+local function add_object(name, object)
+  local meta = assert(getmetatable(object), name)
+  add_methods(name, type(rawget(meta, "__index")) == "table" and meta.__index or meta)
+end
+
+--- Adds the functions, the classes and the modules of a table.
+local function add_table(name, t)
+  if is_public[t] then return end
+  is_public[t] = true
+  if show.module_name(t) then modules[#modules + 1] = { name = name, module = show.module_name(t) } end
+  for _, key in ipairs(show.names(t)) do
+    local full, value = name .. "." .. key, t[key]
+    if type(value) == "function" then
+      add(full, value, false)
+    elseif docs.is_class(value) then
+      add(full, value, false)
+      add_methods(full, value)
+    elseif value == vx.Tensor then
+      add_methods("x", value)
+    elseif type(value) == "table" and show.module_name(value) then
+      add_table(full, value)
+    end
+  end
+end
+
+--- Adds all that functions of the library give and that has methods.
+local function add_objects()
+  add_object("generator", vx.generator(1))
+  add_object("step", vx.graph(function() end))
+  add_object("optimizer", vx.optim.AdamW { vx.ones({ 1 }, { requires_grad = true }) })
+  local options = { dim = 4, codes = 8, k = 2 }
+  for _, item in ipairs(vx.quantizers()) do add_object(item.name, vx.quantizer(item.name, options)) end
+  local figure = vx.plot.figure { cols = 2 }
+  add_object("figure", figure)
+  add_object("axes", figure:axes(1))
+  add_object("simplex axes", figure:simplex(2))
+  add_object("picture grid", vx.plot.image_grid { { vx.zeros { 2, 2, 3 } } })
+  add_object("watch", vx.simplex.watch(vx.quantizer("softmax-ppl", options)))
+  add_object("images", vx.data.images { size = 8, batch = 2 })
+end
+
+-- -- What the code does -----------------------------------------------------------------------------------------------
+
+--- Says whether a function's own code returns a value.
+local function returns_value(f)
+  for pc = 1, math.huge do
+    local instruction = util.funcbc(f, pc)
+    if not instruction then return false end
+    local opcode = bit.band(instruction, 0xff)
+    local name = vmdef.bcnames:sub(opcode * 6 + 1, opcode * 6 + 6):gsub(" ", "")
+    if name == "RET1" or name == "RET" or name == "RETM" or name == "CALLT" or name == "CALLMT" then return true end
+  end
+end
+
+--- Adds the texts among a function's constants, and those of the functions written in it, to a set.
+local function texts_of(f, found)
+  for i = -1, -math.huge, -1 do
+    local ok, constant = pcall(util.funck, f, i)
+    if not ok or constant == nil then return found end
+    if type(constant) == "string" then found[constant] = true end
+    if type(constant) == "proto" then texts_of(constant, found) end
+  end
+end
+
+-- What any call can meet: files of the core, and the function that asks a tensor for its handle.
+local UNIVERSAL = { [core.handle] = true, ["@" .. core.directory .. "/core/library.lua"] = true,
+  ["@" .. core.directory .. "/core/op.lua"] = true }
+
+--- Says whether a function can refuse; see the head of this file.
+local function can_refuse(f, seen)
+  if f == core.fail then return true end
+  if seen[f] or tape.op_of[f] or UNIVERSAL[f] or UNIVERSAL[debug.getinfo(f, "S").source] then return false end
+  if debug.getinfo(f, "S").what == "C" then return f == error or f == assert end
+  seen[f] = true
+  local texts = texts_of(f, {})
+  local function follow(g) return type(g) == "function" and not is_public[g] and can_refuse(g, seen) end
+  if texts.error or texts.assert then return true end
+  for i = 1, debug.getinfo(f, "u").nups do
+    local _, value = debug.getupvalue(f, i)
+    if follow(value) then return true end
+    if type(value) == "table" then
+      for text in pairs(texts) do
+        if follow(rawget(value, text)) then return true end
+      end
+    end
+  end
+  return false
+end
+
+-- -- What is missing --------------------------------------------------------------------------------------------------
+
+local COUNTED = { dim = true, dims = true, index = true, row = true, col = true }
+local UNITS = { width = true, height = true, gap = true, size = true, seconds = true, bytes = true }
+local UNIT = { "points", "pixels", "columns", "seconds", "bytes", "elements", "sizes", "texels", "rows" }
+
+local function has_unit(text)
+  for _, unit in ipairs(UNIT) do
+    if text:find(unit, 1, true) then return true end
+  end
+  return false
+end
+
+--- Adds what is wrong with the text of one argument.
+local function judge_argument(arg, complain)
+  local text, name = arg.text, arg.name:match "[%w_.]*$":match "[%w_]*$"
+  if not text then return complain("argument '%s' has no text", arg.name) end
+  if text:find "%f[%a]tensor%f[%A]" and not text:find "%(" and not text:find "shape" and not text:find "any"
+    and not text:find "{" then
+    complain("argument '%s' is a tensor of no said shape", arg.name)
+  end
+  if COUNTED[name] and not text:find "[01]%-based" then
+    complain("argument '%s' is neither 0-based nor 1-based", arg.name)
+  end
+  if UNITS[name] and not has_unit(text) then complain("argument '%s' has no unit", arg.name) end
+end
+
+--- Lists what a doc lacks.
+local function problems(entry)
+  local list, value = {}, entry.value
+  local function complain(text, ...) list[#list + 1] = text:format(...) end
+  local class = type(value) == "table"
+  local doc = class and docs.of_class(session, value) or docs.of_function(session, value)
+  if not doc then return {}, nil end
+  local sentence = doc.text and docs.first_sentence(doc.text)
+  if not sentence then
+    complain "no sentence"
+  elseif not sentence:find "^[%u`%[\"(]" or not sentence:find "[.:)]$" then
+    complain("no sentence with a capital and a full stop: %s", sentence)
+  end
+  local named = {}
+  for _, arg in ipairs(doc.args) do
+    named[arg.name] = true
+    judge_argument(arg, complain)
+  end
+  for name in docs.signature(doc, entry.method and not doc.op):gmatch "[^, ]+" do
+    if name ~= "..." and name ~= "self" and name:sub(1, 1) ~= "_" and not named[name] then
+      complain("argument '%s' is not named", name)
+    end
+    if name == "..." and #doc.args == 0 then complain "its arguments are not named" end
+  end
+  if not class and not doc.returns and (doc.op or returns_value(value)) then complain "no result" end
+  local code = class and value.init or value
+  if not doc.raises and not doc.op and can_refuse(code, { [code] = false }) then complain "no errors" end
+  return list, doc.place
+end
+
+-- -- The specs --------------------------------------------------------------------------------------------------------
+
+describe("every public name", function()
+  add_table("vx", vx)
+  add_objects()
+
+  it("says what it does, what it takes, what comes back and what it refuses", function()
+    local lines = {}
+    for _, entry in ipairs(public) do
+      local list, place = problems(entry)
+      for _, problem in ipairs(list) do lines[#lines + 1] = ("%s: %s: %s"):format(place, entry.name, problem) end
+    end
+    table.sort(lines)
+    assert(#lines == 0, ("%d things are missing:\n%s"):format(#lines, table.concat(lines, "\n")))
+    assert.truthy(#public > 250, #public) -- else the walk has lost its way
+  end)
+
+  it("is in a module whose file says what it is about", function()
+    for _, entry in ipairs(modules) do
+      local text = docs.of_module(session, entry.module).text
+      assert.truthy(text and #text > 40, entry.name)
+    end
+  end)
+end)
+
+describe("a quantizer", function()
+  it("says what it does, its options, its result and its source", function()
+    for _, item in ipairs(vx.quantizers()) do
+      local doc = docs.of_quantizer(session, item)
+      assert.truthy(#doc.args >= #registry.common_options and doc.returns and doc.raises and doc.source, item.name)
+      for _, arg in ipairs(doc.args) do assert.truthy(arg.text and #arg.text > 5, item.name .. " " .. arg.name) end
+    end
+  end)
+end)
+
+describe("a doc", function()
+  local function doc_of(comment)
+    local s = Session.new { env = setmetatable({}, { __index = _G }) }
+    assert(s:run(comment .. "\nfunction documented(x, ...) return x, ... end"))
+    return docs.of_function(s, s.env.documented)
+  end
+
+  it("has the tags of the comment directly above", function()
+    local doc = doc_of [[
+--- Does a thing. And
+-- another.
+-- @param x tensor f32
+-- (N,D)
+-- @param[opt=3] n how often
+-- @param[opt] o.what a field
+-- @return the one
+-- @return the other
+-- @raise where x is none]]
+    assert.equal("Does a thing. And\nanother.", doc.text)
+    assert.same({ { name = "x", text = "tensor f32 (N,D)", optional = false },
+      { name = "n", text = "how often", optional = true, default = "3" },
+      { name = "o.what", text = "a field", optional = true } }, doc.args)
+    assert.same({ "the one\nthe other", "where x is none", "x, ..." }, { doc.returns, doc.raises, doc.parameters })
+  end)
+
+  it("takes nothing from further up, and nothing from another function", function()
+    assert.is_nil(doc_of("--- Far away.\n").text)
+    assert.is_nil(doc_of("--- Of another.\nfunction another() end").text)
+    assert.is_nil(doc_of("-- -- A ruler ------").text)
+    assert.equal("The second.", doc_of("--- The first.\n--- The second.").text)
+  end)
+
+  it("of a class stands above its constructor or above the line that makes it", function()
+    for _, text in ipairs { '--- A layer.\n-- @param n width\nLayer = vx.nn.module "Layer"\nfunction Layer:init(n) self.n = n end',
+      'Layer = vx.nn.module "Layer"\n\n--- A layer.\n-- @param n width\nfunction Layer:init(n) self.n = n end' } do
+      assert(session:run(text))
+      local doc = docs.of_class(session, session.env.Layer)
+      assert.same({ "A layer.", "n", "width" }, { doc.text, doc.args[1].name, doc.args[1].text })
+    end
+  end)
+end)
+
+describe("a name of PyTorch's", function()
+  it("is explained by what does its work here", function()
+    for name, here in pairs(torch_names.all()) do
+      local text = assert(help.about(session, name), name)
+      assert.truthy(text:find("^PyTorch's " .. name:gsub("%p", "%%%0") .. " is here "), text)
+      assert.truthy(help.about(session, here), ("%s: there is no '%s'"):format(name, here))
+      assert.is_nil(rawget(vx, name), name .. " is a name of the library: its record says how it differs")
+    end
+    for _, op in ipairs(vx.ops.registry) do
+      for _, also in ipairs(op.also or {}) do
+        assert.truthy(assert(help.about(session, also)):find(op.name, 1, true), also)
+      end
+    end
+    assert.truthy(help.about(session, "torch.softmax"):find("vx.softmax(", 1, true))
+    assert.truthy(help.about(session, "F.cross_entropy"):find("log_softmax", 1, true))
+  end)
+
+  it("is an error as a field of vx, which names the one to use", function()
+    H.raises(function() return vx.view end, "vx.view: no such name; PyTorch's view is here x:reshape{ 2, -1 }")
+    H.raises(function() return vx.manual_seed(1) end, "vx.manual_seed: no such name; ", "vx.seed(n)")
+    H.raises(function() return vx.nn.ReLU() end, "vx.nn.ReLU: no such name; ", "vx.nn.Apply")
+    H.raises(function() return vx.optim.SGD end, "vx.optim.SGD: no such name; ", "vx.optim.AdamW")
+    assert.is_nil(vx.no_such_name)
+    assert.is_nil(vx.nn.NoSuchLayer)
+  end)
+end)
