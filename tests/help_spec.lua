@@ -265,8 +265,9 @@ describe("a doc", function()
   end)
 
   it("of a class stands above its constructor or above the line that makes it", function()
-    for _, text in ipairs { '--- A layer.\n-- @param n width\nLayer = vx.nn.module "Layer"\nfunction Layer:init(n) self.n = n end',
-      'Layer = vx.nn.module "Layer"\n\n--- A layer.\n-- @param n width\nfunction Layer:init(n) self.n = n end' } do
+    local comment, made = "--- A layer.\n-- @param n width\n", 'Layer = vx.nn.module "Layer"\n'
+    local constructor = "function Layer:init(n) self.n = n end"
+    for _, text in ipairs { comment .. made .. constructor, made .. "\n" .. comment .. constructor } do
       assert(session:run(text))
       local doc = docs.of_class(session, session.env.Layer)
       assert.same({ "A layer.", "n", "width" }, { doc.text, doc.args[1].name, doc.args[1].text })

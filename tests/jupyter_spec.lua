@@ -211,6 +211,9 @@ describe("the kernel", function()
     local reply = answer(ask("complete_request", { code = "'é' .. vx.quantizer", cursor_pos = 17 }))
     assert.same({ "quantizer", "quantizers" }, { reply.matches[#reply.matches - 1], reply.matches[#reply.matches] })
     assert.same({ 10, 17 }, { reply.cursor_start, reply.cursor_end })
+    local about = reply.metadata._jupyter_types_experimental[#reply.matches - 1]
+    assert.same({ "quantizer", "function", "(name, options)", 10, 17 }, { about.text, about.type, about.signature,
+      about.start, about["end"] })
     reply = answer(ask("complete_request", { code = "nothing.at_all", cursor_pos = 14 }))
     assert.same({}, reply.matches)
     reply = answer(ask("complete_request", { code = "vx.quantizer('softmax-knn", cursor_pos = 25 }))

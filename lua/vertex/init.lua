@@ -2,10 +2,10 @@
 --
 --   vx.tensor vx.zeros vx.randn ...        tensors; their methods are x:sum() and so on: ?vx.Tensor
 --   vx.matmul vx.softmax vx.conv2d ...     ops, each with its gradient: ?vx.ops
---   x.requires_grad, loss:backward(), x.grad, vx.no_grad       gradients
+--   x.requires_grad, loss:backward(), x.grad, vx.no_grad, vx.gradcheck     gradients
 --   vx.nn vx.optim                         layers, AdamW and learning-rate schedules
 --   vx.step vx.graph                       a training step that frees what it made; one that is recorded and replayed
---   vx.quantizer vx.quantizers             quantizers by name: ?softmax-knn-ce
+--   vx.quantizer vx.quantizers vx.kmeans   quantizers by name: ?softmax-knn-ce; a codebook of one's own vectors
 --   vx.data vx.metrics vx.runs             batches, figures of merit, what stands around a training loop
 --   vx.simplex vx.plot vx.display          distributions on the simplex, figures, how an object shows itself
 --   vx.device vx.threads vx.memory vx.seed where things are computed, from which random numbers
@@ -43,10 +43,10 @@ local vx = {
   load = safetensors.load, save = safetensors.save,
 }
 
--- Modules that are loaded when they are first asked for: an experiment with a quantizer needs neither cairo nor an image
--- library.
+-- What is loaded when it is first asked for: an experiment with a quantizer needs neither cairo nor an image library.
 local LATER = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs", simplex = "vertex.simplex",
-  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.interactive.display" }
+  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.interactive.display",
+  gradcheck = "vertex.gradcheck", kmeans = "vertex.kmeans" }
 
 -- -- Making tensors ---------------------------------------------------------------------------------------------------
 
@@ -142,16 +142,16 @@ function vx.set_random_state(state)
   core.default_generator.seed, core.default_generator.drawn = state.seed, state.drawn
 end
 
--- -- Ops, and the modules of later ------------------------------------------------------------------------------------
+-- -- Ops, and what is loaded later ------------------------------------------------------------------------------------
 
 for name, f in pairs(ops) do
   if type(f) == "function" and vx[name] == nil then vx[name] = f end
 end
 
-local names = {} -- of the modules that are there, for completion
+local names = {} -- of what is there to be loaded, for completion
 for name, module in pairs(LATER) do names[name] = package.searchpath(module, package.path) and true end
 
---- Gives a module of later, or an error that says what a name of PyTorch's is here; any other name is nil.
+--- Loads what is asked for, raises what a name of PyTorch's is here, or gives nil for any other name.
 local function missing(t, name)
   if not LATER[name] then return require("vertex.torch_names").refuse("vx." .. tostring(name)) end
   local module = require(LATER[name])

@@ -68,7 +68,7 @@ local ELSEWHERE = {
   -- modules
   ["nn.Module"] = { "nn.module", "vx.nn.module \"Name\", a class with :init and :forward" },
   ["nn.Parameter"] = { "nn.parameter", "vx.nn.parameter(shape, init)" },
-  ["nn.ModuleList"] = { "nn.Sequential", "modules in fields of the module, which finds them there; or vx.nn.Sequential" },
+  ["nn.ModuleList"] = { "nn.Sequential", "fields of the module, which finds modules there; or vx.nn.Sequential" },
   ["nn.ReLU"] = { "nn.Apply", "vx.nn.Apply(\"relu\", vx.relu)" },
   ["nn.GELU"] = { "nn.Apply", "vx.nn.Apply(\"gelu\", vx.gelu)" },
   ["nn.SiLU"] = { "nn.Apply", "vx.nn.Apply(\"silu\", vx.silu)" },

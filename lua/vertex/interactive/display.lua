@@ -1,7 +1,8 @@
 --- display.lua: how an object shows itself in a script, in a terminal session or in a notebook.
 --
--- An object that can be more than text has a function `__mime` in its metatable. It returns a bundle, one entry for each
--- form (a MIME type) with raw bytes, never base64; and, if it likes, metadata for each form, as notebooks take them:
+-- An object that can be more than text has a function `__mime` in its metatable. It returns a bundle, one entry for
+-- each form (a MIME type) with raw bytes, never base64; and, if it likes, metadata for each form, as notebooks take
+-- them:
 --     __mime = function(self)
 --       return { ["image/png"] = bytes, ["text/plain"] = text }, { ["image/png"] = { width = 640, height = 400 } }
 --     end

@@ -19,7 +19,6 @@
 --
 -- [1] https://lunarmodules.github.io/ldoc
 
-local core = require "vertex.core"
 local show = require "vertex.interactive.show"
 local tape = require "vertex.tape"
 
@@ -75,7 +74,7 @@ local function parsed(comment)
     if tag then
       current = read_tag(doc, tag, rest)
     elseif current then
-      current.text = current.text .. (line:find "^%s%s" and "\n" or " ") .. line:gsub("^%s", "", line:find "%S" and 1 or 0)
+      current.text = current.text .. (line:find "^%s%s" and "\n" or " ") .. line:gsub("^%s", "")
     else
       text[#text + 1] = line
     end
@@ -89,7 +88,8 @@ local function is_comment(line) return line:find "^%s*%-%-" ~= nil end
 local function is_ruler(line) return line:find "^%s*%-%- %-%- " ~= nil end
 local function undashed(line) return (line:gsub("^%s*%-%-%-?%s?", "", 1)) end
 
---- Gives the comment that ends directly above line n, as lines without dashes: from the last "---" on, where it has one.
+--- Gives the comment that ends directly above line n, as lines without dashes: from the last "---" on, where it has
+-- one.
 local function comment_above(lines, n)
   local first = n
   while first > 1 and is_comment(lines[first - 1]) and not is_ruler(lines[first - 1]) do first = first - 1 end
@@ -195,7 +195,7 @@ end
 -- @param item table, an entry of vx.quantizers()
 -- @return table (see the head of this file); its arguments are the options
 function docs.of_quantizer(session, item)
-  local args, facts, paper = {}, {}, nil
+  local args, facts = {}, {}
   for i, o in ipairs(item.options) do
     args[i] = { name = o.name, text = o.meaning, optional = o.default ~= nil,
       default = o.default ~= nil and show.value(o.default) or nil }
@@ -206,11 +206,22 @@ function docs.of_quantizer(session, item)
       facts[#facts + 1] = name .. " " .. fact_text(value)
     end
   end
-  paper = item.paper
   local making = docs.of_function(session, require("vertex.quantizers").quantizer)
   local text = item.summary:gsub("^%l", string.upper) .. "."
   return { text = #facts > 0 and ("%s\nDeclared: %s."):format(text, table.concat(facts, ", ")) or text, args = args,
-    returns = making.returns, raises = making.raises, source = paper, place = item.source and show.path(item.source) }
+    returns = making.returns, raises = making.raises, source = item.paper,
+    place = item.source and show.path(item.source) }
+end
+
+--- Reads what is declared of a value of any kind.
+-- @param session Session
+-- @param value any value
+-- @return table (see the head of this file) whose field kind is "function" or "class"; nil for other values
+function docs.of_value(session, value)
+  local doc = type(value) == "function" and docs.of_function(session, value)
+    or docs.is_class(value) and docs.of_class(session, value) or nil
+  if doc then doc.kind = type(value) == "function" and "function" or "class" end
+  return doc
 end
 
 -- -- Sentences --------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
---- edit.lua: lines typed at a terminal, with editing, history and completion by libedit; the only file that knows
+--- edit.lua: lines typed at a terminal, with editing, history and completion by libedit. The only file that knows
 -- libedit.
 --
 -- libedit is called as it is, not through its imitation of readline, because its keys have to come through a function
--- of ours: at the prompt Ctrl-C and Ctrl-Z are plain characters then (the terminal makes no signals of them), so that
--- Ctrl-C ends a line and nothing else, and libedit, which would handle signals by handing them on to the whole process
--- group, handles none. ~/.editrc is read, as by every program that uses libedit; its name for this one is "vertex".
+-- of ours. At the prompt, Ctrl-C and Ctrl-Z are then plain characters (the terminal makes no signals of them), so that
+-- Ctrl-C ends a line and nothing else. libedit itself handles no signal: it would hand signals on to the whole process
+-- group. ~/.editrc is read, as by every program that uses libedit; its name for this one is "vertex".
 --
--- The history is a text file, a line per line typed, appended to at once, so that sessions side by side lose nothing.
+-- The history is a text file with a line for each line typed. Lines are appended at once, so that sessions side by side
+-- lose nothing.
 
 local ffi = require "ffi"
 local core = require "vertex.core"
@@ -43,7 +44,9 @@ local KEPT = 2000 -- lines of history; the file is cut to them when it holds twi
 
 local libedit
 
---- Can lines be edited here? Standard input and output are a terminal that can move its cursor, and libedit is there.
+--- Says whether lines can be edited: standard input and output are a terminal that can move its cursor, and libedit is
+-- there.
+-- @return boolean
 function edit.available()
   local term = os.getenv "TERM"
   if not core.is_tty(0) or not core.is_tty(1) or not term or term == "" or term == "dumb" then return false end
@@ -64,7 +67,9 @@ local function private(f, ...)
   return result
 end
 
---- The last lines of a history file, oldest first; a file twice too long is cut. None where it cannot be read.
+--- Reads the last lines of a history file, and cuts a file that is twice too long.
+-- @param path string
+-- @return array of strings, oldest first; empty where the file cannot be read
 function edit.read_history(path)
   local lines, file = {}, io.open(path, "r")
   if not file then return lines end
@@ -77,7 +82,10 @@ function edit.read_history(path)
   return last
 end
 
---- Adds a line to a history file; whether that worked.
+--- Adds a line to a history file.
+-- @param path string
+-- @param line string
+-- @return true; false where that failed
 function edit.append_history(path, line)
   return private(function()
     core.make_folders(path:match "^(.*)/[^/]*$" or "")
@@ -95,8 +103,8 @@ Editor.__index = Editor
 
 local byte, stdin = ffi.new "uint8_t[1]", ffi.new("struct { int fd; short events, revents; }", { 0, POLLIN, 0 })
 
---- The window changed: libedit draws what is typed anew.
-function Editor:follow_window()
+--- Lets libedit draw what is typed again where the window's width has changed.
+local function follow_window(self)
   local columns = core.terminal_columns()
   if columns == self.columns then return end
   self.columns = columns
@@ -105,8 +113,9 @@ function Editor:follow_window()
   libedit.el_set(self.el, EL_REFRESH)
 end
 
---- Waits until something is typed; false when Ctrl-C came as a signal instead, be it just before. idle() is called now
--- and then.
+--- Waits until something is typed.
+-- @param[opt] idle function, called now and then meanwhile
+-- @return true; false where Ctrl-C came as a signal instead, also where it came just before
 function edit.wait(idle)
   repeat
     if core.interrupted() then return false end
@@ -115,21 +124,22 @@ function edit.wait(idle)
   return true
 end
 
---- The next byte typed; nil at the end or when Ctrl-C came before the terminal was told to make no signal of it.
-function Editor:byte()
+--- Reads the next byte typed; nil at the end, or where Ctrl-C came before the terminal was told to make no signal of
+-- it.
+local function next_byte(self)
   if not edit.wait(self.idle) then return nil end
   return C.read(0, byte, 1) == 1 and byte[0] or nil
 end
 
---- The next character typed: Unicode code point, of UTF-8 whatever the locale; U+FFFD for bytes that are none.
-function Editor:character()
-  local first = self:byte()
+--- Reads the next character typed, a code point: bytes are UTF-8, whatever the locale; those that are not give U+FFFD.
+local function next_character(self)
+  local first = next_byte(self)
   if not first or first < 0x80 then return first end
   local more = first >= 0xF0 and 3 or first >= 0xE0 and 2 or first >= 0xC0 and 1 or 0
   if more == 0 then return 0xFFFD end
   local code = first % 2 ^ (6 - more)
   for _ = 1, more do
-    local following = self:byte()
+    local following = next_byte(self)
     if not following then return nil end
     if following < 0x80 or following > 0xBF then return 0xFFFD end
     code = code * 64 + following % 64
@@ -137,8 +147,8 @@ function Editor:character()
   return (code > 0x10FFFF or code >= 0xD800 and code <= 0xDFFF) and 0xFFFD or code
 end
 
---- Stops the process as Ctrl-Z does, with the terminal as programs expect it meanwhile.
-function Editor:suspend()
+--- Stops the process as Ctrl-Z does, with the terminal as other programs expect it meanwhile.
+local function suspend(self)
   libedit.el_set(self.el, EL_PREP_TERM, ffi.new("int", 0))
   io.write "\n"
   io.flush()
@@ -147,24 +157,25 @@ function Editor:suspend()
   libedit.el_set(self.el, EL_REFRESH)
 end
 
---- What libedit is given as the next key: whether there is one, and which.
-function Editor:key()
+--- Gives libedit the next key: whether there is one, and which.
+local function next_key(self)
   if self.interrupted then return false end -- the cursor is at the end now
-  local code = self:character()
+  local code = next_character(self)
   if code == 3 or not code and core.interrupted() then
     self.interrupted = true
     return true, END_OF_LINE
   elseif code == 26 then
-    self:suspend()
-    return self:key()
+    suspend(self)
+    return next_key(self)
   end
   return code ~= nil, code
 end
 
 -- -- Completion -------------------------------------------------------------------------------------------------------
 
-local LISTED = 400
+local LISTED = 400 -- completions, at most
 
+--- Gives what all names begin with.
 local function common_start(names)
   local n = #names[1]
   for _, name in ipairs(names) do
@@ -173,22 +184,29 @@ local function common_start(names)
   return names[1]:sub(1, n)
 end
 
---- TAB: inserts what all completions share, or lists them. At the start of a line it indents.
-function Editor:tab()
+--- Answers TAB: inserts what all completions share, or lists them, or explains the only one where it stands there
+-- already. At the start of a line it indents.
+local function tab(self)
   local line = ffi.cast("const char *const *", libedit.el_line(self.el)) -- its buffer, cursor and end
   local before = ffi.string(line[0], line[1] - line[0])
   if not before:find "%S" then
     libedit.el_insertstr(self.el, "  ")
     return CC_REFRESH
   end
-  local first, names = self.complete(before)
+  local first, names, explain = self.complete(before)
   if #names == 0 then return CC_ERROR end
   local typed, shared = before:sub(first), common_start(names)
   if #shared > #typed then
     libedit.el_insertstr(self.el, shared:sub(#typed + 1))
     return CC_REFRESH
   end
-  if #names == 1 then return CC_ERROR end
+  if #names == 1 then
+    local text = explain and explain(typed)
+    if not text then return CC_ERROR end
+    io.write("\n", text, "\n")
+    io.flush()
+    return CC_REDISPLAY
+  end
   local shown, more = {}, #names - LISTED
   for i = 1, math.min(#names, LISTED) do shown[i] = names[i]:match "([^/]*/?)$" end
   io.write("\n", show.columns(shown, math.max(20, core.terminal_columns())), "\n",
@@ -199,10 +217,25 @@ end
 
 -- -- Lines ------------------------------------------------------------------------------------------------------------
 
---- An editor for this terminal; there can be one. options {complete = function(line up to the cursor) → first byte of
--- the word to complete, array of words; history = path or nil}.
+-- Keys, as libedit writes them, and its commands. The sequences are those of xterm, rxvt and the Linux console.
+local KEYS = {
+  ["^I"] = "vertex-complete", ["^R"] = "em-inc-search-prev",
+  ["\\e[A"] = "ed-search-prev-history", ["\\eOA"] = "ed-search-prev-history",
+  ["\\e[B"] = "ed-search-next-history", ["\\eOB"] = "ed-search-next-history",
+  ["\\e[H"] = "ed-move-to-beg", ["\\eOH"] = "ed-move-to-beg", ["\\e[1~"] = "ed-move-to-beg",
+  ["\\e[7~"] = "ed-move-to-beg",
+  ["\\e[F"] = "ed-move-to-end", ["\\eOF"] = "ed-move-to-end", ["\\e[4~"] = "ed-move-to-end",
+  ["\\e[8~"] = "ed-move-to-end",
+  ["\\e[3~"] = "ed-delete-next-char", ["\\e[1;5C"] = "em-next-word", ["\\e[1;5D"] = "ed-prev-word",
+}
+
+--- Makes the editor of this terminal; there can be one.
+-- @param options { complete = function(text up to the cursor) → first byte of the word to complete (1-based), array of
+-- words, function(word) → a line about it or nil; history = path of the history file, or nil }
+-- @return Editor
+-- @raise where libedit cannot use the terminal
 function edit.open(options)
-  -- the locale of characters alone: that of numbers would write 0,5
+  -- only the locale of characters: that of numbers would write 0,5
   local locale = C.setlocale(LC_CTYPE, "")
   if locale == nil or ffi.string(locale) == "C" or ffi.string(locale) == "POSIX" then
     C.setlocale(LC_CTYPE, "C.UTF-8")
@@ -210,25 +243,24 @@ function edit.open(options)
   local el, history = libedit.el_init("vertex", C.stdin, C.stdout, C.stderr), libedit.history_init()
   if el == nil or history == nil then core.fail "edit: libedit cannot use this terminal" end
   local self = setmetatable({ el = el, history = history, event = ffi.new "struct { int number; const char *text; }",
-    path = options.history,
-    complete = options.complete, columns = core.terminal_columns() }, Editor)
+    path = options.history, complete = options.complete, columns = core.terminal_columns() }, Editor)
 
-  function self.idle() self:follow_window() end
+  function self.idle() follow_window(self) end
 
-  -- functions that libedit calls; they live as long as the process, and none may raise an error
+  -- Functions that libedit calls. They live as long as the process, and none may raise an error.
   local function prompt() return self.prompt end
   local function key(_, out)
-    local ok, there, code = pcall(self.key, self)
+    local ok, there, code = pcall(next_key, self)
     if not (ok and there) then return 0 end
     out[0] = code
     return 1
   end
-  local function tab()
-    local ok, what = pcall(self.tab, self)
+  local function complete()
+    local ok, what = pcall(tab, self)
     return ok and what or CC_ERROR
   end
   self.anchors = { ffi.cast("const char *(*)(void *)", prompt), ffi.cast("int (*)(void *, int *)", key),
-    ffi.cast("unsigned char (*)(void *, int)", tab) }
+    ffi.cast("unsigned char (*)(void *, int)", complete) }
 
   local set = libedit.el_set
   set(el, EL_PROMPT, self.anchors[1])
@@ -240,17 +272,7 @@ function edit.open(options)
   libedit.history(history, self.event, H_SETUNIQUE, ffi.new("int", 1))
   set(el, EL_HIST, ffi.cast("int (*)(void *, void *, int, ...)", libedit.history), history)
   set(el, EL_ADDFN, "vertex-complete", "completes names", self.anchors[3])
-  for keys, command in pairs { ["^I"] = "vertex-complete", ["^R"] = "em-inc-search-prev",
-    ["\\e[3~"] = "ed-delete-next-char",
-    ["\\e[1~"] = "ed-move-to-beg", ["\\e[4~"] = "ed-move-to-end", ["\\e[7~"] = "ed-move-to-beg",
-      ["\\e[8~"] = "ed-move-to-end",
-    ["\\e[H"] = "ed-move-to-beg", ["\\e[F"] = "ed-move-to-end", ["\\eOH"] = "ed-move-to-beg",
-      ["\\eOF"] = "ed-move-to-end",
-    ["\\e[1;5C"] = "em-next-word", ["\\e[1;5D"] = "ed-prev-word", ["\\e[A"] = "ed-search-prev-history",
-      ["\\e[B"] = "ed-search-next-history",
-    ["\\eOA"] = "ed-search-prev-history", ["\\eOB"] = "ed-search-next-history" } do
-    set(el, EL_BIND, keys, command, nil)
-  end
+  for keys, command in pairs(KEYS) do set(el, EL_BIND, keys, command, nil) end
   libedit.el_source(el, nil)
   for _, line in ipairs(self.path and edit.read_history(self.path) or {}) do
     libedit.history(history, self.event, H_ENTER, line)
@@ -258,7 +280,10 @@ function edit.open(options)
   return self
 end
 
---- A line, without its end; or nil and "interrupted" (Ctrl-C) or "end" (Ctrl-D on an empty line).
+--- Reads a line.
+-- @param prompt text before it
+-- @return string without the line's end; nil where there is none
+-- @return then "interrupted" (Ctrl-C) or "end" (Ctrl-D on an empty line)
 function Editor:line(prompt)
   self.prompt = ffi.new("char[?]", #prompt + 1, prompt)
   self.interrupted = false
@@ -269,7 +294,8 @@ function Editor:line(prompt)
   return (ffi.string(text):gsub("[\r\n]+$", ""))
 end
 
---- Puts a line into the history and its file.
+--- Puts a line into the history and its file; empty ones are left out.
+-- @param line string
 function Editor:remember(line)
   if not line:find "%S" then return end
   libedit.history(self.history, self.event, H_ENTER, line)

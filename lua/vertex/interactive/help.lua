@@ -15,8 +15,8 @@ local MANY = 40 -- a list of more names is given without what each is
 
 -- -- Text in columns --------------------------------------------------------------------------------------------------
 
---- Breaks lines longer than `width` columns at spaces. What is left of a line begins the next one of its paragraph; that
--- of an indented line, such as code, stands alone, `hang` columns further in.
+--- Breaks lines longer than `width` columns at spaces. What is left of a line begins the next one of its paragraph;
+-- that of an indented line, such as code, stands alone, `hang` columns further in.
 local function filled(text, width, hang)
   local out, rest = {}, nil
   for line in (text .. "\n"):gmatch "(.-)\n" do
@@ -112,12 +112,6 @@ end
 
 -- -- Tables: modules, classes, objects --------------------------------------------------------------------------------
 
---- Gives the doc of a function or class among a table's values; nil of others.
-local function doc_of(session, value)
-  if type(value) == "function" then return docs.of_function(session, value) end
-  return docs.is_class(value) and docs.of_class(session, value) or nil
-end
-
 --- Lists a table's names: each with its first sentence, or in columns where there are many.
 local function contents(session, t, separator, width)
   local names = show.names(t)
@@ -126,7 +120,7 @@ local function contents(session, t, separator, width)
   local heads, longest = {}, 0
   for i, name in ipairs(names) do
     local value = t[name]
-    local doc = doc_of(session, value)
+    local doc = docs.of_value(session, value)
     local head = separator .. name .. (doc and "(" .. docs.signature(doc, separator == ":") .. ")" or "")
     local text = doc and doc.text and docs.first_sentence(doc.text)
       or type(value) ~= "function" and type(value) ~= "table" and show.value(value) or ""
@@ -241,7 +235,7 @@ end
 -- @return text; nil where nothing is declared under the name
 function help.line(session, name)
   local value = session:lookup(name)
-  local doc = doc_of(session, value)
+  local doc = docs.of_value(session, value)
   if not doc then return nil end
   local head = ("%s(%s)"):format(name, docs.signature(doc, name:find ":" ~= nil))
   return doc.text and head .. "  " .. docs.first_sentence(doc.text) or head

@@ -1,5 +1,5 @@
---- wire.lua: Jupyter's messages on ZeroMQ sockets. The only file that calls libzmq and libcrypto (Debian packages
--- libzmq5 and libssl3).
+--- jupyter_wire.lua: Jupyter's messages on ZeroMQ sockets. The only file that calls libzmq and libcrypto (Debian
+-- packages libzmq5 and libssl3).
 --
 -- A message is a list of frames: those that say where a ROUTER sends it, DELIMITER, the signature, then header, parent
 -- header, metadata and content as JSON. The signature is the HMAC-SHA256, in hex, of the four JSON frames as they are
@@ -33,9 +33,10 @@ unsigned char *HMAC(const void *hash, const void *key, int key_size, const unsig
 
 local RTLD_NOW_NODELETE = 0x1002
 
+--- Opens a library for as long as the process lives.
 local function load_library(name, package)
   local ok, library = pcall(ffi.load, name)
-  -- closing the Lua state must not unmap what threads of the library still run
+  -- closing the Lua state must not unmap code that the library's threads still run
   if ok then ffi.C.dlopen(name, RTLD_NOW_NODELETE) end
   if not ok then error(("notebooks need %s, Debian package %s (%s)"):format(name, package, library), 0) end
   return library
@@ -52,23 +53,32 @@ local OPTIONS = { routing_id = 5, subscribe = 6, linger = 17, sndhwm = 23, route
 local Socket = {}
 Socket.__index = Socket
 
+--- Raises ZeroMQ's text where a status is negative. what: a format of what was done.
 local function check(status, what, ...)
   if status < 0 then fail(what .. ": %s", ..., ffi.string(zmq.zmq_strerror(zmq.zmq_errno()))) end
 end
 
+--- Makes a context, which sockets belong to.
+-- @return context
 function wire.context() return zmq.zmq_ctx_new() end
 
 --- Ends the waits of all sockets of a context, also those of other threads.
+-- @param context of wire.context
 function wire.shut_down(context) zmq.zmq_ctx_shutdown(context) end
 
---- Waits until what was sent has left, as long as the closed sockets linger.
+--- Waits until what was sent has left, but no longer than the closed sockets linger.
+-- @param context of wire.context
 function wire.terminate(context) zmq.zmq_ctx_term(context) end
 
---- A socket of a type of TYPES.
+--- Opens a socket.
+-- @param context of wire.context
+-- @param kind "PUB", "SUB", "REQ", "REP", "DEALER" or "ROUTER"
 -- @param how "bind" or "connect"
 -- @param endpoint "tcp://127.0.0.1:PORT" or "ipc://PATH"
--- @param[opt] name by which ROUTERs know it; a kernel asks for input where a request's sender has a socket of the same
--- name
+-- @param[opt] name by which ROUTERs know it: Jupyter asks for input on the stdin socket that has the name of the shell
+-- socket which a request came from
+-- @return Socket
+-- @raise where it cannot be bound or connected
 function wire.socket(context, kind, how, endpoint, name)
   local self = setmetatable({ s = zmq.zmq_socket(context, TYPES[kind]), endpoint = endpoint }, Socket)
   if self.s == nil then fail("a %s socket: %s", kind, ffi.string(zmq.zmq_strerror(zmq.zmq_errno()))) end
@@ -81,19 +91,25 @@ function wire.socket(context, kind, how, endpoint, name)
   return self
 end
 
---- Sets an option of OPTIONS, a number or bytes.
+--- Sets an option.
+-- @param option a name of OPTIONS
+-- @param value integer or string, as the option wants it
+-- @raise where ZeroMQ refuses the value
 function Socket:set(option, value)
   local bytes = type(value) == "string" and value or ffi.new("int[1]", value)
   check(zmq.zmq_setsockopt(self.s, OPTIONS[option], bytes, type(value) == "string" and #value or 4), "option %s",
     option)
 end
 
+--- Closes the socket.
 function Socket:close()
   zmq.zmq_close(self.s)
   self.s = nil
 end
 
---- Sends an array of frames as one message.
+--- Sends one message.
+-- @param frames array of strings
+-- @raise where ZeroMQ cannot send
 function Socket:send(frames)
   for i, frame in ipairs(frames) do
     repeat
@@ -103,7 +119,9 @@ function Socket:send(frames)
   end
 end
 
---- The frames of the next message; nil where none is there.
+--- Takes the next message, without waiting.
+-- @return array of its frames; nil where none is there
+-- @raise where ZeroMQ cannot receive
 function Socket:receive()
   local frames, message = {}, ffi.new "uint64_t[8]" -- zmq_msg_t
   repeat
@@ -124,9 +142,11 @@ end
 
 local poll_items = ffi.typeof "struct { void *socket; int fd; short events, revents; }[?]"
 
---- Waits until one of an array of sockets has a message, a signal comes, or `timeout` milliseconds are over (-1:
--- never).
--- @return a set of the sockets with messages; may be empty
+--- Waits until a socket has a message, a signal comes, or the time is over.
+-- @param sockets array of Sockets
+-- @param timeout milliseconds; -1 waits for ever
+-- @return set of the sockets with messages, as keys; may be empty
+-- @raise where ZeroMQ cannot wait
 function wire.poll(sockets, timeout)
   local items, ready = poll_items(#sockets), {}
   for i, socket in ipairs(sockets) do items[i - 1].socket, items[i - 1].events = socket.s, POLLIN end
@@ -141,23 +161,27 @@ function wire.poll(sockets, timeout)
 end
 
 --- Sends back what comes, in a thread of its own, until the socket's context shuts down.
+-- @param socket Socket of kind "REP"
 function wire.echo(socket) core.thread(zmq.zmq_proxy, socket.s, socket.s, nil) end
 
 -- -- Messages ---------------------------------------------------------------------------------------------------------
 
 local DELIMITER = "<IDS|MSG>"
 
+--- Writes n bytes in hex.
 local function hex(bytes, n)
   return (ffi.string(bytes, n):gsub(".", function(c) return ("%02x"):format(c:byte()) end))
 end
 
---- A random identifier.
+--- Draws a random identifier.
+-- @return string of 32 hex digits with dashes
 function wire.identifier()
   local bytes = ffi.new "unsigned char[16]"
   crypto.RAND_bytes(bytes, 16)
   return (hex(bytes, 16):gsub("^(........)(....)(....)(....)", "%1-%2-%3-%4-"))
 end
 
+--- Signs a text; "" where the key is "".
 local function signature(key, text)
   if key == "" then return "" end
   local out, size = ffi.new "unsigned char[32]", ffi.new "unsigned int[1]"
@@ -165,23 +189,29 @@ local function signature(key, text)
   return hex(out, size[0])
 end
 
---- One side of a conversation. key signs messages ("": none does); a reader ignores messages whose signature is
--- another.
 local Talk = {}
 Talk.__index = Talk
+
+--- Begins one side of a conversation.
+-- @param key string that signs messages, sent and received; "" signs none
+-- @param username text in the headers of what is sent
+-- @return Talk
 function wire.talk(key, username)
   return setmetatable({ key = key, session = wire.identifier(), username = username }, Talk)
 end
 
 --- Sends a message.
--- @param socket  @param idents array of the frames before the delimiter  @param kind msg_type
--- @param parent the header, as JSON, of the message that is the reason for this one; "{}" for none
+-- @param socket Socket
+-- @param idents array of the frames before the delimiter
+-- @param kind msg_type
+-- @param content table
+-- @param[opt="{}"] parent header, as JSON, of the message that is the reason for this one
+-- @param[opt] metadata table
 -- @return its msg_id
 function Talk:send(socket, idents, kind, content, parent, metadata)
   local id = wire.identifier()
   local header = json.encode { msg_id = id, session = self.session, username = self.username,
-    date = os.date "!%Y-%m-%dT%H:%M:%SZ", msg_type = kind,
-    version = wire.VERSION }
+    date = os.date "!%Y-%m-%dT%H:%M:%SZ", msg_type = kind, version = wire.VERSION }
   local body = { header, parent or "{}", json.encode(json.object(metadata)), json.encode(json.object(content)) }
   local frames = {}
   for _, frame in ipairs(idents) do frames[#frames + 1] = frame end
@@ -192,8 +222,11 @@ function Talk:send(socket, idents, kind, content, parent, metadata)
   return id
 end
 
---- The next message of a socket: {idents, header, parent, metadata, content, json = the header as it came, kind = its
--- msg_type}; nil where none is there; nil and a reason where it is none of ours.
+--- Takes the next message of a socket, without waiting.
+-- @param socket Socket
+-- @return table { idents, header, parent, metadata, content, json = the header as it came, kind = its msg_type }; nil
+-- where none is there, or it is none of ours
+-- @return for one that is none of ours, why
 function Talk:receive(socket)
   local frames = socket:receive()
   if not frames then return nil end

@@ -1,9 +1,9 @@
---- repl.lua: the interactive session: reads inputs from a terminal or a pipe, runs them (session.lua), shows their
+--- repl.lua: the interactive session: reads inputs from a terminal or a pipe, runs them (session.lua) and shows their
 -- values.
 --
 -- What is typed is Lua (session.lua says with which two differences), `?name` (help.lua) or `!command` for the shell.
--- On a terminal lines are edited (edit.lua); on one that cannot, and from a pipe, they are read as they come. From a
--- pipe there are no prompts, and the exit status is 1 where an input failed.
+-- On a terminal that can move its cursor, lines are edited (edit.lua); on others, and from a pipe, they are read as
+-- they come. From a pipe there are no prompts, and the exit status is 1 where an input failed.
 
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
@@ -15,7 +15,7 @@ local Session = require "vertex.interactive.session"
 local repl = {}
 
 local PROMPT, CONTINUED = "> ", ">> "
-local SLOW = 1 -- seconds from which on an input's time is told
+local SLOW = 1 -- seconds: the time of a slower input is told
 
 local USAGE = [=[
 vertex [-i] [FILE [ARGUMENT ...]]
@@ -31,7 +31,7 @@ With one: runs this Lua file; with -i a session follows, which sees its global v
 local KEYS = [[
   ?name      what is known of a function, module, quantizer, op or variable:
              ?vx  ?vx.nn.Linear  ?matmul  ?softmax-knn-ce
-  TAB        completes names, methods, and in quotes quantizers and files
+  TAB        completes names, methods, and in quotes quantizers and files; after a whole name it tells the arguments
   _          the last value; a value followed by ; is not shown
   !command   runs a command of the shell
   Ctrl-C     stops what runs, or drops what is typed
@@ -41,7 +41,7 @@ local KEYS = [[
 
 -- -- Output -----------------------------------------------------------------------------------------------------------
 
-local unfinished = false -- is the cursor behind text that an input wrote?
+local unfinished = false -- whether the cursor stands behind text that an input wrote
 
 --- Notes what is written to standard output, so that a prompt never follows text on its line.
 local function watch_output()
@@ -71,22 +71,25 @@ local function watch_output()
   end
 end
 
+--- Begins a new line where the cursor stands behind text.
 local function fresh_line()
   if unfinished then io.write "\n" end
   io.flush()
 end
 
---- Columns that texts may fill.
+--- Gives the number of columns that texts may fill; nil where nothing says so.
 local function width()
   local columns = core.is_tty(1) and core.terminal_columns() or 0
   return columns > 0 and math.max(40, columns - 1) or nil
 end
 
-local function say(text) -- what is not a value: errors, times
+--- Writes what is no value: an error, a time.
+local function say(text)
   fresh_line()
   io.stderr:write(text, "\n")
 end
 
+--- Writes a value; nil for one that shows itself.
 local function describe(value)
   local meta = getmetatable(value)
   if type(meta) == "table" and rawget(meta, "__mime") then return nil end
@@ -118,8 +121,8 @@ end
 
 -- -- Input ------------------------------------------------------------------------------------------------------------
 
---- Where lines are not edited: a line of standard input, after a prompt where it is a terminal; or nil and
--- "interrupted" or "end".
+--- Reads a line of standard input that is not edited, after a prompt where there is one; or gives nil and "interrupted"
+-- or "end".
 local function plain_line(prompt)
   if prompt then
     io.write(prompt)
@@ -131,6 +134,7 @@ local function plain_line(prompt)
   return nil, core.interrupted() and "interrupted" or "end"
 end
 
+--- Finds the history file: VERTEX_HISTORY, otherwise in the folder for what programs leave behind; nil for none.
 local function history_path()
   local path = os.getenv "VERTEX_HISTORY"
   if path then return path ~= "" and path or nil end
@@ -139,7 +143,8 @@ local function history_path()
   return state and state .. "/vertex/history"
 end
 
---- A function that reads a line after a prompt, one that keeps a line for later sessions, and whether lines are edited.
+--- Gives a function that reads a line after a prompt, one that keeps a line for later sessions, and whether lines are
+-- edited.
 local function reader(complete)
   if edit.available() then
     local editor = edit.open { complete = complete, history = history_path() }
@@ -151,7 +156,7 @@ end
 
 -- -- The loop ---------------------------------------------------------------------------------------------------------
 
---- Runs one input and shows what comes of it; "failed", "interrupted" or nil.
+--- Runs one input and shows what comes of it; gives "failed", "interrupted" or nil.
 local function evaluate(session, text, interactive)
   local question, command = text:match "^%s*%?(.*)$", text:match "^%s*!(.*)$"
   if question then
@@ -179,6 +184,7 @@ local function evaluate(session, text, interactive)
   return failed
 end
 
+--- Greets.
 local function banner()
   local device = core.device()
   local description = ""
@@ -189,7 +195,8 @@ local function banner()
     description))
 end
 
---- An interactive session on standard input; the exit status. The global variables are its own.
+--- Holds an interactive session on standard input. The global variables are the session's.
+-- @return exit status
 function repl.run()
   _G.vx = require "vertex"
   _G._ = nil
@@ -202,8 +209,8 @@ function repl.run()
   watch_output()
   core.session_interrupts()
   local read, remember, edits = reader(function(line)
-    local first, names = session:complete(pending .. line)
-    return first - #pending, names
+    local first, names, chain = session:complete(pending .. line)
+    return first - #pending, names, function(name) return chain and help.line(session, chain .. name) end
   end)
   if interactive then banner() end
 
@@ -239,7 +246,7 @@ function repl.run()
   return interactive and 0 or status
 end
 
---- Runs a Lua file with its arguments, as luajit does; the exit status.
+--- Runs a Lua file with its arguments, as luajit does; gives the exit status.
 local function run_file(path, arguments)
   local chunk, problem = loadfile(path)
   if not chunk then
@@ -256,7 +263,9 @@ local function run_file(path, arguments)
   return 1
 end
 
---- The program: its command line's arguments; the exit status.
+--- Does what the command line says.
+-- @param argv array of its arguments
+-- @return exit status
 function repl.main(argv)
   local at, interactive = 1, false
   while argv[at] and argv[at]:sub(1, 1) == "-" do

@@ -1,9 +1,9 @@
---- session.lua: what the REPL, the notebook kernel and the notebook runner have in common: inputs that share an
--- environment, their values, errors, interrupts, and completion.
+--- session.lua: what the REPL, Jupyter and the notebook runner have in common: inputs that share an environment, their
+-- values, errors, interrupts, and completion.
 --
 -- An input is Lua with two differences. A `local` at its top level makes a variable of the session, since a Lua local
--- would be gone at the end of the input. And an input that is or ends in an expression has that expression's values,
--- shown unless a `;` follows; `_` is the first of them.
+-- would be gone at the end of the input. And an input that is an expression, or ends in one, has that expression's
+-- values; they are shown unless a `;` follows, and `_` is the first of them.
 --
 -- Inputs, and files the session loads, are interpreted, not compiled: LuaJIT looks for Ctrl-C in interpreted code only.
 -- The library's functions stay compiled. Ctrl-C raises session.INTERRUPT in the input's code, never inside the library,
@@ -21,8 +21,9 @@ Session.INTERRUPT = setmetatable({}, { __tostring = function() return "interrupt
 
 -- -- Tokens -----------------------------------------------------------------------------------------------------------
 
---- Calls f(kind, first, last) for every token of Lua text: "name" (keywords too), "string", "comment", "number",
--- "sign". A string or long comment that does not end has last = nil.
+--- Calls f(kind, first, last) for every token of a Lua text, until f returns false. kind: "name" (keywords too),
+-- "string", "comment", "number" or "sign"; first and last: bytes of the text, 1-based. A string or a long comment that
+-- does not end has last = nil.
 local function tokens(text, f)
   local at = 1
   while true do
@@ -57,17 +58,17 @@ end
 
 local DEEPER = { ["function"] = 1, ["do"] = 1, ["if"] = 1, ["repeat"] = 1, ["end"] = -1, ["until"] = -1 }
 
---- Number of blocks open at the end of a text.
+--- Counts the blocks that are open at the end of a text.
 local function depth(text)
   local n = 0
   tokens(text, function(kind, first, last) n = n + (kind == "name" and DEEPER[text:sub(first, last)] or 0) end)
   return n
 end
 
---- The text with each `local` of the top level taken out: locals become variables of the session.
+--- Takes each `local` of the top level out of a text: locals become variables of the session.
 local function without_locals(text)
   local out, copied, level, state = {}, 1, 0, nil
-  local function insert(s, at) -- at `at`, after what was not copied yet
+  local function insert(s, at) -- copies the text up to `at`, then s
     out[#out + 1] = text:sub(copied, at - 1) .. s
     copied = at
   end
@@ -101,8 +102,10 @@ end
 
 -- -- Compiling --------------------------------------------------------------------------------------------------------
 
---- A session. options {env = its global variables (default _G), name = what its inputs are called in messages:
--- function(n)}.
+--- Makes a session.
+-- @param[opt] options { env = table of its global variables (default _G), name = function(n) → what its n-th input is
+-- called in messages (default "[n]") }
+-- @return Session
 function Session.new(options)
   options = options or {}
   return setmetatable({ env = options.env or _G, name = options.name or function(n) return "[" .. n .. "]" end,
@@ -112,8 +115,8 @@ end
 -- "return nil, f()" rather than "return f()": a tail call would leave no frame that errors could point at.
 local VALUES = "return nil, "
 
---- A text whose end is an expression after statements, as one chunk; nil where it is not. The expression begins with a
--- line or after a semicolon.
+--- Compiles a text that ends in an expression after statements; nil where it does not. The expression begins with a
+-- line or after a semicolon. statements: the text compiled as statements alone, or nil where it is no such.
 local function ending_in_expression(text, name, statements)
   local starts, before, ended = {}, nil, nil -- end and text of the token before
   tokens(text, function(kind, first, last)
@@ -134,8 +137,8 @@ local function ending_in_expression(text, name, statements)
   end
 end
 
---- Compiles an input → chunk, and whether it returns values after a nil; or nil, nil, message, and whether more lines
--- could complete it.
+--- Compiles an input, called `name` in messages. Returns the chunk, and whether it returns its values after a nil; or
+-- nil, nil, the message, and whether more lines could complete the input.
 local function compile(text, name)
   local equals = text:match "^%s*=()"
   if equals then text = text:sub(equals) end
@@ -158,7 +161,10 @@ local function compile(text, name)
   return nil, nil, message, unfinished(no_expression) or unfinished(no_statement)
 end
 
---- "complete", "incomplete" (with the indent of a further line) or "invalid": what Return should do with a text.
+--- Tells what the Return key should do with a text.
+-- @param text string
+-- @return "complete", "incomplete" or "invalid"
+-- @return for "incomplete", the spaces that the next line begins with
 function Session.state(text)
   if not text:find "%S" or text:find "^%s*%?" then return "complete" end
   local chunk, _, _, more = compile(text, "=input")
@@ -172,7 +178,9 @@ end
 local own = core.directory .. "/"
 local function is_own(source) return source:sub(2, #own + 1) == own end
 
---- The text of an input or of a Lua file, by the source that debug.getinfo names; nil where there is none.
+--- Gives the text of an input or of a Lua file.
+-- @param source string, as debug.getinfo names it: "=[1]", "@file.lua"
+-- @return string; nil where there is none
 function Session:text(source)
   local text = self.inputs[source:sub(2)]
   local file = not text and source:sub(1, 1) == "@" and io.open(source:sub(2), "r")
@@ -182,7 +190,10 @@ function Session:text(source)
   return text
 end
 
---- A line of an input or a file.
+--- Gives a line of an input or a file, without the space around it.
+-- @param source string, as debug.getinfo names it
+-- @param number of the line, 1-based
+-- @return string; nil where there is none
 function Session:line(source, number)
   local text = self:text(source)
   if not text then return nil end
@@ -193,11 +204,11 @@ function Session:line(source, number)
   end
 end
 
-local FIRST, LAST = 6, 3 -- of a long stack, so many frames are shown
+local FIRST, LAST = 6, 3 -- of a long stack, the first and the last frames are shown
 
---- The frames that led to an error, innermost first, as debug.getinfo tells them: those of the input's code, and where
--- the error is the library's own (raised there, not at the line of a caller), the library's too. Runs in the error
--- handler, on what stack is left there.
+--- Lists the frames that led to an error, innermost first, as debug.getinfo tells them: those of the input's code, and
+-- the library's too where the message names one of its files. It runs in the error handler, on what stack is left
+-- there.
 local function frames_of(self, message)
   local frames, inside = {}, message:find("lua/vertex/", 1, true) ~= nil
   for level = 3, 250 do
@@ -208,7 +219,7 @@ local function frames_of(self, message)
   return frames
 end
 
---- The frames for people: array of {where, what, line}; "..." stands for those left out of a long stack.
+--- Writes the frames for people: array of { where, what, line }; "..." stands for those left out of a long stack.
 local function explained(self, frames)
   local shown = {}
   for i, info in ipairs(frames) do
@@ -224,7 +235,9 @@ local function explained(self, frames)
   return shown
 end
 
---- What went wrong, for people: the message, then the lines of code that led there, innermost first.
+--- Writes what went wrong, for people: the message, then the lines of code that led there, innermost first.
+-- @param problem table, of Session:run
+-- @return string of several lines
 function Session.error_text(problem)
   local lines = { problem.message }
   local width = 0
@@ -245,8 +258,11 @@ end
 
 local function describe(problem) return type(problem) == "string" and problem or show.value(problem) end
 
---- Runs an input. Returns {n, ...}, its values, and whether they are to be shown; or nil and what went wrong: {message,
--- trace, interrupted, syntax}.
+--- Runs an input. It raises nothing: what goes wrong is returned.
+-- @param text string
+-- @return table { n = number of values, ... }; nil where the input failed
+-- @return whether the values are to be shown; or, where it failed, table { message = string, trace = array of { where,
+-- what, line }, interrupted = true after Ctrl-C, syntax = true where it is no Lua }
 function Session:run(text)
   self.count = self.count + 1
   local name = self.name(self.count)
@@ -267,7 +283,7 @@ function Session:run(text)
     if self.tick then self.tick() end
   end
   local function handler(problem)
-    -- else a system call that the signal ended could say so in its own words
+    -- otherwise a system call that the signal ended could say so in its own words
     if core.interrupted() then problem = Session.INTERRUPT end
     local printable, said = pcall(describe, problem)
     if not printable then said = "an error object whose __tostring fails" end
@@ -279,7 +295,7 @@ function Session:run(text)
   local ok, values = core.with_hook(hook, self.tick and 1000 or 2 ^ 30, xpcall, self.guarded, handler)
   core.session_interrupts()
   if not ok then
-    -- else the handler failed too
+    -- a text alone where the handler failed too
     local problem = type(values) == "table" and values or { message = tostring(values), frames = {} }
     problem.trace = explained(self, problem.frames)
     local overflow = problem.message:match "^.-:0: (stack overflow)$" -- where, LuaJIT does not say
@@ -292,7 +308,7 @@ function Session:run(text)
   return values, last ~= ";"
 end
 
---- From now on, code loaded by require, dofile, loadfile, load and loadstring is interpreted like inputs, so that
+--- Makes code that require, dofile, loadfile, load and loadstring load from now on interpreted, as inputs are, so that
 -- Ctrl-C stops its loops too. The library's own stays compiled.
 function Session.interpret_files()
   local function interpreted(f, ...)
@@ -318,13 +334,15 @@ local KEYWORDS = { "and", "break", "do", "else", "elseif", "end", "false", "for"
   "local", "nil", "not", "or", "repeat",
   "return", "then", "true", "until", "while" }
 
+--- Gives object[key]; nil also where that raises an error or is false.
 local function field(object, key)
   local ok, value = pcall(function() return object[key] end)
   return ok and value or nil
 end
 
---- All names `object.` could be followed by: its keys, those of the tables its metatable leads to, and, for names that
--- only come into being when asked for, those of the metatable's table __names.
+--- Collects the names that may follow `object.`, or `object:` where methods is true, as the keys of a table: the
+-- object's own keys, those of the tables that its metatable leads to, and those of the metatable's table __names, which
+-- come into being when they are asked for.
 local function names_of(object, methods)
   local found, seen = {}, {}
   local function add(t, hidden)
@@ -348,7 +366,9 @@ local function names_of(object, methods)
   return found
 end
 
---- The object a chain such as `vx.nn`, `model.encoder[1]` names; nothing is called.
+--- Finds the object that a chain such as `vx.nn` or `model.encoder[1]` names. Nothing is called.
+-- @param chain string
+-- @return the object; nil where there is none
 function Session:lookup(chain)
   local first, after = chain:match "^%s*([%a_][%w_]*)()"
   if not first then return nil end
@@ -364,17 +384,21 @@ function Session:lookup(chain)
   return object
 end
 
---- The object named by the longest chain that ends a text: that of `model.encoder` in "f(model.encoder".
+--- Finds the object that the longest chain at the end of a text names: that of `model.encoder` in "f(model.encoder".
+-- @param text string
+-- @return the object; nil where there is none
+-- @return the chain; nil for a string that is written there
 function Session:object_before(text)
   for at in text:gmatch "()[%a_][%w_]*" do
     if not text:sub(1, at - 1):find "[%w_.:]$" then
       local object = self:lookup(text:sub(at))
-      if object ~= nil then return object end
+      if object ~= nil then return object, text:sub(at) end
     end
   end
   return text:find "[\"']%)?$" and string or nil
 end
 
+--- Lists the files whose paths begin with `part`; folders end in a slash.
 local function files_like(part)
   local folder, start = part:match "^(.*/)([^/]*)$"
   folder, start = folder or "", start or part
@@ -389,8 +413,13 @@ local function files_like(part)
   return list
 end
 
---- Names that can stand where the cursor is, after the first `cursor` bytes of text: where the word to replace begins
--- (a byte, 1-based), and an array of what could be there, sorted. In quotes: quantizers, else files.
+--- Lists what may stand where the cursor is: variables, fields and methods; in quotes the names of quantizers, where
+-- the text begins like one, otherwise files.
+-- @param text string
+-- @param[opt] cursor number of bytes before the cursor; nil means all
+-- @return byte with which the word to replace begins, 1-based
+-- @return array of words, sorted
+-- @return what stands before the word, so that it and a word make a chain for :lookup, such as "vx."; nil in quotes
 function Session:complete(text, cursor)
   text = text:sub(1, cursor or #text)
   local open -- an unfinished string
@@ -400,6 +429,7 @@ function Session:complete(text, cursor)
   end)
   if open and open.comment then return #text + 1, {} end
   local candidates, first, part = {}
+  local chain
   if open then
     first = open.first + 1
     part = text:sub(first)
@@ -414,11 +444,12 @@ function Session:complete(text, cursor)
     local before, separator, word = text:match "^(.-)([.:])%s*([%w_]*)$"
     if separator and before:sub(-1) ~= "." then -- "a..b" is no access
       part = word
-      local object = self:object_before(before)
+      local object, path = self:object_before(before)
       if object ~= nil then candidates = names_of(object, separator == ":") end
+      chain = path and path .. separator
     else
       part = text:match(text:find "^%s*%?" and "[%a_][%w_%-]*$" or "[%a_][%w_]*$") or ""
-      candidates = names_of(self.env)
+      candidates, chain = names_of(self.env), ""
       if self.env ~= _G then for name in pairs(names_of(_G)) do candidates[name] = true end end
       for _, word_of_lua in ipairs(KEYWORDS) do candidates[word_of_lua] = true end
       if text:find "^%s*%?" then for _, name in ipairs(registry.names(true)) do candidates[name] = true end end
@@ -430,7 +461,7 @@ function Session:complete(text, cursor)
     if name:sub(1, #part) == part then list[#list + 1] = name end
   end
   table.sort(list)
-  return first, list
+  return first, list, chain
 end
 
 return Session

@@ -1,11 +1,12 @@
---- show.lua: values as text for people. What print(tensor) says: dtype, shape, device, statistics, and the corner
--- values of large tensors; and what sessions show of any value, tables with what is in them.
+--- show.lua: values as text for people: what print(tensor) says (dtype, shape, device, statistics, and the corners of a
+-- large tensor), and what sessions show of any value (tables with what is in them).
 
 local core = require "vertex.core"
 local tape = require "vertex.tape"
 
-local EDGE, FEW = 3, 8 -- of a longer dimension than FEW, the first and last EDGE are shown
+local EDGE, FEW = 3, 8 -- of a dimension longer than FEW, the first EDGE and the last EDGE are shown
 
+--- Gives the function that writes a number of a dtype.
 local function number_format(dtype)
   if dtype == "i32" or dtype == "u8" then return function(v) return ("%d"):format(v) end end
   return function(v)
@@ -17,7 +18,7 @@ local function number_format(dtype)
   end
 end
 
---- Indices of a dimension to show; 0 stands for "...".
+--- Lists the indices (1-based) that are shown of a dimension of size n; 0 stands for "...".
 local function shown(n)
   local list = {}
   if n <= FEW then
@@ -30,7 +31,7 @@ local function shown(n)
   return list
 end
 
---- The shown corners of x as text; reads only those rows.
+--- Writes the shown corners of x; reads only those rows.
 local function values(x)
   local format, shape = number_format(x:dtype()), x:shape()
   local width = 0
@@ -60,6 +61,7 @@ local function values(x)
   return render(cells, 1)
 end
 
+--- Writes mean, standard deviation, extremes and the number of values that are not finite.
 local function statistics(x)
   if x:numel() < 2 then return "" end
   local f = x:dtype() == "f32" and x or x:to "f32"
@@ -70,13 +72,14 @@ local function statistics(x)
   return bad > 0 and text .. ("  %d not finite"):format(bad) or text
 end
 
---- "f32 (2,3) on cpu", with where its gradient goes.
+--- Writes "f32 (2,3) on cpu", and the op that made x where a gradient goes through it.
 local function head_of(x)
   local head = ("%s %s on %s"):format(x:dtype(), core.shape_text(x), x:device())
   if x.requires_grad then head = head .. (x._node and "  from " .. x._node.op.name or "  requires_grad") end
   return head
 end
 
+--- Writes all that print(x) shows.
 local function describe(x)
   if x._h == nil then return "tensor (released)" end
   local head = head_of(x)
@@ -97,11 +100,12 @@ end
 
 local show = {}
 
--- of a larger table the first ITEMS entries are shown; of tables deeper than DEEP, only that they are there
+-- Of a large table the first ITEMS entries are shown; of a table DEEP levels down, only that it is there.
 local ITEMS, DEEP = 60, 5
 local WIDTH = 100
 
 local ESCAPES = { ["\n"] = "\\n", ["\t"] = "\\t", ["\r"] = "\\r", ['"'] = '\\"', ["\\"] = "\\\\" }
+--- Writes a string as Lua reads it.
 local function quoted(s)
   return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPES[c] or ("\\%d"):format(c:byte()) end) .. '"'
 end
@@ -148,7 +152,9 @@ local function function_text(f)
   return ("function(%s) at %s"):format(show.parameters(f), place)
 end
 
---- Name under which a table of functions was required; nil for other tables.
+--- Finds the name under which a table of functions was required.
+-- @param t table
+-- @return string; nil for other tables
 function show.module_name(t)
   for name, module in pairs(package.loaded) do
     if module == t then
@@ -159,7 +165,10 @@ function show.module_name(t)
   end
 end
 
---- The names in a module that begin with a letter, in order; those too that come into being when asked for (__names).
+--- Lists the names in a table that begin with a letter, in order, with those of its metatable's table __names, which
+-- come into being when they are asked for.
+-- @param t table
+-- @return array of strings
 function show.names(t)
   local names, meta = {}, getmetatable(t)
   for key in next, t do
@@ -172,7 +181,7 @@ function show.names(t)
   return names
 end
 
---- A value that stands within another, on one line.
+--- Writes a value that stands within another, on one line.
 local function brief(v)
   if core.is_tensor(v) then
     if v._h == nil then return "tensor (released)" end
@@ -183,6 +192,7 @@ local function brief(v)
   return #first < #text and first .. " ..." or text
 end
 
+--- Orders keys: by type, then numbers and strings by value.
 local function key_order(a, b)
   local s, t = type(a), type(b)
   if s ~= t then return s < t end
@@ -190,12 +200,16 @@ local function key_order(a, b)
   return tostring(a) < tostring(b)
 end
 
+--- Says whether a value has a __tostring.
 local function has_text(v)
   local meta = getmetatable(v)
   return type(meta) == "table" and rawget(meta, "__tostring") ~= nil
 end
 
---- Names in columns, as many as fit the width; down the columns first.
+--- Writes names in columns, as many as fit the width, down the columns first.
+-- @param names array of strings
+-- @param width characters of a line
+-- @return string of several lines
 function show.columns(names, width)
   local longest = 0
   for _, name in ipairs(names) do longest = math.max(longest, #name) end
@@ -212,7 +226,7 @@ end
 
 local render
 
---- The entries of a table as texts: the array part without its keys, then the rest in order.
+--- Lists the entries of a table as texts: the array part without its keys, then the rest in order.
 local function entries(t, depth, indent, seen)
   local list, more, n = {}, 0, 0
   local function add(text) if #list < ITEMS then list[#list + 1] = text else more = more + 1 end end
@@ -238,6 +252,7 @@ local function entries(t, depth, indent, seen)
   return list
 end
 
+--- Writes any value. depth: tables around it; indent: spaces before its lines; seen: the tables around it, as a set.
 function render(v, depth, indent, seen)
   local kind = type(v)
   if kind == "string" then return quoted(v) end
@@ -273,8 +288,10 @@ function render(v, depth, indent, seen)
   return "{\n" .. indent .. "  " .. table.concat(out, between) .. "\n" .. indent .. "}"
 end
 
---- A value as a session shows it: strings quoted, tables with what is in them (keys in order, large ones cut),
--- functions with their parameters and place, everything with a __tostring as that says.
+--- Writes a value as a session shows it: strings quoted, tables with what is in them (keys in order, large ones cut),
+-- functions with their parameters and their place, everything with a __tostring as that says.
+-- @param v any value
+-- @return string
 function show.value(v) return render(v, 0, "", {}) end
 
 return show
