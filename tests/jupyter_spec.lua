@@ -1,4 +1,4 @@
--- The notebook kernel: a child process that this file asks over ZeroMQ as Jupyter does; and Jupyter's own tests of it,
+-- A notebook's process: a child that this file asks over ZeroMQ as Jupyter does; and Jupyter's own tests of it,
 -- where installed.
 
 local H = require "tests.helper"
@@ -22,7 +22,7 @@ local function end_parent()
   client.pipe:close()
 end
 
---- Within five seconds, the kernel's process ends.
+--- Says whether the process ends within five seconds.
 local function gone()
   local until_when = core.time() + 5
   while alive() and core.time() < until_when do os.execute "sleep 0.02" end
@@ -37,7 +37,7 @@ local function answer(id, on_input)
   local reply, idle, published, until_when = nil, false, {}, core.time() + 20
   while not (reply and idle) do
     if core.time() > until_when then
-      error("no answer within 20 s; the kernel's log:\n" .. tostring(H.read(client.folder .. "/log")), 2)
+      error("no answer within 20 s; its log:\n" .. tostring(H.read(client.folder .. "/log")), 2)
     end
     for socket in pairs(wire.poll({ client.shell, client.control, client.iopub, client.stdin }, 100)) do
       local message = client.talk:receive(socket)
@@ -75,13 +75,13 @@ local function wait_until_up()
       if message and message.parent.msg_id == id then return answer(id) end
     end
   end
-  error("the kernel does not answer; its log:\n" .. tostring(H.read(client.folder .. "/log")))
+  error("the notebook's process does not answer; its log:\n" .. tostring(H.read(client.folder .. "/log")))
 end
 
---- Starts a kernel. Its parent process ends when there is a file of that name, or this process is no more.
+--- Starts a notebook's process. Its parent ends when there is a file "parent", or this process is no more.
 local function start()
   started = started + 1
-  local folder = H.scratch("kernel-" .. started)
+  local folder = H.scratch("notebook-" .. started)
   lfs.mkdir(folder)
   local connection = { transport = "ipc", ip = folder .. "/socket", key = "a key", signature_scheme = "hmac-sha256",
     shell_port = 1, iopub_port = 2,
@@ -119,7 +119,7 @@ local function texts(published)
   return table.concat(out, "\n")
 end
 
-describe("the kernel", function()
+describe("a notebook's process", function()
   setup(function()
     start()
   end)
@@ -203,7 +203,7 @@ describe("the kernel", function()
       reply = answer(id)
       assert.same({ "error", "Interrupted" }, { reply.status, reply.ename }, code)
     end
-    signal "INT" -- an idle kernel
+    signal "INT" -- while nothing runs
     assert.equal("ok", run("x").status)
   end)
 
@@ -352,7 +352,7 @@ describe("the kernel", function()
   end)
 end)
 
-describe("the kernel's program", function()
+describe("the program for Jupyter", function()
   it("is installed where Jupyter looks", function()
     local prefix = H.scratch "prefix/deep"
     local out, rc = shell(("cd '%s/lua/vertex/interactive' && luajit jupyter.lua install --prefix '%s'"):format(root,

@@ -1,4 +1,4 @@
-"""The kernel against Jupyter's own test suite, jupyter_kernel_test (Debian: python3-jupyter-kernel-test).
+"""Vertex against Jupyter's own test suite, jupyter_kernel_test (Debian: python3-jupyter-kernel-test).
 
 Run by tests/jupyter_spec.lua where the suite is installed; by hand:
 JUPYTER_PATH=PREFIX/share/jupyter python3 tests/jupyter_test.py, after

@@ -25,7 +25,7 @@ local function notebook(...)
 end
 
 describe("the notebooks", function()
-  it("are notebooks of this kernel without an error in them", function()
+  it("are notebooks for Vertex without an error in them", function()
     for _, name in ipairs(NAMES) do
       local text = assert(H.read(("%s/notebooks/%s.ipynb"):format(root, name)))
       local content = assert(json.decode(text), name)
