@@ -105,6 +105,11 @@ describe("the surface:", function()
     local t, meta = vx.load(path)
     assert.same({ 1, 2 }, t.name:totable())
     assert.same({ key = "text" }, meta)
+    path = H.scratch "surface.npy"
+    vx.save(path, x)
+    assert.same({ 1, 2 }, vx.load(path):totable())
+    H.raises(function() vx.load(H.scratch "nowhere") end, "nowhere")
+    H.raises(function() vx.load(1) end, "load: a number, expected a path")
   end)
 
   it("quantizers", function()

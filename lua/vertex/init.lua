@@ -19,6 +19,7 @@ local core = require "vertex.core"
 local tape = require "vertex.tape"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
+local npy = require "vertex.npy"
 local safetensors = require "vertex.safetensors"
 require "vertex.interactive.show" -- print(x)
 
@@ -39,8 +40,6 @@ local vx = {
   ops = ops, nn = require "vertex.nn", optim = require "vertex.optim",
   -- quantizers
   quantizer = registry.quantizer, quantizers = registry.quantizers, Quantizer = registry.Quantizer,
-  -- files
-  load = safetensors.load, save = safetensors.save,
 }
 
 -- What is loaded when it is first asked for: an experiment with a quantizer needs neither cairo nor an image library.
@@ -140,6 +139,34 @@ function vx.random_state() return { seed = core.default_generator.seed, drawn = 
 -- @param state table, of vx.random_state
 function vx.set_random_state(state)
   core.default_generator.seed, core.default_generator.drawn = state.seed, state.drawn
+end
+
+-- -- Files ------------------------------------------------------------------------------------------------------------
+
+--- Loads tensors: all of a .safetensors file, or the array of a .npy file. Floats become f32 and integers i32 where the
+-- file has others than the dtypes of tensors.
+-- @param path of the file
+-- @param[opt] options { device = the default one }
+-- @return table { name = tensor }; of a .npy file the tensor
+-- @return table { key = text } of a .safetensors file's metadata
+-- @raise where the file is not there, is damaged or is of neither kind
+function vx.load(path, options)
+  return (npy.is(path) and npy or safetensors).load(path, options)
+end
+
+--- Saves tensors: several under their names as a .safetensors file, or one as a .npy file where the path ends so. The
+-- file appears whole or not at all.
+-- @param path of the file
+-- @param tensors table { name = tensor }; for .npy a tensor, of any shape
+-- @param[opt] metadata table { key = text }; for .npy { dtype = "u16" }, which halves a file of codes
+-- @param[opt] options { u16 = { name = true } }: the i32 tensors of these names as uint16
+-- @raise where a name, a tensor or a text is none, a number does not fit into uint16, or the file cannot be written
+function vx.save(path, tensors, metadata, options)
+  if type(path) == "string" and path:find "%.npy$" then
+    npy.save(path, tensors, metadata)
+  else
+    safetensors.save(path, tensors, metadata, options)
+  end
 end
 
 -- -- Ops, and what is loaded later ------------------------------------------------------------------------------------

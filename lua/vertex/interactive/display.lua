@@ -61,7 +61,7 @@ end
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 --- Writes bytes in base64, without line breaks.
--- @param bytes string
+-- @param bytes string, any bytes
 -- @return string
 function display.base64(bytes)
   local out = {}
