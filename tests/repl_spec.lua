@@ -344,9 +344,9 @@ describe("?name", function()
   end
 
   it("shows an op's parameters, comment and contract", function()
-    about("vx.matmul", "vx.matmul(a, b)", "Differentiable.", "in C: gemm   c~(B,M,N) <- ")
+    about("vx.matmul", "vx.matmul(a, b)", "Differentiable.")
     about("matmul", "vx.matmul(a, b)")
-    about("x:sum", "x:sum(dims, keep)", "in C: reduce")
+    about("x:sum", "x:sum(dims, keep)")
     about("conv2d_backward_input", "dx:body(B,H,W,C) <- dy:body(B,H,W,O)")
   end)
 

@@ -123,7 +123,7 @@ local function of_record(op)
     args[i] = { name = arg[1], text = arg[2], optional = arg.optional or arg.default ~= nil,
       default = arg.default ~= nil and show.value(arg.default) or nil }
   end
-  return { text = op.text, args = args, returns = op.returns, raises = op.raises, source = op.source, op = op }
+  return { text = op.text, args = args, returns = op.returns, raises = op.raises, source = op.source }
 end
 
 --- Reads what is declared of a function.
@@ -135,7 +135,7 @@ function docs.of_function(session, f)
   if info.what == "C" then return nil end
   local doc = op and op.text and of_record(op)
     or parsed(comment_above(lines_of(session:text(info.source)), info.linedefined))
-  doc.parameters, doc.place = show.parameters(f), show.place(f)
+  doc.parameters, doc.place, doc.op = show.parameters(f), show.place(f), op
   return doc
 end
 
