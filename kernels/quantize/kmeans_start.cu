@@ -18,7 +18,7 @@ VX_DEVICE double draw(const vx_draw &d, int64_t i)
 /* nearest (N) = the least of itself (none before the first chosen row) and the distance from row chosen[0]; sums: of each
  * block of rows. A warp takes a row at a time. */
 VX_KERNEL VX_HOT lower_kernel(float *nearest, double *sums, const float *x, const int32_t *chosen, int64_t N, int64_t D,
-                              int first, vx_alarm nan)
+                              int first, vx_data_check nan)
 {
     __shared__ double shared[32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -33,7 +33,7 @@ VX_KERNEL VX_HOT lower_kernel(float *nearest, double *sums, const float *x, cons
         }
         distance = vx_warp_sum(distance);
         if (lane == 0) {
-            if (!(distance < INFINITY)) vx_raise(nan, n), distance = 0;
+            if (!(distance < INFINITY)) vx_report(nan, n), distance = 0;
             if (!first) distance = fminf(distance, nearest[n]);
             nearest[n] = distance;
             sum += distance;
@@ -75,7 +75,8 @@ int vx_cuda_kmeans_start(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t
 {
     const int64_t N = x->shape[0], D = x->shape[1], M = index->shape[0], blocks = vx_ceil_div(N, BLOCK_ROWS);
     if (!M) return VX_OK;
-    const vx_alarm nan = vx_alarm_of(VX_ENONFINITE, 1, "row %%lld of x holds a NaN or Inf, or its distance overflows");
+    const vx_data_check nan =
+        vx_data_check_of(VX_ENONFINITE, 1, "row %%lld of x holds a NaN or Inf, or its distance overflows");
     const vx_random random = vx_draws(seed, stream);
     float *nearest = VX_SCRATCH(float, N);
     double *sums = VX_SCRATCH(double, blocks);

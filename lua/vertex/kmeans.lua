@@ -7,6 +7,7 @@
 --
 -- [1] Lloyd 1982, Least squares quantization in PCM   [2] Arthur and Vassilvitskii 2007, k-means++
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local tape = require "vertex.tape"
@@ -147,26 +148,15 @@ local function move(x, codebook)
   return moved, #empty
 end
 
-local DEFAULTS = { start = "k-means++", iterations = 100, tolerance = 1e-4, seed = 1, progress = false }
+local OPTIONS = { start = { "any", "k-means++" }, iterations = { "whole", 100 }, tolerance = { "number", 1e-4 },
+  seed = { "any", 1 }, progress = { "any", false } }
 
 local function check_options(options)
-  local o = {}
-  for name, value in pairs(DEFAULTS) do o[name] = value end
-  for name, value in pairs(options or {}) do
-    if DEFAULTS[name] == nil then
-      fail("kmeans: unknown option '%s'; known are iterations, progress, seed, start, tolerance", tostring(name))
-    end
-    o[name] = value
-  end
+  local o = check.options("kmeans", options, OPTIONS)
   if not core.is_tensor(o.start) and o.start ~= "k-means++" and o.start ~= "random" then
-    fail("kmeans: start is '%s', expected \"k-means++\", \"random\" or a tensor (M,D)", tostring(o.start))
+    fail("kmeans: start is %s, expected \"k-means++\", \"random\" or a tensor (M,D)", check.show(o.start))
   end
-  if type(o.iterations) ~= "number" or o.iterations < 0 or o.iterations ~= math.floor(o.iterations) then
-    fail("kmeans: iterations is %s, expected an integer of 0 or more", tostring(o.iterations))
-  end
-  if type(o.tolerance) ~= "number" or not (o.tolerance >= 0) then
-    fail("kmeans: tolerance is %s, expected a number of at least 0", tostring(o.tolerance))
-  end
+  check.number("kmeans", "tolerance", o.tolerance, 0, math.huge)
   return o
 end
 
