@@ -1,9 +1,8 @@
---- Runs notebooks without Jupyter: the code cells of each in order, in the notebook's folder, with what they show as
--- text. Ends with status 1 at the first error.
+--- run.lua: runs notebooks without Jupyter: the code cells of each in order, in the notebook's folder, and writes what
+-- they show as text. It ends with status 1 at the first error.
 --
 --   luajit notebooks/run.lua notebooks/02-collapse-and-cure.ipynb
---   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb           the first `steps = ...` of each becomes steps =
---   20
+--   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb       turns the first `steps = ...` of each into steps = 20
 
 local ffi = require "ffi"
 ffi.cdef "char *realpath(const char *path, char *out);"
@@ -16,12 +15,13 @@ local json = require "vertex.json"
 local Session = require "vertex.interactive.session"
 local show = require "vertex.interactive.show"
 
+--- Ends the program with a message and status 2.
 local function usage(message)
   io.stderr:write(message, "\nusage: luajit notebooks/run.lua [--set NAME=VALUE] FILE.ipynb ...\n")
   os.exit(2)
 end
 
---- The sources of a notebook's code cells.
+--- Reads the sources of a notebook's code cells.
 local function code_cells(file)
   local f, reason = io.open(file, "r")
   if not f then usage(reason) end
@@ -36,7 +36,7 @@ local function code_cells(file)
   return sources
 end
 
---- What a notebook would show, as text; of a picture its size.
+--- Writes what a notebook would show as text, and of a picture its size.
 local function write_bundle(bundle)
   local pictures = 0
   for form, bytes in pairs(bundle) do
@@ -48,14 +48,29 @@ local function write_bundle(bundle)
   if pictures == 0 then io.write(bundle["text/plain"], "\n") end
 end
 
-local ids, last -- what a cell shows again and again under one id: only the last is written, when the cell is over
+-- What a cell shows under an id: in the order of the ids, the last of each. It is written when the cell is over.
+local ids, last
 
+--- Takes what display.show is given.
 local function backend(bundle, options)
   if options.id == nil then return write_bundle(bundle) end
   if not last[options.id] then ids[#ids + 1] = options.id end
   last[options.id] = bundle
 end
 
+--- Puts the values of --set into a cell's source. used: the names that found a place so far.
+local function with_settings(source, settings, used)
+  for name, value in pairs(settings) do
+    for _, before in ipairs { "\n", "\nlocal " } do
+      local text, n = ("\n" .. source):gsub("(" .. before .. name .. " = )[^\n]*",
+        function(head) return head .. value end, 1)
+      if n > 0 and not used[name] then source, used[name] = text:sub(2), true end
+    end
+  end
+  return source
+end
+
+--- Runs a notebook's cells.
 local function run(file, settings)
   local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }),
     name = function(n) return ("%s[%d]"):format(file, n) end }
@@ -63,13 +78,7 @@ local function run(file, settings)
   local used = {}
   lfs.chdir(file:match "^(.*)/[^/]*$" or ".")
   for _, source in ipairs(sources) do
-    for name, value in pairs(settings) do
-      for _, before in ipairs { "\n", "\nlocal " } do
-        local text, n = ("\n" .. source):gsub("(" .. before .. name .. " = )[^\n]*",
-          function(head) return head .. value end, 1)
-        if n > 0 and not used[name] then source, used[name] = text:sub(2), true end
-      end
-    end
+    source = with_settings(source, settings, used)
     io.write("> ", (source:gsub("\n", "\n  ")), "\n")
     ids, last = {}, {}
     local values, shown = session:run(source)

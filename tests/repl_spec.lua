@@ -7,7 +7,6 @@ local bit = require "bit"
 local vx = H.vx
 local core = require "vertex.core"
 local help = require "vertex.interactive.help"
-local show = require "vertex.interactive.show"
 local Session = require "vertex.interactive.session"
 
 -- -- Pipes ------------------------------------------------------------------------------------------------------------
@@ -352,8 +351,8 @@ describe("?name", function()
 
   it("shows a comment above the definition, of inputs too", function()
     about("vx.tensor", "vx.tensor(data, options)", "Makes a tensor from nested tables of numbers.")
-    about("vx.zeros", "vx.zeros(shape, options)", "Makes a tensor of zeros.", "array of sizes", "returns  tensor of that",
-      "error    where a size is no integer")
+    about("vx.zeros", "vx.zeros(shape, options)", "Makes a tensor of zeros.", "array of sizes",
+      "returns  tensor of that", "error    where a size is no integer")
     session:run "--- Twice its argument.\nfunction double(x) return 2 * x end\n"
     about("double", "double(x)", "Twice its argument.")
     about("double(", "Twice its argument.")
