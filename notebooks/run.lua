@@ -2,7 +2,7 @@
 -- they show as text. It ends with status 1 at the first error.
 --
 --   luajit notebooks/run.lua notebooks/02-collapse-and-cure.ipynb
---   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb       turns the first `steps = ...` of each into steps = 20
+--   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb     turns the first `steps = ...` of each into steps = 20
 
 local ffi = require "ffi"
 ffi.cdef "char *realpath(const char *path, char *out);"
