@@ -109,7 +109,7 @@ local function vectors(options)
 end
 
 --- The order of an epoch, i32 (n) on the CPU; kept until another is asked for.
-function Vectors:order(epoch)
+local function order_of(self, epoch)
   if self.order_epoch ~= epoch then
     local generator = core.generator(self.o.seed)
     generator.drawn = epoch
@@ -138,7 +138,7 @@ function Vectors:next()
     local take = math.min(count - filled, self.n - place)
     local slice = ops.narrow(index, 1, filled + 1, take)
     if o.shuffle then
-      slice:copy(ops.narrow(self:order(epoch), 1, place + 1, take))
+      slice:copy(ops.narrow(order_of(self, epoch), 1, place + 1, take))
     else
       local numbers = {}
       for i = 1, take do numbers[i] = place + i - 1 end

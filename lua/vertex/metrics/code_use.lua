@@ -14,7 +14,10 @@ CodeUse.__index = CodeUse
 -- @param codes tensor i32 (N, S x G), 0-based
 -- @param[opt] given {masked = true} where there may be codes of -1, which count nowhere
 function CodeUse:add(codes, given)
-  if not (given and given.masked) then return ops.count_codes(codes, self.codes, self.counts) end
+  if not (given and given.masked) then
+    ops.count_codes(codes, self.codes, self.counts)
+    return
+  end
   core.step(function() -- one bin more in front takes the -1
     local shifted = ops.count_codes(ops.affine(codes:to "f32", 1, 1):to "i32", self.codes + 1)
     local counted = ops.narrow(shifted, 2, 2, self.codes)
