@@ -1,8 +1,8 @@
---- nn.lua: layers as Lua tables. A module holds parameters (tensors with requires_grad), buffers and other modules in
+--- nn: layers as Lua tables. A module holds parameters (tensors with requires_grad), buffers and other modules in
 -- its fields; parameters(), to(), state_dict() and print find them there, in the order they were assigned. Images and
 -- sequences are channels last, so every layer acts on the last dimension.
 --
--- A layer of your own:
+-- A layer of your own (the comment above its constructor is what ?Scale says):
 --   local Scale = nn.module "Scale"
 --   function Scale:init(channels) self.gain = nn.parameter({channels}, 1) end
 --   function Scale:forward(x) return ops.mul(x, self.gain) end
@@ -20,7 +20,9 @@ local is_tensor, fail = core.is_tensor, core.fail
 local Module = { training = true }
 Module.__index = Module
 
---- Is x a module (not a class of modules)?
+--- Says whether a value is a module, not a class of modules.
+-- @param x any value
+-- @return boolean
 local function is_module(x)
   local class = type(x) == "table" and not is_tensor(x) and getmetatable(x)
   return type(class) == "table" and class.is_module == true
@@ -34,7 +36,11 @@ local function remember(self, key, value)
   rawset(self, key, value)
 end
 
---- A new class of modules: constructor call → init(...); called → forward(...). `parent` to inherit from.
+--- Makes a class of modules. Calling the class makes a module and hands the arguments to its :init; calling the module
+-- does what its :forward does.
+-- @param name text, for print
+-- @param[opt] parent class to inherit from; nil is the class of all modules
+-- @return class, to be given :init and :forward
 function nn.module(name, parent)
   local class = setmetatable({}, {
     __index = parent or Module,
@@ -56,7 +62,8 @@ end
 
 function Module.init() end
 
---- Iterates over own fields that are tensors or modules, in order of assignment.
+--- Iterates over the module's own fields that are tensors or modules, in the order of their assignment.
+-- @return iterator of key, value
 function Module:fields()
   local i = 0
   return function()
@@ -70,7 +77,9 @@ function Module:fields()
   end
 end
 
---- Calls f(module, path) on this module and all inside it.
+--- Calls a function on this module and on all inside it.
+-- @param f function(module, path); path is "" for this module, "encoder.1" for one inside
+-- @param[opt=""] path text in front of the paths
 function Module:visit(f, path)
   path = path or ""
   f(self, path)
@@ -79,7 +88,8 @@ function Module:visit(f, path)
   end
 end
 
---- Array of {name, tensor, module} of all tensors: parameters and buffers.
+--- Lists all tensors, parameters and buffers, of this module and those inside.
+-- @return array of { name, tensor, module that holds it }
 function Module:tensors()
   local list = {}
   self:visit(function(m, path)
@@ -90,7 +100,8 @@ function Module:tensors()
   return list
 end
 
---- Array of {name, tensor} of the tensors that require a gradient.
+--- Lists the tensors that require a gradient, with their names.
+-- @return array of { name, tensor }
 function Module:named_parameters()
   local list = {}
   for _, entry in ipairs(self:tensors()) do
@@ -99,14 +110,16 @@ function Module:named_parameters()
   return list
 end
 
---- Array of the tensors that require a gradient.
+--- Lists the tensors that require a gradient, as optimizers take them.
+-- @return array of tensors
 function Module:parameters()
   local list = {}
   for i, entry in ipairs(self:named_parameters()) do list[i] = entry[2] end
   return list
 end
 
---- Number of trained numbers.
+--- Counts the trained numbers.
+-- @return integer
 function Module:parameter_count()
   local n = 0
   for _, p in ipairs(self:parameters()) do n = n + p:numel() end
@@ -117,10 +130,18 @@ local function set_training(self, on)
   self:visit(function(m) rawset(m, "training", on) end)
   return self
 end
+
+--- Puts this module and all inside into training mode: field `training` is true.
+-- @return the module itself
 function Module:train() return set_training(self, true) end
+
+--- Puts this module and all inside into inference mode: field `training` is false.
+-- @return the module itself
 function Module:eval() return set_training(self, false) end
 
 --- Moves all tensors to a device, in place.
+-- @param device "cpu", "cuda:0", ...
+-- @return the module itself
 function Module:to(device)
   self:visit(function(m)
     for key, x in m:fields() do
@@ -134,19 +155,23 @@ function Module:to(device)
   return self
 end
 
+--- Forgets the gradients of all parameters.
 function Module:zero_grad()
   for _, p in ipairs(self:parameters()) do p:zero_grad() end
 end
 
---- {name = tensor} of all parameters and buffers; the tensors themselves, not copies.
+--- Gives all parameters and buffers under their names; the tensors themselves, not copies.
+-- @return table { name = tensor }, which vx.save takes
 function Module:state_dict()
   local state = {}
   for _, entry in ipairs(self:tensors()) do state[entry[1]] = entry[2] end
   return state
 end
 
---- Copies tensors of the same names and shapes in; a missing, unknown or differently shaped one is an error, and then
--- nothing was changed.
+--- Copies tensors of the same names and shapes in.
+-- @param state table { name = tensor }, as vx.load gives it
+-- @return the module itself
+-- @raise where a name is missing or unknown, or a shape differs; nothing was changed then
 function Module:load_state_dict(state)
   local own = self:state_dict()
   for name, x in pairs(own) do
@@ -163,7 +188,8 @@ function Module:load_state_dict(state)
   return self
 end
 
---- What print(module) shows of one layer beyond its name; a class overrides it.
+--- Writes what print(module) shows of one layer beyond its name. A class overrides it.
+-- @return text
 function Module:summary()
   local parts = {}
   for key, x in self:fields() do
@@ -181,7 +207,9 @@ local function thousands(n)
   return s
 end
 
---- The tree of modules with parameter counts.
+--- Writes what print(module) shows: the tree of modules with the numbers of their parameters.
+-- @param[opt=""] indent spaces before each line but the first
+-- @return text of several lines
 function Module:describe(indent)
   indent = indent or ""
   local line = self.name
@@ -198,8 +226,13 @@ end
 
 -- -- Parameters -------------------------------------------------------------------------------------------------------
 
---- A trained tensor. init: a number (constant), or {"normal", deviation} or {"uniform", bound}; options {no_decay}:
--- weight decay skips it (biases, norms, temperatures).
+--- Makes a trained tensor, on the default device.
+-- @param shape array of sizes
+-- @param init number in every element, or { "normal", standard deviation }, or { "uniform", bound }: from -bound to
+-- bound
+-- @param[opt] options { no_decay = true: weight decay skips it, as it should biases, norms and temperatures; generator
+-- = the default one }
+-- @return tensor f32 of that shape that requires a gradient
 function nn.parameter(shape, init, options)
   local p = core.keep(core.new(shape))
   if type(init) == "number" then p:fill(init)
@@ -217,13 +250,18 @@ end
 -- @return tensor f32
 function nn.buffer(shape, value) return core.keep(core.new(shape)):fill(value or 0) end
 
---- Bound of the uniform distribution that keeps the variance of a linear layer's inputs of this count (He et al. 2015,
--- gain 1).
+--- Gives the bound of the uniform distribution that keeps the variance of a linear layer's inputs of this count (He et
+-- al. 2015, gain 1).
 local function fan_in_bound(n) return math.sqrt(3 / n) end
 
 -- -- Layers -----------------------------------------------------------------------------------------------------------
 
---- y = x wT + b on the last dimension; a pointwise convolution on images. options {bias = true}.
+--- Multiplies the last dimension by a matrix and adds a bias: y = x wT + b. On images it is a pointwise convolution.
+-- @param inputs size of the last dimension of x
+-- @param outputs size of the last dimension of the result
+-- @param[opt] options { bias = true }
+-- @return module with weight (outputs, inputs) and bias (outputs)
+-- @raise where inputs or outputs is no integer of 1 or more
 nn.Linear = nn.module "Linear"
 function nn.Linear:init(inputs, outputs, options)
   check.integer("Linear", "inputs", inputs, 1)
@@ -231,13 +269,24 @@ function nn.Linear:init(inputs, outputs, options)
   self.weight = nn.parameter({ outputs, inputs }, { "uniform", fan_in_bound(inputs) })
   if not (options and options.bias == false) then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
 end
+
+--- Applies the layer.
+-- @param x tensor f32 (..., inputs)
+-- @return tensor f32 (..., outputs)
 function nn.Linear:forward(x) return ops.linear(x, self.weight, self.bias) end
+
+--- Writes the sizes, for print.
+-- @return text
 function nn.Linear:summary()
   return ("%d -> %d%s"):format(self.weight:size(2), self.weight:size(1), self.bias and "" or ", no bias")
 end
 
---- Dense 3x3 convolution of (B,H,W,inputs), stride 1, zero padding. options {output = "f32"}: the result is float32
--- under vx.autocast too.
+--- Convolves images with dense 3x3 filters, stride 1, zero padding.
+-- @param inputs channels of x
+-- @param outputs channels of the result
+-- @param[opt] options { output = "f32": the result is float32 under vx.autocast too }
+-- @return module with weight (3, 3, inputs, outputs) and bias (outputs)
+-- @raise where inputs or outputs is no integer of 1 or more
 nn.Conv2d = nn.module "Conv2d"
 function nn.Conv2d:init(inputs, outputs, options)
   check.integer("Conv2d", "inputs", inputs, 1)
@@ -246,21 +295,45 @@ function nn.Conv2d:init(inputs, outputs, options)
   self.weight = nn.parameter({ 3, 3, inputs, outputs }, { "uniform", fan_in_bound(9 * inputs) })
   self.bias = nn.parameter({ outputs }, 0, { no_decay = true })
 end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, H, W, inputs)
+-- @return tensor f32 (B, H, W, outputs), on a GPU bf16 under vx.autocast
 function nn.Conv2d:forward(x) return ops.conv2d(x, self.weight, self.bias, self.output) end
+
+--- Writes the sizes, for print.
+-- @return text
 function nn.Conv2d:summary() return ("%d -> %d"):format(self.weight:size(3), self.weight:size(4)) end
 
---- Depthwise 3x3 convolution without bias (a pointwise one with bias follows it), stride 1 or 2, zero padding.
+--- Convolves each channel of images with a 3x3 filter of its own, zero padding, without bias: a pointwise convolution
+-- with one usually follows.
+-- @param channels of x and of the result
+-- @param[opt=1] stride 1 or 2
+-- @return module with weight (3, 3, channels)
+-- @raise where channels is no integer of 1 or more
 nn.DepthwiseConv2d = nn.module "DepthwiseConv2d"
 function nn.DepthwiseConv2d:init(channels, stride)
   check.integer("DepthwiseConv2d", "channels", channels, 1)
   self.stride = stride or 1
   self.weight = nn.parameter({ 3, 3, channels }, { "uniform", fan_in_bound(9) })
 end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, H, W, channels)
+-- @return tensor f32 (B, H / stride, W / stride, channels), sizes rounded up
 function nn.DepthwiseConv2d:forward(x) return ops.depthwise_conv2d(x, self.weight, nil, self.stride) end
+
+--- Writes the sizes, for print.
+-- @return text
 function nn.DepthwiseConv2d:summary() return ("%d, stride %d"):format(self.weight:size(3), self.stride) end
 
---- Group norm over (B,...,channels) with an optional activation ("silu", "gelu") in the same pass. groups defaults to
--- up to 32 of at least 4 channels each.
+--- Normalizes groups of channels to mean 0 and variance 1, then scales and shifts each channel [Wu and He 2018], with
+-- an activation in the same pass.
+-- @param channels size of the last dimension
+-- @param[opt] groups number of groups, which divides channels; nil: up to 32 of at least 4 channels each
+-- @param[opt] options { activation = "none" | "silu" | "gelu" }
+-- @return module with weight (channels) and bias (channels)
+-- @raise where channels is no integer of 1 or more, or groups does not divide it
 nn.GroupNorm = nn.module "GroupNorm"
 function nn.GroupNorm:init(channels, groups, options)
   check.integer("GroupNorm", "channels", channels, 1)
@@ -273,15 +346,31 @@ function nn.GroupNorm:init(channels, groups, options)
   self.weight = nn.parameter({ channels }, 1, { no_decay = true })
   self.bias = nn.parameter({ channels }, 0, { no_decay = true })
 end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, ..., channels)
+-- @return tensor f32 of x's shape
 function nn.GroupNorm:forward(x) return ops.group_norm(x, self.weight, self.bias, self.groups, self.activation) end
+
+--- Writes the sizes and the activation, for print.
+-- @return text
 function nn.GroupNorm:summary()
   return ("%d channels in %d groups%s"):format(self.weight:size(1), self.groups,
     self.activation ~= "none" and ", " .. self.activation or "")
 end
 
---- Depthwise-separable 3x3 convolution [Chollet 2017]: depthwise, then pointwise, computed as one op. options {stride =
--- 1 or 2; up = 2: nearest-neighbour enlargement first; activation = "silu", ...: group norm and this activation first;
--- output = "f32": the result is float32 under vx.autocast too}. forward(x, residual) adds residual.
+--- Convolves images with depthwise-separable 3x3 filters [Chollet 2017]: depthwise, then pointwise, computed as one op,
+-- zero padding.
+-- @param inputs channels of x
+-- @param outputs channels of the result
+-- @param[opt] options table
+-- @param[opt=1] options.stride 1 or 2
+-- @param[opt=1] options.up 2: enlarges x twofold by nearest neighbours first
+-- @param[opt] options.activation "silu" or "gelu": group norm and this activation first
+-- @param[opt] options.groups of that norm; see vx.nn.GroupNorm
+-- @param[opt] options.output "f32": the result is float32 under vx.autocast too
+-- @return module with depthwise, pointwise and, with an activation, norm
+-- @raise where inputs or outputs is no integer of 1 or more, or groups does not divide inputs
 nn.SeparableConv2d = nn.module "SeparableConv2d"
 function nn.SeparableConv2d:init(inputs, outputs, options)
   options = options or {}
@@ -291,37 +380,74 @@ function nn.SeparableConv2d:init(inputs, outputs, options)
   self.how = { stride = options.stride, up = options.up, groups = self.norm and self.norm.groups,
     activation = options.activation, output = options.output }
 end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, H, W, inputs)
+-- @param[opt] residual tensor of the result's shape, which is added
+-- @return tensor f32 (B, H up / stride, W up / stride, outputs), on a GPU bf16 under vx.autocast
 function nn.SeparableConv2d:forward(x, residual)
   local norm, pointwise = self.norm, self.pointwise
   return ops.sepconv2d(x, self.depthwise.weight, pointwise.weight, pointwise.bias, norm and norm.weight,
     norm and norm.bias, residual, self.how)
 end
+
+--- Writes what is unusual about it, for print.
+-- @return text
 function nn.SeparableConv2d:summary() return self.how.up == 2 and "enlarging x2" or "" end
 
+--- Normalizes the last dimension to mean 0 and variance 1, then scales and shifts each element [Ba et al. 2016].
+-- @param width size of the last dimension, in elements
+-- @return module with weight (width) and bias (width)
+-- @raise where width is no integer of 1 or more
 nn.LayerNorm = nn.module "LayerNorm"
 function nn.LayerNorm:init(width)
   check.integer("LayerNorm", "width", width, 1)
   self.weight = nn.parameter({ width }, 1, { no_decay = true })
   self.bias = nn.parameter({ width }, 0, { no_decay = true })
 end
+
+--- Applies the layer.
+-- @param x tensor f32 (..., width)
+-- @return tensor f32 of x's shape
 function nn.LayerNorm:forward(x) return ops.layer_norm(x, self.weight, self.bias) end
 
---- A function of one tensor as a layer, e.g. nn.Apply("silu", ops.silu).
+--- Makes a layer of a function of one tensor: vx.nn.Apply("silu", vx.silu).
+-- @param label text, for print
+-- @param f function(tensor) → tensor
 nn.Apply = nn.module "Apply"
 function nn.Apply:init(label, f) self.label, self.f = label, f end
+
+--- Applies the function.
+-- @param x tensor of a shape that it takes
+-- @return what the function gives
 function nn.Apply:forward(x) return self.f(x) end
+
+--- Writes the label, for print.
+-- @return text
 function nn.Apply:summary() return self.label end
 
---- Modules one after another: nn.Sequential(a, b, ...) or :add(module).
+--- Applies modules one after another: vx.nn.Sequential(a, b, ...), or :add(module).
+-- @param ... modules
+-- @return module whose fields 1, 2, ... are they
+-- @raise where one is no module
 nn.Sequential = nn.module "Sequential"
 function nn.Sequential:init(...)
   for _, m in ipairs { ... } do self:add(m) end
 end
+
+--- Puts a module behind those that are there.
+-- @param m module
+-- @return the Sequential itself
+-- @raise where it is no module
 function nn.Sequential:add(m)
   if not is_module(m) then fail("Sequential: a %s, expected a module", type(m)) end
   self[#self._order + 1] = m
   return self
 end
+
+--- Applies the modules in their order.
+-- @param x tensor of a shape that the first takes
+-- @return what the last gives
 function nn.Sequential:forward(x)
   for i = 1, #self._order do x = self[i](x) end
   return x
