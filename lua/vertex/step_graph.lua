@@ -1,5 +1,5 @@
---- graph.lua: a step that is recorded once and replayed as a whole, so that neither Lua nor a launch per op costs time
--- any more.
+--- step_graph.lua: a step that is recorded once and replayed as a whole, so that neither Lua nor a launch per op costs
+-- time any more.
 --
 --     local x = vx.zeros { 16, 64, 64, 3 }                  -- inputs keep their place: new values are copied into it
 --     local step = vx.graph(function(rate)
@@ -14,25 +14,31 @@
 --       local loss = step:replay(schedule(i))               -- loss:item() waits for the device
 --     end
 --
--- Every replay does one step, to the bit what the function would do: the first runs it, the second records it (on the
--- CPU, and with VERTEX_SYNC=1, the second runs it too, and so on). From then on Lua is not run again: what it decides
--- is as it was when recorded, but random streams, the steps of AdamW and their rate, relative to the one given, go on.
--- Steps outside the graph may come in between.
+-- Every replay does one step, to the bit what the function would do. The first replay runs the function, the second
+-- records it; from then on Lua is not run again. (On the CPU, and with VERTEX_SYNC=1, every replay runs the function.)
+-- What Lua decides stays as it was when recorded; random streams, the steps of AdamW and their rate, relative to the
+-- one given, go on. Steps outside the graph may come in between.
 --
--- Inside, nothing may wait for the device or come from the host: item, totable, printing, tensors from tables, copies
--- between devices are errors. Results are the same tensors every time, overwritten by the next replay.
+-- Inside, nothing may wait for the device or come from the host: item, totable, printing, tensors from tables and
+-- copies between devices are errors. Results are the same tensors every time, overwritten by the next replay.
 
 local core = require "vertex.core"
 
 local Recording = {}
 Recording.__index = Recording
 
---- f(rate): the step. options {device = default}: where it runs.
+--- Makes a step that is recorded at its second replay and replayed as a whole from then on; the head of step_graph.lua
+-- says what it may do.
+-- @param f function(rate) that does one step
+-- @param[opt] options { device = the default one: where it runs }
+-- @return step with :replay(rate) and :release()
+-- @raise where f is no function
 local function graph(f, options)
   if type(f) ~= "function" then core.fail("graph: a %s, expected a function", type(f)) end
   return setmetatable({ f = f, device = options and options.device or core.device(), warm = false }, Recording)
 end
 
+--- Keeps the tensors in a value alive beyond the step.
 local function keep(value, seen)
   if type(value) ~= "table" or seen[value] then return end
   seen[value] = true
@@ -45,8 +51,8 @@ end
 
 local function pack(...) return { n = select("#", ...), ... } end
 
---- The counts that feed each pair of random numbers: draws[i] goes on as counts[sources[i]] does; false: as it was,
--- since the step did not draw it itself.
+--- Finds the counter that advances each pair of (seed, stream) on a replay: sources[i] is its number for the recorded
+-- draws[i], or false for a pair that the step was given, which is replayed unchanged.
 local function sources_of(draws, counts)
   local sources = {}
   for i, d in ipairs(draws) do
@@ -79,8 +85,8 @@ local function record(self, rate)
   return true
 end
 
---- Counts one step on; the number of AdamW's steps since the recording, or nil where the optimizers do not agree on
--- one.
+--- Counts one step on. Gives the number of AdamW's steps since the recording, or nil where the optimizers do not agree
+-- on one.
 local function advance(self, rate)
   local steps
   for _, c in ipairs(self.counts) do
@@ -100,8 +106,12 @@ local function advance(self, rate)
   return steps or 0
 end
 
---- One step. rate: handed to the function, and what AdamW's learning rates inside follow; nil: they stay as they were
--- recorded.
+--- Does one step.
+-- @param[opt] rate number of 0 or more, handed to the function; on a replay AdamW's learning rates inside follow it.
+-- nil: they stay as they were recorded
+-- @return what the function returned; its tensors are overwritten by the next replay
+-- @raise where the rate is no such number, or is given now and was not at the recording (or the other way round), or
+-- the function waits for the device
 function Recording:replay(rate)
   if rate ~= nil and not (type(rate) == "number" and rate >= 0 and rate < math.huge) then
     core.fail("replay: rate %s, expected a number of 0 or more", tostring(rate))

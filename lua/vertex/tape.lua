@@ -78,7 +78,11 @@ function tape.recorded(op)
   return recorded
 end
 
---- Runs f(...) without recording.
+--- Runs a function without recording its ops, so that no gradient flows through them.
+-- @param f function
+-- @param ... its arguments
+-- @return what it returns
+-- @raise what it raises
 function tape.no_grad(f, ...)
   local before = tape.enabled
   tape.enabled = false
@@ -147,11 +151,13 @@ local function add_to_leaf(leaf, g)
   leaf.grad = buffer
 end
 
---- Forgets the gradient, keeping its memory for the next one.
+--- Forgets the gradient and keeps its memory for the next one.
 function core.Tensor:zero_grad() self.grad = nil end
 
---- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. self is a scalar, or `gradient` (self's
--- shape) is given. The graph is used up.
+--- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. What was recorded is used up.
+-- @param[opt=1] gradient tensor of self's shape, d(loss)/d(self); needed where self has more than one element
+-- @raise where self depends on no leaf that requires a gradient, its record was used up already, or a gradient of its
+-- shape is needed
 function core.Tensor:backward(gradient)
   local root = self._node
   if not self.requires_grad then core.fail "backward: of a tensor that does not depend on any that requires_grad" end
@@ -166,7 +172,10 @@ function core.Tensor:backward(gradient)
   end
   gradient = gradient:to(self:dtype())
   lent = {} -- what an op that failed was lent is forgotten
-  if not root then return add_to_leaf(self, core.contiguous(gradient)) end
+  if not root then
+    add_to_leaf(self, core.contiguous(gradient))
+    return
+  end
 
   -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and
   -- waits in one slot, so it may be added to in place; what an op returned may share its memory with another gradient
