@@ -99,9 +99,9 @@ end
 -- @param low the least that it may be
 -- @param high the greatest that it may be
 -- @return value
--- @raise where it is no number from low to high
+-- @raise where it is no number from low to high, or infinite
 function check.number(who, name, value, low, high)
-  if type(value) == "number" and value >= low and value <= high then return value end
+  if type(value) == "number" and value >= low and value <= high and value < huge then return value end
   if high == huge then fail("%s: %s is %s, expected a number of at least %g", who, name, show(value), low) end
   fail("%s: %s is %s, expected a number from %g to %g", who, name, show(value), low, high)
 end

@@ -21,6 +21,7 @@
 --   .graphs               false where quantize waits for the device, so that vx.graph cannot record it
 -- Buffers (nn.buffer) are in state_dict and in checkpoints, and not among the parameters.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
@@ -39,33 +40,6 @@ local MOST_CODES = 2 ^ 24
 -- @param name of the class, for print
 -- @return class with this one's methods, to which the family adds its own
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
-
--- -- Checks of options ------------------------------------------------------------------------------------------------
-
-local function integer(name, value, low, high)
-  if type(value) ~= "number" or value ~= math.floor(value) or value < low or value > (high or 2 ^ 31) then
-    fail("quantizer: %s is %s, expected an integer of %d or more%s", name, tostring(value), low,
-      high and (" and at most %d"):format(high) or "")
-  end
-end
-
-local function number(name, value, low, open)
-  if type(value) ~= "number" or value ~= value or value == math.huge or value < low or (open and value == low) then
-    fail("quantizer: %s is %s, expected a number %s %g", name, tostring(value), open and "above" or "of at least", low)
-  end
-end
-
-local function one_of(name, value, ...)
-  local texts = {}
-  for i = 1, select("#", ...) do
-    local choice = (select(i, ...))
-    if value == choice then return end
-    texts[i] = type(choice) == "string" and '"' .. choice .. '"' or tostring(choice)
-  end
-  fail("quantizer: %s is %s, expected %s", name, type(value) == "string" and "'" .. value .. "'" or tostring(value),
-    table.concat(texts, " or "))
-end
-Quantizer.check = { integer = integer, number = number, one_of = one_of }
 
 -- -- Making one -------------------------------------------------------------------------------------------------------
 
@@ -93,20 +67,22 @@ function Quantizer:setup(options) end -- luacheck: no unused args
 function Quantizer:init(facts, options)
   self.label, self.facts, self.options = facts.name, facts, options
   self:complete(options)
-  integer("dim", options.dim, 1)
-  integer("codes", options.codes, 1, MOST_CODES)
-  integer("groups", options.groups, 1)
-  integer("seed", options.seed, 0)
-  number("weight", options.weight, 0)
-  number("scale", options.scale, 0, true)
+  check.integer("quantizer", "dim", options.dim, 1)
+  check.integer("quantizer", "codes", options.codes, 1, MOST_CODES)
+  check.integer("quantizer", "groups", options.groups, 1)
+  check.integer("quantizer", "seed", options.seed, 0)
+  check.number("quantizer", "weight", options.weight, 0, math.huge)
+  check.positive("quantizer", "scale", options.scale)
   if options.dim % options.groups ~= 0 then
     fail("quantizer: dim %d does not divide into %d groups", options.dim, options.groups)
   end
   local stages = facts.stages
   if type(stages) == "function" then stages = stages(options) end
-  integer("stages", stages, 1)
+  check.integer("quantizer", "stages", stages, 1)
   self.stage_count, self.columns = stages, stages * options.groups -- columns: codes of a row
-  if facts.codebook then integer("stages x groups x codes", self.columns * options.codes, 1, MOST_CODES) end
+  if facts.codebook then
+    check.integer("quantizer", "stages x groups x codes", self.columns * options.codes, 1, MOST_CODES)
+  end
   self.generator = core.generator(options.seed)
   self.steps = 0 -- training forwards so far: drives schedules
   self.with_stats, self.constants = true, {}

@@ -7,19 +7,19 @@
 --
 -- [1] Vali et al. 2025, DiVeQ: differentiable vector quantization using the reparameterization trick
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 
 local Diveq = registry.Quantizer.extend "DiveqQuantizer"
-local check = registry.check
 
 Diveq.row_inputs = { "noise" }
 
 --- Checks the options.
 -- @param options table of the method's options
 -- @raise where the variance is not a number of 0 or more
-function Diveq.setup(_, options) check.number("variance", options.variance, 0) end
+function Diveq.setup(_, options) check.number("quantizer", "variance", options.variance, 0, math.huge) end
 
 --- Lengths of rows (N,G,1); a row of zeros has length 1e-12 and no gradient.
 local function length(x) return ops.sqrt(ops.clamp(ops.sum(ops.square(x), 3, true), 1e-24, math.huge)) end

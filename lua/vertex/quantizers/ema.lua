@@ -13,25 +13,25 @@
 --
 -- [1] van den Oord et al. 2017, Neural discrete representation learning   [2] Fifty et al. 2025
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 
 local Ema = registry.Quantizer.extend "EmaQuantizer"
-local check = registry.check
 
 --- Checks the options and makes the buffers cluster_size (G,M) and embed_avg (G,M,D); the codebook is one too.
 -- @param options table of the method's options
 -- @raise where one is not what it should be
 function Ema:setup(options)
-  check.number("decay", options.decay, 0)
+  check.number("quantizer", "decay", options.decay, 0, math.huge)
   if options.decay >= 1 then core.fail("quantizer: decay is %g, expected less than 1", options.decay) end
-  check.number("eps", options.eps, 0)
-  check.number("commitment", options.commitment, 0)
-  check.number("threshold", options.threshold, 0)
-  check.one_of("estimator", options.estimator, "ste", "rotation")
-  check.one_of("replace", options.replace, false, "batch", "used")
+  check.number("quantizer", "eps", options.eps, 0, math.huge)
+  check.number("quantizer", "commitment", options.commitment, 0, math.huge)
+  check.number("quantizer", "threshold", options.threshold, 0, math.huge)
+  check.choice("quantizer", "estimator", options.estimator, { "ste", "rotation" })
+  if options.replace then check.choice("quantizer", "replace", options.replace, { "batch", "used" }) end
   self.graphs = not options.replace -- which codes are dead is decided on the host
   if self.facts.metric == "cosine" then self.codebook = core.keep(self.unit(self.codebook):detach()) end
   self.codebook.requires_grad = false

@@ -9,7 +9,7 @@
 -- [1] van den Oord et al. 2017, Neural discrete representation learning   [2] Fifty et al. 2025, Restructuring vector
 -- quantization with the rotation trick
 
-local core = require "vertex.core"
+local check = require "vertex.check"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 local tape = require "vertex.tape"
@@ -20,10 +20,8 @@ local Hard = registry.Quantizer.extend "HardQuantizer"
 -- @param options table of the method's options
 -- @raise where one is not what it should be
 function Hard:setup(options)
-  registry.check.number("beta", options.beta, 0)
-  if options.reduction ~= "sum" and options.reduction ~= "mean" then
-    core.fail("quantizer: reduction is '%s', expected sum or mean", tostring(options.reduction))
-  end
+  check.number("quantizer", "beta", options.beta, 0, math.huge)
+  check.choice("quantizer", "reduction", options.reduction, { "sum", "mean" })
   self.how = { metric = self.facts.metric, estimator = self.facts.estimator, beta = options.beta,
     reduction = options.reduction, codebook_grad = options.codebook_grad }
 end

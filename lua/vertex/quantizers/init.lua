@@ -27,7 +27,7 @@ local check = require "vertex.check"
 local core = require "vertex.core"
 local Quantizer = require "vertex.quantizers.base"
 
-local registry = { list = {}, by_name = {}, Quantizer = Quantizer, check = Quantizer.check }
+local registry = { list = {}, by_name = {}, Quantizer = Quantizer }
 local fail = core.fail
 
 --- Options every quantizer takes.
@@ -102,8 +102,7 @@ local function check_family(family, path)
   local function expect(fine, text, ...)
     if not fine then fail("quantizers: %s %s", path, text:format(...)) end
   end
-  expect(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, codebook =, class =}",
-    type(family))
+  expect(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, class =}", type(family))
   expect(type(family.names) == "table" and #family.names > 0,
     "names no quantizer: names = {{name = ..., summary = ...}}")
   local unknown = unknown_field(family, FAMILY_FIELDS)
@@ -221,22 +220,17 @@ end
 function registry.quantizer(name, options)
   local item = registry.by_name[check.name("quantizer", "method", name, registry.by_name)]
   if type(options) ~= "table" then fail("quantizer: '%s' needs options, at least {dim = ..., codes = ...}", name) end
-  local full, known = {}, {}
+  local full, own, known = {}, {}, {} -- own: options of this method; known: of any
   for _, o in ipairs(item.options) do
-    known[o.name] = true
+    own[o.name] = true
     full[o.name] = o.default
     if options[o.name] ~= nil then full[o.name] = options[o.name] end
   end
+  for _, other in ipairs(registry.list) do
+    for _, o in ipairs(other.options) do known[o.name] = true end
+  end
   for key in pairs(options) do
-    if not known[key] then
-      local elsewhere = false
-      for _, other in ipairs(registry.list) do
-        for _, o in ipairs(other.options) do elsewhere = elsewhere or o.name == key end
-      end
-      if not elsewhere then
-        check.name("quantizer " .. name, "option", key, known)
-      end
-    end
+    if not known[key] then check.name("quantizer " .. name, "option", key, own) end
   end
   return item.class(item, full)
 end

@@ -7,12 +7,12 @@
 --
 -- [1] Zhu et al. 2024, Addressing representation collapse in vector quantized models with one linear layer
 
+local check = require "vertex.check"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 
 local SimVq = registry.Quantizer.extend "SimVqQuantizer"
-local check = registry.check
 
 --- Makes the buffer frozen (G,M,D) and the parameter weight (G x D, D), the groups' matrices one above the other.
 function SimVq:make_codebook()
@@ -27,8 +27,8 @@ end
 -- @param options table of the method's options
 -- @raise where one is not what it should be
 function SimVq:setup(options)
-  check.number("commitment", options.commitment, 0)
-  check.one_of("estimator", options.estimator, "ste", "rotation")
+  check.number("quantizer", "commitment", options.commitment, 0, math.huge)
+  check.choice("quantizer", "estimator", options.estimator, { "ste", "rotation" })
   self.how = { metric = "euclid", estimator = options.estimator, beta = 0, reduction = "mean", codebook_grad = false }
 end
 

@@ -14,13 +14,13 @@
 --
 -- [1] Jang et al. 2017, Categorical reparameterization with Gumbel-softmax
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 
 local Smooth = registry.Quantizer.extend "SmoothQuantizer"
-local check = registry.check
 
 local KNN = { ["knn-l2"] = true, ["knn-ce"] = true } -- regularizers that look at the vertices one by one
 local TERMS = { ppl = "ppl", ["knn-l2"] = "knn", ["knn-ce"] = "knn" } -- a regularizer's name among the losses
@@ -31,28 +31,26 @@ Smooth.row_inputs = { "gumbel" }
 -- @param options table of the method's options
 -- @raise where one is not what it should be
 function Smooth:setup(options)
-  check.integer("k", options.k, 1)
-  check.integer("shards", options.shards, 1)
-  check.number("tau", options.tau, 0, true)
+  check.integer("quantizer", "k", options.k, 1)
+  check.integer("quantizer", "shards", options.shards, 1)
+  check.positive("quantizer", "tau", options.tau)
   if options.vertices ~= nil then
-    check.integer("vertices", options.vertices, 1)
+    check.integer("quantizer", "vertices", options.vertices, 1)
     if options.vertices > options.codes then
       core.fail("quantizer: vertices %d of %d codes", options.vertices, options.codes)
     end
   end
-  if options.precision ~= "f32" and options.precision ~= "bf16" then
-    core.fail("quantizer: precision '%s', expected f32 or bf16", tostring(options.precision))
-  end
+  check.choice("quantizer", "precision", options.precision, { "f32", "bf16" })
   if options.k % options.shards ~= 0 then
     core.fail("quantizer: k %d does not divide into %d shards", options.k, options.shards)
   end
   local g = options.gumbel_tau
   if type(g) == "table" then
-    check.number("gumbel_tau.from", g.from, 0, true)
-    check.number("gumbel_tau.to", g.to, 0, true)
-    check.integer("gumbel_tau.steps", g.steps, 1)
+    check.positive("quantizer", "gumbel_tau.from", g.from)
+    check.positive("quantizer", "gumbel_tau.to", g.to)
+    check.integer("quantizer", "gumbel_tau.steps", g.steps, 1)
   else
-    check.number("gumbel_tau", g, 0, true)
+    check.positive("quantizer", "gumbel_tau", g)
   end
   self.sampler, self.regularizer = self.facts.sampler, self.facts.regularizer
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })

@@ -20,11 +20,11 @@
 -- [1] Ronning 1989, Maximum likelihood estimation of Dirichlet distributions
 -- [2] Sklar 2014, Fast MLE computation for the Dirichlet multinomial
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local dirichlet = require "vertex.ops.dirichlet_math"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
-local registry = require "vertex.quantizers"
 
 local Smooth = require("vertex.quantizers.smooth").class
 local DirichletQuantizer = nn.module("DirichletQuantizer", Smooth)
@@ -35,9 +35,9 @@ DirichletQuantizer.graphs = false -- the fit is found on the host
 -- @param options table of the method's options
 -- @raise where one is not what it should be
 function DirichletQuantizer:setup(options)
-  registry.check.integer("codes", options.codes, 2)
-  registry.check.number("tau", options.tau, 0, true)
-  registry.check.number("alpha", options.alpha, 0, true)
+  check.integer("quantizer", "codes", options.codes, 2)
+  check.positive("quantizer", "tau", options.tau)
+  check.positive("quantizer", "alpha", options.alpha)
   self.prior = {}
   for m = 1, options.codes do self.prior[m] = options.alpha end
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })

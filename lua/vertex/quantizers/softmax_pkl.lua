@@ -15,10 +15,10 @@
 --
 -- [1] Perez-Cruz 2008, Kullback-Leibler divergence estimation of continuous distributions
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
-local registry = require "vertex.quantizers"
 local simplex = require "vertex.simplex"
 
 local Smooth = require("vertex.quantizers.smooth").class
@@ -28,11 +28,11 @@ local PerezCruzQuantizer = nn.module("PerezCruzQuantizer", Smooth)
 -- @param options table of the method's options
 -- @raise where one is not what it should be
 function PerezCruzQuantizer:setup(options)
-  registry.check.integer("codes", options.codes, 2)
-  registry.check.number("tau", options.tau, 0, true)
-  registry.check.integer("neighbour", options.neighbour, 1)
+  check.integer("quantizer", "codes", options.codes, 2)
+  check.positive("quantizer", "tau", options.tau)
+  check.integer("quantizer", "neighbour", options.neighbour, 1)
   options.alpha = options.alpha or 1 / options.codes
-  registry.check.number("alpha", options.alpha, 0, true)
+  check.positive("quantizer", "alpha", options.alpha)
   self.log_tau = nn.parameter({ 1 }, math.log(options.tau), { no_decay = true })
 end
 
