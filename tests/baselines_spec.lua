@@ -176,6 +176,54 @@ describe("diveq", function()
   end
 end)
 
+describe("fsq", function()
+  local function files()
+    local names = {}
+    for file in require("lfs").dir(FOLDER) do
+      names[#names + 1] = file:match "^(fsq%-.*)%.safetensors$"
+    end
+    table.sort(names)
+    return names
+  end
+  for _, file in ipairs(files()) do
+    it("agrees, in evaluation too: " .. file, function()
+      local t, meta = load(file)
+      local levels = {}
+      for L in meta.options:match('"levels": %[(.-)%]'):gmatch "%d+" do levels[#levels + 1] = tonumber(L) end
+      local q = vx.quantizer("fsq", { dim = #levels, levels = levels,
+        symmetric = meta.options:find('"preserve_symmetry": true', 1, true) ~= nil })
+      assert.same({}, q:state_dict())
+      local o, g = run(q, t.x, t.upstream)
+      same_codes(o, t.indices)
+      near(o.quantized, t.quantized, QUANTIZED, "quantized")
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient")
+      assert.equal(0, o.reg:item())
+      local M = t.codebook:size(1)
+      near(q:decode(vx.arange(M):to("i32"):reshape { M, 1 }), t.codebook, QUANTIZED, "codebook")
+      q:eval()
+      o, g = run(q, t.x, t.upstream)
+      same_codes(o, t.indices)
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient in evaluation")
+    end)
+  end
+
+  it("chooses levels for codes, projects rows of another width, refuses what does not multiply", function()
+    local q = vx.quantizer("fsq", { dim = 32, codes = 256 })
+    assert.same({ 8, 8, 4 }, q.options.levels)
+    assert.same({ 32, 3 }, { q.project_in.weight:size(2), q.project_in.weight:size(1) })
+    assert.equal(1000, vx.quantizer("fsq", { dim = 4 }).options.codes)
+    local bad = vx.zeros { 5, 4 }
+    bad[3][2] = 0 / 0
+    H.raises(function() vx.quantizer("fsq", { dim = 4 }):forward(bad) end, "fsq", "row 2")
+    H.raises(function() vx.quantizer("fsq", { dim = 4 }):encode(bad) end, "fsq", "row 2")
+    H.raises(function() vx.quantizer("fsq", { dim = 4, codes = 1001, levels = { 8, 5, 5, 5 } }) end,
+      "8 x 5 x 5 x 5", "1000", "1001")
+    H.raises(function() vx.quantizer("fsq", { dim = 4, codes = 8196 }) end, "8196", "levels")
+    H.raises(function() vx.quantizer("fsq", { dim = 4, levels = { 8, 1 } }) end, "levels[2] is 1")
+    H.raises(function() vx.quantizer("fsq", { dim = 4, levels = 5 }) end, "levels are 5", "array")
+  end)
+end)
+
 it("every file of baselines is held against a method", function()
   for file in require("lfs").dir(FOLDER) do
     local name = file:match "^(.*)%.safetensors$"
