@@ -128,6 +128,7 @@ end
 --- Quantizes rows, in evaluation as in training.
 -- @param z tensor f32 (N,G,D)
 -- @return tensor f32 (N,G,D), with a gradient; codes i32 (N,G)
+-- @raise where a row holds a NaN or Inf
 function Fsq:infer(z)
   local b, k = levels_at(self, z)
   local basis = self:per_level("basis", z:device(), function(_, before) return before end)
@@ -137,6 +138,7 @@ end
 --- Quantizes in training; base.lua says what comes back.
 -- @param z tensor f32 (N,G,D)
 -- @return table without terms
+-- @raise where a row holds a NaN or Inf
 function Fsq:quantize(z)
   local y, codes = self:infer(z)
   return { quantized = y, codes = codes, terms = {} }
@@ -145,6 +147,7 @@ end
 --- Gives each row its code.
 -- @param z tensor f32 (N,G,D)
 -- @return codes i32 (N,G), 0-based
+-- @raise where a row holds a NaN or Inf
 function Fsq:nearest(z) return (select(2, self:infer(z))) end
 
 --- Gives the rows that codes stand for.
