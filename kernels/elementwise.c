@@ -12,6 +12,7 @@
  * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too.
  * The exceptions: comparisons with NaN give 0, and conversion of NaN to an integer gives 0.
  */
+#include "shared/bf16.h"
 #include "shared/special.h"
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
@@ -19,8 +20,6 @@
 #define TILE 4096    /* elements */
 #define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
 #define SQUARE 64    /* rows and columns of a tile of a transposition */
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* -- Walking several strided operands at once ---------------------------------------------------------------------- */
 
@@ -113,32 +112,8 @@ static void walk_run_wide(const walk *w, tile_function *f, const void *context)
 
 /* -- Elements of the four dtypes ----------------------------------------------------------------------------------- */
 
-INLINE float from_bf16(uint16_t x)
-{
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, sizeof y);
-    return y;
-}
-
-/* To nearest, ties to even; a NaN stays one: rounding could carry its payload away, so it is cut off and made quiet. */
-INLINE uint16_t to_bf16(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded);
-}
-
-/* Rounded once, although float32 lies between: bits that float32 would round away become one sticky bit first. */
-INLINE uint16_t bf16_from_i32(int32_t x)
-{
-    int32_t sticky = (x & ~0xff) | ((x & 0xff) ? 0x80 : 0);
-    return to_bf16((float)(x >= 1 << 24 || x <= -(1 << 24) ? sticky : x));
-}
-
 /* To nearest, ties to even, saturating, NaN to 0. */
-INLINE int32_t i32_from_f32(float x)
+VX_INLINE int32_t i32_from_f32(float x)
 {
     float r = rintf(x);
     int32_t y = (int32_t)(r >= -2147483648.0f && r < 2147483648.0f ? r : 0.0f);
@@ -146,13 +121,13 @@ INLINE int32_t i32_from_f32(float x)
     return r < -2147483648.0f ? INT32_MIN : y;
 }
 
-INLINE uint8_t u8_from_f32(float x)
+VX_INLINE uint8_t u8_from_f32(float x)
 {
     float r = x > 0.0f ? x : 0.0f;
     return (uint8_t)(int32_t)rintf(r < 255.0f ? r : 255.0f);
 }
 
-INLINE uint8_t u8_from_i32(int32_t x) { return (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x); }
+VX_INLINE uint8_t u8_from_i32(int32_t x) { return (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x); }
 
 /* -- fill ---------------------------------------------------------------------------------------------------------- */
 
@@ -187,7 +162,7 @@ int VX_CPU(fill)(vx_tensor *x, double value)
     /* doubles hold every int32, so the limits are exact */
     double whole = value != value ? 0 : rint(fmin(fmax(value, INT32_MIN), INT32_MAX));
     if (x->dtype == VX_F32) memcpy(&v.bits, &f, sizeof f);
-    else if (x->dtype == VX_BF16) v.bits = to_bf16(f);
+    else if (x->dtype == VX_BF16) v.bits = vx_to_bf16(f);
     else if (x->dtype == VX_I32) v.bits = (uint32_t)(int32_t)whole;
     else v.bits = u8_from_i32((int32_t)whole);
     walk w = walk_of(1, (const vx_tensor *const[]){x});
@@ -221,17 +196,17 @@ typedef void row_function(char *y, int64_t sy, const char *x, int64_t sx, int64_
 CONVERT_ROW(copy_4, uint32_t, uint32_t, v)
 CONVERT_ROW(copy_2, uint16_t, uint16_t, v)
 CONVERT_ROW(copy_1, uint8_t, uint8_t, v)
-CONVERT_ROW(f32_bf16, float, uint16_t, from_bf16(v))
+CONVERT_ROW(f32_bf16, float, uint16_t, vx_from_bf16(v))
 CONVERT_ROW(f32_i32, float, int32_t, (float)v)
 CONVERT_ROW(f32_u8, float, uint8_t, (float)v)
-CONVERT_ROW(bf16_f32, uint16_t, float, to_bf16(v))
-CONVERT_ROW(bf16_i32, uint16_t, int32_t, bf16_from_i32(v))
-CONVERT_ROW(bf16_u8, uint16_t, uint8_t, to_bf16((float)v))
+CONVERT_ROW(bf16_f32, uint16_t, float, vx_to_bf16(v))
+CONVERT_ROW(bf16_i32, uint16_t, int32_t, vx_bf16_from_i32(v))
+CONVERT_ROW(bf16_u8, uint16_t, uint8_t, vx_to_bf16((float)v))
 CONVERT_ROW(i32_f32, int32_t, float, i32_from_f32(v))
-CONVERT_ROW(i32_bf16, int32_t, uint16_t, i32_from_f32(from_bf16(v)))
+CONVERT_ROW(i32_bf16, int32_t, uint16_t, i32_from_f32(vx_from_bf16(v)))
 CONVERT_ROW(i32_u8, int32_t, uint8_t, v)
 CONVERT_ROW(u8_f32, uint8_t, float, u8_from_f32(v))
-CONVERT_ROW(u8_bf16, uint8_t, uint16_t, u8_from_f32(from_bf16(v)))
+CONVERT_ROW(u8_bf16, uint8_t, uint16_t, u8_from_f32(vx_from_bf16(v)))
 CONVERT_ROW(u8_i32, uint8_t, int32_t, u8_from_i32(v))
 
 /* [to][from], by dtype number; the diagonal moves bits */
@@ -329,7 +304,7 @@ int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
 
 /* -- binary -------------------------------------------------------------------------------------------------------- */
 
-INLINE vf power(vf a, vf b)
+VX_INLINE vf power(vf a, vf b)
 {
     vf y;
     for (int i = 0; i < VX_LANES; i++) y[i] = powf(a[i], b[i]);
@@ -337,7 +312,7 @@ INLINE vf power(vf a, vf b)
 }
 
 /* y = a (kind) b for a vector; kind is a constant wherever this is inlined */
-INLINE vf binary_vector(int kind, vf a, vf b)
+VX_INLINE vf binary_vector(int kind, vf a, vf b)
 {
     const vf one = vf_set1(1.0f), zero = vf_zero();
     switch (kind) {
@@ -355,7 +330,7 @@ INLINE vf binary_vector(int kind, vf a, vf b)
 }
 
 /* One tile; a_step and b_step, constants 0 or 1, say whether the operand advances along a row. */
-INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
+VX_INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
 {
     for (int64_t r = 0; r < t->rows; r++) {
         float *y = (float *)(t->p[0] + r * t->row[0]);
@@ -448,9 +423,9 @@ SPECIAL(tetragamma)
 #undef SPECIAL
 
 /* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
-INLINE vf normal_below(vf x) { return 0.5f + 0.5f * vf_erf(x * 0.70710678f); }
+VX_INLINE vf normal_below(vf x) { return 0.5f + 0.5f * vf_erf(x * 0.70710678f); }
 
-INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
+VX_INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
 {
     const vf zero = vf_zero();
     switch (kind) {
@@ -474,7 +449,7 @@ INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
 }
 
 /* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
-INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf beta)
+VX_INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf beta)
 {
     const vf one = vf_set1(1.0f), zero = vf_zero();
     switch (kind) {
@@ -500,7 +475,7 @@ INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf beta)
     }
 }
 
-INLINE void unary_span(int kind, float *y, const float *x, int64_t n, float alpha, float beta)
+VX_INLINE void unary_span(int kind, float *y, const float *x, int64_t n, float alpha, float beta)
 {
     const vf a = vf_set1(alpha), b = vf_set1(beta);
     int64_t i = 0;
@@ -509,8 +484,8 @@ INLINE void unary_span(int kind, float *y, const float *x, int64_t n, float alph
     if (rest) vf_store_n(y + i, unary_vector(kind, vf_load_n(x + i, rest), a, b), rest);
 }
 
-INLINE void unary_backward_span(int kind, float *dx, const float *dy, const float *x, const float *y, int64_t n,
-                                float alpha, float beta)
+VX_INLINE void unary_backward_span(int kind, float *dx, const float *dy, const float *x, const float *y, int64_t n,
+                                   float alpha, float beta)
 {
     const vf a = vf_set1(alpha), b = vf_set1(beta);
     int64_t i = 0;

@@ -1,4 +1,4 @@
-/* reduce.c: reduce (sum, mean, max, min), argmax, nonfinite, mse, mse_backward.
+/* reduce.c: reduce (sum, mean, max, min).
  *
  * Memory traffic: x is read once.
  *
@@ -19,42 +19,40 @@
 #include "shared/reduce_dims.h"
 #include "cpu/simd.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#define SERIAL 32768              /* below this many elements a second thread costs more than it brings */
+#define FLOAT_RUN (32 * VX_LANES) /* elements summed in float32 before they go into doubles */
+#define PART 16384                /* elements of a part of a long row */
+#define WIDTH 1024                /* columns worked on at once: their doubles fit the first-level cache */
+#define COLUMN_PART 65536         /* elements of a part where columns are kept */
+#define GROUP 8                   /* rows of the tree */
 
-#define SERIAL 32768          /* below this many elements a second thread costs more than it brings */
-#define BLOCK (32 * VX_LANES) /* elements summed in float32 before they go into doubles */
-#define PART 16384            /* elements of a part of a long row */
-#define WIDTH 1024            /* columns worked on at once: their doubles fit the first-level cache */
-#define COLUMN_PART 65536     /* elements of a part where columns are kept */
-#define GROUP 8               /* rows of the tree */
-
-typedef double vd __attribute__((vector_size(VX_LANES * 8)));
 typedef int64_t vl __attribute__((vector_size(VX_LANES * 8)));
 typedef double vd_unaligned __attribute__((vector_size(VX_LANES * 8), aligned(8), may_alias));
-
-INLINE vd vd_of(vf x) { return __builtin_convertvector(x, vd); }
 
 /* -- Elements and accumulators ------------------------------------------------------------------------------------- */
 
 /* kind is VX_REDUCE_SUM, _MAX or _MIN, a constant wherever these are inlined */
 
-INLINE double neutral(int kind) { return kind == VX_REDUCE_SUM ? 0.0 : kind == VX_REDUCE_MAX ? -INFINITY : INFINITY; }
+VX_INLINE double neutral(int kind)
+{
+    return kind == VX_REDUCE_SUM ? 0.0 : kind == VX_REDUCE_MAX ? -INFINITY : INFINITY;
+}
 
-INLINE double join(int kind, double a, double b)
+VX_INLINE double join(int kind, double a, double b)
 {
     if (kind == VX_REDUCE_SUM) return a + b;
     if (a != a || b != b) return NAN;
     return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
 }
 
-INLINE vf join_vf(int kind, vf a, vf b)
+VX_INLINE vf join_vf(int kind, vf a, vf b)
 {
     if (kind == VX_REDUCE_SUM) return a + b;
     return vf_select(a != a, a,
                      kind == VX_REDUCE_MAX ? vf_max(a, b) : vf_min(a, b)); /* both return b where either is NaN */
 }
 
-INLINE vd join_vd(int kind, vd a, vd b)
+VX_INLINE vd join_vd(int kind, vd a, vd b)
 {
     if (kind == VX_REDUCE_SUM) return a + b;
     vl take = (kind == VX_REDUCE_MAX ? b > a : b < a) | (b != b);
@@ -62,7 +60,7 @@ INLINE vd join_vd(int kind, vd a, vd b)
 }
 
 /* All lanes joined, as a tree: halves, quarters, ... pairs. */
-INLINE double vd_fold(int kind, vd x)
+VX_INLINE double vd_fold(int kind, vd x)
 {
     double t[VX_LANES];
     memcpy(t, &x, sizeof t);
@@ -80,7 +78,7 @@ INLINE double vd_fold(int kind, vd x)
     return t[0];
 }
 
-INLINE float vf_fold(int kind, vf x)
+VX_INLINE float vf_fold(int kind, vf x)
 {
 #if VX_LANES > 8
     x = join_vf(kind, x, vf_swap(x, 8));
@@ -94,7 +92,7 @@ INLINE float vf_fold(int kind, vf x)
 }
 
 /* Lanes 0 .. n-1 from p, `step` elements apart; step is the constant 1 in the fast copies of the loops. */
-INLINE vf load(const float *p, int64_t step, int n)
+VX_INLINE vf load(const float *p, int64_t step, int n)
 {
     if (step == 1) return n == VX_LANES ? vf_load(p) : vf_load_n(p, n);
     vf x = vf_zero();
@@ -103,7 +101,7 @@ INLINE vf load(const float *p, int64_t step, int n)
 }
 
 /* The same with the neutral element in the lanes beyond n. */
-INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
+VX_INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
 {
     vf x = load(p, step, n);
     if (kind == VX_REDUCE_SUM || n == VX_LANES) return x;
@@ -114,8 +112,8 @@ INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
 
 /* -- Long rows ----------------------------------------------------------------------------------------------------- */
 
-/* x[0], x[step], ... x[(n - 1) step] joined lane by lane; n <= BLOCK */
-INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
+/* x[0], x[step], ... x[(n - 1) step] joined lane by lane; n <= FLOAT_RUN */
+VX_INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
 {
     const vf none = vf_set1((float)neutral(kind));
     vf s0 = none, s1 = none, s2 = none, s3 = none;
@@ -133,15 +131,15 @@ INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
 }
 
 /* acc joined with n elements */
-INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
+VX_INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += BLOCK)
-        acc = join_vd(kind, acc, vd_of(block(kind, step, x + i * step, vx_min64(BLOCK, n - i))));
+    for (int64_t i = 0; i < n; i += FLOAT_RUN)
+        acc = join_vd(kind, acc, vd_of(block(kind, step, x + i * step, vx_min64(FLOAT_RUN, n - i))));
     return acc;
 }
 
-/* One short row, n <= BLOCK: the lanes are joined in float32 too. */
-INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
+/* One short row, n <= FLOAT_RUN: the lanes are joined in float32 too. */
+VX_INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
 {
     if (n > 4) return vf_fold(kind, block(kind, step, x, n));
     double v = neutral(kind);
@@ -152,7 +150,7 @@ INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
 /* -- Kept columns -------------------------------------------------------------------------------------------------- */
 
 /* sum[0 .. width-1], in doubles and padded to whole vectors, joined with `count` rows of `width` columns. */
-INLINE void columns_into(int kind, int64_t step, double *sum, const float *const *row, int count, int64_t width)
+VX_INLINE void columns_into(int kind, int64_t step, double *sum, const float *const *row, int count, int64_t width)
 {
     for (int64_t c = 0; c < width; c += VX_LANES) {
         int n = (int)vx_min64(VX_LANES, width - c);
@@ -197,7 +195,7 @@ typedef struct plan {
 } plan;
 
 /* Part `part` of kept row k; inner dimension reduced. Pieces are rows, or stretches of PART elements of longer rows. */
-INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t k, int64_t part)
+VX_INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t k, int64_t part)
 {
     const float *x = p->x + dims_offset(&p->kept, p->kept.x, k);
     int64_t cuts = vx_ceil_div(p->n, PART), per_part = vx_max64(1, PART / p->n), pieces = p->reduced.count * cuts;
@@ -210,10 +208,10 @@ INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t k, 
     return vd_fold(kind, acc);
 }
 
-INLINE void reduce_rows(int kind, int64_t step, const plan *p)
+VX_INLINE void reduce_rows(int kind, int64_t step, const plan *p)
 {
     int64_t units = p->kept.count * p->parts, work = p->kept.count * p->reduced.count * p->n;
-    if (p->reduced.count == 1 && p->n <= BLOCK) {
+    if (p->reduced.count == 1 && p->n <= FLOAT_RUN) {
 #pragma omp parallel for schedule(static) if (work >= SERIAL)
         for (int64_t k = 0; k < units; k++) {
             double v = short_row(kind, step, p->x + dims_offset(&p->kept, p->kept.x, k), p->n);
@@ -238,7 +236,7 @@ INLINE void reduce_rows(int kind, int64_t step, const plan *p)
 /* Rows of a part where columns are kept, a multiple of GROUP. */
 static int64_t rows_of_part(int64_t n) { return vx_max64(1, COLUMN_PART / vx_min64(n, WIDTH) / GROUP) * GROUP; }
 
-INLINE void reduce_columns(int kind, int64_t step, const plan *p)
+VX_INLINE void reduce_columns(int kind, int64_t step, const plan *p)
 {
     int64_t cuts = vx_ceil_div(p->n, WIDTH), rows = rows_of_part(p->n), units = p->kept.count * p->parts * cuts;
     int64_t work = p->kept.count * p->reduced.count * p->n;
@@ -289,7 +287,7 @@ INLINE void reduce_columns(int kind, int64_t step, const plan *p)
     }
 }
 
-INLINE void reduce_kind(int kind, const plan *p)
+VX_INLINE void reduce_kind(int kind, const plan *p)
 {
     if (p->inner_kept) {
         if (p->x_step == 1) reduce_columns(kind, 1, p);
@@ -335,143 +333,5 @@ int VX_CPU(reduce)(vx_tensor *y, vx_tensor *x, int kind)
     else if (kind == VX_REDUCE_MIN) reduce_kind(VX_REDUCE_MIN, &p);
     else reduce_kind(VX_REDUCE_SUM, &p);
     if (p.partial) vx_scratch_free(p.partial);
-    return VX_OK;
-}
-
-/* -- argmax -------------------------------------------------------------------------------------------------------- */
-
-/* Column of the largest of n > 0 elements, the lowest of equals; -1 where one is NaN. Each lane keeps its own best and
- * where that was, so that one pass is enough. */
-static int32_t row_argmax(const float *x, int64_t n)
-{
-    vi lane;
-    for (int i = 0; i < VX_LANES; i++) lane[i] = i;
-    vf best = vf_set1(-INFINITY);
-    vi where = lane, at = lane, nan = {0};
-    int64_t i = 0;
-    for (; i + VX_LANES <= n; i += VX_LANES, at += VX_LANES) {
-        vf v = vf_load(x + i);
-        vi better = v > best;
-        best = vf_max(v, best);
-        where = (at & better) | (where & ~better);
-        nan |= v != v;
-    }
-    if (vi_any(nan)) return -1;
-    float top = vf_maximum(best);
-    int32_t column = INT32_MAX;
-    for (int k = 0; k < VX_LANES; k++)
-        if (best[k] == top && where[k] < column) column = where[k];
-    for (; i < n; i++) {
-        if (x[i] != x[i]) return -1;
-        if (x[i] > top) top = x[i], column = (int32_t)i;
-    }
-    return column;
-}
-
-/* index = column of each row's largest element. A row with NaN is VX_ENONFINITE, and index stays as it was. */
-int VX_CPU(argmax)(vx_tensor *index, vx_tensor *x)
-{
-    int64_t rows = x->shape[0], n = x->shape[1], bad = INT64_MAX;
-    const float *in = vx_f32(x);
-    if (!rows) return VX_OK;
-    int32_t *found = vx_scratch("argmax", sizeof(int32_t) * (size_t)rows);
-    if (!found) return VX_ENOMEM;
-#pragma omp parallel for schedule(static) reduction(min : bad) if (rows * n >= SERIAL)
-    for (int64_t r = 0; r < rows; r++) {
-        found[r] = row_argmax(in + r * n, n);
-        if (found[r] < 0) bad = vx_min64(bad, r);
-    }
-    if (bad == INT64_MAX) memcpy(index->data, found, sizeof(int32_t) * (size_t)rows);
-    vx_scratch_free(found);
-    return bad == INT64_MAX ? VX_OK : vx_fail(VX_ENONFINITE, "argmax: row %lld holds a NaN", (long long)bad);
-}
-
-/* -- nonfinite ----------------------------------------------------------------------------------------------------- */
-
-/* 1 where any of n elements is NaN or Inf: its exponent bits are all set. */
-static int any_nonfinite(const float *x, int64_t n)
-{
-    vi bad = {0};
-    int64_t i = 0;
-    for (; i + VX_LANES <= n; i += VX_LANES) bad |= ((vi)vf_load(x + i) & 0x7f800000) == 0x7f800000;
-    if (i < n) bad |= ((vi)vf_load_n(x + i, (int)(n - i)) & 0x7f800000) == 0x7f800000;
-    return vi_any(bad);
-}
-
-/* found = (rows that hold a NaN or Inf, the first such row or -1). Long rows are shared between threads. */
-int VX_CPU(nonfinite)(vx_tensor *found, vx_tensor *x)
-{
-    int64_t rows = x->shape[0], n = x->shape[1], count = 0, first = INT64_MAX;
-    const float *in = vx_f32(x);
-    if (n >= SERIAL) {
-        for (int64_t r = 0; r < rows; r++) {
-            int bad = 0;
-#pragma omp parallel for schedule(static) reduction(| : bad)
-            for (int64_t i = 0; i < n; i += PART) bad |= any_nonfinite(in + r * n + i, vx_min64(PART, n - i));
-            count += bad;
-            if (bad) first = vx_min64(first, r);
-        }
-    } else {
-#pragma omp parallel for schedule(static) reduction(+ : count) reduction(min : first) if (rows * n >= SERIAL)
-        for (int64_t r = 0; r < rows; r++) {
-            if (!any_nonfinite(in + r * n, n)) continue;
-            count++;
-            first = vx_min64(first, r);
-        }
-    }
-    vx_i32(found)[0] = (int32_t)count;
-    vx_i32(found)[1] = count ? (int32_t)first : -1;
-    return VX_OK;
-}
-
-/* -- mse ----------------------------------------------------------------------------------------------------------- */
-
-/* Sum of (a - b)^2 over n elements, in the order of row_into(). */
-static double squared_distance(const float *a, const float *b, int64_t n)
-{
-    vd acc = {0};
-    for (int64_t first = 0; first < n; first += BLOCK) {
-        int64_t end = vx_min64(first + BLOCK, n), i = first;
-        vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-        for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES)
-            for (int k = 0; k < 4; k++) {
-                vf d = vf_load(a + i + k * VX_LANES) - vf_load(b + i + k * VX_LANES);
-                s[k] += d * d;
-            }
-        for (; i < end; i += VX_LANES) {
-            int m = (int)vx_min64(VX_LANES, end - i);
-            vf d = vf_load_n(a + i, m) - vf_load_n(b + i, m);
-            s[0] += d * d;
-        }
-        acc += vd_of((s[0] + s[1]) + (s[2] + s[3]));
-    }
-    return vd_fold(VX_REDUCE_SUM, acc);
-}
-
-/* loss = mean (a - b)^2. Working space: 8 bytes per 16384 elements. */
-int VX_CPU(mse)(vx_tensor *loss, vx_tensor *a, vx_tensor *b)
-{
-    int64_t n = a->numel, parts = vx_ceil_div(n, PART);
-    if (!n) return vx_fail(VX_EINVAL, "mse: mean of no elements");
-    const float *pa = vx_f32(a), *pb = vx_f32(b);
-    double *partial = vx_scratch("mse", sizeof(double) * (size_t)parts), sum = 0;
-    if (!partial) return VX_ENOMEM;
-#pragma omp parallel for schedule(static) if (n >= SERIAL)
-    for (int64_t i = 0; i < parts; i++)
-        partial[i] = squared_distance(pa + i * PART, pb + i * PART, vx_min64(PART, n - i * PART));
-    for (int64_t i = 0; i < parts; i++) sum += partial[i];
-    vx_scratch_free(partial);
-    vx_f32(loss)[0] = (float)(sum / (double)n);
-    return VX_OK;
-}
-
-/* da = 2 dloss (a - b) / count */
-int VX_CPU(mse_backward)(vx_tensor *da, vx_tensor *a, vx_tensor *b, vx_tensor *dloss)
-{
-    int64_t n = a->numel;
-    const float *pa = vx_f32(a), *pb = vx_f32(b), scale = n ? (float)(2.0 * vx_f32(dloss)[0] / (double)n) : 0.0f;
-    float *out = vx_f32(da);
-#pragma omp parallel for simd schedule(static) if (n >= SERIAL)
-    for (int64_t i = 0; i < n; i++) out[i] = scale * (pa[i] - pb[i]);
     return VX_OK;
 }

@@ -29,6 +29,7 @@
 #include "shared/checks.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/norm.h"
+#include "cpu/add_rows.h"
 #include "cpu/gemm_tile.h"
 
 enum {

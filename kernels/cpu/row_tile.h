@@ -42,18 +42,6 @@ static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, 
     return first == INT64_MAX ? -1 : first;
 }
 
-/* order = 0 .. count-1 sorted by key, stably; start (keys + 1) says where each key's run begins. */
-static inline void counting_sort(const int32_t *key, int64_t stride, int64_t count, int64_t keys, int32_t *order,
-                                 int32_t *start)
-{
-    memset(start, 0, sizeof(int32_t) * (size_t)(keys + 1));
-    for (int64_t i = 0; i < count; i++) start[key[i * stride] + 1]++;
-    for (int64_t k = 0; k < keys; k++) start[k + 1] += start[k];
-    for (int64_t i = 0; i < count; i++) order[start[key[i * stride]]++] = (int32_t)i;
-    for (int64_t k = keys; k > 0; k--) start[k] = start[k - 1];
-    start[0] = 0;
-}
-
 /* -- A few rows times a few vectors -------------------------------------------------------------------------------- */
 
 /* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */

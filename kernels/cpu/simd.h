@@ -28,6 +28,8 @@ typedef int32_t vi __attribute__((vector_size(VX_LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(VX_LANES * 4)));
 typedef float vf_unaligned __attribute__((vector_size(VX_LANES * 4), aligned(4), may_alias));
 
+typedef double vd __attribute__((vector_size(VX_LANES * 8)));
+
 static inline vf vf_load(const float *p) { return *(const vf_unaligned *)p; }
 static inline void vf_store(float *p, vf x) { *(vf_unaligned *)p = x; }
 static inline vf vf_set1(float x) { return x - (vf){0}; }
@@ -248,6 +250,18 @@ static inline float vf_maximum(vf x)
     x = vf_max(x, vf_swap(x, 2));
     x = vf_max(x, vf_swap(x, 1));
     return x[0];
+}
+
+static inline vd vd_of(vf x) { return __builtin_convertvector(x, vd); }
+
+static inline double vd_sum(vd x)
+{
+    double t[VX_LANES];
+    memcpy(t, &x, sizeof t);
+    for (int n = VX_LANES / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) t[i] += t[i + n];
+    return t[0];
 }
 
 /* x rounded to an integer, halves to even; |x| < 2^22 */

@@ -1,4 +1,4 @@
-/* cpu.c: the table of one SIMD variant, expanded from ops.def: an op without a kernel does not link. */
+/* table.c: the table of one SIMD variant, expanded from ops.def: an op without a kernel does not link. */
 #include "cpu.h"
 
 #define VX_STRING_(x) #x

@@ -15,6 +15,7 @@
  * Memory bound: z, dy, dz and the codes once. Sums are deterministic: reg over 64 ranges of rows in order, a code's
  * gradient over its rows in order (rows are sorted by code first).
  */
+#include "cpu/indices.h"
 #include "cpu/row_tile.h"
 
 enum { RANGES = 64 };
@@ -27,15 +28,6 @@ typedef struct hard_call {
     const float *z, *codebook, *dy;
     const int32_t *codes;
 } hard_call;
-
-static int check_codes(const char *op, const hard_call *c)
-{
-    for (int64_t i = 0; i < c->N * c->G; i++)
-        if (c->codes[i] < 0 || c->codes[i] >= c->M)
-            return vx_fail(VX_EINVAL, "%s: row %lld has code %d, of 0 .. %lld", op, (long long)(i / c->G), c->codes[i],
-                           (long long)c->M - 1);
-    return VX_OK;
-}
 
 /* What the row is divided by to come onto the sphere; 1 in the plane. */
 static inline float divisor(const hard_call *c, const float *x)
@@ -61,7 +53,7 @@ int VX_CPU(hard_forward)(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *
         .codebook = vx_f32(codebook),
         .codes = vx_i32(codes),
     };
-    int status = check_codes("hard_forward", &c);
+    int status = check_indices("hard_forward", "code", c.codes, c.N, c.G, c.M);
     if (status) return status;
     const int64_t rows = c.N * c.G;
     double partial[RANGES], sum = 0;
@@ -158,7 +150,7 @@ int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx
         .codes = vx_i32(codes),
     };
     c.dreg = vx_f32(dreg)[0] / (float)(c.N * c.G) / (float)(mean_reduction ? c.D : 1);
-    int status = check_codes("hard_backward", &c);
+    int status = check_indices("hard_backward", "code", c.codes, c.N, c.G, c.M);
     if (status) return status;
     int32_t *order = vx_scratch("hard_backward", sizeof(int32_t) * (size_t)(c.N + c.M + 1)), *start = order + c.N;
     if (!order) return VX_ENOMEM;

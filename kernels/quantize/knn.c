@@ -18,6 +18,7 @@
 
 #include "shared/checks.h"
 #include "shared/neighbours.h"
+#include "cpu/indices.h"
 #include "cpu/row_tile.h"
 
 /* -- Vertices ------------------------------------------------------------------------------------------------------ */
@@ -113,10 +114,8 @@ int VX_CPU(vertex_knn_backward)(vx_tensor *dp, vx_tensor *ddeviation, vx_tensor 
     const float *g = vx_f32(ddeviation);
     const int32_t *rows = vx_i32(near);
     float *out = vx_f32(dp);
-    for (int64_t i = 0; i < c.M * c.K; i++)
-        if (rows[i] < 0 || rows[i] >= c.N)
-            return vx_fail(VX_EINVAL, "vertex_knn_backward: near holds row %d, p has rows 0 .. %lld", rows[i],
-                           (long long)c.N - 1);
+    int status = check_indices("vertex_knn_backward", "neighbour", rows, c.M, c.K, c.N);
+    if (status) return status;
     if (metric == VX_KNN_CE) {
         memset(out, 0, sizeof(float) * (size_t)(c.N * c.M));
         for (int64_t i = 0; i < c.M * c.K; i++) {
@@ -251,10 +250,8 @@ int VX_CPU(knn_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *ddistance, vx_
     const float *g = vx_f32(ddistance), *a = vx_f32(x), *b = vx_f32(y);
     const int32_t *rows = vx_i32(near);
     float *da = vx_f32(dx), *db = vx_f32(dy);
-    for (int64_t i = 0; i < N * K; i++)
-        if (rows[i] < 0 || rows[i] >= L)
-            return vx_fail(VX_EINVAL, "knn_backward: near holds row %d, y has rows 0 .. %lld", rows[i],
-                           (long long)L - 1);
+    int status = check_indices("knn_backward", "neighbour", rows, N, K, L);
+    if (status) return status;
     memset(da, 0, sizeof(float) * (size_t)(N * D));
     memset(db, 0, sizeof(float) * (size_t)(L * D));
 #pragma omp parallel for schedule(static)

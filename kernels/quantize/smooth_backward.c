@@ -38,6 +38,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+#include "cpu/indices.h"
 #include "smooth_narrow.h"
 
 enum {
@@ -498,18 +499,6 @@ static void finish_codes(const backward *b, const int32_t *slot)
     }
 }
 
-static int check_indices(const smooth_call *c, const int32_t *codes, const int32_t *near)
-{
-    for (int64_t i = 0; i < c->N * c->G; i++)
-        if (codes[i] < 0 || codes[i] >= c->M)
-            return vx_fail(VX_EINVAL, "%s: row %lld has code %d, of 0 .. %lld", c->op, (long long)(i / c->G), codes[i],
-                           (long long)c->M - 1);
-    for (int64_t j = 0; j < c->G * c->S * c->K; j++)
-        if (near[j] < 0 || near[j] >= c->N)
-            return vx_fail(VX_EINVAL, "%s: near names row %d, of 0 .. %lld", c->op, near[j], (long long)c->N - 1);
-    return VX_OK;
-}
-
 /* Lays out the working memory in a; count only where a->base is NULL. */
 static void carve_backward(smooth_arena *a, backward *b, worker **workers, int threads, int32_t **slot)
 {
@@ -590,7 +579,8 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     if (!norms) return VX_ENOMEM;
     b.norms = norms;
     status = smooth_cpu_check(&b.cpu, c, log_tau, precision, norms);
-    if (!status) status = check_indices(c, b.codes, vx_i32(near));
+    if (!status) status = check_indices(c->op, "code", b.codes, c->N, c->G, c->M);
+    if (!status && c->K) status = check_indices(c->op, "neighbour", vx_i32(near), c->G * c->S, c->K, c->N);
     int threads = omp_get_max_threads();
     worker *workers[threads];
     smooth_arena arena = {0};
