@@ -1,14 +1,14 @@
---- Pictures of the simplex: Figures 1 and 2 of Morita 2025, and what the paper says of its regularizers without a
--- picture.
+--- simplex_figures.lua: pictures of the simplex. Figures 1 and 2 of Morita 2025, and in pictures what the paper says of
+-- its regularizers in words.
 --
---   luajit experiments/simplex_figures.lua --out DIR
--- Each figure is written as PNG, SVG and PDF; the scores behind Figure 1 are also printed and written to scores.csv.
+--     luajit experiments/simplex_figures.lua --out DIR
 --
 --   figure1      four distributions on the simplex, and how ppl and KNN score them
 --   figure2      Dirichlet densities with concentrations 0.5, 1 and 2
 --   gradients    where each regularizer alone pushes spread and collapsed points
---   motion-*     300 points that each regularizer alone moves, from a uniform and from a collapsed start: frames over
---   the steps
+--   motion-*     300 points that each regularizer alone moves, step by step, from a uniform and from a collapsed start
+--
+-- Each figure is written as PNG, SVG and PDF. The scores behind Figure 1 are also printed and written to scores.csv.
 
 local ffi = require "ffi"
 ffi.cdef "char *realpath(const char *path, char *out);"
@@ -28,6 +28,7 @@ local flags = parser:parse(arg)
 local BLUE, ORANGE, GREEN, DARK, LIGHT = plot.colors[1], plot.colors[5], plot.colors[3], "#555555", "#BBBBBB"
 local K = 8                                   -- the paper's, in Figure 1
 
+-- Saves a figure in three formats and says so.
 local function save(fig, name)
   for _, ending in ipairs { "png", "svg", "pdf" } do fig:save(("%s/%s.%s"):format(flags.out, name, ending)) end
   io.write(("%s/%s.png .svg .pdf\n"):format(flags.out, name))
@@ -35,7 +36,7 @@ end
 
 -- -- Figure 1 ---------------------------------------------------------------------------------------------------------
 
--- As in the paper: orange circles, light and dark grey, blue crosses.
+-- The paper's markers: orange circles, light and dark grey, blue crosses.
 local STYLES = {
   vertices = { color = ORANGE, marker = "circle" }, uniform = { color = LIGHT, marker = "square" },
   centered = { color = DARK, marker = "triangle" }, collapsed = { color = BLUE, marker = "cross" },
@@ -50,7 +51,7 @@ local SCORES = {
   { name = "max_p", of = function(p) return simplex.max_p(p):mean() end },
 }
 
---- Mean and standard deviation of every score over `draws` samples of n points: score → distribution → {mean, sd}.
+-- Scores `draws` samples of n points of every distribution. Gives score → distribution → { mean, standard deviation }.
 local function score_distributions(n, draws)
   local out = {}
   for _, score in ipairs(SCORES) do out[score.name] = {} end
@@ -73,6 +74,7 @@ local function score_distributions(n, draws)
   return out
 end
 
+-- Prints the scores as a table, and writes them to scores.csv.
 local function write_scores(scores, n, draws)
   local csv, lines = { "distribution,score,mean,sd,points,draws" }, { ("%-10s"):format "" }
   for _, score in ipairs(SCORES) do lines[1] = lines[1] .. ("%18s"):format(score.name) end
@@ -90,6 +92,7 @@ local function write_scores(scores, n, draws)
     table.concat(lines, "\n")))
 end
 
+-- Draws a score as one bar a distribution, with its standard deviation.
 local function draw_scores(ax, scores, title, ylabel)
   local means, sds, colors = {}, {}, {}
   for i, name in ipairs(simplex.names) do
@@ -128,15 +131,15 @@ end
 
 -- -- The regularizers alone -------------------------------------------------------------------------------------------
 
--- As in the paper's settings, K·M = N: as many neighbours as there are points.
+-- K M = N, as in the paper's settings: as many neighbours as there are points.
 local REGULARIZERS = {
   { name = "ppl", of = function(p) return simplex.ppl(p) end },
   { name = "KNN-L2", of = function(p) return (simplex.knn(p, { k = p:size(1) / 3, metric = "l2" })) end },
   { name = "KNN-CE", of = function(p) return (simplex.knn(p, { k = p:size(1) / 3, metric = "ce" })) end },
 }
 
---- The points of the simplex nearest to the rows of x, which sum to 1: what is to be taken off every coordinate, by
--- Newton's method, which ends after M steps.
+-- Gives the points of the simplex nearest to the rows of x (N,M), which sum to 1. Newton's method finds what to take
+-- off every coordinate; it ends after M steps.
 local function project(x)
   for _ = 1, x:size(2) do
     local y = vx.clamp(x, 0, math.huge)
@@ -145,8 +148,8 @@ local function project(x)
   return vx.clamp(x, 0, 1)
 end
 
---- Steps of projected gradient descent on the points, each of the length `step` before it is projected, and the lengths
--- of the gradients within the simplex's plane.
+-- Gives the steps (N,M) of projected gradient descent on the points p, each of the length `step` before it is
+-- projected, and the lengths (N) of the gradients within the plane of the simplex.
 local function pushes(p, regularizer, step)
   local x = p:clone()
   x.requires_grad = true
@@ -170,15 +173,15 @@ local function gradients()
           :arrows(p, step, { width = 1.2, values = length, range = { 1e-4, 1 }, log = true })
           :scatter(p, { size = 2.5, color = DARK, alpha = 1 })
           :set { title = ("%s, %s points"):format(regularizer.name, row == 1 and "spread" or "collapsed"),
-            color_bar = col == 3,
-            color_label = "length of the gradient in p" }
+            color_bar = col == 3, color_label = "length of the gradient in p" }
       end)
     end
   end
   save(fig, "gradients")
 end
 
---- Points after each of the numbers of steps in `stops`, when the regularizer alone moves them: Adam on their logits.
+-- Moves points by the regularizer alone: Adam on their logits. Gives the points (N,M) after each of the numbers of
+-- steps in `stops`.
 local function descend(start, regularizer, stops)
   local frames, step = {}, 0
   local logits = vx.keep(vx.log(vx.clamp(start, 1e-6, 1)))
@@ -198,8 +201,8 @@ local function descend(start, regularizer, stops)
   return frames
 end
 
---- One sheet of frames: a row for each regularizer, a column for each number of steps. A point keeps the colour of the
--- vertex it is nearest to at the end.
+-- Draws a sheet of frames: a row for each regularizer, a column for each number of steps. A point has in all of them
+-- the colour of the vertex that it is nearest to at the end.
 local function motion(name)
   local n, stops = flags.quick and 30 or 300, flags.quick and { 0, 5, 10 } or { 0, 25, 50, 100, 200, 400 }
   local fig = plot.figure { width = 190 * #stops + 20, height = 610, rows = #REGULARIZERS, cols = #stops, scale = 1.5 }
