@@ -1,5 +1,5 @@
---- larger_cases.lua: shapes beside the `cases` of ops.lua that reach the branches of the kernels: channel counts around
--- and off the vector widths, odd sizes, several chunks, blocks and threads. By op: T → argument lists, as in ops.lua.
+--- larger_cases.lua: shapes beside the `cases` of ops' records that reach the branches of the kernels: channel counts
+-- around and off the vector widths, odd sizes, several chunks, blocks and threads. By op: T → argument lists, as there.
 
 local function elementwise(low, high)
   return function(T)

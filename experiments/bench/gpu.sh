@@ -5,7 +5,7 @@
 #     experiments/bench/gpu.sh OUT [--data DIR] [--device cuda:0] [--python python3] [--seconds 540]
 #     experiments/bench/gpu.sh OUT --dry     the same at tiny sizes on the emulator, without PyTorch: tests this script
 #
-# carry.sh beside it takes the tree to a machine where nothing can be installed.
+# bundle.sh beside it takes the tree to a machine where nothing can be installed.
 #
 # In the order of their worth, so that what the time is too short for is the least of it:
 #   device      the card, its driver, and its ceilings (roofline.cu)

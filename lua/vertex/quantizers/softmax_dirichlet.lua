@@ -8,7 +8,7 @@
 --             a divergence that outweighs everything else: in 300 steps of ae_sweep's `tiny` (M = 256) 6% of the codes
 --             stay in use with it,
 --             96% with 0.5, whose points are not tight for large M
---   fit       maximum likelihood [1, 2] by Newton's method (dirichlet.lua), on the N rows and one more that has the
+--   fit       maximum likelihood [1, 2] by Newton's method (ops.dirichlet_mle), on the N rows and one more that has the
 --   prior's E ln p: there
 --             is a maximum even when all rows are one point, which is where collapse ends
 --   scale     nats divided by M, so that the weight means the same for every M

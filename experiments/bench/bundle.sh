@@ -2,8 +2,8 @@
 # Takes a built tree to a machine where nothing can be installed, a rented GPU say: unpacks the run-time packages, with
 # what they need, into FOLDER (in the tree, to travel with it), where FOLDER/run runs a command with them.
 #
-#   here:    ./setup.sh && experiments/bench/carry.sh carry           needs apt-get, installs nothing
-#   there:   carry/run experiments/bench/gpu.sh out/gpu --data DIR    from the tree's folder
+#   here:    ./setup.sh && experiments/bench/bundle.sh bundle         needs apt-get, installs nothing
+#   there:   bundle/run experiments/bench/gpu.sh out/gpu --data DIR    from the tree's folder
 #
 # There: x86-64, glibc 2.36 or newer.
 set -euo pipefail
