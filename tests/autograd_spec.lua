@@ -157,7 +157,7 @@ describe("backward", function()
     near(expected, z.grad)
   end)
 
-  it("a second time over a used graph is an error that says so", function()
+  it("a second time over a used tape is an error that says so", function()
     local x = leaf { 2 }
     local y = x:square()
     y:backward()

@@ -70,8 +70,8 @@ end
 function check.name(who, what, name, known)
   if name ~= nil and known[name] ~= nil then return name end
   local names = check.names(known)
-  local near = type(name) == "string" and check.nearest(name, names)
-  fail("%s: unknown %s %s%s; known: %s", who, what, show(name), near and (", did you mean '%s'?"):format(near) or "",
+  local meant = type(name) == "string" and check.nearest(name, names)
+  fail("%s: unknown %s %s%s; known: %s", who, what, show(name), meant and (", did you mean '%s'?"):format(meant) or "",
     table.concat(names, ", "))
 end
 

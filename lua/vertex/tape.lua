@@ -101,7 +101,7 @@ local function nodes_before(root)
     local node = table.remove(stack)
     list[#list + 1] = node
     if not node.inputs then
-      core.fail("backward: the graph behind '%s' was already used by an earlier backward; compute the loss again",
+      core.fail("backward: the tape behind '%s' was already used by an earlier backward; compute the loss again",
         node.op.name)
     end
     for i = 1, node.inputs.n do

@@ -54,7 +54,7 @@ end
 -- passed to vx.keep; also when it fails. Steps nest.
 -- @param f function
 -- @param ... its arguments
--- @return what f returns; its tensors are cut from the graph that made them
+-- @return what f returns; its tensors are cut from the tape that made them
 -- @raise what f raises
 function scopes.step(f, ...)
   local mine = {}
