@@ -48,7 +48,7 @@ local function add_methods(name, class)
       if type(class[key]) == "function" and key ~= "init" then add(name .. ":" .. key, class[key], true) end
     end
     local meta = getmetatable(class)
-    class = meta and rawget(meta, "__index")
+    class = meta and not meta.__hidden and rawget(meta, "__index")
   end
 end
 
@@ -328,6 +328,12 @@ describe("a name of PyTorch's", function()
     H.raises(function() return vx.manual_seed(1) end, "vx.manual_seed: no such name; ", "vx.seed(n)")
     H.raises(function() return vx.nn.ReLU() end, "vx.nn.ReLU: no such name; ", "vx.nn.Apply")
     H.raises(function() return vx.optim.SGD end, "vx.optim.SGD: no such name; ", "vx.optim.AdamW")
+    H.raises(function() vx.zeros({ 2, 3 }):view { 3, 2 } end, "x:view: no such method; PyTorch's view is here ",
+      "x:reshape{ 2, -1 }")
+    H.raises(function() vx.zeros({ 2 }):cuda() end, 'x:to "cuda:0"')
+    local _, names = session:complete "vx.Tensor.vie"
+    assert.same({}, names)
+    assert.is_nil(vx.zeros({ 2 }).no_such_name)
     assert.is_nil(vx.no_such_name)
     assert.is_nil(vx.nn.NoSuchLayer)
   end)

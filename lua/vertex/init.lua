@@ -21,6 +21,7 @@ local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 local npy = require "vertex.npy"
 local safetensors = require "vertex.safetensors"
+local torch_names = require "vertex.torch_names"
 require "vertex.interactive.show" -- print(x)
 
 local vx = {
@@ -180,7 +181,7 @@ for name, module in pairs(LATER) do names[name] = package.searchpath(module, pac
 
 --- Loads what is asked for, raises what a name of PyTorch's is here, or gives nil for any other name.
 local function missing(t, name)
-  if not LATER[name] then return require("vertex.torch_names").refuse("vx." .. tostring(name)) end
+  if not LATER[name] then return torch_names.refuse("vx." .. tostring(name)) end
   local module = require(LATER[name])
   rawset(t, name, module)
   return module
@@ -188,8 +189,11 @@ end
 
 for name, t in pairs { nn = vx.nn, optim = vx.optim } do
   setmetatable(t, { __index = function(_, key)
-    return require("vertex.torch_names").refuse(("vx.%s.%s"):format(name, tostring(key)))
+    return torch_names.refuse(("vx.%s.%s"):format(name, tostring(key)))
   end })
 end
+
+-- x:view{} and its like say what to write instead; __hidden: they are not offered as completions
+setmetatable(core.Tensor, { __index = torch_names.methods(), __hidden = true })
 
 return setmetatable(vx, { __names = names, __index = missing })

@@ -1,4 +1,5 @@
---- torch_names.lua: what a user of PyTorch types, and what does that here. `?view` and the error of `vx.view` read it.
+--- torch_names.lua: what a user of PyTorch types, and what does that here. `?view` reads it, and the errors of vx.view
+-- and x:view{}.
 --
 -- An op's record names the words for itself in `also`; here stands what has no record of its own, or needs a sentence.
 -- Two differences hold everywhere: dimensions are counted from 1, and images and sequences have their channels last.
@@ -163,6 +164,27 @@ end
 function torch_names.refuse(full)
   local hint = type(full) == "string" and torch_names.hint(full)
   if hint then core.fail("%s: no such name; %s", full, hint.text) end
+end
+
+--- Makes a function that raises what a method of PyTorch's is here.
+local function refusing(name)
+  return function() core.fail("x:%s: no such method; %s", name, torch_names.hint(name).text) end
+end
+
+--- Gives the methods that tensors have in PyTorch and not here, as functions that raise what to write instead.
+-- @return table name → function
+function torch_names.methods()
+  local methods = {}
+  for name in pairs(ELSEWHERE) do
+    if name:find "^%l[%w_]*$" and not core.Tensor[name] then methods[name] = refusing(name) end
+  end
+  for _, op in ipairs(registry) do
+    for _, name in ipairs(op.also or {}) do
+      if not core.Tensor[name] then methods[name] = refusing(name) end
+    end
+    if not core.Tensor[op.name] then methods[op.name] = refusing(op.name) end
+  end
+  return methods
 end
 
 --- Gives every name of PyTorch's that is explained here with a sentence of its own, for the spec.

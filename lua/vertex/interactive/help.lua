@@ -184,10 +184,10 @@ end
 -- @return the value and its full name; nil where there is none
 local function elsewhere(session, name)
   local method = name:match "^[%a_][%w_]*:([%a_][%w_]*)$"
-  if method and core.Tensor[method] then return core.Tensor[method], name end
+  if method and rawget(core.Tensor, method) then return core.Tensor[method], name end
   local found = session:lookup("vx." .. name)
   if found ~= nil then return found, "vx." .. name end
-  if name:find "^[%a_][%w_]*$" then return core.Tensor[name], "x:" .. name end
+  if name:find "^[%a_][%w_]*$" then return rawget(core.Tensor, name), "x:" .. name end
 end
 
 --- Writes what a name of PyTorch's is here, with the help of that; nil where it is none.

@@ -341,8 +341,8 @@ local function field(object, key)
 end
 
 --- Collects the names that may follow `object.`, or `object:` where methods is true, as the keys of a table: the
--- object's own keys, those of the tables that its metatable leads to, and those of the metatable's table __names, which
--- come into being when they are asked for.
+-- object's own keys, those of the tables that its metatable leads to (not where that says __hidden), and those of the
+-- metatable's table __names, which come into being when they are asked for.
 local function names_of(object, methods)
   local found, seen = {}, {}
   local function add(t, hidden)
@@ -355,7 +355,7 @@ local function names_of(object, methods)
       end
     end
     local meta = getmetatable(t)
-    if type(meta) ~= "table" then return end
+    if type(meta) ~= "table" or rawget(meta, "__hidden") then return end
     for key in pairs(methods and {} or rawget(meta, "__names") or {}) do found[key] = true end
     local index = rawget(meta, "__index")
     if type(index) == "function" then add(meta, true) else add(index, true) end
