@@ -1,6 +1,8 @@
 -- The README says what is so: its table of quantizers, its commands, its example.
 
+local H = require "tests.helper"
 local core = require "vertex.core"
+local lfs = require "lfs"
 
 local function readme()
   local f = assert(io.open(core.root .. "/README.md"))
@@ -22,6 +24,14 @@ describe("README", function()
     end
     for path in readme():gmatch "luajit ([%w_/]+%.lua)" do
       assert.truthy(core.file_size(core.root .. "/" .. path), path)
+    end
+  end)
+
+  it("of the tests names every file beside it", function()
+    local text = H.read(core.root .. "/tests/README.md")
+    for file in lfs.dir(core.root .. "/tests") do
+      local name = file:match "^(.*)%.lua$" or file:match "^.*%.py$"
+      assert.truthy(not name or text:find("`" .. name, 1, true), "tests/README.md does not name " .. file)
     end
   end)
 
