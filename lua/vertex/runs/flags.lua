@@ -2,6 +2,7 @@
 -- is said where one is wrong. Nothing is written here.
 
 local argparse = require "argparse"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local registry = require "vertex.quantizers"
 
@@ -17,6 +18,16 @@ function flags.refuse(message, ...)
   os.exit(2, true)
 end
 local refuse = flags.refuse
+
+--- Ends the program since a name is unknown; says which of the known ones is nearest.
+-- @param what the name names: "method", "preset"
+-- @param name text
+-- @param known array of texts
+function flags.refuse_name(what, name, known)
+  local near = check.nearest(name, known)
+  refuse("unknown %s '%s'%s; known: %s", what, name, near and (", did you mean '%s'?"):format(near) or "",
+    table.concat(known, ", "))
+end
 
 --- Gives an error's text without the place in the sources where it was raised, which says nothing to a user.
 -- @param message what pcall returned
@@ -47,16 +58,6 @@ function flags.integer(low, high)
 end
 local integer = flags.integer
 
---- Lists the keys of a table.
--- @param t table with texts as keys
--- @return array of texts, sorted
-function flags.sorted_keys(t)
-  local keys = {}
-  for key in pairs(t) do keys[#keys + 1] = key end
-  table.sort(keys)
-  return keys
-end
-
 -- Sets of methods, by the facts that the quantizers' files declare.
 local SETS = {
   paper = function(item) return item.table1 end,
@@ -81,17 +82,17 @@ local function parse_methods(text)
     if not seen[name] then methods[#methods + 1] = name end
     seen[name] = true
   end
-  local known = ("paper, all, %s"):format(table.concat(registry.names(true), ", "))
+  local known = { "paper", "all", unpack(registry.names(true)) }
   for name in text:gmatch "[^,%s]+" do
     if SETS[name] then
       for _, member in ipairs(flags.methods(name)) do add(member) end
     elseif registry.by_name[name] then
       add(name)
     else
-      refuse("unknown method '%s'; known: %s", name, known)
+      flags.refuse_name("method", name, known)
     end
   end
-  if #methods == 0 then refuse("--methods names none; known: %s", known) end
+  if #methods == 0 then refuse("--methods names none; known: %s", table.concat(known, ", ")) end
   return methods
 end
 
@@ -153,8 +154,8 @@ local function make_parser(spec)
   option("seed", "Of everything random; default 1.", "N", integer(0, 2 ^ 31))
   option("methods", "Comma-separated; paper: those of the paper's Table 1 (the default), all: every one but ablations.",
     "A,B")
-  option("preset", ("One of %s; default %s."):format(table.concat(flags.sorted_keys(spec.presets), ", "), spec.preset),
-    "NAME")
+  local presets = table.concat(check.names(spec.presets), ", ")
+  option("preset", ("One of %s; default %s."):format(presets, spec.preset), "NAME")
   option("steps", "Training steps per method.", "N", integer(1, 1e9))
   option("epochs", spec.words.epochs, "N", integer(1, 1e6))
   option("batch", spec.words.batch, "N", integer(1, 65536))
@@ -211,7 +212,7 @@ function flags.parse(spec, argv)
   local ok, args = parser:pparse(join_numbers(argv))
   if not ok then refuse("%s\n\n%s", args, parser:get_usage()) end
   if args.preset and not spec.presets[args.preset] then
-    refuse("unknown preset '%s'; known: %s", args.preset, table.concat(flags.sorted_keys(spec.presets), ", "))
+    flags.refuse_name("preset", args.preset, check.names(spec.presets))
   end
   if args.steps and args.epochs then refuse "--steps and --epochs: give one of them" end
   args.methods = args.methods and parse_methods(args.methods)

@@ -9,6 +9,7 @@
 -- Nothing is written before everything that can be checked is: a refused command leaves no trace.
 
 local lfs = require "lfs"
+local check = require "vertex.check"
 local checkpoint = require "vertex.runs.checkpoint"
 local core = require "vertex.core"
 local experiment = require "vertex.runs.experiment"
@@ -17,7 +18,7 @@ local json = require "vertex.json"
 local registry = require "vertex.quantizers"
 local results = require "vertex.runs.table"
 
-local refuse, sorted_keys = flags_of.refuse, flags_of.sorted_keys
+local refuse = flags_of.refuse
 
 local Run = {}
 Run.__index = Run
@@ -70,7 +71,7 @@ local function config_of(spec, flags, stored)
   local preset = spec.presets[config.preset]
   if not preset then
     refuse("the stored preset '%s' is none of this experiment; known: %s", config.preset,
-      table.concat(sorted_keys(spec.presets), ", "))
+      table.concat(check.names(spec.presets), ", "))
   end
   config.batch = given "batch" or preset.batch
   config.steps, config.epochs = given "steps", given "epochs"
@@ -89,7 +90,7 @@ local function expect_same(out, config, stored)
   for key in pairs(config) do keys[key] = true end
   for key in pairs(stored) do keys[key] = key ~= "methods" or nil end
   local function text(value) return value == nil and "not set" or json.encode(value) end
-  for _, key in ipairs(sorted_keys(keys)) do
+  for _, key in ipairs(check.names(keys)) do
     if text(config[key]) ~= text(stored[key]) then
       refuse("--out %s holds another experiment: its %s is %s, asked for is %s", out, key, text(stored[key]),
         text(config[key]))
