@@ -47,6 +47,7 @@ end
 -- the last), so call it as often as you like.
 -- @param done steps done
 -- @param text shown beside the bar
+-- @raise in a notebook, where display.show raises
 function Progress:update(done, text)
   if self.quiet then return end
   local now, last = core.time(), done >= self.total
@@ -67,6 +68,7 @@ end
 
 --- Leaves the line.
 -- @param[opt] text in the bar's place; without, a terminal's bar vanishes and a notebook's stays
+-- @raise in a notebook, where display.show raises
 function Progress:finish(text)
   if self.quiet then return end
   if self.notebook then

@@ -123,6 +123,7 @@ end
 -- @param argv array of texts: `arg`
 -- @return run: flags; config {preset, data, seed, batch, steps or epochs, and flags that decide}; preset, that of
 -- spec.presets; methods, array of names; out, the folder; results {method = {column = value}} of finished methods
+-- @raise where the declaration lacks something
 local function start(spec, argv)
   spec = experiment(spec)
   local flags = flags_of.parse(spec, argv)
