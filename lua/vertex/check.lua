@@ -92,7 +92,7 @@ function check.integer(who, name, value, low, high)
   fail("%s: %s is %s, expected an integer of %d or more", who, name, show(value), low)
 end
 
---- Checks a number.
+--- Checks a finite number.
 -- @param who name of the asking function
 -- @param name what the message calls the value
 -- @param value anything

@@ -1,6 +1,7 @@
 --- optim.lua: AdamW and learning-rate schedules. The schedule is a plain function of the step; the optimizer takes the
 -- rate anew at every step.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 
 local optim = {}
@@ -11,32 +12,28 @@ local C, call, fail = core.C, core.call, core.fail
 local AdamW = {}
 AdamW.__index = AdamW
 
-local DEFAULTS = { lr = 1e-3, betas = { 0.9, 0.99 }, eps = 1e-8, weight_decay = 1e-4 }
+local OPTIONS = { lr = { "number", 1e-3 }, betas = { "table", { 0.9, 0.99 } }, eps = { "number", 1e-8 },
+  weight_decay = { "number", 1e-4 } }
 
-local function check_number(name, value, low, high)
-  if type(value) ~= "number" or not (value >= low and value <= high) then
-    fail("AdamW: %s is %s, expected a number from %g to %g", name, tostring(value), low, high)
-  end
-end
-
---- AdamW over a list of parameters. config {lr = 1e-3, betas = {0.9, 0.99}, eps = 1e-8, weight_decay = 1e-4}.
--- Parameters marked no_decay (biases, norms, temperatures) are not decayed. They lie on one device, each is there once,
--- and no two share memory.
-function optim.AdamW(parameters, config)
-  local self = setmetatable({ parameters = parameters, steps = 0, first = {}, second = {} }, AdamW)
-  for key in pairs(config or {}) do
-    if DEFAULTS[key] == nil then
-      fail("AdamW: unknown option '%s'; known: lr, betas, eps, weight_decay", tostring(key))
-    end
-  end
-  for key, value in pairs(DEFAULTS) do self[key] = config and config[key] or value end
-  check_number("lr", self.lr, 0, math.huge)
+--- Makes AdamW over a list of parameters. Parameters marked no_decay (biases, norms, temperatures) are not decayed.
+-- @param parameters array of tensors f32 of any shape, on one device; each is there once, and no two share memory
+-- @param[opt] options table
+-- @param[opt=1e-3] options.lr learning rate, until a step is given another
+-- @param[opt={ 0.9, 0.99 }] options.betas decay of the first and the second moment, each in [0, 1)
+-- @param[opt=1e-8] options.eps added to the root of the second moment
+-- @param[opt=1e-4] options.weight_decay decoupled weight decay, a factor of the learning rate
+-- @return optimizer with :step(lr), :zero_grad() and :state_dict()
+-- @raise where an option is unknown or out of its range, or there are no parameters
+function optim.AdamW(parameters, options)
+  local self = setmetatable(check.options("AdamW", options, OPTIONS), AdamW)
+  self.parameters, self.steps, self.first, self.second = parameters, 0, {}, {}
+  check.number("AdamW", "lr", self.lr, 0, math.huge)
   for i = 1, 2 do
-    check_number(("betas[%d]"):format(i), self.betas[i], 0, 1)
+    check.number("AdamW", ("betas[%d]"):format(i), self.betas[i], 0, 1)
     if self.betas[i] == 1 then fail("AdamW: betas[%d] is 1, expected less", i) end
   end
-  check_number("eps", self.eps, 1e-30, 1)
-  check_number("weight_decay", self.weight_decay, 0, 1e3)
+  check.number("AdamW", "eps", self.eps, 1e-30, 1)
+  check.number("AdamW", "weight_decay", self.weight_decay, 0, 1e3)
   if #parameters == 0 then fail "AdamW: no parameters" end
   for i, p in ipairs(parameters) do
     self.first[i] = core.new_like(p, true):zero()
@@ -47,8 +44,9 @@ function optim.AdamW(parameters, config)
   return self
 end
 
---- One step with learning rate lr (default: the last one), all parameters in one call of C. Parameters without a
--- gradient stay as they are.
+--- Takes one step, all parameters in one call of C. Parameters without a gradient stay as they are.
+-- @param[opt] lr learning rate; else the last one
+-- @raise where parameters lie on several devices or share memory
 function AdamW:step(lr)
   self.lr = lr or self.lr
   core.count(self, "steps", "step")
@@ -66,11 +64,13 @@ function AdamW:step(lr)
     self.eps, self.steps)
 end
 
+--- Forgets the gradients of all parameters and keeps their memory for the next ones.
 function AdamW:zero_grad()
   for _, p in ipairs(self.parameters) do p:zero_grad() end
 end
 
---- {name = tensor} of the moments, for checkpoints; the step count is self.steps.
+--- Gives the moments for a checkpoint. The number of steps taken is in the field steps.
+-- @return table { name = tensor of a parameter's shape }: the tensors themselves, not copies
 function AdamW:state_dict()
   local state = {}
   for i = 1, #self.parameters do
@@ -81,7 +81,14 @@ end
 
 -- -- Schedules: functions of the step (1, 2, ...) ---------------------------------------------------------------------
 
---- Linear warm-up from 0 over `warmup` steps to `peak`, then half a cosine down to `final` at step `total`.
+--- Makes a schedule: linear warm-up from 0 to the peak, then half a cosine down to the final rate.
+-- @param options table
+-- @param options.peak rate at the end of the warm-up
+-- @param options.total step, 1-based, at which the final rate is reached
+-- @param[opt=0] options.warmup steps of the warm-up
+-- @param[opt=0] options.final last rate, which stays
+-- @return function(step) -> rate
+-- @raise where there is no peak or no total
 function optim.warmup_cosine(options)
   local peak, final, warmup, total = options.peak, options.final or 0, options.warmup or 0, options.total
   if not (peak and total) then fail "warmup_cosine: needs peak and total" end
@@ -92,7 +99,9 @@ function optim.warmup_cosine(options)
   end
 end
 
---- The same rate at every step.
+--- Makes a schedule of the same rate at every step.
+-- @param rate number
+-- @return function(step) -> rate
 function optim.constant(rate) return function() return rate end end
 
 return optim
