@@ -172,6 +172,7 @@ function Run:checkpoint_path(method) return ("%s/checkpoints/%s.safetensors"):fo
 -- the file stays as it is.
 -- @param method name
 -- @return table {step, seconds, result where finished, ...}; nil where there is no checkpoint
+-- @raise nothing: what is refused ends the program with its message
 function Run:peek(method)
   local path = self:checkpoint_path(method)
   local ok, extra = pcall(checkpoint.peek, path)
@@ -186,6 +187,7 @@ end
 -- @param method name
 -- @param state what is saved and restored: {model =, optimizer =} (runs/checkpoint.lua)
 -- @return table: step, the last one done (0 anew), and what else was given to run:save
+-- @raise nothing: a checkpoint that cannot be used ends the program with a message
 function Run:begin(method, state)
   self.method, self.state = method, state
   local extra = self:peek(method)
@@ -206,6 +208,7 @@ function Run:seconds() return self.before + core.time() - self.began end
 --- Writes the checkpoint of the method that was begun.
 -- @param extra table of plain values, at least step
 -- @param[opt=false] now_and_then true: only where --checkpoint seconds have passed since the last
+-- @raise where the file cannot be written
 function Run:save(extra, now_and_then)
   if now_and_then and core.time() - self.saved < (self.flags.checkpoint or 10) then return end
   extra.identity, extra.method, extra.seconds = self.identity, self.method, self:seconds()
@@ -216,6 +219,7 @@ end
 --- Gives back the tensors that a finished method kept (run:finish).
 -- @param method name
 -- @return table {name = tensor on the CPU}; nil where it kept none or is not finished
+-- @raise where the method's checkpoint cannot be read
 function Run:kept(method)
   return self.results[method] and checkpoint.tensors(self:checkpoint_path(method)) or nil
 end
