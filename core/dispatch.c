@@ -65,10 +65,13 @@ static int not_implemented(const char *op, int device)
 const char *vx_version(void) { return VX_VERSION; }
 int vx_abi(void) { return VX_ABI; }
 
+/* The arguments as ops.def writes them: "(y, x)" and "((int, kind), (float, alpha))". */
 const char *vx_ops(void)
 {
     return
-#define VX_OP(op, contract, text, tensors, numbers) #op "\t" contract "\t" text "\n"
+#define VX_OP(op, contract, text, tensors, numbers) #op "\t" contract "\t" text "\t" #tensors "\t" #numbers "\t\n"
+#define VX_LIST_OP(op, contract, text, tensors, each, numbers)                                                         \
+    #op "\t" contract "\t" text "\t" #tensors "\t" #numbers "\t" #each "\n"
 #include "ops.def"
 #undef VX_OP
         ;

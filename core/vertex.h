@@ -100,7 +100,9 @@ typedef struct vx_tensor vx_tensor;
 VX_API int vx_abi(void);
 VX_API const char *vx_version(void);
 VX_API const char *vx_cdef(void);  /* this header, preprocessed */
-VX_API const char *vx_ops(void);   /* one line per numeric op: "name\tcontract\tdescription\n" */
+/* One line per numeric op: "name\tcontract\tdescription\ttensors\tnumbers\tnumbers of each\n", with the arguments as
+ * ops.def writes them, "(y, x)" and "((int, kind), (float, alpha))"; the last field is empty but for ops on lists. */
+VX_API const char *vx_ops(void);
 VX_API const char *vx_error(void); /* text of this thread's last failure */
 /* there: whether the backend has a kernel for the op; needs its library, but no device. */
 VX_API int vx_backend_has(const char *backend, const char *op, int *there);

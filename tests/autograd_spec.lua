@@ -409,7 +409,7 @@ describe("a new op of one's own", function()
     local given = {}
     local half = tape.recorded {
       name = "half",
-      adds = true,
+      accumulates = true,
       forward = function(_, x) return ops.affine(x:detach(), 0.5) end,
       backward = function(_, dy, _, before)
         given[#given + 1] = before and H.flat(before) or "nothing"

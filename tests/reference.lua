@@ -171,11 +171,9 @@ ops.mul = binary(function(a, b) return a * b end)
 ops.div = binary(function(a, b) return a / b end)
 ops.maximum = binary(math.max)
 ops.minimum = binary(math.min)
-R.compare = {
-  eq = binary(function(a, b) return a == b and 1 or 0 end),
-  lt = binary(function(a, b) return a < b and 1 or 0 end),
-  le = binary(function(a, b) return a <= b and 1 or 0 end),
-}
+ops.eq = binary(function(a, b) return a == b and 1 or 0 end)
+ops.lt = binary(function(a, b) return a < b and 1 or 0 end)
+ops.le = binary(function(a, b) return a <= b and 1 or 0 end)
 
 local function erf(x) -- series for small arguments, continued fraction (Lentz) for large ones
   local a = math.abs(x)

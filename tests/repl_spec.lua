@@ -47,7 +47,7 @@ vx.sum
     assert.truthy(out:find("f32 (2,3) on cpu", 1, true), out)
     assert.truthy(out:find("1: Linear(3 -> 4)  16 parameters", 1, true), out)
     assert.truthy(out:find("module vertex.nn\nApply ", 1, true), out)
-    assert.truthy(out:find("function(x, dims, keep) at lua/vertex/ops/init.lua:", 1, true), out)
+    assert.truthy(out:find("function(x, dims, keep) at lua/vertex/ops/reduce.lua:", 1, true), out)
     assert.truthy(out:find('{ a = "x\\n", b = { 1, 2 } }', 1, true), out)
   end)
 

@@ -142,7 +142,7 @@ describe("a value as text", function()
   it("tells functions by their parameters and place, ops by those they were written with", function()
     assert.truthy(show.value(function(a, b, ...) return a, b,
       ... end):find "^function%(a, b, %.%.%.%) at tests/session_spec%.lua:%d+$")
-    assert.truthy(show.value(vx.linear):find "^function%(x, w, bias%) at lua/vertex/ops/init%.lua:%d+$")
+    assert.truthy(show.value(vx.linear):find "^function%(x, w, bias%) at lua/vertex/ops/linear%.lua:%d+$")
     assert.equal("function (built in)", show.value(math.sin))
     assert.equal("class of modules Linear", show.value(vx.nn.Linear))
     assert.truthy(show.value(vx.optim):find "^module vertex.optim\nAdamW ")

@@ -2,26 +2,26 @@
 -- backward() visits the nodes in the reverse order of their making, which is a topological order, and adds gradients up
 -- in leaves.
 --
--- Rules for ops (ops.lua):
+-- Rules for ops (lua/vertex/ops/record.lua has the form of their records):
 --   1. forward(ctx, ...) returns the outputs; it may keep things in ctx only where ctx.needs is set.
 --   2. backward(ctx, dy1, dy2, ...) returns one gradient per input or nil; dy of an output nobody used is nil. A
---      gradient it
---      returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept in ctx.
+--      gradient it returns is a fresh tensor, or a dy itself, or a view of one; never an input and never something kept
+--      in ctx. An op without backward is not recorded.
 --   3. ctx.needs[i] says whether input i wants a gradient.
 --   4. The gradient of a parameter is best made in tape.gradient_like(it): the leaf's own buffer, which nothing need be
 --      copied into.
---   5. An op that says `adds = true` is given, after two dy, the gradient that its first input has got so far, or nil;
---      the gradient it
---      returns for that input includes it.
---   6. Under vx.autocast an op that does not say `bodies = true` is given float32 in place of bf16. A gradient has its
---      tensor's dtype.
+--   5. An op that says `accumulates = true` is given, after two dy, the gradient that its first input has got so far,
+-- or
+--      nil; the gradient it returns for that input includes it.
+--   6. Under vx.autocast an op that does not say `takes_bf16 = true` is given float32 in place of bf16. A gradient has
+--      its tensor's dtype.
 
 local core = require "vertex.core"
 
 -- op_of: function → the op it records; cast: ops.cast
 local tape = { enabled = true, op_of = {}, cast = nil }
 
-local is_tensor = core.is_tensor
+local op, VX, is_tensor = core.op, core.VX, core.is_tensor
 local made = 0
 
 --- The arguments, bf16 tensors as float32.
@@ -39,11 +39,11 @@ local function widened(...)
 end
 
 --- Wraps an op {name, outputs (differentiable ones, default 1), forward, backward} into a function that records it.
-function tape.recorded(op)
-  local outputs = op.outputs or 1
+function tape.recorded(entry)
+  local outputs = entry.outputs or 1
   local function finish(ctx, inputs, ...)
     made = made + 1
-    local node = { op = op, ctx = ctx, inputs = inputs, id = made }
+    local node = { op = entry, ctx = ctx, inputs = inputs, id = made }
     for slot = 1, outputs do
       local y = (select(slot, ...))
       if y then
@@ -54,7 +54,7 @@ function tape.recorded(op)
   end
   local function record(...)
     local ctx = {}
-    if tape.enabled then
+    if tape.enabled and entry.backward then
       local n, needs = select("#", ...), nil
       for i = 1, n do
         local x = (select(i, ...))
@@ -65,16 +65,16 @@ function tape.recorded(op)
       end
       if needs then
         ctx.needs = needs
-        return finish(ctx, { n = n, ... }, op.forward(ctx, ...))
+        return finish(ctx, { n = n, ... }, entry.forward(ctx, ...))
       end
     end
-    return op.forward(ctx, ...)
+    return entry.forward(ctx, ...)
   end
   local function recorded(...)
-    if core.C.vx_autocast(-1) ~= core.C.VX_BF16 or op.bodies then return record(...) end
+    if entry.takes_bf16 or not core.is_autocast() then return record(...) end
     return record(widened(...))
   end
-  tape.op_of[recorded] = op
+  tape.op_of[recorded] = entry
   return recorded
 end
 
@@ -143,11 +143,11 @@ local function add_to_leaf(leaf, g)
   if lent[leaf] then leaf.grad, lent[leaf] = lent[leaf], nil end
   if g == leaf.grad then return end
   if leaf.grad then
-    core.call(core.C.vx_binary, leaf.grad._h, leaf.grad._h, g._h, 0)
+    op.binary(leaf.grad, leaf.grad, g, VX.ADD)
     return
   end
   local buffer = buffer_of(leaf)
-  core.call(core.C.vx_convert, buffer._h, g._h)
+  op.convert(buffer, g)
   leaf.grad = buffer
 end
 
@@ -192,7 +192,7 @@ function core.Tensor:backward(gradient)
   --- What the first input of an op that adds to it has got so far.
   local function so_far(node)
     local x = node.inputs[1]
-    local gradients = node.op.adds and node.ctx.needs[1] and x._node and x._node.gradients
+    local gradients = node.op.accumulates and node.ctx.needs[1] and x._node and x._node.gradients
     local g = gradients and gradients[x._slot]
     return g and g:is_contiguous() and g or nil
   end
@@ -208,12 +208,12 @@ function core.Tensor:backward(gradient)
       node.gradients[x._slot] = g
       if before then drop(before) end
     elseif sums[before] then
-      core.call(core.C.vx_binary, before._h, before._h, g._h, 0)
+      op.binary(before, before, g, VX.ADD)
     else
       local sum = core.new_like(x)
       holders[sum], sums[sum] = 1, true
       node.gradients[x._slot] = sum
-      core.call(core.C.vx_binary, sum._h, before._h, g._h, 0)
+      op.binary(sum, before, g, VX.ADD)
       drop(before)
     end
   end

@@ -2,10 +2,11 @@
 
 local ffi = require "ffi"
 local library = require "vertex.core.library"
+local handle = require("vertex.core.op").handle
 local tensors = require "vertex.core.tensor"
 
 local C, call, check = library.C, library.call, library.check
-local contiguous, handle, made, new = tensors.contiguous, tensors.handle, tensors.made, tensors.new
+local contiguous, made, new = tensors.contiguous, tensors.made, tensors.new
 
 local data = {}
 

@@ -1,7 +1,7 @@
 --- core/files.lua: files that appear whole or not at all, raw tensors read from files, and folders.
 
 local ffi = require "ffi"
-local handle = require("vertex.core.tensor").handle
+local handle = require("vertex.core.op").handle
 local library = require "vertex.core.library"
 
 local C, call, check = library.C, library.call, library.check

@@ -4,8 +4,8 @@
 --   library   opens libvertex and raises its errors at the user's line
 --   dtype     the dtypes of tensors
 --   device    devices by name, settings of their kernels, their memory
+--   op        the numeric ops: core.op.NAME(...)
 --   tensor    creation, views, questions, reading and writing
---   op        the numeric ops
 --   scope     what a training step made goes when it is over
 --   graph     recorded graphs
 --   random    generators of random streams
@@ -13,10 +13,13 @@
 --   system    interrupts, hooks, threads, clock, terminal
 --   data      images and loaders
 
+local library = require "vertex.core.library"
+
 local core = {}
 
-for _, part in ipairs { "library", "dtype", "device", "tensor", "op", "scope", "graph", "random", "files", "system",
+for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
   "data" } do
+  library.check_uses(library.directory .. "/core/" .. part .. ".lua")
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)
     core[name] = value

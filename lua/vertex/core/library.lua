@@ -7,8 +7,6 @@ local library = {}
 
 -- -- The library ------------------------------------------------------------------------------------------------------
 
-local ABI = 5
-
 library.directory = debug.getinfo(1, "S").source:match "^@(.*)/core/[^/]*$" or ".." -- .../lua/vertex
 library.root = library.directory:match "^(.*)/lua/vertex$" or library.directory .. "/../.."
 
@@ -26,7 +24,7 @@ local function open_library()
   end
   for _, name in ipairs(candidates) do
     local ok, lib = pcall(ffi.load, name)
-    if ok then return lib end
+    if ok then return lib, name end
     tried[#tried + 1] = "  " .. name .. ": " .. tostring(lib)
   end
   error("vertex: no library found. Build it with ./setup.sh, or name one in VERTEX_LIB. Tried:\n" .. table.concat(tried,
@@ -34,19 +32,36 @@ local function open_library()
 end
 
 assert(ffi.abi "64bit", "vertex needs a 64-bit LuaJIT")
-ffi.cdef "int vx_abi(void); const char *vx_cdef(void); int setenv(const char *, const char *, int);"
+ffi.cdef "const char *vx_cdef(void); int setenv(const char *, const char *, int);"
 if not os.getenv "OMP_WAIT_POLICY" then
   -- idle OpenMP threads spin this often before they sleep; the default of 300,000 costs up to tenfold where cores are
   -- shared
   ffi.C.setenv("GOMP_SPINCOUNT", "5000", 0)
 end
-local C = open_library()
+local C, path = open_library()
 library.C = C -- anchored for the life of the state: finalizers call into it
-if C.vx_abi() ~= ABI then
-  error(("vertex: the library speaks ABI %d, these Lua files ABI %d: rebuild with ./setup.sh"):format(C.vx_abi(), ABI),
-    0)
+
+--- Raises that the library is of another version than these Lua files: it lacks what they use.
+local function lacks(what)
+  error(("vertex: the library %s has not %s, which the Lua files in %s use: rebuild it with ./setup.sh"):format(path,
+    what, library.directory), 0)
 end
-ffi.cdef(ffi.string(C.vx_cdef()))
+library.lacks = lacks
+
+local declared, declarations = pcall(function() return C.vx_cdef() end)
+if not declared then lacks "vx_cdef()" end
+ffi.cdef(ffi.string(declarations))
+
+--- Checks that the library has every function and constant that a file of Lua calls it for, by its text.
+function library.check_uses(file)
+  local f = assert(io.open(file))
+  local text = f:read "*a"
+  f:close()
+  for name in text:gmatch "%f[%w]C%.([Vv][Xx]_[%w_]*%w)" do
+    if not pcall(function() return C[name] end) then lacks(name) end
+  end
+end
+
 library.version = ffi.string(C.vx_version())
 
 -- -- Errors -----------------------------------------------------------------------------------------------------------

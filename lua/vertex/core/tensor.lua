@@ -5,7 +5,9 @@ local ffi = require "ffi"
 local device = require "vertex.core.device"
 local dtype = require "vertex.core.dtype"
 local library = require "vertex.core.library"
+local ops = require "vertex.core.op"
 
+local handle, op = ops.handle, ops.op
 local C, call, fail = library.C, library.call, library.fail
 local dtypes, dtype_names = dtype.dtypes, dtype.dtype_names
 local account, device_name, device_number, number_of = device.account, device.device_name, device.device_number,
@@ -46,17 +48,6 @@ function tensors.made(make, ...)
   account(C.vx_device(t._h), t:numel() * dtypes[t:dtype()].bytes)
   return t
 end
-
---- Gives the C handle of a tensor; nil stays nil (an optional argument).
-local function handle(x)
-  if x == nil then return nil end
-  local h = x._h
-  if h == nil then
-    fail "this tensor was released: it was made inside vx.step and not returned from it (return it, or vx.keep(x))"
-  end
-  return h
-end
-tensors.handle = handle
 
 --- Says whether x is a tensor.
 -- @param x anything
@@ -320,7 +311,7 @@ end
 -- @param value number
 -- @return the tensor itself
 function Tensor:fill(value)
-  call(C.vx_fill, handle(self), value)
+  op.fill(self, value)
   return self
 end
 

@@ -1,0 +1,179 @@
+--- ops/conv.lua: 3x3 convolutions of images, channels last (B,H,W,C), with zero padding 1.
+
+local common = require "vertex.ops.common"
+local core = require "vertex.core"
+local record = require "vertex.ops.record"
+local tape = require "vertex.tape"
+
+local op, contiguous, fail, new_like, shape_text = core.op, core.contiguous, core.fail, core.new_like, core.shape_text
+local activation_number, empty_on, expect_tensor = common.activation_number, common.empty_on, common.expect_tensor
+local gradient_like = tape.gradient_like
+local define = record.define
+
+local OUTPUT = { "output", '"f32": the result is f32 under vx.autocast too', optional = true }
+
+--- Gives the dtype of an image that an op makes from x: bf16 where vx.autocast says so and x's device takes it, unless
+-- `output` is "f32".
+local function body_dtype(x, output, what)
+  if output ~= nil and output ~= "f32" then fail("%s: output '%s', expected \"f32\" or nil", what, tostring(output)) end
+  return output or core.is_autocast() and core.takes_bf16(core.device_of(x)) and "bf16" or "f32"
+end
+
+--- Gives x's shape, which has to be (B,H,W,C).
+local function image_shape(x, what)
+  local s = x:shape()
+  if #s ~= 4 then fail("%s: x %s should have the shape (B,H,W,C)", what, shape_text(x)) end
+  return s
+end
+
+define("conv2d", {
+  text = "Convolves images with dense 3x3 filters, stride 1, zero padding 1.",
+  args = { { "x", "tensor f32 (B,H,W,C), or bf16 on a GPU" }, { "w", "tensor f32 (3,3,C,O)" },
+    { "bias", "tensor f32 (O)", optional = true }, OUTPUT },
+  returns = "tensor f32 (B,H,W,O); bf16 on a GPU under vx.autocast",
+  raises = "where the shapes disagree",
+  calls = { "conv2d", "conv2d_backward_input", "conv2d_backward_weight" },
+  takes_bf16 = true,
+  forward = function(ctx, x, w, bias, output)
+    x = contiguous(expect_tensor(x, "conv2d", "x"))
+    expect_tensor(w, "conv2d", "w")
+    local s = x:shape()
+    s[#s] = w:size(-1)
+    local y = empty_on(x, s, body_dtype(x, output, "conv2d"))
+    op.conv2d(y, x, w, bias)
+    if ctx.needs then ctx.x, ctx.w, ctx.bias = x, w, bias end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local needs, dx, dw, db = ctx.needs, nil, nil, nil
+    if needs[1] then
+      dx = new_like(ctx.x)
+      op.conv2d_backward_input(dx, dy, ctx.w)
+    end
+    if needs[2] or needs[3] then
+      dw, db = gradient_like(ctx.w), ctx.bias and gradient_like(ctx.bias)
+      op.conv2d_backward_weight(dw, db, ctx.x, dy)
+    end
+    return dx, dw, db
+  end,
+  cases = function(T)
+    return { { T { 2, 5, 4, 3 }, T { 3, 3, 3, 6 }, T { 6 } }, { T { 1, 1, 1, 2 }, T { 3, 3, 2, 1 } },
+      { T { 1, 3, 7, 17 }, T { 3, 3, 17, 3 } } }
+  end,
+})
+
+define("depthwise_conv2d", {
+  text = "Convolves each channel of images with a 3x3 filter of its own, zero padding 1; output pixel (p, q) is "
+    .. "centred on pixel (p stride, q stride).",
+  args = { { "x", "tensor f32 (B,H,W,C)" }, { "w", "tensor f32 (3,3,C)" },
+    { "bias", "tensor f32 (C)", optional = true }, { "stride", "1 or 2", default = 1 } },
+  returns = "tensor f32 (B, ceil(H / stride), ceil(W / stride), C)",
+  raises = "where the shapes disagree, or stride is neither 1 nor 2",
+  calls = { "depthwise_conv2d", "depthwise_conv2d_backward_input", "depthwise_conv2d_backward_weight" },
+  forward = function(ctx, x, w, bias, stride)
+    x = contiguous(expect_tensor(x, "depthwise_conv2d", "x"))
+    expect_tensor(w, "depthwise_conv2d", "w")
+    stride = stride or 1
+    local s = image_shape(x, "depthwise_conv2d")
+    if stride ~= 1 and stride ~= 2 then fail("depthwise_conv2d: stride %s, expected 1 or 2", tostring(stride)) end
+    local y = empty_on(x, { s[1], math.ceil(s[2] / stride), math.ceil(s[3] / stride), s[4] })
+    op.depthwise_conv2d(y, x, w, bias, stride)
+    if ctx.needs then ctx.x, ctx.w, ctx.bias, ctx.stride = x, w, bias, stride end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local needs, dx, dw, db = ctx.needs, nil, nil, nil
+    if needs[1] then
+      dx = new_like(ctx.x)
+      op.depthwise_conv2d_backward_input(dx, dy, ctx.w, ctx.stride)
+    end
+    if needs[2] or needs[3] then
+      dw, db = gradient_like(ctx.w), ctx.bias and gradient_like(ctx.bias)
+      op.depthwise_conv2d_backward_weight(dw, db, ctx.x, dy, ctx.stride)
+    end
+    return dx, dw, db
+  end,
+  cases = function(T)
+    return { { T { 2, 5, 4, 3 }, T { 3, 3, 3 }, T { 3 } }, { T { 1, 5, 6, 17 }, T { 3, 3, 17 }, nil, 2 },
+      { T { 1, 1, 2, 4 }, T { 3, 3, 4 }, T { 4 }, 2 } }
+  end,
+})
+
+define("upsample2x", {
+  text = "Enlarges images by 2, each pixel into four equal ones (nearest neighbour).",
+  args = { { "x", "tensor f32 (B,H,W,C)" } },
+  returns = "tensor f32 (B,2H,2W,C)",
+  raises = "where x has another number of dimensions",
+  calls = { "upsample2x", "upsample2x_backward" },
+  also = { "interpolate", "upsample" },
+  forward = function(_, x)
+    x = contiguous(expect_tensor(x, "upsample2x", "x"))
+    local s = image_shape(x, "upsample2x")
+    local y = empty_on(x, { s[1], 2 * s[2], 2 * s[3], s[4] })
+    op.upsample2x(y, x)
+    return y
+  end,
+  backward = function(_, dy)
+    local s = dy:shape()
+    local dx = empty_on(dy, { s[1], s[2] / 2, s[3] / 2, s[4] })
+    op.upsample2x_backward(dx, dy)
+    return dx
+  end,
+  cases = function(T) return { { T { 2, 3, 2, 5 } }, { T { 1, 1, 1, 1 } } } end,
+})
+
+define("sepconv2d", {
+  text = "Convolves images depthwise and then pointwise [Chollet 2017], after an optional group norm with activation "
+    .. "and an optional enlargement: pointwise(depthwise_conv2d(act(group_norm(x)))) + residual, image by image in "
+    .. "cache. The values are those of the ops it is made of.",
+  args = { { "x", "tensor f32 (B,H,W,C), or bf16 on a GPU" }, { "w", "tensor f32 (3,3,C), the depthwise filters" },
+    { "v", "tensor f32 (O,C), the pointwise weight" }, { "bias", "tensor f32 (O)", optional = true },
+    { "gamma", "tensor f32 (C), the norm's gain; nil: neither norm nor activation", optional = true },
+    { "beta", "tensor f32 (C), the norm's offset", optional = true },
+    { "residual", "tensor like the result, which is added", optional = true },
+    { "options", '{ groups = 1 and activation = "none", "silu" or "gelu" of the norm; stride = 1 or 2; up = 1 or 2: '
+      .. 'nearest-neighbour enlargement first; output = "f32": the result is f32 under vx.autocast too }',
+      optional = true } },
+  returns = "tensor f32 (B, ceil(H up / stride), ceil(W up / stride), O); bf16 on a GPU under vx.autocast",
+  raises = "where the shapes disagree, C does not divide into groups, or an option is none of these",
+  calls = { "sepconv2d", "sepconv2d_backward" },
+  takes_bf16 = true,
+  accumulates = true,
+  forward = function(ctx, x, w, v, bias, gamma, beta, residual, options)
+    x = contiguous(expect_tensor(x, "sepconv2d", "x"))
+    local o = options or {}
+    local s, stride, up = image_shape(x, "sepconv2d"), o.stride or 1, o.up or 1
+    local act = activation_number(o.activation, "sepconv2d")
+    local dtype = body_dtype(x, o.output, "sepconv2d")
+    local y = empty_on(x, { s[1], math.ceil(s[2] * up / stride), math.ceil(s[3] * up / stride),
+      expect_tensor(v, "sepconv2d", "v"):size(1) }, dtype)
+    local mean, rstd
+    if gamma then mean, rstd = empty_on(x, { s[1], o.groups or 1 }), empty_on(x, { s[1], o.groups or 1 }) end
+    ctx.residual_dtype = residual and residual:dtype()
+    residual = residual and contiguous(residual):to(dtype)
+    op.sepconv2d { y = y, mean = mean, rstd = rstd, x = x, gamma = gamma, beta = beta, w = w, v = v, bias = bias,
+      residual = residual, act = act, eps = 1e-5, stride = stride, up = up }
+    if ctx.needs then
+      ctx.x, ctx.w, ctx.v, ctx.bias, ctx.gamma, ctx.beta, ctx.mean, ctx.rstd = x, w, v, bias, gamma, beta, mean, rstd
+      ctx.act, ctx.stride, ctx.up = act, stride, up
+    end
+    return y
+  end,
+  backward = function(ctx, dy, _, before)
+    local dx, dw, dv, db = new_like(ctx.x), gradient_like(ctx.w), gradient_like(ctx.v),
+      ctx.bias and gradient_like(ctx.bias)
+    local dgamma, dbeta = ctx.gamma and gradient_like(ctx.gamma), ctx.gamma and gradient_like(ctx.beta)
+    op.sepconv2d_backward { dx = dx, dgamma = dgamma, dbeta = dbeta, dw = dw, dv = dv, dbias = db, dy = dy, x = ctx.x,
+      gamma = ctx.gamma, beta = ctx.beta, mean = ctx.mean, rstd = ctx.rstd, w = ctx.w, v = ctx.v, addend = before,
+      act = ctx.act, eps = 1e-5, stride = ctx.stride, up = ctx.up }
+    return dx, dw, dv, db, dgamma, dbeta, ctx.residual_dtype and dy:to(ctx.residual_dtype)
+  end,
+  cases = function(T)
+    return { { T { 2, 4, 5, 3 }, T { 3, 3, 3 }, T { 6, 3 }, T { 6 } },
+      { T { 2, 3, 4, 8 }, T { 3, 3, 8 }, T { 8, 8 }, T { 8 }, T { 8 }, T { 8 }, T { 2, 3, 4, 8 },
+        { groups = 2, activation = "silu" } },
+      { T { 1, 5, 4, 17 }, T { 3, 3, 17 }, T { 4, 17 }, nil, nil, nil, nil, { stride = 2 } },
+      { T { 3, 2, 3, 4 }, T { 3, 3, 4 }, T { 5, 4 }, T { 5 }, T { 4 }, T { 4 }, nil,
+        { up = 2, groups = 1, activation = "gelu" } } }
+  end,
+})

@@ -1,0 +1,53 @@
+--- ops/operators.lua: what tensors do under Lua's operators and brackets, and the methods that are made of ops.
+
+local core = require "vertex.core"
+local ops = require("vertex.ops.record").ops
+local tape = require "vertex.tape"
+
+local Tensor, fail = core.Tensor, core.fail
+
+--- Gives a view of x with its last two dimensions exchanged.
+-- @return tensor
+-- @raise where x has fewer than two dimensions
+function Tensor:t() return ops.transpose(self, -1, -2) end
+
+--- Copies the tensor; gradients flow through.
+-- @return tensor f32 of x's shape, contiguous
+function Tensor:clone() return ops.affine(self, 1, 0) end
+
+local function arithmetic(tensors, with_number, with_swapped)
+  return function(a, b)
+    if type(b) == "number" then return with_number(a, b) end
+    if type(a) == "number" then return with_swapped(b, a) end
+    return tensors(a, b)
+  end
+end
+
+Tensor.__add = arithmetic(ops.add, function(x, n) return ops.affine(x, 1, n) end,
+  function(x, n) return ops.affine(x, 1, n) end)
+Tensor.__sub = arithmetic(ops.sub, function(x, n) return ops.affine(x, 1, -n) end,
+  function(x, n) return ops.affine(x, -1, n) end)
+Tensor.__mul = arithmetic(ops.mul, function(x, n) return ops.affine(x, n, 0) end,
+  function(x, n) return ops.affine(x, n, 0) end)
+Tensor.__div = arithmetic(ops.div, function(x, n) return ops.affine(x, 1 / n, 0) end,
+  function(x, n) return ops.affine(ops.power(x, -1), n, 0) end)
+Tensor.__unm = function(x) return ops.affine(x, -1, 0) end
+Tensor.__pow = function(x, n)
+  if type(n) ~= "number" then fail("x ^ n: the exponent is a %s, expected a number", type(n)) end
+  return ops.power(x, n)
+end
+
+--- x[i]: the i-th slice along the first dimension (1-based, negative from the end).
+Tensor.__index = function(x, key)
+  local method = Tensor[key]
+  if method ~= nil then return method end
+  if type(key) == "number" then return ops.select(x, 1, key) end
+  return nil
+end
+
+--- x[i] = number or tensor.
+Tensor.__newindex = function(x, key, value)
+  if type(key) ~= "number" then return rawset(x, key, value) end
+  local slice = tape.no_grad(ops.select, x, 1, key)
+  if type(value) == "number" then slice:fill(value) else slice:copy(value) end
+end

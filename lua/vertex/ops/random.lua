@@ -1,0 +1,85 @@
+--- ops/random.lua: random numbers, drawn into tensors. Each call takes the next stream of a generator, so that the same
+-- seed gives the same numbers on any device and any number of threads.
+
+local common = require "vertex.ops.common"
+local core = require "vertex.core"
+local record = require "vertex.ops.record"
+
+local op, fail, shape_text = core.op, core.fail, core.shape_text
+local expanded, expect_tensor = common.expanded, common.expect_tensor
+local define = record.define
+
+local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
+
+--- Gives seed and number of the next stream.
+local function next_stream(generator) return (generator or core.default_generator):stream() end
+
+-- They write to x itself, which is therefore given as it is: takes_bf16.
+
+define("uniform", {
+  text = "Fills x with numbers that are uniform in an open interval.",
+  args = { { "x", "tensor f32, overwritten" }, { "low", "number", default = 0 }, { "high", "number", default = 1 },
+    GENERATOR },
+  returns = "x; no gradient",
+  raises = "where x is no contiguous f32 tensor",
+  calls = { "uniform" },
+  also = { "rand_like", "uniform_" },
+  takes_bf16 = true,
+  forward = function(_, x, low, high, generator)
+    local seed, stream = next_stream(generator)
+    op.uniform(x, seed, stream, low or 0, high or 1)
+    return x
+  end,
+})
+
+define("normal", {
+  text = "Fills x with normal numbers.",
+  args = { { "x", "tensor f32, overwritten" }, { "mean", "number", default = 0 },
+    { "deviation", "number, the standard deviation", default = 1 }, GENERATOR },
+  returns = "x; no gradient",
+  raises = "where x is no contiguous f32 tensor",
+  calls = { "normal" },
+  also = { "randn_like", "normal_" },
+  takes_bf16 = true,
+  forward = function(_, x, mean, deviation, generator)
+    local seed, stream = next_stream(generator)
+    op.normal(x, seed, stream, mean or 0, deviation or 1)
+    return x
+  end,
+})
+
+define("dirichlet", {
+  text = "Fills the rows of p with draws from Dirichlet distributions.",
+  args = { { "p", "tensor f32 (N,M), overwritten" },
+    { "alpha", "tensor f32 of concentrations, (M) for all rows or (N,M)" },
+    { "log", "true: p receives the logarithms", default = false }, GENERATOR },
+  returns = "p; no gradient",
+  raises = "where a concentration is not positive and finite, or the shapes disagree",
+  calls = { "dirichlet" },
+  takes_bf16 = true,
+  forward = function(_, p, alpha, log, generator)
+    expect_tensor(p, "dirichlet", "p")
+    expect_tensor(alpha, "dirichlet", "alpha")
+    local a = expanded(alpha, p:shape())
+    if not a then fail("dirichlet: p %s and alpha %s disagree on a size", shape_text(p), shape_text(alpha)) end
+    local seed, stream = next_stream(generator)
+    op.dirichlet(p, a, seed, stream, log and 1 or 0)
+    return p
+  end,
+})
+
+define("permutation", {
+  text = "Makes a random order of 0 .. n-1.",
+  args = { { "n", "how many" }, GENERATOR,
+    { "options", '{ device = "cpu", "cuda:0", ... }; nil is the default device', optional = true } },
+  returns = "tensor i32 (n); no gradient",
+  raises = "where n is no integer of 0 or more",
+  calls = { "permutation" },
+  also = { "randperm" },
+  forward = function(_, n, generator, options)
+    local seed, stream = next_stream(generator)
+    local x = core.new({ n }, { dtype = "i32", device = options and options.device })
+    op.permutation(x, seed, stream)
+    return x
+  end,
+})
