@@ -165,9 +165,6 @@ end
 --- Says whether bf16 is what ops that take it should make now (vx.autocast).
 function devices.is_autocast() return C.vx_autocast(-1) == C.VX_BF16 end
 
---- Says whether the kernels of a device, given by its number, take bf16 for network bodies.
-function devices.takes_bf16(number) return devices.can(number, "bf16") end
-
 -- -- Memory -----------------------------------------------------------------------------------------------------------
 
 --- Says what memory a device's tensors use.

@@ -16,7 +16,7 @@ local OUTPUT = { "output", '"f32": the result is f32 under vx.autocast too', opt
 -- `output` is "f32".
 local function body_dtype(x, output, what)
   if output ~= nil and output ~= "f32" then fail("%s: output '%s', expected \"f32\" or nil", what, tostring(output)) end
-  return output or core.is_autocast() and core.takes_bf16(core.device_of(x)) and "bf16" or "f32"
+  return output or core.is_autocast() and core.can(core.device_of(x), "bf16") and "bf16" or "f32"
 end
 
 --- Gives x's shape, which has to be (B,H,W,C).
