@@ -75,7 +75,6 @@ define("permutation", {
   returns = "tensor i32 (n); no gradient",
   raises = "where n is no integer of 0 or more",
   calls = { "permutation" },
-  also = { "randperm" },
   forward = function(_, n, generator, options)
     local seed, stream = next_stream(generator)
     local x = core.new({ n }, { dtype = "i32", device = options and options.device })

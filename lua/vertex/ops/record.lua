@@ -10,7 +10,7 @@
 --     raises = "where ...",
 --     calls = { "reduce" },                             -- the ops of core/ops.def that do its work
 --     source = "Eq. 13",                                -- optional: equation or paper
---     also = { "mse_loss" },                            -- optional: the names that users of PyTorch look for
+--     also = { "mse_loss" },                            -- optional: PyTorch's names for it, none of them of vx
 --     method = true,                                    -- optional: x:name(...), too
 --     forward = function(ctx, ...) ... end,             -- see lua/vertex/tape.lua for the rules; no backward: no
 --     backward = function(ctx, dy) ... end,             --   gradient flows through
