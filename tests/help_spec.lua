@@ -213,16 +213,6 @@ local function problems(entry)
   return list, doc.place
 end
 
--- Files that are being converted: what they lack is printed, and is no failure yet.
-local UNFINISHED = { "ops/", "quantizers/smooth.lua" }
-
-local function is_unfinished(line)
-  for _, file in ipairs(UNFINISHED) do
-    if line:find("lua/vertex/" .. file, 1, true) == 1 then return true end
-  end
-  return false
-end
-
 -- -- The specs --------------------------------------------------------------------------------------------------------
 
 describe("every public name", function()
@@ -230,17 +220,12 @@ describe("every public name", function()
   add_objects()
 
   it("says what it does, what it takes, what comes back and what it refuses", function()
-    local lines, later = {}, {}
+    local lines = {}
     for _, entry in ipairs(public) do
       local list, place = problems(entry)
-      for _, problem in ipairs(list) do
-        local line = ("%s: %s: %s"):format(place, entry.name, problem)
-        table.insert(is_unfinished(line) and later or lines, line)
-      end
+      for _, problem in ipairs(list) do lines[#lines + 1] = ("%s: %s: %s"):format(place, entry.name, problem) end
     end
     table.sort(lines)
-    table.sort(later)
-    if os.getenv "VERTEX_HELP_LATER" then io.stderr:write(table.concat(later, "\n"), "\n") end
     assert(#lines == 0, ("%d things are missing:\n%s"):format(#lines, table.concat(lines, "\n")))
     assert.truthy(#public > 250, #public) -- else the walk has lost its way
   end)
@@ -312,10 +297,11 @@ describe("a name of PyTorch's", function()
       local text = assert(help.about(session, name), name)
       assert.truthy(text:find("^PyTorch's " .. name:gsub("%p", "%%%0") .. " is here "), text)
       assert.truthy(help.about(session, here), ("%s: there is no '%s'"):format(name, here))
-      assert.is_nil(rawget(vx, name), name .. " is a name of the library: its record says how it differs")
+      assert.is_nil(rawget(vx, name), name .. " is a name of the library now")
     end
     for _, op in ipairs(vx.ops.registry) do
       for _, also in ipairs(op.also or {}) do
+        assert.is_nil(torch_names.all()[also], also .. " is explained in torch_names.lua and named in a record")
         assert.truthy(assert(help.about(session, also)):find(op.name, 1, true), also)
       end
     end

@@ -1,7 +1,7 @@
 --- torch_names.lua: what a user of PyTorch types, and what does that here. `?view` reads it, and the errors of vx.view
 -- and x:view{}.
 --
--- An op's record names the words for itself in `also`; here stands what has no record of its own, or needs a sentence.
+-- An op's record names the words for itself in `also`; here stands what has no record, or needs a sentence.
 -- Two differences hold everywhere: dimensions are counted from 1, and images and sequences have their channels last.
 
 local core = require "vertex.core"
@@ -153,9 +153,13 @@ end
 -- @param op table, the record of an op
 -- @return text of a line; nil where there is nothing to say
 function torch_names.note(op)
-  local parts = { DIFFERENT[op.name], op.also and "also for " .. table.concat(op.also, ", ") }
-  if not (DIFFERENT[op.name] or op.also) then return nil end
-  return "PyTorch: " .. (parts[1] and parts[2] and parts[1] .. "; " .. parts[2] or parts[1] or parts[2])
+  local names, parts = { unpack(op.also or {}) }, { DIFFERENT[op.name] }
+  for name, entry in pairs(ELSEWHERE) do
+    if entry[1] == op.name then names[#names + 1] = name end
+  end
+  table.sort(names)
+  if #names > 0 then parts[#parts + 1] = "does the work of " .. table.concat(names, ", ") end
+  return parts[1] and "PyTorch: " .. table.concat(parts, "; ")
 end
 
 --- Raises an error where a missing name is one of PyTorch's that means something here.

@@ -104,7 +104,8 @@ local function about_function(session, f, name, width)
   if op then
     add(op.backward and "Differentiable." or nil)
     add(example(op, "vx." .. op.name))
-    add(torch_names.note(op))
+    local note = torch_names.note(op)
+    add(note and filled(note, width, 2))
     add(contracts(op, width))
   end
   return table.concat(out, "\n")

@@ -130,7 +130,7 @@ define("sepconv2d", {
     { "v", "tensor f32 (O,C), the pointwise weight" }, { "bias", "tensor f32 (O)", optional = true },
     { "gamma", "tensor f32 (C), the norm's gain; nil: neither norm nor activation", optional = true },
     { "beta", "tensor f32 (C), the norm's offset", optional = true },
-    { "residual", "tensor like the result, which is added", optional = true },
+    { "residual", "tensor of the result's shape, which is added", optional = true },
     { "options", '{ groups = 1 and activation = "none", "silu" or "gelu" of the norm; stride = 1 or 2; up = 1 or 2: '
       .. 'nearest-neighbour enlargement first; output = "f32": the result is f32 under vx.autocast too }',
       optional = true } },

@@ -18,7 +18,7 @@ local function define_binary(name, kind, o)
   local gradient, range = o.gradient, { low = o.low, high = o.high }
   define(name, {
     text = o.text,
-    args = { { "a", "tensor f32" }, { "b", "tensor f32 of a shape that broadcasts with a's" } },
+    args = { { "a", "tensor f32 of any shape" }, { "b", "tensor f32 of a shape that broadcasts with a's" } },
     returns = o.returns or "tensor f32 of the shape that both are broadcast to",
     raises = "where a and b disagree on a size that is 1 in neither",
     calls = { "binary" },
@@ -107,7 +107,7 @@ end
 --- Defines y = f(x) by its kind. o.parameters: { name, meaning } of alpha and beta; o.values: theirs in the cases;
 -- o.low, o.high: what x is drawn from in the cases.
 local function define_unary(name, kind, o)
-  local range, values, args = { low = o.low, high = o.high }, o.values or {}, { { "x", "tensor f32" } }
+  local range, values, args = { low = o.low, high = o.high }, o.values or {}, { { "x", "tensor f32 of any shape" } }
   for _, parameter in ipairs(o.parameters or {}) do args[#args + 1] = parameter end
   define(name, {
     text = o.text,

@@ -15,7 +15,7 @@ define("gather", {
   returns = "tensor f32 (...,D)",
   raises = "where an index is outside 0 .. M-1",
   calls = { "gather", "scatter_add" },
-  also = { "embedding", "index_select" },
+  also = { "index_select" },
   forward = function(ctx, tab, index)
     expect_tensor(tab, "gather", "table")
     expect_tensor(index, "gather", "index")

@@ -54,7 +54,7 @@ define("matmul", {
   returns = "tensor f32 (m,n), or (B,m,n) where one of them has a batch",
   raises = "where they disagree on k or B, or have another number of dimensions",
   calls = { "gemm" },
-  also = { "mm", "bmm", "dot", "einsum", "addmm" },
+  also = { "mm", "dot", "addmm" },
   method = true,
   forward = function(ctx, a, b)
     for name, x in pairs { a = expect_tensor(a, "matmul", "a"), b = expect_tensor(b, "matmul", "b") } do

@@ -10,7 +10,7 @@ local define = record.define
 
 define("mse", {
   text = "Computes the mean of (a - b)^2 over all elements.",
-  args = { { "a", "tensor f32" }, { "b", "tensor f32 of a's shape" } },
+  args = { { "a", "tensor f32 of any shape" }, { "b", "tensor f32 of a's shape" } },
   returns = "tensor f32 of shape {}",
   raises = "where the shapes disagree",
   calls = { "mse", "mse_backward" },

@@ -18,8 +18,8 @@ local function next_stream(generator) return (generator or core.default_generato
 
 define("uniform", {
   text = "Fills x with numbers that are uniform in an open interval.",
-  args = { { "x", "tensor f32, overwritten" }, { "low", "number", default = 0 }, { "high", "number", default = 1 },
-    GENERATOR },
+  args = { { "x", "tensor f32 of any shape, overwritten" }, { "low", "number", default = 0 },
+    { "high", "number", default = 1 }, GENERATOR },
   returns = "x; no gradient",
   raises = "where x is no contiguous f32 tensor",
   calls = { "uniform" },
@@ -34,7 +34,7 @@ define("uniform", {
 
 define("normal", {
   text = "Fills x with normal numbers.",
-  args = { { "x", "tensor f32, overwritten" }, { "mean", "number", default = 0 },
+  args = { { "x", "tensor f32 of any shape, overwritten" }, { "mean", "number", default = 0 },
     { "deviation", "number, the standard deviation", default = 1 }, GENERATOR },
   returns = "x; no gradient",
   raises = "where x is no contiguous f32 tensor",

@@ -3,7 +3,7 @@
 --
 --   define("narrow", {
 --     text = "Gives a view of ...",                     -- a sentence or more, the first says what it does
---     args = { { "x", "tensor of any dtype" },          -- name, then shape, unit, 0-based or 1-based
+--     args = { { "x", "tensor of any shape and dtype" },          -- name, then shape, unit, 0-based or 1-based
 --       { "keep", "...", optional = true },             -- may be nil
 --       { "groups", "...", default = 1 } },             -- may be nil, and is this then
 --     returns = "tensor; shape of x with ...",

@@ -30,7 +30,7 @@ end
 local function define_reduction(name, kind, text, also, gradient)
   define(name, {
     text = text,
-    args = { { "x", "tensor f32" },
+    args = { { "x", "tensor f32 of any shape" },
       { "dims", "dimension, or array of dimensions, 1-based; negative ones count from the end; nil is all",
         optional = true },
       { "keep", "true: the reduced dimensions stay, of size 1", default = false } },

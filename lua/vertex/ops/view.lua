@@ -16,12 +16,11 @@ local DIM = "dimension, 1-based; negative counts from the end"
 define("reshape", {
   text = "Gives the same elements, in their row-major order, under another shape; copies only where x is not "
     .. "contiguous.",
-  args = { { "x", "tensor of any dtype" },
+  args = { { "x", "tensor of any shape and dtype" },
     { "shape", "array of sizes; one of them may be -1, which is what remains" } },
   returns = "tensor of the given shape",
   raises = "where the shape has another number of elements than x",
   calls = {},
-  also = { "view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel" },
   method = true,
   takes_bf16 = true,
   forward = function(ctx, x, shape)
@@ -45,7 +44,7 @@ define("reshape", {
 
 define("expand", {
   text = "Gives a view of x with its dimensions of size 1 repeated, and new ones in front; nothing is copied.",
-  args = { { "x", "tensor" }, { "shape", "array of sizes, as many as x has dimensions or more" } },
+  args = { { "x", "tensor of any shape" }, { "shape", "array of sizes, as many as x has dimensions or more" } },
   returns = "tensor of the given shape; do not write to it, since elements share memory",
   raises = "where a size differs from x's and x's is not 1",
   calls = {},
@@ -85,7 +84,7 @@ end
 
 define_window("narrow", {
   text = "Gives a view of `count` elements of one dimension; nothing is copied.",
-  args = { { "x", "tensor of any dtype" }, { "dim", DIM }, { "first", "place of the first of them, 1-based" },
+  args = { { "x", "tensor of any shape and dtype" }, { "dim", DIM }, { "first", "place of the first of them, 1-based" },
     { "count", "how many" } },
   returns = "tensor of x's shape, but of size `count` along dim",
   raises = "where first .. first + count - 1 leaves the dimension",
@@ -104,7 +103,7 @@ define_window("narrow", {
 
 define_window("select", {
   text = "Gives a view of one slice of x, without its dimension; nothing is copied. x[i] is x:select(1, i).",
-  args = { { "x", "tensor of any dtype" }, { "dim", DIM },
+  args = { { "x", "tensor of any shape and dtype" }, { "dim", DIM },
     { "index", "place along it, 1-based; negative counts from the end" } },
   returns = "tensor of x's shape without dim",
   raises = "where index leaves the dimension",
@@ -125,10 +124,10 @@ define_window("select", {
 
 define_window("transpose", {
   text = "Gives a view of x with two dimensions exchanged; nothing is copied.",
-  args = { { "x", "tensor of any dtype" }, { "dim1", DIM }, { "dim2", DIM } },
+  args = { { "x", "tensor of any shape and dtype" }, { "dim1", DIM }, { "dim2", DIM } },
   returns = "tensor of x's shape with the sizes of dim1 and dim2 exchanged",
   raises = "where x has no such dimension",
-  also = { "permute", "swapaxes", "movedim" },
+  also = { "swapaxes", "movedim" },
   window = function(x, a, b)
     local shape, stride = x:shape(), x:strides()
     a, b = dimension(x, a, "transpose"), dimension(x, b, "transpose")
@@ -141,7 +140,7 @@ define_window("transpose", {
 
 define("contiguous", {
   text = "Gives x with its elements in row-major order in memory; copies only where they are not.",
-  args = { { "x", "tensor of any dtype" } },
+  args = { { "x", "tensor of any shape and dtype" } },
   returns = "tensor of x's shape",
   raises = "where x is no tensor",
   calls = {},
@@ -157,7 +156,7 @@ define("contiguous", {
 
 define("cast", {
   text = "Gives x in the other dtype of gradients; x:to(dtype) converts to any dtype, without a gradient.",
-  args = { { "x", "tensor f32 or bf16" }, { "dtype", '"f32" or "bf16", which keeps 8 bits of fraction' } },
+  args = { { "x", "tensor f32 or bf16 of any shape" }, { "dtype", '"f32" or "bf16", which keeps 8 bits of fraction' } },
   returns = "tensor of x's shape and of that dtype",
   raises = "where x or dtype is neither f32 nor bf16",
   calls = {},

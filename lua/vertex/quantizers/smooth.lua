@@ -58,6 +58,7 @@ end
 
 --- Gives the Gumbel temperature of the current training step: constant, or geometric from `from` to `to` over `steps`.
 -- @return number
+-- @raise where it follows a schedule while a graph is recorded
 function Smooth:gumbel_tau()
   local g = self.options.gumbel_tau
   if type(g) == "number" then return g end
