@@ -34,6 +34,7 @@ local public = {}   -- array of { name, value, method }: functions and classes
 local is_public = {} -- function → true
 local modules = {}  -- array of { name, module }
 
+--- Adds a function or class, once. method: its name has a colon.
 local function add(name, value, method)
   if is_public[value] then return end
   is_public[value] = true

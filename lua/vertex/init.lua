@@ -50,6 +50,7 @@ local LATER = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs"
 
 -- -- Making tensors ---------------------------------------------------------------------------------------------------
 
+--- Does what the options ask for beyond core.new.
 local function finish(x, options)
   if options and options.requires_grad then x.requires_grad = true end
   return x

@@ -93,6 +93,7 @@ local function example(op, name)
   return ("e.g. %s(%s), where x(...) is a tensor of that shape"):format(name, table.concat(texts, ", "))
 end
 
+--- Writes all about a function.
 local function about_function(session, f, name, width)
   local doc = docs.of_function(session, f)
   if not doc then return name .. ", a function of Lua itself (or of a library in C): see the Lua 5.1 manual" end
@@ -136,18 +137,21 @@ local function contents(session, t, separator, width)
   return table.concat(out, "\n")
 end
 
+--- Writes a module's banner and what is in it.
 local function about_module(session, t, module, width)
   local doc, names = docs.of_module(session, module), contents(session, t, ".", width)
   return ("module %s%s%s"):format(module, doc.text and "\n" .. filled(doc.text, width) or "",
     names and "\n\n" .. names or "")
 end
 
+--- Writes all about a class of modules.
 local function about_class(session, class, name, width)
   local doc = docs.of_class(session, class)
   return table.concat({ ("%s(%s), a class of modules   %s"):format(name, doc.parameters, doc.place),
     filled(doc.text or "No comment stands above its constructor.", width), details(doc, width) }, "\n")
 end
 
+--- Writes all about a quantizer of the registry.
 local function about_quantizer(session, name, width)
   local doc = docs.of_quantizer(session, registry.by_name[name])
   return table.concat({ ("vx.quantizer(%q, options)   %s"):format(name, doc.place), filled(doc.text, width),
@@ -169,6 +173,7 @@ local function about_object(session, t, width)
   return table.concat(out, "\n")
 end
 
+--- Writes what a table is: a module, a class, or an object.
 local function about_table(session, t, name, width)
   local module = show.module_name(t)
   if module then return about_module(session, t, module, width) end
@@ -200,6 +205,7 @@ local function about_torch(session, name, width)
   return here and text .. "\n\n" .. here or text
 end
 
+--- Writes all about a name; nil and why not where nothing is known of it.
 local function about(session, name, width)
   if registry.by_name[name] then return about_quantizer(session, name, width) end
   local object = session:lookup(name)

@@ -18,6 +18,7 @@ local RED, PLAIN = "\27[31m", "\27[0m"
 
 -- -- What this is -----------------------------------------------------------------------------------------------------
 
+--- Says what this is.
 function requests.kernel_info_request(server, message)
   server:reply(message, "kernel_info_reply", { protocol_version = wire.VERSION, implementation = "vertex",
     implementation_version = core.version, banner = ("Vertex %s, %s"):format(core.version, jit.version),
@@ -77,6 +78,7 @@ local function explain(server, name)
   return json.array { { source = "page", data = output.bundle { ["text/plain"] = text }, start = 0 } }
 end
 
+--- Runs a cell.
 function requests.execute_request(server, message)
   local content, session = message.content, server.session
   local code, silent = tostring(content.code or ""), content.silent == true
@@ -120,6 +122,7 @@ function requests.aborted(server, message)
   server:reply(message, "execute_reply", { status = "aborted", execution_count = server.session.count })
 end
 
+--- Says whether Return should run a cell or begin a new line.
 function requests.is_complete_request(server, message)
   local status, indent = Session.state(tostring(message.content.code or ""))
   server:reply(message, "is_complete_reply", { status = status, indent = indent })
@@ -146,6 +149,7 @@ local function code_and_cursor(message)
   return code, bytes_of(code, tonumber(message.content.cursor_pos) or #code)
 end
 
+--- Completes the name before the cursor; functions and classes come with their parameters.
 function requests.complete_request(server, message)
   local code, cursor = code_and_cursor(message)
   local first, names, chain = server.session:complete(code, cursor)
@@ -159,6 +163,7 @@ function requests.complete_request(server, message)
     metadata = json.object { _jupyter_types_experimental = types } })
 end
 
+--- Explains the name at the cursor.
 function requests.inspect_request(server, message)
   local code, cursor = code_and_cursor(message)
   local before, after = code:sub(1, cursor):match "[%w_.:%-]*$", code:sub(cursor + 1):match "^[%w_]*"
@@ -191,6 +196,7 @@ end
 
 -- -- Widgets: not known here ------------------------------------------------------------------------------------------
 
+--- Says that there are no widgets.
 function requests.comm_info_request(server, message)
   server:reply(message, "comm_info_reply", { comms = json.object() })
 end
@@ -200,12 +206,15 @@ function requests.comm_open(server, message)
   server:publish("comm_close", { comm_id = message.content.comm_id, data = json.object() })
 end
 
+--- Ignores what is sent to a widget.
 function requests.comm_msg() end
 
+--- Ignores that a widget is closed.
 function requests.comm_close() end
 
 -- -- Ending -----------------------------------------------------------------------------------------------------------
 
+--- Ends the process after the answer.
 function requests.shutdown_request(server, message)
   server.over = true
   server:reply(message, "shutdown_reply", { restart = message.content.restart == true })

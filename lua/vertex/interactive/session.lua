@@ -176,6 +176,7 @@ end
 -- -- Errors -----------------------------------------------------------------------------------------------------------
 
 local own = core.directory .. "/"
+--- Says whether a source, as debug.getinfo names it, is a file of the library.
 local function is_own(source) return source:sub(2, #own + 1) == own end
 
 --- Gives the text of an input or of a Lua file.
@@ -251,11 +252,13 @@ end
 
 -- -- Running ----------------------------------------------------------------------------------------------------------
 
+--- Packs what a chunk returned. valued: a nil stands in front of its values.
 local function pack(valued, ...)
   if valued then return { n = select("#", ...) - 1, select(2, ...) } end
   return { n = select("#", ...), ... }
 end
 
+--- Writes an error object.
 local function describe(problem) return type(problem) == "string" and problem or show.value(problem) end
 
 --- Runs an input. It raises nothing: what goes wrong is returned.

@@ -146,6 +146,7 @@ function show.place(f)
   return ("%s:%d"):format(show.path(source:match "^[@=](.*)" or info.short_src), line)
 end
 
+--- Writes a function: its parameters and its place.
 local function function_text(f)
   local place = show.place(f)
   if not place then return "function (built in)" end
