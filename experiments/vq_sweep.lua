@@ -27,17 +27,17 @@ local presets = {
 
 -- -- The model: an encoder and a decoder, or none, around the quantizer -----------------------------------------------
 
+local Mlp = nn.module "Mlp"
+function Mlp:init(width) self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width) end
+function Mlp:forward(x) return self.second(vx.silu(self.first(x))) end
+
 local Model = nn.module "Model"
 
 --- encoder: "none", "affine" (a linear layer each way) or "mlp" (two, with SiLU between).
 function Model:init(width, encoder, quantizer)
-  self.mean, self.scale = nn.buffer(vx.zeros { width }), nn.buffer(vx.ones { 1 })
-  if encoder == "affine" then
-    self.encoder, self.decoder = nn.Linear(width, width), nn.Linear(width, width)
-  elseif encoder == "mlp" then
-    self.encoder = nn.Sequential(nn.Linear(width, 2 * width), vx.silu, nn.Linear(2 * width, width))
-    self.decoder = nn.Sequential(nn.Linear(width, 2 * width), vx.silu, nn.Linear(2 * width, width))
-  end
+  self.mean, self.scale = nn.buffer { width }, nn.buffer({ 1 }, 1)
+  if encoder == "affine" then self.encoder, self.decoder = nn.Linear(width, width), nn.Linear(width, width) end
+  if encoder == "mlp" then self.encoder, self.decoder = Mlp(width), Mlp(width) end
   self.quantizer = quantizer
 end
 
@@ -68,6 +68,7 @@ end
 function Mixture:size() return self.n end
 function Mixture:width() return self.d end
 function Mixture:read(first, count) return self.x:narrow(1, first + 1, count) end
+function Mixture:take(index) return vx.gather(self.x, index:to(self.x:device())) end
 function Mixture:batches(batch, seed, position)
   local at = position or 0
   return {
@@ -114,7 +115,7 @@ local function measure(set, model)
   model.mean:fromtable(sum)
   each_block(set, function(x) squares = squares + (x - model.mean):square():sum():item() end)
   local scale = math.sqrt(squares / (n * d))
-  if not (scale > 0) then core.fail("the %d vectors are all equal; there is nothing to quantize", n) end
+  if scale <= 0 then core.fail("the %d vectors are all equal; there is nothing to quantize", n) end
   model.scale:fill(scale)
 end
 
@@ -276,10 +277,12 @@ local width = set:width()
 
 --- The columns first+1 .. first+d of the normalized vectors, as vx.kmeans reads them.
 local function slice(model, first, d)
+  local function part(x) return model:normalize(x):narrow(2, first + 1, d):contiguous() end
   return {
     size = function() return set:size() end,
     width = function() return d end,
-    read = function(_, at, count) return model:normalize(set:read(at, count)):narrow(2, first + 1, d):contiguous() end,
+    read = function(_, at, count) return part(set:read(at, count)) end,
+    take = function(_, index) return part(set:take(index)) end,
   }
 end
 

@@ -524,6 +524,23 @@ function direct.dirichlet()
   H.raises(function() ops.dirichlet(p, vx.tensor { 1, 1 }) end, "dirichlet: ", "(3000,3)", "(2)")
 end
 
+function direct.kmeans_start()
+  local T = H.generator(31)
+  for _, case in ipairs { { 1, 3, 1 }, { 5, 2, 5 }, { 700, 3, 40 }, { 300, 17, 9 }, { 40, 1, 60 } } do
+    local x = T({ case[1], case[2] }, { dtype = "i32", low = -9, high = 9 }):to "f32" -- every distance exact
+    local generator = vx.generator(case[1])
+    local index = ops.kmeans_start(x, case[3], generator):totable()
+    assert.same(R.kmeans_start(R.from(x), case[3], case[1], 1), index)
+  end
+  local x = vx.tensor { { 1e6, 0 }, { 1e6 + 1, 0 }, { 1e6 + 2, 0 } } -- far from the origin no difference is lost
+  local index = ops.kmeans_start(x, 3, vx.generator(5)):totable()
+  table.sort(index)
+  assert.same({ 0, 1, 2 }, index)
+  H.raises(function() ops.kmeans_start(vx.tensor { { 1 }, { 0 / 0 } }, 1) end, "kmeans_start: row 1 of x holds a NaN")
+  H.raises(function() ops.kmeans_start(vx.tensor { { 1e30 }, { -1e30 } }, 2) end, "kmeans_start: ", "overflow")
+  H.raises(function() ops.kmeans_start(vx.zeros { 2, 2 }, 0) end, "kmeans_start: count is 0")
+end
+
 function direct.permutation()
   for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do
     local p = ops.permutation(n, vx.generator(n)):totable()

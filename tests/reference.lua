@@ -753,6 +753,43 @@ function R.unit(seed, stream, e)
   return unit(R.philox({ b0, b1, s0, s1 }, { k0, k1 })[e % 4 + 1])
 end
 
+--- Number i of (seed, stream) with 53 bits, uniform in (0, 1): words 0 and 1 of block i.
+function R.unit53(seed, stream, i)
+  local b0, b1 = split(i)
+  local s0, s1 = split(stream)
+  local k0, k1 = split(seed)
+  local w = R.philox({ b0, b1, s0, s1 }, { k0, k1 })
+  return (math.floor(w[1] / 32) * 67108864 + math.floor(w[2] / 64) + 0.5) / 9007199254740992
+end
+
+--- k-means++ on the rows of x (N,D): array of M rows, 0-based.
+function R.kmeans_start(x, M, seed, stream)
+  local N, D, nearest, chosen = x.shape[1], x.shape[2], {}, {}
+  for m = 0, M - 1 do
+    local u, total, pick = R.unit53(seed, stream, m), 0, nil
+    for n = 0, N - 1 do total = total + (nearest[n] or 0) end
+    if total > 0 then
+      local target = u * total
+      for n = 0, N - 1 do
+        if nearest[n] > 0 then
+          pick = n
+          if target < nearest[n] then break end
+        end
+        target = target - nearest[n]
+      end
+    else
+      pick = math.floor(u * N)
+    end
+    chosen[m + 1] = pick
+    for n = 0, N - 1 do
+      local d = 0
+      for c = 0, D - 1 do d = d + (x.v[n * D + c] - x.v[pick * D + c]) ^ 2 end
+      nearest[n] = math.min(nearest[n] or math.huge, d)
+    end
+  end
+  return chosen
+end
+
 --- The Gumbel noise (N,G,M) of (seed, stream), by the layout that core/rng.h states.
 function R.gumbel(seed, stream, N, G, M)
   local noise, panels = array { N, G, M }, math.ceil(M / 64)

@@ -70,6 +70,7 @@ describe("vectors", function()
     assert.same({ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 }, index:totable())
     assert.is_nil((set:next()))
     assert.same({ { 3, 30, 300 }, { 4, 40, 400 } }, set:read(3, 2):totable())
+    assert.same({ { 9, 90, 900 }, { 0, 0, 0 } }, set:take(vx.tensor({ 9, 0 }, { dtype = "i32" })):totable())
     local header = "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }\n"
     H.write(H.scratch "f.npy", "\147NUMPY\1\0" .. string.char(#header, 0) .. header .. "\0\1\0\2\0\3\0\4\0\5\0\6")
     assert.same({ { 1, 3, 5 }, { 2, 4, 6 } }, vectors({ path = H.scratch "f.npy" }):read(0, 2):totable())

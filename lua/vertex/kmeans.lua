@@ -44,12 +44,9 @@ end
 
 --- The rows with the numbers of `index` (a Lua array, 0-based), as a tensor (#index,D).
 local function rows_of(x, index)
-  if core.is_tensor(x) then
-    return ops.gather(x, core.tensor(index, { dtype = "i32", device = x:device() }))
-  end
-  local parts = {}
-  for i, n in ipairs(index) do parts[i] = x:read(n, 1) end
-  return ops.cat(1, unpack(parts))
+  local device = core.is_tensor(x) and x:device() or "cpu"
+  local numbers = core.tensor(index, { dtype = "i32", device = device })
+  return core.is_tensor(x) and ops.gather(x, numbers) or x:take(numbers)
 end
 
 -- -- Where to begin ---------------------------------------------------------------------------------------------------
@@ -61,7 +58,7 @@ local function sample(x, most)
   if n <= most then return x:read(0, n) end
   local index = {}
   for i = 1, most do index[i] = math.floor((i - 1) * n / most) end
-  return x:read_rows(index)
+  return rows_of(x, index)
 end
 
 --- The codebook before the first iteration, (M,D). Fewer rows than codes: rows come again with noise of a thousandth of

@@ -95,7 +95,7 @@ local OPTIONS = { path = "any", tensor = "any", device = "any", batch = { "count
 -- @param options {path: a .npy file, a safetensors file, or a folder of .npy files of one width; tensor: the name of a
 -- matrix in a safetensors file that holds several; batch = 4096 rows; shuffle = true; seed = 1, of the order; epochs =
 -- 0, endless, or how often each row comes; position = 0, rows delivered before; device, the default one}
--- @return object with :next(), :read(first, count), :size(), :width(), :position(), :close()
+-- @return object with :next(), :read(first, count), :take(index), :size(), :width(), :position(), :close()
 -- @raise where there is no such file, it holds no matrix of numbers, widths differ, or an option is unknown
 local function vectors(options)
   local o = check.options("vectors", options, OPTIONS)
@@ -160,6 +160,16 @@ end
 function Vectors:read(first, count)
   local x = core.new({ count, self.d }, { device = "cpu" })
   open_rows(self):read(x, nil, first)
+  return x:to(self.device)
+end
+
+--- Reads rows by their numbers.
+-- @param index tensor i32 (B) on the CPU, 0-based
+-- @return f32 (B,D)
+-- @raise where a number is none of a row, or as next() does
+function Vectors:take(index)
+  local x = core.new({ index:size(1), self.d }, { device = "cpu" })
+  open_rows(self):read(x, index)
   return x:to(self.device)
 end
 

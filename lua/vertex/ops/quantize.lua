@@ -1,6 +1,7 @@
 --- ops/quantize.lua: the paper's ops. z (N,G,D) are N vectors in G groups of D numbers, a codebook (G,M,D) holds M
 -- codes for each group.
 
+local check = require "vertex.check"
 local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
@@ -38,6 +39,25 @@ define("assign", {
     if z:dtype() == "bf16" then z = z:to "f32" end
     op.assign(codes, contiguous(z), codebook, METRICS[metric])
     return codes
+  end,
+})
+
+define("kmeans_start", {
+  text = "Chooses the rows that k-means begins with, by k-means++: the first at random, each further one with a "
+    .. "probability in proportion to its squared distance from the nearest row chosen before.",
+  args = { { "x", "tensor f32 (N,D)" }, { "count", "how many rows M, 1 or more" },
+    { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true } },
+  returns = "tensor i32 (M) of rows, 0-based, all different while rows of x differ; no gradient",
+  raises = "where a row holds a NaN or Inf, x has no row, or squared distances overflow",
+  calls = { "kmeans_start" },
+  source = "Arthur and Vassilvitskii 2007",
+  forward = function(_, x, count, generator)
+    x = contiguous(expect_tensor(x, "kmeans_start", "x"))
+    check.integer("kmeans_start", "count", count, 1)
+    local seed, stream = (generator or core.default_generator):stream()
+    local index = empty_on(x, { count }, "i32")
+    op.kmeans_start(index, x, seed, stream)
+    return index
   end,
 })
 

@@ -6,6 +6,8 @@
 --       presets = { tiny = { batch = 16, steps = 800, ... }, ... },   batch, steps or epochs as far as there are such
 --                                                   flags, and whatever else the experiment reads
 --       preset = "tiny",                            the one taken where no flag says otherwise
+--       data_preset = "vectors",                    the one taken then where --data is given
+--       methods = { kmeans = { summary =, paper = } },   beside the registered quantizers; `all` includes them
 --       words = { data = "Folder of images.", batch = "Images per step.", epochs = "Passes over the data." },
 --                                                   what these three flags mean here; one without words is not taken
 --       flags = { { name =, meaning =, ... }, ... } flags of its own:
@@ -93,8 +95,14 @@ local function experiment(spec)
   check(is_text(spec.summary), "it has no summary")
   check(type(spec.presets) == "table" and type(spec.presets[spec.preset]) == "table",
     "presets has no '%s', which preset names", tostring(spec.preset))
-  local full = { words = {}, flags = {}, pictures = {}, table = {}, check = function() end }
+  local full = { words = {}, methods = {}, flags = {}, pictures = {}, table = {}, check = function() end }
   for key, value in pairs(spec) do full[key] = value end
+  check(spec.data_preset == nil or type(spec.presets[spec.data_preset]) == "table",
+    "presets has no '%s', which data_preset names", tostring(spec.data_preset))
+  for name, method in pairs(full.methods) do
+    check(is_text(name) and type(method) == "table" and is_text(method.summary) and is_text(method.paper),
+      "method '%s' should be { summary =, paper = }", tostring(name))
+  end
   full.columns, full.column = columns_of(spec, check)
   for i, flag in ipairs(full.flags) do
     check(type(flag) == "table" and is_text(flag.name) and is_text(flag.meaning),

@@ -75,18 +75,23 @@ function flags.methods(set)
   return names
 end
 
---- "a,paper,b" → list of method names, each once; ends the program where one is unknown.
-local function parse_methods(text)
+--- "a,paper,b" → list of method names, each once; ends the program where one is unknown. own: methods of the
+-- experiment's own, {name = {summary =, paper =}}.
+local function parse_methods(text, own)
   local methods, seen = {}, {}
   local function add(name)
     if not seen[name] then methods[#methods + 1] = name end
     seen[name] = true
   end
-  local known = { "paper", "all", unpack(registry.names(true)) }
+  local known = { "paper", "all" }
+  for _, list in ipairs { flags.sorted_keys(own), registry.names(true) } do
+    for _, name in ipairs(list) do known[#known + 1] = name end
+  end
   for name in text:gmatch "[^,%s]+" do
     if SETS[name] then
       for _, member in ipairs(flags.methods(name)) do add(member) end
-    elseif registry.by_name[name] then
+      for _, member in ipairs(name == "all" and flags.sorted_keys(own) or {}) do add(member) end
+    elseif registry.by_name[name] or own[name] then
       add(name)
     else
       flags.refuse_name("method", name, known)
@@ -122,8 +127,11 @@ flags.autocast = {
 
 -- -- The command line -------------------------------------------------------------------------------------------------
 
-local function help_of_methods()
+local function help_of_methods(spec)
   local lines = { "methods:" }
+  for _, name in ipairs(flags.sorted_keys(spec.methods)) do
+    lines[#lines + 1] = ("  %-16s %s (%s)"):format(name, spec.methods[name].summary, spec.methods[name].paper)
+  end
   for _, item in ipairs(registry.list) do
     lines[#lines + 1] = ("  %-16s %s (%s)"):format(item.name, item.summary, item.paper)
   end
@@ -140,7 +148,7 @@ local function help_of_columns(spec)
 end
 
 local function make_parser(spec)
-  local parser = argparse(spec.name, spec.summary):epilog(help_of_methods() .. "\n\n" .. help_of_columns(spec))
+  local parser = argparse(spec.name, spec.summary):epilog(help_of_methods(spec) .. "\n\n" .. help_of_columns(spec))
   parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
   local function option(name, meaning, argname, convert)
     if meaning then
@@ -215,7 +223,7 @@ function flags.parse(spec, argv)
     flags.refuse_name("preset", args.preset, check.names(spec.presets))
   end
   if args.steps and args.epochs then refuse "--steps and --epochs: give one of them" end
-  args.methods = args.methods and parse_methods(args.methods)
+  args.methods = args.methods and parse_methods(args.methods, spec.methods)
   if args.threads then core.threads(args.threads) end
   if args.device then
     local found, reason = pcall(core.device, args.device)

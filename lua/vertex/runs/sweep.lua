@@ -66,8 +66,9 @@ local function config_of(spec, flags, stored)
     if flags[name] ~= nil then return flags[name] end
     return stored[name]
   end
-  local config = { experiment = spec.name, preset = given "preset" or spec.preset, data = given "data",
-    seed = given "seed" or 1 }
+  local data = given "data"
+  local config = { experiment = spec.name, preset = given "preset" or data and spec.data_preset or spec.preset,
+    data = data, seed = given "seed" or 1 }
   local preset = spec.presets[config.preset]
   if not preset then
     refuse("the stored preset '%s' is none of this experiment; known: %s", config.preset,
@@ -99,7 +100,7 @@ local function expect_same(out, config, stored)
 end
 
 --- Methods to run now, and those of the folder: the stored ones and behind them the new.
-local function methods_of(flags, stored)
+local function methods_of(spec, flags, stored)
   local methods = flags.methods or stored and stored.methods or flags_of.methods "paper"
   local all, known = {}, {}
   for _, list in ipairs { stored and stored.methods or {}, methods } do
@@ -109,7 +110,7 @@ local function methods_of(flags, stored)
     end
   end
   for _, method in ipairs(methods) do
-    if not registry.by_name[method] then
+    if not registry.by_name[method] and not spec.methods[method] then
       refuse("the stored method '%s' is unknown; --quantizers names the folder with its file", method)
     end
   end
@@ -127,7 +128,8 @@ end
 local function start(spec, argv)
   spec = experiment(spec)
   local flags = flags_of.parse(spec, argv)
-  local out = flags.out or default_folder(spec.name, flags.preset or spec.preset, flags.resume)
+  local out = flags.out or default_folder(spec.name,
+    flags.preset or flags.data and spec.data_preset or spec.preset, flags.resume)
   out = out:gsub("(.)/+$", "%1")
   local mode = lfs.attributes(out, "mode")
   if mode and mode ~= "directory" then refuse("--out %s is a %s, expected a folder", out, mode) end
@@ -138,7 +140,7 @@ local function start(spec, argv)
   if mode and not stored then expect_empty(out) end
   local config = config_of(spec, flags, stored)
   if stored then expect_same(out, config, stored) end
-  local methods, all = methods_of(flags, stored)
+  local methods, all = methods_of(spec, flags, stored)
   for _, flag in ipairs(spec.flags) do
     local value = flag.decides and config[flag.name] or flags[flag.name]
     local wrong = flag.check and value ~= nil and flag.check(value)
