@@ -186,7 +186,9 @@ local function encode_program()
   parser:option("--data", "Vectors: .npy, safetensors, or a folder of .npy."):argname "FILE":count(1)
   parser:option("--tensor", "Name of a matrix in a safetensors file that holds several."):argname "NAME"
   parser:option("--out", "File for the codes, .npy."):argname "FILE":count(1)
+  parser:option("--device", "cpu, cuda:0, ...; default: the GPU where one works."):argname "D"
   local args = parser:parse()
+  if args.device then vx.device(args.device) end
   if not args.out:find "%.npy$" then core.fail("--out %s: expected a name that ends in .npy", args.out) end
   local model, width = restore(args.encode)
   local set = vx.data.vectors { path = args.data, tensor = args.tensor, shuffle = false }
@@ -204,9 +206,9 @@ local function encode_program()
 end
 
 for _, a in ipairs(arg) do
-  if a:match "^%-%-encode" then
+  if a == "--encode" or a:find "^%-%-encode=" then
     local ok, message = pcall(encode_program)
-    if not ok then runs.flags.refuse("%s", runs.flags.reason(message)) end
+    if not ok then runs.refuse("%s", runs.reason(message)) end
     os.exit(0, true)
   end
 end
@@ -248,6 +250,7 @@ local run = runs.start({
     title = function(c) return ("%s, %s"):format(c.preset, c.data or "a mixture of Gaussians") end,
     line = { "error", "code_use" },
     footnotes = { "Error: sum of |x - q(x)|^2 over that of |x - mean|^2. Memory: tensors; files are mapped.",
+      "The mixture's own centers have an error of spread^2 / (1 + spread^2): about 0.0099.",
       "Methods on the sphere (cosine) code directions: without --encoder their error is that of unit vectors." },
   },
   pictures = { runs.curves { { field = "mse", label = "error of a batch", log = true },
@@ -299,9 +302,9 @@ local function fit_kmeans()
       progress = function(iteration, moved) progress:update(iteration, ("moved %.3g"):format(moved)) end })
     progress:finish()
     if core.interrupted() then return nil end
-    iterations, codebooks[g] = math.max(iterations, found.iterations), found.codebook
+    iterations, codebooks[g] = math.max(iterations, found.iterations), found.codebook:reshape { 1, M, d }
   end
-  vx.step(function() model.quantizer.codebook:copy(vx.stack(codebooks, 1)) end)
+  vx.step(function() model.quantizer.codebook:copy(vx.cat(1, unpack(codebooks))) end)
   return model, iterations
 end
 

@@ -370,6 +370,15 @@ function direct.permutation(device)
   return results
 end
 
+function direct.kmeans_start(device)
+  local T, results = H.generator(8), {}
+  for i, s in ipairs { { 5, 3, 5 }, { 300, 40, 20 }, { 1000, 2, 9 }, { 30, 1, 40 } } do -- integers: distances are exact
+    local x = T({ s[1], s[2] }, { dtype = "i32", low = -9, high = 9 }):to "f32"
+    results[i] = ops.kmeans_start(x:to(device), s[3], vx.generator(i))
+  end
+  return results
+end
+
 function direct.assign(device)
   local T, results = H.generator(6), {}
   for _, metric in ipairs { "euclid", "cosine" } do

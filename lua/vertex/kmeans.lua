@@ -121,7 +121,7 @@ local function move(x, codebook)
   local counts = core.new({ 1, M }, { dtype = "i32", device = codebook:device() }):zero()
   each_block(x, function(rows)
     local codes = nearest(rows, codebook)
-    ops.scatter_add(sums, rows, codes)
+    core.op.scatter_add(sums, rows, codes)
     ops.count_codes(ops.reshape(codes, { -1, 1 }), M, counts)
   end)
   local count = ops.reshape(counts:to "f32", { M, 1 })
@@ -137,7 +137,7 @@ local function move(x, codebook)
     if #rows > 0 then
       local places = core.tensor({ unpack(empty, 1, #rows) }, { dtype = "i32", device = codebook:device() })
       local difference = ops.sub(rows_of(x, rows), ops.gather(new, places))
-      ops.scatter_add(new, difference, places)
+      core.op.scatter_add(new, difference, places)
     end
   end
   local moved = ops.sum(ops.square(ops.sub(new, codebook))):item()

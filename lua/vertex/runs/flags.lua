@@ -84,13 +84,13 @@ local function parse_methods(text, own)
     seen[name] = true
   end
   local known = { "paper", "all" }
-  for _, list in ipairs { flags.sorted_keys(own), registry.names(true) } do
+  for _, list in ipairs { check.names(own), registry.names(true) } do
     for _, name in ipairs(list) do known[#known + 1] = name end
   end
   for name in text:gmatch "[^,%s]+" do
     if SETS[name] then
       for _, member in ipairs(flags.methods(name)) do add(member) end
-      for _, member in ipairs(name == "all" and flags.sorted_keys(own) or {}) do add(member) end
+      for _, member in ipairs(name == "all" and check.names(own) or {}) do add(member) end
     elseif registry.by_name[name] or own[name] then
       add(name)
     else
@@ -129,7 +129,7 @@ flags.autocast = {
 
 local function help_of_methods(spec)
   local lines = { "methods:" }
-  for _, name in ipairs(flags.sorted_keys(spec.methods)) do
+  for _, name in ipairs(check.names(spec.methods)) do
     lines[#lines + 1] = ("  %-16s %s (%s)"):format(name, spec.methods[name].summary, spec.methods[name].paper)
   end
   for _, item in ipairs(registry.list) do

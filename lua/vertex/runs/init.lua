@@ -30,5 +30,5 @@ return {
   curves = require "vertex.runs.curves",
   table = require "vertex.runs.table",
   flags = { graph = flags.graph, autocast = flags.autocast, integer = flags.integer },
-  make_folders = flags.make_folders, refuse = flags.refuse,
+  make_folders = flags.make_folders, refuse = flags.refuse, reason = flags.reason,
 }
