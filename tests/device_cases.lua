@@ -1,5 +1,5 @@
--- What the specs of devices share: ops run on a device and on the CPU, cases of the ops that have none in ops.lua, and
--- data that ops refuse.
+-- What the specs of devices share: ops run on a device and on the CPU, cases of the ops whose records have none,
+-- and data that ops refuse.
 
 local assert = require "luassert"
 local H = require "tests.helper"
@@ -93,7 +93,7 @@ local function bytes(tensors)
   return list
 end
 
--- -- Ops that no recorded op calls, and those whose cases are not in ops.lua: device → results on that device ---------
+-- -- Ops that no record calls, and those whose record has no cases: device → results on that device -------------------
 
 local DTYPES = { "f32", "bf16", "i32", "u8" }
 local direct, tolerances = {}, {}

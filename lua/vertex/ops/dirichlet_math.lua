@@ -1,5 +1,6 @@
---- dirichlet.lua: the Dirichlet distribution in numbers: what needs its M concentrations and not the points. Lua arrays
--- of float64 in and out, O(M) each; simplex.lua is what to call with tensors, ops.lua holds the two ops made of this.
+--- ops/dirichlet_math.lua: the Dirichlet distribution in numbers, as far as they need its M concentrations and not the
+-- points. Lua arrays of float64 in and out, O(M) each. ops/dirichlet.lua makes ops of this; vx.simplex is what to call
+-- with points.
 --
 -- Letters: alpha (M) concentrations, all above 0, s their sum; psi digamma, psi' trigamma.
 --
