@@ -1,5 +1,5 @@
-/* gemm_tile.h: the register tile that gemm.c provides and conv2d.c shares: a panel of a matrix product, at most VX_PANEL
- * columns wide, over any number of rows.
+/* gemm_tile.h: the register tile that gemm.c provides and conv2d.c shares: a panel of a matrix product, at most
+ * VX_PANEL columns wide, over any number of rows.
  *
  *   c[r][j] = alpha sum_s sum_p a[s][r row_stride + p k_stride] b[s][p b_stride + j]  + beta c[r][j] + bias[j]
  *
