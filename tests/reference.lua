@@ -766,10 +766,10 @@ end
 function R.kmeans_start(x, M, seed, stream)
   local N, D, nearest, chosen = x.shape[1], x.shape[2], {}, {}
   for m = 0, M - 1 do
-    local u, total, pick = R.unit53(seed, stream, m), 0, nil
-    for n = 0, N - 1 do total = total + (nearest[n] or 0) end
-    if total > 0 then
-      local target = u * total
+    local u, sum, pick = R.unit53(seed, stream, m), 0, nil
+    for n = 0, N - 1 do sum = sum + (nearest[n] or 0) end
+    if sum > 0 then
+      local target = u * sum
       for n = 0, N - 1 do
         if nearest[n] > 0 then
           pick = n
