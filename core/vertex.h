@@ -68,7 +68,7 @@ enum {
     VX_LE,
     VX_POW,
 };
-/* unary(): y = f(x); AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; the gamma functions are NaN below 0 */
+/* unary(): y = f(x). AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; gamma functions: NaN below 0 */
 enum {
     VX_AFFINE = 0,
     VX_EXP,
@@ -210,7 +210,7 @@ VX_API int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host
 typedef struct vx_writer vx_writer;
 VX_API int vx_writer_open(vx_writer **out, const char *path);
 VX_API int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count);
-/* Raw little-endian elements, row-major; narrow 1: those of an i32 tensor as uint16, an error where one does not fit. */
+/* Raw little-endian elements, row-major; narrow 1: those of an i32 tensor as uint16, an error where one does not fit */
 VX_API int vx_writer_tensor(vx_writer *w, const vx_tensor *x, int narrow);
 VX_API int vx_writer_commit(vx_writer *w);
 VX_API void vx_writer_abort(vx_writer *w);
@@ -219,7 +219,7 @@ VX_API void vx_writer_abort(vx_writer *w);
 VX_API int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format);
 /* Dtypes of files, by their names in safetensors: one line each, "name\tbytes of an element\tdtype it is read as\n". */
 VX_API const char *vx_stored_dtypes(void);
-/* Dtypes of tensors: one line each, "name\tnumber\tC type of an element\tbytes\tstored dtype that holds it as it is\n". */
+/* Dtypes of tensors: one line each, "name\tnumber\tC type of an element\tbytes\tstored dtype that holds it\n". */
 VX_API const char *vx_dtypes(void);
 VX_API int64_t vx_file_size(const char *path); /* -1 where it cannot be read */
 
@@ -235,7 +235,7 @@ typedef struct vx_rows_part {
 } vx_rows_part;
 VX_API int vx_rows_open(vx_rows **out, const vx_rows_part *parts, int count, int64_t width);
 /* x f32 (B,width) on the CPU = rows index[0 .. B-1] (i32, on the CPU), or first, first + 1, ... where index is NULL.
- * VX_ENONFINITE names file and row of a NaN or Inf; VX_EIO where a file has become shorter. x is written all the same. */
+ * VX_ENONFINITE names file and row of a NaN or Inf; VX_EIO where a file became shorter. x is written all the same. */
 VX_API int vx_rows_read(const vx_rows *rows, vx_tensor *x, const vx_tensor *index, int64_t first);
 VX_API int64_t vx_rows_count(const vx_rows *rows); /* 0 for NULL */
 VX_API void vx_rows_free(vx_rows *rows);           /* NULL is fine */

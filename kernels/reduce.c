@@ -251,7 +251,8 @@ VX_INLINE void reduce_columns(int kind, int64_t step, const plan *p)
         double sum[WIDTH + VX_LANES];
         const float *row[GROUP];
         int64_t q = part * rows;
-        if (narrow) { /* the part, seen as fewer rows of n VX_LANES columns, in whole vectors; then VX_LANES of them become one */
+        if (narrow) {
+            /* the part, seen as fewer rows of n VX_LANES columns, in whole vectors; then VX_LANES of them become one */
             int64_t wide = p->n * VX_LANES;
             for (int64_t c = 0; c < wide; c++) sum[c] = neutral(kind);
             while (q + VX_LANES <= end) {

@@ -205,10 +205,9 @@ describe("ae_sweep", function()
     local output, status = sweep(common .. " --out whole")
     assert.equal(0, status, output)
     local tries, done = 0, false
-    sweep(common .. " --out killed", "timeout -s KILL 0.6")
     while not done and tries < 60 do
       tries = tries + 1
-      output, status = sweep(common .. " --out killed --resume", ("timeout -s KILL %.2f"):format(0.6 + 0.13 * tries))
+      output, status = sweep(common .. " --out killed --resume", ("timeout -s KILL %.2f"):format(0.2 + 0.1 * tries))
       done = status == 0
     end
     assert.truthy(done, output)

@@ -48,7 +48,7 @@ static int64_t find(const float *nearest, int64_t N, const double *sums, int64_t
     return last;
 }
 
-/* index (M) = rows of x (N,D), 0-based. Once every row equals a chosen one, further rows are drawn evenly and repeat. */
+/* index (M) = rows of x (N,D), 0-based. Once every row equals a chosen one, more are drawn evenly and repeat. */
 int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t stream)
 {
     const int64_t N = x->shape[0], D = x->shape[1], M = index->shape[0], blocks = vx_ceil_div(N, BLOCK_ROWS);

@@ -1,8 +1,8 @@
 /* kmeans_start.cu: the rows that k-means begins with on CUDA; see kmeans_start.c.
  *
- * Two kernels a chosen row: one lowers each row's distance and leaves the sums of blocks of rows, one finds the next row
- * among them. Distances are added up by warps, so that they may differ from the CPU's in the last bit; a number drawn
- * next to the border of two rows' shares may then name the other one.
+ * Two kernels a chosen row: one lowers each row's distance and leaves the sums of blocks of rows, one finds the next
+ * row among them. Distances are added up by warps, so that they may differ from the CPU's in the last bit; a number
+ * drawn next to the border of two rows' shares may then name the other one.
  */
 #include "cuda/cuda.cuh"
 
@@ -15,8 +15,8 @@ VX_DEVICE double draw(const vx_draw &d, int64_t i)
     return ((double)(r.word[0] >> 5) * 67108864.0 + (double)(r.word[1] >> 6) + 0.5) / 9007199254740992.0;
 }
 
-/* nearest (N) = the least of itself (none before the first chosen row) and the distance from row chosen[0]; sums: of each
- * block of rows. A warp takes a row at a time. */
+/* nearest (N) = the least of itself (none before the first chosen row) and the distance from row chosen[0]; sums: of
+ * each block of rows. A warp takes a row at a time. */
 VX_KERNEL VX_HOT lower_kernel(float *nearest, double *sums, const float *x, const int32_t *chosen, int64_t N, int64_t D,
                               int first, vx_data_check nan)
 {
