@@ -445,6 +445,22 @@ function direct.count_codes()
   H.raises(function() ops.count_codes(codes, 5) end, "count_codes", "0 .. 4")
 end
 
+function direct.scatter_add()
+  local T = H.generator(12)
+  for _, s in ipairs { { 40, 7, 3 }, { 3000, 5, 17 }, { 0, 4, 2 } } do
+    local tab, x = T({ s[2], s[3] }, { grad = false }), T({ s[1], s[3] }, { grad = false })
+    local index = T({ s[1] }, { dtype = "i32", high = s[2] - 1 })
+    local expected, rows, places = tab:totable(), x:totable(), index:totable()
+    for n, m in ipairs(places) do
+      for d = 1, s[3] do expected[m + 1][d] = expected[m + 1][d] + rows[n][d] end
+    end
+    assert.equal(tab, ops.scatter_add(tab, x, index))
+    for m = 1, s[2] do H.close(tab[m]:totable(), expected[m], 1e-6, 1e-6 * math.max(1, s[1] / s[2])) end
+  end
+  H.raises(function() ops.scatter_add(vx.zeros { 3, 2 }, vx.ones { 1, 2 }, vx.tensor({ 3 }, { dtype = "i32" })) end,
+    "scatter_add: ", "0 .. 2")
+end
+
 function direct.uniform()
   local x = vx.empty { 100003 }
   ops.uniform(x, -2, 3, vx.generator(7))

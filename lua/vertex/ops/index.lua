@@ -36,6 +36,24 @@ define("gather", {
     { T { 5, 17 }, T({ 2, 4 }, { dtype = "i32", high = 4 }) } } end,
 })
 
+define("scatter_add", {
+  text = "Adds rows to the rows of a table that an index names, in place: table[index[n]] += x[n], in ascending order "
+    .. "of n, so that the bits are the same every time.",
+  args = { { "table", "tensor f32 (M,D), written to" }, { "x", "tensor f32 (N,D)" },
+    { "index", "tensor i32 (N) of rows of the table, 0-based" } },
+  returns = "table; no gradient",
+  raises = "where an index is outside 0 .. M-1, or the shapes disagree",
+  calls = { "scatter_add" },
+  also = { "index_add", "scatter_reduce" },
+  takes_bf16 = true, -- written to, so given as it is
+  forward = function(_, tab, x, index)
+    expect_tensor(tab, "scatter_add", "table")
+    op.scatter_add(tab, contiguous(expect_tensor(x, "scatter_add", "x")),
+      contiguous(expect_tensor(index, "scatter_add", "index")))
+    return tab
+  end,
+})
+
 define("count_codes", {
   text = "Counts how often each code occurs.",
   args = { { "codes", "tensor i32 (N,G), 0-based" }, { "M", "number of codes" },
