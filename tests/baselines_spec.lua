@@ -224,6 +224,149 @@ describe("fsq", function()
   end)
 end)
 
+describe("residual", function()
+  for _, file in ipairs { "rvq-a", "rvq-b", "rvq-rotation-a", "rvq-rotation-b" } do
+    it("agrees: " .. file, function()
+      local t = load(file)
+      local S, M, D = unpack(t.embed:shape())
+      local function new(gradient)
+        local q = vx.quantizer("rvq-euclid", { dim = D, codes = M, stages = S, gradient = gradient,
+          estimator = file:find "rotation" and "rotation" or "ste" })
+        for s = 1, S do
+          q.stages[s].codebook:copy(t.embed[s]:reshape { 1, M, D })
+          q.stages[s].embed_avg:copy(q.stages[s].codebook)
+        end
+        return q
+      end
+      local q = new "each"
+      local o, g = run(q, t.x, t.upstream)
+      same_codes(o, t.indices)
+      near(o.quantized, t.quantized, QUANTIZED, "quantized")
+      local losses = t.losses:totable()
+      for s = 1, S do near(o.terms["stage_" .. s], vx.tensor(losses[s]), LOSS, "loss of stage " .. s) end
+      near(o.reg, t.losses:sum(), LOSS, "loss")
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+      near(g.loss.x, t.grad_x_loss, GRADIENT, "gradient of the loss")
+      for s = 1, S do
+        near(q.stages[s].cluster_size, t.cluster_size_after[s], STATE, "cluster_size")
+        near(q.stages[s].codebook, t.embed_after[s], STATE, "codebook")
+      end
+      assert.is_truthy(q:state_dict()["stages.1.embed_avg"])
+
+      o, g = run(new "once", t.x, t.upstream)
+      near(o.quantized, t.quantized, QUANTIZED, "quantized")
+      near(g.loss.x, t.grad_x_loss, GRADIENT, "gradient of the loss")
+      local first = vx.quantizer("ema-euclid", { dim = D, codes = M, estimator = q.options.estimator })
+      first.codebook:copy(t.embed[1]:reshape { 1, M, D })
+      local _, once = run(first, t.x, t.upstream)
+      near(g.out.x, once.out.x, 1e-6, "gradient of the output, once")
+      if first.options.estimator == "ste" then near(g.out.x, t.upstream, 1e-6, "straight through, once") end
+    end)
+  end
+
+  -- by hand: stages of plain quantizers, each given what the ones before it left
+  for _, name in ipairs { "softmax-knn-ce", "hgumbel-knn-l2", "sgumbel-ppl", "softmax-none", "ste-euclid", "re-cosine",
+    "simvq", "diveq" } do
+    it("is stages of " .. name, function()
+      local S, N, G, D, M = 3, 40, 2, 3, 7
+      local generator = vx.generator(11)
+      local x, upstream = vx.randn({ N, G * D }, { generator = generator }),
+        vx.randn({ N, G * D }, { generator = generator })
+      local gumbel = vx.rand({ N, S * G, M }, { generator = generator })
+      local noise = { gumbel = gumbel, noise = upstream }
+      for _, gradient in ipairs { "each", "once" } do
+        local q = vx.quantizer("rvq-" .. name, { dim = G * D, codes = M, groups = G, stages = S, gradient = gradient,
+          k = 3, weight = 0.5 })
+        local z = leaf(x)
+        local o, g = run(q, x, upstream, noise)
+        local rest, out, reg, codes = z, nil, nil, {}
+        local parts, quantized = {}, nil
+        for s = 1, S do
+          local stage = q.stages[s]
+          stage:zero_grad()
+          local given = { gumbel = gumbel:narrow(2, (s - 1) * G + 1, G):contiguous(), noise = upstream }
+          local y = stage:forward(rest, given)
+          codes[s] = y.codes
+          near(o.terms["stage_" .. s] or vx.zeros {}, y.reg * 0.5, LOSS, "loss")
+          reg = reg and reg + y.reg or y.reg
+          local apart = gradient == "once" and s > 1 and stage:forward(rest:detach(), given).quantized or y.quantized
+          out = out and out + apart or apart
+          quantized = quantized and quantized + y.quantized:detach() or y.quantized:detach()
+          parts[s] = stage
+          rest = rest - y.quantized:detach()
+        end
+        near(o.quantized, quantized, QUANTIZED, "quantized")
+        assert.same(H.flat(vx.cat(2, unpack(codes))), H.flat(o.codes))
+        vx.sum(out * upstream):backward()
+        near(g.out.x, z.grad, 1e-6, "gradient of the output, " .. gradient)
+        for _, p in ipairs(q:named_parameters()) do
+          if p[2].grad then near(g.out[p[1]], p[2].grad, 1e-6, p[1]) end
+        end
+        if reg.requires_grad then
+          q:zero_grad()
+          local w = leaf(x)
+          near(run(q, x, upstream, noise).reg, reg * 0.5, LOSS, "reg")
+          local left, total = w, nil
+          for s = 1, S do
+            local y = parts[s]:forward(left, { gumbel = gumbel:narrow(2, (s - 1) * G + 1, G):contiguous() })
+            total = total and total + y.reg or y.reg
+            left = left - y.quantized:detach()
+          end
+          q:zero_grad()
+          vx.sum(total * 0.5):backward()
+          near(g.loss.x, w.grad, 1e-6, "gradient of the loss, " .. gradient)
+        end
+      end
+    end)
+  end
+
+  it("draws the same noise for its output and its losses", function()
+    local q = vx.quantizer("rvq-sgumbel-knn-ce", { dim = 4, codes = 6, k = 2, stages = 2 })
+    local twin = vx.quantizer("rvq-sgumbel-knn-ce", { dim = 4, codes = 6, k = 2, stages = 2, gradient = "each" })
+    local z = leaf(vx.randn({ 20, 4 }, { generator = vx.generator(3) }))
+    for _ = 1, 2 do
+      local a, b = q:forward(z), twin:forward(z)
+      assert.equal(b.quantized:bytes(), a.quantized:bytes())
+      assert.equal(b.reg:bytes(), a.reg:bytes())
+    end
+  end)
+
+  it("goes over every hard or smoothed method of one stage, and over nothing else", function()
+    local registry = require "vertex.quantizers"
+    for _, item in ipairs(vx.quantizers()) do
+      local over = registry.by_name["rvq-" .. item.name]
+      if item.kind == "scalar" or item.base then
+        assert.is_nil(over, item.name)
+      else
+        assert.same({ item.name, item.kind, item.metric or false }, { over.base, over.kind, over.metric or false })
+        local o = vx.quantizer("rvq-" .. item.name, { dim = 4, codes = 6, k = 2, stages = 2 })
+          :forward(vx.randn { 12, 4 })
+        assert.same({ 12, 2 }, o.codes:shape())
+      end
+    end
+    local listed = {}
+    for _, name in ipairs(registry.names(true)) do listed[name] = true end
+    assert.is_true(listed["rvq-euclid"] and listed["rvq-softmax-knn-ce"])
+    assert.is_nil(listed["rvq-ste-euclid"])
+    H.raises(function() vx.quantizer("rvq-euklid", { dim = 2, codes = 2 }) end, "did you mean 'rvq-euclid'")
+  end)
+
+  it("refuses what it cannot do", function()
+    local function new(more)
+      local o = { dim = 4, codes = 6 }
+      for key, value in pairs(more) do o[key] = value end
+      return vx.quantizer("rvq-euclid", o)
+    end
+    H.raises(function() new { stages = 0 } end, "stages is 0")
+    H.raises(function() new { stages = 1.5 } end, "stages is 1.5")
+    H.raises(function() new { gradient = "all" } end, "gradient is 'all'", "once or each")
+    H.raises(function() new { decay = 1 } end, "decay is 1")
+    local q = new { groups = 2, stages = 3 }
+    H.raises(function() q:decode(vx.zeros({ 5, 4 }, { dtype = "i32" })) end, "(N,6)", "(5,4)")
+    H.raises(function() q:decode(vx.full({ 5, 6 }, 6):to "i32") end, "6")
+  end)
+end)
+
 it("every file of baselines is held against a method", function()
   for file in require("lfs").dir(FOLDER) do
     local name = file:match "^(.*)%.safetensors$"

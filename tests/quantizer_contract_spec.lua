@@ -275,7 +275,7 @@ for _, name in ipairs(names) do
         codebook_grad = false, tau = 0.2, k = 4, gumbel_tau = { from = 2, to = 0.5, steps = 3 }, vertices = 5,
         shards = 2, precision = "bf16",
         variance = 0.01, alpha = 0.7, symmetric = true,
-        neighbour = 2, levels = name == "fsq" and { 5, 2 } or 3,
+        stages = 3, gradient = "each", neighbour = 2, levels = name == "fsq" and { 5, 2 } or 3,
         decay = 0.7, eps = 1e-3, commitment = 0.3,
         estimator = "rotation", replace = "batch", threshold = 1.5,
       }

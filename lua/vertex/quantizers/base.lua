@@ -17,6 +17,8 @@
 --                         called once the quantizer is frozen. backward comes later: an op that needs a buffer's old
 --                         values there is given a copy of it
 --   :infer(z)             rows and codes after eval(), where rows have a gradient then too
+--   :quantize_apart(z, given)   quantize with the output's gradient kept from z (below)
+--   .how                  options of ops.quantize_hard, where quantize is made of that
 --   .row_inputs           names of what `given` may hold with a row for each row of z, to be masked as z is
 --   .graphs               false where quantize waits for the device, so that vx.graph cannot record it
 -- Buffers (nn.buffer) are in state_dict and in checkpoints, and not among the parameters.
@@ -223,6 +225,29 @@ local function train(self, rows, given)
   output.terms, output.reg = weighted(self, output.terms or {}, output.reg, rows:device())
   if not self.is_frozen then require("vertex.tape").no_grad(self.learn, self, rows, output) end
   return output
+end
+
+--- Quantizes as quantize does, but the output's gradient reaches the parameters alone; the losses' reaches z too. That
+-- takes one pass where quantize is ops.quantize_hard, of which the gradient to z is known; else a second one where
+-- there are losses.
+-- @param z tensor f32 (N,G,D)
+-- @param given as of quantize
+-- @return table as quantize gives it
+function Quantizer:quantize_apart(z, given)
+  local how, drawn = self.how, self.generator.drawn
+  if how then
+    local output = self:quantize(z, given)
+    local y = output.quantized
+    output.quantized = how.estimator == "ste" and how.codebook_grad and ops.sub(y, ops.sub(z, z:detach()))
+      or y:detach()
+    return output
+  end
+  local output = self:quantize(z:detach(), given)
+  if next(output.terms) == nil then return output end
+  self.generator.drawn = drawn -- the same noise
+  local losses = self:quantize(z, given)
+  losses.quantized = output.quantized
+  return losses
 end
 
 --- Quantizes rows as inference does; a class overrides it where rows keep a gradient then.

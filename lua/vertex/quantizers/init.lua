@@ -6,7 +6,11 @@
 --   { names = { { name =, summary =, ... }, ... },   its methods, in the order of the paper's Table 1
 --     options = { { name =, default =, meaning = }, ... },   beyond the common ones below
 --     class = a class that extends vx.Quantizer (base.lua says with what),
---     order = place among the families (default: after all others) }
+--     order = place among the families (default: after all others),
+--     derive = for a family over other methods: function(entry of a method) that gives the entry of this family's
+--              method over it, or nil where there is none }
+-- registry.by_name, and with it vx.quantizer, help and --methods, finds every method that derive can make, in no list
+-- though. Listed is an entry of `names` that says base = "name of a method": derive completes it.
 -- Facts stand in a method's entry, or in the family where all its methods share them:
 --   paper         text: where it comes from
 --   kind          "hard" (a row becomes one code, with an estimated gradient), "smooth" (a mixture of codes in
@@ -14,6 +18,7 @@
 --   codebook      true: it has learned codes; false: it has none
 --   metric        "euclid" or "cosine": what nearest means; nil where nothing is compared
 --   sampler, regularizer, estimator   texts; nil where they do not apply
+--   base          name of the method that it is made of; nil where it is of its own
 --   stages        how often a row is quantized, each time what is left of it: a number, or a function of the options
 --                 that gives one (default 1)
 --   optimizer     hints for whoever trains a model with it: { rate = factor of the learning rate, weight_decay = in
@@ -73,13 +78,14 @@ local FACTS = {
   { "sampler", is_text, "a text" },
   { "regularizer", is_text, "a text" },
   { "estimator", is_text, "a text" },
+  { "base", is_text, "the name of a method" },
   { "stages", is_stages, "an integer of 1 or more, or a function of the options" },
   { "optimizer", is_optimizer, "{ rate = a number above 0, weight_decay = a number of 0 or more }" },
   { "table1", is_boolean, "true or false" },
   { "ablation", is_boolean, "true or false" },
 }
-local FAMILY_FIELDS = { names = true, options = true, class = true, order = true }
-local ENTRY_FIELDS = { name = true, summary = true }
+local FAMILY_FIELDS = { names = true, options = true, class = true, order = true, derive = true }
+local ENTRY_FIELDS = { name = true, summary = true, options = true }
 for _, fact in ipairs(FACTS) do FAMILY_FIELDS[fact[1]], ENTRY_FIELDS[fact[1]] = true, true end
 
 --- The first key of t, in alphabetical order, that is not in `fields`.
@@ -97,7 +103,15 @@ local function fact_of(family, entry, name)
   return family[name]
 end
 
---- Fails unless a file returned what the head of this file asks for.
+--- The entry of `family` over the method `item`, completed with what `own` says; nil where there is none.
+local function derived_entry(family, item, own)
+  local entry = not item.base and family.derive(item)
+  if not entry then return nil end
+  for key, value in pairs(own or {}) do entry[key] = value end
+  return entry
+end
+
+--- Fails unless a file returned what the head of this file asks for. Gives the family with its entries completed.
 local function check_family(family, path)
   local function expect(fine, text, ...)
     if not fine then fail("quantizers: %s %s", path, text:format(...)) end
@@ -105,6 +119,18 @@ local function check_family(family, path)
   expect(type(family) == "table", "returns a %s, expected {names =, paper =, kind =, class =}", type(family))
   expect(type(family.names) == "table" and #family.names > 0,
     "names no quantizer: names = {{name = ..., summary = ...}}")
+  if family.derive then
+    expect(type(family.derive) == "function", "has as derive a %s, expected a function", type(family.derive))
+    local completed = {}
+    for key, value in pairs(family) do completed[key] = value end
+    completed.names = {}
+    for i, own in ipairs(family.names) do
+      local item = own.base and registry.by_name[own.base]
+      expect(item or not own.base, "names as base of '%s' the unknown method '%s'", own.name, own.base)
+      completed.names[i] = item and derived_entry(family, item, own) or own
+    end
+    family = completed
+  end
   local unknown = unknown_field(family, FAMILY_FIELDS)
   expect(not unknown, "has an unknown field '%s'", unknown)
   for i, entry in ipairs(family.names) do
@@ -136,11 +162,41 @@ local function check_family(family, path)
     expect(class.rows_of ~= Quantizer.rows_of or class.lookup ~= Quantizer.lookup or fact_of(family, entry, "codebook"),
       "does not define %s:lookup, which '%s' needs: it declares no codebook", class.name, entry.name)
   end
+  return family
 end
 
 -- -- Registry ---------------------------------------------------------------------------------------------------------
 
 local added = 0 -- items so far
+local deriving = {} -- by source: the families that make methods of others
+
+--- What registry.list and registry.by_name hold of a method.
+local function make_item(family, entry, source)
+  local options, known = {}, {}
+  for _, list in ipairs { registry.common_options, family.options or {}, entry.options or {} } do
+    for _, o in ipairs(list) do
+      if not known[o.name] then options[#options + 1] = o end
+      known[o.name] = true
+    end
+  end
+  added = added + 1
+  local item = { name = entry.name, summary = entry.summary, options = options, class = family.class,
+    order = (family.order or 1000) + added / 1000, source = source }
+  for _, fact in ipairs(FACTS) do item[fact[1]] = fact_of(family, entry, fact[1]) end
+  item.stages, item.optimizer = item.stages or 1, item.optimizer or {}
+  return item
+end
+
+--- The method of this name that a family makes of a listed one; nil where there is none.
+local function derive(_, name)
+  for source, family in pairs(deriving) do
+    for _, item in ipairs(registry.list) do
+      local entry = derived_entry(family, item)
+      if entry and entry.name == name then return make_item(family, entry, source) end
+    end
+  end
+end
+setmetatable(registry.by_name, { __index = derive })
 
 --- Adds a family; one that came from the same file before is replaced.
 local function add_family(family, source)
@@ -156,17 +212,11 @@ local function add_family(family, source)
     if registry.list[i].source == source then registry.by_name[table.remove(registry.list, i).name] = nil end
   end
   for _, entry in ipairs(family.names) do
-    local options = {}
-    for _, o in ipairs(registry.common_options) do options[#options + 1] = o end
-    for _, o in ipairs(family.options or {}) do options[#options + 1] = o end
-    added = added + 1
-    local item = { name = entry.name, summary = entry.summary, options = options, class = family.class,
-      order = (family.order or 1000) + added / 1000, source = source }
-    for _, fact in ipairs(FACTS) do item[fact[1]] = fact_of(family, entry, fact[1]) end
-    item.stages, item.optimizer = item.stages or 1, item.optimizer or {}
+    local item = make_item(family, entry, source)
     registry.by_name[entry.name] = item
     registry.list[#registry.list + 1] = item
   end
+  deriving[source] = family.derive and family or nil
   table.sort(registry.list, function(a, b) return a.order < b.order end)
 end
 
@@ -185,19 +235,25 @@ function registry.load_folder(dir, prefix)
     if file:match "%.lua$" and not (prefix and NO_FAMILY[file]) then files[#files + 1] = file end
   end
   table.sort(files)
-  for _, file in ipairs(files) do
-    local family = prefix and require(prefix .. file:gsub("%.lua$", "")) or dofile(dir .. "/" .. file)
-    check_family(family, dir .. "/" .. file)
-    add_family(family, dir .. "/" .. file)
+  local over = {} -- families over methods of others, which are added first
+  local function add(family, path)
+    family = check_family(family, path)
+    add_family(family, path)
     for _, entry in ipairs(family.names) do names[#names + 1] = entry.name end
   end
+  for _, file in ipairs(files) do
+    local path = dir .. "/" .. file
+    local family = prefix and require(prefix .. file:gsub("%.lua$", "")) or dofile(path)
+    if type(family) == "table" and family.derive then over[#over + 1] = { family, path } else add(family, path) end
+  end
+  for _, late in ipairs(over) do add(unpack(late)) end
   return names
 end
 
 --- Lists the quantizers.
--- @return array of {name, summary, paper, options, kind, codebook, metric, sampler, regularizer, estimator, stages,
--- optimizer, table1, ablation}, in the order of the paper's Table 1, the ablations last; nil where a fact does not
--- apply
+-- @return array of {name, summary, paper, options, kind, codebook, metric, sampler, regularizer, estimator, base,
+-- stages, optimizer, table1, ablation}, in the order of the paper's Table 1, the ablations last; nil where a fact does
+-- not apply
 function registry.quantizers() return registry.list end
 
 --- Lists the quantizers' names.
@@ -212,7 +268,7 @@ function registry.names(ablations)
 end
 
 --- Makes a quantizer.
--- @param name one of vx.quantizers()
+-- @param name one of vx.quantizers(), or what a family makes of one, as rvq-NAME
 -- @param options table of what registry.by_name[name].options lists; dim and codes have no default. Options of other
 -- families are accepted and ignored, so that one table can serve a whole sweep
 -- @return module with forward, encode, decode
