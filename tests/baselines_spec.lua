@@ -224,6 +224,209 @@ describe("fsq", function()
   end)
 end)
 
+--- The number that a file's options give to a name.
+local function option(meta, name) return tonumber(meta.options:match(('"%s": ([%%d.e-]+)'):format(name))) end
+
+describe("lfq", function()
+  for _, file in ipairs { "lfq-a", "lfq-b" } do
+    it("agrees, in evaluation too: " .. file, function()
+      local t, meta = load(file)
+      local bits = option(meta, "bits")
+      local function new(more)
+        local o = { dim = bits, bits = bits, inv_temperature = option(meta, "inv_temperature"),
+          entropy_weight = option(meta, "entropy_loss_weight"), diversity = option(meta, "diversity_gamma"),
+          commitment = option(meta, "commitment_loss_weight") }
+        for key, value in pairs(more or {}) do o[key] = value end
+        return vx.quantizer("lfq", o)
+      end
+      local q = new()
+      assert.same({}, q:state_dict())
+      local o, g = run(q, t.x, t.upstream)
+      same_codes(o, t.indices)
+      near(o.quantized, t.quantized, 0, "quantized")
+      near(o.reg, t.loss, LOSS, "loss")
+      near(o.terms.commitment, t.commitment * q.options.commitment, LOSS, "commitment")
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+      near(g.loss.x, t.grad_x_loss, GRADIENT, "gradient of the loss")
+      o, g = run(new { entropy_weight = 1, diversity = 0, commitment = 0 }, t.x, t.upstream)
+      near(o.reg, t.per_sample_entropy, LOSS, "entropy of the rows")
+      near(g.loss.x, t.grad_x_per_sample_entropy, GRADIENT, "gradient of the rows' entropy")
+      q:eval()
+      o, g = run(q, t.x, t.upstream)
+      same_codes(o, t.indices)
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient in evaluation")
+      near(q:decode(t.indices:to("i32"):reshape { t.x:size(1), 1 }), t.quantized, 0, "decoded")
+    end)
+  end
+end)
+
+describe("bsq", function()
+  for _, file in ipairs { "bsq-package-a", "bsq-package-b", "bsq-group-a", "bsq-group-b", "bsq-analytical-a",
+    "bsq-analytical-b" } do
+    it("agrees, in evaluation too: " .. file, function()
+      local t, meta = load(file)
+      local form = file:match "^bsq%-(%a+)"
+      local o
+      if form == "package" then
+        o = { entropy_weight = option(meta, "entropy_loss_weight"), diversity = option(meta, "diversity_gamma"),
+          commitment = option(meta, "commitment_loss_weight") }
+      else
+        o = { entropy_weight = option(meta, "zeta"), diversity = option(meta, "gamma"),
+          commitment = option(meta, "beta"), group_size = option(meta, "group_size") }
+      end
+      o.dim, o.bits, o.form = t.x:size(2), option(meta, "bits"), form
+      o.inv_temperature = option(meta, "inv_temperature")
+      local q = vx.quantizer("bsq", o)
+      assert.same({}, q:state_dict())
+      local out, g = run(q, t.x, t.upstream)
+      same_codes(out, t.indices)
+      near(out.quantized, t.quantized, QUANTIZED, "quantized")
+      near(out.reg, t.loss, LOSS, "loss")
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+      near(g.loss.x, t.grad_x_loss, GRADIENT, "gradient of the loss")
+      q:eval()
+      out, g = run(q, t.x, t.upstream)
+      same_codes(out, t.indices)
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient in evaluation")
+      near(q:decode(t.indices:to("i32"):reshape { t.x:size(1), 1 }), t.quantized, QUANTIZED, "decoded")
+    end)
+  end
+end)
+
+describe("ibq", function()
+  for _, file in ipairs { "ibq-a", "ibq-b" } do
+    it("agrees: " .. file, function()
+      local t, meta = load(file)
+      local M, D = t.embed:size(1), t.embed:size(2)
+      local function new(more)
+        local o = { dim = D, codes = M, beta = option(meta, "beta"),
+          entropy_temperature = option(meta, "entropy_temperature") }
+        for key, value in pairs(more) do o[key] = value end
+        local q = vx.quantizer("ibq", o)
+        q.codebook:copy(t.embed:reshape { 1, M, D })
+        return q
+      end
+      local q = new { entropy_weight = 0 }
+      local o, g = run(q, t.x, t.upstream)
+      same_codes(o, t.indices)
+      near(o.quantized, t.quantized, QUANTIZED, "quantized")
+      near(o.reg, t.quant_loss, LOSS, "quantization loss")
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+      near(g.out.codebook, t.grad_embed_out, GRADIENT, "the codes' gradient of the output")
+      near(g.loss.x, t.grad_x_quant_loss, GRADIENT, "gradient of the loss")
+      near(g.loss.codebook, t.grad_embed_quant_loss, GRADIENT, "the codes' gradient of the loss")
+      o, g = run(new { entropy_weight = 0.3 }, t.x, t.upstream)
+      near(o.terms.entropy, t.entropy_loss * 0.3, LOSS, "entropy loss")
+      near(o.reg, t.quant_loss + t.entropy_loss * 0.3, LOSS, "loss")
+      near(g.loss.x, t.grad_x_quant_loss + t.grad_x_entropy_loss * 0.3, GRADIENT, "gradient of both losses")
+      near(g.loss.codebook, t.grad_embed_quant_loss + t.grad_embed_entropy_loss * 0.3, GRADIENT,
+        "the codes' gradient of both losses")
+    end)
+  end
+end)
+
+describe("signs and products", function()
+  local function slices(x, g) return x:narrow(2, 4 * g - 3, 4):contiguous() end
+
+  it("take the mean over the groups", function()
+    local x, upstream = vx.randn({ 30, 8 }, { generator = vx.generator(5) }),
+      vx.randn({ 30, 8 }, { generator = vx.generator(6) })
+    local few = { inv_temperature = 1, commitment = 0.3, entropy_temperature = 0.5 }
+    for method, own in pairs { lfq = {}, bsq = {}, ["bsq group"] = { form = "group", group_size = 2 },
+      ["bsq analytical"] = { form = "analytical", group_size = 2 }, ibq = {} } do
+      local name = method:match "%a+"
+      local function new(groups)
+        local o = { dim = 4 * groups, codes = 16, groups = groups }
+        for _, list in ipairs { few, own } do
+          for key, value in pairs(list) do o[key] = value end
+        end
+        return vx.quantizer(name, o)
+      end
+      local both = new(2)
+      local o, g = run(both, x, upstream)
+      local reg, dloss, dout = 0, {}, {}
+      for i = 1, 2 do
+        local one = new(1)
+        if one.codebook then one.codebook:copy(both.codebook:narrow(1, i, 1)) end
+        local oi, gi = run(one, slices(x, i), slices(upstream, i))
+        reg, dloss[i], dout[i] = reg + oi.reg:item() / 2, gi.loss.x * 0.5, gi.out.x
+        assert.same(H.flat(oi.codes), H.flat(o.codes:narrow(2, i, 1)), method)
+        near(slices(o.quantized, i), oi.quantized, QUANTIZED, method)
+        if one.codebook then
+          near(g.loss.codebook:narrow(1, i, 1), gi.loss.codebook * 0.5, GRADIENT, method)
+          near(g.out.codebook:narrow(1, i, 1), gi.out.codebook, GRADIENT, method)
+        end
+      end
+      near(o.reg, vx.tensor(reg), LOSS, method)
+      near(g.loss.x, vx.cat(2, unpack(dloss)), GRADIENT, method .. ": gradient of the loss")
+      near(g.out.x, vx.cat(2, unpack(dout)), GRADIENT, method .. ": gradient of the output")
+    end
+  end)
+
+  it("know all codes' entropies at 2^17 codes, chunk by chunk and exactly", function()
+    -- independent bits: the entropy of a row is the sum of its bits', and that of one row's mean is that row's
+    local x = vx.randn({ 40, 17 }, { generator = vx.generator(7) })
+    local z, w = leaf(x), leaf(x)
+    local q = vx.quantizer("lfq", { dim = 17, inv_temperature = 0.2, diversity = 0, entropy_weight = 1 })
+    assert.equal(2 ^ 17, q.options.codes)
+    local o = q:forward(z)
+    o.reg:backward()
+    local p, rest = vx.sigmoid(w * 0.8), vx.sigmoid(w * -0.8)
+    local expected = (p * p:log() + rest * rest:log()):sum() * (-1 / 40)
+    expected:backward()
+    near(o.reg, expected, LOSS, "entropy of the rows")
+    near(z.grad, w.grad, GRADIENT, "its gradient")
+    assert.is_true(expected:item() > math.log(1e5) - 2) -- near the package's ceiling
+    local all = vx.zeros { 40, 17 }
+    q = vx.quantizer("lfq", { dim = 17, diversity = 1, entropy_weight = 1 })
+    assert.is_true(math.abs(q:forward(all).reg:item()) < 1e-4)
+    q = vx.quantizer("lfq", { dim = 17, diversity = 2, entropy_weight = 1 })
+    near(q:forward(all).reg, vx.tensor(-17 * math.log(2)), LOSS, "17 bits")
+  end)
+
+  it("project rows of another width", function()
+    for _, name in ipairs { "lfq", "bsq" } do
+      local q = vx.quantizer(name, { dim = 32, codes = 256 })
+      assert.same({ 8, 8, 32 }, { q.options.bits, q.project_in.weight:size(1), q.project_in.weight:size(2) })
+      assert.same({ 5, 32 }, q:forward(vx.randn { 5, 32 }).quantized:shape())
+      assert.is_nil(vx.quantizer(name, { dim = 8, codes = 256 }).project_in)
+      assert.same({ 4, 16 }, { vx.quantizer(name, { dim = 8, groups = 2 }).options.bits,
+        vx.quantizer(name, { dim = 8, groups = 2 }).options.codes })
+    end
+    assert.equal(6, vx.quantizer("bsq", { dim = 12, form = "group" }).options.group_size)
+    assert.equal(9, vx.quantizer("bsq", { dim = 18, form = "group" }).options.group_size)
+  end)
+
+  it("refuse what they cannot do", function()
+    local bad = vx.zeros { 5, 4 }
+    bad[3][2] = 0 / 0
+    for _, name in ipairs { "lfq", "bsq", "ibq" } do
+      local function new(more)
+        local o = { dim = 4, codes = 16 }
+        for key, value in pairs(more or {}) do o[key] = value end
+        return vx.quantizer(name, o)
+      end
+      H.raises(function() new():forward(bad) end, name, "row 2")
+      H.raises(function() new():encode(bad) end, name, "row 2")
+      H.raises(function() new():decode(vx.full({ 5, 1 }, 16):to "i32") end, "16")
+      H.raises(function() new { entropy_weight = -1 } end, "entropy_weight is -1")
+      if name == "ibq" then
+        H.raises(function() new { entropy_temperature = 0 } end, "entropy_temperature is 0")
+        H.raises(function() new { beta = -1 } end, "beta is -1")
+      else
+        H.raises(function() new { codes = 1000 } end, name, "1000", "power of 2")
+        H.raises(function() new { bits = 5 } end, name, "bits 5", "32", "16")
+        H.raises(function() new { bits = 2.5 } end, "bits is 2.5")
+        H.raises(function() new { inv_temperature = 0 } end, "inv_temperature is 0")
+        H.raises(function() new { commitment = -1 } end, "commitment is -1")
+        H.raises(function() new { diversity = -1 } end, "diversity is -1")
+      end
+    end
+    H.raises(function() vx.quantizer("bsq", { dim = 8, form = "sphere" }) end, "'sphere'", "package or group")
+    H.raises(function() vx.quantizer("bsq", { dim = 8, form = "group", group_size = 3 }) end, "bits 8", "3")
+  end)
+end)
+
 describe("residual", function()
   for _, file in ipairs { "rvq-a", "rvq-b", "rvq-rotation-a", "rvq-rotation-b" } do
     it("agrees: " .. file, function()

@@ -25,9 +25,11 @@ local facts, names = {}, {}
 for i, item in ipairs(registry.list) do facts[item.name], names[i] = item, item.name end
 unload_fixtures()
 
+local BITS = { lfq = true, bsq = true } -- methods whose codes are a power of 2
+
 --- A quantizer of either.
 local function quantizer(name, more)
-  local o = { dim = 6, codes = 10, k = 3, seed = 4, groups = 2 }
+  local o = { dim = 6, codes = BITS[name] and 8 or 10, k = 3, seed = 4, groups = 2 }
   for key, value in pairs(more or {}) do o[key] = value end
   registry.by_name[name] = facts[name]
   vx.seed(1)
@@ -132,7 +134,7 @@ for _, name in ipairs(names) do
     it("has a codebook where it declares one, and nothing dead among its parameters", function()
       local q = quantizer(name)
       if fact.codebook then
-        for stage = 1, q.stage_count do assert.same({ 2, 10, 3 }, q:stage_codebook(stage):shape()) end
+        for stage = 1, q.stage_count do assert.same({ 2, q.options.codes, 3 }, q:stage_codebook(stage):shape()) end
       else
         assert.is_nil(q.codebook)
       end
@@ -271,11 +273,12 @@ for _, name in ipairs(names) do
 
     it("goes on bit for bit from a checkpoint, with every option", function()
       local OTHER = { -- a value that is not the default
-        dim = 8, codes = 12, groups = 4, weight = 0.7, seed = 9, scale = 2, beta = 0.3, reduction = "mean",
-        codebook_grad = false, tau = 0.2, k = 4, gumbel_tau = { from = 2, to = 0.5, steps = 3 }, vertices = 5,
-        shards = 2, precision = "bf16",
-        variance = 0.01, alpha = 0.7, symmetric = true,
-        stages = 3, gradient = "each", neighbour = 2, levels = name == "fsq" and { 5, 2 } or 3,
+        dim = 8, codes = BITS[name] and 16 or 12, groups = 4, weight = 0.7, seed = 9, scale = 2, beta = 0.3,
+        reduction = "mean", codebook_grad = false, tau = 0.2, k = 4, gumbel_tau = { from = 2, to = 0.5, steps = 3 },
+        vertices = 5, shards = 2, precision = "bf16", variance = 0.01, alpha = 0.7, symmetric = true,
+        stages = 3, gradient = "each", bits = 3, inv_temperature = 2, entropy_weight = 0.3, diversity = 0.5,
+        form = "group", group_size = 1, entropy_temperature = 0.2, neighbour = 2,
+        levels = name == "fsq" and { 5, 2 } or 3,
         decay = 0.7, eps = 1e-3, commitment = 0.3,
         estimator = "rotation", replace = "batch", threshold = 1.5,
       }

@@ -127,6 +127,16 @@ local function as_rows(self, z, what)
   return ops.reshape(z, { -1, o.dim })
 end
 
+--- Refuses rows with a NaN or Inf, where no op of the family does. While a graph is recorded nothing is looked at,
+-- since nothing may wait for the device.
+-- @param z tensor f32 (N,G,D)
+-- @raise where there is one; the message names the first such row
+function Quantizer:refuse_nonfinite(z)
+  if core.is_recording() then return end
+  local bad, row = ops.nonfinite(z)
+  if bad > 0 then fail("%s: row %d of z holds a NaN or Inf", self.label, math.floor(row / self.options.groups)) end
+end
+
 local function as_groups(self, rows)
   local o = self.options
   return ops.reshape(rows, { -1, o.groups, o.dim / o.groups })

@@ -91,12 +91,7 @@ end
 
 --- Rows (N,G,n) of bounded numbers b and their levels k from 0, both before they are scaled to -1 .. 1.
 local function levels_at(self, z)
-  if not core.is_recording() then -- while a graph is recorded nothing may wait for the device
-    local bad, row = ops.nonfinite(z)
-    if bad > 0 then
-      core.fail("%s: row %d of z holds a NaN or Inf", self.label, math.floor(row / self.options.groups))
-    end
-  end
+  self:refuse_nonfinite(z)
   local x, device = self.project_in and self.project_in(z) or z, z:device()
   if self.options.symmetric then
     local most = self:per_level("L - 1", device, function(L) return L - 1 end)

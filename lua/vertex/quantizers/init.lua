@@ -1,8 +1,8 @@
 --- quantizers: the registry of methods, and the contract that a family of them keeps.
 --
--- Each other file of this folder but base.lua is one family. It returns what is known of its methods, as data, and the
--- class that computes them; whatever needs a fact (help, sweeps, tables, benchmarks, tests) reads it here, never from a
--- method's name:
+-- Each other file of this folder but base.lua and entropy.lua is one family. It returns what is known of its methods,
+-- as data, and the class that computes them; whatever needs a fact (help, sweeps, tables, benchmarks, tests) reads it
+-- here, never from a method's name:
 --   { names = { { name =, summary =, ... }, ... },   its methods, in the order of the paper's Table 1
 --     options = { { name =, default =, meaning = }, ... },   beyond the common ones below
 --     class = a class that extends vx.Quantizer (base.lua says with what),
@@ -220,7 +220,8 @@ local function add_family(family, source)
   table.sort(registry.list, function(a, b) return a.order < b.order end)
 end
 
-local NO_FAMILY = { ["init.lua"] = true, ["base.lua"] = true } -- files of this folder that are none
+-- files of this folder that are no families
+local NO_FAMILY = { ["init.lua"] = true, ["base.lua"] = true, ["entropy.lua"] = true }
 
 --- Adds every .lua file of a folder as a family; files read before are read again and replace what they defined.
 -- @param dir path of the folder
