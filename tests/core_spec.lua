@@ -169,10 +169,55 @@ describe("the library", function()
     assert.equal(3, vx.threads(3))
   end)
 
-  it("refuses another ABI and says which library it tried", function()
-    local out, ok = H.child("require 'vertex'", "VERTEX_LIB=/nonexistent.so")
-    assert.is_false(ok)
-    assert.is_truthy(out:find("/nonexistent.so", 1, true) and out:find("setup.sh", 1, true), out)
+  it("says which library it tried, and what one of another version lacks", function()
+    local function refused(library, ...)
+      local out, ok = H.child("require 'vertex'", "VERTEX_LIB=" .. library)
+      assert.is_false(ok)
+      for _, text in ipairs { library, "./setup.sh", ... } do assert.truthy(out:find(text, 1, true), out) end
+    end
+    refused "/nonexistent.so"
+    local folder = H.scratch "stale"
+    lfs.mkdir(folder)
+    local function library(name, text)
+      H.write(folder .. "/" .. name .. ".c", text)
+      assert.equal(0, os.execute(("cc -shared -fPIC -o '%s/%s.so' '%s/%s.c'"):format(folder, name, folder, name)))
+      return folder .. "/" .. name .. ".so"
+    end
+    refused(library("other", "int nothing;"), "lacks vx_cdef()")
+    refused(library("old", [[const char *vx_version(void) { return "0"; }
+      const char *vx_cdef(void) { return "const char *vx_version(void);"; }]]), "lacks vx_error, which the Lua files")
+  end)
+
+  it("refuses an op, an argument or a constant that the library does not have", function()
+    local x, y = vx.ones { 2 }, vx.zeros { 2 }
+    local function lacks(f, what)
+      local _, message = pcall(f)
+      for _, text in ipairs { what, core.library_path, "./setup.sh" } do
+        assert.truthy(tostring(message):find(text, 1, true), message)
+      end
+    end
+    lacks(function() return core.op.nonsense end, "lacks the op 'nonsense'")
+    lacks(function() return core.VX.NONSENSE end, "lacks the constant VX_NONSENSE")
+    local kind = core.VX.EXP
+    H.raises(function() core.op.unary { y = y, x = x, kind = kind, alpha = 1, beta = 0, gamma = 2 } end,
+      "unary: there is no argument 'gamma'; it has y, x, kind, alpha, beta")
+    H.raises(function() core.op.unary { y = y, x = x, kind = kind, alpha = 1 } end,
+      "unary: the number 'beta' is missing")
+    H.raises(function() core.op.unary { x = x, kind = kind, alpha = 1, beta = 0 } end, "unary: y is")
+    H.raises(function() core.op.unary(y, x, kind, 1) end, "unary: the number 'beta' is missing")
+    H.raises(function() core.op.unary(y, x, kind, 1, 0, 5) end, "unary: more arguments than it has")
+    H.raises(function() core.op.unary(y, 3, kind, 1, 0) end, "a number where a tensor was expected")
+    H.raises(function() core.op.unary(y, nil, kind, 1, 0) end, "unary: x is")
+    assert.same({ 0, 0 }, y:totable())
+    core.op.unary { y = y, x = x, kind = core.VX.AFFINE, alpha = 3, beta = 1 }
+    assert.same({ 4, 4 }, y:totable())
+    core.op.unary(y, x, core.VX.AFFINE, 5, 1)
+    assert.same({ 6, 6 }, y:totable())
+    H.raises(function() core.op.adamw { p = { x }, m = { y }, v = { y }, g = { y }, decay = { 0, 1 } } end,
+      "adamw: 2 of 'decay', but 1 of 'p'")
+    H.raises(function() core.op.adamw { p = { x }, rate = 1 } end, "adamw: there is no argument 'rate'")
+    H.raises(function() core.op.adamw { p = { x }, m = { y }, v = { y }, g = { y }, decay = { 0 }, lr = 1 } end,
+      "adamw: the number 'beta1' is missing")
   end)
 
   it("needs no global and leaves none", function()

@@ -5,7 +5,6 @@ local H = require "tests.helper"
 local cases = require "tests.device_cases"
 local vx = H.vx
 local core = require "vertex.core"
-local C = core.C
 local build, setenv, with = cases.build, cases.setenv, cases.with
 
 describe("the CUDA emulator", function()
@@ -58,7 +57,7 @@ describe("the CUDA emulator", function()
     local x, y = vx.ones({ 100 }, { device = "emu:0" }), vx.zeros({ 100 }, { device = "emu:0" })
     vx.sync "emu:0"
     local loss = vx.empty({ 1 }, { device = "emu:0" })
-    local function mse() core.call(C.vx_mse, loss._h, x._h, y._h) end
+    local function mse() core.op.mse(loss, x, y) end
     for _, case in ipairs {
       { "cudaLaunchKernelEx:9", mse, "mse: squared_distance_kernel, grid (1,1,1), block (256,1,1)", "emu:0",
         "invalid configuration" },
@@ -107,7 +106,7 @@ describe("the CUDA emulator", function()
       vx.sync "emu:0"
       local function run()
         local z = x + 1
-        core.call(core.C.vx_mse, loss._h, x._h, y._h)
+        core.op.mse(loss, x, y)
         os.setenv("VERTEX_EMU_ERROR", "cudaStreamSynchronize:719")
         local w = z:exp()
         vx.sync "emu:0"

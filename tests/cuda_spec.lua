@@ -7,7 +7,7 @@ local device_cases = require "tests.device_cases"
 local larger = require "tests.larger_cases"
 local vx = H.vx
 local core = require "vertex.core"
-local ops, C = vx.ops, core.C
+local ops = vx.ops
 local run, compare, bytes, upload = device_cases.run, device_cases.compare, device_cases.bytes, device_cases.upload
 local direct, tolerances, faults, DTYPES = device_cases.direct, device_cases.tolerances, device_cases.faults,
   device_cases.dtypes
@@ -317,8 +317,8 @@ local function specs(device, tag)
 
       local function overlapping(x, w) -- rows that overlap go to a kernel of our own
         local y = vx.empty({ 1, 18, 7 }, { device = x:device() })
-        core.call(C.vx_gemm, y._h, core.view(x, { 1, 18, 6 }, { 0, 2, 1 }, 0)._h,
-          core.view(w, { 1, 6, 7 }, { 0, 7, 1 }, 0)._h, nil, 1, 0)
+        core.op.gemm(y, core.view(x, { 1, 18, 6 }, { 0, 2, 1 }, 0),
+          core.view(w, { 1, 6, 7 }, { 0, 7, 1 }, 0), nil, 1, 0)
         return y:to "cpu"
       end
       local x, w = random(1, 40), random(2, 6, 7)
@@ -494,8 +494,8 @@ local function specs(device, tag)
       H.raises(function() ops.cast(x, "i32") end, "cast: 'i32', expected f32 or bf16")
       H.raises(function() ops.cast(x:to "u8", "f32") end, "cast: x (2,4,4,6) is u8")
       local other, w9, v = x:to "bf16", random(14, 3, 3, 6), random(15, 6, 6)
-      H.raises(function() core.call(C.vx_sepconv2d, other._h, nil, nil, x._h, nil, nil, w9._h, v._h, nil, x._h, 0, 1e-5,
-        1, 1) end,
+      H.raises(function() core.op.sepconv2d { y = other, x = x, w = w9, v = v, residual = x, act = 0, eps = 1e-5,
+        stride = 1, up = 1 } end,
         "sepconv2d: residual is f32 and y bf16, expected one dtype")
       vx.autocast "f32"
       vx.device "cpu"
@@ -556,11 +556,11 @@ local function specs(device, tag)
       collectgarbage()
       vx.memory_flush(device)
       vx.memory_limit(vx.memory(device).live + 50, device)
-      H.raises(function() core.call(C.vx_mse, loss._h, a._h, b._h) end, "mse: out of memory on " .. device)
+      H.raises(function() core.op.mse(loss, a, b) end, "mse: out of memory on " .. device)
       assert.equal(9, loss:item()) -- nothing was written
       H.raises(function() return a + b end, "out of memory")
       vx.memory_limit(0, device)
-      core.call(C.vx_mse, loss._h, a._h, b._h)
+      core.op.mse(loss, a, b)
       assert.equal(1, loss:item())
     end)
 

@@ -5,7 +5,7 @@ local assert = require "luassert"
 local H = require "tests.helper"
 local vx = H.vx
 local core = require "vertex.core"
-local ops, C = vx.ops, core.C
+local ops, op = vx.ops, core.op
 
 -- -- Machinery --------------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ function direct.binary(device)
   for _, s in ipairs(shapes) do
     for kind = 0, 9 do
       local y = vx.empty(s[1], { device = device })
-      core.call(C.vx_binary, y._h, core.view(a, s[1], s[2], 0)._h, core.view(b, s[1], s[3], 0)._h, kind)
+      op.binary(y, core.view(a, s[1], s[2], 0), core.view(b, s[1], s[3], 0), kind)
       results[#results + 1] = y
     end
   end
@@ -174,8 +174,8 @@ function direct.unary(device)
   for kind = 0, 15 do
     for _, x in ipairs { special, core.contiguous(special:narrow(1, 4, 4)), special:narrow(1, 2, 9) } do
       local y, dx = core.new_like(x), core.new_like(x)
-      core.call(C.vx_unary, y._h, x._h, kind, 0.5, 2)
-      core.call(C.vx_unary_backward, dx._h, x._h, x._h, y._h, kind, 0.5, 2)
+      op.unary(y, x, kind, 0.5, 2)
+      op.unary_backward(dx, x, x, y, kind, 0.5, 2)
       results[#results + 1], results[#results + 2] = y, dx
     end
   end
@@ -198,7 +198,7 @@ function direct.reduce(device)
   local function reduced(v, shape)
     for kind = 0, 3 do
       local y = vx.empty(shape, { device = device })
-      core.call(C.vx_reduce, y._h, v._h, kind)
+      op.reduce(y, v, kind)
       results[#results + 1] = y
     end
   end
@@ -242,8 +242,8 @@ function direct.softmax(device)
       T({ 3, 513 }, { grad = false }), T({ 2, 8300 }, { grad = false }), T({ 2, 20000 }, { grad = false }) } do
       local here, g = upload(x, device), upload(T(x:shape(), { grad = false }), device)
       local y, dx = core.new_like(here), core.new_like(here)
-      core.call(C.vx_softmax, y._h, here._h, logarithm)
-      core.call(C.vx_softmax_backward, dx._h, g._h, y._h, logarithm)
+      op.softmax(y, here, logarithm)
+      op.softmax_backward(dx, g, y, logarithm)
       results[#results + 1], results[#results + 2] = y, dx
     end
   end
@@ -255,12 +255,12 @@ function direct.nonfinite(device)
   for _, place in ipairs { { 271, 70, 1 / 0 }, { 18, 1, 0 / 0 }, { 18, 2, -1 / 0 }, { 1, 1, 0 / 0 } } do
     x[place[1]][place[2]] = place[3]
     results[#results + 1] = vx.empty({ 2 }, { dtype = "i32", device = device })
-    core.call(C.vx_nonfinite, results[#results]._h, upload(x, device)._h)
+    op.nonfinite(results[#results], upload(x, device))
   end
   local long = vx.zeros { 2, 40000 }
   for _ = 1, 2 do
     results[#results + 1] = vx.empty({ 2 }, { dtype = "i32", device = device })
-    core.call(C.vx_nonfinite, results[#results]._h, upload(long, device)._h)
+    op.nonfinite(results[#results], upload(long, device))
     long[2]:fill(0 / 0)
   end
   return results
@@ -287,7 +287,7 @@ function direct.scatter_add(device)
     local tab, x = T({ s[2], s[3] }, { grad = false }), T({ s[1], s[3] }, { grad = false })
     local index = T({ s[1] }, { dtype = "i32", high = s[2] - 1 })
     results[#results + 1] = upload(tab, device)
-    core.call(C.vx_scatter_add, results[#results]._h, upload(x, device)._h, upload(index, device)._h)
+    op.scatter_add(results[#results], upload(x, device), upload(index, device))
   end
   return results
 end
@@ -397,11 +397,11 @@ function direct.assign(device)
 end
 
 --- Forward and backward of a quantizer's op: outputs and gradients.
-local function quantized(device, seed, N, G, M, D, op, ...)
+local function quantized(device, seed, N, G, M, D, quantize, ...)
   local T = H.generator(seed)
   local z, book = upload(T({ N, G, D }, { grad = false }), device), upload(T({ G, M, D }, { grad = false }), device)
   z.requires_grad, book.requires_grad = true, true
-  local outputs = { op(z, book, ...) }
+  local outputs = { quantize(z, book, ...) }
   local cotangent = upload(T({ N, G, D }, { grad = false }), device)
   ops.add(ops.sum(ops.mul(outputs[1], cotangent)), ops.sum(outputs[2])):backward()
   outputs[#outputs + 1], outputs[#outputs + 2] = z.grad, book.grad
@@ -453,8 +453,8 @@ local faults = {
   end },
   scatter_add = { "scatter_add: ", "row 1 is outside 0 .. 2", function(device)
     local index = upload(vx.tensor({ 0, -1, 5 }, { dtype = "i32" }), device)
-    core.call(C.vx_scatter_add, vx.zeros({ 3, 4 }, { device = device })._h, vx.zeros({ 3, 4 }, { device = device })._h,
-      index._h)
+    op.scatter_add(vx.zeros({ 3, 4 }, { device = device }), vx.zeros({ 3, 4 }, { device = device }),
+      index)
   end },
   count_codes = { "count_codes: ", "row 1, column 0 is outside 0 .. 4", function(device)
     ops.count_codes(upload(vx.tensor({ { 0, 4 }, { 5, 7 }, { 9, 9 } }, { dtype = "i32" }), device), 5)
@@ -467,14 +467,14 @@ local faults = {
   hard_forward = { "hard_forward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
     local z, book = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device })
     local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
-    core.call(C.vx_hard_forward, core.new_like(z)._h, vx.empty({ 1 }, { device = device })._h, z._h, book._h, codes._h,
+    op.hard_forward(core.new_like(z), vx.empty({ 1 }, { device = device }), z, book, codes,
       1, 1, 0)
   end },
   hard_backward = { "hard_backward: ", "row 1 has a code outside 0 .. 3 (group 1)", function(device)
     local z, book, one = vx.ones({ 3, 2, 5 }, { device = device }), vx.ones({ 2, 4, 5 }, { device = device }),
       vx.ones({ 1 }, { device = device })
     local codes = upload(vx.tensor({ { 0, 3 }, { 1, 4 }, { -1, 0 } }, { dtype = "i32" }), device)
-    core.call(C.vx_hard_backward, core.new_like(z)._h, core.new_like(book)._h, z._h, one._h, z._h, book._h, codes._h, 1,
+    op.hard_backward(core.new_like(z), core.new_like(book), z, one, z, book, codes, 1,
       1, 1, 0, 0)
   end },
   dirichlet = { "dirichlet: ", "row 1, concentration 2", function(device)
@@ -489,14 +489,14 @@ local faults = {
   vertex_knn_backward = { "vertex_knn_backward: ", "near (1,0) is no row of p, which has rows 0 .. 2", function(device)
     local p, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 2, 2 }, { device = device })
     for metric = 0, 1 do
-      core.call(C.vx_vertex_knn_backward, core.new_like(p)._h, g._h,
-        upload(vx.tensor({ { 0, 1 }, { 3, -1 } }, { dtype = "i32" }), device)._h, p._h, metric, 0)
+      op.vertex_knn_backward(core.new_like(p), g,
+        upload(vx.tensor({ { 0, 1 }, { 3, -1 } }, { dtype = "i32" }), device), p, metric, 0)
     end
   end },
   knn_backward = { "knn_backward: ", "near (1,1) is no row of y, which has rows 0 .. 2", function(device)
     local x, g = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 3, 2 }, { device = device })
     local near = upload(vx.tensor({ { 0, 1 }, { 2, -1 }, { 9, 0 } }, { dtype = "i32" }), device)
-    core.call(C.vx_knn_backward, core.new_like(x)._h, core.new_like(x)._h, g._h, near._h, x._h, x._h)
+    op.knn_backward(core.new_like(x), core.new_like(x), g, near, x, x)
   end },
   assign = { "assign: ", "row 2 of z holds a NaN or Inf", function(device)
     local z = vx.ones { 5, 1, 3 }

@@ -74,14 +74,12 @@ end
 --- Runs one step of the op on all of an array of { p, m, v, g, decay }. A false in place of a tensor stands for a
 -- released one.
 function H.adamw(tuples, lr, beta1, beta2, eps, step)
-  local n, lists, decay = #tuples, {}, core.array("float", #tuples)
-  for k = 1, 4 do
-    lists[k] = core.array("vx_tensor *", n)
-    for i, t in ipairs(tuples) do lists[k][i - 1] = t[k] and t[k]._h or nil end
+  local lists, released = { {}, {}, {}, {}, {} }, vx.zeros { 1 }
+  released:release()
+  for i, t in ipairs(tuples) do
+    for k = 1, 5 do lists[k][i] = t[k] or released end
   end
-  for i, t in ipairs(tuples) do decay[i - 1] = t[5] end
-  local status = core.C.vx_adamw(lists[1], lists[2], lists[3], lists[4], n, decay, lr, beta1, beta2, eps, step)
-  if status ~= 0 then error(require("ffi").string(core.C.vx_error()), 2) end
+  return core.op.adamw(lists[1], lists[2], lists[3], lists[4], lists[5], lr, beta1, beta2, eps, step)
 end
 
 --- Makes such an array on a device, the same at every call. It has more tensors than a CUDA launch takes, of sizes

@@ -158,22 +158,20 @@ end)
 
 -- What quantize_smooth leaves behind: y, soft (hgumbel) or y, and the tensors whose bits no precision changes.
 local function smooth_outputs(z, book, log_tau, o, precision)
-  local C, N, G, M = core.C, z:size(1), z:size(2), book:size(2)
-  local function handle(x) return x and x:detach()._h end
+  local VX, N, G, M = core.VX, z:size(1), z:size(2), book:size(2)
   local new = function(shape, dtype) return vx.zeros(shape, { dtype = dtype }) end
   local knn = KNN[o.regularizer]
   local y, soft = new(z:shape()), o.sampler == "hgumbel" and new(z:shape()) or nil
   local t = { codes = new({ N, G }, "i32"), lse = new { N, G, 2 }, sumsq = new { N, G },
     near = knn and new({ G, M, o.k }, "i32") or nil,
     mean_pi = new { G, M }, reg = new { 1 }, max_p = new { 1 } }
-  core.call(C.vx_smooth_forward, y._h, t.codes._h, t.lse._h, t.sumsq._h, soft and soft._h, t.near and t.near._h,
-    t.mean_pi._h, t.reg._h,
-    t.max_p._h, handle(z), handle(book), handle(log_tau), handle(o.noise), nil,
-      ({ softmax = C.VX_SOFTMAX, sgumbel = C.VX_SOFT_GUMBEL,
-      hgumbel = C.VX_HARD_GUMBEL })[o.sampler],
-        ({ none = C.VX_REG_NONE, ppl = C.VX_REG_PPL, ["knn-ce"] = C.VX_REG_KNN_CE,
-      ["knn-l2"] = C.VX_REG_KNN_L2 })[o.regularizer], o.gumbel_tau, o.shards, precision == "bf16" and C.VX_BF16
-        or C.VX_F32, o.seed, o.stream)
+  core.op.smooth_forward { y = y, codes = t.codes, lse = t.lse, sumsq = t.sumsq, soft = soft, near = t.near,
+    mean_pi = t.mean_pi, reg = t.reg, max_p = t.max_p, z = z, codebook = book, log_tau = log_tau, noise = o.noise,
+    sampler = ({ softmax = VX.SOFTMAX, sgumbel = VX.SOFT_GUMBEL, hgumbel = VX.HARD_GUMBEL })[o.sampler],
+    regularizer = ({ none = VX.REG_NONE, ppl = VX.REG_PPL, ["knn-ce"] = VX.REG_KNN_CE,
+      ["knn-l2"] = VX.REG_KNN_L2 })[o.regularizer],
+    gumbel_tau = o.gumbel_tau, shards = o.shards, precision = precision == "bf16" and VX.BF16 or VX.F32, seed = o.seed,
+    stream = o.stream }
   if o.sampler == "hgumbel" then t.y = y end -- a code, as stored
   return soft or y, t
 end

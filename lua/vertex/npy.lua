@@ -181,7 +181,7 @@ end
 -- @param path of a file
 -- @return true or false; false where it cannot be read
 function npy.is(path)
-  local f = io.open(path, "rb")
+  local f = type(path) == "string" and io.open(path, "rb")
   local start = f and f:read(6)
   if f then f:close() end
   return start == MAGIC

@@ -5,7 +5,7 @@ local check = require "vertex.check"
 local core = require "vertex.core"
 
 local optim = {}
-local C, call, fail = core.C, core.call, core.fail
+local op, fail = core.op, core.fail
 
 -- -- AdamW [Loshchilov and Hutter 2019] -------------------------------------------------------------------------------
 
@@ -39,8 +39,7 @@ function optim.AdamW(parameters, options)
     self.first[i] = core.new_like(p, true):zero()
     self.second[i] = core.new_like(p, true):zero()
   end
-  self.lists = { decay = core.array("float", #parameters) }
-  for _, name in ipairs { "p", "m", "v", "g" } do self.lists[name] = core.array("vx_tensor *", #parameters) end
+  self.lists = { p = {}, m = {}, v = {}, g = {}, decay = {} } -- the arguments of a step, kept for the next
   return self
 end
 
@@ -54,14 +53,15 @@ function AdamW:step(lr)
   for i = 1, #self.first do
     local p = self.parameters[i]
     if p.grad then
-      lists.p[count], lists.g[count] = core.handle(p), core.handle(p.grad)
-      lists.m[count], lists.v[count] = core.handle(self.first[i]), core.handle(self.second[i])
-      lists.decay[count] = p.no_decay and 0 or self.weight_decay
       count = count + 1
+      lists.p[count], lists.m[count], lists.v[count], lists.g[count] = p, self.first[i], self.second[i], p.grad
+      lists.decay[count] = p.no_decay and 0 or self.weight_decay
     end
   end
-  call(C.vx_adamw, lists.p, lists.m, lists.v, lists.g, count, lists.decay, self.lr, self.betas[1], self.betas[2],
-    self.eps, self.steps)
+  for _, list in pairs(lists) do
+    for i = #list, count + 1, -1 do list[i] = nil end
+  end
+  op.adamw(lists.p, lists.m, lists.v, lists.g, lists.decay, self.lr, self.betas[1], self.betas[2], self.eps, self.steps)
 end
 
 --- Forgets the gradients of all parameters and keeps their memory for the next ones.

@@ -134,7 +134,6 @@ function safetensors.save(path, tensors, metadata, options)
     if name == "__metadata__" or not utf8.valid(name) then
       fail("save %s: '%s' cannot be a tensor's name (kept for metadata, or not UTF-8)", path, name)
     end
-    core.handle(x)
     names[#names + 1] = name
   end
   table.sort(names, function(a, b)

@@ -121,7 +121,7 @@ end
 -- outside of.
 local function buffer_of(leaf)
   local buffer = leaf._gradient_buffer
-  if not buffer or buffer._h == nil then
+  if not buffer or core.is_released(buffer) then
     buffer = core.new_like(leaf, leaf._scope == nil)
     leaf._gradient_buffer = buffer
   end

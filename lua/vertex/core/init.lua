@@ -17,12 +17,15 @@ local library = require "vertex.core.library"
 
 local core = {}
 
+-- What C is called with is for this folder alone.
+local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true }
+
 for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
   "data" } do
-  library.check_uses(library.directory .. "/core/" .. part .. ".lua")
+  if part ~= "library" then library.check_uses(library.directory .. "/core/" .. part .. ".lua") end
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)
-    core[name] = value
+    if not PRIVATE[name] then core[name] = value end
   end
 end
 

@@ -39,11 +39,11 @@ if not os.getenv "OMP_WAIT_POLICY" then
   ffi.C.setenv("GOMP_SPINCOUNT", "5000", 0)
 end
 local C, path = open_library()
-library.C = C -- anchored for the life of the state: finalizers call into it
+library.C, library.library_path = C, path -- C is anchored for the life of the state: finalizers call into it
 
 --- Raises that the library is of another version than these Lua files: it lacks what they use.
 local function lacks(what)
-  error(("vertex: the library %s has not %s, which the Lua files in %s use: rebuild it with ./setup.sh"):format(path,
+  error(("vertex: the library %s lacks %s, which the Lua files in %s use: rebuild it with ./setup.sh"):format(path,
     what, library.directory), 0)
 end
 library.lacks = lacks
@@ -62,6 +62,7 @@ function library.check_uses(file)
   end
 end
 
+library.check_uses(library.directory .. "/core/library.lua")
 library.version = ffi.string(C.vx_version())
 
 -- -- Errors -----------------------------------------------------------------------------------------------------------
@@ -100,8 +101,5 @@ local function call(f, ...)
   if status ~= 0 then check(status) end
 end
 library.call, library.check = call, check
-
---- Makes an array for C of n elements of a C type, "float" say, or "vx_tensor *" for handles. It keeps no tensor alive.
-function library.array(ctype, n) return ffi.new(ctype .. "[?]", n) end
 
 return library

@@ -173,7 +173,12 @@ local function list_function_of(entry)
         fail("%s: %d of '%s', but %d of '%s'", entry.name, #values, order[k], count, order[1])
       end
       for i = 1, count do
-        if is_tensor then array[i - 1] = handle(values[i]) else array[i - 1] = values[i] end
+        local value = values[i]
+        if is_tensor then
+          value = type(value) == "table" and value._h
+          if not value then fail("%s[%d]: %s is a released tensor, or none", entry.name, i - 1, order[k]) end
+        end
+        array[i - 1] = value
       end
     end
     refuse(entry, given[#order + 1], unpack(given, #tensors + #each + 1, #order))

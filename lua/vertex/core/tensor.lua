@@ -49,6 +49,9 @@ function tensors.made(make, ...)
   return t
 end
 
+--- Says whether a tensor's memory was given back.
+function tensors.is_released(x) return x._h == nil end
+
 --- Says whether x is a tensor.
 -- @param x anything
 -- @return true or false

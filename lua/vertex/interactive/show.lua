@@ -81,7 +81,7 @@ end
 
 --- Writes all that print(x) shows.
 local function describe(x)
-  if x._h == nil then return "tensor (released)" end
+  if core.is_released(x) then return "tensor (released)" end
   local head = head_of(x)
   if x:numel() == 0 then return head .. "  (no elements)" end
   local text
@@ -185,7 +185,7 @@ end
 --- Writes a value that stands within another, on one line.
 local function brief(v)
   if core.is_tensor(v) then
-    if v._h == nil then return "tensor (released)" end
+    if core.is_released(v) then return "tensor (released)" end
     return v:numel() == 1 and v:dim() == 0 and head_of(v) .. ": " .. number_format(v:dtype())(v:item()) or head_of(v)
   end
   local text = tostring(v)
