@@ -14,8 +14,8 @@ typedef struct device {
     int ordinal;
 } device;
 
-/* The CPU's backend stays NULL here: vx_backend_of(0) calls vx_cpu_backend(), which picks the SIMD variant on first
- * use. */
+/* The CPU's backend stays NULL here: vx_backend_of(0) calls vx_cpu_backend(), which picks the SIMD variant on first use,
+ * and vx_device_check() asks it whether it could. */
 static device devices[VX_MAX_DEVICES] = {{.name = "cpu"}};
 static int device_count = 1;
 
@@ -28,7 +28,8 @@ const vx_backend *vx_backend_of(int number, int *ordinal)
 int vx_device_check(const char *op, int number)
 {
     int open = __atomic_load_n(&device_count, __ATOMIC_ACQUIRE);
-    if (number >= 0 && number < open) return VX_OK;
+    if (number == 0) return vx_cpu_backend() ? VX_OK : VX_ENOSUP;
+    if (number > 0 && number < open) return VX_OK;
     return vx_fail(VX_EINVAL, "%s: device number %d, expected one of the %d open devices", op, number, open);
 }
 
@@ -112,7 +113,9 @@ int vx_sync(int number)
 int vx_threads(int n, int *now)
 {
     if (n < 0 || n > 4096) return vx_fail(VX_EINVAL, "threads: %d, expected 1 .. 4096 (0 asks)", n);
-    int in_force = vx_cpu_backend()->threads(n);
+    const vx_backend *cpu = vx_cpu_backend();
+    if (!cpu) return VX_ENOSUP;
+    int in_force = cpu->threads(n);
     if (now) *now = in_force;
     return VX_OK;
 }

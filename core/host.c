@@ -116,7 +116,7 @@ static int find_backend(const char *name, const char *wanted, const vx_backend *
 {
     if (!strcmp(name, "cpu")) {
         *out = vx_cpu_backend();
-        return VX_OK;
+        return *out ? VX_OK : VX_ENOSUP;
     }
     for (int i = 0; i < library_count; i++)
         if (!strcmp(name, libraries[i].name)) {
@@ -168,7 +168,7 @@ static int open_device(const char *text, int *number)
     int known = vx_device_find(full);
     if (known >= 0) {
         *number = known;
-        return VX_OK;
+        return vx_device_check("device open", known);
     }
     const vx_backend *backend;
     int count, status = find_backend(name, wanted, &backend);

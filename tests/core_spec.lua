@@ -150,6 +150,25 @@ describe("the library", function()
     assert.equal("cpu", vx.device())
   end)
 
+  it("lists the SIMD variants, uses the best that runs, and refuses any other word in VERTEX_SIMD", function()
+    local names, best = {}, nil
+    for i, variant in ipairs(core.cpu_variants()) do
+      names[i] = variant.name
+      if variant.runs then best = variant.name end
+    end
+    assert.equal("portable", names[1])
+    local kernels = 'print((require "vertex").devices()[1].description:match "(%S+) kernels")'
+    assert.equal(best .. "\n", (H.child(kernels, "VERTEX_SIMD=")))
+    for _, variant in ipairs(core.cpu_variants()) do
+      local out, ok = H.child('print((require "vertex").zeros { 2 }:sum():item())', "VERTEX_SIMD=" .. variant.name)
+      assert.equal(variant.runs, ok)
+      assert.is_truthy(out:find(variant.runs and "^0\n$" or "this processor runs portable", 1), out)
+    end
+    local out, ok = H.child('require "vertex".zeros { 2 }', "VERTEX_SIMD=fastest")
+    assert.is_false(ok)
+    assert.is_truthy(out:find("VERTEX_SIMD=fastest: expected one of " .. table.concat(names, ", "), 1, true), out)
+  end)
+
   it("says what a device can do, and what may be asked", function()
     assert.is_true(core.can("cpu", "host"))
     for _, what in ipairs { "bf16", "graphs", "peers" } do

@@ -42,9 +42,6 @@ end
 
 -- -- The machine ------------------------------------------------------------------------------------------------------
 
-local AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
-local VARIANT_FLAGS = { portable = "-march=x86-64-v2", avx2 = "-march=x86-64-v3", avx512 = AVX512, avx512bf16 = AVX512 }
-
 --- {name, simd, slug} of the processor and of the kernels that this run uses.
 function tools.processor()
   local text = core.devices()[1].description
@@ -65,8 +62,10 @@ end
 --- Compiles a C file with the processor's own instructions, or those of a SIMD variant; returns the program's path, or
 -- where `shared` is true that of a library to preload.
 function tools.compile(source, simd, shared)
-  local machine = capture "uname -m":match "x86_64"
-  local flags = machine and simd and VARIANT_FLAGS[simd] or "-march=native"
+  local flags = "-march=native"
+  for _, variant in ipairs(core.cpu_variants()) do
+    if variant.name == simd then flags = variant.flags end
+  end
   local program = tools.scratch(source:match "([%w_]+)%.c$" .. (simd or "") .. (shared and ".so" or ""))
   if lfs.attributes(program) then return program end
   local cc = os.getenv "CC" or "cc"

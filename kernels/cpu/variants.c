@@ -1,6 +1,8 @@
-/* variants.c: chooses the CPU kernels' SIMD variant at run time, and gives its table the host's memory functions.
- * Compiled once. VERTEX_SIMD=avx512bf16|avx512|avx2|portable forces a variant that this processor can
- * run. */
+/* variants.c: chooses the CPU kernels' SIMD variant, and gives its table the host's memory functions. Compiled once.
+ *
+ * The best variant of variants.def that this processor runs is taken at the first use. VERTEX_SIMD=name forces another;
+ * where it names none, or one that this processor cannot run, there is no CPU device, and whoever asks for it is told so.
+ */
 #define _GNU_SOURCE
 #include <omp.h>
 #include <pthread.h>
@@ -12,28 +14,48 @@
 
 #include "core/backend.h"
 
-extern const vx_backend vx_cpu_portable_table;
-#ifdef VX_X86_VARIANTS
-extern const vx_backend vx_cpu_avx2_table, vx_cpu_avx512_table, vx_cpu_avx512bf16_table;
-#endif
+#define VX_SIMD(name, flags, runs) extern const vx_backend vx_cpu_##name##_table;
+#include "variants.def"
+#undef VX_SIMD
 
-static vx_backend cpu;
+static vx_backend cpu; /* the chosen variant's table; its name is NULL where the choice was refused */
+static char refusal[256], list[1024];
 
-static const vx_backend *best_variant(void)
+static void choose_variant(void)
 {
-    const char *forced = getenv("VERTEX_SIMD");
-    if (forced && !strcmp(forced, "portable")) return &vx_cpu_portable_table;
-#ifdef VX_X86_VARIANTS
+#ifdef __x86_64__
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("x86-64-v3"), avx512 = __builtin_cpu_supports("x86-64-v4");
-    bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    if (forced && !strcmp(forced, "avx2") && avx2) return &vx_cpu_avx2_table;
-    if (forced && !strcmp(forced, "avx512") && avx512) return &vx_cpu_avx512_table;
-    if (bf16) return &vx_cpu_avx512bf16_table;
-    if (avx512) return &vx_cpu_avx512_table;
-    if (avx2) return &vx_cpu_avx2_table;
 #endif
-    return &vx_cpu_portable_table;
+#define HAS(feature) __builtin_cpu_supports(feature)
+#define VX_SIMD(name, flags, runs) {#name, flags, runs, &vx_cpu_##name##_table},
+    const struct {
+        const char *name, *flags;
+        bool runs;
+        const vx_backend *table;
+    } variants[] = {
+#include "variants.def"
+    };
+#undef VX_SIMD
+#undef HAS
+    enum { COUNT = sizeof variants / sizeof *variants };
+    const char *forced = getenv("VERTEX_SIMD");
+    char known[128] = "", usable[128] = "";
+    bool there = false;
+    if (forced && !*forced) forced = 0;
+    for (int i = 0; i < COUNT; i++) {
+        const bool named = forced && !strcmp(forced, variants[i].name), runs = variants[i].runs;
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s\t%s\t%d\n", variants[i].name, variants[i].flags, runs);
+        used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", variants[i].name);
+        used = strlen(usable);
+        if (runs) snprintf(usable + used, sizeof usable - used, "%s%s", used ? ", " : "", variants[i].name);
+        there = there || named;
+        if (runs && (!forced || named)) cpu = *variants[i].table;
+    }
+    if (cpu.name) return;
+    if (there) snprintf(refusal, sizeof refusal, "VERTEX_SIMD=%s: this processor runs %s only", forced, usable);
+    else snprintf(refusal, sizeof refusal, "VERTEX_SIMD=%.40s: expected one of %s", forced, known);
 }
 
 static int cpu_count(int *count)
@@ -109,7 +131,7 @@ static int cpu_threads(int n)
 
 static void cpu_init(void)
 {
-    cpu = *best_variant();
+    choose_variant();
     cpu.can = VX_CAN_HOST;
     cpu.count = cpu_count;
     cpu.describe = cpu_describe;
@@ -121,9 +143,18 @@ static void cpu_init(void)
     cpu.threads = cpu_threads;
 }
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
 const vx_backend *vx_cpu_backend(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, cpu_init);
-    return &cpu;
+    if (cpu.name) return &cpu;
+    vx_fail(VX_ENOSUP, "%s", refusal);
+    return 0;
+}
+
+const char *vx_cpu_variants(void)
+{
+    pthread_once(&once, cpu_init);
+    return list;
 }

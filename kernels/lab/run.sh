@@ -3,9 +3,9 @@
 #
 #   kernels/lab/run.sh [--quick] [assign] [forward] [backward]
 #
-# runs all three where none is named, forward and backward at D = 32 and D = 3. VERTEX_SIMD (portable, avx2, avx512)
-# chooses the vectors, as it does for the library, of which build/ must hold a current one; OMP_NUM_THREADS the threads.
-# --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
+# runs all three where none is named, forward and backward at D = 32 and D = 3. VERTEX_SIMD
+# (one of kernels/cpu/variants.def) chooses the vectors, as it does for the library, of which build/ must hold a current
+# one; OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -20,18 +20,18 @@ for argument in "$@"; do
 done
 [ ${#programs[@]} -gt 0 ] || programs=(assign forward backward)
 
-lacks() { ! grep -qw "$1" /proc/cpuinfo; }
-simd=${VERTEX_SIMD:-avx512}
-if [ -z "${VERTEX_SIMD:-}" ] && lacks avx512bw; then simd=avx2; fi
-if [ -z "${VERTEX_SIMD:-}" ] && [ $simd = avx2 ] && lacks avx2; then simd=portable; fi
-case $(uname -m)-$simd in # as in CMakeLists.txt
-  x86_64-avx512) flags="-march=x86-64-v4 -mprefer-vector-width=512" ;;
-  x86_64-avx2) flags=-march=x86-64-v3 ;;
-  x86_64-portable) flags=-march=x86-64-v2 ;;
-  x86_64-*) echo "VERTEX_SIMD: '$simd' is none of portable, avx2, avx512" >&2; exit 2 ;;
-  *) flags=-march=native simd=native ;;
-esac
 [ -e build/libvertex.so ] || { echo "build/libvertex.so is not there: ./setup.sh builds it" >&2; exit 2; }
+# the library's list of variants: name, flags, 1 where this processor runs it; the best is the last
+variants=$(luajit - <<'END'
+local ffi = require "ffi"
+ffi.cdef "const char *vx_cpu_variants(void);"
+io.write(ffi.string(ffi.load("./build/libvertex.so").vx_cpu_variants()))
+END
+)
+usable=$(awk -F'\t' '$3 { print $1 }' <<<"$variants")
+simd=${VERTEX_SIMD:-$(tail -n 1 <<<"$usable")}
+grep -qxF -- "$simd" <<<"$usable" || { echo "VERTEX_SIMD: '$simd' is none of" $usable >&2; exit 2; }
+flags=$(awk -F'\t' -v simd="$simd" '$1 == simd { print $2 }' <<<"$variants")
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

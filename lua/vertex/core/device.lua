@@ -92,6 +92,17 @@ function devices.devices()
   return list
 end
 
+--- Lists the SIMD variants of the CPU kernels, the poorest first. The last that runs is used, unless the environment's
+-- VERTEX_SIMD names another.
+-- @return array of { name, flags, runs }: the compiler's flags, and whether this processor can run it
+function devices.cpu_variants()
+  local list = {}
+  for name, flags, runs in ffi.string(C.vx_cpu_variants()):gmatch "([^\t]*)\t([^\t]*)\t(%d)\n" do
+    list[#list + 1] = { name = name, flags = flags, runs = runs == "1" }
+  end
+  return list
+end
+
 local capabilities = {} -- by number, then by capability
 
 --- Says whether a device has a capability, which nobody should guess from its name.
