@@ -223,7 +223,7 @@ end
 --- The results of a trained model and the images for reconstructions.png; nil when interrupted.
 local function judge(model, steps)
   local result, first = evaluate(model:eval())
-  if result and model.quantizer.log_tau then -- the gap between training's soft quantizers and inference's hard ones
+  if result and model.quantizer.facts.kind == "smooth" then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()
     result.rmse_soft = (evaluate(model) or {}).rmse
   end

@@ -139,7 +139,7 @@ local SAMPLERS, REGULARIZERS = { softmax = 0, sgumbel = 1, hgumbel = 2 },
 local METRICS = { euclid = 0, cosine = 1 }
 local known_methods, method_of = {}, {} -- method_of[sampler][regularizer]
 for _, facts in ipairs(vx.quantizers()) do
-  if SAMPLERS[facts.sampler] and REGULARIZERS[facts.regularizer] then
+  if not facts.base and SAMPLERS[facts.sampler] and REGULARIZERS[facts.regularizer] then
     known_methods[#known_methods + 1] = facts.name
     method_of[facts.sampler] = method_of[facts.sampler] or {}
     method_of[facts.sampler][facts.regularizer] = facts.name
