@@ -223,7 +223,8 @@ end
 --- The results of a trained model and the images for reconstructions.png; nil when interrupted.
 local function judge(model, steps)
   local result, first = evaluate(model:eval())
-  if result and model.quantizer.facts.kind == "smooth" then -- the gap between training's soft quantizers and inference's hard ones
+  local soft = model.quantizer.facts.kind == "smooth"
+  if result and soft then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()
     result.rmse_soft = (evaluate(model) or {}).rmse
   end

@@ -139,6 +139,39 @@ local function specs(device, tag)
       end)
     end
 
+    for _, item in ipairs(vx.quantizers()) do
+      if not (item.table1 or item.ablation) then -- the golden files have those
+        it("two steps of " .. item.name .. ", then its codes, agree with the CPU" .. tag, function()
+          finally(function() vx.device "cpu" end)
+          local function run(where)
+            vx.device(where)
+            vx.seed(6)
+            local q = vx.quantizer(item.name, { dim = 6, codes = 16, groups = 2, k = 2, seed = 2 })
+            local T, codes, values = H.generator(47), {}, {}
+            for i = 1, 2 do
+              local z = vx.empty({ 30, 6 }):copy(T({ 30, 6 }, { grad = false }))
+              z.requires_grad = true
+              local o = q:forward(z)
+              vx.add(vx.sum(vx.square(o.quantized)), o.reg):backward()
+              codes[i] = H.flat(o.codes)
+              values["quantized " .. i], values["reg " .. i] = H.flat(o.quantized), H.flat(o.reg)
+              values["dz " .. i] = H.flat(z.grad)
+            end
+            for _, p in ipairs(q:named_parameters()) do values["gradient of " .. p[1]] = H.flat(p[2].grad) end
+            for name, t in pairs(q:state_dict()) do values[name] = H.flat(t) end
+            q:eval()
+            local z = vx.empty({ 30, 6 }):copy(T({ 30, 6 }, { grad = false }))
+            codes[3], values.decoded = H.flat(q:encode(z)), H.flat(q:decode(q:encode(z)))
+            return codes, values
+          end
+          local expected_codes, expected = run "cpu"
+          local codes, values = run(device)
+          assert.same(expected_codes, codes)
+          for name, x in pairs(expected) do H.close(values[name], x, 0, 2e-4 * device_cases.largest(x), name) end
+        end)
+      end
+    end
+
     it("moves tensors of every dtype and stride, both ways" .. tag, function()
       local T = H.generator(9)
       for _, dtype in ipairs(DTYPES) do
