@@ -130,7 +130,7 @@ local function train(method)
     optimizer:zero_grad()
     loss:backward()
     optimizer:step(learning_rate)
-    used:add(q.codes)
+    if not q.warming then used:add(q.codes) end
     meter:add { loss = loss, mse = mse, reg = q.reg }
     return q.stats
   end

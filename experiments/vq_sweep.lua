@@ -343,7 +343,7 @@ local function fit(method)
         if loss.requires_grad then loss:backward() end
         optimizer:step(schedule(step))
       end
-      used:add(q.codes)
+      if not q.warming then used:add(q.codes) end
       meter:add { loss = loss, mse = mse }
       return true
     end)

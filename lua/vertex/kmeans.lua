@@ -135,9 +135,12 @@ local function move(x, codebook)
   if #empty > 0 then
     local rows = farthest(x, new, #empty)
     if #rows > 0 then
+      local stays = {}
+      for m = 1, M do stays[m] = { 1 } end
+      for i = 1, #rows do stays[empty[i] + 1][1] = 0 end
+      new = ops.mul(new, core.tensor(stays, { device = codebook:device() }))
       local places = core.tensor({ unpack(empty, 1, #rows) }, { dtype = "i32", device = codebook:device() })
-      local difference = ops.sub(rows_of(x, rows), ops.gather(new, places))
-      core.op.scatter_add(new, difference, places)
+      core.op.scatter_add(new, rows_of(x, rows), places)
     end
   end
   local moved = ops.sum(ops.square(ops.sub(new, codebook))):item()

@@ -15,7 +15,8 @@ AdamW.__index = AdamW
 local OPTIONS = { lr = { "number", 1e-3 }, betas = { "table", { 0.9, 0.99 } }, eps = { "number", 1e-8 },
   weight_decay = { "number", 1e-4 } }
 
---- Makes AdamW over a list of parameters. Parameters marked no_decay (biases, norms, temperatures) are not decayed.
+--- Makes AdamW over a list of parameters. Parameters marked no_decay (biases, norms, temperatures) are not decayed;
+-- a parameter's field rate is a factor of its learning rate.
 -- @param parameters array of tensors f32 of any shape, on one device; each is there once, and no two share memory
 -- @param[opt] options table
 -- @param[opt=1e-3] options.lr learning rate, until a step is given another
@@ -43,25 +44,40 @@ function optim.AdamW(parameters, options)
   return self
 end
 
---- Takes one step, all parameters in one call of C. Parameters without a gradient stay as they are.
+--- The factors of the learning rate that parameters with a gradient ask for, each once, in their order.
+local function rates_of(parameters)
+  local rates, seen = {}, {}
+  for _, p in ipairs(parameters) do
+    local rate = p.rate or 1
+    if p.grad and not seen[rate] then rates[#rates + 1], seen[rate] = rate, true end
+  end
+  return #rates > 0 and rates or { 1 }
+end
+
+--- Takes one step, all parameters of a rate in one call. Parameters without a gradient stay as they are; those
+-- with a field `rate` take that times the learning rate.
 -- @param[opt] lr learning rate; else the last one
 -- @raise where parameters lie on several devices or share memory
 function AdamW:step(lr)
   self.lr = lr or self.lr
   core.count(self, "steps", "step")
-  local lists, count = self.lists, 0
-  for i = 1, #self.first do
-    local p = self.parameters[i]
-    if p.grad then
-      count = count + 1
-      lists.p[count], lists.m[count], lists.v[count], lists.g[count] = p, self.first[i], self.second[i], p.grad
-      lists.decay[count] = p.no_decay and 0 or self.weight_decay
+  local lists = self.lists
+  for _, rate in ipairs(rates_of(self.parameters)) do
+    local count = 0
+    for i = 1, #self.first do
+      local p = self.parameters[i]
+      if p.grad and (p.rate or 1) == rate then
+        count = count + 1
+        lists.p[count], lists.m[count], lists.v[count], lists.g[count] = p, self.first[i], self.second[i], p.grad
+        lists.decay[count] = p.no_decay and 0 or self.weight_decay
+      end
     end
+    for _, list in pairs(lists) do
+      for i = #list, count + 1, -1 do list[i] = nil end
+    end
+    op.adamw(lists.p, lists.m, lists.v, lists.g, lists.decay, self.lr * rate, self.betas[1], self.betas[2], self.eps,
+      self.steps)
   end
-  for _, list in pairs(lists) do
-    for i = #list, count + 1, -1 do list[i] = nil end
-  end
-  op.adamw(lists.p, lists.m, lists.v, lists.g, lists.decay, self.lr, self.betas[1], self.betas[2], self.eps, self.steps)
 end
 
 --- Forgets the gradients of all parameters and keeps their memory for the next ones.

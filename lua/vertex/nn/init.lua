@@ -17,7 +17,9 @@ local is_tensor, fail = core.is_tensor, core.fail
 
 -- -- Module -----------------------------------------------------------------------------------------------------------
 
-local Module = { training = true }
+-- plain_state: names of a class's own fields that hold a number or a boolean which training goes on from; checkpoints
+-- keep them (runs/checkpoint.lua).
+local Module = { training = true, plain_state = {} }
 Module.__index = Module
 
 --- Says whether a value is a module, not a class of modules.
@@ -147,7 +149,7 @@ function Module:to(device)
     for key, x in m:fields() do
       if is_tensor(x) and x:device() ~= device then
         local y = core.keep(x:to(device))
-        y.requires_grad, y.no_decay = x.requires_grad, x.no_decay
+        y.requires_grad, y.no_decay, y.rate = x.requires_grad, x.no_decay, x.rate
         rawset(m, key, y)
       end
     end
@@ -185,8 +187,12 @@ function Module:load_state_dict(state)
     if not own[name] then fail("load_state_dict: '%s' has no place in this module", name) end
   end
   for name, x in pairs(own) do x:copy(state[name]) end
+  self:visit(function(m) m:loaded() end)
   return self
 end
+
+--- Follows a load_state_dict of this module or one around it; a class overrides it.
+function Module:loaded() end -- luacheck: no unused args
 
 --- Writes what print(module) shows of one layer beyond its name. A class overrides it.
 -- @return text

@@ -16,6 +16,8 @@
 --   :learn(z, output)     after quantize in training, without gradients: changes of buffers (moving averages); not
 --                         called once the quantizer is frozen. backward comes later: an op that needs a buffer's old
 --                         values there is given a copy of it
+--   :fitted(stage)        after the option start has fitted a stage's codes: what follows from them
+--   .starts               false where the codes cannot be put where rows are, which the option start asks for
 --   :infer(z)             rows and codes after eval(), where rows have a gradient then too
 --   :quantize_apart(z, given)   quantize with the output's gradient kept from z (below)
 --   .how                  options of ops.quantize_hard, where quantize is made of that
@@ -33,6 +35,8 @@ local fail = core.fail
 local Quantizer = nn.module "Quantizer"
 
 Quantizer.graphs = true
+Quantizer.starts = true
+Quantizer.plain_state = { "steps", "warmup_left", "started" }
 Quantizer.row_inputs = {}
 
 -- Codes go through float32 on their way to rows and through masks, which holds integers up to here.
@@ -62,6 +66,18 @@ end
 -- @param options table of the options with their defaults
 function Quantizer:setup(options) end -- luacheck: no unused args
 
+--- Fails where the options start, warmup and rate are not what they should be, or do not suit the method.
+local function check_start(self)
+  local o = self.options
+  check.choice("quantizer", "start", o.start, { "normal", "data", "kmeans" })
+  check.integer("quantizer", "warmup", o.warmup, 0)
+  check.positive("quantizer", "rate", o.rate)
+  if o.start ~= "normal" and not (self.facts.codebook and self.starts) then
+    fail("%s: start is '%s', but %s", self.label, o.start,
+      self.facts.codebook and "its codes cannot be put where rows are" or "it has no codebook to fit")
+  end
+end
+
 --- Makes a quantizer; vx.quantizer calls it.
 -- @param facts the method's entry of the registry
 -- @param options table of all its options
@@ -85,11 +101,21 @@ function Quantizer:init(facts, options)
   if facts.codebook then
     check.integer("quantizer", "stages x groups x codes", self.columns * options.codes, 1, MOST_CODES)
   end
+  check_start(self)
   self.generator = core.generator(options.seed)
-  self.steps = 0 -- training forwards so far: drives schedules
+  self.steps = 0 -- training forwards that quantized so far: drives schedules
+  self.warmup_left, self.started = options.warmup, options.start == "normal"
   self.with_stats, self.constants = true, {}
   if facts.codebook then self:make_codebook() end
   self:setup(options)
+  if options.rate ~= 1 then
+    self:visit(function(m)
+      for _, x in m:fields() do
+        if core.is_tensor(x) then x.rate = options.rate end
+      end
+    end)
+  end
+  if self.warmup_left > 0 or not self.started then self.graphs = false end -- steps differ
 end
 
 --- Says in a line what print shows: the method, the width of rows and the number of codes.
@@ -111,6 +137,43 @@ function Quantizer:freeze()
     end
   end)
   return self
+end
+
+-- -- Start ------------------------------------------------------------------------------------------------------------
+
+--- Takes what was loaded as it is: no warm-up and no start any more. load_state_dict calls it; a checkpoint of a run
+-- brings back how far both had come.
+function Quantizer:loaded() self.warmup_left, self.started = 0, true end
+
+--- Brings what follows from a stage's codes in line with them, once `start` has fitted them; a class overrides it.
+-- @param stage from 1
+function Quantizer:fitted(stage) end -- luacheck: no unused args
+
+--- Puts the codes of all stages where rows are, as the option start says: at random rows, or by k-means. Hard methods
+-- under cosine compare directions, so their rows count by these.
+-- @param z tensor f32 (N,G,D), N of at least 1; fewer rows than codes: rows come again, with a little noise
+-- @raise where z holds a NaN or Inf
+function Quantizer:start_from(z)
+  local o, facts = self.options, self.facts
+  local on_sphere = facts.metric == "cosine" and facts.kind == "hard"
+  local how = o.start == "data" and { start = "random", iterations = 0 } or {}
+  local rest = z:detach()
+  for s = 1, self.stage_count do
+    local rows, books = on_sphere and self.unit(rest) or rest, {}
+    for g = 1, o.groups do
+      how.seed = o.seed + (s - 1) * o.groups + g - 1
+      local found = require "vertex.kmeans"(core.contiguous(ops.select(rows, 2, g)), o.codes, how)
+      books[g] = ops.reshape(found.codebook, { 1, o.codes, rows:size(3) })
+    end
+    local book = o.groups == 1 and books[1] or ops.cat(1, unpack(books))
+    self:stage_codebook(s):copy(on_sphere and self.unit(book) or book)
+    self:fitted(s)
+    if s < self.stage_count then rest = ops.sub(rest, self:lookup(self:nearest(rest, s), s)) end
+  end
+  if z:size(1) < o.codes then
+    io.stderr:write(("%s: %d rows to start %d codes from; the others start as noisy copies\n"):format(self.label,
+      z:size(1), o.codes))
+  end
 end
 
 -- -- Rows and masks ---------------------------------------------------------------------------------------------------
@@ -229,7 +292,21 @@ local function weighted(self, terms, reg, device)
   return scaled, reg or core.new({}, { device = device }):zero()
 end
 
+--- A step of the warm-up: rows as they are.
+local function warm_up(self, rows)
+  self.warmup_left = self.warmup_left - 1
+  local none = core.new({ rows:size(1), self.columns }, { device = rows:device() }):fill(-1):to "i32"
+  return { quantized = rows, codes = none, terms = {}, reg = core.new({}, { device = rows:device() }):zero(),
+    warming = true }
+end
+
 local function train(self, rows, given)
+  if not self.is_frozen and (self.warmup_left > 0 or not self.started) then
+    if core.is_recording() then fail("%s: a graph cannot follow the options start and warmup", self.label) end
+    if self.warmup_left > 0 then return warm_up(self, rows) end
+    require("vertex.tape").no_grad(self.start_from, self, rows)
+    self.started = true
+  end
   core.count(self, "steps")
   local output = self:quantize(rows, given)
   output.terms, output.reg = weighted(self, output.terms or {}, output.reg, rows:device())
@@ -286,7 +363,8 @@ function Quantizer:learn(z, output) end -- luacheck: no unused args
 -- @return table: quantized (like z); codes i32 (N, stages x groups), 0-based, -1 where masked, stage-major (column
 -- (s - 1) groups + g is group g's code of stage s); terms {name = scalar}, each loss by name, times the option
 -- `weight`; reg, a scalar, their sum; stats {perplexity = exp(H(mean pi)), code_perplexity = exp(H(code histogram)),
--- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where self.with_stats is false
+-- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where self.with_stats is false; warming
+-- = true in the steps of the option warmup: rows pass as they are, all codes are -1, and stats are empty
 -- @raise where z has another width or dtype, no rows, or one with a NaN; where the mask is not u8 (...) or leaves no
 -- row
 function Quantizer:forward(z, given)
@@ -301,14 +379,14 @@ function Quantizer:forward(z, given)
   else
     output = evaluate(self, as_groups(self, counted))
   end
-  output.stats = self.with_stats and require("vertex.tape").no_grad(batch_stats, self, output) or {}
+  output.stats = self.with_stats and not output.warming and require("vertex.tape").no_grad(batch_stats, self, output) or {}
   local quantized, codes = output.quantized, output.codes
   if selection then
     quantized = ops.gather(ops.cat(1, ops.reshape(quantized, counted:shape()), rows), selection.place)
     codes = codes_of_all(codes, selection)
   end
   return { quantized = ops.reshape(quantized, z:shape()), reg = output.reg, terms = output.terms, codes = codes,
-    stats = output.stats }
+    stats = output.stats, warming = output.warming }
 end
 
 -- -- Codes ------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,9 @@ function Ema:setup(options)
     codebook_grad = false }
 end
 
+--- Lets the averages begin at the codes that the option start has fitted.
+function Ema:fitted() self.embed_avg:copy(self.codebook) end
+
 --- Quantizes in training; base.lua says what comes back.
 -- @param z tensor f32 (N,G,D)
 -- @return table with the term commitment

@@ -45,6 +45,12 @@ registry.common_options = {
   { name = "seed", default = 1, meaning = "of the codebook's start and of the Gumbel noise" },
   { name = "scale", default = 1,
     meaning = "standard deviation of the codebook's entries at the start, times 1/sqrt(dim/groups)" },
+  { name = "start", default = "normal",
+    meaning = "codes at the start: \"normal\" (random numbers), \"data\" (random rows of the first training batch) or"
+      .. " \"kmeans\" (k-means of that batch)" },
+  { name = "warmup", default = 0,
+    meaning = "training steps at first that pass rows as they are, without a loss; `start` takes the batch after them" },
+  { name = "rate", default = 1, meaning = "factor of the learning rate of this quantizer's parameters (vx.optim)" },
 }
 
 -- -- Facts ------------------------------------------------------------------------------------------------------------

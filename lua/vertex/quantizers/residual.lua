@@ -30,7 +30,7 @@ function Residual:setup(options)
   for s = 1, self.stage_count do
     local own = {}
     for _, o in ipairs(registry.by_name[self.facts.base].options) do own[o.name] = options[o.name] end
-    own.seed, own.weight = (options.seed + s - 1) % 2 ^ 53, 1
+    own.seed, own.weight, own.warmup, own.rate = (options.seed + s - 1) % 2 ^ 53, 1, 0, 1
     self.stages:add(registry.quantizer(self.facts.base, own))
   end
   local first = self.stages[1]
@@ -38,6 +38,10 @@ function Residual:setup(options)
   -- a second pass takes the first one's noise, which a graph would draw anew
   self.graphs = first.graphs and (first.how ~= nil or options.gradient == "each")
 end
+
+--- Brings what follows from a stage's codes in line with them.
+-- @param stage from 1
+function Residual:fitted(stage) self.stages[stage]:fitted(1) end
 
 --- `given` for stage s: of what holds numbers for stages x groups of each row, the stage's; all else as it is.
 local function given_to(self, s, given)

@@ -14,6 +14,8 @@ local registry = require "vertex.quantizers"
 
 local SimVq = registry.Quantizer.extend "SimVqQuantizer"
 
+SimVq.starts = false -- one matrix cannot put each code where a row is
+
 --- Makes the buffer frozen (G,M,D) and the parameter weight (G x D, D), the groups' matrices one above the other.
 function SimVq:make_codebook()
   local o, D = self.options, self.options.dim / self.options.groups

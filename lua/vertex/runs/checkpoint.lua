@@ -1,8 +1,10 @@
 --- runs/checkpoint: all of a training run in one file, so that going on gives the bits of never having stopped: the
--- parameters and buffers of the model, the optimizer's moments, the random generators, and what the caller adds.
+-- parameters and buffers of the model, the optimizer's moments, the random generators, the modules' plain_state (nn),
+-- and what the caller adds.
 --
 -- The file is a safetensors one, written whole or not at all. Tensors are named model.NAME, optimizer.NAME and
--- run.NAME; metadata: vertex = "checkpoint", version, optimizer_steps, generators and extra (both JSON).
+-- run.NAME; metadata: vertex = "checkpoint", version, optimizer_steps, generators (of modules, with their plain_state)
+-- and extra (both JSON).
 
 local core = require "vertex.core"
 local json = require "vertex.json"
@@ -14,14 +16,16 @@ local fail = core.fail
 --- Writes a checkpoint.
 -- @param path of the file
 -- @param state {model = module, optimizer = vx.optim's or nil, tensors = {name = tensor} or nil}; the random generators
--- of the model's modules and the default one are saved with it
+-- and the plain_state of the model's modules, and the default generator, are saved with it
 -- @param extra table of plain values: step, position, results
 -- @raise where the file cannot be written
 function checkpoint.save(path, state, extra)
-  local tensors, generators = {}, {}
+  local tensors, modules = {}, {}
   for name, x in pairs(state.model:state_dict()) do tensors["model." .. name] = x end
   state.model:visit(function(m, name)
-    if m.generator then generators[name] = { seed = m.generator.seed, drawn = m.generator.drawn, steps = m.steps } end
+    local own = m.generator and { seed = m.generator.seed, drawn = m.generator.drawn } or {}
+    for _, field in ipairs(m.plain_state) do own[field] = m[field] end
+    if next(own) then modules[name] = own end
   end)
   local optimizer = state.optimizer
   for name, x in pairs(optimizer and optimizer:state_dict() or {}) do tensors["optimizer." .. name] = x end
@@ -30,7 +34,7 @@ function checkpoint.save(path, state, extra)
   safetensors.save(path, tensors, {
     vertex = "checkpoint", version = core.version,
     optimizer_steps = tostring(optimizer and optimizer.steps or 0),
-    generators = json.encode { modules = generators, default = { seed = default.seed, drawn = default.drawn } },
+    generators = json.encode { modules = modules, default = { seed = default.seed, drawn = default.drawn } },
     extra = json.encode(extra),
   })
 end
@@ -75,8 +79,11 @@ function checkpoint.load(path, state)
   if state.optimizer then state.optimizer.steps = tonumber(metadata.optimizer_steps) end
   local generators = json.decode(metadata.generators or "") or fail("%s: damaged checkpoint (generators)", path)
   state.model:visit(function(m, name)
-    local g = m.generator and generators.modules[name]
-    if g then m.generator.seed, m.generator.drawn, m.steps = g.seed, g.drawn, g.steps end
+    local own = generators.modules[name] or {}
+    if m.generator and own.seed then m.generator.seed, m.generator.drawn = own.seed, own.drawn end
+    for _, field in ipairs(m.plain_state) do
+      if own[field] ~= nil then m[field] = own[field] end
+    end
   end)
   core.default_generator.seed, core.default_generator.drawn = generators.default.seed, generators.default.drawn
   for _, x in pairs(tensors) do x:release() end
