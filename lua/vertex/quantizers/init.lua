@@ -46,10 +46,10 @@ registry.common_options = {
   { name = "scale", default = 1,
     meaning = "standard deviation of the codebook's entries at the start, times 1/sqrt(dim/groups)" },
   { name = "start", default = "normal",
-    meaning = "codes at the start: \"normal\" (random numbers), \"data\" (random rows of the first training batch) or"
-      .. " \"kmeans\" (k-means of that batch)" },
+    meaning = "where codes begin: at random numbers, at random rows of the first training batch (\"data\") or at its"
+      .. " k-means (\"kmeans\")" },
   { name = "warmup", default = 0,
-    meaning = "training steps at first that pass rows as they are, without a loss; `start` takes the batch after them" },
+    meaning = "training steps at first that pass rows as they are, without a loss; `start` takes the next batch" },
   { name = "rate", default = 1, meaning = "factor of the learning rate of this quantizer's parameters (vx.optim)" },
 }
 
