@@ -363,7 +363,7 @@ function Quantizer:learn(z, output) end -- luacheck: no unused args
 -- @return table: quantized (like z); codes i32 (N, stages x groups), 0-based, -1 where masked, stage-major (column
 -- (s - 1) groups + g is group g's code of stage s); terms {name = scalar}, each loss by name, times the option
 -- `weight`; reg, a scalar, their sum; stats {perplexity = exp(H(mean pi)), code_perplexity = exp(H(code histogram)),
--- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where self.with_stats is false; warming
+-- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where not self.with_stats; warming
 -- = true in the steps of the option warmup: rows pass as they are, all codes are -1, and stats are empty
 -- @raise where z has another width or dtype, no rows, or one with a NaN; where the mask is not u8 (...) or leaves no
 -- row
@@ -379,7 +379,8 @@ function Quantizer:forward(z, given)
   else
     output = evaluate(self, as_groups(self, counted))
   end
-  output.stats = self.with_stats and not output.warming and require("vertex.tape").no_grad(batch_stats, self, output) or {}
+  local measured = self.with_stats and not output.warming
+  output.stats = measured and require("vertex.tape").no_grad(batch_stats, self, output) or {}
   local quantized, codes = output.quantized, output.codes
   if selection then
     quantized = ops.gather(ops.cat(1, ops.reshape(quantized, counted:shape()), rows), selection.place)
