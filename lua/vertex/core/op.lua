@@ -158,6 +158,7 @@ local function list_function_of(entry)
     for i = 1, #tensors do arrays[i] = ffi.new("vx_tensor *[?]", room) end
     for i, type in ipairs(entry.each_types) do arrays[#tensors + i] = ffi.new(type .. "[?]", room) end
   end
+  make_room(8)
   return function(first, ...)
     local given = { first, ... }
     if type(first) == "table" and first[order[1]] then
