@@ -28,6 +28,7 @@ needs=(
   "libpng-dev|pkg-config --exists libpng"
   "libedit2|ldconfig -p | grep -q libedit.so.2"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
+  "liblapack3|ldconfig -p | grep -q liblapack.so.3"
   "libzmq5|ldconfig -p | grep -q libzmq.so.5"
   "libssl3|ldconfig -p | grep -q libcrypto.so.3"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"

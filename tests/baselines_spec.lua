@@ -570,6 +570,94 @@ describe("residual", function()
   end)
 end)
 
+describe("wasserstein", function()
+  for _, part in ipairs { "a", "b" } do
+    it("agrees with the published distance and its gradient: " .. part, function()
+      local t = load("wasserstein-" .. part)
+      local M, D = t.embed:size(1), t.embed:size(2)
+      local function gradients(weight)
+        local q = vx.quantizer("wasserstein", { dim = D, codes = M, distance_weight = weight })
+        q.codebook:copy(t.embed:reshape { 1, M, D })
+        local z = leaf(t.x)
+        local o = q:forward(z)
+        if weight > 0 then o.terms.distance:backward() end
+        return q, o, z.grad, q.codebook.grad
+      end
+      local q, o, dz, dcodebook = gradients(1)
+      near(o.terms.distance, t.published_loss, LOSS, "distance")
+      near(dcodebook, t.grad_embed_published, GRADIENT, "gradient of the codebook")
+      assert.is_nil(dz) -- the distance moves the codes alone
+      assert.equal(t.x:size(1), q.queued)
+      assert.equal(t.x:to("f32"):bytes(), q.queue:narrow(1, 1, t.x:size(1)):contiguous():bytes())
+      local _, plain = gradients(0)
+      local _, half = gradients(0.5)
+      H.close({ half.reg:item() }, { plain.reg:item() + 0.5 * o.terms.distance:item() }, LOSS, 0)
+    end)
+  end
+
+  local function rows(seed, n, width) return H.generator(seed)({ n, width }, { grad = false }) end
+
+  it("takes past rows from the queue, the last ones alone, and after a load_state_dict too", function()
+    local q = vx.quantizer("wasserstein", { dim = 4, codes = 12, queue = 50 })
+    local x = { rows(1, 20, 4), rows(2, 20, 4), rows(3, 20, 4) }
+    for i = 1, 2 do q:forward(x[i]) end
+    local other = vx.quantizer("wasserstein", { dim = 4, codes = 12, queue = 50 })
+    other:load_state_dict(q:state_dict())
+    assert.equal(40, other.queued)
+    local all = vx.quantizer("wasserstein", { dim = 4, codes = 12 }):forward(vx.cat(1, x[1], x[2], x[3]))
+    local o = q:forward(x[3])
+    assert.equal(all.terms.distance:item(), o.terms.distance:item())
+    assert.equal(o.terms.distance:item(), other:forward(x[3]).terms.distance:item())
+    assert.equal(60, q.queued)
+    assert.equal(x[3]:narrow(1, 11, 10):contiguous():bytes(), q.queue:narrow(1, 1, 10):contiguous():bytes())
+    local long = rows(4, 70, 4)
+    q:forward(long) -- from place 10 on; the last 50 rows are what stays
+    local seen, kept = {}, q.queue:totable()
+    for _, row in ipairs(kept) do seen[table.concat(row, " ")] = true end
+    for i, row in ipairs(long:totable()) do assert.equal(i > 20 or nil, seen[table.concat(row, " ")]) end
+    local before = q.queue:bytes()
+    q:eval():forward(x[1])
+    q:train():freeze():forward(x[1])
+    assert.equal(before, q.queue:bytes())
+  end)
+
+  it("is the mean over groups, and draws the codes to the rows", function()
+    local x = rows(5, 60, 6)
+    local q = vx.quantizer("wasserstein", { dim = 6, codes = 12, groups = 2, distance_weight = 1 })
+    local sum = 0
+    for g = 1, 2 do
+      local one = vx.quantizer("wasserstein", { dim = 3, codes = 12, distance_weight = 1 })
+      one.codebook:copy(q.codebook:narrow(1, g, 1))
+      sum = sum + one:forward(x:narrow(2, 3 * g - 2, 3):contiguous()).terms.distance:item()
+    end
+    H.close({ q:forward(x).terms.distance:item() }, { sum / 2 }, 1e-5, 0)
+    local optimizer, first, last = vx.optim.AdamW(q:parameters(), { weight_decay = 0 }), nil, nil
+    for _ = 1, 100 do
+      q:zero_grad()
+      local term = q:forward(x).terms.distance
+      term:backward()
+      optimizer:step(0.02)
+      first, last = first or term:item(), term:item()
+    end
+    assert.is_true(last < 0.1 * first, ("%g, at first %g"):format(last, first))
+  end)
+
+  it("names the package where LAPACK is not installed", function()
+    local output, fine = H.child [[
+      local ffi = require "ffi"
+      local load = ffi.load
+      ffi.load = function(name, ...)
+        if name:find "lapack" then error "no such file" end
+        return load(name, ...)
+      end
+      local vx = require "vertex"
+      local q = vx.quantizer("wasserstein", { dim = 4, codes = 8 })
+      q:forward(vx.randn { 10, 4 })]]
+    assert.is_false(fine)
+    assert.is_truthy(output:find("liblapack.so.3, Debian package liblapack3", 1, true), output)
+  end)
+end)
+
 it("every file of baselines is held against a method", function()
   for file in require("lfs").dir(FOLDER) do
     local name = file:match "^(.*)%.safetensors$"

@@ -253,6 +253,36 @@ describe("the library", function()
   end)
 end)
 
+describe("eigenvectors of a symmetric matrix", function()
+  it("are of length 1, at right angles, and make the matrix again, in float64", function()
+    for _, n in ipairs { 1, 2, 5, 33, 70 } do
+      local given, A = H.generator(n)({ n, n }, { grad = false }):totable(), {}
+      for i = 1, n do
+        A[i] = {}
+        for j = 1, n do A[i][j] = given[i][j] + given[j][i] end
+      end
+      local values, vectors = core.symmetric_eigen(A)
+      for i = 1, n do
+        assert.is_true(i == 1 or values[i - 1] <= values[i])
+        for j = 1, n do
+          local dot, again = 0, 0
+          for k = 1, n do
+            dot = dot + vectors[i][k] * vectors[j][k]
+            again = again + values[k] * vectors[k][i] * vectors[k][j]
+          end
+          assert.is_true(math.abs(dot - (i == j and 1 or 0)) < 1e-12)
+          assert.is_true(math.abs(again - A[i][j]) < 1e-12 * n)
+        end
+      end
+    end
+  end)
+
+  it("are refused for NaN and Inf", function()
+    H.raises(function() core.symmetric_eigen { { 1, 0 }, { 0 / 0, 1 } } end, "NaN")
+    H.raises(function() core.symmetric_eigen { { math.huge } } end, "Inf")
+  end)
+end)
+
 describe("vx.step", function()
   local function live()
     collect()

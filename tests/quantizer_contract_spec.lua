@@ -280,6 +280,7 @@ for _, name in ipairs(names) do
         form = "group", group_size = 1, entropy_temperature = 0.2, neighbour = 2,
         levels = name == "fsq" and { 5, 2 } or 3,
         start = fact.codebook and fact.class.starts and "kmeans" or "normal", warmup = 3, rate = 0.5,
+        distance_weight = 0.8, queue = 50,
         decay = 0.7, eps = 1e-3, commitment = 0.3,
         estimator = "rotation", replace = "batch", threshold = 1.5,
       }

@@ -12,7 +12,7 @@ set -euo pipefail
 mkdir -p "$1" && cd "$1"
 
 packages=(luajit lua-busted lua-filesystem lua-cjson lua-argparse libturbojpeg0 libpng16-16 libcairo2 fonts-dejavu-core
-  libedit2 libzmq5 libssl3 libgomp1)
+  libedit2 liblapack3 libzmq5 libssl3 libgomp1)
 mapfile -t closure < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
   --no-replaces --no-enhances "${packages[@]}" | grep '^[a-z0-9]' | sed 's/:.*//' | sort -u)
 # what every system has, or would be broken by another version of, stays out, and so do other fonts; names without a
@@ -30,7 +30,8 @@ cat >run <<'END'
 # Runs a command with the packages that lie in root/ beside this file.
 here=$(cd "$(dirname "$0")" && pwd)/root
 libraries=$here/usr/lib/x86_64-linux-gnu
-export LD_LIBRARY_PATH=$libraries:$here/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+found=$libraries:$libraries/blas:$libraries/lapack:$here/lib/x86_64-linux-gnu # Debian links the inner two at install
+export LD_LIBRARY_PATH=$found${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LUA_PATH="./?.lua;$here/usr/share/lua/5.1/?.lua;$here/usr/share/lua/5.1/?/init.lua;;"
 export LUA_CPATH="$libraries/lua/5.1/?.so;;"
 export FONTCONFIG_PATH=$here/etc/fonts XDG_DATA_HOME=$here/usr/share # cairo's fonts

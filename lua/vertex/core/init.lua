@@ -12,6 +12,7 @@
 --   files     files that appear whole or not at all; folders
 --   system    interrupts, hooks, threads, clock, terminal
 --   data      images and loaders
+--   lapack    eigenvectors of symmetric matrices
 
 local library = require "vertex.core.library"
 
@@ -21,7 +22,7 @@ local core = {}
 local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true }
 
 for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
-  "data" } do
+  "data", "lapack" } do
   if part ~= "library" then library.check_uses(library.directory .. "/core/" .. part .. ".lua") end
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)
