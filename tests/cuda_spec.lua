@@ -143,7 +143,7 @@ local function specs(device, tag)
       if not (item.table1 or item.ablation) then -- the golden files have those
         it("two steps of " .. item.name .. ", then its codes, agree with the CPU" .. tag, function()
           finally(function() vx.device "cpu" end)
-          local function run(where)
+          local function results(where)
             vx.device(where)
             vx.seed(6)
             local q = vx.quantizer(item.name, { dim = 6, codes = 16, groups = 2, k = 2, seed = 2 })
@@ -164,8 +164,8 @@ local function specs(device, tag)
             codes[3], values.decoded = H.flat(q:encode(z)), H.flat(q:decode(q:encode(z)))
             return codes, values
           end
-          local expected_codes, expected = run "cpu"
-          local codes, values = run(device)
+          local expected_codes, expected = results "cpu"
+          local codes, values = results(device)
           assert.same(expected_codes, codes)
           for name, x in pairs(expected) do H.close(values[name], x, 0, 2e-4 * device_cases.largest(x), name) end
         end)

@@ -9,21 +9,10 @@ local checkpoint = vx.runs.checkpoint
 
 local FIXTURES = "tests/fixtures/quantizers"
 
---- Removes the methods of the fixtures' files from the registry, so that other specs do not meet them.
-local function unload_fixtures()
-  for i = #registry.list, 1, -1 do
-    local item = registry.list[i]
-    if item.source:find(FIXTURES, 1, true) then
-      registry.by_name[item.name] = nil
-      table.remove(registry.list, i)
-    end
-  end
-end
-
 registry.load_folder(FIXTURES)
 local facts, names = {}, {}
 for i, item in ipairs(registry.list) do facts[item.name], names[i] = item, item.name end
-unload_fixtures()
+registry.unload_folder(FIXTURES) -- so that other specs do not meet them
 
 local BITS = { lfq = true, bsq = true } -- methods whose codes are a power of 2
 

@@ -456,11 +456,40 @@ describe("the registry", function()
     assert.same({ before + 1, "another test" }, { #vx.quantizers(), registry.by_name.first.summary })
     H.write(folder .. "/second.lua", H.read(folder .. "/first.lua"))
     H.raises(function() registry.load_folder(folder) end, "'first'", "second.lua", "exists", "first.lua")
-    registry.by_name.first = nil
-    for i, item in ipairs(registry.list) do
-      if item.name == "first" then table.remove(registry.list, i) break end
-    end
+    registry.unload_folder(folder)
+    assert.same({ before, nil }, { #vx.quantizers(), registry.by_name.first })
+  end)
+
+  it("finds the methods that a family of another folder makes of others", function()
+    local registry = require "vertex.quantizers"
+    local folder = H.scratch "derived"
+    assert(require("lfs").mkdir(folder))
+    local text = [[
+      local smooth = require "vertex.quantizers.smooth"
+      return { names = { { name = "listed", base = "%s" } }, class = smooth.class, derive = function(item)
+        if item.kind ~= "smooth" then return nil end
+        return { name = "like-" .. item.name, base = item.name, summary = "as " .. item.name, paper = item.paper,
+          kind = item.kind, codebook = true, metric = item.metric, sampler = item.sampler,
+          regularizer = item.regularizer, options = item.options }
+      end } ]]
+    H.write(folder .. "/like.lua", text:format "nothing")
+    H.raises(function() registry.load_folder(folder) end, "like.lua", "'listed'", "unknown method 'nothing'")
+    H.write(folder .. "/like.lua", text:format "softmax-ppl")
+    local before = #vx.quantizers()
+    assert.same({ "listed" }, registry.load_folder(folder))
+    assert.equal(before + 1, #vx.quantizers())
+    assert.same({ "softmax-ppl", "as softmax-ppl" }, { registry.by_name.listed.base, registry.by_name.listed.summary })
+    assert.is_nil(registry.by_name["like-ste-euclid"])
+    assert.is_nil(registry.by_name["like-listed"])
+    local z, o = data(1, { 12, 6 }), options { k = 2 }
+    assert.equal(vx.quantizer("sgumbel-knn-ce", o):forward(z).quantized:bytes(),
+      vx.quantizer("like-sgumbel-knn-ce", o):forward(z).quantized:bytes())
+    -- without the method that it is listed with, the family would be unfinished: it is not taken
+    H.write(folder .. "/like.lua", (text:format("softmax-ppl"):gsub("derive = function", "derive = 3 or function")))
+    H.raises(function() registry.load_folder(folder) end, "like.lua", "derive", "number")
+    registry.unload_folder(folder)
     assert.equal(before, #vx.quantizers())
+    assert.is_nil(registry.by_name.listed or registry.by_name["like-softmax-ppl"])
   end)
 end)
 

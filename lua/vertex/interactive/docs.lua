@@ -182,7 +182,7 @@ function docs.of_module(session, name)
 end
 
 -- Facts that a quantizer's entry may declare, in the order in which they are told.
-local FACTS = { "kind", "metric", "estimator", "sampler", "regularizer", "stages", "codebook", "optimizer" }
+local FACTS = { "kind", "base", "metric", "estimator", "sampler", "regularizer", "stages", "codebook", "optimizer" }
 
 --- Writes a declared fact: text, number, boolean, or what depends on the options.
 local function fact_text(value)

@@ -257,6 +257,18 @@ function registry.load_folder(dir, prefix)
   return names
 end
 
+--- Forgets what load_folder added of a folder.
+-- @param dir path of the folder, as load_folder was given it
+function registry.unload_folder(dir)
+  local function here(source) return source:sub(1, #dir + 1) == dir .. "/" end
+  for i = #registry.list, 1, -1 do
+    if here(registry.list[i].source) then registry.by_name[table.remove(registry.list, i).name] = nil end
+  end
+  for source in pairs(deriving) do
+    if here(source) then deriving[source] = nil end
+  end
+end
+
 --- Lists the quantizers.
 -- @return array of {name, summary, paper, options, kind, codebook, metric, sampler, regularizer, estimator, base,
 -- stages, optimizer, table1, ablation}, in the order of the paper's Table 1, the ablations last; nil where a fact does
