@@ -818,3 +818,39 @@ describe("state", function()
     H.close({ q.log_tau:item() }, { math.log(0.1) }, 1e-6, 0)
   end)
 end)
+
+describe("entropy_weight of the smoothed methods", function()
+  it("adds mean H(pi) - H(mean pi), with the gradients of the whole matrix of pi", function()
+    for _, name in ipairs { "softmax-knn-ce", "sgumbel-ppl", "softmax-none" } do
+      local z = data(31, { 40, 6 })
+      --- reg and the gradients of it, by the option or from log pi itself.
+      local function pass(weight, more)
+        local q = vx.quantizer(name, { dim = 6, codes = 9, groups = 2, k = 3, tau = 0.3, entropy_weight = weight })
+        local x = z:clone()
+        x.requires_grad = true
+        local o = q:forward(x)
+        local loss = o.reg:reshape { 1 }
+        for g = 1, more and 2 or 0 do
+          local log_pi = q:log_pi(x:reshape { 40, 2, 3 }, g)
+          local pi = log_pi:exp()
+          local mean = pi:mean(1)
+          local rows, of_mean = (pi * log_pi):sum() * (-1 / 40), (mean * mean:log()):sum() * -1
+          loss = loss + ((rows - of_mean) * (more / 2)):reshape { 1 }
+        end
+        if loss.requires_grad then loss:backward() end
+        local values = { loss = loss:item(), z = x.grad and H.flat(x.grad) or nil }
+        for _, p in ipairs(q:named_parameters()) do values[p[1]] = p[2].grad and H.flat(p[2].grad) or nil end
+        return values, o
+      end
+      local got, o = pass(0.7)
+      local expected = pass(nil, 0.7)
+      H.close({ got.loss }, { expected.loss }, 1e-5, 1e-6, name)
+      for _, key in ipairs { "z", "codebook", "log_tau" } do H.close(got[key], expected[key], 1e-4, 1e-6, key) end
+      assert.is_true(o.terms.entropy:item() < 0) -- Jensen: the mean's entropy is the larger one
+      local _, plain = pass(0)
+      assert.is_nil(plain.terms.entropy)
+    end
+    H.raises(function() vx.quantizer("softmax-none", { dim = 4, codes = 8, entropy_weight = -1 }) end,
+      "entropy_weight is -1")
+  end)
+end)

@@ -7,6 +7,8 @@
 --   y = sum_m p_m q_m with the codebook as stored
 -- Regularizers, all of pi: ppl 1 - exp(H(mean pi)) / M (Eq. 11, 12; the printed sign would be minimized by collapse);
 -- knn-ce and knn-l2 the mean deviation of each vertex's K nearest rows (Eq. 13) as -log pi_m or squared distance; none.
+-- To each of them the option entropy_weight adds that times mean_n H(pi_n) - H(mean_n pi_n), which is small where rows
+-- lie near codes and all codes are used.
 -- precision "bf16" rounds the factors of the products of p, dp and the gradients to bfloat16 and adds in float32
 -- (kernels/quantize/smooth.c says which): each such sum is off by up to 2^-7 of its terms' magnitudes added up; codes,
 -- neighbours and the regularizer keep their bits. It is faster on processors with AVX512_BF16 alone (not measured yet),
@@ -16,6 +18,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local entropy = require "vertex.quantizers.entropy"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
@@ -34,6 +37,7 @@ function Smooth:setup(options)
   check.integer("quantizer", "k", options.k, 1)
   check.integer("quantizer", "shards", options.shards, 1)
   check.positive("quantizer", "tau", options.tau)
+  check.number("quantizer", "entropy_weight", options.entropy_weight, 0, math.huge)
   if options.vertices ~= nil then
     check.integer("quantizer", "vertices", options.vertices, 1)
     if options.vertices > options.codes then
@@ -80,10 +84,23 @@ local function draw_vertices(self)
   return o.groups == 1 and parts[1] or ops.cat(1, unpack(parts))
 end
 
+--- The entropy loss {1}, the mean over the codebooks: mean entropy of the rows' pi less the entropy of their mean.
+local function entropy_loss(self, z)
+  local sharpness, G, sum = ops.exp(ops.affine(self.log_tau, -1, 0)), self.options.groups, nil
+  for g = 1, G do
+    local rows, codes = self.unit(ops.select(z, 2, g)), self.unit(ops.select(self.codebook, 1, g))
+    local of_rows, of_mean = entropy.of(ops.mul(rows, sharpness), codes, 1, entropy.exact, entropy.exact)
+    local one = ops.reshape(ops.sub(of_rows, of_mean), { 1 })
+    sum = sum and ops.add(sum, one) or one
+  end
+  return ops.affine(sum, self.options.entropy_weight / G, 0)
+end
+
 --- Quantizes in training; base.lua says what comes back.
 -- @param z tensor f32 (N,G,D)
 -- @param given table; gumbel f32 (N,G,M) in place of drawn noise
--- @return table with the term ppl or knn, none for the regularizer none
+-- @return table with the term ppl or knn, none for the regularizer none; entropy where the option entropy_weight is not
+-- 0
 -- @raise where the noise has another shape
 function Smooth:quantize(z, given)
   local o = self.options
@@ -101,8 +118,12 @@ function Smooth:quantize(z, given)
     precision = o.precision, stats = self.with_stats,
   })
   local term = TERMS[self.regularizer]
-  return { quantized = y, codes = codes, reg = reg, terms = term and { [term] = reg } or {}, mean_pi = mean_pi,
-    max_p = max_p }
+  local terms = term and { [term] = reg } or {}
+  if o.entropy_weight > 0 then
+    terms.entropy = entropy_loss(self, z)
+    reg = ops.add(ops.reshape(reg, { 1 }), terms.entropy)
+  end
+  return { quantized = y, codes = codes, reg = reg, terms = terms, mean_pi = mean_pi, max_p = max_p }
 end
 
 --- Gives the logarithms of the probabilities of all codes, without noise: N x M of them, as quantize never holds.
@@ -168,6 +189,8 @@ return {
     { name = "tau", default = 0.1, meaning = "temperature at the start; learned as log_tau" },
     { name = "k", default = 8, meaning = "K, neighbours pulled toward each vertex (knn-*)" },
     { name = "gumbel_tau", default = 1, meaning = "Gumbel temperature, or a schedule {from = 2, to = 0.5, steps = n}" },
+    { name = "entropy_weight", default = 0,
+      meaning = "weight of the rows' mean entropy less the entropy of their mean" },
     { name = "vertices", meaning = "S: look only at S random vertices each step (knn-*, Section 5.3)" },
     { name = "shards", default = 1,
       meaning = "split the batch in this many parts with K / shards neighbours each, as the paper's GPUs do" },
