@@ -58,8 +58,8 @@ typedef struct vx_backend {
 #undef VX_OP
 } vx_backend;
 
-/* The one backend inside this library: the CPU kernels' best SIMD variant for this processor, or the one that VERTEX_SIMD
- * names (kernels/cpu/variants.c). NULL, with vx_error() set, where that cannot be. */
+/* The one backend inside this library: the CPU kernels' best SIMD variant for this processor, or the one that
+ * VERTEX_SIMD names (kernels/cpu/variants.c). NULL, with vx_error() set, where that cannot be. */
 const vx_backend *vx_cpu_backend(void);
 
 #endif

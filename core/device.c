@@ -14,8 +14,8 @@ typedef struct device {
     int ordinal;
 } device;
 
-/* The CPU's backend stays NULL here: vx_backend_of(0) calls vx_cpu_backend(), which picks the SIMD variant on first use,
- * and vx_device_check() asks it whether it could. */
+/* The CPU's backend stays NULL here: vx_backend_of(0) calls vx_cpu_backend(), which picks the SIMD variant on first
+ * use, and vx_device_check() asks it whether it could. */
 static device devices[VX_MAX_DEVICES] = {{.name = "cpu"}};
 static int device_count = 1;
 

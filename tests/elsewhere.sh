@@ -7,9 +7,11 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
-"$python" -c 'import numpy as n; r = n.random.default_rng(1); n.save("features.npy", (r.normal(size=(4000, 8)) * 3 + 5).astype("f4"))'
-luajit "$here/experiments/vq_sweep.lua" --quiet --device cpu --data features.npy --codes 64 --steps 200 --methods softmax-knn-ce \
-  --out out/mine >/dev/null
+"$python" -c 'import numpy as n
+r = n.random.default_rng(1)
+n.save("features.npy", (r.normal(size=(4000, 8)) * 3 + 5).astype("f4"))'
+luajit "$here/experiments/vq_sweep.lua" --quiet --device cpu --data features.npy --codes 64 --steps 200 \
+  --methods softmax-knn-ce --out out/mine >/dev/null
 sed -n '/^## Your own vectors/,/^## /p' "$here/README.md" | sed -n '/^```python/,/^```/{/^```/!p}' >readme.py
 cat >>readme.py <<'END'
 x = torch.from_numpy(np.load("features.npy"))

@@ -278,7 +278,7 @@ local function pass(shape, method)
   local dz, dcodebook, dlog_tau = smooth.backward(ctx, i.dy, i.dreg)
   finish_device()
   local finish = core.time()
-  return { y = y, reg = reg, codes = codes, near = ctx.s.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau },
+  return { y = y, reg = reg, codes = codes, near = ctx.call.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau },
     middle - start, finish - middle
 end
 

@@ -1,7 +1,8 @@
 /* variants.c: chooses the CPU kernels' SIMD variant, and gives its table the host's memory functions. Compiled once.
  *
  * The best variant of variants.def that this processor runs is taken at the first use. VERTEX_SIMD=name forces another;
- * where it names none, or one that this processor cannot run, there is no CPU device, and whoever asks for it is told so.
+ * where it names none, or one that this processor cannot run, there is no CPU device, and whoever asks for it is told
+ * so.
  */
 #define _GNU_SOURCE
 #include <omp.h>

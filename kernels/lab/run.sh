@@ -3,9 +3,9 @@
 #
 #   kernels/lab/run.sh [--quick] [assign] [forward] [backward]
 #
-# runs all three where none is named, forward and backward at D = 32 and D = 3. VERTEX_SIMD
-# (one of kernels/cpu/variants.def) chooses the vectors, as it does for the library, of which build/ must hold a current
-# one; OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
+# runs all three where none is named, forward and backward at D = 32 and D = 3. VERTEX_SIMD (one of
+# kernels/cpu/variants.def) chooses the vectors, as it does for the library, of which build/ must hold a current one;
+# OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
