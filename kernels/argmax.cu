@@ -4,6 +4,7 @@
  * included; so the order in which threads meet the elements does not matter.
  */
 #include "cuda/cuda.cuh"
+#include "shared/float_order.h"
 
 enum { BLOCK = 256 };
 
@@ -20,7 +21,7 @@ VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n,
             const float v = x[r * n + i];
             if (v != v) vx_report(nan, r);
             const unsigned long long key =
-                (unsigned long long)~vx_ordered(v + 0.0f) << 32 | (uint32_t)i; /* -0 becomes 0: they are equal */
+                (unsigned long long)~float_order(v + 0.0f) << 32 | (uint32_t)i; /* -0 becomes 0: they are equal */
             if (v == v && key < least) least = key;
         }
         if (width <= 32) {

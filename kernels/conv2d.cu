@@ -58,8 +58,8 @@ VX_DEVICE float pixel_value(const float *x, int64_t H, int64_t W, int64_t C, con
 
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
 {
-    alignas(16) __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * PANEL];
-    const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * PANEL,
+    alignas(16) __shared__ float a[CONV_PIXELS * ROW_PITCH], b[CHUNK * TILE_COLUMNS];
+    const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * TILE_COLUMNS,
                   pixels = s.B * s.H * s.W, depth = 9 * s.C;
     const float *x = (const float *)s.x;
     const int tx = tile_x(), ty = tile_y();
@@ -76,8 +76,8 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
         for (int i = 0; i < CONV_PIXELS / WARPS; i++)
             a[(warp + WARPS * i) * ROW_PITCH + lane] =
                 at < depth ? pixel_value(x, s.H, s.W, s.C, places[i], tap, at - tap * s.C) : 0;
-        for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
-            const int64_t at = from + i / PANEL, o = outputs + i % PANEL;
+        for (int i = threadIdx.x; i < CHUNK * TILE_COLUMNS; i += TILE_THREADS) {
+            const int64_t at = from + i / TILE_COLUMNS, o = outputs + i % TILE_COLUMNS;
             b[i] = at < depth && o < s.O ? s.w[at / s.C * s.tap + at % s.C * s.input + o * s.output] : 0;
         }
         __syncthreads();
@@ -163,19 +163,19 @@ template <class X> VX_DEVICE uint4 eight(const X *x, int64_t count, bool whole)
 }
 static bool whole_eights(const vx_tensor *x) { return x->shape[3] % 8 == 0 && vx_aligned(x, 16); }
 
-/* OUT panels of outputs. weights: a row of 9 C for each output. */
+/* OUT times 64 outputs. weights: a row of 9 C for each output. */
 template <int OUT, class X, class Y>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3) conv_bf16_kernel(conv s, const vx_bf16 *weights, int64_t pitch)
 {
-    alignas(16) __shared__ vx_bf16 a[CONV_PIXELS * BF16_PITCH], b[OUT * PANEL * BF16_PITCH];
+    alignas(16) __shared__ vx_bf16 a[CONV_PIXELS * BF16_PITCH], b[OUT * TILE_COLUMNS * BF16_PITCH];
     const int lane = threadIdx.x % 32, row = bf16_tile_row(), column = bf16_tile_column<OUT>();
-    const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * OUT * PANEL,
+    const int64_t first = (int64_t)blockIdx.x * CONV_PIXELS, outputs = (int64_t)blockIdx.y * OUT * TILE_COLUMNS,
                   pixels = s.B * s.H * s.W;
     float sum[4 * OUT][4] = {};
     for (int64_t from = 0; from < pitch; from += CHUNK) {
         __syncthreads();
         gather(a, (const X *)s.x, s.H, s.W, s.C, first, pixels, from + lane);
-        for (int i = threadIdx.x; i < OUT * PANEL * CHUNK / 8; i += TILE_THREADS)
+        for (int i = threadIdx.x; i < OUT * TILE_COLUMNS * CHUNK / 8; i += TILE_THREADS)
             *(uint4 *)(b + i / 4 * BF16_PITCH + i % 4 * 8) =
                 *(const uint4 *)(weights + (outputs + i / 4) * pitch + from + i % 4 * 8);
         __syncthreads();
@@ -267,13 +267,13 @@ static conv conv_of(const vx_tensor *y, const vx_tensor *x, int64_t tap, int64_t
 template <class X, class Y> static void convolve_bf16(const conv &s, bool whole)
 {
     const bool few = s.O <= FEW_BF16;
-    const int out = s.O > PANEL ? 2 : 1;
+    const int out = s.O > TILE_COLUMNS ? 2 : 1;
     const int64_t depth = few ? s.C : 9 * s.C, pitch = vx_ceil_div(depth, CHUNK) * CHUNK,
-                  panels = vx_ceil_div(s.O, out * PANEL);
-    const int64_t rows = few ? CHUNK : panels * out * PANEL;
+                  across = vx_ceil_div(s.O, out * TILE_COLUMNS);
+    const int64_t rows = few ? CHUNK : across * out * TILE_COLUMNS;
     vx_bf16 *weights = VX_SCRATCH(vx_bf16, rows * pitch);
     VX_LAUNCH(weights_kernel, vx_grid(rows * pitch, BLOCK), BLOCK, 0, weights, s, rows, depth, pitch);
-    const dim3 grid((unsigned)vx_ceil_div(s.B * s.H * s.W, CONV_PIXELS), (unsigned)panels);
+    const dim3 grid((unsigned)vx_ceil_div(s.B * s.H * s.W, CONV_PIXELS), (unsigned)across);
     if (few)
         VX_LAUNCH((conv_few_bf16_kernel<X, Y>), (unsigned)(s.B * vx_ceil_div(s.H, SPAN) * vx_ceil_div(s.W, SPAN)),
                   BLOCK, 0, s, weights, pitch, whole);
@@ -290,7 +290,8 @@ static void convolve(const conv &s, const vx_tensor *y, const vx_tensor *x)
     else if (s.O <= FEW && few_bytes <= 48 << 10)
         VX_LAUNCH(conv_few_kernel, vx_grid(pixels, 64), BLOCK, (size_t)few_bytes, s);
     else
-        VX_LAUNCH(conv_kernel, dim3((unsigned)vx_ceil_div(pixels, CONV_PIXELS), (unsigned)vx_ceil_div(s.O, PANEL)),
+        VX_LAUNCH(conv_kernel,
+                  dim3((unsigned)vx_ceil_div(pixels, CONV_PIXELS), (unsigned)vx_ceil_div(s.O, TILE_COLUMNS)),
                   TILE_THREADS, 0, s);
 }
 
@@ -319,29 +320,24 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
     conv_weight_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W, int64_t C,
                        int64_t O, int64_t parts)
 {
-    alignas(16) __shared__ float a[CHUNK * PANEL], b[CHUNK * PANEL];
-    const int64_t m = (int64_t)blockIdx.x * PANEL, n = (int64_t)blockIdx.y * PANEL, part = blockIdx.z,
+    alignas(16) __shared__ float a[CHUNK * TILE_COLUMNS], b[CHUNK * TILE_COLUMNS];
+    const int64_t m = (int64_t)blockIdx.x * TILE_COLUMNS, n = (int64_t)blockIdx.y * TILE_COLUMNS, part = blockIdx.z,
                   pixels = B * H * W;
     const int64_t end = (part + 1) * pixels / parts;
-    const int tx = tile_x(), ty = tile_y(), column = threadIdx.x % PANEL, tap = (int)((m + column) / C);
+    const int tx = tile_x(), ty = tile_y(), column = threadIdx.x % TILE_COLUMNS, tap = (int)((m + column) / C);
     const int64_t channel = m + column - tap * C, o = n + column;
     float sum[4][4] = {};
     for (int64_t from = part * pixels / parts; from < end; from += CHUNK) {
         __syncthreads();
-        for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
-            const int64_t pixel = from + i / PANEL;
+        for (int i = threadIdx.x; i < CHUNK * TILE_COLUMNS; i += TILE_THREADS) {
+            const int64_t pixel = from + i / TILE_COLUMNS;
             a[i] = tap < 9 ? pixel_value(x, H, W, C, place_of(pixel, end, H, W), tap, channel) : 0;
             b[i] = pixel < end && o < O ? dy[pixel * O + o] : 0;
         }
         __syncthreads();
-        for (int k = 0; k < CHUNK; k++) {
-            const float4 p = *(const float4 *)(a + k * PANEL + 4 * ty), q = *(const float4 *)(b + k * PANEL + 4 * tx);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float z = i == 0 ? p.x : i == 1 ? p.y : i == 2 ? p.z : p.w;
-                sum[i][0] += z * q.x, sum[i][1] += z * q.y, sum[i][2] += z * q.z, sum[i][3] += z * q.w;
-            }
-        }
+        for (int k = 0; k < CHUNK; k++)
+            add_outer(sum, *(const float4 *)(a + k * TILE_COLUMNS + 4 * ty),
+                      *(const float4 *)(b + k * TILE_COLUMNS + 4 * tx));
     }
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -444,7 +440,8 @@ static void weight_f32(float *dw, const vx_tensor *x, const vx_tensor *dy)
     const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], O = dy->shape[3],
                   pixels = B * H * W, count = 9 * C * O;
     const bool few = O <= FEW;
-    const dim3 tiles((unsigned)vx_ceil_div(9 * C, few ? BLOCK : PANEL), few ? 1 : (unsigned)vx_ceil_div(O, PANEL));
+    const dim3 tiles((unsigned)vx_ceil_div(9 * C, few ? BLOCK : TILE_COLUMNS),
+                     few ? 1 : (unsigned)vx_ceil_div(O, TILE_COLUMNS));
     const int64_t parts = weight_parts(pixels / (few ? 256 : 1024), (int64_t)tiles.x * tiles.y, count);
     float *partial = VX_SCRATCH(float, parts *count);
     if (few)

@@ -32,8 +32,9 @@ VX_DEVICE float element(const matrix &x, int64_t i)
 VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, matrix c, int64_t m, int64_t n, int64_t k,
                                                          float alpha, float beta, const float *bias, bool bf16)
 {
-    alignas(16) __shared__ float left[GEMM_ROWS * ROW_PITCH], right[CHUNK * PANEL];
-    const int64_t row = (int64_t)blockIdx.x * GEMM_ROWS, column = (int64_t)blockIdx.y * PANEL, index = blockIdx.z;
+    alignas(16) __shared__ float left[GEMM_ROWS * ROW_PITCH], right[CHUNK * TILE_COLUMNS];
+    const int64_t row = (int64_t)blockIdx.x * GEMM_ROWS, column = (int64_t)blockIdx.y * TILE_COLUMNS,
+                  index = blockIdx.z;
     const int64_t x = index * a.batch_stride, y = index * b.batch_stride;
     const int tx = tile_x(), ty = tile_y();
     float sum[GEMM_RT][4] = {};
@@ -45,11 +46,11 @@ VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, mat
             const float value = there ? element(a, x + (row + r) * a.row_stride + (from + p) * a.column_stride) : 0;
             left[r * ROW_PITCH + p] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
         }
-        for (int i = threadIdx.x; i < CHUNK * PANEL; i += TILE_THREADS) {
-            const int p = i / PANEL, j = i % PANEL;
+        for (int i = threadIdx.x; i < CHUNK * TILE_COLUMNS; i += TILE_THREADS) {
+            const int p = i / TILE_COLUMNS, j = i % TILE_COLUMNS;
             const bool there = from + p < k && column + j < n;
             const float value = there ? element(b, y + (from + p) * b.row_stride + (column + j) * b.column_stride) : 0;
-            right[p * PANEL + j] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
+            right[p * TILE_COLUMNS + j] = bf16 ? vx_from_bf16(vx_to_bf16(value)) : value;
         }
         __syncthreads();
         multiply_tile<GEMM_RT, 1>(sum, left, right, CHUNK);
@@ -149,9 +150,10 @@ void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix
         for (int64_t first = 0; first < batch; first += 65535) { /* a grid's third size is limited */
             const int64_t count = vx_min64(batch - first, 65535);
             const matrix x = from_index(a, first), y = from_index(b, first), z = from_index(c, first);
-            VX_LAUNCH(product_kernel,
-                      dim3((unsigned)vx_ceil_div(m, GEMM_ROWS), (unsigned)vx_ceil_div(n, PANEL), (unsigned)count),
-                      TILE_THREADS, 0, x, y, z, m, n, k, alpha, beta, bias, bf16);
+            VX_LAUNCH(
+                product_kernel,
+                dim3((unsigned)vx_ceil_div(m, GEMM_ROWS), (unsigned)vx_ceil_div(n, TILE_COLUMNS), (unsigned)count),
+                TILE_THREADS, 0, x, y, z, m, n, k, alpha, beta, bias, bf16);
         }
         return;
     }

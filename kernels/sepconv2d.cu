@@ -115,11 +115,11 @@ template <int STRIDE, int UP> VX_DEVICE void make_row(const sepconv2d &s, int64_
 
 /* -- Forward ------------------------------------------------------------------------------------------------------- */
 
-/* OUT panels of outputs from panel OUT blockIdx.y on. Shared: n, d (PIXELS, ROW_PITCH), 32 rows of vT (32, 64 OUT). */
+/* OUT times 64 outputs from 64 OUT blockIdx.y on. Shared: n, d (PIXELS, ROW_PITCH), 32 rows of vT (32, 64 OUT). */
 template <int STRIDE, int UP, int OUT>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_kernel(sepconv2d s, float *y, bool whole)
 {
-    constexpr int COLUMNS = OUT * PANEL;
+    constexpr int COLUMNS = OUT * TILE_COLUMNS;
     float *n = (float *)vx_shared, *a = n + halo<STRIDE, UP>::floats, *b = a + PIXELS * ROW_PITCH;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tx = tile_x(), ty = tile_y();
     const tile t = tile_at(s, blockIdx.x);
@@ -158,7 +158,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_kernel(sepconv2d s, float
         if (p >= s.P || q >= s.Q) continue;
 #pragma unroll
         for (int j = 0; j < 4 * OUT; j++) {
-            const int64_t o = outputs + j / 4 * PANEL + 4 * tx + j % 4;
+            const int64_t o = outputs + j / 4 * TILE_COLUMNS + 4 * tx + j % 4;
             if (o < s.O)
                 y[at + o] =
                     sum[i][j] + (s.bias ? s.bias[o] : 0) + (s.residual ? ((const float *)s.residual)[at + o] : 0);
@@ -182,7 +182,7 @@ VX_DEVICE void finish_pair(const sepconv2d &s, Y *y, int64_t at, int64_t o, floa
 template <int STRIDE, int UP, int OUT, class X>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_bf16_kernel(sepconv2d s, void *y, bool y_bf16)
 {
-    constexpr int COLUMNS = OUT * PANEL;
+    constexpr int COLUMNS = OUT * TILE_COLUMNS;
     float *n = (float *)vx_shared;
     vx_bf16 *a = (vx_bf16 *)(n + halo<STRIDE, UP>::floats), *b = a + PIXELS * BF16_PITCH;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = bf16_tile_row(), column = bf16_tile_column<OUT>();
@@ -242,14 +242,14 @@ template <int STRIDE, int UP, int OUT>
 static void forward(const sepconv2d *s, const vx_tensor *y, const vx_tensor *x, bool whole)
 {
     const size_t n = halo<STRIDE, UP>::floats * sizeof(float);
-    const dim3 grid((unsigned)tiles_of(s), (unsigned)vx_ceil_div(s->O, PANEL * OUT));
+    const dim3 grid((unsigned)tiles_of(s), (unsigned)vx_ceil_div(s->O, TILE_COLUMNS * OUT));
     if (vx_in_bf16(x, y)) {
-        const size_t shared = n + (PIXELS + PANEL * OUT) * BF16_PITCH * sizeof(vx_bf16);
+        const size_t shared = n + (PIXELS + TILE_COLUMNS * OUT) * BF16_PITCH * sizeof(vx_bf16);
         VX_TYPED(
             vx_is_bf16(x), X,
             VX_LAUNCH((sepconv2d_bf16_kernel<STRIDE, UP, OUT, X>), grid, BLOCK, shared, *s, y->data, vx_is_bf16(y)));
     } else {
-        const size_t floats = PIXELS * ROW_PITCH + CHUNK * PANEL * OUT;
+        const size_t floats = PIXELS * ROW_PITCH + CHUNK * TILE_COLUMNS * OUT;
         VX_LAUNCH((sepconv2d_kernel<STRIDE, UP, OUT>), grid, BLOCK, n + floats * sizeof(float), *s, vx_f32(y), whole);
     }
 }
@@ -266,7 +266,7 @@ int vx_cuda_sepconv2d(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     if (s.norm)
         VX_TYPED(vx_is_bf16(x), X, vx_group_statistics(s.mean, s.rstd, (const X *)s.x, s.B, s.H * s.W, s.C, s.G, eps));
     const bool whole = s.C % 4 == 0 && vx_aligned(v, 16);
-    const int how = (s.O > PANEL) + 2 * (up == 2) + 4 * (stride == 2);
+    const int how = (s.O > TILE_COLUMNS) + 2 * (up == 2) + 4 * (stride == 2);
     static void (*const kinds[])(const sepconv2d *, const vx_tensor *, const vx_tensor *,
                                  bool) = {forward<1, 1, 1>, forward<1, 1, 2>, forward<1, 2, 1>, forward<1, 2, 2>,
                                           forward<2, 1, 1>, forward<2, 1, 2>, forward<2, 2, 1>, forward<2, 2, 2>};

@@ -32,6 +32,7 @@
 #include <ptx.cuh>
 
 #include "core/backend.h"
+#include "shared/common.h"
 #define VX_RNG_INLINE static __host__ __device__ __forceinline__
 #include "core/rng.h"
 
@@ -123,10 +124,6 @@ typedef struct vx_launch {
 } vx_launch;
 typedef void vx_refresh(void *to, const void *given, const vx_launch *launch);
 const void *vx_graph_param(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes);
-
-static inline int64_t vx_min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t vx_max64(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t vx_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Whether x starts on a multiple of `bytes`: then float4 and its like may be loaded. Allocations do, views need not. */
 static inline bool vx_aligned(const vx_tensor *x, int bytes) { return (uintptr_t)x->data % (unsigned)bytes == 0; }
@@ -237,24 +234,6 @@ VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, float, 0.0f)
 VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, double, 0.0)
 VX_BLOCK_REDUCTION(vx_block_max, vx_warp_max, float, -INFINITY)
 VX_BLOCK_REDUCTION(vx_block_min, vx_warp_min, unsigned long long, ~0ull)
-
-/* A float as an unsigned number of the same order (-NaN < -inf < ... < inf < NaN), and back. */
-VX_DEVICE uint32_t vx_ordered(float x)
-{
-    uint32_t bits = __float_as_uint(x);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-VX_DEVICE float vx_unordered(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
-
-/* Neighbours: keys packed as in neighbours.h. */
-VX_DEVICE unsigned long long neighbour_pack(float key, int64_t row)
-{
-    return (unsigned long long)vx_ordered(key) << 32 | (uint32_t) ~(uint32_t)row;
-}
-VX_DEVICE float neighbour_key(unsigned long long entry) { return vx_unordered((uint32_t)(entry >> 32)); }
-VX_DEVICE int32_t neighbour_row(unsigned long long entry) { return (int32_t) ~(uint32_t)entry; }
-
-#define GUARD 1e-12 /* least norm that a row or a code is divided by, as in row_tile.h */
 
 /* bf16 is stored as its 16 bits. To nearest, ties to even; a NaN stays one: its payload is cut off and made quiet, as
  * on the CPU. */

@@ -26,6 +26,7 @@ static int count, next;
 vx_data_check vx_data_check_of(int status, int64_t columns, const char *format, ...)
 {
     char text[sizeof checks[0].format];
+    columns = vx_max64(1, columns);
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
@@ -39,7 +40,7 @@ vx_data_check vx_data_check_of(int status, int64_t columns, const char *format, 
         i = next;
         next = (next + 1) % MOST_CHECKS;
         if (count < MOST_CHECKS) count++;
-        checks[i].op = vx_op(), checks[i].status = status, checks[i].columns = vx_max64(1, columns);
+        checks[i].op = vx_op(), checks[i].status = status, checks[i].columns = columns;
         snprintf(checks[i].format, sizeof checks[i].format, "%s", text);
     }
     if (current_op.d->recording) checks[i].recorded = true;

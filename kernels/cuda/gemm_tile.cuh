@@ -1,9 +1,9 @@
 /* gemm_tile.cuh: products of row-major matrices: a whole one for ops that need one inside (sepconv2d.cu), and the tile
  * in shared memory that the kernels of the convolutions and of the quantizers are built around.
  *
- * A tile is 16 RT rows by panels of 64 columns, worked on by 256 threads: thread (tx, ty) has columns 4 tx .. 4 tx + 3
- * of a panel and rows ty, ty + 16, ... A warp covers 8 values of tx and 4 of ty, so that reading a float4 of rows and
- * one of columns is one wavefront each, for 4 RT multiply-adds a lane.
+ * A tile is 16 RT rows by 64 columns, or OUT times 64, and 256 threads work on it: thread (tx, ty) has columns 4 tx ..
+ * 4 tx + 3 of each 64 and rows ty, ty + 16, ... A warp covers 8 values of tx and 4 of ty, so that reading a float4 of
+ * rows and one of columns is one wavefront each, for 4 RT multiply-adds a lane.
  */
 #ifndef VX_GEMM_CUH
 #define VX_GEMM_CUH
@@ -32,12 +32,21 @@ static inline bool vx_in_bf16(const vx_tensor *x, const vx_tensor *y)
 
 /* -- A tile -------------------------------------------------------------------------------------------------------- */
 
-constexpr int PANEL = 64, TILE_THREADS = 256;
-constexpr int CHUNK = 32;            /* of depth, in shared memory at a time */
+constexpr int TILE_COLUMNS = 64, TILE_THREADS = 256;
+constexpr int CHUNK = 32;            /* numbers of depth in shared memory at a time */
 constexpr int ROW_PITCH = CHUNK + 4; /* so that the rows a warp reads lie in different banks */
 
 VX_DEVICE int tile_x(void) { return threadIdx.x % 8 + threadIdx.x / 32 % 2 * 8; }
 VX_DEVICE int tile_y(void) { return threadIdx.x % 32 / 8 + threadIdx.x / 64 * 4; }
+
+/* sum[i][j] += p[i] q[j], of four numbers each. */
+VX_DEVICE void add_outer(float (&sum)[4][4], float4 p, float4 q)
+{
+    const float x[4] = {p.x, p.y, p.z, p.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        sum[i][0] += x[i] * q.x, sum[i][1] += x[i] * q.y, sum[i][2] += x[i] * q.z, sum[i][3] += x[i] * q.w;
+}
 
 /* sum[i][4 j ..] += <row ty + 16 i, columns 64 j + 4 tx ..>: a has 16 RT rows, ROW_PITCH apart, b `depth` rows, a
  * multiple of 4, of 64 OUT columns. Both in shared memory; depth in ascending order. */
@@ -53,7 +62,7 @@ VX_DEVICE void multiply_tile(float (&sum)[RT][4 * OUT], const float *a, const fl
         for (int step = 0; step < 4; step++)
 #pragma unroll
             for (int j = 0; j < OUT; j++) {
-                const float4 q = *(const float4 *)(b + (k + step) * (OUT * PANEL) + j * PANEL + 4 * tx);
+                const float4 q = *(const float4 *)(b + (k + step) * (OUT * TILE_COLUMNS) + j * TILE_COLUMNS + 4 * tx);
 #pragma unroll
                 for (int i = 0; i < RT; i++) {
                     const float z = step == 0 ? x[i].x : step == 1 ? x[i].y : step == 2 ? x[i].z : x[i].w;
@@ -70,7 +79,7 @@ constexpr int BF16_PITCH = CHUNK + 8; /* lets eight rows be read at once */
 
 /* A warp takes 16 rows and half of 64 OUT columns, from these on. */
 VX_DEVICE int bf16_tile_row(void) { return threadIdx.x / 32 % 4 * 16; }
-template <int OUT> VX_DEVICE int bf16_tile_column(void) { return threadIdx.x / 128 * (OUT * PANEL / 2); }
+template <int OUT> VX_DEVICE int bf16_tile_column(void) { return threadIdx.x / 128 * (OUT * TILE_COLUMNS / 2); }
 
 /* sum[j] += the warp's rows by columns 8 j .. 8 j + 7 of its own, as d of vx_mma_bf16: a has 64 rows of CHUNK numbers,
  * b such a row for each of 64 OUT columns. Both in shared memory, rows BF16_PITCH apart; depth in ascending order. */

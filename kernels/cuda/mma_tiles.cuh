@@ -1,32 +1,26 @@
-/* mma_tiles.cuh: the tiles of codebook_tiles.cuh on tensor cores, for rows of 9 to 64 numbers, in float32 accuracy:
- * every number is split into two TF32 numbers and a product is three (hi hi + hi lo + lo hi), whose rest is 2^-21 of
- * it, as float32's own rounding of a sum.
+/* mma_tiles.cuh: products on tensor cores in float32 accuracy, for items (rows, or codes) of 8 KT numbers, KT = 2, 4 or
+ * 8. Every number is split into two TF32 numbers, and a product is three: hi hi + hi lo + lo hi. What is left out is
+ * 2^-21 of the product, as much as float32's own rounding of a sum.
  *
- * Shapes. A warp holds 16 items (the rows, or the codes) against 64 of the other kind, 8 at a time (mma.m16n8k8):
- * s[t][0], s[t][1] belong to item lane / 4 and the others at positions 8 t + 2 (lane % 4) and one more, s[t][2],
- * s[t][3] to item lane / 4 + 8 and the same others. The order of the numbers within a product of 8 is free, as long as
- * both operands have it: number 2 q goes to the instruction's place q, number 2 q + 1 to place q + 4. So both come with
- * one 8-byte load, and what one product leaves in registers is an operand of the next as it stands: weights s times the
- * others' numbers needs no shared memory in between.
+ * Shapes. A warp holds 16 items against 64 others, 8 at a time (mma.m16n8k8). With q = lane % 4, s[t][0] and s[t][1]
+ * belong to item lane / 4 and the others 8 t + 2 q and 8 t + 2 q + 1; s[t][2] and s[t][3] to item lane / 4 + 8 and the
+ * same others.
  *
- * Positions. The 64 codes of a panel stand in an order in which a thread's codes are four Philox blocks' (rng.h): code
- * u + 16 j, with u = 4 q + 2 h + e, is at position 8 (4 h + j) + 2 q + e.
+ * Depth. The order of the numbers within a product of 8 is free, as long as both operands have it: number 2 q goes to
+ * the instruction's place q, number 2 q + 1 to place q + 4. So both come with one 8-byte load, and what one product
+ * leaves in registers is an operand of the next as it stands: weights s times the others' numbers needs no shared
+ * memory in between.
  */
-#ifndef VX_TENSOR_TILES_CUH
-#define VX_TENSOR_TILES_CUH
+#ifndef VX_MMA_TILES_CUH
+#define VX_MMA_TILES_CUH
 
-#include "quantize/codebook_tiles.cuh"
+#include "cuda.cuh"
+
+constexpr int MMA_OTHERS = 64; /* that a warp's 16 items meet at a time */
 
 /* Floats from one item to the next in shared memory: 8 more than a multiple of 32, or 24: then the 16 lanes of half a
  * warp, which load 8 bytes of 4 items each, meet all banks. */
 #define ITEM_PITCH(KT) (8 * (KT) + 8)
-
-/* The code (0 .. 63) at a position of a panel. */
-VX_DEVICE int tensor_code(int position)
-{
-    const int t = position / 8;
-    return 16 * (t % 4) + position % 8 / 2 * 4 + t / 4 * 2 + position % 2;
-}
 
 /* x = hi + lo, 2^-22 of it apart. */
 VX_DEVICE void split(float x, uint32_t *hi, uint32_t *lo)
@@ -35,8 +29,8 @@ VX_DEVICE void split(float x, uint32_t *hi, uint32_t *lo)
     *lo = vx_to_tf32(x - __uint_as_float(*hi));
 }
 
-/* Items first .. first + count - 1 of (end,8 KT), those past the end zeros, into shared memory, asynchronously. To be
- * committed. */
+/* Loads items first .. first + count - 1 of (end,8 KT) into shared memory, asynchronously; those from `end` on are
+ * zeros. `thread` of `threads` does its share. The caller commits. */
 template <int KT>
 VX_DEVICE void load_items(float *shared, const float *items, int64_t first, int64_t end, int count, int thread,
                           int threads)
@@ -48,8 +42,8 @@ VX_DEVICE void load_items(float *shared, const float *items, int64_t first, int6
     }
 }
 
-/* s += <item, other> for the warp's 16 items (a: the first) and 64 others (b). */
-template <int KT> VX_DEVICE void tensor_product(float (&s)[8][4], const float *a, const float *b)
+/* s += <item, other> for the warp's 16 items (a: the first of them) and 64 others (b). */
+template <int KT> VX_DEVICE void mma_product(float (&s)[8][4], const float *a, const float *b)
 {
     const int lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
 #pragma unroll
@@ -70,9 +64,9 @@ template <int KT> VX_DEVICE void tensor_product(float (&s)[8][4], const float *a
     }
 }
 
-/* o += s times the others' numbers: o[k][0], o[k][1] belong to item lane / 4 and numbers 8 k + 2 (lane % 4) and one
- * more, o[k][2], o[k][3] to item lane / 4 + 8. */
-template <int KT> VX_DEVICE void tensor_mix(float (&o)[KT][4], const float (&s)[8][4], const float *b)
+/* o += s times the others' numbers (b): o[k][0] and o[k][1] belong to item lane / 4 and its numbers 8 k + 2 q and 8 k +
+ * 2 q + 1; o[k][2] and o[k][3] to item lane / 4 + 8 and the same numbers. */
+template <int KT> VX_DEVICE void mma_mix(float (&o)[KT][4], const float (&s)[8][4], const float *b)
 {
     const int lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
 #pragma unroll
@@ -92,7 +86,7 @@ template <int KT> VX_DEVICE void tensor_mix(float (&o)[KT][4], const float (&s)[
     }
 }
 
-/* Over the four lanes that share an item. */
+/* The sum over the four lanes that share an item. */
 VX_DEVICE float quad_sum(float x)
 {
     x += __shfl_xor_sync(VX_ALL_LANES, x, 1);

@@ -68,10 +68,8 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         to.count = M;
         if (metric == VX_EUCLID) to.raw_panel = panels, to.start = start;
         else to.panel = panels;
-        VX_LAUNCH(rows_kernel, vx_grid(N * 32, 256), 256, 0, rows, (float *)NULL, vx_f32(z), (const float *)NULL,
-                  metric == VX_COSINE, N, G, g, D, depth, bad_row);
-        VX_LAUNCH(codes_kernel, vx_grid(padded * 32, 256), 256, 0, to, vx_f32(codebook), M, g, D, depth, bad_code,
-                  bad_code);
+        lay_out_rows({vx_f32(z), N, G, g, D, depth, metric == VX_COSINE, NULL, rows, NULL}, bad_row);
+        lay_out_codes(to, vx_f32(codebook), M, g, D, depth, bad_code, bad_code);
         VX_LAUNCH(assign_kernel, (unsigned)vx_ceil_div(N, ROWS), TILE_THREADS, shared, vx_i32(codes), rows, panels,
                   start, N, G, g, M, depth);
     }

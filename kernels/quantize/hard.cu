@@ -7,6 +7,7 @@
  */
 #include "cuda/reduce_parts.cuh"
 #include "cuda/sort.cuh"
+#include "shared/constants.h"
 
 enum { BLOCK = 256, MOST_BLOCKS = 2048 };
 

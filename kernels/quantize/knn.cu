@@ -14,6 +14,7 @@
 #include <float.h>
 
 #include "shared/checks.h"
+#include "shared/neighbours.h"
 #include "cuda/sort.cuh"
 
 enum { BLOCK = 256, TILE = 64, DEPTH = 16 };

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/shared/float_order.h"
 #ifdef EMU_CUDA_RUNTIME_H
 #include <cublas_v2.h>
 #endif
@@ -245,8 +246,8 @@ VX_KERNEL functions_kernel(float *y, uint32_t *bits, const float *x, int n)
     bits[i] = vx_pack_bf16(x[i], -x[i]);
     bits[n + i] = vx_to_tf32(x[i]);
     bits[2 * n + i] = vx_to_bf16(x[i]);
-    bits[3 * n + i] = vx_ordered(x[i]);
-    y[2 * n + i] = vx_unordered(vx_ordered(x[i]));
+    bits[3 * n + i] = float_order(x[i]);
+    y[2 * n + i] = float_of_order(float_order(x[i]));
 }
 
 static void test_functions(void)
@@ -297,7 +298,7 @@ VX_KERNEL reductions_kernel(double *y, const float *x, int n)
     const float largest = vx_block_max(t < n ? v : -INFINITY, fs);
     const double exact = vx_block_sum((double)v, ds);
     const unsigned long long least =
-        vx_block_min(t < n ? (unsigned long long)vx_ordered(v) << 32 | (unsigned)t : ~0ull, us);
+        vx_block_min(t < n ? (unsigned long long)float_order(v) << 32 | (unsigned)t : ~0ull, us);
     const int positive = __syncthreads_count(t < n && v > 0), any = __syncthreads_or(t < n && v > 1e6f),
               all = __syncthreads_and(v < 1e6f);
     const unsigned ballot = __ballot_sync(VX_ALL_LANES, t % 3 == 0), same = __match_any_sync(VX_ALL_LANES, t % 4);
