@@ -35,10 +35,11 @@ template <int KT>
 VX_DEVICE void load_items(float *shared, const float *items, int64_t first, int64_t end, int count, int thread,
                           int threads)
 {
+    const float *from = items + first * 8 * KT;
     for (int i = thread; i < count * 2 * KT; i += threads) {
         const int at = i / (2 * KT), d = i % (2 * KT) * 4;
         const bool there = first + at < end;
-        vx_copy_async(shared + at * ITEM_PITCH(KT) + d, items + (there ? (first + at) * 8 * KT + d : 0), there);
+        vx_copy_async(shared + at * ITEM_PITCH(KT) + d, there ? from + 4 * i : items, there);
     }
 }
 

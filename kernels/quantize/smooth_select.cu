@@ -49,7 +49,8 @@ VX_DEVICE int64_t part_start(const group_call &c, const columns_out &out, int64_
 
 /* -- In float32: a thread has 4 rows by 4 codes -------------------------------------------------------------------- */
 
-VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) columns_kernel(group_call c, columns_out out)
+/* Three blocks a multiprocessor: left alone, the compiler aims at four and spills. */
+VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3) columns_kernel(group_call c, columns_out out)
 {
     float *shared = (float *)vx_shared;
     unsigned long long *lists = (unsigned long long *)(shared + TILE_FLOATS(RT));

@@ -1,4 +1,4 @@
-/* cublas_v2.h: what our kernels use of cuBLAS, as plain loops (emulator.cpp). */
+/* cublas_v2.h: what our kernels use of cuBLAS, as plain loops (cublas.cpp). */
 #ifndef EMU_CUBLAS_V2_H
 #define EMU_CUBLAS_V2_H
 

@@ -1,6 +1,6 @@
 /* cuda_runtime.h: what our kernels use of CUDA, for g++. It stands before the real one on the include path, so that the
- * very .cu files of kernels/ become a host library in which emulator.cpp runs them: a test tool, for finding errors,
- * not for speed.
+ * very .cu files of kernels/ become a host library in which the emulator (emulator.h) runs them: a test tool, for
+ * finding errors, not for speed.
  *
  * What it does, and what a device would do differently:
  *   - Blocks run one after the other, in random order. The threads of a block are fibers: one warp at a time, in random
