@@ -23,7 +23,7 @@ static int not_implemented(const char *op, int device)
     int vx_##op(VX_MAP(VX_DECLARE_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_DECLARE_NUMBER, VX_UNWRAP numbers))       \
     {                                                                                                                  \
         vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                          \
-        const char *const names[] = {0 VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP numbers)};                              \
+        const char *const names[] = {NULL VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP numbers)};                           \
         const double values[] = {0 VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                                 \
         int status = vx_check(#op, contract, all, COUNT(all), names + 1, values + 1, COUNT(values) - 1);               \
         if (status) return status;                                                                                     \
@@ -34,12 +34,12 @@ static int not_implemented(const char *op, int device)
         return backend->op(VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors) VX_MAP_AFTER(VX_NAME_NUMBER, VX_UNWRAP numbers)); \
     }
 
-/* The same for lists. A place that is wrong is checked once more, under its name. */
+/* An op on lists is checked place by place. A place that is wrong is checked once more, under its name. */
 #define VX_LIST_OP(op, contract, text, tensors, each, numbers)                                                         \
     int vx_##op(VX_LIST_PARAMETERS(tensors, each, numbers))                                                            \
     {                                                                                                                  \
         vx_tensor *const *const lists[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                 \
-        const char *const names[] = {0 VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP each)                                   \
+        const char *const names[] = {NULL VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP each)                                \
                                          VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP numbers)};                            \
         char place[64];                                                                                                \
         if (count <= 0) return VX_OK;                                                                                  \
@@ -63,7 +63,6 @@ static int not_implemented(const char *op, int device)
 #undef VX_OP
 
 const char *vx_version(void) { return VX_VERSION; }
-int vx_abi(void) { return VX_ABI; }
 
 /* The arguments as ops.def writes them: "(y, x)" and "((int, kind), (float, alpha))". */
 const char *vx_ops(void)
@@ -71,7 +70,7 @@ const char *vx_ops(void)
     return
 #define VX_OP(op, contract, text, tensors, numbers) #op "\t" contract "\t" text "\t" #tensors "\t" #numbers "\t\n"
 #define VX_LIST_OP(op, contract, text, tensors, each, numbers)                                                         \
-    #op "\t" contract "\t" text "\t" #tensors "\t" #numbers "\t" #each "\n"
+#op "\t" contract "\t" text "\t" #tensors "\t" #numbers "\t" #each "\n"
 #include "ops.def"
 #undef VX_OP
         ;

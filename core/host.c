@@ -35,7 +35,7 @@ static const vx_host host = {vx_fail, vx_error, vx_shape_text, vx_pool_alloc, vx
 
 /* -- Finding libraries --------------------------------------------------------------------------------------------- */
 
-/* The folder of this library. */
+/* Finds the folder of this library. */
 static void own_folder(char *folder, size_t size)
 {
     Dl_info info;
@@ -111,7 +111,7 @@ static int read_library(const char *path, const vx_backend **out)
     return status;
 }
 
-/* The backend called `name`; `wanted` begins the text of a failure. The mutex is held. */
+/* Finds the backend called `name`; `wanted` begins the text of a failure. The mutex is held. */
 static int find_backend(const char *name, const char *wanted, const vx_backend **out)
 {
     if (!strcmp(name, "cpu")) {
@@ -143,7 +143,8 @@ static int find_backend(const char *name, const char *wanted, const vx_backend *
     return VX_OK;
 }
 
-/* Copies what stands before ':' in a device's name; the ordinal behind it, 0 where there is none. -1: no such form. */
+/* Splits a device's name: copies what stands before ':' to `name` and returns the ordinal behind it, 0 where there is
+ * none; -1 where the text has no such form. */
 static int split_name(const char *text, char *name)
 {
     int length = (int)strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789");
@@ -191,7 +192,7 @@ int vx_device_open(const char *name, int *number)
 
 const char *vx_backends(void) { return "cpu\ncuda\n"; }
 
-/* The backend of that name for a question about all of it. */
+/* Finds a backend by its name alone, for a question about all of it. */
 static int backend_named(const char *name, const vx_backend **out)
 {
     char checked[NAME], wanted[96];
@@ -220,7 +221,7 @@ int vx_backend_has(const char *name, const char *op, int *there)
     if (status) return status;
 #define VX_OP(known, contract, text, tensors, numbers)                                                                 \
     if (!strcmp(op, #known)) {                                                                                         \
-        *there = backend->known != 0;                                                                                  \
+        *there = backend->known != NULL;                                                                               \
         return VX_OK;                                                                                                  \
     }
 #include "ops.def"

@@ -1,6 +1,6 @@
-/* internal.h: what the files of core share with each other, and nobody else. Lower files know none of those above them:
+/* internal.h: what the files of core share with each other, and nobody else. A file calls only what stands before it:
  *
- *     error.c < device.c < memory.c, schema.c < graph.c < dispatch.c < tensor.c < system.c, host.c < data/
+ *     error   device   memory   schema   graph   dispatch   tensor   stored   system   host   data/
  */
 #ifndef VX_INTERNAL_H
 #define VX_INTERNAL_H
@@ -9,16 +9,16 @@
 
 /* -- Devices (device.c) -------------------------------------------------------------------------------------------- */
 
-/* The backend behind a device number, never NULL for a device of an existing tensor; *ordinal: its index there. */
+/* Returns the backend behind a device number, never NULL for the device of a tensor; *ordinal: its index there. */
 const vx_backend *vx_backend_of(int device, int *ordinal);
 
-/* Whether a device's backend has all of the VX_CAN_ bits. */
+/* Says whether a device's backend has all of the VX_CAN_ bits. */
 bool vx_device_has(int device, unsigned capabilities);
 
-/* VX_OK where the number stands for an open device; op names the caller. */
+/* Checks that the number stands for an open device; op names the caller. */
 int vx_device_check(const char *op, int device);
 
-/* The number of an open device; -1 where no device of that name is open. */
+/* Returns the number of an open device; -1 where no device of that name is open. */
 int vx_device_find(const char *name);
 
 /* Opens a device under the next free number. One caller at a time. */
@@ -30,7 +30,7 @@ int vx_device_add(const char *name, const vx_backend *backend, int ordinal, int 
 int vx_pool_alloc(int device, size_t *bytes, void **out);
 void vx_pool_free(int device, void *data, size_t bytes);
 
-/* A storage of `bytes` with one reference. The last reference's end gives its block back. */
+/* Makes a storage of `bytes` with one reference. The end of the last reference gives its block back. */
 int vx_storage_new(vx_storage **out, int device, size_t bytes);
 void vx_storage_drop(vx_storage *storage); /* one reference less */
 
@@ -45,6 +45,28 @@ void vx_arena_free(vx_arena *arena); /* its blocks go to the pool, and those of 
 /* Checks a call against its contract. */
 int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count,
              const char *const *number_names, const double *numbers, int number_count);
+
+/* Checks a call whose tensors must lie in host memory, too. */
+int vx_check_host(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count,
+                  const char *const *number_names, const double *numbers, int number_count);
+
+/* Calls vx_check_host with lists in parentheses, of tensors and of numbers under their names:
+ *     VX_CHECK_HOST("resize", "y:u8(A,B) <- x:u8(H,W) : scale > 0", (y, x), (("scale", scale))) */
+#define VX_CHECK_HOST(op, contract, tensors, numbers)                                                                  \
+    vx_check_host(op, contract, VX_TENSORS(tensors) + 1, (int)(sizeof VX_TENSORS(tensors) / sizeof(vx_tensor *)) - 1,  \
+                  VX_NUMBER_NAMES(numbers) + 1, VX_NUMBERS(numbers) + 1,                                               \
+                  (int)(sizeof VX_NUMBERS(numbers) / sizeof(double)) - 1)
+#define VX_TENSORS(tensors) ((vx_tensor *const[]){NULL VX_MAP_AFTER(VX_PLAIN_TENSOR, VX_UNWRAP tensors)})
+#define VX_PLAIN_TENSOR(x) (vx_tensor *)(x)
+#define VX_NUMBER_NAMES(numbers) ((const char *const[]){NULL VX_MAP_AFTER(VX_NUMBER_NAME, VX_UNWRAP numbers)})
+#define VX_NUMBER_NAME(pair) VX_NUMBER_NAME_ pair
+#define VX_NUMBER_NAME_(name, value) name
+#define VX_NUMBERS(numbers) ((const double[]){0 VX_MAP_AFTER(VX_NUMBER_VALUE, VX_UNWRAP numbers)})
+#define VX_NUMBER_VALUE(pair) VX_NUMBER_VALUE_ pair
+#define VX_NUMBER_VALUE_(name, value) (double)(value)
+
+/* Finds a word among the choices, which end with NULL; *choice: its place. */
+int vx_check_choice(const char *op, const char *name, const char *value, const char *const *choices, int *choice);
 
 /* Checks what the tensors of a call on lists must be to each other, where each place has passed vx_check. */
 int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const *lists, int list_count, int count);

@@ -244,7 +244,8 @@ void vx_arena_free(vx_arena *arena)
 
 /* -- Storages ------------------------------------------------------------------------------------------------------ */
 
-/* The arena of the recording under way, one reference more: for a storage that is made now. NULL: none is recorded. */
+/* Returns the arena of the recording under way, with one reference more, for a storage that is made now; NULL where
+ * nothing is recorded. */
 static vx_arena *arena_of(int device)
 {
     pthread_mutex_lock(&mutex);
@@ -254,7 +255,7 @@ static vx_arena *arena_of(int device)
     return arena;
 }
 
-/* Takes back the block of such a storage, and its reference. */
+/* Takes back the block of a storage that was made during a recording, and its reference. */
 static void arena_release(vx_arena *arena, void *data, size_t bytes)
 {
     block *b = malloc(sizeof *b);

@@ -41,10 +41,10 @@ VX_RNG_INLINE vx_philox4 vx_philox(uint64_t seed, uint64_t stream, uint64_t bloc
     return c;
 }
 
-/* Uniform in the open interval (0, 1): the centres of 2^23 equal cells, all exact in float32. */
+/* Gives a uniform number of the open interval (0, 1): the centres of 2^23 equal cells, all exact in float32. */
 VX_RNG_INLINE float vx_unit(uint32_t word) { return ((float)(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 
-/* Block and word of the Gumbel noise of row r, code m; see the banner. */
+/* Give block and word of the Gumbel noise of row r, code m; see the banner. */
 VX_RNG_INLINE uint64_t vx_gumbel_block(uint64_t row, uint64_t code, uint64_t codes)
 {
     return (row * ((codes + 63) / 64) + code / 64) * 16 + code % 16;

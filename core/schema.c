@@ -1,4 +1,5 @@
-/* schema.c: checks an op's arguments against its line in ops.def, once, for every backend.
+/* schema.c: checks the arguments of a call against its contract, once, for every backend. Ops have theirs in ops.def;
+ * other functions on tensors (images, streams) pass theirs.
  *
  * Grammar of a contract
  *     outputs "<-" inputs [ ":" conditions ]
@@ -207,7 +208,7 @@ static double any_of(const call *c, const char **s)
     return v;
 }
 
-/* "C = 6, G = 4, stride = 3": the values of the letters and numbers a condition mentions. */
+/* Writes the values of the letters and numbers that a condition mentions: "C = 6, G = 4, stride = 3". */
 static void values_text(const call *c, const char *from, const char *to, char *text, size_t size)
 {
     size_t used = 0;
@@ -275,7 +276,7 @@ typedef struct argument {
     bool output, optional, strided;
 } argument;
 
-/* The argument at *contract, which moves on to the next. */
+/* Reads the argument at *contract, which moves on to the next. */
 static argument next_argument(const char **contract)
 {
     const char *s = skip_spaces(*contract);
@@ -307,7 +308,7 @@ int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, in
 {
     call c = {.op = op, .number_names = number_names, .numbers = numbers, .number_count = number_count};
     for (int i = 0; i < MAX_LETTERS; i++) c.letter[i] = -1;
-    const vx_tensor *first = 0;
+    const vx_tensor *first = NULL;
     argument of_first = {0};
     const char *s = contract;
     char text[TEXT];
@@ -337,6 +338,34 @@ int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, in
     return s ? check_conditions(&c, s + 1) : VX_OK;
 }
 
+int vx_check_host(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count,
+                  const char *const *number_names, const double *numbers, int number_count)
+{
+    int status = vx_check(op, contract, tensors, tensor_count, number_names, numbers, number_count);
+    for (int i = 0; !status && i < tensor_count; i++) {
+        const argument a = next_argument(&contract);
+        if (!tensors[i] || vx_device_has(tensors[i]->device, VX_CAN_HOST)) continue;
+        char name[64];
+        vx_device_name(tensors[i]->device, name, sizeof name);
+        return vx_fail(VX_EINVAL, "%s: %.*s is on %s, expected the CPU", op, a.length, a.name, name);
+    }
+    return status;
+}
+
+int vx_check_choice(const char *op, const char *name, const char *value, const char *const *choices, int *choice)
+{
+    char known[128] = "";
+    size_t used = 0;
+    for (int i = 0; choices[i]; i++) {
+        if (value && !strcmp(value, choices[i])) {
+            *choice = i;
+            return VX_OK;
+        }
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? " or " : "", choices[i]);
+    }
+    return vx_fail(VX_EINVAL, "%s: %s is '%.40s', expected %s", op, name, value ? value : "", known);
+}
+
 /* -- Lists --------------------------------------------------------------------------------------------------------- */
 
 typedef struct place {
@@ -350,7 +379,7 @@ static bool in_call(const place *p, const place *q)
     return p->name != q->name ? p->name < q->name : p->index < q->index;
 }
 
-/* By address; tensors at one address in the order of the call. */
+/* Orders by address, tensors at one address as in the call. */
 static int compare_places(const void *a, const void *b)
 {
     const place *p = a, *q = b;
@@ -381,7 +410,7 @@ int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const
         }
     }
     if (!status) qsort(outputs, (size_t)used, sizeof *outputs, compare_places);
-    const place *p = 0, *q = 0;
+    const place *p = NULL, *q = NULL;
     for (int i = 1; !status && i < used;
          i++) { /* where any two overlap, two neighbours do; the first of the call is named */
         const place *x = &outputs[i - 1], *y = &outputs[i];

@@ -13,12 +13,12 @@ typedef struct vx_stored {
     double (*value)(const char *p); /* one element, little-endian; exact but for I64 and U64 beyond 2^53 */
 } vx_stored;
 
-/* The stored dtype of that name; ">F32" is F32 with its bytes in big-endian order. swapped: whether they are. NULL
+/* Finds the stored dtype of a name. ">F32" is F32 with its bytes in big-endian order; *swapped: whether they are. NULL
  * where there is none, and vx_error() lists those there are; op and path begin that text. */
 const vx_stored *vx_stored_named(const char *op, const char *path, const char *format, bool *swapped);
 
-/* to[0 .. count-1] of `dtype` = elements from, from + step bytes, ... VX_EINVAL where a number lies outside the range
- * of dtype; the text calls the elements first, first + 1, ... of `path`. */
+/* Converts the elements at from, from + step bytes, ... to to[0 .. count-1] of `dtype`. VX_EINVAL where a number lies
+ * outside the range of dtype; the text calls the elements first, first + 1, ... of `path`. */
 int vx_stored_convert(const vx_stored *s, bool swapped, int dtype, void *to, const char *from, int64_t step,
                       int64_t count, int64_t first, const char *path);
 

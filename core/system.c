@@ -31,11 +31,11 @@ static void writer_free(vx_writer *w)
 
 int vx_writer_open(vx_writer **out, const char *path)
 {
-    *out = 0;
+    *out = NULL;
     vx_writer *w = calloc(1, sizeof *w);
     if (!w) return vx_fail(VX_ENOMEM, "write %s: out of memory", path);
     w->path = strdup(path);
-    if (asprintf(&w->temporary, "%s.%ld.tmp", path, (long)getpid()) < 0) w->temporary = 0;
+    if (asprintf(&w->temporary, "%s.%ld.tmp", path, (long)getpid()) < 0) w->temporary = NULL;
     if (w->path && w->temporary) w->file = fopen(w->temporary, "wb");
     if (!w->file) {
         int status = vx_fail(VX_EIO, "write %s: %s", path, strerror(errno));
@@ -53,7 +53,7 @@ int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count)
     return VX_OK;
 }
 
-/* The smaller form of integers that fit into uint16. */
+/* Narrows integers to uint16, which all must fit into. */
 static int narrow_chunk(const vx_writer *w, const int32_t *from, int64_t first, int64_t count, uint16_t *to)
 {
     for (int64_t i = 0; i < count; i++) {
@@ -94,7 +94,7 @@ int vx_writer_tensor(vx_writer *w, const vx_tensor *x, int narrow)
     return status;
 }
 
-/* The folder's entry must reach the disk too, or a power cut could leave the old name. */
+/* Brings the folder's entry to the disk too: a power cut could leave the old name otherwise. */
 static void sync_folder(const char *path)
 {
     char folder[4096];
@@ -201,8 +201,8 @@ int vx_interrupt_catch(int how)
 {
     if (how < 0 || how > 2) return vx_fail(VX_EINVAL, "interrupt_catch: %d, expected 0, 1 or 2", how);
     if (catching && how != catching) {
-        sigaction(SIGINT, &before_int, 0);
-        if (catching == 1) sigaction(SIGTERM, &before_term, 0);
+        sigaction(SIGINT, &before_int, NULL);
+        if (catching == 1) sigaction(SIGTERM, &before_term, NULL);
     }
     interrupted = 0;
     if (how && how != catching) {
@@ -220,7 +220,7 @@ int vx_interrupted(void) { return interrupted; }
 
 int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int c, int d)
 {
-    besides.f = 0; /* the handler may run between any two of these lines */
+    besides.f = NULL; /* the handler may run between any two of these lines */
     besides.a = a, besides.b = b, besides.c = c, besides.d = d;
     besides.thread = pthread_self();
     besides.f = f;
@@ -239,7 +239,7 @@ static void *run_job(void *argument)
     struct job job = *(struct job *)argument;
     free(argument);
     job.f(job.a, job.b, job.c);
-    return 0;
+    return NULL;
 }
 
 int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c)
@@ -252,8 +252,8 @@ int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited by the new thread */
     pthread_t thread;
-    int problem = pthread_create(&thread, 0, run_job, job);
-    pthread_sigmask(SIG_SETMASK, &before, 0);
+    int problem = pthread_create(&thread, NULL, run_job, job);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (problem) {
         free(job);
         return vx_fail(VX_ENOMEM, "thread: %s", strerror(problem));

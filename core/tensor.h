@@ -5,10 +5,6 @@
 #include "vertex.h"
 #include "error.h"
 
-#ifndef VX_CDEF
-#include <stdbool.h>
-#endif
-
 /* Refcounted bytes on one device; every tensor is a view of one. C++ has no atomic_int, and kernels no need of it. */
 #ifdef __cplusplus
 typedef struct vx_storage vx_storage;
@@ -36,10 +32,10 @@ struct vx_tensor {
     int64_t stride[VX_MAX_DIMS]; /* elements */
 };
 
-static inline float *vx_f32(const vx_tensor *x) { return x ? (float *)x->data : 0; }
-static inline int32_t *vx_i32(const vx_tensor *x) { return x ? (int32_t *)x->data : 0; }
+static inline float *vx_f32(const vx_tensor *x) { return x ? (float *)x->data : NULL; }
+static inline int32_t *vx_i32(const vx_tensor *x) { return x ? (int32_t *)x->data : NULL; }
 
-/* Bytes of an element of a dtype. */
+/* Returns the bytes of an element of a dtype. */
 static inline size_t vx_dtype_bytes(int dtype)
 {
     switch (dtype) {

@@ -1,4 +1,4 @@
--- The loader: the same batches whatever the workers, queue and cache; crops, epochs, resuming, broken files,
+-- Streams of images: the same batches whatever the workers, queue and cache; crops, epochs, resuming, broken files,
 -- interrupts.
 
 local lfs = require "lfs"
@@ -50,7 +50,7 @@ local function folder_of(contents)
   return path
 end
 
-describe("loader", function()
+describe("a stream", function()
   teardown(function()
     for _, path in ipairs(folders) do os.execute("rm -rf '" .. path .. "'") end
   end)
@@ -280,15 +280,42 @@ describe("loader", function()
 
   it("refuses what makes no sense, at the caller's line", function()
     local function message(extra) return raised(function() data.images(options(extra)) end) end
-    assert.truthy(message({ sizes = 3 }):find "stream_spec.lua:%d+: images: unknown option 'sizes'; known are path")
+    assert.truthy(message({ sizes = 3 }):find
+      "stream_spec.lua:%d+: images: unknown option 'sizes', did you mean 'size'?")
     assert.truthy(message({ crop = "left" }):find "crop is 'left', expected center or random")
-    assert.truthy(message({ batch = 0 }):find "batch is 0, allowed are 1 to")
-    assert.truthy(message({ workers = 0 }):find "workers is 0")
+    assert.truthy(message({ split = "test" }):find "images: split is 'test', expected train or val or all")
+    assert.truthy(message({ batch = 0 }):find "batch is 0, expected an integer of 1 or more")
+    assert.truthy(message({ batch = 2 ^ 21 }):find("needs batch >= 1 && batch <= 1048576, got batch = 2.09715e+06", 1,
+      true))
+    assert.truthy(message({ workers = 300 }):find("needs workers >= 1 && workers <= 256, got workers = 300", 1, true))
     assert.truthy(message({ size = 2.5 }):find "size is 2.5, expected an integer")
-    assert.truthy(message({ size = 2 ^ 33 }):find "too large")
-    assert.truthy(message({ flip = 1 }):find "flip is 1, expected true or false")
-    assert.truthy(message({ std = { 1, 0, 1 } }):find "no standardization")
-    assert.truthy(message({ shard = 1 }):find "shard is 1")
+    assert.truthy(message({ size = 2 ^ 33 }):find("needs size >= 1 && size <= 8192", 1, true))
+    assert.truthy(message({ flip = 1 }):find "flip is 1, expected a boolean")
+    assert.truthy(message({ std = { 1, 0, 1 } }):find("std > 0 && std < inf, got std = 0", 1, true))
+    assert.truthy(message({ mean = { 1, 1 / 0, 1 } }):find "mean%[2%] is inf, expected a number")
+    assert.truthy(message({ mean = { 1, 2 } }):find "mean has 2 numbers, expected one for each of 3 channels")
+    assert.truthy(message({ shard = 1 }):find("shard < shards, got shard = 1, shards = 1", 1, true))
+    assert.truthy(raised(data.images, { count = 2 ^ 31 }):find("procedural images: needs count >= 1", 1, true))
+  end)
+
+  it("writes to tensors of the declared outputs alone", function()
+    local set = data.images(options {})
+    local ffi, C = require "ffi", require("vertex.core.library").C
+    local stream, count = set.stream, ffi.new "int[1]"
+    assert.same({ { name = "images", shape = { 4, 20, 20, 3 }, options = { dtype = "f32", device = "cpu" } } },
+      stream.outputs)
+    local function fails(x, index, text)
+      stream.handles[0] = x._h
+      assert.are_not.equal(0, C.vx_data_stream_next(stream.s, stream.handles, 1, index._h, count))
+      assert.equal(text, ffi.string(C.vx_error()))
+    end
+    local x, index = vx.zeros { 4, 20, 20, 3 }, vx.zeros({ 4 }, { dtype = "i32" })
+    fails(vx.zeros { 3, 20, 20, 3 }, index, "images: images (3,20,20,3) should have the shape (4,20,20,3)")
+    fails(x, vx.zeros { 4 }, "images: index (4) is f32, expected i32")
+    fails(vx.zeros({ 4, 20, 20, 3 }, { device = "emu:0" }), vx.zeros({ 4 }, { dtype = "i32", device = "emu:0" }),
+      "images: images is on emu:0, expected the CPU")
+    assert.equal(0, set:position())
+    set:close()
   end)
 
   it("is closed at once, even at work, and then says so", function()

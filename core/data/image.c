@@ -1,24 +1,18 @@
-/* image.c: JPEG and PNG to RGB bytes, Pillow's antialiased resize, and PNG out.
+/* image.c: JPEG and PNG to RGB bytes, and PNG out.
  *
  * The reference for every pixel is Pillow, because published numbers come through it:
  *   - JPEG: libjpeg-turbo's accurate DCT and fancy upsampling, which is what Pillow asks for. CMYK and YCCK are read as
- *     the
- *     inverted CMYK that Adobe writes, then R = c k / 255 rounded.
+ *     the inverted CMYK that Adobe writes, then R = c k / 255 rounded.
  *   - PNG: libpng's classic interface without any gamma handling (its simplified one applies gamma to 16-bit files).
  *     Deviation: Pillow clips 16-bit grayscale to 255, which leaves a white picture; here it keeps the upper eight
- *     bits, as
- *     Pillow itself does for 16-bit RGB.
- *   - Resize: [1], two passes with 22-bit fixed-point weights, bytes in between.
+ *     bits, as Pillow itself does for 16-bit RGB.
  *
  * A damaged file must never end the process, nor make it allocate what a header merely claims: sizes are checked
  * against VX_IMAGE_MAX_PIXELS first, libpng's longjmp stays inside decode_png() and encode_png(), TurboJPEG has its
  * own.
- *
- * [1] Pillow, src/libImaging/Resample.c, version 13
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <png.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -28,7 +22,7 @@
 #include <unistd.h>
 
 #include "pixels.h"
-#include "core/tensor.h"
+#include "core/internal.h"
 
 enum {
     MAX_FILE = 1 << 30,    /* bytes; no photograph is larger */
@@ -69,32 +63,33 @@ static int reserve_pixels(vx_pixels *p, int64_t height, int64_t width)
 
 /* -- What a file is ------------------------------------------------------------------------------------------------ */
 
-enum { HEAD = 16 }; /* bytes that tell the formats apart */
+enum { HEAD = 16 };                  /* bytes that tell the formats apart */
+enum { NONE = 0, JPEG, PNG, OTHER }; /* OTHER: an image format that is not read */
 
 static bool starts(const uint8_t *head, size_t count, size_t offset, const char *magic, size_t length)
 {
     return count >= offset + length && !memcmp(head + offset, magic, length);
 }
 
-/* The kind by the first bytes; name: for people. */
+/* Tells the kind by the first bytes; *name: what people call it. */
 static int sniff(const uint8_t *head, size_t count, const char **name)
 {
     static const struct {
         int kind, offset, length;
         const char *magic, *name;
     } formats[] = {
-        {VX_IMAGE_JPEG, 0, 3, "\xff\xd8\xff", "JPEG"},
-        {VX_IMAGE_PNG, 0, 8, "\x89PNG\r\n\x1a\n", "PNG"},
-        {VX_IMAGE_OTHER, 0, 6, "GIF87a", "GIF"},
-        {VX_IMAGE_OTHER, 0, 6, "GIF89a", "GIF"},
-        {VX_IMAGE_OTHER, 8, 4, "WEBP", "WebP"},
-        {VX_IMAGE_OTHER, 0, 4, "II*\0", "TIFF"},
-        {VX_IMAGE_OTHER, 0, 4, "MM\0*", "TIFF"},
-        {VX_IMAGE_OTHER, 4, 8, "ftypavif", "AVIF"},
-        {VX_IMAGE_OTHER, 4, 8, "ftypheic", "HEIC"},
-        {VX_IMAGE_OTHER, 4, 8, "ftypmif1", "HEIF"},
-        {VX_IMAGE_OTHER, 0, 12, "\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"},
-        {VX_IMAGE_OTHER, 0, 12, "\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"},
+        {JPEG, 0, 3, "\xff\xd8\xff", "JPEG"},
+        {PNG, 0, 8, "\x89PNG\r\n\x1a\n", "PNG"},
+        {OTHER, 0, 6, "GIF87a", "GIF"},
+        {OTHER, 0, 6, "GIF89a", "GIF"},
+        {OTHER, 8, 4, "WEBP", "WebP"},
+        {OTHER, 0, 4, "II*\0", "TIFF"},
+        {OTHER, 0, 4, "MM\0*", "TIFF"},
+        {OTHER, 4, 8, "ftypavif", "AVIF"},
+        {OTHER, 4, 8, "ftypheic", "HEIC"},
+        {OTHER, 4, 8, "ftypmif1", "HEIF"},
+        {OTHER, 0, 12, "\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"},
+        {OTHER, 0, 12, "\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"},
     };
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         if (starts(head, count, formats[i].offset, formats[i].magic, formats[i].length)) {
@@ -105,10 +100,10 @@ static int sniff(const uint8_t *head, size_t count, const char **name)
     /* "BM" alone begins many a text; a bitmap has four reserved zeros further on */
     if (starts(head, count, 0, "BM", 2) && starts(head, count, 6, "\0\0\0\0", 4)) {
         *name = "BMP";
-        return VX_IMAGE_OTHER;
+        return OTHER;
     }
     *name = "unknown";
-    return VX_IMAGE_NONE;
+    return NONE;
 }
 
 /* Opens a regular file; a named pipe neither blocks nor passes. */
@@ -130,7 +125,7 @@ static int open_regular(const char *path, int *fd, int64_t *size)
     return VX_OK;
 }
 
-/* Bytes read, less than count at the end of the file; -1 and errno. */
+/* Returns the number of bytes read, less than count at the end of the file; -1 and errno. */
 static int64_t read_all(int fd, uint8_t *to, int64_t count)
 {
     int64_t done = 0;
@@ -144,26 +139,20 @@ static int64_t read_all(int fd, uint8_t *to, int64_t count)
     return done;
 }
 
-int vx_image_kind(const char *path, int *kind)
+int vx_image_kind(const char *path, const char **kind)
 {
+    static const char *const kinds[] = {[NONE] = "none", [JPEG] = "jpeg", [PNG] = "png", [OTHER] = "other"};
     uint8_t head[HEAD];
     const char *name;
     int64_t size;
     int fd;
-    if (!path || !kind) return vx_fail(VX_EINVAL, "image_kind: no path");
     int status = open_regular(path, &fd, &size);
-    if (!status) {
-        int64_t got = read_all(fd, head, HEAD);
-        if (got < 0) status = vx_fail(VX_EIO, "%s", strerror(errno));
-        else *kind = sniff(head, (size_t)got, &name);
-        close(fd);
-    }
-    if (status) {
-        char reason[256];
-        snprintf(reason, sizeof reason, "%s", vx_error());
-        return vx_fail(status, "%s: %s", path, reason);
-    }
-    return VX_OK;
+    if (status) return vx_fail_because(status, "%s", path);
+    int64_t got = read_all(fd, head, HEAD);
+    if (got < 0) status = vx_fail(VX_EIO, "%s: %s", path, strerror(errno));
+    else *kind = kinds[sniff(head, (size_t)got, &name)];
+    close(fd);
+    return status;
 }
 
 /* -- JPEG ---------------------------------------------------------------------------------------------------------- */
@@ -335,23 +324,18 @@ static int encode_png(png_structp png, png_infop info, png_job *job, const vx_te
     return VX_OK;
 }
 
-/* The file's bytes into *out, the caller's to release. */
+/* Encodes x into *out, *count bytes, the caller's to release. */
 static int write_png(vx_bytes *out, size_t *count, const vx_tensor *x)
 {
-    char shape[96];
-    bool fits = x && x->dtype == VX_U8 && x->device == 0 && x->contiguous && x->numel > 0 &&
-                (x->ndim == 2 || (x->ndim == 3 && (x->shape[2] == 1 || x->shape[2] == 3 || x->shape[2] == 4)));
-    if (!fits)
-        return vx_fail(VX_EINVAL, "image_png: wants contiguous u8 (H,W) or (H,W,1|3|4) on the CPU, got %s %s",
-                       x ? vx_dtype_name(x->dtype) : "a released tensor",
-                       x ? vx_shape_text(x, shape, sizeof shape) : "");
-    if (x->shape[0] > VX_IMAGE_MAX_PIXELS / x->shape[1])
-        return vx_fail(VX_EINVAL, "image_png: %s is too large", vx_shape_text(x, shape, sizeof shape));
+    const char *contract = x && x->ndim == 2 ? "x:u8(H,W) : H * W > 0 && H * W <= most"
+                                             : "x:u8(H,W,C) : H * W > 0 && H * W <= most; C == 1 || C == 3 || C == 4";
+    int status = VX_CHECK_HOST("image_png", contract, (x), (("most", VX_IMAGE_MAX_PIXELS)));
+    if (status) return status;
     png_job job = {0};
     png_infop info = NULL;
     png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &job, png_failed, png_warned);
     if (png) info = png_create_info_struct(png);
-    int status = info ? encode_png(png, info, &job, x) : vx_fail(VX_ENOMEM, "image_png: out of memory");
+    status = info ? encode_png(png, info, &job, x) : vx_fail(VX_ENOMEM, "image_png: out of memory");
     png_destroy_write_struct(&png, &info);
     if (status) {
         vx_bytes_release(&job.to);
@@ -369,9 +353,9 @@ int vx_decoder_bytes(vx_decoder *d, const uint8_t *bytes, size_t count, vx_pixel
     const char *name;
     if (!count) return vx_fail(VX_EIO, "an empty file");
     switch (sniff(bytes, count, &name)) {
-    case VX_IMAGE_JPEG: return read_jpeg(d, bytes, count, out);
-    case VX_IMAGE_PNG: return read_png(bytes, count, out);
-    case VX_IMAGE_OTHER: return vx_fail(VX_EIO, "%s; only JPEG and PNG are read", name);
+    case JPEG: return read_jpeg(d, bytes, count, out);
+    case PNG: return read_png(bytes, count, out);
+    case OTHER: return vx_fail(VX_EIO, "%s; only JPEG and PNG are read", name);
     }
     return vx_fail(VX_EIO, "neither JPEG nor PNG by its content");
 }
@@ -400,7 +384,7 @@ void vx_decoder_release(vx_decoder *d)
     vx_bytes_release(&d->cmyk);
 }
 
-/* A u8 tensor with the count bytes. */
+/* Makes a u8 tensor of count bytes. */
 static int to_tensor(vx_tensor **out, int ndim, const int64_t *shape, const void *bytes, size_t count)
 {
     int status = vx_new(out, 0, VX_U8, ndim, shape);
@@ -418,13 +402,8 @@ int vx_image_open(vx_tensor **out, const char *path)
 {
     vx_decoder d = {0};
     vx_pixels p = {0};
-    if (!out || !path) return vx_fail(VX_EINVAL, "image_open: no path");
     int status = decoded(out, vx_decoder_file(&d, path, &p), &p);
-    if (status) {
-        char reason[256];
-        snprintf(reason, sizeof reason, "%s", vx_error());
-        vx_fail(status, "%s: %s", path, reason);
-    }
+    if (status) vx_fail_because(status, "%s", path);
     vx_decoder_release(&d);
     vx_bytes_release(&p.bytes);
     return status;
@@ -434,13 +413,8 @@ int vx_image_decode(vx_tensor **out, const void *bytes, size_t count)
 {
     vx_decoder d = {0};
     vx_pixels p = {0};
-    if (!out || !bytes) return vx_fail(VX_EINVAL, "image_decode: no bytes");
     int status = decoded(out, vx_decoder_bytes(&d, bytes, count, &p), &p);
-    if (status) {
-        char reason[256];
-        snprintf(reason, sizeof reason, "%s", vx_error());
-        vx_fail(status, "image_decode: %s", reason);
-    }
+    if (status) vx_fail_because(status, "image_decode");
     vx_decoder_release(&d);
     vx_bytes_release(&p.bytes);
     return status;
@@ -450,7 +424,6 @@ int vx_image_png(vx_tensor **out, const vx_tensor *x)
 {
     vx_bytes file = {0};
     size_t count = 0;
-    if (!out) return vx_fail(VX_EINVAL, "image_png: nowhere to put it");
     int status = write_png(&file, &count, x);
     int64_t shape[1] = {(int64_t)count};
     if (!status) status = to_tensor(out, 1, shape, file.data, count);
@@ -463,7 +436,6 @@ int vx_image_save_png(const char *path, const vx_tensor *x)
     vx_bytes file = {0};
     vx_writer *w = NULL;
     size_t count = 0;
-    if (!path) return vx_fail(VX_EINVAL, "image_save_png: no path");
     int status = write_png(&file, &count, x);
     if (!status) status = vx_writer_open(&w, path);
     if (!status) {
@@ -473,181 +445,4 @@ int vx_image_save_png(const char *path, const vx_tensor *x)
     }
     vx_bytes_release(&file);
     return status;
-}
-
-/* -- Resize -------------------------------------------------------------------------------------------------------- */
-
-enum { WEIGHT_BITS = 32 - 8 - 2 }; /* one bit for the sign, one for bicubic's overshoot */
-
-/* The weights of one axis: output o reads `count[o]` inputs from `first[o]` on, with weights[o taps ...]. */
-typedef struct axis {
-    int64_t taps;
-    int32_t *first, *count, *weights;
-} axis;
-
-static double bilinear(double x)
-{
-    x = fabs(x);
-    return x < 1.0 ? 1.0 - x : 0.0;
-}
-
-static double bicubic(double x) /* a = -1/2 */
-{
-    const double a = -0.5;
-    x = fabs(x);
-    if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
-    return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
-}
-
-/* Bit-exactness hangs on each rounding below: `volatile` keeps a processor with fused multiply-add from skipping
- * one. */
-static int make_axis(axis *a, int64_t in, int64_t out, int filter)
-{
-    double (*f)(double) = filter == VX_BICUBIC ? bicubic : bilinear;
-    double scale = (double)in / (double)out, stretch = scale < 1.0 ? 1.0 : scale, inverse = 1.0 / stretch;
-    double support = (filter == VX_BICUBIC ? 2.0 : 1.0) * stretch;
-    a->taps = (int64_t)ceil(support) * 2 + 1;
-    double *k = malloc(sizeof *k * (size_t)a->taps);
-    a->first = malloc(sizeof *a->first * (size_t)(out * (a->taps + 2)));
-    if (!k || !a->first) {
-        free(k);
-        free(a->first);
-        a->first = NULL;
-        return vx_fail(VX_ENOMEM, "out of memory for the weights of a resize from %lld to %lld", (long long)in,
-                       (long long)out);
-    }
-    a->count = a->first + out;
-    a->weights = a->count + out;
-    for (int64_t o = 0; o < out; o++) {
-        volatile double center = ((double)o + 0.5) * scale;
-        double total = 0.0;
-        int64_t lo = (int64_t)(center - support + 0.5), hi = (int64_t)(center + support + 0.5);
-        lo = lo < 0 ? 0 : lo;
-        hi = hi > in ? in : hi;
-        for (int64_t i = 0; i < hi - lo; i++) {
-            k[i] = f(((double)(i + lo) - center + 0.5) * inverse);
-            total += k[i];
-        }
-        a->first[o] = (int32_t)lo;
-        a->count[o] = (int32_t)(hi - lo);
-        for (int64_t i = 0; i < hi - lo; i++) {
-            volatile double weight = total != 0.0 ? k[i] / total : k[i];
-            volatile double fixed = weight * (1 << WEIGHT_BITS);
-            a->weights[o * a->taps + i] = (int32_t)(fixed < 0 ? -0.5 + fixed : 0.5 + fixed);
-        }
-    }
-    free(k);
-    return VX_OK;
-}
-
-static inline uint8_t clip8(int32_t v)
-{
-    v >>= WEIGHT_BITS;
-    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
-static void resize_rows(uint8_t *dst, int64_t width, const uint8_t *src, int64_t src_width, int64_t rows, const axis *a)
-{
-    for (int64_t y = 0; y < rows; y++, src += src_width * 3, dst += width * 3) {
-        for (int64_t x = 0; x < width; x++) {
-            const uint8_t *p = src + (int64_t)a->first[x] * 3;
-            const int32_t *w = a->weights + x * a->taps;
-            int32_t r = 1 << (WEIGHT_BITS - 1), g = r, b = r;
-            for (int32_t i = 0, n = a->count[x]; i < n; i++, p += 3) {
-                r += w[i] * p[0];
-                g += w[i] * p[1];
-                b += w[i] * p[2];
-            }
-            dst[x * 3] = clip8(r);
-            dst[x * 3 + 1] = clip8(g);
-            dst[x * 3 + 2] = clip8(b);
-        }
-    }
-}
-
-static void resize_columns(uint8_t *dst, int64_t height, const uint8_t *src, int64_t row_bytes, const axis *a)
-{
-    enum { TILE = 1024 };
-    int32_t sum[TILE];
-    for (int64_t y = 0; y < height; y++, dst += row_bytes) {
-        const int32_t *w = a->weights + y * a->taps;
-        for (int64_t x0 = 0; x0 < row_bytes; x0 += TILE) {
-            int64_t n = row_bytes - x0 < TILE ? row_bytes - x0 : TILE;
-            for (int64_t x = 0; x < n; x++) sum[x] = 1 << (WEIGHT_BITS - 1);
-            for (int32_t i = 0; i < a->count[y]; i++) {
-                const uint8_t *p = src + ((int64_t)a->first[y] + i) * row_bytes + x0;
-                int32_t k = w[i];
-                for (int64_t x = 0; x < n; x++) sum[x] += k * p[x];
-            }
-            for (int64_t x = 0; x < n; x++) dst[x0 + x] = clip8(sum[x]);
-        }
-    }
-}
-
-int vx_pixels_resize(uint8_t *dst, int64_t height, int64_t width, const uint8_t *src, int64_t src_height,
-                     int64_t src_width, int filter, vx_bytes *work)
-{
-    bool across = width != src_width, down = height != src_height;
-    axis h = {0}, v = {0};
-    int status = VX_OK;
-    if (!across && !down) memcpy(dst, src, (size_t)height * width * 3);
-    if (across) status = make_axis(&h, src_width, width, filter);
-    if (!status && down) status = make_axis(&v, src_height, height, filter);
-    if (status || !(across && down)) {
-        if (!status && across) resize_rows(dst, width, src, src_width, height, &h);
-        if (!status && down) resize_columns(dst, height, src, width * 3, &v);
-    } else if (src_height > height && src_height - height > 2 * (src_width - width)) {
-        /* Pillow's choice since version 13 where columns shrink the picture more; earlier ones always begin with the
-         * rows. The two differ by roundings, and by what bicubic overshoots. */
-        status = vx_bytes_reserve(work, (size_t)height * src_width * 3);
-        if (!status) {
-            resize_columns(work->data, height, src, src_width * 3, &v);
-            resize_rows(dst, width, work->data, src_width, height, &h);
-        }
-    } else { /* only the rows that the columns' pass reads */
-        int32_t top = v.first[0], bottom = v.first[height - 1] + v.count[height - 1];
-        status = vx_bytes_reserve(work, (size_t)(bottom - top) * width * 3);
-        if (!status) {
-            resize_rows(work->data, width, src + (int64_t)top * src_width * 3, src_width, bottom - top, &h);
-            for (int64_t o = 0; o < height; o++) v.first[o] -= top;
-            resize_columns(dst, height, work->data, width * 3, &v);
-        }
-    }
-    free(h.first);
-    free(v.first);
-    return status;
-}
-
-int vx_image_resize(vx_tensor *dst, const vx_tensor *src, int filter)
-{
-    char a[96], b[96];
-    vx_bytes work = {0};
-    if (!dst || !src) return vx_fail(VX_EINVAL, "image_resize: released tensor");
-    for (int i = 0; i < 2; i++) {
-        const vx_tensor *x = i ? src : dst;
-        if (x->dtype != VX_U8 || x->ndim != 3 || x->shape[2] != 3 || x->device != 0 || !x->contiguous || x->numel < 1)
-            return vx_fail(VX_EINVAL, "image_resize: wants contiguous u8 (H,W,3) on the CPU, got %s %s to %s %s",
-                           vx_dtype_name(src->dtype), vx_shape_text(src, a, sizeof a), vx_dtype_name(dst->dtype),
-                           vx_shape_text(dst, b, sizeof b));
-        if (x->shape[0] > VX_IMAGE_MAX_PIXELS / x->shape[1])
-            return vx_fail(VX_EINVAL, "image_resize: %s is too large", vx_shape_text(x, a, sizeof a));
-    }
-    if (vx_same_storage(dst, src)) return vx_fail(VX_EINVAL, "image_resize: source and destination share memory");
-    if (filter != VX_BILINEAR && filter != VX_BICUBIC)
-        return vx_fail(VX_EINVAL, "image_resize: unknown filter %d", filter);
-    int status = vx_pixels_resize((uint8_t *)dst->data, dst->shape[0], dst->shape[1], (const uint8_t *)src->data,
-                                  src->shape[0], src->shape[1], filter, &work);
-    vx_bytes_release(&work);
-    return status;
-}
-
-int vx_procedural_image(vx_tensor *x, int64_t seed, int64_t index)
-{
-    char shape[96];
-    if (!x || x->dtype != VX_U8 || x->ndim != 3 || x->shape[2] != 3 || x->device != 0 || !x->contiguous || x->numel < 1)
-        return vx_fail(VX_EINVAL, "procedural_image: wants contiguous u8 (H,W,3) on the CPU, got %s %s",
-                       x ? vx_dtype_name(x->dtype) : "a released tensor",
-                       x ? vx_shape_text(x, shape, sizeof shape) : "");
-    vx_pixels_procedural((uint8_t *)x->data, x->shape[0], x->shape[1], (uint64_t)seed, (uint64_t)index);
-    return VX_OK;
 }

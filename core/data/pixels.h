@@ -1,5 +1,5 @@
-/* pixels.h: decoding and resizing below the tensors: plain buffers that grow and are used again, for the loader's
- * threads. Failures set the calling thread's vx_error() to the reason alone; who knows the file's name adds it. */
+/* pixels.h: decoding and resizing below the tensors: plain buffers that grow and are used again, for a stream's
+ * workers. Failures set the calling thread's vx_error() to the reason alone; who knows the file's name adds it. */
 #ifndef VX_PIXELS_H
 #define VX_PIXELS_H
 
@@ -24,15 +24,19 @@ typedef struct vx_decoder {
     vx_bytes file, cmyk;
 } vx_decoder;
 
-/* At least count bytes at b->data, their content undefined. VX_ENOMEM. */
+/* Makes room for count bytes at b->data, their content undefined. VX_ENOMEM. */
 int vx_bytes_reserve(vx_bytes *b, size_t count);
 void vx_bytes_release(vx_bytes *b);
 
+/* Decode a file, or the bytes of one, to RGB. VX_EIO with the reason. */
 int vx_decoder_file(vx_decoder *d, const char *path, vx_pixels *out);
 int vx_decoder_bytes(vx_decoder *d, const uint8_t *bytes, size_t count, vx_pixels *out);
 void vx_decoder_release(vx_decoder *d);
 
-/* dst has its height and width; work is scratch of the caller. */
+/* The names of the filters, ended by NULL; a filter's number is its place. */
+extern const char *const vx_filters[];
+
+/* Resizes RGB src to dst through a filter; work is scratch of the caller. VX_ENOMEM. */
 int vx_pixels_resize(uint8_t *dst, int64_t height, int64_t width, const uint8_t *src, int64_t src_height,
                      int64_t src_width, int filter, vx_bytes *work);
 

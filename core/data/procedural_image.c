@@ -1,13 +1,13 @@
-/* procedural_image.c: an image set without files: scenes of occluding, textured, shaded shapes, made from (seed,
- * index).
+/* procedural_image.c: an image set without files: scenes of occluding, textured, shaded shapes, each a function of
+ * (seed, index).
  *
  * Idea. Most of the statistics of photographs (edges at all scales, heavy-tailed gradients, a power spectrum near
  * 1/f^2) come from opaque things in front of one another whose sizes follow a power law: the dead leaves model [1];
  * networks trained on such pictures learn features that carry over to photographs [2]. A scene here is
  *   a background   a landscape with a horizon and a ground in perspective, a wall, or a smooth backdrop
  *   leaves         ellipses, polygons, blobs, strokes, arcs; in size from r^-3; each with a texture (stripes, waves,
- *   checks,
- *                  dots, value noise), shading by one light, a soft shadow on what lies behind, sometimes out of focus
+ *                  checks, dots, value noise), shading by one light, a soft shadow on what lies behind, sometimes out
+ *                  of focus
  *   a palette      four neighbouring colours of a natural kind (forest, sea, dusk, ...), jittered
  *
  * Rendering is front to back, one sample per pixel, antialiased analytically: an edge is as wide as a pixel or its own
@@ -22,6 +22,7 @@
 #include <math.h>
 
 #include "pixels.h"
+#include "core/internal.h"
 #include "core/rng.h"
 
 #define STREAM_SCENE (UINT64_C(0x7363656e) << 32) /* Philox stream; the blocks of image i start at i << 16 */
@@ -114,7 +115,7 @@ static inline float lattice(int x, int y, uint32_t salt)
     return (float)(h >> 8 & 0xffff) * (1.0f / 65535.0f);
 }
 
-/* Value noise in [0, 1], one cell per unit. */
+/* Gives value noise in [0, 1], one cell per unit. */
 static inline float noise(float x, float y, uint32_t salt)
 {
     int ix = lower(x), iy = lower(y);
@@ -128,7 +129,7 @@ static inline float noise(float x, float y, uint32_t salt)
     return a + (c - a) * v;
 }
 
-/* What is left of a contrast whose period is 1 / cycles pixels: all above four pixels, nothing at two. */
+/* Gives what is left of a contrast whose period is 1 / cycles pixels: all above four pixels, nothing at two. */
 static inline float visible(float cycles) { return clamp01(2.0f - 4.0f * cycles); }
 
 static inline color blend(color a, color b, float t)
@@ -136,8 +137,8 @@ static inline color blend(color a, color b, float t)
     return (color){a.r + (b.r - a.r) * t, a.g + (b.g - a.g) * t, a.b + (b.b - a.b) * t};
 }
 
-/* Mixing weight of the two colours at (x, y); pixel: side of a pixel in the texture's units, `extent` the shape's
- * size. */
+/* Gives the mixing weight of the two colours at (x, y). pixel: side of a pixel in the texture's units; extent: size of
+ * the shape in them. */
 static float weave(const texture *t, float x, float y, float pixel, float extent)
 {
     float f = t->frequency, u = (x * t->c + y * t->s), v = (y * t->c - x * t->s), keep = visible(f * pixel), hard;
@@ -363,8 +364,8 @@ static void draw_scene(scene *s, uint64_t seed, uint64_t index, float aspect_x, 
 
 /* -- Rendering ----------------------------------------------------------------------------------------------------- */
 
-/* Signed distance from the outline, negative inside, of a point in the leaf's own frame. Exact or a close bound near
- * the outline, which is where it is used. */
+/* Gives the signed distance from the outline, negative inside, of a point in the leaf's own frame. It is exact or a
+ * close bound near the outline, which is where it is used. */
 static float distance(const leaf *l, float x, float y)
 {
     switch (l->kind) {
@@ -490,4 +491,12 @@ void vx_pixels_procedural(uint8_t *dst, int64_t height, int64_t width, uint64_t 
             dst[2] = byte(s.contrast * (sum.b * dark - 0.43f) + 0.47f);
         }
     }
+}
+
+int vx_procedural_image(vx_tensor *x, int64_t seed, int64_t index)
+{
+    int status = VX_CHECK_HOST("procedural_image", "x:u8(H,W,3) <- : H * W > 0", (x), ());
+    if (status) return status;
+    vx_pixels_procedural((uint8_t *)x->data, x->shape[0], x->shape[1], (uint64_t)seed, (uint64_t)index);
+    return VX_OK;
 }

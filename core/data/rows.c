@@ -98,7 +98,7 @@ void vx_rows_free(vx_rows *r)
 
 int64_t vx_rows_count(const vx_rows *r) { return r ? r->rows : 0; }
 
-/* The file that row n of all is in. */
+/* Finds the file that row n of all is in. */
 static const part *part_of(const vx_rows *r, int64_t n)
 {
     int low = 0, high = r->count - 1;
@@ -127,14 +127,8 @@ static bool copy_row(const vx_rows *r, int64_t n, float *to)
 int vx_rows_read(const vx_rows *r, vx_tensor *x, const vx_tensor *index, int64_t first)
 {
     if (!r) return vx_fail(VX_EINVAL, "rows: closed");
-    vx_tensor *tensors[] = {x, (vx_tensor *)index};
-    int status =
-        vx_check("rows", index ? "x(B,D) <- index:i32(B)" : "x(B,D) <-", tensors, index ? 2 : 1, NULL, NULL, 0);
+    int status = VX_CHECK_HOST("rows", "x(B,D) <- index?:i32(B) : D == width", (x, index), (("width", r->width)));
     if (status) return status;
-    char text[160];
-    if (x->shape[1] != r->width)
-        return vx_fail(VX_EINVAL, "rows: x %s should have width %lld", vx_shape_text(x, text, sizeof text),
-                       (long long)r->width);
     const int64_t B = x->shape[0];
     const int32_t *at = vx_i32(index);
     for (int64_t i = 0; i < B; i++) {

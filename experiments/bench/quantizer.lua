@@ -150,9 +150,9 @@ local sections = words(flags.sections, SECTIONS, "section")
 local methods = words(flags.methods, known_methods, "method")
 local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist",
   "mm", "vqp" }, "baseline")
-local on_gpu = flags.device ~= "cpu"
 local opened, why = pcall(vx.device, flags.device)
 if not opened then exit_with("--device: %s", (tostring(why):gsub("^[^:]*:%d+: ", ""))) end
+local on_gpu = not core.can(vx.device(), "host")
 local memory_limit = flags.memory and flags.memory * 1e9 or (on_gpu and vx.memory().limit or tools.free_memory()) - 2e9
 
 --- Those of `known` that were asked for; `default` where none were named.
@@ -427,7 +427,7 @@ function run.op()
   for _, shape in ipairs(shapes "S,M,B,C,W") do
     for _, method in ipairs(methods) do
       add_ours("op", shape, method, (tools.pair(limits, ours(shape, method))))
-      if on_gpu then
+      if core.can(vx.device(), "graphs") then
         local side, graph = ours_in_graph(shape, method)
         local row = times((tools.pair(limits, side)))
         row.forward_ms, row.backward_ms, row.floor_ms = nil, nil, tools.floor_ms(shape, tools.facts(method), ceilings)

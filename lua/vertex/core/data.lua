@@ -1,104 +1,145 @@
---- core/data.lua: images, and loaders that read them ahead on threads of C.
+--- core/data.lua: images, and streams of samples that threads of C make ahead.
 
 local ffi = require "ffi"
+local dtype_names = require("vertex.core.dtype").dtype_names
 local library = require "vertex.core.library"
 local handle = require("vertex.core.op").handle
 local tensors = require "vertex.core.tensor"
 
 local C, call, check = library.C, library.call, library.check
 local contiguous, made, new = tensors.contiguous, tensors.made, tensors.new
+local view = tensors.view
 
 local data = {}
 
 local int_out = ffi.new "int[1]"
 
-local IMAGE_KINDS = { [0] = "none", "jpeg", "png", "other" }
+-- -- Images: u8 (H,W,3) on the CPU ------------------------------------------------------------------------------------
 
---- What the file's first bytes say it is: "jpeg", "png", "other" (an image that is not read), "none"; nil and why where
--- unreadable.
+local text_out = ffi.new "const char *[1]"
+
+--- Says what a file's first bytes say it is: "jpeg", "png", "other" (an image that is not read) or "none"; nil and why
+-- where it cannot be read.
 function data.image_kind(path)
-  if C.vx_image_kind(path, int_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
-  return IMAGE_KINDS[int_out[0]]
+  if C.vx_image_kind(path, text_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  return ffi.string(text_out[0])
 end
 
---- An image file, or its bytes, as u8 (H, W, 3).
-function data.image_open(path)
-  return made(C.vx_image_open, path)
-end
-function data.image_decode(bytes)
-  return made(C.vx_image_decode, bytes, #bytes)
-end
+--- Decodes an image file.
+function data.image_open(path) return made(C.vx_image_open, path) end
 
---- u8 (H, W, 3) → (height, width, 3); filter 0 bilinear, 1 bicubic.
+--- Decodes the bytes of an image file, a string.
+function data.image_decode(bytes) return made(C.vx_image_decode, bytes, #bytes) end
+
+--- Resizes x to u8 (height, width, 3) through a filter, "bilinear" or "bicubic".
 function data.image_resize(x, height, width, filter)
   local y = new({ height, width, 3 }, { dtype = "u8", device = "cpu" })
   call(C.vx_image_resize, handle(y), handle(contiguous(x)), filter)
   return y
 end
 
---- PNG of a u8 image: the file's bytes as a string, or a file.
+--- Encodes x, u8 (H,W) or (H,W,C), as PNG: a string of the file's bytes.
 function data.image_png(x)
   local t = made(C.vx_image_png, handle(contiguous(x)))
   local bytes = t:bytes()
   t:release()
   return bytes
 end
+
+--- Writes x as a PNG file.
 function data.image_save_png(path, x) call(C.vx_image_save_png, path, handle(contiguous(x))) end
 
+--- Draws image `index` of the procedural set `seed`.
 function data.procedural_image(height, width, seed, index)
   local x = new({ height, width, 3 }, { dtype = "u8", device = "cpu" })
   call(C.vx_procedural_image, handle(x), seed, index)
   return x
 end
 
-local Loader = {}
-Loader.__index = Loader
+-- -- Streams ----------------------------------------------------------------------------------------------------------
 
---- A prefetching loader over paths (nil: procedural). options: the fields of vx_loader_options, see core/data/image.h.
-function data.loader(paths, options)
-  local o, out = ffi.new "vx_loader_options", ffi.new "vx_loader *[1]"
-  for name, value in pairs(options) do
-    if type(value) == "table" then
-      for i = 1, 3 do o[name][i - 1] = value[i] end
-    else
-      o[name] = value
-    end
+local Stream = {}
+Stream.__index = Stream
+
+--- Makes a stream of what start(out, ..., options of the stream, options of its source) starts. options: a table with
+-- the fields of both structs.
+local function stream(source_options, options, start, ...)
+  local out, count = ffi.new "vx_data_stream *[1]", select("#", ...)
+  local arguments = { ... }
+  arguments[count + 1] = ffi.new("vx_data_stream_options", options)
+  arguments[count + 2] = ffi.new(source_options, options)
+  call(start, out, unpack(arguments, 1, count + 2))
+  local self = setmetatable({ s = ffi.gc(out[0], C.vx_data_stream_free), batch = options.batch, outputs = {} }, Stream)
+  local outputs = C.vx_data_stream_outputs(self.s, int_out)
+  for i = 1, int_out[0] do
+    local output, shape = outputs[i - 1], { self.batch }
+    for d = 1, output.ndim do shape[d + 1] = tonumber(output.shape[d - 1]) end
+    self.outputs[i] = { name = ffi.string(output.name), shape = shape,
+      options = { dtype = dtype_names[output.dtype], device = "cpu" } }
   end
-  local text
-  if paths then
-    o.count = #paths
-    text = table.concat(paths, "\0") .. "\0" -- named: it must outlive the call
-  end
-  call(C.vx_loader_new, out, text, text and #text or 0, o)
-  return setmetatable({ l = ffi.gc(out[0], C.vx_loader_free) }, Loader)
+  self.handles = ffi.new("vx_tensor *[?]", #self.outputs)
+  return self
 end
 
---- Fills images f32 (B, S, S, 3) and index i32 (B), both on the CPU: how many, or nil at the end and when Ctrl-C ended
--- the wait.
-function Loader:next(images, index)
-  local status = C.vx_loader_next(self.l, handle(images), handle(index), int_out)
-  if status == C.VX_EEND or status == C.VX_EINTR then return nil end
+--- Starts a stream of image files, an array of paths; its output is `images`. options: the fields of
+-- vx_data_stream_options (core/data/stream.h) and vx_image_options (core/data/image.h).
+function data.image_stream(paths, options)
+  return stream("vx_image_options", options, C.vx_image_stream, ffi.new("const char *[?]", #paths, paths), #paths)
+end
+
+--- Starts a stream of images first .. first + count - 1 of the procedural set image_seed; options as for files.
+function data.procedural_stream(image_seed, first, count, options)
+  return stream("vx_image_options", options, C.vx_procedural_stream, image_seed, first, count)
+end
+
+--- Gives the first `count` rows of x.
+local function rows(x, count)
+  local shape = x:shape()
+  if shape[1] == count then return x end
+  shape[1] = count
+  return view(x, shape, x:strides(), 0)
+end
+
+--- Gives the next batch: a table of tensors by the names of the outputs, and the items' numbers, i32 (B), 0-based; all
+-- on the CPU. B is the option `batch`, or less at the end of the last epoch. nil when the epochs are over, and where
+-- Ctrl-C ended the wait.
+function Stream:next()
+  local made_now, batch = {}, {}
+  for i, output in ipairs(self.outputs) do
+    made_now[i] = new(output.shape, output.options)
+    self.handles[i - 1] = handle(made_now[i])
+  end
+  local index = new({ self.batch }, { dtype = "i32", device = "cpu" })
+  local status = C.vx_data_stream_next(self.s, self.handles, #self.outputs, handle(index), int_out)
+  if status == C.VX_EEND or status == C.VX_EINTR then
+    for _, x in ipairs(made_now) do x:release() end
+    index:release()
+    return nil
+  end
   check(status)
-  return int_out[0]
+  for i, output in ipairs(self.outputs) do batch[output.name] = rows(made_now[i], int_out[0]) end
+  return batch, rows(index, int_out[0])
 end
 
-function Loader:position() return tonumber(C.vx_loader_position(self.l)) end
+--- Says where the stream stands: one started with this `position` goes on exactly here.
+function Stream:position() return tonumber(C.vx_data_stream_position(self.s)) end
 
---- Array of {path, reason}, by name too, of the broken files met so far.
-function Loader:broken()
+--- Lists the broken items met so far: array of { path, reason }, by name too.
+function Stream:broken()
   local list, path, reason = {}, ffi.new "char[4096]", ffi.new "char[512]"
-  for i = 0, tonumber(C.vx_loader_broken_count(self.l)) - 1 do
-    check(C.vx_loader_broken(self.l, i, path, 4096, reason, 512))
+  for i = 0, tonumber(C.vx_data_stream_broken_count(self.s)) - 1 do
+    check(C.vx_data_stream_broken(self.s, i, path, 4096, reason, 512))
     local p, r = ffi.string(path), ffi.string(reason)
     list[i + 1] = { p, r, path = p, reason = r }
   end
   return list
 end
 
-function Loader:close()
-  if self.l ~= nil then
-    C.vx_loader_free(ffi.gc(self.l, nil))
-    self.l = nil
+--- Ends the threads, and frees what was made ahead.
+function Stream:close()
+  if self.s ~= nil then
+    C.vx_data_stream_free(ffi.gc(self.s, nil))
+    self.s = nil
   end
 end
 

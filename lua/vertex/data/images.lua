@@ -14,6 +14,7 @@
 
 local lfs = require "lfs"
 local bit = require "bit"
+local check = require "vertex.check"
 local core = require "vertex.core"
 require "vertex.ops" -- gives tensors their arithmetic
 
@@ -24,6 +25,19 @@ data.mean = { 0.485, 0.456, 0.406 } -- ImageNet's, per channel, of values in [0,
 data.std = { 0.229, 0.224, 0.225 }
 
 local VALIDATION_PER_MILLE = 75
+
+-- Kinds and defaults of the options. Words are C's to know: resize, filter, crop.
+local OPTIONS = {
+  path = "string", split = { { "train", "val", "all" }, "train" },
+  size = { "count", 32 }, resize = { "string", "short" }, filter = { "string", "bilinear" },
+  crop = { "string", "center" }, flip = { "boolean", false },
+  mean = { "table", data.mean }, std = { "table", data.std },
+  batch = { "count", 16 }, seed = { "whole", 1 }, shuffle = { "boolean", true }, epochs = { "whole", 0 },
+  position = { "whole", 0 }, shard = { "whole", 0 }, shards = { "count", 1 },
+  workers = { "count", 2 }, queue = { "whole", 0 }, strict = { "boolean", false },
+  cache_bytes = { "whole", 512 * 2 ^ 20 },
+  count = "count", image_seed = "whole", device = "string",
+}
 
 -- -- Files ------------------------------------------------------------------------------------------------------------
 
@@ -138,6 +152,7 @@ local function is_folder(path) return lfs.attributes(path, "mode") == "directory
 -- @return array of { path =, reason = }: folders that could not be looked into
 -- @raise where there is no such folder, or no image in it
 function data.find(folder, split)
+  check.choice("images", "split", split, OPTIONS.split[1])
   if type(folder) ~= "string" then fail("images: the path is a %s, expected that of a folder", type(folder)) end
   local mode = lfs.attributes(folder, "mode")
   if not mode then fail("images: no folder %s", folder) end
@@ -160,89 +175,15 @@ function data.find(folder, split)
   return images, unreadable
 end
 
--- -- Loader -----------------------------------------------------------------------------------------------------------
-
-local CHOICES = {
-  split = { train = "train", val = "val", all = "all" },
-  resize = { short = 0, none = 1 },
-  filter = { bilinear = 0, bicubic = 1 },
-  crop = { center = 0, random = 1 },
-}
-
---- The options of data.images: name, default and meaning.
-data.options = {
-  { "path", nil, "folder; none: the procedural set" },
-  { "split", "train", "train, val, or all" },
-  { "size", 32, "images are size x size pixels" },
-  { "resize", "short", "short: the short side becomes `size`; none: crop only, smaller images are enlarged first" },
-  { "filter", "bilinear", "bilinear or bicubic, antialiased, as Pillow's" },
-  { "crop", "center", "center or random" },
-  { "flip", false, "mirror half of the images" },
-  { "batch", 16, "images in a batch" },
-  { "seed", 1, "of order, crops and flips" },
-  { "shuffle", true, "a new order each epoch; false: the files' own" },
-  { "epochs", 0, "0: without end" },
-  { "position", 0, "where to resume: what :position() said" },
-  { "workers", 2, "decoding threads" },
-  { "queue", 0, "images decoded ahead; 0: two batches" },
-  { "strict", false, "a broken file is an error" },
-  { "cache_bytes", 512 * 2 ^ 20, "memory for resized images, so that small sets are decoded once" },
-  { "shard", 0, "this reader's number among `shards` that share the stream" },
-  { "shards", 1, "readers that share the stream" },
-  { "count", nil, "procedural set: how many images (2048; val 256)" },
-  { "image_seed", nil, "procedural set: which set (default: seed)" },
-  { "device", nil, "where batches go (default: the default device)" },
-  { "mean", data.mean, "subtracted from each channel of [0, 1]" },
-  { "std", data.std, "and the divisor after that" },
-}
-
-local known = {}
-for _, o in ipairs(data.options) do known[o[1]] = { default = o[2] } end
+-- -- The stream -------------------------------------------------------------------------------------------------------
 
 local FIRST_VALIDATION = 2 ^ 32 -- procedural set: training and validation images come from far apart
-
--- Gives the options with their defaults, checked.
-local function check_options(given)
-  if type(given) ~= "table" then fail("images: expected a table of options, got a %s", type(given)) end
-  local o = {}
-  for name, option in pairs(known) do o[name] = option.default end
-  for name, value in pairs(given) do
-    if not known[name] then
-      local names = {}
-      for _, option in ipairs(data.options) do names[#names + 1] = option[1] end
-      fail("images: unknown option '%s'; known are %s", tostring(name), table.concat(names, ", "))
-    end
-    local default = known[name].default
-    if CHOICES[name] then
-      if not CHOICES[name][value] then
-        local names = {}
-        for choice in pairs(CHOICES[name]) do names[#names + 1] = choice end
-        table.sort(names)
-        fail("images: %s is '%s', expected %s", name, tostring(value), table.concat(names, " or "))
-      end
-    elseif type(default) == "boolean" then
-      if type(value) ~= "boolean" then fail("images: %s is %s, expected true or false", name, tostring(value)) end
-    elseif type(default) == "number" or name == "count" or name == "image_seed" then
-      if type(value) ~= "number" or value ~= math.floor(value) or math.abs(value) > 2 ^ 53 then
-        fail("images: %s is %s, expected an integer", name, tostring(value))
-      end
-      -- fields of 32 bits in C; their exact ranges are checked there
-      if value > 2 ^ 31 - 1 and (name == "size" or name == "batch" or name == "workers" or name == "queue") then
-        fail("images: %s is %d, too large", name, value)
-      end
-    elseif name == "mean" or name == "std" then
-      if type(value) ~= "table" or #value ~= 3 then fail("images: %s has to be three numbers", name) end
-    end
-    o[name] = value
-  end
-  return o
-end
 
 local Images = {}
 Images.__index = Images
 
 --- Opens a set of images that gives batches.
--- @param[opt] options table; vx.data.options lists every option with its default and meaning
+-- @param[opt] options table
 -- @param[opt] options.path folder of photographs; without it the procedural set
 -- @param[opt="train"] options.split "train", "val" or "all"
 -- @param[opt=32] options.size images are size x size pixels
@@ -270,32 +211,31 @@ Images.__index = Images
 -- @return images: .files (array of paths) and the methods next, position, broken, size, batches and close
 -- @raise where an option is unknown or out of its range, or the folder holds no image of the split
 function data.images(options)
-  local o = check_options(options or {})
-  local files, unreadable = nil, {}
+  local o = check.options("images", options, OPTIONS)
+  for _, name in ipairs { "mean", "std" } do
+    if #o[name] ~= 3 then fail("images: %s has %d numbers, expected one for each of 3 channels", name, #o[name]) end
+    for c = 1, 3 do check.number("images", ("%s[%d]"):format(name, c), o[name][c], -math.huge, math.huge) end
+  end
+  local files, unreadable = {}, {}
   if o.path then files, unreadable = data.find(o.path, o.split) end
   if o.strict and unreadable[1] then
     fail("images: cannot look into %s: %s", unreadable[1].path, unreadable[1].reason)
   end
-  local count = files and #files or o.count or (o.split == "val" and 256 or 2048)
-  local loader = core.loader(files, {
-    count = count,
-    first = o.split == "val" and FIRST_VALIDATION or 0,
-    image_seed = o.image_seed or o.seed,
-    seed = o.seed, epochs = o.epochs, position = o.position, shard = o.shard, shards = o.shards,
-    cache_bytes = o.cache_bytes,
-    size = o.size, batch = o.batch, workers = o.workers, queue = o.queue,
-    resize = CHOICES.resize[o.resize], filter = CHOICES.filter[o.filter], crop = CHOICES.crop[o.crop],
-    flip = o.flip and 1 or 0, shuffle = o.shuffle and 1 or 0, strict = o.strict and 1 or 0,
-    mean = o.mean, std = o.std,
-  })
-  return setmetatable({ loader = loader, files = files or {}, count = count, options = o, unreadable = unreadable },
-    Images)
+  local validation = o.split == "val"
+  local count = o.path and #files or o.count or (validation and 256 or 2048)
+  local stream
+  if o.path then
+    stream = core.image_stream(files, o)
+  else
+    stream = core.procedural_stream(o.image_seed or o.seed, validation and FIRST_VALIDATION or 0, count, o)
+  end
+  return setmetatable({ stream = stream, files = files, count = count, options = o, unreadable = unreadable }, Images)
 end
 
--- Gives the loader of a set that was not closed.
-local function open_loader(self)
-  if not self.loader then fail "images: this set was closed" end
-  return self.loader
+-- Gives the stream of a set that was not closed.
+local function open_stream(self)
+  if not self.stream then fail "images: this set was closed" end
+  return self.stream
 end
 
 --- Gives the next batch. The last batch of the last epoch may be smaller.
@@ -304,21 +244,10 @@ end
 -- @return tensor i32 (B) on the CPU: the images' numbers in the order of .files, 0-based
 -- @raise where the set was closed, or `strict` is set and a file is broken
 function Images:next()
-  local o, loader = self.options, open_loader(self)
-  local x = core.new({ o.batch, o.size, o.size, 3 }, { dtype = "f32", device = "cpu" })
-  local index = core.new({ o.batch }, { dtype = "i32", device = "cpu" })
-  local count = loader:next(x, index)
-  if not count then
-    x:release()
-    index:release()
-    return nil
-  end
-  if count < o.batch then
-    x = core.view(x, { count, o.size, o.size, 3 }, x:strides(), 0)
-    index = core.view(index, { count }, index:strides(), 0)
-  end
-  local device = o.device or core.device()
-  local there = x:to(device)
+  local batch, index = open_stream(self):next()
+  if not batch then return nil end
+  local x = batch.images
+  local there = x:to(self.options.device or core.device())
   if there ~= x then x:release() end
   return there, index
 end
@@ -326,13 +255,13 @@ end
 --- Says where the stream stands. A set opened with this `position` goes on exactly here.
 -- @return number
 -- @raise where the set was closed
-function Images:position() return open_loader(self):position() end
+function Images:position() return open_stream(self):position() end
 
 --- Lists the files met so far that are not usable; folders that could not be looked into come first.
 -- @return array of { path, reason }, which also have these fields by name
 -- @raise where the set was closed
 function Images:broken()
-  local list = open_loader(self):broken()
+  local list = open_stream(self):broken()
   for i = #self.unreadable, 1, -1 do table.insert(list, 1, self.unreadable[i]) end
   return list
 end
@@ -347,8 +276,8 @@ function Images:batches() return math.ceil(self.count / self.options.shards / se
 
 --- Ends the threads and frees the cache. Lua's collector does so too, later.
 function Images:close()
-  if self.loader then self.loader:close() end
-  self.loader = nil
+  if self.stream then self.stream:close() end
+  self.stream = nil
 end
 
 function Images:__tostring()
@@ -384,9 +313,7 @@ end
 -- @return tensor u8 (height,width,3)
 -- @raise where x is no such image, or the filter is unknown
 function data.resize(x, height, width, filter)
-  local number = CHOICES.filter[filter or "bilinear"]
-  if not number then fail("resize: filter '%s', expected bilinear or bicubic", tostring(filter)) end
-  return core.image_resize(x, height, width, number)
+  return core.image_resize(x, height, width, filter or "bilinear")
 end
 
 --- Draws an image of the procedural set.

@@ -10,7 +10,7 @@ local images = require "vertex.data.images"
 
 local data = { images = images.images, vectors = require "vertex.data.vectors" }
 
-for _, name in ipairs { "list", "find", "options", "mean", "std", "open", "decode", "resize", "procedural", "normalize",
+for _, name in ipairs { "list", "find", "mean", "std", "open", "decode", "resize", "procedural", "normalize",
   "denormalize", "to_u8", "save", "png" } do
   data[name] = images[name]
 end
