@@ -8,6 +8,8 @@
 #define VX_VERSION "0"
 #endif
 
+_Static_assert(VX_UNARY_KINDS == VX_UNARY_COUNT, "VX_UNARY_COUNT is the length of VX_UNARY_LIST");
+
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 static int not_implemented(const char *op, int device)
@@ -24,8 +26,8 @@ static int not_implemented(const char *op, int device)
     {                                                                                                                  \
         vx_tensor *const all[] = {VX_MAP(VX_NAME_TENSOR, VX_UNWRAP tensors)};                                          \
         const char *const names[] = {NULL VX_MAP_AFTER(VX_QUOTE_NUMBER, VX_UNWRAP numbers)};                           \
-        const double values[] = {0 VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                                 \
-        int status = vx_check(#op, contract, all, COUNT(all), names + 1, values + 1, COUNT(values) - 1);               \
+        const double given[] = {0 VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                                  \
+        int status = vx_check(#op, contract, all, COUNT(all), names + 1, given + 1, COUNT(given) - 1);                 \
         if (status) return status;                                                                                     \
         if (vx_recording >= 0 && (status = vx_record_op(#op, all, COUNT(all)))) return status;                         \
         int ordinal;                                                                                                   \
@@ -45,11 +47,11 @@ static int not_implemented(const char *op, int device)
         if (count <= 0) return VX_OK;                                                                                  \
         for (int i = 0; i < count; i++) {                                                                              \
             vx_tensor *const all[] = {VX_MAP(VX_TENSOR_AT, VX_UNWRAP tensors)};                                        \
-            const double values[] = {0 VX_MAP_AFTER(VX_DOUBLE_AT, VX_UNWRAP each)                                      \
-                                         VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                           \
-            if (!vx_check(#op, contract, all, COUNT(all), names + 1, values + 1, COUNT(values) - 1)) continue;         \
+            const double given[] = {0 VX_MAP_AFTER(VX_DOUBLE_AT, VX_UNWRAP each)                                       \
+                                        VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                            \
+            if (!vx_check(#op, contract, all, COUNT(all), names + 1, given + 1, COUNT(given) - 1)) continue;           \
             snprintf(place, sizeof place, #op "[%d]", i);                                                              \
-            return vx_check(place, contract, all, COUNT(all), names + 1, values + 1, COUNT(values) - 1);               \
+            return vx_check(place, contract, all, COUNT(all), names + 1, given + 1, COUNT(given) - 1);                 \
         }                                                                                                              \
         int status = vx_check_lists(#op, contract, lists, COUNT(lists), count), ordinal;                               \
         for (int k = 0; !status && vx_recording >= 0 && k < COUNT(lists); k++)                                         \

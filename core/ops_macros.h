@@ -5,6 +5,8 @@
 #define VX_OPS_MACROS_H
 
 #define VX_UNWRAP(...) __VA_ARGS__
+#define VX_TEXT(constant) VX_TEXT_(constant) /* "19" of a macro that is 19 */
+#define VX_TEXT_(constant) #constant
 #define VX_PARENS ()
 #define VX_EXPAND(...) VX_EXPAND3(VX_EXPAND3(VX_EXPAND3(VX_EXPAND3(__VA_ARGS__))))
 #define VX_EXPAND3(...) VX_EXPAND2(VX_EXPAND2(VX_EXPAND2(VX_EXPAND2(__VA_ARGS__))))

@@ -69,25 +69,33 @@ enum {
     VX_LE,
     VX_POW,
 };
-/* unary(): AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha; the gamma functions are NaN below 0 */
-enum {
-    VX_AFFINE = 0,
-    VX_EXP,
-    VX_LOG,
-    VX_SQRT,
-    VX_ABS,
-    VX_SQUARE,
-    VX_RELU,
-    VX_SILU,
-    VX_GELU,
-    VX_SIGMOID,
-    VX_TANH,
-    VX_CLAMP,
-    VX_POWER,
-    VX_LGAMMA,
-    VX_DIGAMMA,
-    VX_TRIGAMMA,
-};
+/* unary(): y = f(x), by kind. AFFINE alpha x + beta, CLAMP to [alpha, beta], POWER x^alpha, ROUND halves to even, SIGN
+ * -1, 0 or 1, and NaN of NaN; the gradient of ROUND, FLOOR and SIGN is 0. The gamma functions, the last three, are NaN
+ * below 0. */
+#define VX_UNARY_LIST(KIND)                                                                                            \
+    KIND(AFFINE)                                                                                                       \
+    KIND(EXP)                                                                                                          \
+    KIND(LOG)                                                                                                          \
+    KIND(SQRT)                                                                                                         \
+    KIND(ABS)                                                                                                          \
+    KIND(SQUARE)                                                                                                       \
+    KIND(RELU)                                                                                                         \
+    KIND(SILU)                                                                                                         \
+    KIND(GELU)                                                                                                         \
+    KIND(SIGMOID)                                                                                                      \
+    KIND(TANH)                                                                                                         \
+    KIND(CLAMP)                                                                                                        \
+    KIND(POWER)                                                                                                        \
+    KIND(ROUND)                                                                                                        \
+    KIND(FLOOR)                                                                                                        \
+    KIND(SIGN)                                                                                                         \
+    KIND(LGAMMA)                                                                                                       \
+    KIND(DIGAMMA)                                                                                                      \
+    KIND(TRIGAMMA)
+#define VX_UNARY_COUNT 19 /* dispatch.c sees to it that the list is as long */
+#define VX_UNARY_MEMBER(kind) VX_##kind,
+enum { VX_UNARY_LIST(VX_UNARY_MEMBER) VX_UNARY_KINDS };
+#undef VX_UNARY_MEMBER
 enum { VX_REDUCE_SUM = 0, VX_REDUCE_MEAN, VX_REDUCE_MAX, VX_REDUCE_MIN };
 enum { VX_ACT_NONE = 0, VX_ACT_SILU, VX_ACT_GELU };
 enum { VX_EUCLID = 0, VX_COSINE };                       /* assign, hard_* */
@@ -128,7 +136,7 @@ VX_API int vx_device_count(const char *backend, int *count); /* "cpu", "cuda", .
  * what the compiler was told, and 1 where this processor can run it, else 0. The last that runs is used, unless the
  * environment's VERTEX_SIMD names another; where it names none that runs, the CPU is VX_ENOSUP. */
 VX_API const char *vx_cpu_variants(void);
-VX_API int vx_sync(int device);                              /* wait for all work of the device */
+VX_API int vx_sync(int device);         /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */
 /* Says whether GPU products of float32 matrices may round their factors to TF32 (10 bits of fraction) and run on tensor
  * cores. on 1: they may; 0, the setting at the start: float32 throughout; -1 only asks. The quantizers' logits are

@@ -1,4 +1,4 @@
-/* elementwise.c: fill, convert, binary, unary, unary_backward.
+/* elementwise.c: fill, convert, binary, where, unary, unary_backward.
  *
  * Memory traffic: each operand is read once, the output written once; all but exp, log, pow and their kin are bound by
  * it.
@@ -23,19 +23,21 @@
 
 /* -- Walking several strided operands at once ---------------------------------------------------------------------- */
 
+enum { OPERANDS = 4 /* at most */ };
+
 typedef struct walk {
     int operands, ndim; /* ndim >= 1 */
     int64_t numel;
     int64_t size[VX_MAX_DIMS];
-    int64_t stride[3][VX_MAX_DIMS]; /* bytes, per operand */
-    char *data[3];
+    int64_t stride[OPERANDS][VX_MAX_DIMS]; /* bytes, per operand */
+    char *data[OPERANDS];
 } walk;
 
 /* rows x columns elements from p[k] on, operand k advancing by row[k] and column[k] bytes */
 typedef struct tile {
     int64_t rows, columns;
-    char *p[3];
-    int64_t row[3], column[3];
+    char *p[OPERANDS];
+    int64_t row[OPERANDS], column[OPERANDS];
 } tile;
 
 typedef void tile_function(const void *context, const tile *t);
@@ -54,7 +56,7 @@ static walk walk_of(int operands, const vx_tensor *const *x)
     }
     for (int k = 0; k < operands; k++) w.data[k] = x[k]->data;
     for (int i = 0; i < n; i++) {
-        int64_t size = x[0]->shape[order[i]], step[3];
+        int64_t size = x[0]->shape[order[i]], step[OPERANDS];
         bool joins = w.ndim > 0;
         for (int k = 0; k < operands; k++) {
             step[k] = x[k]->stride[order[i]] * (int64_t)vx_dtype_bytes(x[k]->dtype);
@@ -407,6 +409,35 @@ int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
     return VX_OK;
 }
 
+/* -- where --------------------------------------------------------------------------------------------------------- */
+
+/* y is contiguous; the other operands advance by any number of bytes, 0 where they are constant along a row. */
+static void where_tile(const void *context, const tile *t)
+{
+    (void)context;
+    const int64_t step = sizeof(float), cs = t->column[1], as = t->column[2], bs = t->column[3];
+    for (int64_t r = 0; r < t->rows; r++) {
+        float *restrict y = (float *)(t->p[0] + r * t->row[0]);
+        const char *c = t->p[1] + r * t->row[1], *a = t->p[2] + r * t->row[2], *b = t->p[3] + r * t->row[3];
+        if (cs == step && as == step && bs == step) {
+            const float *condition = (const float *)c, *first = (const float *)a, *second = (const float *)b;
+            for (int64_t i = 0; i < t->columns; i++) y[i] = condition[i] != 0.0f ? first[i] : second[i];
+        } else {
+            for (int64_t i = 0; i < t->columns; i++)
+                y[i] = *(const float *)(*(const float *)(c + i * cs) != 0.0f ? a + i * as : b + i * bs);
+        }
+    }
+}
+
+/* y = condition ? a : b; a condition that is NaN holds. */
+int VX_CPU(where)(vx_tensor *y, vx_tensor *condition, vx_tensor *a, vx_tensor *b)
+{
+    if (!y->numel) return VX_OK;
+    walk w = walk_of(4, (const vx_tensor *const[]){y, condition, a, b});
+    walk_run_wide(&w, where_tile, 0);
+    return VX_OK;
+}
+
 /* -- unary --------------------------------------------------------------------------------------------------------- */
 
 /* The gamma functions, a lane at a time in double: their recurrences cancel in float32. */
@@ -425,6 +456,18 @@ SPECIAL(tetragamma)
 /* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
 VX_INLINE vf normal_below(vf x) { return 0.5f + 0.5f * vf_erf(x * 0.70710678f); }
 
+/* By the C library's functions, which hold for every float; vf_round() is for small ones. */
+VX_INLINE vf round_vector(vf x)
+{
+    for (int i = 0; i < VX_LANES; i++) x[i] = rintf(x[i]);
+    return x;
+}
+VX_INLINE vf floor_vector(vf x)
+{
+    for (int i = 0; i < VX_LANES; i++) x[i] = floorf(x[i]);
+    return x;
+}
+
 VX_INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
 {
     const vf zero = vf_zero();
@@ -441,6 +484,9 @@ VX_INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
     case VX_SIGMOID: return vf_sigmoid(x);
     case VX_TANH: return vf_tanh(x);
     case VX_CLAMP: return vf_min(beta, vf_max(alpha, x));
+    case VX_ROUND: return round_vector(x);
+    case VX_FLOOR: return floor_vector(x);
+    case VX_SIGN: return vf_select(x > zero, vf_set1(1.0f), vf_select(x < zero, vf_set1(-1.0f), x));
     case VX_LGAMMA: return lgamma_vector(x);
     case VX_DIGAMMA: return digamma_vector(x);
     case VX_TRIGAMMA: return trigamma_vector(x);
@@ -468,6 +514,9 @@ VX_INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf bet
     case VX_SIGMOID: return dy * (y * (one - y));
     case VX_TANH: return dy * (one - y * y);
     case VX_CLAMP: return vf_select((x >= alpha) & (x <= beta), dy, zero);
+    case VX_ROUND:
+    case VX_FLOOR:
+    case VX_SIGN: return zero;
     case VX_LGAMMA: return dy * digamma_vector(x);
     case VX_DIGAMMA: return dy * trigamma_vector(x);
     case VX_TRIGAMMA: return dy * tetragamma_vector(x);
@@ -499,10 +548,6 @@ VX_INLINE void unary_backward_span(int kind, float *dx, const float *dy, const f
             rest);
 }
 
-#define UNARY_KINDS(f)                                                                                                 \
-    f(VX_AFFINE) f(VX_EXP) f(VX_LOG) f(VX_SQRT) f(VX_ABS) f(VX_SQUARE) f(VX_RELU) f(VX_SILU) f(VX_GELU) f(VX_SIGMOID)  \
-        f(VX_TANH) f(VX_CLAMP) f(VX_POWER) f(VX_LGAMMA) f(VX_DIGAMMA) f(VX_TRIGAMMA)
-
 /* y = f(x); y may be x. */
 int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
 {
@@ -514,8 +559,8 @@ int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
         int64_t count = vx_min64(TILE, n - i);
         switch (kind) {
 #define KIND(k)                                                                                                        \
-    case k: unary_span(k, out + i, in + i, count, alpha, beta); break;
-            UNARY_KINDS(KIND)
+    case VX_##k: unary_span(VX_##k, out + i, in + i, count, alpha, beta); break;
+            VX_UNARY_LIST(KIND)
 #undef KIND
         }
     }
@@ -533,8 +578,8 @@ int VX_CPU(unary_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor
         int64_t count = vx_min64(TILE, n - i);
         switch (kind) {
 #define KIND(k)                                                                                                        \
-    case k: unary_backward_span(k, out + i, g + i, in + i, value + i, count, alpha, beta); break;
-            UNARY_KINDS(KIND)
+    case VX_##k: unary_backward_span(VX_##k, out + i, g + i, in + i, value + i, count, alpha, beta); break;
+            VX_UNARY_LIST(KIND)
 #undef KIND
         }
     }

@@ -1,4 +1,4 @@
-/* elementwise.cu: fill, convert, binary, unary, unary_backward on CUDA; what they compute, special values included, is
+/* elementwise.cu: fill, convert, binary, where, unary, unary_backward on CUDA; what they compute, special values included, is
  * said in elementwise.c.
  *
  * Memory traffic: each operand is read once, the output written once. That is the bound: the kind of an operation is a
@@ -16,14 +16,16 @@ enum { BLOCK = 256, SQUARE = 32 };
 
 /* -- Walking several strided operands at once ---------------------------------------------------------------------- */
 
+enum { OPERANDS = 4 /* at most */ };
+
 typedef struct walk {
     int operands, ndim; /* ndim >= 1 */
     int64_t numel;
     int64_t size[VX_MAX_DIMS];
-    int64_t stride[3][VX_MAX_DIMS]; /* elements */
-    char *data[3];
-    int item[3]; /* bytes of an element */
-    int group;   /* neighbours a thread takes: 4 or 1 */
+    int64_t stride[OPERANDS][VX_MAX_DIMS]; /* elements */
+    char *data[OPERANDS];
+    int item[OPERANDS]; /* bytes of an element */
+    int group;          /* neighbours a thread takes: 4 or 1 */
 } walk;
 
 /* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by
@@ -92,8 +94,8 @@ template <class I, int operands> VX_DEVICE void place(const walk &w, int64_t i, 
     do {                                                                                                               \
         const int64_t groups_ = (w).numel / (w).group;                                                                 \
         if (groups_ < INT64_C(1) << 32)                                                                                \
-            VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                 \
-        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_, __VA_ARGS__);                 \
+            VX_LAUNCH((kernel<uint32_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_ __VA_OPT__(, ) __VA_ARGS__);   \
+        else VX_LAUNCH((kernel<int64_t>), vx_grid(groups_, BLOCK), BLOCK, 0, w, groups_ __VA_OPT__(, ) __VA_ARGS__);   \
     } while (0)
 
 /* -- fill ---------------------------------------------------------------------------------------------------------- */
@@ -356,6 +358,36 @@ int vx_cuda_binary(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
     return vx_status();
 }
 
+/* -- where --------------------------------------------------------------------------------------------------------- */
+
+template <class I> VX_KERNEL where_kernel(walk w, int64_t groups)
+{
+    for (int64_t i = vx_first(); i < groups; i += vx_step()) {
+        int64_t at[4];
+        place<I, 4>(w, i, at);
+        if (w.group == 1) {
+            ((float *)w.data[0])[at[0]] = one_of(w, 1, at[1]) != 0.0f ? one_of(w, 2, at[2]) : one_of(w, 3, at[3]);
+            continue;
+        }
+        const lanes<4> condition = four_of(w, 1, at[1]), b = four_of(w, 3, at[3]);
+        lanes<4> a = four_of(w, 2, at[2]);
+#pragma unroll
+        for (int v = 0; v < 4; v++) a.x[v] = condition.x[v] != 0.0f ? a.x[v] : b.x[v];
+        store_result<4>(w, at[0], a);
+    }
+}
+
+/* y = condition ? a : b; a condition that is NaN holds. */
+int vx_cuda_where(vx_tensor *y, vx_tensor *condition, vx_tensor *a, vx_tensor *b)
+{
+    if (!y->numel) return VX_OK;
+    const vx_tensor *const all[] = {y, condition, a, b};
+    walk w = walk_of(4, all);
+    group_of(&w, true);
+    LAUNCH_WALK(where_kernel, w);
+    return vx_status();
+}
+
 /* -- unary --------------------------------------------------------------------------------------------------------- */
 
 VX_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
@@ -383,6 +415,9 @@ template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, floa
     case VX_SIGMOID: return sigmoid(x);
     case VX_TANH: return tanhf(x);
     case VX_CLAMP: return x != x ? x : x < alpha ? alpha : x > beta ? beta : x;
+    case VX_ROUND: return rintf(x);
+    case VX_FLOOR: return floorf(x);
+    case VX_SIGN: return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x;
     default: return powf(x, alpha);
     }
 }
@@ -410,6 +445,9 @@ template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x
     case VX_SIGMOID: return dy * (y * (1.0f - y));
     case VX_TANH: return dy * (1.0f - y * y);
     case VX_CLAMP: return x >= alpha && x <= beta ? dy : 0.0f;
+    case VX_ROUND:
+    case VX_FLOOR:
+    case VX_SIGN: return 0.0f;
     default: return dy * (alpha * powf(x, alpha - 1.0f));
     }
 }

@@ -279,6 +279,34 @@ function direct.argmax(device)
   return results
 end
 
+function direct.topk(device)
+  local T, results = H.generator(31), {}
+  local special = vx.tensor { { 1, 5, 5, 2 }, { -0.0, 0, 0, -1 }, { -1 / 0, 3, 1 / 0, 3 } }
+  for _, case in ipairs { { special, 3 }, { T({ 40, 300 }, { dtype = "i32", low = -9, high = 9 }):to "f32", 65 },
+    { T({ 3, 2000 }, { grad = false }), 7 }, { T({ 5, 1 }, { grad = false }), 1 } } do
+    for _, from_above in ipairs { true, false } do
+      local x = upload(case[1], device)
+      results[#results + 1], results[#results + 2] = ops.topk(x, case[2], -1, { largest = from_above })
+    end
+  end
+  return results
+end
+
+--- Columns that a thread has alone, and long ones that a block shares.
+function direct.cumsum(device)
+  local T, results = H.generator(32), {}
+  for _, s in ipairs { { 1, 20001, 1 }, { 3, 300, 5 }, { 2, 40, 70 }, { 1, 255, 1 }, { 5000, 3, 1 }, { 1, 300, 4100 },
+    { 2, 0, 3 } } do
+    local x = upload(T(s, { grad = false }), device)
+    for reverse = 0, 1 do
+      local y = core.new_like(x)
+      op.cumsum(y, x, reverse)
+      results[#results + 1] = y
+    end
+  end
+  return results
+end
+
 function direct.scatter_add(device)
   local T, results = H.generator(4), {}
   -- (rows, rows of the table, width): many short runs, a few long ones, one over many pieces of the sorted list
@@ -296,7 +324,8 @@ function direct.count_codes(device)
   local T = H.generator(5)
   local codes = upload(T({ 3000, 2 }, { dtype = "i32", high = 70 }), device)
   local counts = ops.count_codes(codes, 71)
-  return { ops.count_codes(codes, 71), ops.count_codes(codes, 71, counts),
+  local masked = upload(T({ 3000, 2 }, { dtype = "i32", low = -1, high = 2 }), device)
+  return { ops.count_codes(codes, 71), ops.count_codes(codes, 71, counts), ops.count_codes(masked, 3),
     ops.count_codes(upload(T({ 5, 1 }, { dtype = "i32", high = 0 }), device), 1) }
 end
 
@@ -455,6 +484,17 @@ local faults = {
     local index = upload(vx.tensor({ 0, -1, 5 }, { dtype = "i32" }), device)
     op.scatter_add(vx.zeros({ 3, 4 }, { device = device }), vx.zeros({ 3, 4 }, { device = device }),
       index)
+  end },
+  gather_along = { "gather_along: ", "row 1, column 0 is outside 0 .. 4", function(device)
+    local index = upload(vx.tensor({ { 0, 1 }, { 5, 2 }, { -1, 0 } }, { dtype = "i32" }), device)
+    ops.gather(vx.zeros({ 5, 2 }, { device = device }), 1, index)
+  end },
+  scatter_add_along = { "scatter_add_along: ", "row 2 is outside 0 .. 2", function(device)
+    local index = upload(vx.tensor({ 0, 1, 3, -1 }, { dtype = "i32" }), device)
+    ops.scatter_add(vx.zeros({ 3 }, { device = device }), 1, index, vx.ones({ 4 }, { device = device }))
+  end },
+  topk = { "topk: ", "row 1 holds a NaN", function(device)
+    ops.topk(upload(vx.tensor { { 1, 2 }, { 0 / 0, 3 }, { 0 / 0, 0 / 0 } }, device), 2)
   end },
   count_codes = { "count_codes: ", "row 1, column 0 is outside 0 .. 4", function(device)
     ops.count_codes(upload(vx.tensor({ { 0, 4 }, { 5, 7 }, { 9, 9 } }, { dtype = "i32" }), device), 5)

@@ -10,11 +10,12 @@ local f = function(...) return vx.zeros { ... } end
 local i32 = function(...) return vx.zeros({ ... }, { dtype = "i32" }) end
 
 describe("a shape mismatch names the op and both shapes:", function()
-  local two_shapes = { "add", "sub", "mul", "div", "maximum", "minimum", "eq", "lt", "le" }
+  local two_shapes = { "add", "sub", "mul", "div", "maximum", "minimum", "eq", "lt", "le", "ne", "gt", "ge" }
   for _, name in ipairs(two_shapes) do
     it(name, function()
       raises(function() ops[name](f(2, 3), f(2, 4)) end, name .. ": ", "(2,3)", "(2,4)")
-      raises(function() ops[name](f(2, 3), 5) end, name .. ": ", "number")
+      raises(function() ops[name](f(2, 3), "5") end, name .. ": b is a string")
+      raises(function() ops[name](5, 5) end, name .. ": a is a number")
     end)
   end
 
@@ -173,7 +174,8 @@ end)
 describe("a dtype mismatch names the op and the dtypes:", function()
   -- of any dtype
   local any = { reshape = true, expand = true, narrow = true, select = true, transpose = true, contiguous = true,
-    cat = true }
+    cat = true, stack = true,
+    where = true, masked_fill = true } -- the condition
   for number, op in ipairs(ops.registry) do
     if op.cases and not any[op.name] then
       it(op.name, function()

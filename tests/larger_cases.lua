@@ -19,7 +19,23 @@ local function reductions(T)
     { T { 33, 3, 64 }, 3 }, { T { 2, 3, 4, 5, 6 }, { 2, 4 } } }
 end
 
+local function indices(T, shape, high) return T(shape, { dtype = "i32", high = high }) end
+
 local larger = {
+  where = function(T)
+    local function truth(shape) return T(shape, { dtype = "i32", high = 1 }):to "f32" end
+    return { { truth { 129, 65 }, T { 129, 65 }, T { 129, 65 } },
+      { truth { 61, 1, 19 }, T { 17, 1 }, T { 61, 17, 19 } }, { truth { 20011 }, T { 1 }, T { 20011 } },
+      { truth { 40, 64 }, T { 40, 1 }, T { 64 } } }
+  end,
+  round = unary(0.51, 1.49), floor = unary(3.01, 3.99), sign = unary(-3, -0.1),
+  cumsum = function(T) return { { T { 3001 }, 1 }, { T { 5, 300, 3 }, 2 }, { T { 40, 130 }, 1 } } end,
+  topk = function(T) return { { T { 130, 170 }, 9 }, { T { 3, 2000 }, 70 }, { T { 40, 7, 30 }, 5, 2 } } end,
+  scatter_add = function(T)
+    return { { T { 40, 33, 65 }, 2, indices(T, { 40, 50, 65 }, 32), T { 40, 50, 65 } },
+      { T { 7 }, 1, indices(T, { 3000 }, 6), T { 3000 } } }
+  end,
+  stack = function(T) return { { 2, T { 40, 70 }, T { 40, 70 }, T { 40, 70 } } } end,
   add = elementwise(), sub = elementwise(), mul = elementwise(), div = elementwise(0.5, 2), maximum = elementwise(),
     minimum = elementwise(),
   affine = unary(nil, nil, -1.5, 0.25), exp = unary(-8, 8), log = unary(0.01, 9), sqrt = unary(0.01, 9),
@@ -82,7 +98,8 @@ local larger = {
       { T({ 40, 3 }, { low = -90, high = 90 }) } }
   end,
   gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) },
-    { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) } } end,
+    { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) },
+    { T { 40, 33, 65 }, 2, indices(T, { 40, 20, 65 }, 32) }, { T { 20000 }, 1, indices(T, { 7 }, 19999) } } end,
   mse = function(T) return { { T { 40001 }, T { 40001 } }, { T { 3, 17, 5 }, T { 3, 17, 5 } } } end,
   vertex_knn = function(T)
     local p, l = { low = 0.05, high = 1 }, { low = -3, high = 0 }

@@ -83,7 +83,8 @@ end
 -- also, so what remains is the float32 of the gradient under test, whose sums cancel somewhat more than those of the
 -- values.
 local GRADIENT = 5e-6
-local step_of = setmetatable({ max = 1e-7, min = 1e-7, maximum = 1e-7, minimum = 1e-7, vertex_knn = 1e-7, knn = 1e-7 },
+local step_of = setmetatable({ topk = 1e-7, max = 1e-7, min = 1e-7, maximum = 1e-7, minimum = 1e-7, vertex_knn = 1e-7,
+  knn = 1e-7 },
   { __index = function() return 1e-5 end }) -- smooth but for kinks, which a smaller step meets less often
 
 --- `sampled`: check all elements (nil), or that many single ones and four random directions through all of them.
@@ -159,7 +160,7 @@ end
 describe("ops", function()
   it("have a float64 reference each, and cases", function()
     for _, op in ipairs(ops.registry) do
-      if op.backward or op.cases then
+      if op.backward or op.composite or op.cases then
         assert.is_function(R.ops[op.name], "no reference for " .. op.name)
         if not op.name:match "^quantize" then assert.is_function(op.cases, "no cases for " .. op.name) end
       else
@@ -176,7 +177,7 @@ describe("ops", function()
           check_values(name, args, name .. " case " .. i)
         end
       end)
-      if op.backward then it(name .. ": gradients are central differences", function()
+      if op.backward or op.composite then it(name .. ": gradients are central differences", function()
         for i, args in ipairs(op.cases(H.generator(200 + number))) do
           check_gradients(name, args, name .. " case " .. i, 300 + number)
         end
@@ -190,7 +191,7 @@ describe("ops", function()
         for i, args in ipairs(larger[name](H.generator(600 + number))) do
           local what = name .. " larger case " .. i
           check_values(name, args, what)
-          check_gradients(name, args, what, 700 + number, 8)
+          if op.backward or op.composite then check_gradients(name, args, what, 700 + number, 8) end
           check_bits(name, args, 800 + number)
         end
       end)
@@ -252,6 +253,119 @@ describe("ops", function()
     local nan = vx.tensor { 0 / 0 }
     assert.same({ { 0 }, { 0 }, { 0 } }, { ops.eq(nan, nan):totable(), ops.lt(nan, nan):totable(),
       ops.le(nan, nan):totable() })
+  end)
+
+  it("choose with where, and let nothing of the other operand through", function()
+    local nan = vx.tensor { 1, 0 / 0, 3, 0 / 0 }
+    nan.requires_grad = true
+    local good = vx.tensor({ 5, 6, 7, 8 }, { requires_grad = true })
+    local is_nan = ops.ne(nan, nan)
+    assert.same({ 0, 1, 0, 1 }, is_nan:totable())
+    local y = ops.where(is_nan, good, nan)
+    assert.same({ 1, 6, 3, 8 }, y:totable())
+    ops.sum(y * y):backward()
+    assert.same({ { 2, 0, 6, 0 }, { 0, 12, 0, 16 } }, { nan.grad:totable(), good.grad:totable() })
+    assert.same({ 1, 0, 3, 0 }, ops.masked_fill(nan, is_nan, 0):totable())
+    assert.same({ { 1, 2 }, { 1, 9 } }, ops.where(vx.tensor({ { 0, 1 }, { 0, 0 } }, { dtype = "u8" }),
+      vx.tensor { { 7, 2 }, { 7, 7 } }, vx.tensor { 1, 9 }):totable())
+    assert.same({ 4, -1 }, ops.where(vx.tensor({ 3, 0 }, { dtype = "i32" }), 4, vx.tensor { -1 }):totable())
+    local x = vx.tensor({ 1, -2, 3 }, { requires_grad = true })
+    ops.sum(ops.where(ops.gt(x, 0), x, 0)):backward() -- ReLU
+    assert.same({ 1, 0, 1 }, x.grad:totable())
+    H.raises(function() ops.where(x, 1, 2) end, "where: a is a number")
+    H.raises(function() ops.where(vx.zeros { 2 }, x, 0) end, "where: ", "(2)", "(3)")
+    H.raises(function() ops.masked_fill(x, vx.zeros { 3 }, "0") end, "masked_fill: value is a string")
+  end)
+
+  it("round halves to even, and keep NaN", function()
+    local x = vx.tensor { 0.5, 1.5, 2.5, -0.5, -1.5, 2.4999, 1e9 + 0.5, 8388609, 0 / 0, 1 / 0 }
+    local function shown(y)
+      local t = {}
+      for i, v in ipairs(y:totable()) do t[i] = v == v and ("%.9g"):format(v) or "nan" end
+      return table.concat(t, " ")
+    end
+    assert.equal("0 2 2 -0 -2 2 1e+09 8388609 nan inf", shown(ops.round(x)))
+    assert.equal("0 1 2 -1 -2 2 1e+09 8388609 nan inf", shown(ops.floor(x)))
+    assert.equal("1 1 1 -1 -1 1 1 1 nan 1", shown(ops.sign(x)))
+    assert.equal("0", shown(ops.sign(vx.tensor { 0 })))
+    local z = vx.tensor({ 0.3, -1.2 }, { requires_grad = true })
+    ops.sum(ops.round(z) * ops.floor(z) * ops.sign(z)):backward()
+    assert.same({ 0, 0 }, z.grad:totable())
+  end)
+
+  it("join tensors in every way of writing it", function()
+    local a, b = vx.tensor({ { 1, 2 } }, { requires_grad = true }), vx.tensor { { 3, 4 } }
+    for _, y in ipairs { ops.cat(1, a, b), ops.cat(1, { a, b }), ops.cat({ a, b }), ops.cat({ a, b }, 1),
+      ops.cat({ a, b }, -2) } do
+      assert.same({ { 1, 2 }, { 3, 4 } }, y:totable())
+    end
+    for _, y in ipairs { ops.stack(1, a, b), ops.stack({ a, b }), ops.stack(-3, { a, b }) } do
+      assert.same({ { { 1, 2 } }, { { 3, 4 } } }, y:totable())
+    end
+    assert.same({ { { 1, 3 }, { 2, 4 } } }, ops.stack({ a, b }, 3):totable())
+    ops.sum(ops.stack({ a, b, a }, 2)):backward()
+    assert.same({ { 2, 2 } }, a.grad:totable())
+    H.raises(function() ops.cat(1) end, "cat: no tensors")
+    H.raises(function() ops.cat({}) end, "cat: no tensors")
+    H.raises(function() ops.cat(a, b) end, "cat: dim is a table, expected a number, as in vx.cat(1, a, b)")
+    H.raises(function() ops.stack({ a, vx.zeros { 2 } }) end, "stack: tensor 2 is (2) and the first (1,2)")
+    H.raises(function() ops.stack({ a, b }, 4) end, "stack: dimension 4 of a result with 3")
+  end)
+
+  it("find the largest: ties to the lowest index, zeros of both signs alike", function()
+    local x = vx.tensor { { 1, 5, 5, 2 }, { -0.0, 0, 0, -1 }, { -1 / 0, 3, 1 / 0, 3 } }
+    local values, index = ops.topk(x, 3)
+    assert.same({ { 5, 5, 2 }, { 0, 0, 0 }, { 1 / 0, 3, 3 } }, values:totable())
+    assert.same({ { 1, 2, 3 }, { 0, 1, 2 }, { 2, 1, 3 } }, index:totable())
+    values, index = x:topk(2, -1, { largest = false })
+    assert.same({ { 1, 2 }, { -1, 0 }, { -1 / 0, 3 } }, values:totable())
+    assert.same({ { 0, 3 }, { 3, 0 }, { 0, 1 } }, index:totable())
+    local T = H.generator(31)
+    for _, s in ipairs { { 3, 500, 7 }, { 40, 300, 65 }, { 2, 300, 300 }, { 5, 1, 1 } } do
+      local coarse = vx.empty { s[1], s[2] }:copy(T({ s[1], s[2] }, { dtype = "i32", low = -9, high = 9 }))
+      for _, options in ipairs { { largest = true }, { largest = false } } do
+        local v, i = ops.topk(coarse, s[3], 2, options)
+        local rv, ri = R.ops.topk(R.from(coarse), s[3], 2, options)
+        assert.same({ R.list(rv), R.list(ri) }, { H.flat(v), H.flat(i) })
+      end
+    end
+    local bad = vx.zeros { 5, 3 }
+    bad[4][2] = 0 / 0
+    H.raises(function() ops.topk(bad, 1) end, "topk: row 3 holds a NaN")
+    H.raises(function() ops.topk(x, 5) end, "topk: k is 5, expected an integer from 1 to 4")
+    H.raises(function() ops.topk(x, 1, 2, { bigest = true }) end, "topk: unknown option 'bigest'")
+  end)
+
+  it("choose and add along a dimension", function()
+    local x, index = vx.zeros { 2, 3 }, vx.tensor({ { 0, 2 }, { 1, 1 } }, { dtype = "i32" })
+    local src = vx.ones { 2, 2 }
+    assert.same({ { 1, 0, 1 }, { 0, 2, 0 } }, x:scatter_add(2, index, src):totable())
+    assert.same({ { 0, 0, 0 }, { 0, 0, 0 } }, x:totable())
+    H.raises(function() ops.gather(x, 2, vx.tensor({ { 0 }, { 3 } }, { dtype = "i32" })) end,
+      "gather_along: index 3 at row 1 is outside 0 .. 2")
+    H.raises(function() ops.gather(x, 1, index) end, "gather: x (2,3) and index (2,2) disagree outside dimension 1")
+    H.raises(function() ops.scatter_add(x, 2, index, vx.ones { 2, 1 }) end, "scatter_add: src (2,1) and index (2,2)")
+    H.raises(function() ops.scatter_add(x, 3, index, src) end, "scatter_add: dimension 3 of a tensor (2,3)")
+    H.raises(function() ops.one_hot(index, 2) end, "scatter_add_along: index 2 at row 1 is outside 0 .. 1")
+  end)
+
+  it("sum on and on in double", function()
+    local x = vx.full({ 1000000 }, 0.1)
+    local exact = vx.full({ 1 }, 0.1):item()
+    local y = ops.cumsum(x, 1)
+    for _, i in ipairs { 1, 1000, 999999, 1000000 } do H.close({ y[i]:item() }, { exact * i }, 6e-8, 0) end
+    x:release()
+  end)
+
+  it("compare and compute with numbers", function()
+    local x = vx.tensor({ 1, 2, 3 }, { requires_grad = true })
+    assert.same({ 0, 1, 0 }, x:eq(2):totable())
+    assert.same({ 1, 0, 1 }, x:ne(2):totable())
+    assert.same({ 0, 0, 1 }, ops.gt(x, 2):totable())
+    assert.same({ 1, 1, 0 }, ops.ge(2, x):totable())
+    assert.same({ 2, 2, 3 }, x:maximum(2):totable())
+    ops.sum(ops.mul(3, ops.maximum(x, 1.5))):backward()
+    assert.same({ 0, 3, 3 }, x.grad:totable())
   end)
 
   it("do arithmetic with numbers on either side", function()
@@ -382,6 +496,16 @@ function direct.convert()
   end
 end
 
+function direct.detach()
+  local x = vx.tensor({ 1, 2 }, { requires_grad = true })
+  local y = vx.detach(x * 1)
+  assert.is_false(y.requires_grad)
+  y:fill(5) -- the same memory, also under the new handle
+  local z = x:detach()
+  z:fill(7)
+  assert.same({ { 5, 5 }, { 7, 7 } }, { y:totable(), x:totable() })
+end
+
 function direct.argmax()
   assert.same({ 1, 0, 2 }, ops.argmax(vx.tensor { { 1, 5, 5 }, { 7, 7, 7 }, { -3, -2, -1 } }):totable())
   local T = H.generator(3)
@@ -443,6 +567,10 @@ function direct.count_codes()
   local large = T({ 20000, 1 }, { dtype = "i32", high = 999 })
   assert.equal(20000, ops.count_codes(large, 1000):to("f32"):sum():item())
   H.raises(function() ops.count_codes(codes, 5) end, "count_codes", "0 .. 4")
+  local masked = vx.tensor({ { -1, 2 }, { 1, -1 }, { -1, -1 } }, { dtype = "i32" })
+  assert.same({ { 0, 1, 0 }, { 0, 0, 1 } }, ops.count_codes(masked, 3):totable())
+  H.raises(function() ops.count_codes(vx.tensor({ { -1 }, { -2 } }, { dtype = "i32" }), 3) end,
+    "count_codes: code -2 at row 1 is outside 0 .. 2")
 end
 
 function direct.scatter_add()

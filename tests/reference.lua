@@ -133,6 +133,16 @@ end
 function ops.contiguous(x) return ops.reshape(x, x.shape) end
 function ops.cast(x) return ops.reshape(x, x.shape) end -- to float32; tests/autograd_spec.lua rounds to bf16
 
+function ops.stack(d, ...)
+  local parts = { ... }
+  for i, x in ipairs(parts) do
+    local shape = copied(x.shape)
+    table.insert(shape, d < 0 and #shape + d + 2 or d, 1)
+    parts[i] = ops.reshape(x, shape)
+  end
+  return ops.cat(d, unpack(parts))
+end
+
 function ops.cat(d, ...)
   local parts = { ... }
   d = dimension(parts[1], d)
@@ -174,6 +184,27 @@ ops.minimum = binary(math.min)
 ops.eq = binary(function(a, b) return a == b and 1 or 0 end)
 ops.lt = binary(function(a, b) return a < b and 1 or 0 end)
 ops.le = binary(function(a, b) return a <= b and 1 or 0 end)
+ops.gt = binary(function(a, b) return a > b and 1 or 0 end)
+ops.ge = binary(function(a, b) return a >= b and 1 or 0 end)
+ops.ne = binary(function(a, b) return a ~= b and 1 or 0 end)
+
+--- Gives a number as an array (1); an array as it is.
+local function as_array(x)
+  if type(x) ~= "number" then return x end
+  local a = array { 1 }
+  a.v[0] = x
+  return a
+end
+
+function ops.where(condition, a, b)
+  a, b = as_array(a), as_array(b)
+  local shape = binary(function() return 0 end)(binary(function() return 0 end)(condition, a), b).shape
+  local c, p, q, y = ops.expand(condition, shape), ops.expand(a, shape), ops.expand(b, shape), array(shape)
+  for i = 0, y.n - 1 do y.v[i] = c.v[i] ~= 0 and p.v[i] or q.v[i] end
+  return y
+end
+
+function ops.masked_fill(x, mask, value) return ops.where(mask, value, x) end
 
 local function erf(x) -- series for small arguments, continued fraction (Lentz) for large ones
   local a = math.abs(x)
@@ -226,6 +257,14 @@ local scalar = {
   gelu = function(x) return 0.5 * x * (1 + erf(x / math.sqrt(2))) end,
   clamp = function(x, a, b) return math.min(math.max(x, a), b) end,
   power = function(x, a) return x ^ a end,
+  round = function(x) -- halves to even
+    local low = math.floor(x)
+    local rest = x - low
+    if rest ~= 0.5 then return rest < 0.5 and low or low + 1 end
+    return low % 2 == 0 and low or low + 1
+  end,
+  floor = math.floor,
+  sign = function(x) return x > 0 and 1 or x < 0 and -1 or 0 end,
   lgamma = lgamma, digamma = digamma, trigamma = trigamma,
 }
 R.scalar = scalar
@@ -270,6 +309,13 @@ ops.sum = reduction(0, plus)
 ops.mean = reduction(0, plus, function(s, n) return s / n end)
 ops.max = reduction(-math.huge, math.max)
 ops.min = reduction(math.huge, math.min)
+
+function ops.cumsum(x, d)
+  d = dimension(x, d)
+  local y, st = array(x.shape), strides(x.shape)
+  each(x.shape, function(p, index) y.v[p] = x.v[p] + (index[d] > 0 and y.v[p - st[d]] or 0) end)
+  return y
+end
 
 -- -- Linear algebra and convolution -----------------------------------------------------------------------------------
 
@@ -432,13 +478,64 @@ end
 function ops.softmax(x) return softmax(x, false) end
 function ops.log_softmax(x) return softmax(x, true) end
 
-function ops.gather(tab, index)
+--- Gives the place in an array of strides st of what `index` chooses along dimension d at the place `at`.
+local function place_along(st, at, d, index)
+  local place = index * st[d]
+  for i = 1, #st do place = place + (i == d and 0 or at[i] * st[i]) end
+  return place
+end
+
+local function gather_along(x, d, index)
+  local y, st = array(index.shape), strides(x.shape)
+  each(index.shape, function(p, at) y.v[p] = x.v[place_along(st, at, d, index.v[p])] end)
+  return y
+end
+
+function ops.gather(tab, index, along)
+  if type(index) == "number" then return gather_along(tab, dimension(tab, index), along) end
   local D, shape = tab.shape[2], copied(index.shape)
   shape[#shape + 1] = D
   local y = array(shape)
   for n = 0, index.n - 1 do
     for d = 0, D - 1 do y.v[n * D + d] = tab.v[index.v[n] * D + d] end
   end
+  return y
+end
+
+function ops.scatter_add(x, d, index, src)
+  d = dimension(x, d)
+  local y, st = ops.reshape(x, x.shape), strides(x.shape)
+  each(index.shape, function(p, at)
+    local place = place_along(st, at, d, index.v[p])
+    y.v[place] = y.v[place] + src.v[p]
+  end)
+  return y
+end
+
+function ops.topk(x, k, d, options)
+  d = dimension(x, d or -1)
+  local shape, st, size = copied(x.shape), strides(x.shape), x.shape[d]
+  local sign = options and options.largest == false and -1 or 1
+  shape[d] = k
+  local y, indices, to = array(shape), array(shape), strides(shape)
+  shape[d] = 1
+  each(shape, function(_, at)
+    local list = {}
+    for j = 0, size - 1 do list[j + 1] = { x.v[place_along(st, at, d, j)] * sign, j } end
+    table.sort(list, function(a, b) return a[1] > b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+    for j = 0, k - 1 do
+      local place = place_along(to, at, d, j)
+      y.v[place], indices.v[place] = list[j + 1][1] * sign, list[j + 1][2]
+    end
+  end)
+  return y, indices
+end
+
+function ops.one_hot(index, classes)
+  local shape = copied(index.shape)
+  shape[#shape + 1] = classes
+  local y = array(shape)
+  for i = 0, index.n - 1 do y.v[i * classes + index.v[i]] = 1 end
   return y
 end
 

@@ -6,22 +6,28 @@
 
 #include "cpu.h"
 
-/* Checks that all indices of x (rows,columns) lie in 0 .. limit - 1; the error names the op, what an index is called,
- * and the first that does not. */
-static inline int check_indices(const char *op, const char *name, const int32_t *x, int64_t rows, int64_t columns,
-                                int64_t limit)
+/* Checks that all indices of x (rows,columns) lie in least .. limit - 1, least 0 or -1; the error names the op, what an
+ * index is called, and the first that does not. */
+static inline int check_range(const char *op, const char *name, const int32_t *x, int64_t rows, int64_t columns,
+                              int32_t least, int64_t limit)
 {
-    const uint32_t end = (uint32_t)vx_min64(limit, (int64_t)INT32_MAX + 1);
+    const uint32_t offset = (uint32_t)-least, end = (uint32_t)vx_min64(limit, (int64_t)INT32_MAX + 1) + offset;
     uint32_t bad = 0;
-    for (int64_t i = 0; i < rows * columns; i++) bad |= (uint32_t)x[i] >= end; /* a negative one is a large one */
+    for (int64_t i = 0; i < rows * columns; i++) bad |= (uint32_t)x[i] + offset >= end; /* below least it is large */
     if (!bad) return VX_OK;
     int64_t i = 0;
-    while ((uint32_t)x[i] < end) i++;
+    while ((uint32_t)x[i] + offset < end) i++;
     const long long row = i / columns, column = i % columns, most = limit - 1;
     if (columns == 1)
         return vx_fail(VX_EINVAL, "%s: %s %d at row %lld is outside 0 .. %lld", op, name, (int)x[i], row, most);
     return vx_fail(VX_EINVAL, "%s: %s %d at row %lld, column %lld is outside 0 .. %lld", op, name, (int)x[i], row,
                    column, most);
+}
+
+static inline int check_indices(const char *op, const char *name, const int32_t *x, int64_t rows, int64_t columns,
+                                int64_t limit)
+{
+    return check_range(op, name, x, rows, columns, 0, limit);
 }
 
 /* Sorts by key, stably: order (count) = 0 .. count - 1 by ascending key[i stride], 0 <= key < keys. Those of key k are

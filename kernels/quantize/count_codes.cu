@@ -1,5 +1,6 @@
 /* count_codes.cu: how often each code of each group was used, on CUDA. codes is read once. Counts are integers, whose
- * atomics give the same result in every order. A code outside 0 .. M-1 is reported late and counts nowhere.
+ * atomics give the same result in every order. A code of -1 counts nowhere; another one
+ * outside 0 .. M-1 is reported late besides.
  */
 #include "cuda/cuda.cuh"
 
@@ -11,11 +12,11 @@ VX_KERNEL count_codes_kernel(int32_t *count, const int32_t *codes, int64_t n, in
     for (int64_t i = vx_first(); i < n * groups; i += vx_step()) {
         const int32_t code = codes[i];
         if (code >= 0 && code < size) atomicAdd(&count[i % groups * size + code], 1);
-        else vx_report(outside, i);
+        else if (code != -1) vx_report(outside, i);
     }
 }
 
-/* count[g][codes[n][g]] += 1 */
+/* count[g][codes[n][g]] += 1; a code of -1 counts nowhere */
 int vx_cuda_count_codes(vx_tensor *count, vx_tensor *codes)
 {
     const int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];

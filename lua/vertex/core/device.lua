@@ -2,6 +2,7 @@
 -- collector takes its share here: it does not see what tensors hold.
 
 local ffi = require "ffi"
+local check = require "vertex.check"
 local dtype = require "vertex.core.dtype"
 local library = require "vertex.core.library"
 
@@ -137,10 +138,7 @@ function devices.sync(device) call(C.vx_sync, number_of(device)) end
 -- @return the number in force
 -- @raise where n is no such integer
 function devices.threads(n)
-  if n ~= nil and (type(n) ~= "number" or n < 1 or n ~= math.floor(n)) then
-    fail("threads: %s, expected an integer of 1 or more", tostring(n))
-  end
-  call(C.vx_threads, n or 0, int_out)
+  call(C.vx_threads, n and check.integer("threads", "n", n, 1, 2 ^ 31 - 1) or 0, int_out)
   return int_out[0]
 end
 

@@ -12,19 +12,29 @@ local Writer = {}
 Writer.__index = Writer
 local writer_out = ffi.new "vx_writer *[1]"
 
---- A file that appears under `path` whole, at :commit(), or not at all.
+--- Begins a file that appears under its name whole, at :commit(), or not at all.
+-- @param path of the file; a temporary one is written in the same folder
+-- @return writer with :bytes(string), :tensor(x), :commit() and :abort()
+-- @raise where the folder cannot be written to
 function files.writer(path)
   call(C.vx_writer_open, writer_out, path)
   return setmetatable({ w = ffi.gc(writer_out[0], C.vx_writer_abort) }, Writer)
 end
 
+--- Appends a string.
 function Writer:bytes(s) call(C.vx_writer_bytes, self.w, ffi.cast("const void *", s), #s) end
+
+--- Appends the raw little-endian elements of a tensor, row-major; narrow: those of an i32 tensor as uint16.
 function Writer:tensor(x, narrow) call(C.vx_writer_tensor, self.w, handle(x), narrow and 1 or 0) end
+
+--- Flushes the file to the disk and gives it its name.
 function Writer:commit()
   local w = ffi.gc(self.w, nil)
   self.w = nil
   check(C.vx_writer_commit(w))
 end
+
+--- Removes the temporary file.
 function Writer:abort()
   C.vx_writer_abort(ffi.gc(self.w, nil))
   self.w = nil
@@ -53,7 +63,9 @@ function files.write_file(path, text)
   files.write_whole(path, function(w) w:bytes(text) end)
 end
 
---- Makes a folder and those above it that are missing. True; or nil and why not.
+--- Makes a folder and those above it that are missing.
+-- @param path of the folder
+-- @return true; or nil and why not
 function files.make_folders(path)
   local lfs = require "lfs"
   local at = path:sub(1, 1) == "/" and "" or nil
@@ -123,10 +135,16 @@ function Rows:close()
   self.r = nil
 end
 
---- Fills tensor x from raw data at byte `offset` of a file; format is a safetensors dtype.
+--- Fills a tensor from raw data in a file.
+-- @param x contiguous tensor
+-- @param path of the file
+-- @param offset first byte of the data
+-- @param format dtype of the data, by the name that safetensors gives it
 function files.read_tensor(x, path, offset, format) call(C.vx_file_read, handle(x), path, offset, format) end
 
---- Bytes of a regular file, or nil.
+--- Gives the size of a file.
+-- @param path of the file
+-- @return bytes; nil where it is no regular file, or not readable
 function files.file_size(path)
   local n = tonumber(C.vx_file_size(path))
   return n >= 0 and n or nil

@@ -12,9 +12,12 @@ local graphs = {}
 -- The counts of the recording under way: an array of {object, field, kind, value}.
 local counts
 
---- Adds one to object[field], now and at every replay of a graph that is being recorded; returns the sum. kind:
--- "stream" where the sum is a random stream of object.seed, "step" where it is AdamW's step, nil for what Lua alone
--- counts.
+--- Adds one to object[field], now and at every replay of the graph that is being recorded.
+-- @param object table
+-- @param field name of a number in it
+-- @param[opt] kind "stream" where the sum is a random stream of object.seed, "step" where it is AdamW's step; nil for
+-- what Lua alone counts
+-- @return the sum
 function graphs.count(object, field, kind)
   local value = object[field] + 1
   object[field] = value
@@ -22,15 +25,18 @@ function graphs.count(object, field, kind)
   return value
 end
 
---- Whether a graph is being recorded.
+--- Says whether a graph is being recorded.
 function graphs.is_recording() return counts ~= nil end
 
 local Graph = {}
 Graph.__index = Graph
 
---- Runs f(...) while `device` records what it queues. Returns a graph and f's results, or nil where the device has no
--- graphs (and f was not run). An error inside f drops the recording. rate: what the learning rates of AdamW inside are
--- relative to.
+--- Runs a function while a device records what it queues. An error inside drops the recording.
+-- @param device "cpu", "cuda:0", ...
+-- @param rate what the learning rates of AdamW inside are relative to
+-- @param f function
+-- @param ... its arguments
+-- @return graph, and what f returns; nil where the device has no graphs, and f was not run then
 function graphs.record(device, rate, f, ...)
   local number, out = device_number(device), ffi.new "vx_graph *[1]"
   local status = C.vx_graph_begin(number, rate)
@@ -50,8 +56,8 @@ function graphs.record(device, rate, f, ...)
   return done(pcall(f, ...))
 end
 
---- Array of {seed, stream} of the pairs that recorded random ops draw from, in the order in which :launch takes them
--- anew.
+--- Lists the pairs that recorded random ops draw from, in the order in which :launch takes them anew.
+-- @return array of { seed, stream }
 function Graph:draws()
   local list, draw = {}, ffi.new "vx_draw"
   while true do
@@ -62,14 +68,17 @@ function Graph:draws()
   end
 end
 
---- Runs the recorded ops; steps: those of AdamW since the recording; draws: as :draws() gave them, with the values of
--- now.
+--- Runs the recorded ops.
+-- @param rate learning rate, as that of core.record
+-- @param steps those of AdamW since the recording
+-- @param draws array as :draws() gave it, with the values of now
 function Graph:launch(rate, steps, draws)
   self.buffer = self.buffer or ffi.new("vx_draw[?]", math.max(1, #draws))
   for i, d in ipairs(draws) do self.buffer[i - 1].seed, self.buffer[i - 1].stream = d.seed, d.stream end
   call(C.vx_graph_launch, self.g, rate, steps, self.buffer)
 end
 
+--- Frees the recording and the memory it keeps.
 function Graph:release()
   C.vx_graph_free(ffi.gc(self.g, nil))
   self.g = nil

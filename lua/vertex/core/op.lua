@@ -42,6 +42,11 @@ end
 -- `each`, too, for an op on lists: the numbers that each place of the lists has of its own.
 local function op_list() return list end
 
+--- Raises where the library has no op of this name.
+local function expect_op(name)
+  if not by_name[name] then library.lacks("the op '" .. name .. "'") end
+end
+
 local int_out = ffi.new "int[1]"
 
 --- Says whether a backend ("cpu", "cuda") has a kernel for an op of ops.def; nil and why where its library cannot be
@@ -211,5 +216,5 @@ local function digamma(x) return C.vx_digamma(x) end
 --- Computes the second derivative of ln gamma at x; NaN below 0.
 local function trigamma(x) return C.vx_trigamma(x) end
 
-return { op = op, op_list = op_list, backend_has = backend_has, VX = VX, handle = handle, lgamma = lgamma,
-  digamma = digamma, trigamma = trigamma }
+return { op = op, op_list = op_list, expect_op = expect_op, backend_has = backend_has, VX = VX, handle = handle,
+  lgamma = lgamma, digamma = digamma, trigamma = trigamma }

@@ -1,8 +1,8 @@
 --- core/random.lua: random streams. A (seed, stream) pair determines all numbers drawn with it (Philox, see
 -- core/rng.h), on any device; generators hand the pairs out.
 
+local check = require "vertex.check"
 local count = require("vertex.core.graph").count
-local fail = require("vertex.core.library").fail
 
 local random = {}
 
@@ -15,10 +15,7 @@ Generator.__index = Generator
 -- @return generator
 -- @raise where seed is no such integer
 function random.generator(seed)
-  if type(seed) ~= "number" or seed ~= math.floor(seed) or seed < 0 or seed > 2 ^ 53 then
-    fail("seed: %s, expected an integer from 0 to 2^53", tostring(seed))
-  end
-  return setmetatable({ seed = seed, drawn = 0 }, Generator)
+  return setmetatable({ seed = check.integer("seed", "seed", seed, 0), drawn = 0 }, Generator)
 end
 
 --- Draws the next stream.

@@ -9,8 +9,11 @@ local system = {}
 
 local in_session = false
 
---- Runs f with Ctrl-C and SIGTERM turned into a flag that core.interrupted() reads. Within a session its Ctrl-C stays
--- in force, which raises the same flag.
+--- Runs a function with Ctrl-C and SIGTERM turned into a flag that core.interrupted() reads. Within a session its
+-- Ctrl-C stays in force, which raises the same flag.
+-- @param f function
+-- @param ... its arguments
+-- @return what f returns
 function system.catching_interrupts(f, ...)
   if in_session then return f(...) end
   C.vx_interrupt_catch(1)
@@ -22,7 +25,7 @@ function system.catching_interrupts(f, ...)
   return done(pcall(f, ...))
 end
 
---- A session begins: from now on Ctrl-C only raises the flag, however often; calling it again lowers the flag.
+--- Begins a session: from now on Ctrl-C only raises the flag, however often. Calling it again lowers the flag.
 function system.session_interrupts()
   in_session = true
   C.vx_interrupt_catch(2)
@@ -33,9 +36,13 @@ local LUA_MASKCOUNT = 8
 -- LuaJIT's hooks are those of all its threads, so that any thread names them
 local anchor = coroutine.create(function() end)
 
---- Runs f(...) in a session, with hook() called every `every` instructions of interpreted Lua, and after Ctrl-C at each
--- instruction until f is over. hook may raise an error. Compiled traces call no hook: jit.off what has to be
--- interruptible.
+--- Runs a function of a session under a hook. After Ctrl-C the hook is called at every instruction until f is over.
+-- Compiled traces call no hook: jit.off what has to be interruptible.
+-- @param hook function without arguments, which may raise an error
+-- @param every calls of the hook are so many instructions of interpreted Lua apart
+-- @param f function
+-- @param ... its arguments
+-- @return what f returns
 function system.with_hook(hook, every, f, ...)
   local L = ffi.cast("void *", tonumber(tostring(anchor):match "0x(%x+)", 16))
   debug.sethook(hook, "", every)
@@ -50,15 +57,25 @@ function system.with_hook(hook, every, f, ...)
 end
 
 --- Runs f(a, b, c), a C function of three pointers, in a thread of its own that receives no signals.
+-- @param f cdata, a pointer to the function; never a callback into Lua
 function system.thread(f, a, b, c) call(C.vx_thread, ffi.cast("int (*)(void *, void *, void *)", f), a, b, c) end
 
 ffi.cdef "int getppid(void);"
---- Number of the process that started this one; it changes when that process ends.
+--- Gives the number of the process that started this one; it changes when that process ends.
 function system.parent() return ffi.C.getppid() end
 
+--- Says whether Ctrl-C or SIGTERM came, while either is caught.
 function system.interrupted() return C.vx_interrupted() ~= 0 end
+
+--- Reads a monotonic clock.
+-- @return seconds since a moment that stays the same
 function system.time() return C.vx_time() end
+
+--- Says whether a file descriptor is a terminal: 0 standard input, 1 output, 2 errors.
 function system.is_tty(fd) return C.vx_is_tty(fd) ~= 0 end
+
+--- Gives the terminal's width.
+-- @return number of columns; 0 where neither output nor errors go to a terminal
 function system.terminal_columns() return C.vx_terminal_columns() end
 
 return system

@@ -103,7 +103,7 @@ local function about_function(session, f, name, width)
   add(details(doc, width))
   local op = doc.op
   if op then
-    add(op.backward and "Differentiable." or nil)
+    add((op.backward or op.composite) and "Differentiable." or nil)
     add(example(op, "vx." .. op.name))
     local note = torch_names.note(op)
     add(note and filled(note, width, 2))

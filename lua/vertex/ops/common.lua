@@ -80,6 +80,19 @@ function common.rows(x)
   return shaped(contiguous(x), { product(s, 1, #s - 1), c }), s
 end
 
+--- Gives a contiguous x as (what is before dimension d, d, what is after it).
+function common.around(x, d)
+  local s = x:shape()
+  return shaped(x, { product(s, 1, d - 1), s[d], product(s, d + 1) })
+end
+
+--- Gives a view of x with dimensions a and b exchanged.
+function common.transposed(x, a, b)
+  local s, st = x:shape(), x:strides()
+  s[a], s[b], st[a], st[b] = s[b], s[a], st[b], st[a]
+  return core.view(x, s, st, 0)
+end
+
 --- Gives x with dimensions of size 1 repeated to `shape` (new ones in front), by stride 0; nil where that cannot be.
 function common.expanded(x, shape)
   local s, st = x:shape(), x:strides()
@@ -113,6 +126,12 @@ function common.sum_to(g, shape)
 end
 
 -- -- Elementwise, unrecorded ------------------------------------------------------------------------------------------
+
+--- Gives an operand that may be a number as a tensor (1) beside `other`; anything else as it is.
+function common.operand(x, other)
+  if type(x) == "number" and is_tensor(other) then return empty_on(other, { 1 }):fill(x) end
+  return x
+end
 
 --- Computes a (kind) b, broadcast, for the op called `what`.
 function common.binary(what, kind, a, b)

@@ -6,25 +6,34 @@ local core = require "vertex.core"
 local record = require "vertex.ops.record"
 
 local op, VX, contiguous, fail, new_like = core.op, core.VX, core.contiguous, core.fail, core.new_like
-local binary, expanded, expect_tensor, scaled, sum_to = common.binary, common.expanded, common.expect_tensor,
-  common.scaled, common.sum_to
+local shape_text = core.shape_text
+local binary, empty_on, expanded, expect_tensor = common.binary, common.empty_on, common.expanded, common.expect_tensor
+local operand, scaled, sum_to = common.operand, common.scaled, common.sum_to
 local define = record.define
 
 -- -- Of two tensors ---------------------------------------------------------------------------------------------------
 
---- Defines y = a (kind) b. o.gradient(dy, a, b, y, needs) gives da and db, of y's shape; o.low, o.high: what the cases
--- are drawn from.
+local OPERANDS = { { "a", "tensor f32 of any shape, or a number" },
+  { "b", "tensor f32 of a shape that broadcasts with a's, or a number" } }
+
+--- Defines y = a (kind) b, or b (kind) a where o.swapped is set. o.gradient(dy, a, b, y, needs) gives da and db, of y's
+-- shape; o.low, o.high: what the cases are drawn from.
 local function define_binary(name, kind, o)
   local gradient, range = o.gradient, { low = o.low, high = o.high }
   define(name, {
     text = o.text,
-    args = { { "a", "tensor f32 of any shape" }, { "b", "tensor f32 of a shape that broadcasts with a's" } },
+    args = OPERANDS,
     returns = o.returns or "tensor f32 of the shape that both are broadcast to",
     raises = "where a and b disagree on a size that is 1 in neither",
     calls = { "binary" },
     also = o.also,
     method = o.method,
     forward = function(ctx, a, b)
+      a, b = operand(a, b), operand(b, a)
+      if o.swapped then
+        common.broadcast_shape(expect_tensor(a, name, "a"), expect_tensor(b, name, "b"), name)
+        a, b = b, a
+      end
       local y = binary(name, kind, a, b)
       if ctx.needs then ctx.a, ctx.b, ctx.y = a, b, y end
       return y
@@ -91,6 +100,103 @@ local TRUTH = "tensor f32 of the shape that both are broadcast to: 1 where it ho
 define_binary("eq", VX.EQ, { text = "Says where a == b. A NaN equals nothing.", returns = TRUTH, method = true })
 define_binary("lt", VX.LT, { text = "Says where a < b.", returns = TRUTH, also = { "less" }, method = true })
 define_binary("le", VX.LE, { text = "Says where a <= b.", returns = TRUTH, also = { "less_equal" }, method = true })
+define_binary("gt", VX.LT, { text = "Says where a > b.", returns = TRUTH, also = { "greater" }, method = true,
+  swapped = true })
+define_binary("ge", VX.LE, { text = "Says where a >= b.", returns = TRUTH, also = { "greater_equal" }, method = true,
+  swapped = true })
+
+define("ne", {
+  text = "Says where a differs from b. A NaN differs from everything.",
+  args = OPERANDS,
+  returns = TRUTH,
+  raises = "where a and b disagree on a size that is 1 in neither",
+  calls = { "binary" },
+  also = { "not_equal" },
+  method = true,
+  forward = function(_, a, b)
+    local y = binary("ne", VX.EQ, operand(a, b), operand(b, a))
+    op.unary(y, y, VX.AFFINE, -1, 1)
+    return y
+  end,
+  cases = function(T)
+    local coarse = { dtype = "i32", high = 2 }
+    return { { T({ 3, 4 }, coarse):to "f32", T({ 4 }, coarse):to "f32" }, { T { 5 }, T { 5 } } }
+  end,
+})
+
+-- -- One of two -------------------------------------------------------------------------------------------------------
+
+--- Gives the shape that three tensors are repeated to.
+local function common_shape(condition, a, b)
+  local s, c, out = common.broadcast_shape(a, b, "where"), condition:shape(), {}
+  local n = math.max(#c, #s)
+  for i = 0, n - 1 do
+    local p, q = c[#c - i] or 1, s[#s - i] or 1
+    if p ~= q and p ~= 1 and q ~= 1 then
+      fail("where: condition %s, a %s and b %s disagree on a size", shape_text(condition), shape_text(a), shape_text(b))
+    end
+    out[n - i] = p == 1 and q or p
+  end
+  return out
+end
+
+--- Computes condition ? a : b of tensors that can be repeated to `shape`.
+local function choose(shape, condition, a, b)
+  local y = empty_on(a, shape)
+  op.where(y, expanded(condition, shape), expanded(a, shape), expanded(b, shape))
+  return y
+end
+
+define("where", {
+  text = "Gives a where a condition holds and b elsewhere. Nothing of the other one passes, neither its value nor a "
+    .. "gradient to it, even where that is a NaN.",
+  args = { { "condition", "tensor of any shape and dtype; it holds where it is not 0" },
+    { "a", "tensor f32 of any shape, or a number" },
+    { "b", "tensor f32 of any shape, or a number; the shapes of the three broadcast" } },
+  returns = "tensor f32 of the shape that all are broadcast to",
+  raises = "where they disagree on a size that is 1 in none of them, or a and b are both numbers",
+  calls = { "where" },
+  forward = function(ctx, condition, a, b)
+    a, b = operand(a, b), operand(b, a)
+    condition = expect_tensor(condition, "where", "condition"):to "f32"
+    expect_tensor(a, "where", "a")
+    expect_tensor(b, "where", "b")
+    if ctx.needs then ctx.condition, ctx.a, ctx.b = condition, a:shape(), b:shape() end
+    return choose(common_shape(condition, a, b), condition, a, b)
+  end,
+  backward = function(ctx, dy)
+    local needs, shape, zero = ctx.needs, dy:shape(), empty_on(dy, { 1 }):zero()
+    local da = needs[2] and sum_to(choose(shape, ctx.condition, dy, zero), ctx.a)
+    local db = needs[3] and sum_to(choose(shape, ctx.condition, zero, dy), ctx.b)
+    return nil, da, db
+  end,
+  cases = function(T)
+    local function truth(shape) return T(shape, { dtype = "i32", high = 1 }) end
+    return { { truth { 3, 4 }:to "f32", T { 3, 4 }, T { 3, 4 } }, { truth { 3, 1 }, T { 4 }, T { 2, 1, 1 } },
+      { truth { 4 }:to "u8", 1.5, T { 3, 4 } }, { truth { 2, 3, 4 }, T { 1 }, T({ 4 }, { grad = false }) } }
+  end,
+})
+
+define("masked_fill", {
+  text = "Gives x with a number in place of the elements that a mask names.",
+  args = { { "x", "tensor f32 of any shape" },
+    { "mask", "tensor of any dtype and a shape that broadcasts with x's; it names where it is not 0" },
+    { "value", "number" } },
+  returns = "tensor f32 of the shape that both are broadcast to",
+  raises = "where the shapes disagree, or value is no number",
+  calls = { "where" },
+  method = true,
+  composite = true,
+  forward = function(_, x, mask, value)
+    if type(value) ~= "number" then fail("masked_fill: value is a %s, expected a number", type(value)) end
+    expect_tensor(mask, "masked_fill", "mask")
+    return record.ops.where(mask, value, expect_tensor(x, "masked_fill", "x"))
+  end,
+  cases = function(T)
+    return { { T { 3, 4 }, T({ 4 }, { dtype = "i32", high = 1 }), 2 },
+      { T { 5 }, T({ 5 }, { dtype = "i32", high = 1 }), -0.5 } }
+  end,
+})
 
 -- -- Of one tensor ----------------------------------------------------------------------------------------------------
 
@@ -168,6 +274,16 @@ define_unary("power", VX.POWER, {
   also = { "pow" },
   low = 0.3, high = 3,
   method = false,
+})
+define_unary("round", VX.ROUND, {
+  text = "Rounds to the nearest integer, halves to the even one; the gradient is 0.",
+  low = -0.45, high = 0.45,
+})
+define_unary("floor", VX.FLOOR, { text = "Rounds down to an integer; the gradient is 0.", low = 1.05, high = 1.95 })
+define_unary("sign", VX.SIGN, {
+  text = "Gives -1, 0 or 1 by the sign of x, and NaN of NaN; the gradient is 0.",
+  also = { "sgn" },
+  low = 0.2, high = 2,
 })
 define_unary("lgamma", VX.LGAMMA, {
   text = "Computes ln gamma(x); NaN below 0.",

@@ -27,13 +27,8 @@ local function operand(x, batch)
   return core.view(x, s, st, 0), s
 end
 
---- Gives a view of x with the last two dimensions exchanged.
-local function flipped(x)
-  local s, st = x:shape(), x:strides()
-  local n = #s
-  s[n], s[n - 1], st[n], st[n - 1] = s[n - 1], s[n], st[n - 1], st[n]
-  return core.view(x, s, st, 0)
-end
+--- Gives a view of x with its last two dimensions exchanged.
+local function flipped(x) return common.transposed(x, x:dim() - 1, x:dim()) end
 
 --- Computes a b of 2-D or 3-D operands, unrecorded.
 local function multiply(a, b)

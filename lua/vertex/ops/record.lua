@@ -14,6 +14,7 @@
 --     method = true,                                    -- optional: x:name(...), too
 --     forward = function(ctx, ...) ... end,             -- see lua/vertex/tape.lua for the rules; no backward: no
 --     backward = function(ctx, dy) ... end,             --   gradient flows through
+--     composite = true,                                 -- optional: made of other ops, whose gradients it has
 --     outputs = 2, takes_bf16 = true, accumulates = true, -- optional: see the rules
 --     cases = function(T) return { { T { 2, 3 }, 1 } } end,
 --   })
@@ -28,9 +29,6 @@ local record = {
   ops = {},      -- name → function
   registry = {}, -- array of the records, and by name
 }
-
-local in_c = {} -- the ops of core/ops.def, by name; their functions are made when they are first called
-for _, op in ipairs(core.op_list()) do in_c[op.name] = true end
 
 local FIELDS = { name = "string", text = "string", args = "table", returns = "string", raises = "string",
   calls = "table", forward = "function" }
@@ -66,7 +64,7 @@ function record.define(name, op)
   op.name = name
   check(op)
   op.source_file, op.line = place()
-  for _, called in ipairs(op.calls) do assert(in_c[called], called) end
+  for _, called in ipairs(op.calls) do core.expect_op(called) end
   record.registry[#record.registry + 1], record.registry[name] = op, op
   record.ops[name] = tape.recorded(op)
   if op.method then core.Tensor[name] = record.ops[name] end

@@ -4,10 +4,10 @@ local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
 
-local op, VX, contiguous = core.op, core.VX, core.contiguous
+local op, VX, contiguous, new_like = core.op, core.VX, core.contiguous, core.new_like
 local binary, dimension, empty_on, expanded, expect_tensor = common.binary, common.dimension, common.empty_on,
   common.expanded, common.expect_tensor
-local product, rows, scaled, shaped = common.product, common.rows, common.scaled, common.shaped
+local around, product, rows, scaled, shaped = common.around, common.product, common.rows, common.scaled, common.shaped
 local define = record.define
 
 --- Gives the shape of x reduced over `dims` (a number, a list, or nil for all), with and without the reduced
@@ -74,6 +74,33 @@ define_reduction("max", VX.REDUCE_MAX,
 define_reduction("min", VX.REDUCE_MIN,
   "Gives the smallest element (a NaN where there is one); elements that share the minimum share its gradient.",
   { "amin" }, extreme)
+
+define("cumsum", {
+  text = "Sums along one dimension up to each element, that one included; kept in double and rounded once each.",
+  args = { { "x", "tensor f32 of any shape" }, { "dim", "dimension, 1-based; negative counts from the end" } },
+  returns = "tensor f32 of x's shape",
+  raises = "where x has no such dimension",
+  calls = { "cumsum" },
+  method = true,
+  forward = function(ctx, x, d)
+    x = contiguous(expect_tensor(x, "cumsum", "x"))
+    d = dimension(x, d, "cumsum")
+    local flat = around(x, d)
+    local y = new_like(flat)
+    op.cumsum(y, flat, 0)
+    ctx.d, ctx.shape = d, x:shape()
+    return shaped(y, ctx.shape)
+  end,
+  backward = function(ctx, dy)
+    local flat = around(dy, ctx.d)
+    local dx = new_like(flat)
+    op.cumsum(dx, flat, 1)
+    return shaped(dx, ctx.shape)
+  end,
+  cases = function(T)
+    return { { T { 7 }, 1 }, { T { 3, 4 }, 1 }, { T { 3, 4 }, -1 }, { T { 2, 5, 3 }, 2 } }
+  end,
+})
 
 define("argmax", {
   text = "Finds the largest element along the last dimension; ties go to the lowest index.",

@@ -176,16 +176,13 @@ define("cast", {
 })
 tape.cast = ops.cast
 
-define("cat", {
-  text = "Joins tensors along one dimension.",
-  args = { { "dim", DIM }, { "...", "tensors of one dtype, of one shape but for dim" } },
-  returns = "tensor; its size along dim is the sum of theirs",
-  raises = "where there are no tensors, or their shapes disagree outside dim",
-  calls = {},
-  also = { "concat", "concatenate", "hstack", "vstack" },
+-- -- Several tensors into one -----------------------------------------------------------------------------------------
+
+--- Joins tensors along dimension d of the first; called by cat, which sorts out its arguments.
+local join = tape.recorded {
+  name = "cat",
   forward = function(ctx, d, ...)
     local parts = { ... }
-    if #parts == 0 then fail "cat: no tensors" end
     local first = expect_tensor(parts[1], "cat", "tensor 1")
     local shape = first:shape()
     d = dimension(first, d, "cat")
@@ -217,5 +214,73 @@ define("cat", {
     end
     return nil, unpack(g)
   end,
+}
+
+--- Gives the dimension and the array of tensors of (dim, a, b, ...), of (dim, { a, b }) and of ({ a, b }, dim = 1).
+local function parts_of(what, ...)
+  local dim, list = ...
+  if type(dim) == "table" and not core.is_tensor(dim) then
+    dim, list = list or 1, dim
+  elseif type(list) ~= "table" or core.is_tensor(list) then
+    list = { select(2, ...) }
+  end
+  if type(dim) ~= "number" then
+    fail("%s: dim is a %s, expected a number, as in vx.%s(1, a, b) or vx.%s({ a, b }, 1)", what, type(dim), what, what)
+  end
+  if #list == 0 then fail("%s: no tensors", what) end
+  return dim, list
+end
+
+local DIM_FIRST = { "dim", DIM .. "; or the tensors stand first, in a table: ({ a, b }, dim = 1)" }
+
+define("cat", {
+  text = "Joins tensors along one dimension.",
+  args = { DIM_FIRST, { "...", "tensors of one dtype, and of one shape but for dim; or one table of them" } },
+  returns = "tensor; its size along dim is the sum of theirs",
+  raises = "where there are no tensors, or their shapes disagree outside dim",
+  calls = {},
+  also = { "concat", "concatenate", "hstack", "vstack" },
+  composite = true,
+  forward = function(_, ...)
+    local dim, list = parts_of("cat", ...)
+    return join(dim, unpack(list))
+  end,
   cases = function(T) return { { 1, T { 2, 3 }, T { 1, 3 } }, { -1, T { 2, 3 }, T { 2, 2 } } } end,
+})
+
+define("stack", {
+  text = "Joins tensors of one shape along a new dimension.",
+  args = { DIM_FIRST, { "...", "tensors of one dtype and shape; or one table of them" } },
+  returns = "tensor with one dimension more than they have, of as many elements as there are tensors",
+  raises = "where there are no tensors, their shapes differ, or dim is none of the result's",
+  calls = {},
+  composite = true,
+  forward = function(_, ...)
+    local dim, list = parts_of("stack", ...)
+    local first = expect_tensor(list[1], "stack", "tensor 1")
+    local n, views = first:dim() + 1, {}
+    local d = dim < 0 and n + dim + 1 or dim
+    if d < 1 or d > n or d ~= math.floor(d) then fail("stack: dimension %s of a result with %d", tostring(dim), n) end
+    for i, x in ipairs(list) do
+      local shape = expect_tensor(x, "stack", "tensor " .. i):shape()
+      if shape_text(x) ~= shape_text(first) then
+        fail("stack: tensor %d is %s and the first %s", i, shape_text(x), shape_text(first))
+      end
+      table.insert(shape, d, 1)
+      views[i] = ops.reshape(x, shape)
+    end
+    return join(d, unpack(views))
+  end,
+  cases = function(T) return { { 1, T { 2, 3 }, T { 2, 3 } }, { 2, T { 2, 3 }, T { 2, 3 }, T { 2, 3 } },
+    { -1, T { 4 }, T { 4 } } } end,
+})
+
+define("detach", {
+  text = "Gives the same elements, in the same memory, under a new handle that no gradient flows through.",
+  args = { { "x", "tensor of any shape and dtype" } },
+  returns = "tensor of x's shape and dtype",
+  raises = "where x is no tensor",
+  calls = {},
+  takes_bf16 = true,
+  forward = function(_, x) return expect_tensor(x, "detach", "x"):detach() end,
 })
