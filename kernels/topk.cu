@@ -2,6 +2,7 @@
  * Exact, and simple rather than fast: a block takes a row and goes through it K times, each time for the largest key
  * below the one before. A NaN is reported late.
  */
+#include "shared/neighbours.h"
 #include "cuda/cuda.cuh"
 
 enum { BLOCK = 256 };
