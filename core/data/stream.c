@@ -53,7 +53,7 @@ struct vx_data_stream {
     vx_data_stream_options o;
     vx_source *source;
     char contract[1024]; /* of the tensors of a batch: 4 outputs of 8 sizes fit */
-    int64_t samples;    /* of this shard, all epochs; -1 without end */
+    int64_t samples;     /* of this shard, all epochs; -1 without end */
 
     pthread_mutex_t lock;
     pthread_cond_t room, made;

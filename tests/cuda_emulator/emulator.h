@@ -8,9 +8,9 @@
  *
  * Requirements
  *   1. One host thread. Everything runs in calls that wait (emu_drain), on the caller's stack or on fibers that return
- *   to
- *      it.
- *   2. A kernel that fails is left where it stands: its fibers are dropped, never resumed. Kernels therefore own nothing.
+ *      to it.
+ *   2. A kernel that fails is left where it stands: its fibers are dropped, never resumed. Kernels therefore own
+ *      nothing.
  *   3. The library has no thread-local variable but shared memory (__shared__).
  */
 #ifndef EMU_EMULATOR_H
@@ -21,7 +21,8 @@
 #if defined(__x86_64__)
 #define EMU_OWN_SWITCH
 #ifndef __SANITIZE_ADDRESS__
-#define EMU_CATCHES_FAULTS /* the fiber that faults is left by a jump of our own; AddressSanitizer has its own handler */
+/* the fiber that faults is left by a jump of our own; AddressSanitizer has its own handler */
+#define EMU_CATCHES_FAULTS
 #endif
 #endif
 
