@@ -1,5 +1,5 @@
-/* elementwise.cu: fill, convert, binary, where, unary, unary_backward on CUDA; what they compute, special values included, is
- * said in elementwise.c.
+/* elementwise.cu: fill, convert, binary, where, unary, unary_backward on CUDA; what they compute, special values
+ * included, is said in elementwise.c.
  *
  * Memory traffic: each operand is read once, the output written once. That is the bound: the kind of an operation is a
  * number that all threads of a launch share, and switching on it per element costs nothing beside the memory.
