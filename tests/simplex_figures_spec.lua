@@ -15,7 +15,7 @@ local function read(path) return H.read(folder .. "/" .. path) end
 
 describe("simplex_figures", function()
   setup(function()
-    folder = H.scratch "figures"
+    folder = H.scratch "simplex-figures"
     assert(lfs.mkdir(folder))
   end)
 

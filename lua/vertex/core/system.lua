@@ -26,9 +26,13 @@ function system.catching_interrupts(f, ...)
 end
 
 --- Begins a session: from now on Ctrl-C only raises the flag, however often. Calling it again lowers the flag.
-function system.session_interrupts()
-  in_session = true
-  C.vx_interrupt_catch(2)
+-- @param[opt=true] on false: the session is over, and the handlers are those found before it
+-- @return whether a session was in force before
+function system.session_interrupts(on)
+  local before = in_session
+  in_session = on ~= false
+  C.vx_interrupt_catch(in_session and 2 or 0)
+  return before
 end
 
 ffi.cdef "void *lua_gethook(void *L); int lua_sethook(void *L, void *hook, int mask, int count);"

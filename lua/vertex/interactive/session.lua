@@ -294,9 +294,9 @@ function Session:run(text)
   end
   self.guarded = function() return pack(valued, chunk()) end
 
-  core.session_interrupts()
+  local in_session = core.session_interrupts() -- false where a script runs an input, which leaves no handler behind
   local ok, values = core.with_hook(hook, self.tick and 1000 or 2 ^ 30, xpcall, self.guarded, handler)
-  core.session_interrupts()
+  core.session_interrupts(in_session)
   if not ok then
     -- a text alone where the handler failed too
     local problem = type(values) == "table" and values or { message = tostring(values), frames = {} }
