@@ -32,7 +32,7 @@ end
 --- Gives an error's text without the place in the sources where it was raised, which says nothing to a user.
 -- @param message what pcall returned
 -- @return text
-function flags.reason(message) return (tostring(message):gsub("^[^:%s]+:%d+: ", "")) end
+function flags.reason(message) return (tostring(message):gsub("^.-%.lua:%d+: ", "")) end
 
 --- Makes a folder and those above it; where that cannot be done it ends the program with the reason.
 -- @param path of the folder that --out named
