@@ -65,14 +65,17 @@ local function execute(code, more)
 end
 local function run(code, more, on_input) return answer(execute(code, more), on_input) end
 
---- Subscriptions take a moment: asks until the iopub socket answers too.
+--- Subscriptions take a moment: asks until the iopub socket answers too. The message it answers with may be the
+-- "idle" of a request whose "busy" came too early for it, so one more request shows that both arrive.
 local function wait_until_up()
   for _ = 1, 100 do
     local id, until_when = ask("kernel_info_request", {}), core.time() + 0.2
     while core.time() < until_when do
       wire.poll({ client.iopub }, 20)
       local message = client.talk:receive(client.iopub)
-      if message and message.parent.msg_id == id then return answer(id) end
+      if message and message.parent.msg_id == id then
+        return answer(ask("kernel_info_request", {}))
+      end
     end
   end
   error("the notebook's process does not answer; its log:\n" .. tostring(H.read(client.folder .. "/log")))
