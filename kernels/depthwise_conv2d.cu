@@ -21,7 +21,7 @@ VX_KERNEL depthwise_kernel(float *y, const float *x, const float *w, const float
     const int64_t groups = C / V;
     for (int64_t i = vx_first(); i < B * P * Q * groups; i += vx_step()) {
         const int64_t c = i % groups * V, pixel = i / groups, q = pixel % Q, p = pixel / Q % P, b = pixel / Q / P;
-        lanes<V> sum = {};
+        vec<V> sum = {};
         if (bias) sum = load<V>(bias + c);
 #pragma unroll
         for (int u = 0; u < 3; u++)
@@ -42,7 +42,7 @@ VX_KERNEL depthwise_input_kernel(float *dx, const float *dy, const float *w, int
     const int64_t groups = C / V;
     for (int64_t i = vx_first(); i < B * H * W * groups; i += vx_step()) {
         const int64_t c = i % groups * V, pixel = i / groups, t = pixel % W, h = pixel / W % H, b = pixel / W / H;
-        lanes<V> sum = {};
+        vec<V> sum = {};
 #pragma unroll
         for (int u = 0; u < 3; u++)
 #pragma unroll

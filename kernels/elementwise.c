@@ -3,7 +3,7 @@
  * Memory traffic: each operand is read once, the output written once; all but exp, log, pow and their kin are bound by
  * it.
  *
- * Idea: the dimensions of all operands are collapsed together (struct walk) until what is left is mostly one or two: a
+ * Idea: the dimensions of all operands are collapsed together (shared/walk.h) until what is left is mostly one or two: a
  * long row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number
  * depends on the sizes alone; threads take tiles; a tile function sees rows, columns and two strides per operand. Every
  * element goes through the same vector expression wherever it lies, in a full vector or in a tail, so that threads
@@ -14,6 +14,7 @@
  */
 #include "shared/bf16.h"
 #include "shared/special.h"
+#include "shared/walk.h"
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -21,58 +22,16 @@
 #define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
 #define SQUARE 64    /* rows and columns of a tile of a transposition */
 
-/* -- Walking several strided operands at once ---------------------------------------------------------------------- */
-
-enum { OPERANDS = 4 /* at most */ };
-
-typedef struct walk {
-    int operands, ndim; /* ndim >= 1 */
-    int64_t numel;
-    int64_t size[VX_MAX_DIMS];
-    int64_t stride[OPERANDS][VX_MAX_DIMS]; /* bytes, per operand */
-    char *data[OPERANDS];
-} walk;
+/* -- A walk cut into tiles ----------------------------------------------------------------------------------------- */
 
 /* rows x columns elements from p[k] on, operand k advancing by row[k] and column[k] bytes */
 typedef struct tile {
     int64_t rows, columns;
-    char *p[OPERANDS];
-    int64_t row[OPERANDS], column[OPERANDS];
+    char *p[WALK_OPERANDS];
+    int64_t row[WALK_OPERANDS], column[WALK_OPERANDS];
 } tile;
 
 typedef void tile_function(const void *context, const tile *t);
-
-/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by
- * the output's strides, neighbours that every operand steps through evenly become one. */
-static walk walk_of(int operands, const vx_tensor *const *x)
-{
-    walk w = {.operands = operands, .numel = x[0]->numel};
-    int order[VX_MAX_DIMS], n = 0;
-    for (int d = 0; d < x[0]->ndim; d++) {
-        if (x[0]->shape[d] == 1) continue;
-        int at = n++;
-        for (; at > 0 && x[0]->stride[order[at - 1]] < x[0]->stride[d]; at--) order[at] = order[at - 1];
-        order[at] = d;
-    }
-    for (int k = 0; k < operands; k++) w.data[k] = x[k]->data;
-    for (int i = 0; i < n; i++) {
-        int64_t size = x[0]->shape[order[i]], step[OPERANDS];
-        bool joins = w.ndim > 0;
-        for (int k = 0; k < operands; k++) {
-            step[k] = x[k]->stride[order[i]] * (int64_t)vx_dtype_bytes(x[k]->dtype);
-            joins = joins && w.stride[k][w.ndim - 1] == step[k] * size;
-        }
-        int d = joins ? w.ndim - 1 : w.ndim++;
-        w.size[d] = joins ? w.size[d] * size : size;
-        for (int k = 0; k < operands; k++) w.stride[k][d] = step[k];
-    }
-    if (!w.ndim) {
-        w.ndim = 1;
-        w.size[0] = 1;
-        for (int k = 0; k < operands; k++) w.stride[k][0] = (int64_t)vx_dtype_bytes(x[k]->dtype);
-    }
-    return w;
-}
 
 /* Calls f on tiles of at most `columns` columns and `rows` rows until all of w is covered, in parallel. A tile's rows
  * lie along the last dimension but one; where a group of rows runs over its end, f is called again for the rest. */
@@ -87,17 +46,17 @@ static void walk_run(const walk *w, int64_t rows, int64_t columns, tile_function
         while (row < end) {
             tile t = {.rows = 1, .columns = vx_min64(columns, width - first)};
             for (int k = 0; k < w->operands; k++) {
-                t.column[k] = w->stride[k][last];
+                t.column[k] = w->stride[k][last] * w->item[k];
                 t.p[k] = w->data[k] + first * t.column[k];
             }
             int64_t rest = row;
             for (int d = last - 1; d >= 0; d--) {
                 int64_t at = d ? rest % w->size[d] : rest;
                 rest = d ? rest / w->size[d] : 0;
-                for (int k = 0; k < w->operands; k++) t.p[k] += at * w->stride[k][d];
+                for (int k = 0; k < w->operands; k++) t.p[k] += at * w->stride[k][d] * w->item[k];
                 if (d == last - 1) {
                     t.rows = vx_min64(end - row, w->size[d] - at);
-                    for (int k = 0; k < w->operands; k++) t.row[k] = w->stride[k][d];
+                    for (int k = 0; k < w->operands; k++) t.row[k] = w->stride[k][d] * w->item[k];
                 }
             }
             f(context, &t);
@@ -285,22 +244,8 @@ int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
     conversion c = {convert_rows[y->dtype][x->dtype], convert_rows[y->dtype][y->dtype],
                     (int64_t)vx_dtype_bytes(y->dtype), (int64_t)vx_dtype_bytes(x->dtype)};
     walk w = walk_of(2, (const vx_tensor *const[]){y, x});
-    int last = w.ndim - 1, near = last;
-    for (int d = 0; d < last; d++)
-        if (w.stride[1][d] == c.from && w.size[d] > 1) near = d;
-    if (near == last || w.stride[1][last] == c.from || w.stride[1][last] == 0) {
-        walk_run_wide(&w, convert_tile, &c);
-        return VX_OK;
-    }
-    /* the dimension in which x is contiguous becomes the rows of a tile; the order of the others does not matter */
-    int64_t size = w.size[near], to = w.stride[0][near], from = w.stride[1][near];
-    for (int d = near; d < last - 1; d++) {
-        w.size[d] = w.size[d + 1];
-        w.stride[0][d] = w.stride[0][d + 1];
-        w.stride[1][d] = w.stride[1][d + 1];
-    }
-    w.size[last - 1] = size, w.stride[0][last - 1] = to, w.stride[1][last - 1] = from;
-    walk_run(&w, SQUARE, SQUARE, transpose_tile, &c);
+    if (walk_transpose(&w)) walk_run(&w, SQUARE, SQUARE, transpose_tile, &c);
+    else walk_run_wide(&w, convert_tile, &c);
     return VX_OK;
 }
 

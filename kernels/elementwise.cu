@@ -11,69 +11,32 @@
  */
 #include "cuda/vec4.cuh"
 #include "shared/special.h"
+#include "shared/walk.h"
 
 enum { BLOCK = 256, SQUARE = 32 };
 
 /* -- Walking several strided operands at once ---------------------------------------------------------------------- */
 
-enum { OPERANDS = 4 /* at most */ };
+/* A walk, and how many neighbours of the last dimension a thread takes: 4 or 1. */
+typedef struct grouped_walk : walk {
+    int group;
+} grouped_walk;
 
-typedef struct walk {
-    int operands, ndim; /* ndim >= 1 */
-    int64_t numel;
-    int64_t size[VX_MAX_DIMS];
-    int64_t stride[OPERANDS][VX_MAX_DIMS]; /* elements */
-    char *data[OPERANDS];
-    int item[OPERANDS]; /* bytes of an element */
-    int group;          /* neighbours a thread takes: 4 or 1 */
-} walk;
-
-/* Collapses the common shape of operands x[0] (the output) .. x[operands - 1]: sizes of 1 go, dimensions are ordered by
- * the output's strides, neighbours that every operand steps through evenly become one. */
-static walk walk_of(int operands, const vx_tensor *const *x)
+/* `constant` says whether operands other than the output may be constant along the last dimension. */
+static grouped_walk group_neighbours(const walk &w, bool constant)
 {
-    walk w = {};
-    w.operands = operands;
-    w.numel = x[0]->numel;
-    int order[VX_MAX_DIMS], n = 0;
-    for (int d = 0; d < x[0]->ndim; d++) {
-        if (x[0]->shape[d] == 1) continue;
-        int at = n++;
-        for (; at > 0 && x[0]->stride[order[at - 1]] < x[0]->stride[d]; at--) order[at] = order[at - 1];
-        order[at] = d;
+    const int last = w.ndim - 1;
+    bool four = w.size[last] % 4 == 0;
+    for (int k = 0; four && k < w.operands; k++) {
+        if (constant && k > 0 && w.stride[k][last] == 0) continue;
+        four = w.stride[k][last] == 1 && (uintptr_t)w.data[k] % (uintptr_t)(4 * w.item[k]) == 0;
+        for (int d = 0; four && d < last; d++) four = w.stride[k][d] % 4 == 0;
     }
-    for (int k = 0; k < operands; k++) w.data[k] = x[k]->data, w.item[k] = (int)vx_dtype_bytes(x[k]->dtype);
-    for (int i = 0; i < n; i++) {
-        const int64_t size = x[0]->shape[order[i]];
-        bool joins = w.ndim > 0;
-        for (int k = 0; k < operands; k++) joins = joins && w.stride[k][w.ndim - 1] == x[k]->stride[order[i]] * size;
-        const int d = joins ? w.ndim - 1 : w.ndim++;
-        w.size[d] = joins ? w.size[d] * size : size;
-        for (int k = 0; k < operands; k++) w.stride[k][d] = x[k]->stride[order[i]];
-    }
-    if (!w.ndim) {
-        w.ndim = 1;
-        w.size[0] = 1;
-        for (int k = 0; k < operands; k++) w.stride[k][0] = 1;
-    }
-    return w;
-}
-
-/* Sets w->group; constant says whether operands other than the output may be constant along the last dimension. */
-static void group_of(walk *w, bool constant)
-{
-    const int last = w->ndim - 1;
-    bool four = w->size[last] % 4 == 0;
-    for (int k = 0; four && k < w->operands; k++) {
-        if (constant && k > 0 && w->stride[k][last] == 0) continue;
-        four = w->stride[k][last] == 1 && (uintptr_t)w->data[k] % (uintptr_t)(4 * w->item[k]) == 0;
-        for (int d = 0; four && d < last; d++) four = w->stride[k][d] % 4 == 0;
-    }
-    w->group = four ? 4 : 1;
+    return {w, four ? 4 : 1};
 }
 
 /* The element of each operand k where group i begins. */
-template <class I, int operands> VX_DEVICE void place(const walk &w, int64_t i, int64_t *at)
+template <class I, int operands> VX_DEVICE void place(const grouped_walk &w, int64_t i, int64_t *at)
 {
     const int last = w.ndim - 1;
     I rest = (I)i;
@@ -107,7 +70,7 @@ VX_DEVICE void store_bits(char *data, int item, int64_t at, uint32_t bits)
     else ((uint8_t *)data)[at] = (uint8_t)bits;
 }
 
-template <class I> VX_KERNEL fill_kernel(walk w, int64_t groups, uint32_t bits)
+template <class I> VX_KERNEL fill_kernel(grouped_walk w, int64_t groups, uint32_t bits)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
         int64_t at[1];
@@ -120,40 +83,25 @@ template <class I> VX_KERNEL fill_kernel(walk w, int64_t groups, uint32_t bits)
     }
 }
 
-static uint32_t bits_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
 /* x = value, rounded and saturated as convert would. */
 int vx_cuda_fill(vx_tensor *x, double value)
 {
     if (!x->numel) return VX_OK;
-    const uint32_t f = bits_of((float)value);
+    const float f = (float)value;
     /* doubles hold every int32, so the limits are exact */
     const double whole = value != value ? 0 : rint(fmin(fmax(value, INT32_MIN), INT32_MAX));
-    uint32_t bits = f;
-    if (x->dtype == VX_BF16)
-        bits = (f & 0x7fffffffu) > 0x7f800000u ? f >> 16 | 0x40u : (f + 0x7fffu + (f >> 16 & 1u)) >> 16;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if (x->dtype == VX_BF16) bits = vx_to_bf16(f);
     else if (x->dtype == VX_I32) bits = (uint32_t)(int32_t)whole;
     else if (x->dtype == VX_U8) bits = (uint32_t)fmin(fmax(whole, 0), 255);
     const vx_tensor *const all[] = {x};
-    walk w = walk_of(1, all);
-    group_of(&w, false);
+    const grouped_walk w = group_neighbours(walk_of(1, all), false);
     LAUNCH_WALK(fill_kernel, w, bits);
     return vx_status();
 }
 
 /* -- convert ------------------------------------------------------------------------------------------------------- */
-
-/* Rounded once, although float32 lies between: bits that float32 would round away become one sticky bit first. */
-VX_DEVICE vx_bf16 bf16_from_i32(int32_t x)
-{
-    const int32_t sticky = (x & ~0xff) | ((x & 0xff) ? 0x80 : 0);
-    return vx_to_bf16((float)(x >= 1 << 24 || x <= -(1 << 24) ? sticky : x));
-}
 
 /* To nearest, ties to even, saturating, NaN to 0. */
 VX_DEVICE int32_t i32_from_f32(float x)
@@ -176,7 +124,7 @@ VX_DEVICE uint32_t converted(int to, int from, uint32_t bits)
     if (from == VX_I32 || from == VX_U8) {
         const int32_t x = (int32_t)bits;
         if (to == VX_F32) return __float_as_uint((float)x);
-        if (to == VX_BF16) return bf16_from_i32(x);
+        if (to == VX_BF16) return vx_bf16_from_i32(x);
         if (to == VX_I32) return bits;
         return (uint32_t)(x < 0 ? 0 : x > 255 ? 255 : x);
     }
@@ -212,7 +160,7 @@ VX_DEVICE void store_four(char *data, int item, int64_t at, uint4 x)
     else *(uint32_t *)((uint8_t *)data + at) = x.x | x.y << 8 | x.z << 16 | x.w << 24;
 }
 
-template <class I> VX_KERNEL convert_kernel(walk w, int64_t groups, int to, int from)
+template <class I> VX_KERNEL convert_kernel(grouped_walk w, int64_t groups, int to, int from)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
         int64_t at[2];
@@ -267,25 +215,13 @@ int vx_cuda_convert(vx_tensor *y, vx_tensor *x)
     if (!y->numel) return VX_OK;
     const vx_tensor *const all[] = {y, x};
     walk w = walk_of(2, all);
-    const int last = w.ndim - 1;
-    int near = last;
-    for (int d = 0; d < last; d++)
-        if (w.stride[1][d] == 1 && w.size[d] > 1) near = d;
-    if (near == last || w.stride[1][last] == 1 || w.stride[1][last] == 0) {
-        group_of(&w, false);
-        LAUNCH_WALK(convert_kernel, w, y->dtype, x->dtype);
+    if (!walk_transpose(&w)) {
+        const grouped_walk grouped = group_neighbours(w, false);
+        LAUNCH_WALK(convert_kernel, grouped, y->dtype, x->dtype);
         return vx_status();
     }
-    /* the dimension in which x is contiguous becomes the last but one; the order of the others does not matter */
-    const int64_t size = w.size[near], to = w.stride[0][near], from = w.stride[1][near];
-    for (int d = near; d < last - 1; d++) {
-        w.size[d] = w.size[d + 1];
-        w.stride[0][d] = w.stride[0][d + 1];
-        w.stride[1][d] = w.stride[1][d + 1];
-    }
-    w.size[last - 1] = size, w.stride[0][last - 1] = to, w.stride[1][last - 1] = from;
-    const int64_t squares =
-        vx_ceil_div(w.size[last], SQUARE) * vx_ceil_div(size, SQUARE) * (w.numel / (w.size[last] * size));
+    const int64_t rows = w.size[w.ndim - 2], columns = w.size[w.ndim - 1];
+    const int64_t squares = vx_ceil_div(columns, SQUARE) * vx_ceil_div(rows, SQUARE) * (w.numel / (columns * rows));
     VX_LAUNCH(transpose_kernel, vx_grid(squares, 1), BLOCK, 0, w, squares, y->dtype, x->dtype);
     return vx_status();
 }
@@ -309,13 +245,13 @@ VX_DEVICE float binary(int kind, float a, float b)
 }
 
 /* An element of operand k, f32 or bf16. */
-VX_DEVICE float one_of(const walk &w, int k, int64_t at)
+VX_DEVICE float one_of(const grouped_walk &w, int k, int64_t at)
 {
     return w.item[k] == 4 ? ((const float *)w.data[k])[at] : vx_from_bf16(((const vx_bf16 *)w.data[k])[at]);
 }
 
 /* Four of operand k, or the one it has, four times. */
-VX_DEVICE lanes<4> four_of(const walk &w, int k, int64_t at)
+VX_DEVICE vec<4> four_of(const grouped_walk &w, int k, int64_t at)
 {
     if (!w.stride[k][w.ndim - 1]) {
         const float x = one_of(w, k, at);
@@ -324,13 +260,13 @@ VX_DEVICE lanes<4> four_of(const walk &w, int k, int64_t at)
     return w.item[k] == 4 ? load<4>((const float *)w.data[k] + at) : load<4>((const vx_bf16 *)w.data[k] + at);
 }
 
-template <int V> VX_DEVICE void store_result(const walk &w, int64_t at, const lanes<V> &y)
+template <int V> VX_DEVICE void store_result(const grouped_walk &w, int64_t at, const vec<V> &y)
 {
     if (w.item[0] == 4) store<V>((float *)w.data[0] + at, y);
     else store<V>((vx_bf16 *)w.data[0] + at, y);
 }
 
-template <class I> VX_KERNEL binary_kernel(walk w, int64_t groups, int kind)
+template <class I> VX_KERNEL binary_kernel(grouped_walk w, int64_t groups, int kind)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
         int64_t at[3];
@@ -339,8 +275,8 @@ template <class I> VX_KERNEL binary_kernel(walk w, int64_t groups, int kind)
             store_result<1>(w, at[0], {{binary(kind, one_of(w, 1, at[1]), one_of(w, 2, at[2]))}});
             continue;
         }
-        lanes<4> a = four_of(w, 1, at[1]);
-        const lanes<4> b = four_of(w, 2, at[2]);
+        vec<4> a = four_of(w, 1, at[1]);
+        const vec<4> b = four_of(w, 2, at[2]);
 #pragma unroll
         for (int v = 0; v < 4; v++) a.x[v] = binary(kind, a.x[v], b.x[v]);
         store_result<4>(w, at[0], a);
@@ -352,15 +288,14 @@ int vx_cuda_binary(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
 {
     if (!y->numel) return VX_OK;
     const vx_tensor *const all[] = {y, a, b};
-    walk w = walk_of(3, all);
-    group_of(&w, true);
+    const grouped_walk w = group_neighbours(walk_of(3, all), true);
     LAUNCH_WALK(binary_kernel, w, kind);
     return vx_status();
 }
 
 /* -- where --------------------------------------------------------------------------------------------------------- */
 
-template <class I> VX_KERNEL where_kernel(walk w, int64_t groups)
+template <class I> VX_KERNEL where_kernel(grouped_walk w, int64_t groups)
 {
     for (int64_t i = vx_first(); i < groups; i += vx_step()) {
         int64_t at[4];
@@ -369,8 +304,8 @@ template <class I> VX_KERNEL where_kernel(walk w, int64_t groups)
             ((float *)w.data[0])[at[0]] = one_of(w, 1, at[1]) != 0.0f ? one_of(w, 2, at[2]) : one_of(w, 3, at[3]);
             continue;
         }
-        const lanes<4> condition = four_of(w, 1, at[1]), b = four_of(w, 3, at[3]);
-        lanes<4> a = four_of(w, 2, at[2]);
+        const vec<4> condition = four_of(w, 1, at[1]), b = four_of(w, 3, at[3]);
+        vec<4> a = four_of(w, 2, at[2]);
 #pragma unroll
         for (int v = 0; v < 4; v++) a.x[v] = condition.x[v] != 0.0f ? a.x[v] : b.x[v];
         store_result<4>(w, at[0], a);
@@ -382,8 +317,7 @@ int vx_cuda_where(vx_tensor *y, vx_tensor *condition, vx_tensor *a, vx_tensor *b
 {
     if (!y->numel) return VX_OK;
     const vx_tensor *const all[] = {y, condition, a, b};
-    walk w = walk_of(4, all);
-    group_of(&w, true);
+    const grouped_walk w = group_neighbours(walk_of(4, all), true);
     LAUNCH_WALK(where_kernel, w);
     return vx_status();
 }

@@ -63,7 +63,7 @@ template <int V> VX_DEVICE stand stand_of(const group &q, int64_t item)
 }
 
 /* The sum over the block's rows, to every thread of the column. shared: BLOCK elements. */
-template <int V> VX_DEVICE lanes<V> sum_rows(const group &q, const stand &at, const lanes<V> &x, lanes<V> *shared)
+template <int V> VX_DEVICE vec<V> sum_rows(const group &q, const stand &at, const vec<V> &x, vec<V> *shared)
 {
     const int i = at.row * q.columns + at.column;
     if (at.row < q.rows) shared[i] = x;
@@ -74,16 +74,16 @@ template <int V> VX_DEVICE lanes<V> sum_rows(const group &q, const stand &at, co
             for (int v = 0; v < V; v++) shared[i].x[v] += shared[i + (n + 1) / 2 * q.columns].x[v];
     }
     __syncthreads();
-    const lanes<V> sum = shared[at.column];
+    const vec<V> sum = shared[at.column];
     __syncthreads();
     return sum;
 }
 
 /* The values of V channels that differ by group: from (B,G). */
-template <int V> VX_DEVICE lanes<V> of_groups(const group &q, const stand &at, const float *from)
+template <int V> VX_DEVICE vec<V> of_groups(const group &q, const stand &at, const float *from)
 {
     const int64_t D = q.C / q.G;
-    lanes<V> r;
+    vec<V> r;
 #pragma unroll
     for (int v = 0; v < V; v++) r.x[v] = from[at.b * q.G + (at.c + v) / D];
     return r;
@@ -94,11 +94,11 @@ template <int V> VX_DEVICE lanes<V> of_groups(const group &q, const stand &at, c
 template <int V, class T>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) moments_kernel(group q, float *partial, const T *x, int64_t items)
 {
-    __shared__ lanes<V> shared[BLOCK];
+    __shared__ vec<V> shared[BLOCK];
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const stand at = stand_of<V>(q, item);
         const float share = 1.0f / (float)at.count;
-        lanes<V> held[HELD / V], mean = {}, residual = {}, squares = {};
+        vec<V> held[HELD / V], mean = {}, residual = {}, squares = {};
 #pragma unroll
         for (int j = 0; j < HELD / V; j++) {
             const int i = at.row + j * q.rows;
@@ -171,9 +171,9 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
         const stand at = stand_of<V>(q, items - 1 - i);
         if (!at.there) continue;
-        const lanes<V> centre = of_groups<V>(q, at, mean), shift = load<V>(beta + at.c);
-        lanes<V> scale = of_groups<V>(q, at, rstd), held[HELD / V];
-        const lanes<V> factor = load<V>(gamma + at.c);
+        const vec<V> centre = of_groups<V>(q, at, mean), shift = load<V>(beta + at.c);
+        vec<V> scale = of_groups<V>(q, at, rstd), held[HELD / V];
+        const vec<V> factor = load<V>(gamma + at.c);
 #pragma unroll
         for (int v = 0; v < V; v++) scale.x[v] *= factor.x[v];
         const int64_t from = (at.first + at.row) * q.C + at.c, step = (int64_t)q.rows * q.C;
@@ -183,7 +183,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
 #pragma unroll
         for (int j = 0; j < HELD / V; j++)
             if (at.row + j * q.rows < at.count) {
-                lanes<V> z;
+                vec<V> z;
                 float slope;
 #pragma unroll
                 for (int v = 0; v < V; v++)
@@ -260,18 +260,18 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     gather_kernel(group q, float *partial, const float *dy, const float *x, const float *gamma, const float *beta,
                   const float *mean, const float *rstd, int64_t items)
 {
-    __shared__ lanes<V> shared[BLOCK];
+    __shared__ vec<V> shared[BLOCK];
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const stand at = stand_of<V>(q, item);
-        lanes<V> plain = {}, along = {};
+        vec<V> plain = {}, along = {};
         if (at.there) {
-            const lanes<V> centre = of_groups<V>(q, at, mean), inverse = of_groups<V>(q, at, rstd);
-            const lanes<V> scale = load<V>(gamma + at.c), shift = load<V>(beta + at.c);
+            const vec<V> centre = of_groups<V>(q, at, mean), inverse = of_groups<V>(q, at, rstd);
+            const vec<V> scale = load<V>(gamma + at.c), shift = load<V>(beta + at.c);
             const int64_t from = (at.first + at.row) * q.C + at.c, step = (int64_t)q.rows * q.C;
 #pragma unroll 4
             for (int j = 0; j < HELD / V; j++)
                 if (at.row + j * q.rows < at.count) {
-                    const lanes<V> g = load<V>(dy + from + j * step), z = load<V>(x + from + j * step);
+                    const vec<V> g = load<V>(dy + from + j * step), z = load<V>(x + from + j * step);
 #pragma unroll
                     for (int v = 0; v < V; v++) {
                         const float xhat = (z.x[v] - centre.x[v]) * inverse.x[v];
@@ -365,15 +365,15 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
         const stand at = stand_of<V>(q, items - 1 - i);
         if (!at.there) continue;
-        const lanes<V> centre = of_groups<V>(q, at, mean), inverse = of_groups<V>(q, at, rstd),
-                       a = of_groups<V>(q, at, along), p = of_groups<V>(q, at, plain), scale = load<V>(gamma + at.c),
-                       shift = load<V>(beta + at.c);
+        const vec<V> centre = of_groups<V>(q, at, mean), inverse = of_groups<V>(q, at, rstd),
+                     a = of_groups<V>(q, at, along), p = of_groups<V>(q, at, plain), scale = load<V>(gamma + at.c),
+                     shift = load<V>(beta + at.c);
         const int64_t from = (at.first + at.row) * q.C + at.c, step = (int64_t)q.rows * q.C;
 #pragma unroll 4
         for (int j = 0; j < HELD / V; j++)
             if (at.row + j * q.rows < at.count) {
-                const lanes<V> g = load<V>(dy + from + j * step), z = load<V>(x + from + j * step);
-                lanes<V> out;
+                const vec<V> g = load<V>(dy + from + j * step), z = load<V>(x + from + j * step);
+                vec<V> out;
 #pragma unroll
                 for (int v = 0; v < V; v++) {
                     const float away = z.x[v] - centre.x[v];
@@ -436,7 +436,7 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
     for (int64_t i = vx_first() / 32; i < N; i += vx_step() / 32) {
         const float *row = x + i * C;
         const float rough = share * row_sum<V>(C, [&](int64_t c) {
-                                const lanes<V> z = load<V>(row + c);
+                                const vec<V> z = load<V>(row + c);
                                 float sum = 0;
 #pragma unroll
                                 for (int v = 0; v < V; v++) sum += z.x[v];
@@ -444,7 +444,7 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
                             });
         float residual = 0, squares = 0;
         for (int64_t c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
-            const lanes<V> z = load<V>(row + c);
+            const vec<V> z = load<V>(row + c);
 #pragma unroll
             for (int v = 0; v < V; v++) {
                 const float d = z.x[v] - rough;
@@ -457,8 +457,8 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
         const float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + eps);
         if (threadIdx.x % 32 == 0) mean[i] = centre, rstd[i] = inverse;
         for (int64_t c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
-            const lanes<V> z = load<V>(row + c), scale = load<V>(gamma + c), shift = load<V>(beta + c);
-            lanes<V> out;
+            const vec<V> z = load<V>(row + c), scale = load<V>(gamma + c), shift = load<V>(beta + c);
+            vec<V> out;
 #pragma unroll
             for (int v = 0; v < V; v++) out.x[v] = (z.x[v] - centre) * inverse * scale.x[v] + shift.x[v];
             store<V>(y + i * C + c, out);
@@ -493,7 +493,7 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
         const float centre = mean[i], inverse = rstd[i];
         float plain = 0, along = 0;
         for (int64_t c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
-            const lanes<V> z = load<V>(x + i * C + c), g = load<V>(dy + i * C + c), scale = load<V>(gamma + c);
+            const vec<V> z = load<V>(x + i * C + c), g = load<V>(dy + i * C + c), scale = load<V>(gamma + c);
 #pragma unroll
             for (int v = 0; v < V; v++) {
                 const float scaled = g.x[v] * scale.x[v];
@@ -503,8 +503,8 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
         }
         const float a = vx_warp_sum(plain) * share, d = vx_warp_sum(along) * share;
         for (int64_t c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
-            const lanes<V> z = load<V>(x + i * C + c), g = load<V>(dy + i * C + c), scale = load<V>(gamma + c);
-            lanes<V> out;
+            const vec<V> z = load<V>(x + i * C + c), g = load<V>(dy + i * C + c), scale = load<V>(gamma + c);
+            vec<V> out;
 #pragma unroll
             for (int v = 0; v < V; v++)
                 out.x[v] = inverse * (g.x[v] * scale.x[v] - ((z.x[v] - centre) * inverse * d + a));

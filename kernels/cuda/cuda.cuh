@@ -32,6 +32,7 @@
 #include <ptx.cuh>
 
 #include "core/backend.h"
+#include "shared/bf16.h"
 #include "shared/common.h"
 #define VX_RNG_INLINE static __host__ __device__ __forceinline__
 #include "core/rng.h"
@@ -234,17 +235,6 @@ VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, float, 0.0f)
 VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, double, 0.0)
 VX_BLOCK_REDUCTION(vx_block_max, vx_warp_max, float, -INFINITY)
 VX_BLOCK_REDUCTION(vx_block_min, vx_warp_min, unsigned long long, ~0ull)
-
-/* bf16 is stored as its 16 bits. To nearest, ties to even; a NaN stays one: its payload is cut off and made quiet, as
- * on the CPU. */
-typedef uint16_t vx_bf16;
-VX_DEVICE float vx_from_bf16(vx_bf16 x) { return __uint_as_float((uint32_t)x << 16); }
-VX_DEVICE vx_bf16 vx_to_bf16(float x)
-{
-    uint32_t bits = __float_as_uint(x);
-    return (vx_bf16)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u
-                                                        : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
 
 /* An element of an operand that a contract lets be f32 or bf16, for kernels whose type T that is. */
 VX_DEVICE float vx_get(const float *p) { return *p; }

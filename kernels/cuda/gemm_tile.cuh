@@ -5,8 +5,8 @@
  * 4 tx + 3 of each 64 and rows ty, ty + 16, ... A warp covers 8 values of tx and 4 of ty, so that reading a float4 of
  * rows and one of columns is one wavefront each, for 4 RT multiply-adds a lane.
  */
-#ifndef VX_GEMM_CUH
-#define VX_GEMM_CUH
+#ifndef VX_GEMM_TILE_CUH
+#define VX_GEMM_TILE_CUH
 
 #include "cuda.cuh"
 

@@ -12,17 +12,17 @@
  *   tf32 a (16 x 8)     a[0] (row, l % 4) a[1] (row + 8, l % 4) a[2] (row, l % 4 + 4) a[3] (row + 8, l % 4 + 4)
  *   tf32 b (8 x 8)      b[0] (l % 4, l / 4)  b[1] (l % 4 + 4, l / 4)
  */
-#ifndef VX_HARDWARE_CUH
-#define VX_HARDWARE_CUH
+#ifndef VX_PTX_CUH
+#define VX_PTX_CUH
 
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-#define VX_HARDWARE static __device__ __forceinline__
+#define VX_PTX static __device__ __forceinline__
 
 /* -- Tensor cores: d += a b, all lanes of the warp together -------------------------------------------------------- */
 
-VX_HARDWARE void vx_mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
+VX_PTX void vx_mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
 {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -31,7 +31,7 @@ VX_HARDWARE void vx_mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
 }
 
 /* a and b as vx_to_tf32 gives them. */
-VX_HARDWARE void vx_mma_tf32(float *d, const uint32_t *a, const uint32_t *b)
+VX_PTX void vx_mma_tf32(float *d, const uint32_t *a, const uint32_t *b)
 {
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -41,14 +41,14 @@ VX_HARDWARE void vx_mma_tf32(float *d, const uint32_t *a, const uint32_t *b)
 
 /* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16
  * bytes, aligned to 16); r[m] receives elements (l / 4, 2 (l % 4)) and the next of matrix m, or of its transpose. */
-VX_HARDWARE void vx_load_matrices(uint32_t *r, const void *row)
+VX_PTX void vx_load_matrices(uint32_t *r, const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
-VX_HARDWARE void vx_load_matrices_transposed(uint32_t *r, const void *row)
+VX_PTX void vx_load_matrices_transposed(uint32_t *r, const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -60,16 +60,16 @@ VX_HARDWARE void vx_load_matrices_transposed(uint32_t *r, const void *row)
 
 /* 16 bytes, both addresses aligned to 16; where `valid` is false zeros, and `from` is not read. They are there for this
  * thread after vx_copy_wait, for others after a barrier behind that. */
-VX_HARDWARE void vx_copy_async(void *to_shared, const void *from, bool valid)
+VX_PTX void vx_copy_async(void *to_shared, const void *from, bool valid)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to_shared)),
                  "l"(from), "r"(valid ? 16 : 0)
                  : "memory");
 }
 /* Ends a group of copies. */
-VX_HARDWARE void vx_copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+VX_PTX void vx_copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Waits until at most `pending` (a constant, 0 to 7) of this thread's groups are under way. */
-VX_HARDWARE void vx_copy_wait(const int pending)
+VX_PTX void vx_copy_wait(const int pending)
 {
     switch (pending) {
     case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
@@ -86,13 +86,13 @@ VX_HARDWARE void vx_copy_wait(const int pending)
 /* -- Conversions and fast functions -------------------------------------------------------------------------------- */
 
 /* 2^x, 2 ulp; subnormal inputs and results are 0. log2 x, 2^-22 relative or absolute near 1. */
-VX_HARDWARE float vx_fast_exp2(float x)
+VX_PTX float vx_fast_exp2(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-VX_HARDWARE float vx_fast_log2(float x)
+VX_PTX float vx_fast_log2(float x)
 {
     float y;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -100,7 +100,7 @@ VX_HARDWARE float vx_fast_log2(float x)
 }
 
 /* Two bf16 in a register, `low` in the lower half; to nearest, ties to even. */
-VX_HARDWARE uint32_t vx_pack_bf16(float low, float high)
+VX_PTX uint32_t vx_pack_bf16(float low, float high)
 {
     uint32_t y;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
@@ -108,7 +108,7 @@ VX_HARDWARE uint32_t vx_pack_bf16(float low, float high)
 }
 
 /* The bits of x rounded to tf32 (10 bits of fraction), ties away from 0. */
-VX_HARDWARE uint32_t vx_to_tf32(float x)
+VX_PTX uint32_t vx_to_tf32(float x)
 {
     uint32_t y;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));

@@ -1,5 +1,6 @@
 /* cublas.cpp: what our kernels use of cuBLAS, as plain loops; a product is queued on the handle's stream. */
 #include <cublas_v2.h>
+#include <ptx.cuh>
 
 #include <algorithm>
 #include <vector>
@@ -32,7 +33,7 @@ const char *cublasGetStatusString(cublasStatus_t status)
 
 static float element(const void *p, cudaDataType type, int64_t i)
 {
-    return type == CUDA_R_32F ? ((const float *)p)[i] : __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16);
+    return type == CUDA_R_32F ? ((const float *)p)[i] : emu_from_bf16(((const uint16_t *)p)[i]);
 }
 
 /* One product, summed in double. */
@@ -53,9 +54,7 @@ static void multiply(bool ta, bool tb, int m, int n, int k, float alpha, const v
             if (c_type == CUDA_R_32F) {
                 ((float *)c)[i + j * ldc] = v;
             } else {
-                uint32_t bits = __float_as_uint(v);
-                ((uint16_t *)c)[i + j * ldc] =
-                    (uint16_t)(v != v ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+                ((uint16_t *)c)[i + j * ldc] = (uint16_t)emu_round_bf16(v);
             }
         }
     }

@@ -1,6 +1,6 @@
 /* ptx.cuh: the functions of kernels/cuda/ptx.cuh, in software; see there what each does and how fragments lie. */
-#ifndef VX_HARDWARE_CUH
-#define VX_HARDWARE_CUH
+#ifndef VX_PTX_CUH
+#define VX_PTX_CUH
 
 #include <cuda_runtime.h>
 
@@ -122,6 +122,7 @@ static inline float emu_flush(float x) { return fabsf(x) < 1.17549435e-38f ? cop
 static inline float vx_fast_exp2(float x) { return emu_flush(exp2f(emu_flush(x))); }
 static inline float vx_fast_log2(float x) { return log2f(emu_flush(x)); }
 
+/* As the hardware rounds, whose NaN has one form. */
 static inline uint32_t emu_round_bf16(float x)
 {
     uint32_t bits = __float_as_uint(x);
