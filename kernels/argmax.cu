@@ -34,7 +34,8 @@ VX_KERNEL argmax_kernel(int32_t *index, const float *x, int64_t rows, int64_t n,
     }
 }
 
-/* index (N) = 0-based column of the largest element of each row of x (N,C). A row with a NaN is reported late. */
+/* Writes index (N), the 0-based column of the largest element of each row of x (N,C). A row with a NaN is reported
+ * late. */
 int vx_cuda_argmax(vx_tensor *index, vx_tensor *x)
 {
     const int64_t rows = x->shape[0], n = x->shape[1];

@@ -26,8 +26,8 @@
 constexpr int CONV_RT = 4, CONV_PIXELS = 16 * CONV_RT, FEW = 4, BLOCK = 256, WARPS = BLOCK / 32;
 static_assert(CHUNK == 32, "a lane for each number of a chunk");
 
-/* y (B,H,W,O) from x (B,H,W,C): y += w(tap, c, o) x(pixel + tap), the weight of tap t (0 .. 8) at w[t tap + c input + o
- * output]. */
+/* One convolution, of y (B,H,W,O) from x (B,H,W,C): y += w(tap, c, o) x(pixel + tap). The weight of tap t (0 .. 8) is
+ * w[t tap + c input + o output]. */
 typedef struct conv {
     int64_t B, H, W, C, O;
     int64_t tap, input, output;
@@ -36,8 +36,7 @@ typedef struct conv {
     void *y;
 } conv;
 
-/* A pixel of x, counted over the batch, with its row and column, as far as they are looked up: at moved(tap) is its
- * neighbour. */
+/* A pixel of x, counted over the batch, with its row and column in its image. */
 typedef struct place {
     int64_t pixel;
     int h, w; /* h is off every image where there is no such pixel */
@@ -49,7 +48,7 @@ VX_DEVICE place place_of(int64_t pixel, int64_t pixels, int64_t H, int64_t W)
     return {pixel, (int)(row % H), (int)(pixel - row * W)};
 }
 
-/* x at the place moved by tap, channel c; 0 off the image. */
+/* Returns x at the pixel moved by tap (0 .. 8), channel c; 0 off the image. */
 VX_DEVICE float pixel_value(const float *x, int64_t H, int64_t W, int64_t C, const place &at, int tap, int64_t c)
 {
     const int u = tap / 3 - 1, v = tap - tap / 3 * 3 - 1, h = at.h + u, w = at.w + v;
@@ -92,7 +91,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS) conv_kernel(conv s)
         }
 }
 
-/* At most FEW outputs. Shared: the weights (9 C, FEW). */
+/* Makes at most FEW outputs, a warp for each pixel. Shared: the weights (9 C,FEW). */
 VX_KERNEL VX_HOT conv_few_kernel(conv s)
 {
     float4 *w = vx_shared;
@@ -121,8 +120,8 @@ VX_KERNEL VX_HOT conv_few_kernel(conv s)
 
 /* -- In bf16 ------------------------------------------------------------------------------------------------------- */
 
-/* The weights of each output in turn, cut into rows of `depth` (9 C, or C: a row for each tap), `pitch` apart, with
- * zeros around. */
+/* Writes the weights of each output in turn as bf16, cut into rows of `depth` (9 C, or C: a row for each tap), `pitch`
+ * apart, with zeros around. */
 VX_KERNEL weights_kernel(vx_bf16 *to, conv s, int64_t rows, int64_t depth, int64_t pitch)
 {
     for (int64_t i = vx_first(); i < rows * pitch; i += vx_step()) {
@@ -131,8 +130,9 @@ VX_KERNEL weights_kernel(vx_bf16 *to, conv s, int64_t rows, int64_t depth, int64
     }
 }
 
-/* a (CONV_PIXELS, BF16_PITCH): of each pixel from `first` on, the numbers of the warp's lanes from its 9 C; a lane's is
- * `at`. Zeros from pixel `end` on. A warp takes neighbouring pixels, whose places its lanes find for each other. */
+/* Gathers a (CONV_PIXELS,BF16_PITCH): of each pixel from `first` on, those of its 9 C numbers that the warp's lanes
+ * stand for; a lane's is number `at`. Pixels from `end` on are zeros. A warp takes neighbouring pixels, whose places
+ * its lanes find for each other. */
 template <class X>
 VX_DEVICE void gather(vx_bf16 *a, const X *x, int64_t H, int64_t W, int64_t C, int64_t first, int64_t end, int64_t at)
 {
@@ -149,8 +149,8 @@ VX_DEVICE void gather(vx_bf16 *a, const X *x, int64_t H, int64_t W, int64_t C, i
     }
 }
 
-/* Numbers 0 .. 7 of x in bf16, zeros from `count` on; at once if `whole`: then there are 8 or none, on a multiple of 16
- * bytes. */
+/* Loads numbers 0 .. 7 of x as bf16; those from `count` on are zeros. Where `whole` is set there are 8 or none, on a
+ * multiple of 16 bytes, and one load does. */
 template <class X> VX_DEVICE uint4 eight(const X *x, int64_t count, bool whole)
 {
     if constexpr (sizeof(X) == 2)
@@ -163,7 +163,7 @@ template <class X> VX_DEVICE uint4 eight(const X *x, int64_t count, bool whole)
 }
 static bool whole_eights(const vx_tensor *x) { return x->shape[3] % 8 == 0 && vx_aligned(x, 16); }
 
-/* OUT times 64 outputs. weights: a row of 9 C for each output. */
+/* Makes OUT times 64 outputs of CONV_PIXELS pixels. weights: a row of 9 C for each output. */
 template <int OUT, class X, class Y>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3) conv_bf16_kernel(conv s, const vx_bf16 *weights, int64_t pitch)
 {
@@ -189,15 +189,15 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3) conv_bf16_kernel(conv s, con
             const int64_t pixel = first + row + 8 * i + lane / 4, o = outputs + column + 8 * j + lane % 4 * 2;
             if (pixel >= pixels || o >= s.O) continue;
             const bool two = o + 1 < s.O;
-            put_pair((Y *)s.y + pixel * s.O + o, two, paired, sum[j][2 * i] + (s.bias ? s.bias[o] : 0),
-                     sum[j][2 * i + 1] + (s.bias && two ? s.bias[o + 1] : 0));
+            put_two((Y *)s.y + pixel * s.O + o, two, paired, sum[j][2 * i] + (s.bias ? s.bias[o] : 0),
+                    sum[j][2 * i + 1] + (s.bias && two ? s.bias[o + 1] : 0));
         }
 }
 
-/* At most FEW_BF16 outputs. A block makes SPAN x SPAN pixels of y; its warps take 16 of the RIM x RIM pixels under them
- * at a time, by all columns of z: column 9 o + tap. weights: a row of C for each. Each lane loads 8 channels side by
- * side, of x as of w, and makes fragments of them: which channel is which of a product's 16 does not matter as long as
- * the factors agree. */
+/* Makes at most FEW_BF16 outputs. A block makes SPAN x SPAN pixels of y. Its warps take 16 of the RIM x RIM pixels
+ * under them at a time, by all columns of z: column 9 o + tap. weights: a row of C for each column. A lane loads 8
+ * channels side by side, of x as of w, and makes fragments of them: which channel is which of a product's 16 does not
+ * matter as long as the factors agree. */
 constexpr int SPAN = 16, RIM = SPAN + 2, FEW_BF16 = 3, TURNS = (RIM * RIM + 16 * WARPS - 1) / (16 * WARPS);
 static_assert(SPAN * SPAN == BLOCK && 9 * FEW_BF16 <= CHUNK, "a thread for each pixel of y, four times 8 columns of z");
 template <class X, class Y>
@@ -315,7 +315,7 @@ int vx_cuda_conv2d_backward_input(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 
 /* -- The gradient of w --------------------------------------------------------------------------------------------- */
 
-/* partial (parts, 9 C, O). */
+/* Sums a part of the pixels into partial (parts,9 C,O). A block has 64 of the 9 C rows by 64 outputs. */
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
     conv_weight_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W, int64_t C,
                        int64_t O, int64_t parts)
@@ -347,7 +347,7 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
                 partial[(part * 9 * C + m + 4 * ty + i) * O + n + 4 * tx + j] = sum[i][j];
 }
 
-/* The same for at most FEW outputs: a thread for each of the 9 C rows. */
+/* Sums a part of the pixels into partial (parts,9 C,O), for at most FEW outputs. A thread has one of the 9 C rows. */
 VX_KERNEL VX_HOT conv_weight_few_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H,
                                         int64_t W, int64_t C, int64_t O, int64_t parts)
 {
@@ -364,9 +364,9 @@ VX_KERNEL VX_HOT conv_weight_few_kernel(float *partial, const float *x, const fl
     for (int o = 0; o < O; o++) partial[(part * 9 * C + row) * O + o] = sum[o];
 }
 
-/* In bf16: partial (parts, 9 C O), a part's weights with strides as s has them, from tap 0 of s on. Block: CHUNK rows,
- * of the 9 C, by MANY of the O columns; a warp takes all the rows and 16 columns. Both factors lie with pixels as rows,
- * so fragments are read transposed. */
+/* Sums a part of the pixels, in bf16, into partial (parts,9 C O): a part's weights with strides as s has them, from tap
+ * 0 of s on. A block has CHUNK of the 9 C rows by MANY of the O columns; a warp takes all the rows and 16 columns. Both
+ * factors lie with pixels as rows, so fragments are read transposed. */
 constexpr int MANY = 16 * WARPS, MANY_PITCH = MANY + 8;
 template <class X, class Y>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3)
@@ -413,7 +413,8 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 3)
             }
 }
 
-/* Parts of the pixels: blocks for the whole device, but no part too short, and not too much memory. */
+/* Returns into how many parts to cut the pixels: enough blocks for the whole device, but at most `most` parts, and not
+ * too much memory for the `count` results of each. */
 static int64_t weight_parts(int64_t most, int64_t tiles, int64_t count)
 {
     return vx_max64(vx_min64(vx_min64(vx_ceil_div(1024, tiles), most), (INT64_C(8) << 20) / count), 1);

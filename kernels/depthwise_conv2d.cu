@@ -13,7 +13,7 @@
 
 enum { BLOCK = 256 };
 
-/* y (B,P,Q,C), x (B,H,W,C). */
+/* Makes y (B,P,Q,C) of x (B,H,W,C), V channels a thread. */
 template <int V>
 VX_KERNEL depthwise_kernel(float *y, const float *x, const float *w, const float *bias, int64_t B, int64_t H, int64_t W,
                            int64_t P, int64_t Q, int64_t C, int stride)
@@ -56,7 +56,8 @@ VX_KERNEL depthwise_input_kernel(float *dx, const float *dy, const float *w, int
     }
 }
 
-/* partial (parts,10,C): the nine taps and the bias. Block: 32 channels by 8 rows at a time. */
+/* Sums a part of the rows into partial (parts,10,C): the nine taps and the bias. A block has 32 channels; each of its 8
+ * warps takes every eighth row. */
 VX_KERNEL depthwise_weight_kernel(float *partial, const float *x, const float *dy, int64_t B, int64_t H, int64_t W,
                                   int64_t P, int64_t Q, int64_t C, int stride, int64_t parts)
 {

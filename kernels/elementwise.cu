@@ -22,7 +22,8 @@ typedef struct grouped_walk : walk {
     int group;
 } grouped_walk;
 
-/* `constant` says whether operands other than the output may be constant along the last dimension. */
+/* Groups four neighbours where every operand allows it. `constant` says whether operands other than the output may be
+ * constant along the last dimension. */
 static grouped_walk group_neighbours(const walk &w, bool constant)
 {
     const int last = w.ndim - 1;
@@ -35,7 +36,7 @@ static grouped_walk group_neighbours(const walk &w, bool constant)
     return {w, four ? 4 : 1};
 }
 
-/* The element of each operand k where group i begins. */
+/* Finds the element of each operand k where group i begins. */
 template <class I, int operands> VX_DEVICE void place(const grouped_walk &w, int64_t i, int64_t *at)
 {
     const int last = w.ndim - 1;
@@ -83,7 +84,7 @@ template <class I> VX_KERNEL fill_kernel(grouped_walk w, int64_t groups, uint32_
     }
 }
 
-/* x = value, rounded and saturated as convert would. */
+/* Sets x = value, rounded and saturated as convert would. */
 int vx_cuda_fill(vx_tensor *x, double value)
 {
     if (!x->numel) return VX_OK;
@@ -103,7 +104,7 @@ int vx_cuda_fill(vx_tensor *x, double value)
 
 /* -- convert ------------------------------------------------------------------------------------------------------- */
 
-/* To nearest, ties to even, saturating, NaN to 0. */
+/* Rounds to nearest, ties to even, saturating, NaN to 0. */
 VX_DEVICE int32_t i32_from_f32(float x)
 {
     const float r = rintf(x);
@@ -117,7 +118,7 @@ VX_DEVICE uint32_t u8_from_f32(float x)
     return (uint32_t)rintf(r < 255.0f ? r : 255.0f);
 }
 
-/* The bits of an element of dtype `from` as those of dtype `to`. */
+/* Returns the bits of an element of dtype `from` as those of dtype `to`. */
 VX_DEVICE uint32_t converted(int to, int from, uint32_t bits)
 {
     if (to == from) return bits;
@@ -176,8 +177,8 @@ template <class I> VX_KERNEL convert_kernel(grouped_walk w, int64_t groups, int 
     }
 }
 
-/* The last two dimensions of w: rows, in which x is contiguous, and columns, in which y is. A block takes squares of 32
- * x 32; the odd pitch spreads a column over the banks. */
+/* Transposes the last two dimensions of w: rows, in which x is contiguous, and columns, in which y is. A block takes
+ * squares of 32 x 32; the odd pitch spreads a column over the banks. */
 VX_KERNEL transpose_kernel(walk w, int64_t squares, int to, int from)
 {
     __shared__ uint32_t square[SQUARE][SQUARE + 1];
@@ -209,7 +210,7 @@ VX_KERNEL transpose_kernel(walk w, int64_t squares, int to, int from)
     }
 }
 
-/* y = x between any strides and dtypes. */
+/* Copies y = x between any strides and dtypes. */
 int vx_cuda_convert(vx_tensor *y, vx_tensor *x)
 {
     if (!y->numel) return VX_OK;
@@ -244,13 +245,13 @@ VX_DEVICE float binary(int kind, float a, float b)
     }
 }
 
-/* An element of operand k, f32 or bf16. */
+/* Loads an element of operand k, f32 or bf16. */
 VX_DEVICE float one_of(const grouped_walk &w, int k, int64_t at)
 {
     return w.item[k] == 4 ? ((const float *)w.data[k])[at] : vx_from_bf16(((const vx_bf16 *)w.data[k])[at]);
 }
 
-/* Four of operand k, or the one it has, four times. */
+/* Loads four elements of operand k, or the one it has, four times. */
 VX_DEVICE vec<4> four_of(const grouped_walk &w, int k, int64_t at)
 {
     if (!w.stride[k][w.ndim - 1]) {
@@ -283,7 +284,7 @@ template <class I> VX_KERNEL binary_kernel(grouped_walk w, int64_t groups, int k
     }
 }
 
-/* y = a (kind) b. */
+/* Computes y = a (kind) b. */
 int vx_cuda_binary(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
 {
     if (!y->numel) return VX_OK;
@@ -325,11 +326,11 @@ int vx_cuda_where(vx_tensor *y, vx_tensor *condition, vx_tensor *a, vx_tensor *b
 /* -- unary --------------------------------------------------------------------------------------------------------- */
 
 VX_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-/* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
+/* Returns Phi(x), the standard normal distribution function, of GELU(x) = x Phi(x). */
 VX_DEVICE float normal_below(float x) { return 0.5f + 0.5f * erff(x * 0.70710678f); }
 
-/* The gamma function's family is computed in double and has kernels of its own (gamma true): its registers would cost
- * the others. */
+/* Returns f(x). The gamma function's family is computed in double and has kernels of its own (gamma true): its
+ * registers would cost the others. */
 template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, float beta)
 {
     if (gamma)
@@ -356,7 +357,7 @@ template <bool gamma> VX_DEVICE float unary(int kind, float x, float alpha, floa
     }
 }
 
-/* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
+/* Returns dx from dy, and from x or y = f(x), whichever costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
 template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x, float y, float alpha, float beta)
 {
     if (gamma)
@@ -386,7 +387,7 @@ template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x
     }
 }
 
-/* `fours` groups of 4, then what is left singly. */
+/* Maps `fours` groups of 4, then what is left singly. */
 template <bool gamma>
 VX_KERNEL unary_kernel(float *y, const float *x, int64_t n, int64_t fours, int kind, float alpha, float beta)
 {
@@ -413,7 +414,7 @@ VX_KERNEL unary_backward_kernel(float *dx, const float *dy, const float *x, cons
         dx[i] = unary_backward<gamma>(kind, dy[i], x[i], y[i], alpha, beta);
 }
 
-/* y = f(x); y may be x. */
+/* Computes y = f(x); y may be x. */
 int vx_cuda_unary(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
 {
     if (!y->numel) return VX_OK;
@@ -427,7 +428,7 @@ int vx_cuda_unary(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
     return vx_status();
 }
 
-/* dx = dy f'(x); dx may be dy, x or y. */
+/* Computes dx = dy f'(x); dx may be dy, x or y. */
 int vx_cuda_unary_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor *y, int kind, float alpha, float beta)
 {
     if (!dx->numel) return VX_OK;

@@ -8,7 +8,7 @@
 
 enum { BLOCK = 256 };
 
-/* A thread takes T, a float or four. width: T's a row. */
+/* Gathers rows; a thread takes a T, a float or four. width: T's a row. */
 template <class T>
 VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, int64_t width, int64_t rows, T nan,
                         vx_data_check outside)
@@ -22,7 +22,7 @@ VX_KERNEL gather_kernel(T *y, const T *table, const int32_t *index, int64_t n, i
     }
 }
 
-/* y[n] = table[index[n]] */
+/* Copies y[n] = table[index[n]]. */
 int vx_cuda_gather(vx_tensor *y, vx_tensor *table, vx_tensor *index)
 {
     const int64_t n = y->shape[0], width = y->shape[1], rows = table->shape[0];
@@ -45,8 +45,8 @@ struct row_of {
     VX_INSIDE float operator()(uint32_t, uint32_t row, int64_t d) const { return x[row * width + d]; }
 };
 
-/* table[index[n]] += x[n], the sum over n first (sort.cuh has its order). Working space: 16 bytes a row of x, and a
- * 32nd of x. */
+/* Adds table[index[n]] += x[n], the sum over n first (sort.cuh has its order). Working space: 16 bytes a row of x, and
+ * a 32nd of x. */
 int vx_cuda_scatter_add(vx_tensor *table, vx_tensor *x, vx_tensor *index)
 {
     const int64_t n = x->shape[0], width = x->shape[1], rows = table->shape[0];

@@ -68,7 +68,7 @@ VX_KERNEL __launch_bounds__(TILE_THREADS) product_kernel(matrix a, matrix b, mat
         }
 }
 
-/* How cuBLAS would read a matrix of this many rows and columns: 'n' as it is, 't' transposed, 0 not at all. */
+/* Says how cuBLAS would read a matrix of this many rows and columns: 'n' as it stands, 't' transposed, 0 not at all. */
 static char orientation(matrix x, int64_t rows, int64_t columns, int64_t *leading)
 {
     const int64_t limit = INT32_MAX;
@@ -83,7 +83,7 @@ static char orientation(matrix x, int64_t rows, int64_t columns, int64_t *leadin
     return 0;
 }
 
-/* to (batch,rows,pitch): the elements of from (batch,rows,columns), whose columns lie side by side; four at a time. */
+/* Rounds from (batch,rows,columns), whose columns lie side by side, to bf16: to (batch,rows,pitch). Four at a time. */
 VX_KERNEL round_kernel(vx_bf16 *to, const float *from, int64_t batch, int64_t rows, int64_t columns, int64_t pitch,
                        int64_t batch_stride, int64_t row_stride, bool fours)
 {
@@ -111,7 +111,7 @@ typedef struct factor {
     int64_t batch, rows, columns; /* of the copy to be made, if data lies in it */
 } factor;
 
-/* x as it is, or a place for its rounded copy, rows of which begin on 16 bytes. */
+/* Returns x as it stands, or takes a place for its rounded copy, whose rows begin on 16 bytes. */
 static factor factor_of(matrix x, int64_t batch, int64_t rows, int64_t columns, char how, int64_t leading, bool bf16)
 {
     factor f = {x.data, x.bf16 ? CUDA_R_16BF : CUDA_R_32F, leading, x.batch_stride, 0, 0, 0};

@@ -7,7 +7,7 @@
 
 enum { BLOCK = 256, PART = 16384 };
 
-/* partial[p] = sum of (a - b)^2 over the elements of part p, by a block. */
+/* Sums (a - b)^2 over the elements of part p into partial[p]. A block for each part. */
 VX_KERNEL squared_distance_kernel(double *partial, const float *a, const float *b, int64_t n, int64_t parts)
 {
     __shared__ double shared[32];
@@ -24,7 +24,8 @@ VX_KERNEL squared_distance_kernel(double *partial, const float *a, const float *
     }
 }
 
-/* loss (1) = mean (a - b)^2; an error where there are no elements. Working space: 8 bytes per 16384 elements. */
+/* Computes loss (1) = mean (a - b)^2; an error where there are no elements. Working space: 8 bytes per 16384
+ * elements. */
 int vx_cuda_mse(vx_tensor *loss, vx_tensor *a, vx_tensor *b)
 {
     const int64_t n = a->numel, parts = vx_ceil_div(n, PART);
@@ -46,7 +47,7 @@ VX_KERNEL mse_backward_kernel(float *da, const float *a, const float *b, const f
     for (int64_t i = 4 * fours + vx_first(); i < n; i += vx_step()) da[i] = scale * (a[i] - b[i]);
 }
 
-/* da = 2 dloss (a - b) / count */
+/* Computes da = 2 dloss (a - b) / count. */
 int vx_cuda_mse_backward(vx_tensor *da, vx_tensor *a, vx_tensor *b, vx_tensor *dloss)
 {
     if (!a->numel) return VX_OK;

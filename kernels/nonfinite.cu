@@ -24,7 +24,7 @@ VX_KERNEL none_found_kernel(int32_t *found)
     found[1] = -1;
 }
 
-/* found = (rows that hold a NaN or Inf, the first such row or -1). Working space: 4 bytes a row. */
+/* Writes found = (rows that hold a NaN or Inf, the first such row or -1). Working space: 4 bytes a row. */
 int vx_cuda_nonfinite(vx_tensor *found, vx_tensor *x)
 {
     const int64_t rows = x->shape[0];

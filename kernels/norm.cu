@@ -27,14 +27,14 @@ enum {
 
 /* A block works on `columns` groups of V channels, one of `tiles`, its threads standing side by side in `rows` rows of
  * positions. */
-typedef struct group {
+typedef struct layout {
     int64_t B, S, C, G, chunk, chunks, tiles;
     int columns, rows;
-} group;
+} layout;
 
-static group group_of(int64_t B, int64_t S, int64_t C, int64_t G, int V)
+static layout layout_of(int64_t B, int64_t S, int64_t C, int64_t G, int V)
 {
-    group q = {B, S, C, G, 0, 0, 0, 0, 0};
+    layout q = {B, S, C, G, 0, 0, 0, 0, 0};
     q.columns = (int)vx_min64(C / V, BLOCK);
     q.rows = BLOCK / q.columns;
     q.chunk = vx_min64((int64_t)q.rows * (HELD / V), vx_max64(S, 1));
@@ -43,16 +43,16 @@ static group group_of(int64_t B, int64_t S, int64_t C, int64_t G, int V)
     return q;
 }
 
-/* What a thread works on: channels c .. c + V - 1 at positions row, row + rows, ... of `count` from first on. */
-typedef struct stand {
+/* A thread's share of a chunk: channels c .. c + V - 1 at positions row, row + rows, ... of `count` from first on. */
+typedef struct patch {
     int64_t b, k, c, first;
     int row, column, count;
     bool there;
-} stand;
+} patch;
 
-template <int V> VX_DEVICE stand stand_of(const group &q, int64_t item)
+template <int V> VX_DEVICE patch patch_of(const layout &q, int64_t item)
 {
-    stand at;
+    patch at;
     at.row = threadIdx.x / q.columns, at.column = threadIdx.x % q.columns;
     at.c = (item % q.tiles * q.columns + at.column) * V;
     at.k = item / q.tiles % q.chunks, at.b = item / q.tiles / q.chunks;
@@ -62,8 +62,8 @@ template <int V> VX_DEVICE stand stand_of(const group &q, int64_t item)
     return at;
 }
 
-/* The sum over the block's rows, to every thread of the column. shared: BLOCK elements. */
-template <int V> VX_DEVICE vec<V> sum_rows(const group &q, const stand &at, const vec<V> &x, vec<V> *shared)
+/* Adds up x over the block's rows; every thread gets its column's sum. shared: BLOCK elements. */
+template <int V> VX_DEVICE vec<V> sum_rows(const layout &q, const patch &at, const vec<V> &x, vec<V> *shared)
 {
     const int i = at.row * q.columns + at.column;
     if (at.row < q.rows) shared[i] = x;
@@ -79,8 +79,8 @@ template <int V> VX_DEVICE vec<V> sum_rows(const group &q, const stand &at, cons
     return sum;
 }
 
-/* The values of V channels that differ by group: from (B,G). */
-template <int V> VX_DEVICE vec<V> of_groups(const group &q, const stand &at, const float *from)
+/* Loads what belongs to the groups of the thread's V channels, from (B,G). */
+template <int V> VX_DEVICE vec<V> of_groups(const layout &q, const patch &at, const float *from)
 {
     const int64_t D = q.C / q.G;
     vec<V> r;
@@ -89,14 +89,14 @@ template <int V> VX_DEVICE vec<V> of_groups(const group &q, const stand &at, con
     return r;
 }
 
-/* partial (B,chunks,2,C): mean and sum of squares about it of each channel. The mean is taken again from the residuals,
- * which removes the rounding of the first sum. */
+/* Takes the moments of each chunk: partial (B,chunks,2,C), the mean and the sum of squares about it of each channel.
+ * The mean is taken again from the residuals, which removes the rounding of the first sum. */
 template <int V, class T>
-VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) moments_kernel(group q, float *partial, const T *x, int64_t items)
+VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) moments_kernel(layout q, float *partial, const T *x, int64_t items)
 {
     __shared__ vec<V> shared[BLOCK];
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-        const stand at = stand_of<V>(q, item);
+        const patch at = patch_of<V>(q, item);
         const float share = 1.0f / (float)at.count;
         vec<V> held[HELD / V], mean = {}, residual = {}, squares = {};
 #pragma unroll
@@ -134,9 +134,10 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) moments_kernel(group q, float *part
     }
 }
 
-/* mean and rstd (B,G) from the chunks; a block per group, `width` of its threads side by side over channels. */
+/* Merges the chunks' moments into mean and rstd (B,G). A block for each group, `width` of its threads side by side over
+ * channels. */
 VX_KERNEL __launch_bounds__(BLOCK)
-    statistics_kernel(group q, float *mean, float *rstd, const float *partial, int width, float eps)
+    statistics_kernel(layout q, float *mean, float *rstd, const float *partial, int width, float eps)
 {
     __shared__ double shared[32];
     const int64_t D = q.C / q.G;
@@ -165,11 +166,11 @@ VX_KERNEL __launch_bounds__(BLOCK)
 
 template <int V, int ACT>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
-    normalize_kernel(group q, float *y, const float *x, const float *gamma, const float *beta, const float *mean,
+    normalize_kernel(layout q, float *y, const float *x, const float *gamma, const float *beta, const float *mean,
                      const float *rstd, int64_t items)
 {
     for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
-        const stand at = stand_of<V>(q, items - 1 - i);
+        const patch at = patch_of<V>(q, items - 1 - i);
         if (!at.there) continue;
         const vec<V> centre = of_groups<V>(q, at, mean), shift = load<V>(beta + at.c);
         vec<V> scale = of_groups<V>(q, at, rstd), held[HELD / V];
@@ -193,10 +194,10 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     }
 }
 
-static unsigned grid_of(const group *q) { return vx_grid(q->B * q->chunks * q->tiles, 1); }
+static unsigned grid_of(const layout *q) { return vx_grid(q->B * q->chunks * q->tiles, 1); }
 
 template <int V, class T>
-static void statistics(float *mean, float *rstd, const T *x, float *partial, const group *q, float eps)
+static void statistics(float *mean, float *rstd, const T *x, float *partial, const layout *q, float eps)
 {
     VX_LAUNCH((moments_kernel<V, T>), grid_of(q), BLOCK, 0, *q, partial, x, q->B * q->chunks * q->tiles);
     VX_LAUNCH(statistics_kernel, vx_grid(q->B * q->G, 1), BLOCK, 0, *q, mean, rstd, partial,
@@ -209,7 +210,7 @@ static void image_statistics(float *mean, float *rstd, const T *x, int64_t B, in
 {
     if (!B || !C) return;
     const bool fours = C % 4 == 0 && (uintptr_t)x % (4 * sizeof(T)) == 0;
-    const group q = group_of(B, S, C, G, fours ? 4 : 1);
+    const layout q = layout_of(B, S, C, G, fours ? 4 : 1);
     float *partial = VX_SCRATCH(float, B *q.chunks * 2 * C);
     if (fours) statistics<4>(mean, rstd, x, partial, &q, eps);
     else statistics<1>(mean, rstd, x, partial, &q, eps);
@@ -241,7 +242,7 @@ int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     const bool fours =
         C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
     vx_group_statistics(vx_f32(mean), vx_f32(rstd), vx_f32(x), B, S, C, G, eps);
-    const group q = group_of(B, S, C, G, fours ? 4 : 1);
+    const layout q = layout_of(B, S, C, G, fours ? 4 : 1);
     const int64_t items = B * q.chunks * q.tiles;
     if (fours)
         LAUNCH_ACT(normalize_kernel, 4, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean),
@@ -254,15 +255,15 @@ int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 
 /* -- Group norm: gradient ------------------------------------------------------------------------------------------ */
 
-/* partial (B,chunks,2,C): sums of dz and dz xhat. */
+/* Sums dz and dz xhat over each chunk: partial (B,chunks,2,C). */
 template <int V, int ACT>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
-    gather_kernel(group q, float *partial, const float *dy, const float *x, const float *gamma, const float *beta,
-                  const float *mean, const float *rstd, int64_t items)
+    gradient_sums_kernel(layout q, float *partial, const float *dy, const float *x, const float *gamma,
+                         const float *beta, const float *mean, const float *rstd, int64_t items)
 {
     __shared__ vec<V> shared[BLOCK];
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-        const stand at = stand_of<V>(q, item);
+        const patch at = patch_of<V>(q, item);
         vec<V> plain = {}, along = {};
         if (at.there) {
             const vec<V> centre = of_groups<V>(q, at, mean), inverse = of_groups<V>(q, at, rstd);
@@ -295,7 +296,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
 
 enum { TALL = 1024 }; /* threads of a block that sums 32 columns, its warps taking every 32nd row */
 
-/* The sum of a column, in float64; to the first warp's lanes. shared: (32, 33). */
+/* Adds up a column in float64; the first warp's lanes get the sums of their 32. shared: (32,33). */
 template <class T>
 VX_DEVICE double column_sum(const T *from, int64_t rows, int64_t pitch, int64_t c, int64_t columns,
                             double (*shared)[33])
@@ -314,7 +315,7 @@ VX_DEVICE double column_sum(const T *from, int64_t rows, int64_t pitch, int64_t 
     return sum;
 }
 
-/* total (B,2 C): the sums of partial (B,chunks,2 C). */
+/* Adds up the chunks: total (B,2 C) of partial (B,chunks,2 C). */
 VX_KERNEL __launch_bounds__(TALL)
     total_kernel(double *total, const float *partial, int64_t B, int64_t chunks, int64_t columns)
 {
@@ -327,7 +328,7 @@ VX_KERNEL __launch_bounds__(TALL)
     }
 }
 
-/* dbeta and dgamma (C): the sums of total (B,2 C). */
+/* Adds up the images: dbeta and dgamma (C) of total (B,2 C). */
 VX_KERNEL __launch_bounds__(TALL)
     parameters_kernel(float *dgamma, float *dbeta, const double *total, int64_t B, int64_t C)
 {
@@ -340,8 +341,8 @@ VX_KERNEL __launch_bounds__(TALL)
     }
 }
 
-/* The factors of dx = gamma rstd dz - (x - mean) along - plain, (B,G) each; a warp per group. */
-VX_KERNEL factors_kernel(group q, float *along, float *plain, const double *total, const float *gamma,
+/* Makes the factors of dx = gamma rstd dz - (x - mean) along - plain, (B,G) each. A warp for each group. */
+VX_KERNEL factors_kernel(layout q, float *along, float *plain, const double *total, const float *gamma,
                          const float *rstd)
 {
     const int64_t D = q.C / q.G;
@@ -359,11 +360,11 @@ VX_KERNEL factors_kernel(group q, float *along, float *plain, const double *tota
 
 template <int V, int ACT>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
-    scatter_kernel(group q, float *dx, const float *dy, const float *x, const float *gamma, const float *beta,
-                   const float *mean, const float *rstd, const float *along, const float *plain, int64_t items)
+    gradient_kernel(layout q, float *dx, const float *dy, const float *x, const float *gamma, const float *beta,
+                    const float *mean, const float *rstd, const float *along, const float *plain, int64_t items)
 {
     for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
-        const stand at = stand_of<V>(q, items - 1 - i);
+        const patch at = patch_of<V>(q, items - 1 - i);
         if (!at.there) continue;
         const vec<V> centre = of_groups<V>(q, at, mean), inverse = of_groups<V>(q, at, rstd),
                      a = of_groups<V>(q, at, along), p = of_groups<V>(q, at, plain), scale = load<V>(gamma + at.c),
@@ -394,32 +395,32 @@ int vx_cuda_group_norm_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     if (!C) return VX_OK;
     const bool fours = C % 4 == 0 && vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) &&
                        vx_aligned(gamma, 16) && vx_aligned(beta, 16);
-    const group q = group_of(B, S, C, G, fours ? 4 : 1);
+    const layout q = layout_of(B, S, C, G, fours ? 4 : 1);
     const int64_t items = B * q.chunks * q.tiles;
     const float *scale = vx_f32(gamma), *shift = vx_f32(beta), *centre = vx_f32(mean), *inverse = vx_f32(rstd);
     float *partial = VX_SCRATCH(float, B *q.chunks * 2 * C), *along = VX_SCRATCH(float, B *G),
           *plain = VX_SCRATCH(float, B *G);
     double *total = VX_SCRATCH(double, B * 2 * C);
     if (items && fours)
-        LAUNCH_ACT(gather_kernel, 4, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
+        LAUNCH_ACT(gradient_sums_kernel, 4, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
     else if (items)
-        LAUNCH_ACT(gather_kernel, 1, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
+        LAUNCH_ACT(gradient_sums_kernel, 1, act, partial, vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, items);
     VX_LAUNCH(total_kernel, vx_grid(B * vx_ceil_div(2 * C, 32), 1), TALL, 0, total, partial, B, q.chunks, 2 * C);
     VX_LAUNCH(parameters_kernel, vx_grid(2 * C, 32), TALL, 0, vx_f32(dgamma), vx_f32(dbeta), total, B, C);
     if (!items) return vx_status();
     VX_LAUNCH(factors_kernel, vx_grid(B * G, BLOCK / 32), BLOCK, 0, q, along, plain, total, scale, inverse);
     if (fours)
-        LAUNCH_ACT(scatter_kernel, 4, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
+        LAUNCH_ACT(gradient_kernel, 4, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
                    plain, items);
     else
-        LAUNCH_ACT(scatter_kernel, 1, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
+        LAUNCH_ACT(gradient_kernel, 1, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
                    plain, items);
     return vx_status();
 }
 
 /* -- Layer norm ---------------------------------------------------------------------------------------------------- */
 
-/* The sum over a warp of what f(channel) gives for each V channels of a row. */
+/* Adds up over a warp what f(channel) gives for each V channels of a row. */
 template <int V, class F> VX_DEVICE float row_sum(int64_t C, F f)
 {
     float sum = 0;
@@ -513,8 +514,8 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
     }
 }
 
-/* partial (parts,2,C): sums of dy xhat and of dy over a part of the rows. Block: 32 channels, eight warps taking every
- * eighth row. */
+/* Sums dy xhat and dy over a part of the rows: partial (parts,2,C). A block has 32 channels; each of its eight warps
+ * takes every eighth row. */
 VX_KERNEL __launch_bounds__(BLOCK)
     layer_parameters_kernel(float *partial, const float *dy, const float *x, const float *mean, const float *rstd,
                             int64_t N, int64_t C, int64_t parts)

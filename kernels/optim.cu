@@ -29,7 +29,8 @@ typedef struct factors {
 static_assert(sizeof(table) + sizeof(factors) + 2 * sizeof(void *) <= 4096,
               "what all devices take as a kernel's arguments");
 
-/* fmaf: of two products the compiler may round either, and would not choose the same one wherever this is inlined. */
+/* Updates one parameter. fmaf: of two products the compiler may round either, and would not choose the same one
+ * wherever this is inlined. */
 VX_DEVICE void update(const factors &f, float keep, float &p, float &m, float &v, float g)
 {
     m = m + f.m_new * (g - m);
@@ -37,8 +38,8 @@ VX_DEVICE void update(const factors &f, float keep, float &p, float &m, float &v
     p = keep * p - (f.rate * m) / (sqrtf(v) * f.rescale + f.eps);
 }
 
-/* Four parameters a thread, at once where the block has all of its own and the tensors lie on 16 bytes, as views need
- * not. */
+/* Updates four parameters a thread, at once where the block has all of its own and the tensors lie on 16 bytes, as
+ * views need not. */
 VX_KERNEL VX_HOT adamw_kernel(const table t, factors given, const factors *recorded)
 {
     const factors f = recorded ? *recorded : given;
@@ -89,7 +90,8 @@ static factors factors_of(const numbers &a)
     return f;
 }
 
-/* lr / recorded_rate comes first: where they are equal, lr is the launch's rate to the bit. */
+/* Makes the factors of a launch. lr / recorded_rate comes first: where they are equal, lr is the launch's rate to the
+ * bit. */
 static void refresh(void *to, const void *given, const vx_launch *launch)
 {
     numbers a = *(const numbers *)given;

@@ -19,7 +19,8 @@ VX_DEVICE float uniform_of(const distribution &s, uint32_t word)
     return fminf(fmaxf(s.base + s.scale * vx_unit(word), s.least), s.most);
 }
 
-VX_DEVICE float2 normal_pair(const distribution &s, uint32_t first, uint32_t second)
+/* Makes two normal numbers of two words (Box-Muller). */
+VX_DEVICE float2 two_normals(const distribution &s, uint32_t first, uint32_t second)
 {
     float sine, cosine;
     sincospif(2.0f * vx_unit(second), &sine, &cosine);
@@ -34,7 +35,7 @@ VX_KERNEL generate_kernel(float *x, int64_t n, bool fours, vx_random random, dis
         const vx_philox4 r = vx_philox(draw.seed, draw.stream, (uint64_t)i);
         float4 value;
         if (s.normal) {
-            const float2 a = normal_pair(s, r.word[0], r.word[1]), b = normal_pair(s, r.word[2], r.word[3]);
+            const float2 a = two_normals(s, r.word[0], r.word[1]), b = two_normals(s, r.word[2], r.word[3]);
             value = make_float4(a.x, a.y, b.x, b.y);
         } else {
             value = make_float4(uniform_of(s, r.word[0]), uniform_of(s, r.word[1]), uniform_of(s, r.word[2]),
@@ -60,14 +61,14 @@ static int generate(vx_tensor *x, uint64_t seed, uint64_t stream, const distribu
     return vx_status();
 }
 
-/* x uniform in the open interval (low, high). */
+/* Fills x with uniform numbers of the open interval (low, high). */
 int vx_cuda_uniform(vx_tensor *x, uint64_t seed, uint64_t stream, float low, float high)
 {
     const float a = nextafterf(low, high), b = nextafterf(high, low);
     return generate(x, seed, stream, {0, low, high - low, fminf(a, b), fmaxf(a, b)});
 }
 
-/* x normal. */
+/* Fills x with normal numbers. */
 int vx_cuda_normal(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, float deviation)
 {
     return generate(x, seed, stream, {1, mean, deviation, 0, 0});
@@ -75,10 +76,10 @@ int vx_cuda_normal(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, flo
 
 /* -- dirichlet ----------------------------------------------------------------------------------------------------- */
 
-/* The centres of 2^32 equal cells of (0, 1). */
+/* Returns the centre of one of 2^32 equal cells of (0, 1). */
 VX_DEVICE double fine_unit(uint32_t word) { return (word + 0.5) * 0x1p-32; }
 
-/* ln of a gamma variable of shape alpha; see random.c. */
+/* Returns ln of a gamma variable of shape alpha; see random.c. */
 VX_DEVICE double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t element, double alpha)
 {
     const double d = (alpha < 1 ? alpha + 1 : alpha) - 1. / 3, c = 1 / sqrt(9 * d);
@@ -94,7 +95,7 @@ VX_DEVICE double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t ele
     }
 }
 
-/* g (N,M): logarithms of gamma variables. A concentration that is none counts as 1. */
+/* Draws g (N,M), logarithms of gamma variables. A concentration that is none counts as 1. */
 VX_KERNEL gamma_kernel(double *g, const float *alpha, int64_t row, int64_t column, int64_t N, int64_t M,
                        vx_random random, vx_data_check bad)
 {
@@ -110,7 +111,7 @@ VX_KERNEL gamma_kernel(double *g, const float *alpha, int64_t row, int64_t colum
     }
 }
 
-/* A warp for each row: gamma variables over their sum, in logarithms until the end. */
+/* Divides gamma variables by their sum, in logarithms until the end. A warp for each row. */
 VX_KERNEL share_kernel(float *p, const double *g, int64_t N, int64_t M, int log_wanted)
 {
     const int lane = threadIdx.x % 32;
@@ -125,7 +126,7 @@ VX_KERNEL share_kernel(float *p, const double *g, int64_t N, int64_t M, int log_
     }
 }
 
-/* p[n] a draw from Dirichlet(alpha[n]), or its logarithm. Working space: 8 N M bytes. */
+/* Draws p[n] from Dirichlet(alpha[n]), or its logarithm. Working space: 8 N M bytes. */
 int vx_cuda_dirichlet(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t stream, int log_wanted)
 {
     const int64_t N = p->shape[0], M = p->shape[1];
@@ -154,7 +155,7 @@ VX_KERNEL permutation_kernel(int32_t *x, const unsigned long long *entries, int6
     for (int64_t i = vx_first(); i < n; i += vx_step()) x[i] = (int32_t)vx_sort_index(entries[i]);
 }
 
-/* x a random order of 0 .. N-1. Working space: 16 N bytes. */
+/* Fills x with a random order of 0 .. N-1. Working space: 16 N bytes. */
 int vx_cuda_permutation(vx_tensor *x, uint64_t seed, uint64_t stream)
 {
     const int64_t n = x->numel;

@@ -15,7 +15,8 @@
 
 enum { BLOCK = 256, PART = 16384 };
 
-/* Offset of the i-th of count elements under the strides `stride` (d.x or d.y). I: a type that holds count. */
+/* Returns the offset of the i-th of count elements under the strides `stride` (d.x or d.y). I: a type that holds
+ * count. */
 template <class I> VX_DEVICE int64_t dims_offset(const dims &d, const int64_t *stride, int64_t i)
 {
     I rest = (I)i;
@@ -56,8 +57,8 @@ template <int kind> VX_DEVICE double join(double a, double b)
     return kind == VX_REDUCE_MAX ? (a > b ? a : b) : (a < b ? a : b);
 }
 
-/* Over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has the
- * result. */
+/* Joins over groups of `width` threads: 1 .. 32 lanes, or the block, all of which takes part. The first of a group has
+ * the result. */
 template <int kind> VX_DEVICE double join_threads(double v, int width, double *shared)
 {
     for (int i = min(width, 32) / 2; i > 0; i >>= 1) v = join<kind>(v, __shfl_xor_sync(VX_ALL_LANES, v, i));
@@ -133,7 +134,7 @@ template <int kind, class I> VX_KERNEL VX_HOT reduce_columns_kernel(plan p)
     }
 }
 
-/* Joins the parts of each result: p.width threads each. */
+/* Joins the parts of each result. p.width threads each. */
 template <int kind, class I> VX_KERNEL reduce_parts_kernel(plan p)
 {
     __shared__ double shared[32];
@@ -173,8 +174,8 @@ template <int kind> static void launch_reduce(const plan &p, int64_t numel)
     else launch_reduce<kind, int64_t>(p);
 }
 
-/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or
- * per 64 elements and more where columns are kept. */
+/* Computes y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384
+ * elements, or per 64 elements and more where columns are kept. */
 int vx_cuda_reduce(vx_tensor *y, vx_tensor *x, int kind)
 {
     if (check_reduce(y, x, kind)) return VX_EINVAL;

@@ -39,8 +39,8 @@ typedef struct sepconv2d {
 template <int STRIDE, int UP> struct halo {
     static constexpr int u = (SIDE - 1) * STRIDE + 3, side = UP == 1 ? u : u / 2 + 1, pixels = side * side,
                          floats = pixels * 32;
-    /* the row of n, counted from the first, in row r = STRIDE p + tap - 1 of u, where p is counted from the tile's
-     * first: a multiple of 8 */
+    /* Returns the row of n, counted from the tile's first, in row r = STRIDE p + tap - 1 of u. p is counted from the
+     * tile's first, a multiple of 8. */
     static constexpr __device__ int row(int p, int tap)
     {
         return UP == 1 ? STRIDE * p + tap : (STRIDE * p + tap + 1) / 2;
@@ -59,7 +59,7 @@ VX_DEVICE tile tile_at(const sepconv2d &s, int64_t index)
     return {index / across / down, index / across % down * SIDE, index % across * SIDE};
 }
 
-/* What norm and activation need to know of a channel of image b. */
+/* What norm and activation need of a channel of image b. */
 typedef struct channel {
     float mean, scale, beta, rstd;
 } channel;
@@ -73,7 +73,8 @@ VX_DEVICE channel channel_of(const sepconv2d &s, int64_t b, int64_t c)
     return r;
 }
 
-/* n (halo pixels, 32): channels c, one for each lane, of the pixels under the tile. */
+/* Loads n (halo pixels,32): channel c, one for each lane, of the pixels under the tile, normalized and activated; zeros
+ * off the image. */
 template <int STRIDE, int UP, class X> VX_DEVICE void load_halo(const sepconv2d &s, const tile &t, int64_t c, float *n)
 {
     using under = halo<STRIDE, UP>;
@@ -92,14 +93,14 @@ template <int STRIDE, int UP, class X> VX_DEVICE void load_halo(const sepconv2d 
     }
 }
 
-/* The value under tap (u, v) of column q in the warp's row. */
+/* Returns the value under tap (u, v) of column q in the warp's row. */
 template <int STRIDE, int UP> VX_DEVICE float under(const float *n, int q, int u, int v)
 {
     using h = halo<STRIDE, UP>;
     return n[(h::row(threadIdx.x / 32, u) * h::side + h::row(q, v)) * 32 + threadIdx.x % 32];
 }
 
-/* d of the warp's row and the lane's channel c. */
+/* Makes d of the warp's row and the lane's channel c. */
 template <int STRIDE, int UP> VX_DEVICE void make_row(const sepconv2d &s, int64_t c, const float *n, float (&d)[SIDE])
 {
     float w[9];
@@ -115,7 +116,7 @@ template <int STRIDE, int UP> VX_DEVICE void make_row(const sepconv2d &s, int64_
 
 /* -- Forward ------------------------------------------------------------------------------------------------------- */
 
-/* OUT times 64 outputs from 64 OUT blockIdx.y on. Shared: n, d (PIXELS, ROW_PITCH), 32 rows of vT (32, 64 OUT). */
+/* Makes OUT times 64 outputs, from 64 OUT blockIdx.y on. Shared: n, d (PIXELS,ROW_PITCH), 32 rows of vT (32,64 OUT). */
 template <int STRIDE, int UP, int OUT>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_kernel(sepconv2d s, float *y, bool whole)
 {
@@ -166,19 +167,19 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_kernel(sepconv2d s, float
     }
 }
 
-/* y's elements at and at + 1, the second where `two` is set: sums, bias, residual. In pairs where y's rows are even. */
-template <class Y>
-VX_DEVICE void finish_pair(const sepconv2d &s, Y *y, int64_t at, int64_t o, float first, float second)
+/* Stores y's elements at and at + 1, the second where there is one: sums, bias, residual. Both at once where y's rows
+ * are even. */
+template <class Y> VX_DEVICE void finish_two(const sepconv2d &s, Y *y, int64_t at, int64_t o, float first, float second)
 {
     const bool two = o + 1 < s.O;
     const Y *residual = (const Y *)s.residual;
     if (s.bias) first += s.bias[o], second += two ? s.bias[o + 1] : 0;
     if (residual) first += vx_get(residual + at + o), second += two ? vx_get(residual + at + o + 1) : 0;
-    put_pair(y + at + o, two, s.O % 2 == 0 && (uintptr_t)y % (2 * sizeof(Y)) == 0, first, second);
+    put_two(y + at + o, two, s.O % 2 == 0 && (uintptr_t)y % (2 * sizeof(Y)) == 0, first, second);
 }
 
-/* The same with d and vT rounded to bf16, their product on tensor cores.
- * Shared: n, then as bf16 d (PIXELS, BF16_PITCH) and rows of v (64 OUT, BF16_PITCH). */
+/* Makes the same outputs with d and vT rounded to bf16, their product on tensor cores. Shared: n, then as bf16 d
+ * (PIXELS,BF16_PITCH) and rows of v (64 OUT,BF16_PITCH). */
 template <int STRIDE, int UP, int OUT, class X>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_bf16_kernel(sepconv2d s, void *y, bool y_bf16)
 {
@@ -212,8 +213,8 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_bf16_kernel(sepconv2d s, 
         for (int j = 0; j < 4 * OUT; j++) {
             const int64_t o = outputs + column + j * 8 + lane % 4 * 2;
             if (o >= s.O) continue;
-            if (y_bf16) finish_pair(s, (vx_bf16 *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
-            else finish_pair(s, (float *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
+            if (y_bf16) finish_two(s, (vx_bf16 *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
+            else finish_two(s, (float *)y, at, o, sum[j][2 * i], sum[j][2 * i + 1]);
         }
     }
 }
@@ -276,8 +277,8 @@ int vx_cuda_sepconv2d(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
 
 /* -- Backward ------------------------------------------------------------------------------------------------------ */
 
-/* d (B,P,Q,C), and partial (parts,9,C) of the gradient of w. Block: 32 channels of a part of the tiles. Shared: n, or
- * (9,8,32) sums. */
+/* Makes d (B,P,Q,C) again, and sums the gradient of w: partial (parts,9,C). A block has 32 channels of a part of the
+ * tiles. Shared: n, or (9,8,32) sums. */
 template <int STRIDE, int UP, class X, class D>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     middle_kernel(sepconv2d s, D *d, float *partial, const D *dd, int64_t tiles, int64_t parts)
@@ -323,7 +324,7 @@ static void middle(const sepconv2d *s, D *d, float *partial, const D *dd, int64_
               floats * sizeof(float), *s, d, partial, dd, tiles, parts);
 }
 
-/* du at (r, t) of the enlarged image, channel c. */
+/* Returns du at (r, t) of the enlarged image, channel c. */
 template <class D>
 VX_DEVICE float du_at(const sepconv2d &s, const D *dd, const float (&w)[9], int64_t b, int64_t r, int64_t t, int64_t c)
 {
@@ -338,8 +339,8 @@ VX_DEVICE float du_at(const sepconv2d &s, const D *dd, const float (&w)[9], int6
     return sum;
 }
 
-/* dx = dz, and partial (B,parts,2,C): its sums and those of dz (x - mean), where there is a norm; else dx = dz +
- * addend. Block: 32 channels, a part of an image's pixels; a warp takes every eighth pixel. */
+/* Makes dx = dz, and where there is a norm partial (B,parts,2,C), the sums of dz and of dz (x - mean); else dx = dz +
+ * addend. A block has 32 channels and a part of an image's pixels; a warp takes every eighth pixel. */
 template <class X, class D>
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(sepconv2d s, X *dx, double *partial, const D *dd, int64_t parts)
 {
@@ -378,8 +379,8 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) gather_kernel(sepconv2d s, X *dx, doub
     partial[((b * parts + part) * 2 + warp) * s.C + c] = sum;
 }
 
-/* Of image b = blockIdx.x: total (B,2,C), the sums of its parts; factor (B,2,C), those of x - mean and of 1 in the last
- * pass. */
+/* Adds up the parts of image b = blockIdx.x: total (B,2,C). From them makes factor (B,2,C), what the last pass
+ * multiplies x - mean and 1 with. */
 VX_KERNEL settle_kernel(sepconv2d s, double *total, float *factor, const double *partial, int64_t parts)
 {
     const int64_t b = blockIdx.x, D = s.C / s.G;
@@ -401,7 +402,7 @@ VX_KERNEL settle_kernel(sepconv2d s, double *total, float *factor, const double 
     }
 }
 
-/* The gradients of gamma and beta: sums over the images. */
+/* Makes the gradients of gamma and beta: sums over the images. */
 VX_KERNEL affine_kernel(sepconv2d s, float *dgamma, float *dbeta, const double *total)
 {
     for (int64_t c = vx_first(); c < s.C; c += vx_step()) {
@@ -414,7 +415,7 @@ VX_KERNEL affine_kernel(sepconv2d s, float *dgamma, float *dbeta, const double *
     }
 }
 
-/* dx = scale dz - (x - mean) factor - factor' + addend, in place. */
+/* Makes dx = scale dz - (x - mean) factor - factor' + addend, in place. */
 template <class X> VX_KERNEL finish_kernel(sepconv2d s, X *dx, const float *factor)
 {
     const int64_t image = s.H * s.W * s.C;
@@ -428,7 +429,7 @@ template <class X> VX_KERNEL finish_kernel(sepconv2d s, X *dx, const float *fact
     }
 }
 
-/* What of the backward pass depends on the types: X of x and dx, D of d and dd. */
+/* Runs the backward pass for X, the type of x and dx, and D, that of d and dd. */
 template <class X, class D>
 static void backward(const sepconv2d &s, vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dw,
                      vx_tensor *dv, vx_tensor *dbias, vx_tensor *dy)

@@ -20,7 +20,7 @@ typedef struct layout {
     size_t shared; /* bytes */
 } layout;
 
-/* The threads of a row: `width` lanes of a warp, or the block. Every thread of the block takes part. */
+/* Reduce over the threads of a row: `width` lanes of a warp, or the block. Every thread of the block takes part. */
 VX_DEVICE double row_sum(double x, int width, double *shared)
 {
     if (width <= 32) return vx_lanes_sum(x, width);
@@ -112,7 +112,7 @@ static layout layout_of(int64_t n, int kept)
     return l;
 }
 
-/* y = softmax(x) per row, its logarithm where log is 1. y may not be x. */
+/* Computes y = softmax(x) per row, or its logarithm where log is 1. y may not be x. */
 int vx_cuda_softmax(vx_tensor *y, vx_tensor *x, int log)
 {
     const int64_t rows = x->shape[0], n = x->shape[1];
@@ -122,7 +122,7 @@ int vx_cuda_softmax(vx_tensor *y, vx_tensor *x, int log)
     return vx_status();
 }
 
-/* dx from dy and the output y of softmax, or of its logarithm where log is 1. */
+/* Computes dx from dy and the output y of softmax, or of its logarithm where log is 1. */
 int vx_cuda_softmax_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *y, int log)
 {
     const int64_t rows = y->shape[0], n = y->shape[1];

@@ -5,7 +5,7 @@
 
 enum { BLOCK = 256 };
 
-/* y (B,2H,2W,C) of x (B,H,W,C); rows = B H. */
+/* Enlarges x (B,H,W,C) to y (B,2H,2W,C); rows = B H. */
 VX_KERNEL upsample_kernel(float *y, const float *x, int64_t rows, int64_t W, int64_t C)
 {
     for (int64_t i = vx_first(); i < rows * W * C * 4; i += vx_step()) {
@@ -14,7 +14,7 @@ VX_KERNEL upsample_kernel(float *y, const float *x, int64_t rows, int64_t W, int
     }
 }
 
-/* dx (B,H,W,C), each pixel the sum of its four of dy (B,2H,2W,C); rows = B H. */
+/* Adds up dy (B,2H,2W,C): each pixel of dx (B,H,W,C) gets the sum of its four; rows = B H. */
 VX_KERNEL upsample_backward_kernel(float *dx, const float *dy, int64_t rows, int64_t W, int64_t C)
 {
     for (int64_t i = vx_first(); i < rows * W * C; i += vx_step()) {

@@ -171,7 +171,7 @@ static int transfer(int ordinal, void *dst, const void *src, size_t bytes, int d
     return status;
 }
 
-/* On the target's stream, between the work before on both devices and what comes after. */
+/* Copies on the target's stream, between the work before on both devices and what comes after. */
 static int peer(int dst_ordinal, void *dst, int src_ordinal, const void *src, size_t bytes)
 {
     device *d = &devices[dst_ordinal], *from = &devices[src_ordinal];

@@ -7,8 +7,8 @@
 #define QUOTE(x) QUOTE_(x)
 #define LIBRARY "libcublas.so." QUOTE(CUBLAS_VER_MAJOR)
 
-/* What is used of it, under names of our own: weak, so that this library loads without it; two have overloads in the
- * header. */
+/* The functions that are used, under names of our own: weak, so that this library loads without cuBLAS. Two of them
+ * have overloads in the header. */
 typedef cublasStatus_t create_function(cublasHandle_t *);
 typedef cublasStatus_t set_stream_function(cublasHandle_t, cudaStream_t);
 typedef cublasStatus_t set_workspace_function(cublasHandle_t, void *, size_t);

@@ -7,8 +7,8 @@
 
 #include "cuda.cuh"
 
-/* cublasGemmStridedBatchedEx: c = alpha op(a) op(b) + beta c, column-major, the scalars float32 on the host.
- * CUBLAS_COMPUTE_32F on float32 matrices is float32 throughout, no TF32. */
+/* The type of cublasGemmStridedBatchedEx: c = alpha op(a) op(b) + beta c, column-major, the scalars float32 on the
+ * host. CUBLAS_COMPUTE_32F on float32 matrices is float32 throughout, no TF32. */
 typedef cublasStatus_t vx_blas_gemm(cublasHandle_t handle, cublasOperation_t ta, cublasOperation_t tb, int m, int n,
                                     int k, const void *alpha, const void *a, cudaDataType a_type, int lda,
                                     long long stride_a, const void *b, cudaDataType b_type, int ldb, long long stride_b,
@@ -20,10 +20,10 @@ typedef struct vx_blas {
     vx_blas_gemm *gemm;
 } vx_blas;
 
-/* NULL where there is no cuBLAS, which vx_status() then says. */
+/* Opens cuBLAS for the op's device. Returns NULL where there is none, which vx_status() then says. */
 const vx_blas *vx_blas_open(void);
 
-/* VX_BLAS(blas->gemm(blas->handle, ...)) */
+/* Makes a call of cuBLAS unless the op has failed: VX_BLAS(blas->gemm(blas->handle, ...)). */
 void vx_blas_called(cublasStatus_t status, const char *call);
 #define VX_BLAS(call)                                                                                                  \
     do {                                                                                                               \

@@ -64,21 +64,22 @@ bool vx_ok(void);                      /* nothing has failed in this op */
 int vx_status(void);                   /* what the op returns */
 void vx_fail_op(int status);           /* makes a failure, that of vx_fail(), the op's, unless it has one already */
 
-/* Device memory until the op ends; NULL where there is none, which vx_status() then says. */
+/* Takes device memory until the op ends. Returns NULL where there is none, which vx_status() then says. */
 void *vx_device_scratch(size_t bytes);
 #define VX_SCRATCH(type, count) ((type *)vx_device_scratch(sizeof(type) * (size_t)(count)))
 
-/* The same for the life of the process. */
+/* Takes device memory for the life of the process; NULL likewise. */
 void *vx_device_memory(size_t bytes);
 
-/* Any runtime call that queues work: VX_CUDA(cudaMemsetAsync(p, 0, n, vx_stream())). */
+/* Makes a runtime call that queues work, unless the op has failed: VX_CUDA(cudaMemsetAsync(p, 0, n, vx_stream())). */
 void vx_called(cudaError_t error, const char *call);
 #define VX_CUDA(call)                                                                                                  \
     do {                                                                                                               \
         if (vx_ok()) vx_called(call, #call);                                                                           \
     } while (0)
 
-/* grid and block: a number or a dim3. More than 48 KiB of dynamic shared memory needs no further call. */
+/* Launches a kernel, unless the op has failed. grid and block: a number or a dim3. More than 48 KiB of dynamic shared
+ * memory needs no further call. */
 cudaLaunchConfig_t vx_launch_config(const void *kernel, dim3 grid, dim3 block, size_t shared);
 void vx_launched(cudaError_t error, const char *kernel, const cudaLaunchConfig_t *config);
 #define VX_LAUNCH(kernel, grid, block, shared, ...)                                                                    \
@@ -126,17 +127,19 @@ typedef struct vx_launch {
 typedef void vx_refresh(void *to, const void *given, const vx_launch *launch);
 const void *vx_graph_param(vx_refresh *refresh, const void *given, size_t given_bytes, size_t bytes);
 
-/* Whether x starts on a multiple of `bytes`: then float4 and its like may be loaded. Allocations do, views need not. */
+/* Says whether x starts on a multiple of `bytes`: then float4 and its like may be loaded. Allocations do, views need
+ * not. */
 static inline bool vx_aligned(const vx_tensor *x, int bytes) { return (uintptr_t)x->data % (unsigned)bytes == 0; }
 
-/* Blocks for `items` that are worked on `per_block` at a time by a loop over vx_first() and vx_step(): enough to fill
- * any device, and no more than a grid may have. */
+/* Returns the blocks for `items` that a loop over vx_first() and vx_step() works on `per_block` at a time: enough to
+ * fill any device, and no more than a grid may have. */
 static inline unsigned vx_grid(int64_t items, int64_t per_block)
 {
     return (unsigned)vx_max64(1, vx_min64(vx_ceil_div(items, per_block), 1 << 20));
 }
 
-/* Lanes that share a row of n elements: a power of two up to 32, so that short rows leave few of them idle. */
+/* Returns the lanes that share a row of n elements: a power of two up to 32, so that short rows leave few of them
+ * idle. */
 static inline int vx_lanes_for(int64_t n)
 {
     int lanes = 1;
@@ -144,10 +147,11 @@ static inline int vx_lanes_for(int64_t n)
     return lanes;
 }
 
-/* Threads of a block that share a row of n elements: all of them where the row is long, else vx_lanes_for(n). */
+/* Returns the threads of a block that share a row of n elements: all of them where the row is long, else
+ * vx_lanes_for(n). */
 static inline int vx_threads_for(int64_t n, int block) { return n > 1024 ? block : vx_lanes_for(n); }
 
-/* Threads that stand side by side over n neighbouring columns: a power of two, at most a warp. */
+/* Returns the threads that stand side by side over n neighbouring columns: a power of two, at most a warp. */
 static inline int vx_columns_for(int64_t n)
 {
     int columns = 1;
@@ -182,7 +186,8 @@ VX_DEVICE void vx_report(vx_data_check check, int64_t index)
     }
 }
 
-/* Over the 32 lanes of a warp, the same tree every time; every lane gets the result. All lanes must take part. */
+/* Reduce over the 32 lanes of a warp, by the same tree every time; every lane gets the result. All lanes must take
+ * part. */
 VX_DEVICE float vx_warp_sum(float x)
 {
     for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(VX_ALL_LANES, x, i);
@@ -198,8 +203,8 @@ VX_DEVICE float vx_warp_max(float x)
     for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(VX_ALL_LANES, x, i));
     return x;
 }
-/* Over groups of `lanes` neighbours of a warp, a power of two up to 32: each group gets its own result. All 32 must
- * take part. */
+/* Reduce over groups of `lanes` neighbours of a warp, a power of two up to 32; each group gets its own result. All 32
+ * must take part. */
 VX_DEVICE double vx_lanes_sum(double x, int lanes)
 {
     for (int i = lanes / 2; i > 0; i >>= 1) x += __shfl_xor_sync(VX_ALL_LANES, x, i);
@@ -210,7 +215,7 @@ VX_DEVICE float vx_lanes_max(float x, int lanes)
     for (int i = lanes / 2; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(VX_ALL_LANES, x, i));
     return x;
 }
-/* Least of packed keys, e.g. (ordered value << 32 | index): ties go to the lowest index. */
+/* Returns the least of packed keys, say (ordered value << 32 | index): ties go to the lowest index. */
 VX_DEVICE unsigned long long vx_warp_min(unsigned long long x)
 {
     for (int i = 16; i > 0; i >>= 1) {
@@ -220,8 +225,8 @@ VX_DEVICE unsigned long long vx_warp_min(unsigned long long x)
     return x;
 }
 
-/* Over a block of up to 1024 threads, a multiple of 32; every thread gets the result. shared: 32 elements, which must
- * not be in use before and may be used again after a __syncthreads() of the caller's. */
+/* Reduce over a block of up to 1024 threads, a multiple of 32; every thread gets the result. shared: 32 elements, which
+ * must not be in use before and may be used again after a __syncthreads() of the caller's. */
 #define VX_BLOCK_REDUCTION(name, warp, type, neutral)                                                                  \
     VX_DEVICE type name(type x, type *shared)                                                                          \
     {                                                                                                                  \
@@ -236,13 +241,13 @@ VX_BLOCK_REDUCTION(vx_block_sum, vx_warp_sum, double, 0.0)
 VX_BLOCK_REDUCTION(vx_block_max, vx_warp_max, float, -INFINITY)
 VX_BLOCK_REDUCTION(vx_block_min, vx_warp_min, unsigned long long, ~0ull)
 
-/* An element of an operand that a contract lets be f32 or bf16, for kernels whose type T that is. */
+/* Read and write an element of an operand that a contract lets be f32 or bf16, for kernels whose type T that is. */
 VX_DEVICE float vx_get(const float *p) { return *p; }
 VX_DEVICE float vx_get(const vx_bf16 *p) { return vx_from_bf16(*p); }
 VX_DEVICE void vx_put(float *p, float x) { *p = x; }
 VX_DEVICE void vx_put(vx_bf16 *p, float x) { *p = vx_to_bf16(x); }
 
-/* Runs the statement with T for the type of the elements, by a condition of the host's. */
+/* Runs a statement with T for the type of the elements, by a condition of the host's. */
 #define VX_TYPED(is_bf16, T, ...)                                                                                      \
     do {                                                                                                               \
         if (is_bf16) {                                                                                                 \

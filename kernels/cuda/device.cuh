@@ -66,8 +66,8 @@ extern op_under_way current_op;
 int enter_op(const char *op, device *d);
 int leave_op(int status);
 
-/* The status, with vx_error() set, of a runtime call made for `doing`. An error that an earlier kernel caused is named
- * after the ops queued since the last wait. */
+/* Returns the status, with vx_error() set, of a runtime call made for `doing`. An error that an earlier kernel caused
+ * is named after the ops queued since the last wait. */
 int status_of(device *d, cudaError_t error, const char *doing);
 
 /* Makes a runtime call unless `status` is a failure, and keeps its status there. Wants a device *d. */
@@ -89,8 +89,7 @@ int upload(device *d, char *dst, const char *src, size_t bytes);
 /* Says what the fault word, which a wait has just copied to *d->fault_seen, stands for, and clears it. */
 int report_data_fault(device *d);
 
-/* The graph members of the backend's table (core/backend.h), and what an op's entry asks behind the op: whether it may
- * be recorded, by its list of numbers. */
+/* The graph members of the backend's table (core/backend.h). */
 int graph_begin(int ordinal, float rate);
 int graph_end(int ordinal, void **out);
 int graph_draw(void *graph, int i, vx_draw *out);

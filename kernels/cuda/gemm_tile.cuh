@@ -10,21 +10,21 @@
 
 #include "cuda.cuh"
 
-/* Element (i, j) of index b is data[b batch_stride + i row_stride + j column_stride], of f32 or bf16. */
+/* A batch of matrices: element (i, j) of number b is data[b batch_stride + i row_stride + j column_stride], f32 or
+ * bf16. */
 typedef struct matrix {
     void *data;
     int64_t batch_stride, row_stride, column_stride;
     bool bf16;
 } matrix;
 
-/* c (batch,m,n) = alpha a (batch,m,k) b (batch,k,n) + beta c + bias, added up in float32; c's columns lie side by side.
- * By cuBLAS where it can take the strides, else by a kernel of our own. c is not read where beta is 0; with a bias or a
- * beta it is f32. */
+/* Multiplies: c (batch,m,n) = alpha a (batch,m,k) b (batch,k,n) + beta c + bias, added up in float32; c's columns lie
+ * side by side. cuBLAS does it where it can take the strides, else a kernel of our own. c is not read where beta is 0;
+ * with a bias or a beta it is f32. */
 void vx_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, matrix c,
              const float *bias);
 
-/* Whether a convolution multiplies in bf16, by the images it reads and writes: under vx_autocast, or where one is
- * bf16. */
+/* Says whether a convolution multiplies in bf16: under vx_autocast, or where an image it reads or writes is bf16. */
 static inline bool vx_in_bf16(const vx_tensor *x, const vx_tensor *y)
 {
     return vx_bf16_products() || vx_is_bf16(x) || vx_is_bf16(y);
@@ -39,7 +39,7 @@ constexpr int ROW_PITCH = CHUNK + 4; /* so that the rows a warp reads lie in dif
 VX_DEVICE int tile_x(void) { return threadIdx.x % 8 + threadIdx.x / 32 % 2 * 8; }
 VX_DEVICE int tile_y(void) { return threadIdx.x % 32 / 8 + threadIdx.x / 64 * 4; }
 
-/* sum[i][j] += p[i] q[j], of four numbers each. */
+/* Adds an outer product of four numbers each: sum[i][j] += p[i] q[j]. */
 VX_DEVICE void add_outer(float (&sum)[4][4], float4 p, float4 q)
 {
     const float x[4] = {p.x, p.y, p.z, p.w};
@@ -48,8 +48,9 @@ VX_DEVICE void add_outer(float (&sum)[4][4], float4 p, float4 q)
         sum[i][0] += x[i] * q.x, sum[i][1] += x[i] * q.y, sum[i][2] += x[i] * q.z, sum[i][3] += x[i] * q.w;
 }
 
-/* sum[i][4 j ..] += <row ty + 16 i, columns 64 j + 4 tx ..>: a has 16 RT rows, ROW_PITCH apart, b `depth` rows, a
- * multiple of 4, of 64 OUT columns. Both in shared memory; depth in ascending order. */
+/* Adds a tile's product: sum[i][4 j ..] += <row ty + 16 i, columns 64 j + 4 tx ..>. a has 16 RT rows, ROW_PITCH
+ * apart; b has `depth` rows, a multiple of 4, of 64 OUT columns. Both are in shared memory. Depth is added in
+ * ascending order. */
 template <int RT, int OUT>
 VX_DEVICE void multiply_tile(float (&sum)[RT][4 * OUT], const float *a, const float *b, int depth)
 {
@@ -77,12 +78,13 @@ VX_DEVICE void multiply_tile(float (&sum)[RT][4 * OUT], const float *a, const fl
 
 constexpr int BF16_PITCH = CHUNK + 8; /* lets eight rows be read at once */
 
-/* A warp takes 16 rows and half of 64 OUT columns, from these on. */
+/* Where a warp's 16 rows and its half of the 64 OUT columns begin. */
 VX_DEVICE int bf16_tile_row(void) { return threadIdx.x / 32 % 4 * 16; }
 template <int OUT> VX_DEVICE int bf16_tile_column(void) { return threadIdx.x / 128 * (OUT * TILE_COLUMNS / 2); }
 
-/* sum[j] += the warp's rows by columns 8 j .. 8 j + 7 of its own, as d of vx_mma_bf16: a has 64 rows of CHUNK numbers,
- * b such a row for each of 64 OUT columns. Both in shared memory, rows BF16_PITCH apart; depth in ascending order. */
+/* Adds a tile's product: sum[j] += the warp's 16 rows by columns 8 j .. 8 j + 7 of its own, as d of vx_mma_bf16. a has
+ * 64 rows of CHUNK numbers, b such a row for each of 64 OUT columns. Both are in shared memory, rows BF16_PITCH apart.
+ * Depth is added in ascending order. */
 template <int OUT> VX_DEVICE void multiply_bf16_tile(float (&sum)[4 * OUT][4], const vx_bf16 *a, const vx_bf16 *b)
 {
     const int lane = threadIdx.x % 32, row = bf16_tile_row(), column = bf16_tile_column<OUT>();
@@ -101,9 +103,9 @@ template <int OUT> VX_DEVICE void multiply_bf16_tile(float (&sum)[4 * OUT][4], c
     }
 }
 
-/* to[0] = first and, if `two`, to[1] = second; in one store if `paired`, which says that there are two, always, on a
- * multiple of their size. */
-template <class T> VX_DEVICE void put_pair(T *to, bool two, bool paired, float first, float second)
+/* Stores to[0] = first and, if `two`, to[1] = second. `paired` says that there are always two, on a multiple of their
+ * size, and that one store does. */
+template <class T> VX_DEVICE void put_two(T *to, bool two, bool paired, float first, float second)
 {
     if (!paired) {
         vx_put(to, first);

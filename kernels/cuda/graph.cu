@@ -60,7 +60,7 @@ vx_random vx_draws(uint64_t seed, uint64_t stream)
     return {given, (const vx_draw *)vx_graph_param(0, &given, sizeof given, sizeof given)};
 }
 
-/* A kernel that takes its stream as a plain number would draw the same ones at every launch. */
+/* An op whose numbers hold a stream, but that did not call vx_draws, would draw the same numbers at every launch. */
 int refuse_undrawn(const char *numbers)
 {
     if (!current_op.d->recording || current_op.drew || !strstr(numbers, "stream)")) return VX_OK;

@@ -22,7 +22,7 @@ constexpr int MMA_OTHERS = 64; /* that a warp's 16 items meet at a time */
  * warp, which load 8 bytes of 4 items each, meet all banks. */
 #define ITEM_PITCH(KT) (8 * (KT) + 8)
 
-/* x = hi + lo, 2^-22 of it apart. */
+/* Splits x into hi + lo, to 2^-22 of it. */
 VX_DEVICE void split(float x, uint32_t *hi, uint32_t *lo)
 {
     *hi = vx_to_tf32(x);
@@ -43,7 +43,7 @@ VX_DEVICE void load_items(float *shared, const float *items, int64_t first, int6
     }
 }
 
-/* s += <item, other> for the warp's 16 items (a: the first of them) and 64 others (b). */
+/* Adds products: s += <item, other> for the warp's 16 items (a: the first of them) and 64 others (b). */
 template <int KT> VX_DEVICE void mma_product(float (&s)[8][4], const float *a, const float *b)
 {
     const int lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
@@ -65,8 +65,8 @@ template <int KT> VX_DEVICE void mma_product(float (&s)[8][4], const float *a, c
     }
 }
 
-/* o += s times the others' numbers (b): o[k][0] and o[k][1] belong to item lane / 4 and its numbers 8 k + 2 q and 8 k +
- * 2 q + 1; o[k][2] and o[k][3] to item lane / 4 + 8 and the same numbers. */
+/* Adds mixtures: o += s times the others' numbers (b). o[k][0] and o[k][1] belong to item lane / 4 and its numbers 8 k
+ * + 2 q and 8 k + 2 q + 1; o[k][2] and o[k][3] to item lane / 4 + 8 and the same numbers. */
 template <int KT> VX_DEVICE void mma_mix(float (&o)[KT][4], const float (&s)[8][4], const float *b)
 {
     const int lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
@@ -87,7 +87,7 @@ template <int KT> VX_DEVICE void mma_mix(float (&o)[KT][4], const float (&s)[8][
     }
 }
 
-/* The sum over the four lanes that share an item. */
+/* Adds up over the four lanes that share an item. */
 VX_DEVICE float quad_sum(float x)
 {
     x += __shfl_xor_sync(VX_ALL_LANES, x, 1);

@@ -3,10 +3,10 @@
 #define VX_NORM_CUH
 
 #include "cuda.cuh"
+#include "shared/constants.h"
 #include "shared/special.h"
 
-/* mean and rstd (B,G) of x (B,S,C), for S > 0, queued like any kernel; the same bits as the op group_norm. Takes its
- * scratch. */
+/* Queues the mean and rstd (B,G) of x (B,S,C), S > 0: the same bits as the op group_norm. Takes its scratch. */
 void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G,
                          float eps);
 void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, int64_t S, int64_t C, int64_t G,
@@ -14,19 +14,19 @@ void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, 
 
 /* -- Activations --------------------------------------------------------------------------------------------------- */
 
-/* 1 / (1 + e^-z) */
-VX_DEVICE float sigmoid(float z) { return 1.0f / (1.0f + exp2f(fminf(126.0f, z * -1.44269504088896341f))); }
+/* Returns 1 / (1 + e^-z). */
+VX_DEVICE float sigmoid(float z) { return 1.0f / (1.0f + exp2f(fminf(126.0f, z * -(float)LOG2E))); }
 
-/* Distribution function of a standard normal, and bell = e^(-z^2/2), as in norm.h. */
+/* Returns the distribution function of a standard normal at z, and *bell = e^(-z^2/2), as norm.h does. */
 VX_DEVICE float normal_cdf(float z, float *bell)
 {
     const float a = fminf(14.0f, fabsf(z)), t = 1.0f / (1.0f + 0.26f * a);
-    *bell = exp2f(a * a * -0.72134752044448170f);
+    *bell = exp2f(a * a * -(float)(LOG2E / 2));
     const float tail = *bell * SPECIAL_NORMAL_TAIL(t);
     return z < 0.0f ? tail : 1.0f - tail;
 }
 
-/* The activation of z, and its slope there; act, best a constant, is a VX_ACT. */
+/* Returns the activation of z, and its *slope there. act is a VX_ACT, best a constant. */
 VX_DEVICE float activate(int act, float z, float *slope)
 {
     if (act == VX_ACT_SILU) {

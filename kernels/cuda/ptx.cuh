@@ -2,15 +2,13 @@
  * products, fast exponentials. Included as <ptx.cuh>, so that another implementation of the same names may stand before
  * it on the include path.
  *
- * Fragments, in the words of the PTX ISA (sections on mma.m16n8k16 and mma.m16n8k8); lane l has row = l / 4, pair = 2
- * (l % 4):
- *   d (16 x 8, f32)     d[0] d[1] = (row, pair) (row, pair + 1)      d[2] d[3] = the same of row + 8
- *   bf16 a (16 x 16)    a[0] (row, pair..) a[1] (row + 8, pair..) a[2] (row, pair + 8..) a[3] (row + 8, pair + 8..),
- *   two per register
- *   bf16 b (16 x 8)     b[0] (pair.., l / 4)  b[1] (pair + 8.., l / 4), two per register, along k; the lower index in
- *   the lower half
- *   tf32 a (16 x 8)     a[0] (row, l % 4) a[1] (row + 8, l % 4) a[2] (row, l % 4 + 4) a[3] (row + 8, l % 4 + 4)
- *   tf32 b (8 x 8)      b[0] (l % 4, l / 4)  b[1] (l % 4 + 4, l / 4)
+ * Fragments, in the words of the PTX ISA (sections on mma.m16n8k16 and mma.m16n8k8). For lane l let r = l / 4 and c = 2
+ * (l % 4). A register of bf16 holds two, along k, the lower index in the lower half:
+ *   d (16 x 8, f32)     d[0] (r, c)      d[1] (r, c + 1)      d[2] (r + 8, c)      d[3] (r + 8, c + 1)
+ *   bf16 a (16 x 16)    a[0] (r, c..)    a[1] (r + 8, c..)    a[2] (r, c + 8..)    a[3] (r + 8, c + 8..)
+ *   bf16 b (16 x 8)     b[0] (c.., r)    b[1] (c + 8.., r)
+ *   tf32 a (16 x 8)     a[0] (r, l % 4)  a[1] (r + 8, l % 4)  a[2] (r, l % 4 + 4)  a[3] (r + 8, l % 4 + 4)
+ *   tf32 b (8 x 8)      b[0] (l % 4, r)  b[1] (l % 4 + 4, r)
  */
 #ifndef VX_PTX_CUH
 #define VX_PTX_CUH
@@ -30,7 +28,7 @@ VX_PTX void vx_mma_bf16(float *d, const uint32_t *a, const uint32_t *b)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* a and b as vx_to_tf32 gives them. */
+/* The same for a and b as vx_to_tf32 gives them. */
 VX_PTX void vx_mma_tf32(float *d, const uint32_t *a, const uint32_t *b)
 {
     asm volatile(
@@ -39,8 +37,9 @@ VX_PTX void vx_mma_tf32(float *d, const uint32_t *a, const uint32_t *b)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16
- * bytes, aligned to 16); r[m] receives elements (l / 4, 2 (l % 4)) and the next of matrix m, or of its transpose. */
+/* Loads four 8 x 8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8 of matrix l
+ * / 8 (16 bytes, aligned to 16); r[m] receives elements (l / 4, 2 (l % 4)) and the next of matrix m, or of its
+ * transpose. */
 VX_PTX void vx_load_matrices(uint32_t *r, const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -58,8 +57,8 @@ VX_PTX void vx_load_matrices_transposed(uint32_t *r, const void *row)
 
 /* -- Asynchronous copies from global to shared memory -------------------------------------------------------------- */
 
-/* 16 bytes, both addresses aligned to 16; where `valid` is false zeros, and `from` is not read. They are there for this
- * thread after vx_copy_wait, for others after a barrier behind that. */
+/* Begins to copy 16 bytes, both addresses aligned to 16; where `valid` is false zeros, and `from` is not read. They are
+ * there for this thread after vx_copy_wait, for others after a barrier behind that. */
 VX_PTX void vx_copy_async(void *to_shared, const void *from, bool valid)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to_shared)),
@@ -85,7 +84,7 @@ VX_PTX void vx_copy_wait(const int pending)
 
 /* -- Conversions and fast functions -------------------------------------------------------------------------------- */
 
-/* 2^x, 2 ulp; subnormal inputs and results are 0. log2 x, 2^-22 relative or absolute near 1. */
+/* Return 2^x to 2 ulp, subnormal inputs and results being 0; and log2 x to 2^-22, relative, or absolute near 1. */
 VX_PTX float vx_fast_exp2(float x)
 {
     float y;
@@ -99,7 +98,7 @@ VX_PTX float vx_fast_log2(float x)
     return y;
 }
 
-/* Two bf16 in a register, `low` in the lower half; to nearest, ties to even. */
+/* Rounds two numbers to bf16 in one register, `low` in the lower half; to nearest, ties to even. */
 VX_PTX uint32_t vx_pack_bf16(float low, float high)
 {
     uint32_t y;
@@ -107,7 +106,7 @@ VX_PTX uint32_t vx_pack_bf16(float low, float high)
     return y;
 }
 
-/* The bits of x rounded to tf32 (10 bits of fraction), ties away from 0. */
+/* Returns the bits of x rounded to tf32 (10 bits of fraction), ties away from 0. */
 VX_PTX uint32_t vx_to_tf32(float x)
 {
     uint32_t y;

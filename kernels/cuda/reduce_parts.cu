@@ -32,8 +32,8 @@ void vx_add_blocks(float *y, const double *partial, int64_t parts, double factor
     VX_LAUNCH(add_blocks_kernel, 1, BLOCK, 0, y, partial, parts, factor, divisor);
 }
 
-/* partial (parts,C): the sums of each part's rows of x (rows,C). A block has 32 columns; each of its 8 warps takes
- * every eighth row. */
+/* Adds up each part's rows of x (rows,C): partial (parts,C). A block has 32 columns; each of its 8 warps takes every
+ * eighth row. */
 template <class X> VX_KERNEL rows_sum_kernel(float *partial, const X *x, int64_t rows, int64_t C, int64_t parts)
 {
     __shared__ float shared[8][32];

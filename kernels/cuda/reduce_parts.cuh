@@ -7,13 +7,13 @@
 
 #include "cuda.cuh"
 
-/* sum[i] = the sum over p < parts, in ascending order, of partial[p pitch + i]; i < count. */
+/* Adds up parts: sum[i] = the sum over p < parts, in ascending order, of partial[p pitch + i]; i < count. */
 void vx_add_parts(float *sum, const float *partial, int64_t count, int64_t parts, int64_t pitch);
 
-/* *y = factor / divisor times the sum of partial (parts), added as a tree. */
+/* Adds up parts as a tree: *y = factor / divisor times the sum of partial (parts). */
 void vx_add_blocks(float *y, const double *partial, int64_t parts, double factor, double divisor);
 
-/* sum (C) = the sum of the rows of x, f32 or bf16, read as (rows,C). Takes its scratch. */
+/* Adds up the rows of x, f32 or bf16, read as (rows,C): sum (C). Takes its scratch. */
 void vx_add_rows(float *sum, const vx_tensor *x, int64_t rows, int64_t C);
 
 #endif

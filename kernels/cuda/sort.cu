@@ -1,9 +1,8 @@
 /* sort.cu: the stable radix sort of sort.cuh, 8 bits a pass.
  *
  * A warp has a range of entries. Each pass counts the digits of every range, makes the counts places by an exclusive
- * sum in the order
- * (digit, range), and lets each warp go through its range again in order, 32 entries at a time: an entry's place is its
- * digit's, plus the number of lower lanes with the same digit.
+ * sum in the order (digit, range), and lets each warp go through its range again in order, 32 entries at a time: an
+ * entry's place is its digit's, plus the number of lower lanes with the same digit.
  */
 #include "sort.cuh"
 
@@ -24,7 +23,7 @@ VX_KERNEL sort_count_kernel(uint32_t *count, const unsigned long long *entries, 
     for (int i = lane; i < DIGITS && r < ranges; i += 32) count[i * ranges + r] = mine[warp][i];
 }
 
-/* One block: count (4 fours) becomes its exclusive sum. A thread has a stretch of it. */
+/* Makes count (4 fours) its exclusive sum. One block; a thread has a stretch of it. */
 VX_KERNEL sort_scan_kernel(uint4 *count, int64_t fours)
 {
     __shared__ uint32_t sum[SCAN];

@@ -21,7 +21,7 @@ typedef struct vx_sort {
     int64_t range, ranges;               /* entries that a warp takes, and how many such ranges there are */
 } vx_sort;
 
-/* Bits of the keys 0 .. keys - 1. */
+/* Returns the bits of the keys 0 .. keys - 1. */
 static inline int vx_sort_bits(int64_t keys)
 {
     int bits = 1;
@@ -29,8 +29,8 @@ static inline int vx_sort_bits(int64_t keys)
     return bits;
 }
 
-/* Radix sort, least digit of 8 bits first: O(n bits / 8). Working space: 16 n bytes, and at most 1 MB per 1024 ranges.
- * n < 2^32. */
+/* Prepares a sort of n < 2^32 keys, and sorts: radix sort, least digit of 8 bits first, O(n bits / 8). Working space:
+ * 16 n bytes, and at most 1 MB per 1024 ranges. */
 vx_sort vx_sort_of(int64_t n, int bits);
 void vx_sort_run(vx_sort *s);
 
@@ -47,9 +47,10 @@ VX_DEVICE uint32_t vx_sort_index(unsigned long long entry) { return (uint32_t)en
 
 /* -- Sums over the rows of each key -------------------------------------------------------------------------------- */
 
-/* to[key width + d] += the sum of term(key, index, d) over the entries of each key < keys, d < width. The sorted list
- * is cut into pieces of 64 entries, each summed in float32 in ascending order by a warp whose lanes have neighbouring
- * d; a key's pieces are then added up in order, in double. So no key, however many rows it has, is left to one warp. */
+/* Adds to[key width + d] += the sum of term(key, index, d) over the entries of each key < keys, d < width. The sorted
+ * list is cut into pieces of 64 entries. A warp, whose lanes have neighbouring d, sums a piece in float32 in ascending
+ * order; a key's pieces are then added up in order, in float64. So no key, however many rows it has, is left to one
+ * warp. */
 enum { VX_PIECE = 64 };
 
 typedef struct vx_pieces {
@@ -63,7 +64,7 @@ typedef struct vx_pieces {
 
 static inline int64_t vx_pieces_partial(int64_t n, int64_t width) { return vx_ceil_div(n, VX_PIECE) * 2 * width; }
 
-/* Whether entry i - 1 has the same key as entry i. */
+/* Says whether entry i - 1 has the same key as entry i. */
 VX_DEVICE bool vx_continues(const vx_pieces &p, int64_t i)
 {
     return i > 0 && i < p.n && vx_sort_key(p.entries[i - 1]) == vx_sort_key(p.entries[i]);
@@ -109,7 +110,7 @@ template <class T> VX_KERNEL sum_pieces_kernel(vx_pieces p, T term)
     }
 }
 
-/* A warp for each piece: adds up the key that begins in it and goes on in others. */
+/* Adds up the key that begins in a piece and goes on in others. A warp for each piece. */
 VX_KERNEL join_pieces_kernel(vx_pieces p)
 {
     const int64_t pieces = (p.n + VX_PIECE - 1) / VX_PIECE;

@@ -4,7 +4,7 @@
 
 enum { BLOCK = 256 };
 
-/* max(|x|, GUARD) of D elements, by a warp; NaN where an element is NaN or Inf. */
+/* Returns max(|x|, GUARD) of D elements, by a warp; NaN where an element is NaN or Inf. */
 VX_DEVICE double warp_norm(const float *x, int64_t D)
 {
     double squares = 0;

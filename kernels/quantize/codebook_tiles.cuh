@@ -20,7 +20,7 @@ static_assert(PANEL == TILE_COLUMNS, "a panel is the columns of a tile");
 
 static inline int64_t depth_of(int64_t D) { return vx_ceil_div(D, 4) * 4; }
 
-/* The position of a code, both counted over all panels, in the float32 order and in that of the tensor cores. */
+/* Return the position of a code, both counted over all panels, in the float32 order and in that of the tensor cores. */
 VX_DEVICE int64_t tile_position(int64_t code) { return code / PANEL * PANEL + code % 16 * 4 + code % PANEL / 16; }
 VX_DEVICE int64_t mma_position(int64_t code)
 {
@@ -28,7 +28,7 @@ VX_DEVICE int64_t mma_position(int64_t code)
     return code / PANEL * PANEL + 8 * (u / 2 % 2 * 4 + j) + u / 4 * 2 + u % 2;
 }
 
-/* The code (0 .. 63) at a position of a panel. */
+/* Return the code (0 .. 63) at a position of a panel. */
 VX_DEVICE int tile_code(int position) { return position % 4 * 16 + position / 4; }
 VX_DEVICE int mma_code(int position)
 {
@@ -49,7 +49,7 @@ typedef struct row_layout {
     float *out, *norm;
 } row_layout;
 
-/* A row with a NaN or Inf becomes zeros and is reported as element i G + g of nonfinite. */
+/* Lays out rows. One with a NaN or Inf becomes zeros and is reported as element i G + g of nonfinite. */
 void lay_out_rows(const row_layout &rows, vx_data_check nonfinite);
 
 /* Where a group's codes are wanted. Any of the pointers may be NULL. padded: count rounded up to whole panels. */
@@ -73,9 +73,10 @@ void lay_out_codes(const code_layout &to, const float *codebook, int64_t M, int6
 /* Shared memory of one product: 16 RT rows and 64 positions, CHUNK of depth each. */
 #define TILE_FLOATS(RT) (16 * (RT)*ROW_PITCH + CHUNK * PANEL)
 
-/* acc[i][j] += <row ty + 16 i, position 4 tx + j>: rows first .. of (N,depth), of which those from N on are zeros,
- * times a panel. Depth in ascending order, as on the CPU. Where all of depth is one chunk, rows or panel may be left
- * from the last call (fresh_ false). All threads of the block; shared holds TILE_FLOATS(RT). */
+/* Adds a tile's product: acc[i][j] += <row ty + 16 i, position 4 tx + j>, of rows first .. of (N,depth), of which
+ * those from N on are zeros, and a panel. Depth is added in ascending order, as on the CPU. Where all of depth is
+ * one chunk, rows or panel may be left from the last call (fresh_ false). All threads of the block; shared holds
+ * TILE_FLOATS(RT). */
 template <int RT>
 VX_DEVICE void tile_product(float (&acc)[RT][4], const float *rows, int64_t first, int64_t N, bool fresh_rows,
                             const float *panel, bool fresh_panel, int64_t depth, float *shared)

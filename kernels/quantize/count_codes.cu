@@ -16,7 +16,7 @@ VX_KERNEL count_codes_kernel(int32_t *count, const int32_t *codes, int64_t n, in
     }
 }
 
-/* count[g][codes[n][g]] += 1; a code of -1 counts nowhere */
+/* Adds count[g][codes[n][g]] += 1; a code of -1 counts nowhere. */
 int vx_cuda_count_codes(vx_tensor *count, vx_tensor *codes)
 {
     const int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];

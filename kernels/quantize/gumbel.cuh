@@ -5,7 +5,7 @@
 
 #include "cuda/cuda.cuh"
 
-/* rate[j] = 1/E of code u + 16 j of a panel, u < 16, for row r = n G + g. */
+/* Draws rate[j] = 1/E of code u + 16 j of a panel, u < 16, for row r = n G + g. */
 VX_DEVICE void gumbel_rates(vx_draw draw, int64_t r, int64_t panels, int64_t panel, int u, float rate[4])
 {
     const vx_philox4 random = vx_philox(draw.seed, draw.stream, (uint64_t)(r * panels + panel) * 16 + (uint64_t)u);

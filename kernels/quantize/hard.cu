@@ -23,7 +23,7 @@ typedef struct hard_call {
     float *from_z, *from_q; /* under VX_COSINE (N,G) and (G,M): 1 over the norm */
 } hard_call;
 
-/* Sum of x^2 in double over the lanes of a row. All lanes of the warp take part. */
+/* Returns the sum of x^2, in double, over the lanes of a row. All lanes of the warp take part. */
 VX_DEVICE double row_squares(const float *x, int64_t D, int at, int lanes)
 {
     double sum = 0;
@@ -33,7 +33,7 @@ VX_DEVICE double row_squares(const float *x, int64_t D, int at, int lanes)
 
 VX_DEVICE float guarded(double squares) { return (float)fmax(sqrt(squares), GUARD); }
 
-/* Row i (= n G + g): its code, or -1. D: what is to be read of the row, 0 where there is none. */
+/* Returns the code of row i = n G + g, or -1 where it has none; thread `at` 0 of a row reports it. */
 VX_DEVICE int32_t code_at(const hard_call &c, int64_t i, bool real, vx_data_check outside, int at)
 {
     if (!real) return -1;
@@ -89,7 +89,7 @@ static vx_data_check outside_of(const hard_call *c)
                             (long long)c->M - 1);
 }
 
-/* Blocks for the rows: their number depends on the sizes alone. */
+/* Returns the blocks for the rows: their number depends on the sizes alone. */
 static unsigned row_blocks(const hard_call *c, int64_t rows)
 {
     return (unsigned)vx_max64(1, vx_min64(vx_ceil_div(rows, BLOCK / c->lanes), MOST_BLOCKS));
@@ -107,7 +107,7 @@ int vx_cuda_hard_forward(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *
     return vx_status();
 }
 
-/* A warp for each code: 1 over its norm. */
+/* Makes from_q = 1 over the norm of each code. A warp for each. */
 VX_KERNEL code_norms_kernel(float *from_q, const float *codebook, int64_t codes, int64_t D)
 {
     for (int64_t m = vx_first() / 32; m < codes; m += vx_step() / 32) {
@@ -116,8 +116,8 @@ VX_KERNEL code_norms_kernel(float *from_q, const float *codebook, int64_t codes,
     }
 }
 
-/* dz, and from_z. dz holds the gradient on the sphere while a row's projection is summed: each element is read again by
- * the thread that wrote it. */
+/* Makes dz and from_z. dz holds the gradient on the sphere while a row's projection is summed: each element is read
+ * again by the thread that wrote it. */
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_rows_kernel(float *dz, hard_call c, vx_data_check outside)
 {
     const int at = threadIdx.x % c.lanes, groups = BLOCK / c.lanes;
@@ -172,7 +172,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_rows_kernel(float *dz, hard_call 
     }
 }
 
-/* Keys (g M + code) of the rows n G + g; of a code outside, G M. */
+/* Writes the keys g M + code of the rows n G + g; G M for a code outside. */
 VX_KERNEL code_keys_kernel(unsigned long long *entries, hard_call c)
 {
     for (int64_t i = vx_first(); i < c.N * c.G; i += vx_step()) {
@@ -193,7 +193,7 @@ struct code_term {
     }
 };
 
-/* A warp for each code: back through the division by its norm. In place. */
+/* Carries the codes' gradients back through the division by their norms, in place. A warp for each code. */
 VX_KERNEL hard_codes_kernel(float *dcodebook, hard_call c)
 {
     const int lane = threadIdx.x % 32;

@@ -1,12 +1,11 @@
 /* knn.cu: nearest neighbours on CUDA; what is computed, ties included, is said in knn.c. Exact, and simple rather than
  * fast:
  *
- *   vertex_knn   K rounds over the columns of p, each finding a column's largest key below the one before: reads p K
- *   times.
- *   knn          squared distances of some rows of x to all of y, 64 x 64 tiles, as many as fit 64 MB; then K rounds
- *   over each
- *                row of them, likewise. 2 N L D subtractions and multiply-adds, and N L K comparisons.
- *   backward     sums over the neighbours of a row are taken in the order of a stable sort by row (sort.cuh).
+ *   vertex_knn   K rounds over the columns of p, each finding a column's largest key below the one before. Reads p K
+ *                times.
+ *   knn          Squared distances of some rows of x to all of y, 64 x 64 tiles, as many as fit 64 MB; then K rounds
+ *                over each row of them, likewise. 2 N L D subtractions and multiply-adds, and N L K comparisons.
+ *   backward     Sums over the neighbours of a row are taken in the order of a stable sort by row (sort.cuh).
  *
  * A key packs value and row as in neighbours.h, so that all keys differ and ties go to the lowest row. A NaN or Inf is
  * reported late.
@@ -41,7 +40,7 @@ VX_DEVICE double point(const vertex_call &c, int64_t n, int64_t m)
     return c.log ? exp((double)x) : x;
 }
 
-/* A warp for each row. */
+/* Makes sumsq (N) = |p_n|^2. A warp for each row. */
 VX_KERNEL vertex_sumsq_kernel(vertex_call c)
 {
     for (int64_t n = vx_first() / 32; n < c.N; n += vx_step() / 32) {
@@ -52,7 +51,7 @@ VX_KERNEL vertex_sumsq_kernel(vertex_call c)
     }
 }
 
-/* What is largest for the row nearest to the vertex. */
+/* Returns a key that is largest for the row nearest to the vertex. */
 VX_DEVICE float vertex_key(const vertex_call &c, int64_t n, int64_t m)
 {
     return c.metric == VX_KNN_CE ? c.p[n * c.M + m] : (float)(2 * point(c, n, m) - 1 - c.sumsq[n]);
@@ -65,7 +64,8 @@ VX_DEVICE float deviation_of(const vertex_call &c, int64_t n, int64_t m)
     return c.log ? -x : -logf(fmaxf(x, FLT_MIN));
 }
 
-/* A block takes `width` neighbouring columns, a power of two; the BLOCK / width threads of a column share its rows. */
+/* Finds the K nearest rows of each vertex. A block takes `width` neighbouring columns, a power of two; the BLOCK /
+ * width threads of a column share its rows. */
 VX_KERNEL vertex_knn_kernel(int32_t *near, float *deviation, vertex_call c, int width)
 {
     __shared__ unsigned long long best[BLOCK];
@@ -116,7 +116,7 @@ int vx_cuda_vertex_knn(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     return vx_status();
 }
 
-/* -log p: a thread has one vertex, and with it a column of dp of its own. */
+/* Makes dp for -log p. A thread has one vertex, and with it a column of dp of its own. */
 VX_KERNEL vertex_ce_backward_kernel(float *dp, const float *g, const int32_t *near, vertex_call c,
                                     vx_data_check outside)
 {
@@ -128,7 +128,8 @@ VX_KERNEL vertex_ce_backward_kernel(float *dp, const float *g, const int32_t *ne
         }
 }
 
-/* |e_m - p|^2: a warp has one row; the entries of its run, found by bisection, say by how much the whole row counts. */
+/* Makes dp for |e_m - p|^2. A warp has one row; the entries of its run, found by bisection, say by how much the whole
+ * row counts. */
 VX_KERNEL vertex_l2_backward_kernel(float *dp, const float *g, const unsigned long long *entries, int64_t count,
                                     vertex_call c)
 {
@@ -151,7 +152,7 @@ VX_KERNEL vertex_l2_backward_kernel(float *dp, const float *g, const unsigned lo
     }
 }
 
-/* ... and by how much the vertex's own coordinate counts less: a thread has one vertex. */
+/* Then takes off what the vertex's own coordinate counts less. A thread has one vertex. */
 VX_KERNEL vertex_l2_own_kernel(float *dp, const float *g, const int32_t *near, vertex_call c)
 {
     for (int64_t m = vx_first(); m < c.M; m += vx_step())
@@ -197,8 +198,8 @@ typedef struct rows_call {
     const float *x, *y;
 } rows_call;
 
-/* distance (rows,L) of rows first .. of x: a block has 64 x 64 of them, a thread 4 x 4. Depth in ascending order, as on
- * the CPU. */
+/* Makes distance (rows,L) of rows first .. of x. A block has 64 x 64 of them, a thread 4 x 4. Depth is added in
+ * ascending order, as on the CPU. */
 VX_KERNEL __launch_bounds__(BLOCK) distance_kernel(float *distance, rows_call c, int64_t first, int64_t rows)
 {
     __shared__ float a[TILE][DEPTH + 1], b[TILE][DEPTH + 1];
@@ -230,7 +231,7 @@ VX_KERNEL __launch_bounds__(BLOCK) distance_kernel(float *distance, rows_call c,
                 distance[(row + ty + 16 * i) * c.L + column + tx + 16 * j] = sum[i][j];
 }
 
-/* A block for each row of distances. */
+/* Finds the K nearest rows of y in each row of distances. A block for each. */
 VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, rows_call c, int64_t first, int64_t rows)
 {
     __shared__ unsigned long long shared[32];
@@ -298,7 +299,7 @@ struct neighbour_term {
     }
 };
 
-/* d |x - y|^2 = 2 (x - y) (dx - dy). Working space: 16 N K bytes, and a 32nd of N K D floats. */
+/* Computes d |x - y|^2 = 2 (x - y) (dx - dy). Working space: 16 N K bytes, and a 32nd of N K D floats. */
 int vx_cuda_knn_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *ddistance, vx_tensor *near, vx_tensor *x,
                          vx_tensor *y)
 {

@@ -195,7 +195,7 @@ template <int KT> static size_t forward_mma_shared(void)
     return sizeof(float) * (size_t)((MMA_ROWS + 4 * PANEL) * ITEM_PITCH(KT));
 }
 
-/* The better of two candidates; of equals the lower code. */
+/* Keeps the better of two candidates; of equals the lower code. */
 VX_DEVICE void keep_best(float *best, int32_t *code, float x, int32_t at)
 {
     if (x > *best || (x == *best && at < *code)) *best = x, *code = at;
@@ -293,8 +293,8 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, KT > (NOISY ? 2 : 4) ? 1 : 2)
 
 /* -- Results ------------------------------------------------------------------------------------------------------- */
 
-/* mean_pi (M) = the means of pi over the group's N rows, from the sums mean (parts,padded); entropy (M) = each code's
- * part of its entropy. */
+/* Makes mean_pi (M), the means of pi over the group's N rows, from the sums mean (parts,padded), and entropy (M), each
+ * code's part of the entropy. */
 VX_KERNEL mean_pi_kernel(float *mean_pi, double *entropy, const float *mean, int64_t M, int64_t padded, int64_t parts,
                          double N)
 {
@@ -309,8 +309,8 @@ VX_KERNEL mean_pi_kernel(float *mean_pi, double *entropy, const float *mean, int
 
 enum { TOTAL_BLOCK = 1024 };
 
-/* One block: total += factor times the sum of x (n); under `ppl`, 1 - exp(the sum) / n instead. `fresh`: total is 0 so
- * far. */
+/* Adds factor times the sum of x (n) to total, or under `ppl` 1 - exp(the sum) / n. `fresh`: total is 0 so far. One
+ * block. */
 VX_KERNEL total_kernel(double *total, const double *x, int64_t n, double factor, int ppl, int fresh)
 {
     __shared__ double shared[32];
@@ -344,7 +344,7 @@ template <int KT> static void launch_forward_mma(const group_call &c, const forw
     else VX_LAUNCH((forward_mma_kernel<KT, true>), blocks, TILE_THREADS, shared, c, out);
 }
 
-/* Pass 1 of a group. */
+/* Runs pass 1 of a group. */
 static void forward_rows(const group_call &c, const forward_out &out)
 {
     if (c.depth == 4) launch_forward<0, 4>(c, out);

@@ -59,11 +59,12 @@ enum {
     SCAN_PPL,       /* the sum of weight times 2^logit */
 };
 
-/* out (N) = the number that `mode` says. start (N): what logits begin from, or NULL: 0. weight (Mp) by code. */
+/* Makes out (N), the number that `mode` says. start (N): what logits begin from, or NULL: 0. weight (Mp) by code. */
 void scan_logits(const group_call &c, int mode, float *out, const float *start, const float *weight);
 
-/* Ranges of rows for a pass in which a block owns a panel of codes: few enough for their partial results to stay small,
- * enough to fill a large device. They depend on the sizes alone. bytes: of one range's results for all panels. */
+/* Returns into how many ranges to cut the rows of a pass in which a block owns a panel of codes: few enough for their
+ * partial results to stay small, enough to fill a large device. It depends on the sizes alone. bytes: of one range's
+ * results for all panels. */
 int64_t cut_ranges(int64_t rows, int64_t panels, int64_t bytes);
 
 /* -- Device: logits of a tile -------------------------------------------------------------------------------------- */
@@ -71,13 +72,14 @@ int64_t cut_ranges(int64_t rows, int64_t panels, int64_t bytes);
 constexpr int RT = 4, ROWS = 16 * RT;            /* rows of a thread, and of a tile in float32 */
 constexpr int MMA_ROWS = TILE_THREADS / 32 * 16; /* rows of a block on tensor cores: 16 a warp */
 
-/* Where c.row and c.raw_row have a code. */
+/* Returns where c.row and c.raw_row have a code. */
 VX_DEVICE int64_t row_position(const group_call &c, int64_t code)
 {
     return c.mma ? mma_position(code) : tile_position(code);
 }
 
-/* Rates (1/E) or logarithms (g log2 e) of row i's codes u, u + 16, u + 32, u + 48 of a panel, as noise_kind says. */
+/* Draws or loads the noise, rates (1/E) or logarithms (g log2 e) as noise_kind says, of row i's codes u, u + 16, u +
+ * 32, u + 48 of a panel. */
 VX_DEVICE void noise_of(const group_call &c, int64_t i, int64_t panel, int u, float out[4])
 {
     const int64_t row = (i < c.N ? i : c.N - 1) * c.G + c.g;
@@ -95,8 +97,8 @@ VX_DEVICE void noise_of(const group_call &c, int64_t i, int64_t panel, int u, fl
         for (int j = 0; j < 4; j++) out[j] = log2f(out[j]);
 }
 
-/* s = the logits of a tile, of codes that are not there PADDING: rows first .. of c, one panel. start: what each row's
- * begin from. fresh_ and shared as in tile_product. */
+/* Makes s, the logits of a tile: rows first .. of c, one panel, of codes that are not there PADDING. start: what each
+ * row's begin from. fresh_ and shared as in tile_product. */
 VX_DEVICE void tile_logits(const group_call &c, float (&s)[RT][4], const float (&start)[RT], int64_t first,
                            int64_t panel, bool fresh_rows, bool fresh_panel, float *shared)
 {
@@ -112,8 +114,8 @@ VX_DEVICE void tile_logits(const group_call &c, float (&s)[RT][4], const float (
                 for (int i = 0; i < RT; i++) s[i][j] = PADDING;
 }
 
-/* The same on tensor cores, for a warp's 16 rows (a) and a panel (b), both in shared memory. start: what the logits of
- * the thread's two rows begin from. */
+/* Makes the logits on tensor cores, for a warp's 16 rows (a) and a panel (b), both in shared memory. start: what the
+ * logits of the thread's two rows begin from. */
 template <int KT>
 VX_DEVICE void mma_logits(const group_call &c, float (&s)[8][4], const float (&start)[2], int64_t panel, const float *a,
                           const float *b)
@@ -150,9 +152,9 @@ VX_DEVICE void load_slice(float *shared, const float *items, int64_t first, int6
     }
 }
 
-/* o += w times codes, over the panel's positions, for rows too wide for registers: o[slice][i][k] is row 4 ty + i and
- * number 64 (first_slice + slice) + 4 tx + k, w[i][j] the weight of row ty + 16 i and position 4 tx + j, codes
- * (64,depth). shared: MIX_FLOATS; whoever read it last must be past a barrier. */
+/* Mixes a panel's codes, for rows too wide for registers: o[slice][i][k], row 4 ty + i and number 64 (first_slice +
+ * slice) + 4 tx + k, += the sum of weight times code. w[i][j] is the weight of row ty + 16 i and position 4 tx + j,
+ * codes (64,depth). shared: MIX_FLOATS; whoever read it last must be past a barrier. */
 constexpr int WEIGHT_PITCH = ROWS + 4, MIX_FLOATS = PANEL * WEIGHT_PITCH + PANEL * 64;
 template <int NS>
 VX_DEVICE void mix_wide(float (&o)[NS][RT][4], const float (&w)[RT][4], const float *codes, int64_t depth,
@@ -177,8 +179,8 @@ VX_DEVICE void mix_wide(float (&o)[NS][RT][4], const float (&w)[RT][4], const fl
     }
 }
 
-/* The same for rows of at most 8 numbers: o[i][d] is this thread's part, of its four positions, of row ty + 16 i. codes
- * (64,DT) in shared memory. */
+/* Mixes a panel's codes, for rows of at most 8 numbers: o[i][d] is this thread's part, of its four positions, of row ty
+ * + 16 i. codes (64,DT) in shared memory. */
 template <int DT> VX_DEVICE void mix_narrow(float (&o)[RT][DT], const float (&w)[RT][4], const float *codes)
 {
 #pragma unroll
@@ -211,7 +213,7 @@ VX_DEVICE float reduce_rows(const float (&x)[RT], int how, float *shared)
     return y;
 }
 
-/* The same sum for column d of x; a loop over d leaves x in registers. */
+/* Adds up column d of x in the same way; a loop over d leaves x in registers. */
 template <int DT> VX_DEVICE float reduce_column(const float (&x)[RT][DT], int d, float *shared)
 {
     float column[RT];

@@ -32,7 +32,7 @@ typedef struct pairs {
 VX_DEVICE unsigned long long to_units(float x) { return (unsigned long long)(long long)rint((double)x * UNIT); }
 VX_DEVICE float from_units(unsigned long long x) { return (float)((double)(long long)x / UNIT); }
 
-/* slot[code] = the vertex that looks at it; the others keep their -1. */
+/* Makes slot[code] the vertex that looks at it; the others keep their -1. */
 VX_KERNEL slot_kernel(int32_t *slot, const int32_t *vertices, int64_t M, int64_t S)
 {
     for (int64_t i = vx_first(); i < S; i += vx_step()) {
@@ -41,7 +41,7 @@ VX_KERNEL slot_kernel(int32_t *slot, const int32_t *vertices, int64_t M, int64_t
     }
 }
 
-/* A warp for each pair: its weight, and what it adds to its row's sums. lse (N,G,2). */
+/* Makes each pair's weight, and adds to its row's sums. A warp for each pair. lse (N,G,2). */
 VX_KERNEL pairs_kernel(group_call c, pairs q, const float *lse, vx_data_check outside)
 {
     const int lane = threadIdx.x % 32;
@@ -71,20 +71,20 @@ VX_KERNEL pairs_kernel(group_call c, pairs q, const float *lse, vx_data_check ou
 
 /* -- Row and code numbers ------------------------------------------------------------------------------------------ */
 
-/* c of smooth_backward.c's banner: the gradient of one pair's divergence. */
+/* Returns c of smooth_backward.c's banner: the gradient of one pair's divergence. */
 VX_DEVICE float knn_factor(const group_call &c, const float *dreg)
 {
     return c.K ? dreg[0] / ((float)c.G * (float)c.S * (float)c.K) : 0;
 }
 
-/* What a pair's weight is multiplied with in its term of x. */
+/* Returns what a pair's weight is multiplied with in its term of x. */
 VX_DEVICE float pair_factor(const group_call &c, const float *dreg)
 {
     return (c.regularizer == VX_REG_KNN_L2 ? -2 : -1) * knn_factor(c, dreg);
 }
 
-/* A warp for each row: its numbers for the dense passes, as backward_in has them, from what the forward pass left.
- * mixed (N,G,D): the sum of p times code. */
+/* Makes each row's numbers for the dense passes, as backward_in has them, from what the forward pass left. A warp for
+ * each row. mixed (N,G,D): the sum of p times code. */
 VX_KERNEL numbers_kernel(group_call c, pairs q, float *start, float *mix_offset, float *noisy, float *pi_factor,
                          float *pi_offset, const float *dy, const float *mixed, const float *lse, const float *sumsq,
                          const float *dreg, const int32_t *codes, vx_data_check outside)
@@ -109,7 +109,7 @@ VX_KERNEL numbers_kernel(group_call c, pairs q, float *start, float *mix_offset,
     }
 }
 
-/* One block: b (Mp) of the ppl regularizer by code, from mean_pi (M) of the group. */
+/* Makes b (Mp) of the ppl regularizer by code, from mean_pi (M) of the group. One block. */
 VX_KERNEL ppl_kernel(float *b, const float *mean_pi, const float *dreg, int64_t M, int64_t padded, double groups,
                      double rows)
 {
@@ -128,7 +128,7 @@ VX_KERNEL subtract_kernel(float *y, const float *x, int64_t n)
     for (int64_t i = vx_first(); i < n; i += vx_step()) y[i] -= x[i];
 }
 
-/* dz of the rows, a warp each, and dlog_tau (N), their parts of that gradient. */
+/* Makes dz of the rows, and dlog_tau (N), their parts of that gradient. A warp for each row. */
 VX_KERNEL finish_rows_kernel(group_call c, pairs q, float *dz, double *dlog_tau, const float *dhat, const float *x_sum,
                              const float *lse, const float *dreg)
 {
@@ -157,7 +157,7 @@ VX_KERNEL finish_rows_kernel(group_call c, pairs q, float *dz, double *dlog_tau,
     }
 }
 
-/* dcodebook of the group's codes, a warp each. */
+/* Makes dcodebook of the group's codes from the ranges' sums. A warp for each code. */
 VX_KERNEL finish_codes_kernel(group_call c, pairs q, float *dcodebook, const float *partial, int64_t ranges,
                               const float *code_norms, const float *dreg)
 {
@@ -189,7 +189,7 @@ VX_KERNEL finish_codes_kernel(group_call c, pairs q, float *dcodebook, const flo
     }
 }
 
-/* One block: the sum of x (n), added to total unless fresh; and its float. */
+/* Adds the sum of x (n) to total, which is 0 so far where `fresh`; *dlog_tau is its float. One block. */
 VX_KERNEL log_tau_kernel(float *dlog_tau, double *total, const double *x, int64_t n, int fresh)
 {
     __shared__ double shared[32];

@@ -13,11 +13,11 @@ typedef struct backward_in {
     const int32_t *codes;                                    /* (N,G) */
 } backward_in;
 
-/* dhat (N,depth) = the sum over codes of x times the normalized code; x_sum (N) = the sum of x. */
+/* Makes dhat (N,depth), the sum over codes of x times the normalized code, and x_sum (N), the sum of x. */
 void backward_rows(const group_call &c, const backward_in &in, float *dhat, float *x_sum);
 
-/* partial (ranges,2,Mp,depth), in c.row's order: over a range's rows, the sum of x times the scaled row, and that of w
- * times dy. */
+/* Makes partial (ranges,2,Mp,depth), in c.row's order: over a range's rows, the sum of x times the scaled row, and that
+ * of w times dy. */
 void backward_columns(const group_call &c, const backward_in &in, float *partial, int64_t ranges);
 
 #endif

@@ -22,7 +22,7 @@ VX_DEVICE void weigh(const group_call &c, float *w, float *x, float noise, float
     *w = weight;
 }
 
-/* x[j], without an index into registers. */
+/* Returns x[j], without an index into registers. */
 VX_DEVICE float pick(const float (&x)[4], int j) { return j == 0 ? x[0] : j == 1 ? x[1] : j == 2 ? x[2] : x[3]; }
 
 /* The numbers of a thread's rows, as backward_in has them. */
@@ -78,8 +78,8 @@ template <int NS, int DT> static size_t rows_shared(void)
     return sizeof(float) * (size_t)(2 * TILE_FLOATS(RT) + (NS ? MIX_FLOATS : PANEL * DT));
 }
 
-/* dhat (N,depth) = the sum of x times the normalized code; x_sum (N) = the sum of x. NS: slices of 64 numbers of a wide
- * row that a block has; 0 for a narrow row, of at most DT numbers. */
+/* Makes dhat (N,depth), the sum of x times the normalized code, and x_sum (N), the sum of x. NS: slices of 64 numbers
+ * of a wide row that a block has; 0 for a narrow row, of at most DT numbers. */
 template <int NS, int DT>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, NS > 1 || DT > 4 ? 1 : 2)
     backward_rows_kernel(group_call c, backward_in in, float *dhat, float *x_sum)
@@ -151,7 +151,7 @@ VX_DEVICE float reduce_columns(float x, float *shared)
     return y;
 }
 
-/* partial (ranges,2,Mp,depth) by position: the sum of x times the scaled row; the sum of w times dy. */
+/* Makes partial (ranges,2,Mp,depth) by position: the sum of x times the scaled row; the sum of w times dy. */
 template <int NS, int DT>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 1)
     backward_columns_kernel(group_call c, backward_in in, float *partial, int64_t ranges)
@@ -245,7 +245,7 @@ template <int KT> static size_t rows_mma_shared(void)
     return sizeof(float) * (size_t)((2 * MMA_ROWS + 4 * PANEL) * ITEM_PITCH(KT));
 }
 
-/* As backward_rows_kernel: a warp owns 16 rows, panels pass by, normalized and as stored. */
+/* Makes what backward_rows_kernel makes: a warp owns 16 rows, panels pass by, normalized and as stored. */
 template <int KT>
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 1)
     backward_rows_mma_kernel(group_call c, backward_in in, float *dhat, float *x_sum)
@@ -317,7 +317,7 @@ template <int KT> static size_t columns_mma_shared(void)
     return sizeof(float) * (size_t)(6 * PANEL * ITEM_PITCH(KT) + 2 * 6 * ROWS);
 }
 
-/* As backward_columns_kernel: a warp owns 16 codes, rows pass by, 64 at a time. */
+/* Makes what backward_columns_kernel makes: a warp owns 16 codes, rows pass by, 64 at a time. */
 template <int KT>
 VX_KERNEL VX_HOT __launch_bounds__(MMA_COLUMNS_THREADS)
     backward_columns_mma_kernel(group_call c, backward_in in, float *partial, int64_t ranges)

@@ -57,7 +57,7 @@ void prepare_tau(float *scale, vx_draw *draw, const float *log_tau, const vx_ran
 
 /* -- One number for each row from all of its logits ---------------------------------------------------------------- */
 
-/* A block has 64 rows and meets all panels. */
+/* Makes out (N) as scan_logits says. A block has 64 rows and meets all panels. */
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS, 2)
     scan_kernel(group_call c, int mode, float *out, const float *start, const float *weight)
 {

@@ -39,7 +39,7 @@ VX_DEVICE void cut_lists(unsigned long long *lists, int *count, float *threshold
     }
 }
 
-/* Where a part's rows begin (next 0) and end (next 1): it is one of the ranges of one of the shards. */
+/* Returns where a part's rows begin (next 0) or end (next 1): it is one of the ranges of one of the shards. */
 VX_DEVICE int64_t part_start(const group_call &c, const columns_out &out, int64_t part, int next)
 {
     const int64_t shard = part / out.ranges, first = shard_start(c.N, out.shards, shard),
@@ -125,7 +125,7 @@ template <int KT> static size_t columns_mma_shared(void)
     return sizeof(float) * (size_t)(3 * PANEL * ITEM_PITCH(KT) + 6 * ROWS);
 }
 
-/* As columns_kernel. Codes stay, rows pass by, 64 at a time. */
+/* Makes what columns_kernel makes: codes stay, rows pass by, 64 at a time. */
 template <int KT> VX_KERNEL VX_HOT __launch_bounds__(SELECT_THREADS) columns_mma_kernel(group_call c, columns_out out)
 {
     float *codes = (float *)vx_shared, *rows = codes + PANEL * ITEM_PITCH(KT),
@@ -226,8 +226,8 @@ void select_columns(const group_call &v, const columns_out &out)
 
 /* -- Joining the ranges -------------------------------------------------------------------------------------------- */
 
-/* A warp for each vertex and shard: the `each` largest entries of its ranges' lists into near (S,K) of the group, and
- * into loss (shards,S) the sum of their divergences. */
+/* Joins each vertex's lists of a shard: the `each` largest entries of its ranges go to near (S,K) of the group, the sum
+ * of their divergences to loss (shards,S). A warp for each vertex and shard. */
 VX_KERNEL merge_kernel(int32_t *near, double *loss, const unsigned long long *lists, int64_t S, int64_t K,
                        int64_t padded, int64_t each, int64_t ranges, int64_t shards, int l2)
 {

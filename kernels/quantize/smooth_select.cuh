@@ -16,12 +16,12 @@ typedef struct columns_out {
     const float *factor, *offset; /* (N) key = factor x + offset, x the logit (knn-ce) or the power (knn-l2) */
 } columns_out;
 
-/* The lists and sums of each range of each shard, for the codes that v holds: those of the codebook, or the
+/* Makes the lists and sums of each range of each shard, for the codes that v holds: those of the codebook, or the
  * vertices. */
 void select_columns(const group_call &v, const columns_out &out);
 
-/* near (S,K) = the rows of the group's lists, ranges joined, each shard's `each` behind one another; loss (shards,S) =
- * the sum of their divergences from the vertex. */
+/* Joins the ranges: near (S,K) = the rows of the group's lists, each shard's `each` behind one another; loss (shards,S)
+ * = the sum of their divergences from the vertex. */
 void merge_lists(const group_call &c, const columns_out &out, int32_t *near, double *loss);
 
 #endif

@@ -98,9 +98,10 @@ define("quantize_smooth", {
     .. "op each way, and never an array of N x M numbers.",
   args = { Z, CODEBOOK, { "log_tau", "tensor f32 (1), the logarithm of the temperature" },
     { "options", '{ sampler = "softmax", "sgumbel" or "hgumbel"; regularizer = "none", "ppl", "knn-ce" or "knn-l2"; '
-      .. "k = neighbours of each vertex (knn); gumbel_tau = temperature of the Gumbel softmax; shards = parts of the "
-      .. "batch that choose neighbours apart; seed and stream of the noise; noise = f32 (N,G,M) to fix it; vertices = "
-      .. 'i32 (G,S) of codes, 0-based, that knn pulls at (nil: all); stats = false: mean_pi is not asked for; '
+      .. "k = neighbours of each vertex (knn), on CUDA at most 64 of a shard; gumbel_tau = temperature of the Gumbel "
+      .. "softmax; shards = parts of the batch that choose neighbours apart; seed and stream of the noise; noise = f32 "
+      .. "(N,G,M) to fix it; vertices = i32 (G,S) of codes, 0-based, that knn pulls at (nil: all); stats = false: "
+      .. "mean_pi is not asked for; "
       .. 'precision = "f32" or "bf16" }' } },
   returns = "y f32 (N,G,D); regularizer f32 (1); codes i32 (N,G), 0-based; mean_pi f32 (G,M), the mean probabilities, "
     .. "or nil; max_p f32 (1), the mean of the largest probability. The last three have no gradient",
