@@ -76,11 +76,11 @@ static void window_advance(window *q, const float *image, int64_t h, int64_t n, 
  * (3,3,O,C). */
 static void pack(float *packed, const float *w, int64_t C, int64_t O, int flip)
 {
-    for (int64_t j = 0; j < O; j += VX_PANEL) {
-        const int columns = (int)vx_min64(VX_PANEL, O - j);
+    for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
+        const int columns = (int)vx_min64(GEMM_COLUMNS, O - j);
         for (int tap = 0; tap < 9; tap++)
-            packed += C * (flip ? VX_CPU(pack_panel)(packed, w + (8 - tap) * C * O + j * C, C, columns, 1, C)
-                                : VX_CPU(pack_panel)(packed, w + tap * C * O + j, C, columns, O, 1));
+            packed += C * (flip ? VX_CPU(gemm_pack)(packed, w + (8 - tap) * C * O + j * C, C, columns, 1, C)
+                                : VX_CPU(gemm_pack)(packed, w + tap * C * O + j, C, columns, O, 1));
     }
 }
 
@@ -91,24 +91,24 @@ static void wide(float *y, const float *x, const float *packed, const float *bia
     for (int64_t h = h0; h < vx_min64(h0 + STRIP, H); h++) {
         window_advance(&in, x, h, 1, h == h0);
         const float *panel = packed;
-        for (int64_t j = 0; j < O; j += VX_PANEL) {
-            const int columns = (int)vx_min64(VX_PANEL, O - j);
+        for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
+            const int columns = (int)vx_min64(GEMM_COLUMNS, O - j);
             const int64_t width = padded(columns);
-            vx_product q = {.k = 3 * C,
-                            .row_stride = C,
-                            .k_stride = 1,
-                            .b_stride = width,
-                            .c = y + h * W * O + j,
-                            .c_stride = O,
-                            .alpha = 1,
-                            .bias = bias ? bias + j : 0,
-                            .stream = stream};
+            gemm_product q = {.k = 3 * C,
+                              .row_stride = C,
+                              .k_stride = 1,
+                              .b_stride = width,
+                              .c = y + h * W * O + j,
+                              .c_stride = O,
+                              .alpha = 1,
+                              .bias = bias ? bias + j : 0,
+                              .stream = stream};
             for (int i = 0; i < 3; i++)
                 if (window_has(&in, h + i - 1)) {
                     q.a[q.segments] = window_at(&in, h + i - 1);
                     q.b[q.segments++] = panel + i * 3 * C * width;
                 }
-            VX_CPU(panel)(&q, W, columns);
+            VX_CPU(gemm_multiply)(&q, W, columns);
             panel += 9 * C * width;
         }
     }
@@ -121,28 +121,28 @@ static void pack_narrow(float *packed, float *buffer, const float *w, int64_t C,
         for (int64_t tap = 0; tap < 9; tap++)
             for (int64_t o = 0; o < O; o++)
                 buffer[c * 9 * O + tap * O + o] = flip ? w[((8 - tap) * O + o) * C + c] : w[(tap * C + c) * O + o];
-    for (int64_t j = 0; j < 9 * O; j += VX_PANEL)
-        packed += C * VX_CPU(pack_panel)(packed, buffer + j, C, (int)vx_min64(VX_PANEL, 9 * O - j), 9 * O, 1);
+    for (int64_t j = 0; j < 9 * O; j += GEMM_COLUMNS)
+        packed += C * VX_CPU(gemm_pack)(packed, buffer + j, C, (int)vx_min64(GEMM_COLUMNS, 9 * O - j), 9 * O, 1);
 }
 
 /* Row r of x times all taps, into slot r mod 3 of taps: (W + 2) pixels of `stride` floats, the outer two left zero. */
 static void narrow_row(float *taps, const float *x, const float *packed, int64_t W, int64_t C, int64_t O,
                        int64_t stride)
 {
-    for (int64_t j = 0; j < 9 * O; j += VX_PANEL) {
-        const int columns = (int)vx_min64(VX_PANEL, 9 * O - j);
+    for (int64_t j = 0; j < 9 * O; j += GEMM_COLUMNS) {
+        const int columns = (int)vx_min64(GEMM_COLUMNS, 9 * O - j);
         const int64_t width = padded(columns);
-        const vx_product q = {.segments = 1,
-                              .k = C,
-                              .a = {x},
-                              .row_stride = C,
-                              .k_stride = 1,
-                              .b = {packed},
-                              .b_stride = width,
-                              .c = taps + stride + j,
-                              .c_stride = stride,
-                              .alpha = 1};
-        VX_CPU(panel)(&q, W, columns);
+        const gemm_product q = {.segments = 1,
+                                .k = C,
+                                .a = {x},
+                                .row_stride = C,
+                                .k_stride = 1,
+                                .b = {packed},
+                                .b_stride = width,
+                                .c = taps + stride + j,
+                                .c_stride = stride,
+                                .alpha = 1};
+        VX_CPU(gemm_multiply)(&q, W, columns);
         packed += C * width;
     }
 }
@@ -215,30 +215,30 @@ int VX_CPU(conv2d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 static void weight_rows(float *partial, const window *few, const float *many, float *packed, int64_t h, int64_t n,
                         int64_t L)
 {
-    const int64_t S = few->C, W = few->W, share = vx_ceil_div(n * W * VX_PANEL, 3);
+    const int64_t S = few->C, W = few->W, share = vx_ceil_div(n * W * GEMM_COLUMNS, 3);
     const float *next = many + n * W * L; /* comes into the cache meanwhile */
-    for (int64_t j = 0; j < L; j += VX_PANEL) {
-        const int columns = (int)vx_min64(VX_PANEL, L - j);
+    for (int64_t j = 0; j < L; j += GEMM_COLUMNS) {
+        const int columns = (int)vx_min64(GEMM_COLUMNS, L - j);
         const float *b = many + j;
         int64_t b_stride = L;
-        if (columns % VX_LANES) b_stride = VX_CPU(pack_panel)(packed, b, n * W, columns, L, 1), b = packed;
+        if (columns % VX_LANES) b_stride = VX_CPU(gemm_pack)(packed, b, n * W, columns, L, 1), b = packed;
         for (int i = 0; i < 3; i++) {
-            vx_product q = {.k = W,
-                            .row_stride = 1,
-                            .k_stride = S,
-                            .b_stride = b_stride,
-                            .c = partial + 3 * i * S * L + j,
-                            .c_stride = L,
-                            .alpha = 1,
-                            .beta = 1,
-                            .near = 1};
+            gemm_product q = {.k = W,
+                              .row_stride = 1,
+                              .k_stride = S,
+                              .b_stride = b_stride,
+                              .c = partial + 3 * i * S * L + j,
+                              .c_stride = L,
+                              .alpha = 1,
+                              .beta = 1,
+                              .in_l2 = 1};
             for (int64_t r = 0; r < n; r++)
                 if (window_has(few, h + r + i - 1)) {
                     q.a[q.segments] = window_at(few, h + r + i - 1);
                     q.b[q.segments++] = b + r * W * b_stride;
                 }
             for (const float *end = next + share; next < end; next += 64 / sizeof(float)) __builtin_prefetch(next);
-            VX_CPU(panel)(&q, 3 * S, columns);
+            VX_CPU(gemm_multiply)(&q, 3 * S, columns);
         }
     }
 }
@@ -251,7 +251,7 @@ int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
     const int64_t S = swap ? O : C, L = swap ? C : O, each = padded(9 * S * L + O);
     const int64_t image_rows = W ? B * H : 0, fit = vx_max64(PARTS_FLOATS / vx_max64(each, 1), 4);
     const int64_t parts = vx_max64(vx_min64(vx_min64(image_rows, PARTS), fit), 1);
-    const int64_t buffer = padded(window_floats(W, S)) + RUN * W * VX_PANEL;
+    const int64_t buffer = padded(window_floats(W, S)) + RUN * W * GEMM_COLUMNS;
     const size_t floats = (size_t)(parts * each + omp_get_max_threads() * buffer);
     float *partial = vx_scratch("conv2d_backward_weight", sizeof(float) * floats), *buffers;
     if (!partial) return VX_ENOMEM;
@@ -271,7 +271,7 @@ int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
                 n = vx_min64(RUN, vx_min64(end - r, H - h));
                 window_advance(&around, few + (r - h) * W * S, h, n, r == first || h == 0);
                 weight_rows(sum, &around, many + r * W * L, own + padded(window_floats(W, S)), h, n, L);
-                vx_add_rows(sum + 9 * S * L, grad + r * W * O, n * W, O);
+                add_rows(sum + 9 * S * L, grad + r * W * O, n * W, O);
             }
         }
 #pragma omp for schedule(static)

@@ -1,7 +1,7 @@
 /* gemm.c: batched C = alpha A B + beta C + bias, and the register tile below it.
  *
  * The matrices of our networks are skinny: m is the number of pixels or rows, n and k are channels (3 .. 1024). There a
- * panel of B (k x VX_PANEL) lives in the L1 or L2 cache while rows of A stream past it, each broadcast from where it
+ * panel of B (k x GEMM_COLUMNS) lives in the L1 or L2 cache while rows of A stream past it, each broadcast from where it
  * lies: neither A nor, where it is row-major, B needs the packing of a general BLAS [1], and bias and beta cost nothing
  * extra. Traffic: A once per panel of B (from L2 after the first), B once per 256 rows, C once per 256 of k.
  *
@@ -14,21 +14,21 @@
 #include "cpu/gemm_tile.h"
 
 enum {
-    K_BLOCK = 256, /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
-    K_BLOCK_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
-    ROW_BLOCK = 256,
+    BLOCK_DEPTH =
+        256, /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
+    BLOCK_DEPTH_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
+    BLOCK_ROWS = 256,
 };
 
 /* -- The tile ------------------------------------------------------------------------------------------------------ */
 
 /* R rows by V vectors, with R, V, which of a's strides is 1 and whether to fetch ahead known at compile time: the
  * accumulators stay in registers, the row addresses need one base each, or one in all. */
-static inline __attribute__((always_inline)) void tile(const int R, const int V, const int a_transposed, const int near,
-                                                       const vx_product *q, int64_t row, int tail)
+VX_INLINE void tile(const int R, const int V, const int a_transposed, const int in_l2, const gemm_product *q,
+                    int64_t row, int tail)
 {
-    vf sum
-        [12]
-        [VX_PANEL_VECTORS]; /* R and V as sizes would make it a variable-length array, which never reaches registers */
+    vf sum[12]
+          [GEMM_VECTORS]; /* R and V as sizes would make it a variable-length array, which never reaches registers */
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -39,18 +39,18 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
         const float *a = q->a[s] + row * row_stride, *b = q->b[s];
         /* fetch ahead, a line every few steps: what the caller names, or the rows two tiles on; where a is transposed,
          * the next steps of a and b, of which the tiles below one another take different lines, no nearer than L2 */
-        const float *ahead = a_transposed ? a + K_BLOCK_DIRECT * k_stride
+        const float *ahead = a_transposed ? a + BLOCK_DEPTH_DIRECT * k_stride
                              : q->fetch   ? q->fetch + row * k
                                           : a + 2 * R * row_stride;
-        const float *ahead_b = b + K_BLOCK_DIRECT * b_stride + row / 2 % VX_PANEL_VECTORS * VX_LANES;
+        const float *ahead_b = b + BLOCK_DEPTH_DIRECT * b_stride + row / 2 % GEMM_VECTORS * VX_LANES;
 #pragma GCC unroll 1
         for (int64_t p = 0; p < k; p++, b += b_stride) {
             if (!a_transposed) __builtin_prefetch(ahead + p * R);
-            else if (!near) {
+            else if (!in_l2) {
                 __builtin_prefetch(ahead + p * k_stride, 0, 2);
                 __builtin_prefetch(ahead_b + p * b_stride, 0, 2);
             }
-            vf column[VX_PANEL_VECTORS];
+            vf column[GEMM_VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) column[v] = vf_load(b + v * VX_LANES);
 #pragma GCC unroll 16
@@ -80,7 +80,7 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
                                                         : vf_load(addend + r * c_stride + v * VX_LANES));
     }
     if (q->bias) {
-        vf bias[VX_PANEL_VECTORS];
+        vf bias[GEMM_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
             bias[v] = v + 1 == V && tail ? vf_load_n(q->bias + v * VX_LANES, tail) : vf_load(q->bias + v * VX_LANES);
@@ -109,19 +109,19 @@ static inline __attribute__((always_inline)) void tile(const int R, const int V,
     }
 }
 
-typedef void tile_function(const vx_product *q, int64_t row, int tail);
+typedef void tile_function(const gemm_product *q, int64_t row, int tail);
 
 #define TILE(R, V)                                                                                                     \
-    static void tile_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 0, 0, q, row, tail); }         \
-    static void tile_t_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 0, q, row, tail); }       \
-    static void tile_n_##R##_##V(const vx_product *q, int64_t row, int tail) { tile(R, V, 1, 1, q, row, tail); }
+    static void tile_##R##_##V(const gemm_product *q, int64_t row, int tail) { tile(R, V, 0, 0, q, row, tail); }       \
+    static void tile_t_##R##_##V(const gemm_product *q, int64_t row, int tail) { tile(R, V, 1, 0, q, row, tail); }     \
+    static void tile_n_##R##_##V(const gemm_product *q, int64_t row, int tail) { tile(R, V, 1, 1, q, row, tail); }
 #define TILES(V) TILE(1, V) TILE(2, V) TILE(3, V) TILE(4, V) TILE(5, V) TILE(6, V)
 
 TILES(1)
 TILES(2)
 TILE(9, 1)
 TILE(12, 1)
-#if VX_PANEL_VECTORS == 4
+#if GEMM_VECTORS == 4
 TILES(3)
 TILES(4)
 TILE(9, 2)
@@ -132,7 +132,7 @@ TILE(12, 2)
 #define HEIGHTS 8
 static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
 #define ROW(prefix, V) prefix##6_##V, prefix##5_##V, prefix##4_##V, prefix##3_##V, prefix##2_##V, prefix##1_##V
-#if VX_PANEL_VECTORS == 4
+#if GEMM_VECTORS == 4
 #define WIDTHS(prefix)                                                                                                 \
     {                                                                                                                  \
         {prefix##12_1, prefix##9_1, ROW(prefix, 1)}, {prefix##12_2, prefix##9_2, ROW(prefix, 2)},                      \
@@ -147,14 +147,14 @@ static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
         {prefix##12_1, prefix##9_1, ROW(prefix, 1)}, { 0, 0, ROW(prefix, 2) }                                          \
     }
 #endif
-static tile_function *const tiles[3][VX_PANEL_VECTORS][HEIGHTS] = {WIDTHS(tile_), WIDTHS(tile_t_), WIDTHS(tile_n_)};
+static tile_function *const tiles[3][GEMM_VECTORS][HEIGHTS] = {WIDTHS(tile_), WIDTHS(tile_t_), WIDTHS(tile_n_)};
 
-void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns)
+void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns)
 {
     const int tail = columns % VX_LANES;
     const int transposed = q->k_stride != 1 && q->k > 1;
-    const int vectors = vx_panel_vectors(columns);
-    tile_function *const *shapes = tiles[transposed ? 1 + q->near : 0][vectors - 1];
+    const int vectors = gemm_vectors(columns);
+    tile_function *const *shapes = tiles[transposed ? 1 + q->in_l2 : 0][vectors - 1];
     /* The tallest tile that fits and leaves nothing, or enough for a tile of eight accumulators, below which the FMA
      * units wait for their own results. */
     const int64_t least = vx_ceil_div(8, vectors);
@@ -193,10 +193,10 @@ static inline void transpose4(float *to, int64_t to_stride, const float *from, i
     *(four_unaligned *)(to + 3 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){2, 3, 6, 7});
 }
 
-int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,
-                           int64_t column_stride)
+int64_t VX_CPU(gemm_pack)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,
+                          int64_t column_stride)
 {
-    const int width = vx_panel_vectors(columns) * VX_LANES;
+    const int width = gemm_vectors(columns) * VX_LANES;
     if (column_stride == 1) {
         for (int64_t p = 0; p < k; p++) {
             float *to = packed + p * width;
@@ -236,37 +236,37 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
                     int64_t c_stride, const float *bias, int stream)
 {
     if (m <= 0 || n <= 0) return;
-    _Alignas(64) float packed[K_BLOCK * VX_PANEL];
+    _Alignas(64) float packed[BLOCK_DEPTH * GEMM_COLUMNS];
     const int transposed = a.column_stride != 1 && k > 1;
-    const int64_t most = transposed ? K_BLOCK_DIRECT : K_BLOCK;
+    const int64_t most = transposed ? BLOCK_DEPTH_DIRECT : BLOCK_DEPTH;
     const int64_t blocks = vx_max64(vx_ceil_div(k, most), 1), k_block = vx_ceil_div(k, blocks);
-    for (int64_t i = 0; i < m; i += ROW_BLOCK) {
-        const int64_t rows = vx_min64(ROW_BLOCK, m - i);
+    for (int64_t i = 0; i < m; i += BLOCK_ROWS) {
+        const int64_t rows = vx_min64(BLOCK_ROWS, m - i);
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t p = block * k_block, depth = vx_max64(vx_min64(k_block, k - p), 0);
-            for (int64_t j = 0; j < n; j += VX_PANEL) {
-                const int columns = (int)vx_min64(VX_PANEL, n - j);
+            for (int64_t j = 0; j < n; j += GEMM_COLUMNS) {
+                const int columns = (int)vx_min64(GEMM_COLUMNS, n - j);
                 const float *panel = b.data + p * b.row_stride + j * b.column_stride;
                 int64_t b_stride = b.row_stride;
                 const int direct = b.column_stride == 1 && columns % VX_LANES == 0 && (transposed || rows < 32);
                 if (!direct) {
-                    b_stride = VX_CPU(pack_panel)(packed, panel, depth, columns, b.row_stride, b.column_stride);
+                    b_stride = VX_CPU(gemm_pack)(packed, panel, depth, columns, b.row_stride, b.column_stride);
                     panel = packed;
                 }
-                const vx_product q = {.segments = 1,
-                                      .k = depth,
-                                      .a = {a.data + i * a.row_stride + p * a.column_stride},
-                                      .row_stride = a.row_stride,
-                                      .k_stride = a.column_stride,
-                                      .b = {panel},
-                                      .b_stride = b_stride,
-                                      .c = c + i * c_stride + j,
-                                      .c_stride = c_stride,
-                                      .alpha = alpha,
-                                      .beta = block ? 1 : beta,
-                                      .bias = bias && block == 0 ? bias + j : 0,
-                                      .stream = stream && blocks == 1};
-                VX_CPU(panel)(&q, rows, columns);
+                const gemm_product q = {.segments = 1,
+                                        .k = depth,
+                                        .a = {a.data + i * a.row_stride + p * a.column_stride},
+                                        .row_stride = a.row_stride,
+                                        .k_stride = a.column_stride,
+                                        .b = {panel},
+                                        .b_stride = b_stride,
+                                        .c = c + i * c_stride + j,
+                                        .c_stride = c_stride,
+                                        .alpha = alpha,
+                                        .beta = block ? 1 : beta,
+                                        .bias = bias && block == 0 ? bias + j : 0,
+                                        .stream = stream && blocks == 1};
+                VX_CPU(gemm_multiply)(&q, rows, columns);
             }
         }
     }
@@ -276,7 +276,7 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
 
 enum {
     SERIAL_BELOW = 20000,   /* multiply-adds that are not worth waking a thread for */
-    COLUMN_BLOCK = 512,     /* of a task; a multiple of VX_PANEL */
+    BLOCK_COLUMNS = 512,    /* of a task; a multiple of GEMM_COLUMNS */
     CUT_K_FROM = 2048,      /* shortest k that is cut */
     PARTS = 64,             /* most parts of k */
     PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB */
@@ -335,7 +335,7 @@ int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, floa
 
     /* parts long enough that adding them up is a twentieth of the work */
     const int64_t parts = vx_min64(vx_min64(PARTS, k / 1024), PARTS_FLOATS / (m * n));
-    const int64_t row_blocks = vx_ceil_div(m, ROW_BLOCK), column_blocks = vx_ceil_div(n, COLUMN_BLOCK);
+    const int64_t row_blocks = vx_ceil_div(m, BLOCK_ROWS), column_blocks = vx_ceil_div(n, BLOCK_COLUMNS);
     if (k >= CUT_K_FROM && parts > batch * row_blocks * column_blocks)
         return cut_k(c, a, b, vx_f32(bias), alpha, beta, parts);
 
@@ -344,11 +344,11 @@ int VX_CPU(gemm)(vx_tensor *c, vx_tensor *a, vx_tensor *b, vx_tensor *bias, floa
 #pragma omp parallel for schedule(static) if (batch * m * n * k > SERIAL_BELOW && tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t index = task / (row_blocks * column_blocks), rest = task % (row_blocks * column_blocks);
-        const int64_t i = rest / column_blocks * ROW_BLOCK, j = rest % column_blocks * COLUMN_BLOCK;
+        const int64_t i = rest / column_blocks * BLOCK_ROWS, j = rest % column_blocks * BLOCK_COLUMNS;
         matrix left = matrix_of(a, index), right = matrix_of(b, index), out = matrix_of(c, index);
         left.data += i * left.row_stride;
         right.data += j * right.column_stride;
-        product(vx_min64(ROW_BLOCK, m - i), vx_min64(COLUMN_BLOCK, n - j), k, alpha, left, right, beta,
+        product(vx_min64(BLOCK_ROWS, m - i), vx_min64(BLOCK_COLUMNS, n - j), k, alpha, left, right, beta,
                 vx_f32(c) + index * c->stride[0] + i * out.row_stride + j, out.row_stride, bias ? vx_f32(bias) + j : 0,
                 stream);
         if (stream) vf_stream_end();

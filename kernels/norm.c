@@ -65,8 +65,7 @@ static int group_scratch(group *q, const char *op)
 
 /* Mean and sum of squares about it of each channel, n channels, over `count` positions. The mean is taken again from
  * the residuals, which removes the rounding of the first sum. */
-static inline __attribute__((always_inline)) void moments(int n, int vectors, float *mean, float *squares,
-                                                          const float *x, int64_t count, int64_t C)
+VX_INLINE void moments(int n, int vectors, float *mean, float *squares, const float *x, int64_t count, int64_t C)
 {
     vf m[4], r[4], q[4];
     const vf share = vf_set1(1.0f / (float)count);
@@ -139,7 +138,7 @@ static void measured(const group *q, int64_t b, float eps)
     }
 }
 
-static inline __attribute__((always_inline)) void normalize_as(const group *q, int64_t b, int64_t k, int act)
+VX_INLINE void normalize_as(const group *q, int64_t b, int64_t k, int act)
 {
     const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     const float *mean = q->channel + b * 4 * C, *scale = mean + C, *beta = q->beta;
@@ -238,7 +237,7 @@ static void spread(const group *q, int64_t b)
     for (int64_t c = 0; c < C; c++) mean[c] = q->mean[b * q->G + c / D], rstd[c] = q->rstd[b * q->G + c / D];
 }
 
-static inline __attribute__((always_inline)) vf slope_times(int act, vf dy, vf xhat, vf gamma, vf beta)
+VX_INLINE vf slope_times(int act, vf dy, vf xhat, vf gamma, vf beta)
 {
     vf slope;
     activate(act, gamma * xhat + beta, &slope);
@@ -246,8 +245,7 @@ static inline __attribute__((always_inline)) vf slope_times(int act, vf dy, vf x
 }
 
 /* Sums of dz and dz xhat of n channels over one chunk. */
-static inline __attribute__((always_inline)) void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n,
-                                                            int act)
+VX_INLINE void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n, int act)
 {
     const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     const float *x = q->x + first * C + c, *dy = q->dy + first * C + c, *channel = q->channel + b * 4 * C + c;
@@ -267,7 +265,7 @@ static inline __attribute__((always_inline)) void gather_as(const group *q, int6
     vf_store_upto(partial + C, t, n);
 }
 
-static inline __attribute__((always_inline)) void gather(const group *q, int64_t b, int64_t k, int act)
+VX_INLINE void gather(const group *q, int64_t b, int64_t k, int act)
 {
     int64_t c = 0;
     for (; c + VX_LANES <= q->C; c += VX_LANES) gather_as(q, b, k, c, VX_LANES, act);
@@ -294,8 +292,7 @@ static void settle(const group *q, int64_t b)
     }
 }
 
-static inline __attribute__((always_inline)) void scatter_as(const group *q, int64_t b, int64_t i, int64_t c, int n,
-                                                             int act)
+VX_INLINE void scatter_as(const group *q, int64_t b, int64_t i, int64_t c, int n, int act)
 {
     const int64_t C = q->C, at = i * C + c;
     const float *channel = q->channel + b * 4 * C + c;
@@ -307,7 +304,7 @@ static inline __attribute__((always_inline)) void scatter_as(const group *q, int
            q->stream);
 }
 
-static inline __attribute__((always_inline)) void scatter(const group *q, int64_t b, int64_t k, int act)
+VX_INLINE void scatter(const group *q, int64_t b, int64_t k, int act)
 {
     const int64_t first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     for (int64_t i = first; i < first + count; i++) {
@@ -385,7 +382,7 @@ static inline vi lanes_below(int n)
 }
 
 /* x - mean, and 0 in the lanes past the row's end. */
-static inline __attribute__((always_inline)) vf away(const float *x, vf mean, int n)
+VX_INLINE vf away(const float *x, vf mean, int n)
 {
     return n == VX_LANES ? vf_load(x) - mean : vf_select(lanes_below(n), vf_load_n(x, n) - mean, vf_zero());
 }

@@ -34,24 +34,23 @@ static void store_group(float *x, const vf value[4], int64_t n)
 {
     float whole[GROUP];
     float *to = n >= GROUP ? x : whole;
-    vi low, high, pair_low, pair_high;
+    vi low, high, quad_low, quad_high;
     for (int i = 0; i < VX_LANES; i++) {
         low[i] = i / 2 + (i % 2) * VX_LANES;
         high[i] = low[i] + VX_LANES / 2;
-        pair_low[i] = i / 4 * 2 + i % 2 + (i / 2 % 2) * VX_LANES;
-        pair_high[i] = pair_low[i] + VX_LANES / 2;
+        quad_low[i] = i / 4 * 2 + i % 2 + (i / 2 % 2) * VX_LANES;
+        quad_high[i] = quad_low[i] + VX_LANES / 2;
     }
     for (int half = 0; half < 2; half++) {
         vf a = __builtin_shuffle(value[0], value[1], half ? high : low);
         vf b = __builtin_shuffle(value[2], value[3], half ? high : low);
-        vf_store(to + (2 * half) * VX_LANES, __builtin_shuffle(a, b, pair_low));
-        vf_store(to + (2 * half + 1) * VX_LANES, __builtin_shuffle(a, b, pair_high));
+        vf_store(to + (2 * half) * VX_LANES, __builtin_shuffle(a, b, quad_low));
+        vf_store(to + (2 * half + 1) * VX_LANES, __builtin_shuffle(a, b, quad_high));
     }
     if (n < GROUP) memcpy(x, whole, sizeof(float) * (size_t)n);
 }
 
-static inline __attribute__((always_inline)) void generate(vx_tensor *x, uint64_t seed, uint64_t stream, const shape *s,
-                                                           transform *f)
+VX_INLINE void generate(vx_tensor *x, uint64_t seed, uint64_t stream, const shape *s, transform *f)
 {
     float *out = vx_f32(x);
     int64_t n = x->numel;
@@ -191,9 +190,10 @@ int VX_CPU(permutation)(vx_tensor *x, uint64_t seed, uint64_t stream)
         if (n) out[0] = 0;
         return VX_OK;
     }
-    uint64_t *pairs = vx_scratch("permutation", (size_t)n * 2 * sizeof(uint64_t) + PASSES * BUCKETS * sizeof(uint64_t));
-    if (!pairs) return VX_ENOMEM;
-    uint64_t *from = pairs, *to = pairs + n, *place = pairs + 2 * n;
+    uint64_t *entries =
+        vx_scratch("permutation", (size_t)n * 2 * sizeof(uint64_t) + PASSES * BUCKETS * sizeof(uint64_t));
+    if (!entries) return VX_ENOMEM;
+    uint64_t *from = entries, *to = entries + n, *place = entries + 2 * n;
     memset(place, 0, PASSES * BUCKETS * sizeof(uint64_t));
     for (int64_t i = 0; i < n; i += GROUP) {
         union {
@@ -223,6 +223,6 @@ int VX_CPU(permutation)(vx_tensor *x, uint64_t seed, uint64_t stream)
         from = to;
         to = swap;
     }
-    vx_scratch_free(pairs);
+    vx_scratch_free(entries);
     return VX_OK;
 }

@@ -113,7 +113,7 @@ VX_INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
 /* -- Long rows ----------------------------------------------------------------------------------------------------- */
 
 /* x[0], x[step], ... x[(n - 1) step] joined lane by lane; n <= FLOAT_RUN */
-VX_INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
+VX_INLINE vf float_run(int kind, int64_t step, const float *x, int64_t n)
 {
     const vf none = vf_set1((float)neutral(kind));
     vf s0 = none, s1 = none, s2 = none, s3 = none;
@@ -134,14 +134,14 @@ VX_INLINE vf block(int kind, int64_t step, const float *x, int64_t n)
 VX_INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i += FLOAT_RUN)
-        acc = join_vd(kind, acc, vd_of(block(kind, step, x + i * step, vx_min64(FLOAT_RUN, n - i))));
+        acc = join_vd(kind, acc, vd_of(float_run(kind, step, x + i * step, vx_min64(FLOAT_RUN, n - i))));
     return acc;
 }
 
 /* One short row, n <= FLOAT_RUN: the lanes are joined in float32 too. */
 VX_INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
 {
-    if (n > 4) return vf_fold(kind, block(kind, step, x, n));
+    if (n > 4) return vf_fold(kind, float_run(kind, step, x, n));
     double v = neutral(kind);
     for (int64_t i = 0; i < n; i++) v = join(kind, v, x[i * step]);
     return v;

@@ -115,9 +115,8 @@ static void load_channels(const sepconv2d *s, int64_t b, const space *at)
 }
 
 /* `count` vectors of a pixel's channels, the last of `lanes` channels, of n, and of slope where that is wanted. */
-static inline __attribute__((always_inline)) void make_vectors(const sepconv2d *s, const int count, int lanes, float *n,
-                                                               float *slopes, const float *x, const float *mean,
-                                                               const int norm, const int act, const int with_slope)
+VX_INLINE void make_vectors(const sepconv2d *s, const int count, int lanes, float *n, float *slopes, const float *x,
+                            const float *mean, const int norm, const int act, const int with_slope)
 {
     const float *scale = mean + 2 * s->Cp, *beta = mean + 3 * s->Cp;
     vf z[4], slope[4];
@@ -137,8 +136,8 @@ static inline __attribute__((always_inline)) void make_vectors(const sepconv2d *
 }
 
 /* Row i of n, and of slope where that is wanted, from image b. */
-static inline __attribute__((always_inline)) void make_row_as(const sepconv2d *s, int64_t b, int64_t i, const space *at,
-                                                              const int norm, const int act, const int with_slope)
+VX_INLINE void make_row_as(const sepconv2d *s, int64_t b, int64_t i, const space *at, const int norm, const int act,
+                           const int with_slope)
 {
     const int64_t C = s->C, pitch = s->pitch, slot = i % s->ring;
     const float *x = s->x + (b * s->H + i) * s->W * C, *mean = at->channel;
@@ -196,22 +195,22 @@ static void forward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t e
     for (int64_t p = first; p < end; p += s->block) {
         const int64_t stop = vx_min64(p + s->block, end), offset = (b * s->P + p) * s->Q * s->O;
         made = make_block(s, b, p, stop, made, at, 0);
-        for (int64_t j = 0; j < s->O; j += VX_PANEL) {
-            const int columns = (int)vx_min64(VX_PANEL, s->O - j);
-            const vx_product q = {.segments = 1,
-                                  .k = s->C,
-                                  .a = {at->d},
-                                  .row_stride = s->pitch,
-                                  .k_stride = 1,
-                                  .b = {s->v + j * s->C},
-                                  .b_stride = vx_panel_vectors(columns) * VX_LANES,
-                                  .c = s->y + offset + j,
-                                  .c_stride = s->O,
-                                  .alpha = 1,
-                                  .beta = s->residual != 0,
-                                  .addend = s->residual ? s->residual + offset + j : 0,
-                                  .bias = s->bias ? s->bias + j : 0};
-            VX_CPU(panel)(&q, (stop - p) * s->Q, columns);
+        for (int64_t j = 0; j < s->O; j += GEMM_COLUMNS) {
+            const int columns = (int)vx_min64(GEMM_COLUMNS, s->O - j);
+            const gemm_product q = {.segments = 1,
+                                    .k = s->C,
+                                    .a = {at->d},
+                                    .row_stride = s->pitch,
+                                    .k_stride = 1,
+                                    .b = {s->v + j * s->C},
+                                    .b_stride = gemm_vectors(columns) * VX_LANES,
+                                    .c = s->y + offset + j,
+                                    .c_stride = s->O,
+                                    .alpha = 1,
+                                    .beta = s->residual != 0,
+                                    .addend = s->residual ? s->residual + offset + j : 0,
+                                    .bias = s->bias ? s->bias + j : 0};
+            VX_CPU(gemm_multiply)(&q, (stop - p) * s->Q, columns);
         }
     }
 }
@@ -231,13 +230,13 @@ int VX_CPU(sepconv2d)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     if (!y->numel) return VX_OK;
     space at;
     const int threads = omp_get_max_threads();
-    const int64_t floats = space_floats(&s, &at, 0, 0), panels = vx_ceil_div(s.O, VX_PANEL) * VX_PANEL * s.C;
+    const int64_t floats = space_floats(&s, &at, 0, 0), panels = vx_ceil_div(s.O, GEMM_COLUMNS) * GEMM_COLUMNS * s.C;
     float *scratch = vx_scratch("sepconv2d", sizeof(float) * (size_t)(9 * s.pitch + panels + threads * floats));
     if (!scratch) return VX_ENOMEM;
     s.w = scratch, s.v = s.w + 9 * s.pitch;
     pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
-    for (int64_t j = 0; j < s.O; j += VX_PANEL)
-        VX_CPU(pack_panel)(s.v + j * s.C, vx_f32(v) + j * s.C, s.C, (int)vx_min64(VX_PANEL, s.O - j), 1, s.C);
+    for (int64_t j = 0; j < s.O; j += GEMM_COLUMNS)
+        VX_CPU(gemm_pack)(s.v + j * s.C, vx_f32(v) + j * s.C, s.C, (int)vx_min64(GEMM_COLUMNS, s.O - j), 1, s.C);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(|| : failed)
     {
@@ -310,10 +309,8 @@ static void make_du(const sepconv2d *s, int64_t first, int64_t end, int64_t star
 
 /* Channels c .. of row i of dx, `count` vectors, n channels of the last, from the row (or two rows) of du over it: dz =
  * dn slope where there is a norm, whose sums are added to `total`, else dn + addend. */
-static inline __attribute__((always_inline)) void finish_vectors(const sepconv2d *s, int64_t b, int64_t i,
-                                                                 const float *du, const space *at, double *total,
-                                                                 int64_t c, const int count, const int n,
-                                                                 const int norm, const int up)
+VX_INLINE void finish_vectors(const sepconv2d *s, int64_t b, int64_t i, const float *du, const space *at, double *total,
+                              int64_t c, const int count, const int n, const int norm, const int up)
 {
     const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W, row = (b * s->H + i) * W * C + c;
     const float *x = s->x + row, *addend = s->addend ? s->addend + row : 0,
@@ -341,9 +338,8 @@ static inline __attribute__((always_inline)) void finish_vectors(const sepconv2d
             total[c + v * VX_LANES + l] += plain[v][l], total[Cp + c + v * VX_LANES + l] += along[v][l];
 }
 
-static inline __attribute__((always_inline)) void finish_row_as(const sepconv2d *s, int64_t b, int64_t i,
-                                                                const float *du, const space *at, double *total,
-                                                                const int norm, const int up)
+VX_INLINE void finish_row_as(const sepconv2d *s, int64_t b, int64_t i, const float *du, const space *at, double *total,
+                             const int norm, const int up)
 {
     int64_t c = 0;
     for (; c + 4 * VX_LANES <= s->C; c += 4 * VX_LANES)
@@ -366,21 +362,21 @@ static void weight_gradients(const sepconv2d *s, int64_t b, int64_t first, int64
 {
     const float *dy = s->dy + (b * s->P + first) * s->Q * s->O;
     const int64_t count = (end - first) * s->Q;
-    vx_add_rows(g->dbias, dy, count, s->O);
-    for (int64_t j = 0; j < s->Cp; j += VX_PANEL) {
-        const vx_product q = {.segments = 1,
-                              .k = count,
-                              .a = {dy},
-                              .row_stride = 1,
-                              .k_stride = s->O,
-                              .b = {at->d + j},
-                              .b_stride = s->pitch,
-                              .c = g->dv + j,
-                              .c_stride = s->Cp,
-                              .alpha = 1,
-                              .beta = 1,
-                              .near = 1};
-        VX_CPU(panel)(&q, s->O, (int)vx_min64(VX_PANEL, s->Cp - j));
+    add_rows(g->dbias, dy, count, s->O);
+    for (int64_t j = 0; j < s->Cp; j += GEMM_COLUMNS) {
+        const gemm_product q = {.segments = 1,
+                                .k = count,
+                                .a = {dy},
+                                .row_stride = 1,
+                                .k_stride = s->O,
+                                .b = {at->d + j},
+                                .b_stride = s->pitch,
+                                .c = g->dv + j,
+                                .c_stride = s->Cp,
+                                .alpha = 1,
+                                .beta = 1,
+                                .in_l2 = 1};
+        VX_CPU(gemm_multiply)(&q, s->O, (int)vx_min64(GEMM_COLUMNS, s->Cp - j));
     }
     for (int64_t p = first; p < end; p++) {
         const float *around[3];
@@ -403,20 +399,20 @@ static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t 
          * to. */
         const float *fetch[3] = {0, s->x + (b * s->H + made) * s->W * s->C,
                                  s->dx + (b * s->H + done / s->up) * s->W * s->C};
-        for (int64_t j = 0; j < s->Cp; j += VX_PANEL) {
-            const vx_product q = {.segments = 1,
-                                  .k = s->O,
-                                  .a = {dy},
-                                  .row_stride = s->O,
-                                  .k_stride = 1,
-                                  .b = {s->v + j},
-                                  .b_stride = s->Cp,
-                                  .c = at->dd + (p - start) % s->dd_ring * s->Q * s->pitch + j,
-                                  .c_stride = s->pitch,
-                                  .alpha = 1,
-                                  .beta = 0,
-                                  .fetch = fetch[vx_min64(j / VX_PANEL, 3) % 3]};
-            VX_CPU(panel)(&q, (next - p) * s->Q, (int)vx_min64(VX_PANEL, s->Cp - j));
+        for (int64_t j = 0; j < s->Cp; j += GEMM_COLUMNS) {
+            const gemm_product q = {.segments = 1,
+                                    .k = s->O,
+                                    .a = {dy},
+                                    .row_stride = s->O,
+                                    .k_stride = 1,
+                                    .b = {s->v + j},
+                                    .b_stride = s->Cp,
+                                    .c = at->dd + (p - start) % s->dd_ring * s->Q * s->pitch + j,
+                                    .c_stride = s->pitch,
+                                    .alpha = 1,
+                                    .beta = 0,
+                                    .fetch = fetch[vx_min64(j / GEMM_COLUMNS, 3) % 3]};
+            VX_CPU(gemm_multiply)(&q, (next - p) * s->Q, (int)vx_min64(GEMM_COLUMNS, s->Cp - j));
         }
         if (own < own_end) {
             made = make_block(s, b, own, own_end, made, at, s->norm);
@@ -449,9 +445,8 @@ static void settle(const sepconv2d *s, int64_t b, const double *total, float *fa
 
 /* The last pass over rows first .. end - 1 of image b: dx = scale dz - (x - mean) factor - factor' + addend, in place,
  * the last rows, which are in the cache, first. */
-static inline __attribute__((always_inline)) void finish_norm_as(const sepconv2d *s, int64_t b, int64_t first,
-                                                                 int64_t end, const float *factor, const space *at,
-                                                                 const int add)
+VX_INLINE void finish_norm_as(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const float *factor,
+                              const space *at, const int add)
 {
     const int64_t C = s->C, Cp = s->Cp;
     const float *mean = at->channel, *scale = mean + 2 * Cp;

@@ -11,8 +11,8 @@
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
-#define BLOCK (32 * VX_LANES) /* elements summed in four float32 vectors before their sum goes into a double */
-#define SERIAL 8192           /* below this many elements a second thread costs more than it brings */
+#define FLOAT_RUN (32 * VX_LANES) /* elements summed in four float32 vectors before their sum goes into a double */
+#define SERIAL 8192               /* below this many elements a second thread costs more than it brings */
 
 static float row_maximum(const float *x, int64_t n)
 {
@@ -32,11 +32,11 @@ static inline vi first_lanes(int n)
 }
 
 /* Sum of e^(x - top); the terms go to y unless it is NULL. */
-static inline __attribute__((always_inline)) double exponentials(float *y, const float *x, float top, int64_t n)
+VX_INLINE double exponentials(float *y, const float *x, float top, int64_t n)
 {
     double total = 0;
-    for (int64_t first = 0; first < n; first += BLOCK) {
-        int64_t end = vx_min64(first + BLOCK, n), i = first;
+    for (int64_t first = 0; first < n; first += FLOAT_RUN) {
+        int64_t end = vx_min64(first + FLOAT_RUN, n), i = first;
         vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
         for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES)
             for (int k = 0; k < 4; k++) {
@@ -81,11 +81,11 @@ int VX_CPU(softmax)(vx_tensor *y, vx_tensor *x, int log)
 }
 
 /* Sum of a b, or of a where b is NULL. */
-static inline __attribute__((always_inline)) double dot(const float *a, const float *b, int64_t n)
+VX_INLINE double dot(const float *a, const float *b, int64_t n)
 {
     double total = 0;
-    for (int64_t first = 0; first < n; first += BLOCK) {
-        int64_t end = vx_min64(first + BLOCK, n), i = first;
+    for (int64_t first = 0; first < n; first += FLOAT_RUN) {
+        int64_t end = vx_min64(first + FLOAT_RUN, n), i = first;
         vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
         for (; i + 4 * VX_LANES <= end; i += 4 * VX_LANES)
             for (int k = 0; k < 4; k++) {

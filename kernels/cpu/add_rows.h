@@ -6,7 +6,7 @@
 #include "simd.h"
 
 /* sum (C) += the rows of x (count,C), in ascending order. */
-static inline void vx_add_rows(float *sum, const float *x, int64_t count, int64_t C)
+static inline void add_rows(float *sum, const float *x, int64_t count, int64_t C)
 {
     for (int64_t c = 0; c < C; c += 4 * VX_LANES) {
         vf total[4] = {{0}};

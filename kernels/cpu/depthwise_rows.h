@@ -25,9 +25,8 @@ enum {
 
 /* T output rows of width W, n channels; row[0 .. T + 1] are the input rows around them (a row of zeros off the image).
  * The pixel at column j ends output j - 1, continues output j and begins output j + 1. */
-static inline __attribute__((always_inline)) void depthwise_walk(const int T, int n, float *y, const float *const *row,
-                                                                 const float *w, const float *bias, int64_t W,
-                                                                 int64_t C, int flip, int stream)
+VX_INLINE void depthwise_walk(const int T, int n, float *y, const float *const *row, const float *w, const float *bias,
+                              int64_t W, int64_t C, int flip, int stream)
 {
     vf k[9], first[BAND], second[BAND], start = bias ? vf_load_upto(bias, n) : vf_zero();
 #pragma GCC unroll 9
@@ -74,9 +73,8 @@ static inline void depthwise_band(int rows, float *y, const float *const *row, c
 
 /* One output row of Q pixels. Columns 2q - 1, 2q, 2q + 1 meet the three taps; the last serves the next pixel as its
  * first. */
-static inline __attribute__((always_inline)) void depthwise_walk2(int n, float *y, const float *const *row,
-                                                                  const float *w, const float *bias, int64_t W,
-                                                                  int64_t Q, int64_t C, int stream)
+VX_INLINE void depthwise_walk2(int n, float *y, const float *const *row, const float *w, const float *bias, int64_t W,
+                               int64_t Q, int64_t C, int stream)
 {
     vf k[9], left[3], start = bias ? vf_load_upto(bias, n) : vf_zero();
 #pragma GCC unroll 9
@@ -112,9 +110,8 @@ static inline void depthwise_row2(float *y, const float *const *row, const float
 
 /* Rows 2p and 2p + 1 of dx from rows p and p + 1 of dy (the second a row of zeros below the image; dx's second row may
  * be off the image, NULL then). An even row or column meets the middle tap only, an odd one the outer two. */
-static inline __attribute__((always_inline)) void depthwise_walk2_input(int n, float *even, float *odd, const float *dy,
-                                                                        const float *below, const float *w, int64_t W,
-                                                                        int64_t Q, int64_t C, int stream)
+VX_INLINE void depthwise_walk2_input(int n, float *even, float *odd, const float *dy, const float *below,
+                                     const float *w, int64_t W, int64_t Q, int64_t C, int stream)
 {
     vf k[9];
 #pragma GCC unroll 9
@@ -148,8 +145,8 @@ static inline void depthwise_input2(float *even, float *odd, const float *dy, co
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
 
 /* Adds one row of dy against its three rows of x to sum[0 .. 8] (taps) and sum[9] (bias), C apart. */
-static inline __attribute__((always_inline)) void
-depthwise_walk_weight(int n, float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q, int64_t C)
+VX_INLINE void depthwise_walk_weight(int n, float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q,
+                                     int64_t C)
 {
     vf k[10];
 #pragma GCC unroll 10
@@ -173,8 +170,8 @@ depthwise_walk_weight(int n, float *sum, const float *const *row, const float *d
     for (int i = 0; i < 10; i++) vf_store_upto(sum + i * C, vf_load_upto(sum + i * C, n) + k[i], n);
 }
 
-static inline __attribute__((always_inline)) void
-depthwise_walk2_weight(int n, float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q, int64_t C)
+VX_INLINE void depthwise_walk2_weight(int n, float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q,
+                                      int64_t C)
 {
     vf k[10], left[3];
 #pragma GCC unroll 10

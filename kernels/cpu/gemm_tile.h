@@ -1,11 +1,11 @@
 /* gemm_tile.h: the register tile that gemm.c provides and conv2d.c shares: a panel of a matrix product, at most
- * VX_PANEL columns wide, over any number of rows.
+ * GEMM_COLUMNS columns wide, over any number of rows.
  *
  *   c[r][j] = alpha sum_s sum_p a[s][r row_stride + p k_stride] b[s][p b_stride + j]  + beta c[r][j] + bias[j]
  *
  * One of row_stride and k_stride is 1 (a as stored, or transposed); rows of a may overlap, which makes a convolution's
  * window over a row of pixels a plain operand. b is read in whole vectors: where columns is not a multiple of VX_LANES
- * it must be packed (pack_panel) or otherwise readable to the next multiple. Sums run over s, then p, in order.
+ * it must be packed (gemm_pack) or otherwise readable to the next multiple. Sums run over s, then p, in order.
  */
 #ifndef VX_TILE_H
 #define VX_TILE_H
@@ -14,13 +14,13 @@
 #include "simd.h"
 
 #if VX_LANES == 16
-#define VX_PANEL_VECTORS 4 /* 32 registers: 6 x 4 accumulators */
+#define GEMM_VECTORS 4 /* 32 registers: 6 x 4 accumulators */
 #else
-#define VX_PANEL_VECTORS 2 /* 16 registers: 6 x 2 */
+#define GEMM_VECTORS 2 /* 16 registers: 6 x 2 */
 #endif
-#define VX_PANEL (VX_PANEL_VECTORS * VX_LANES)
+#define GEMM_COLUMNS (GEMM_VECTORS * VX_LANES)
 
-typedef struct vx_product {
+typedef struct gemm_product {
     int segments; /* 1 .. 3 */
     int64_t k;    /* of each segment */
     const float *a[3];
@@ -33,20 +33,20 @@ typedef struct vx_product {
     const float *addend; /* what beta multiplies, laid out as c; NULL: c itself */
     const float *bias;   /* may be NULL */
     int stream;          /* store past the caches (vf_streams); beta is 0 then */
-    int near;            /* 1: a, transposed, and b are in L2 already */
+    int in_l2;           /* 1: a, transposed, and b are in L2 already */
     const float
         *fetch; /* a as stored: what to bring into the caches meanwhile, rows k floats of it; NULL: a's own next rows */
-} vx_product;
+} gemm_product;
 
-/* rows >= 0, 1 <= columns <= VX_PANEL */
-void VX_CPU(panel)(const vx_product *q, int64_t rows, int columns);
+/* rows >= 0, 1 <= columns <= GEMM_COLUMNS */
+void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns);
 
 /* Vectors of a panel that columns columns need. */
-static inline int vx_panel_vectors(int64_t columns) { return (int)vx_ceil_div(vx_min64(columns, VX_PANEL), VX_LANES); }
+static inline int gemm_vectors(int64_t columns) { return (int)vx_ceil_div(vx_min64(columns, GEMM_COLUMNS), VX_LANES); }
 
 /* packed[p][j] = b[p k_stride + j column_stride], columns padded with zeros to whole vectors; returns packed's row
  * length. */
-int64_t VX_CPU(pack_panel)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,
-                           int64_t column_stride);
+int64_t VX_CPU(gemm_pack)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,
+                          int64_t column_stride);
 
 #endif

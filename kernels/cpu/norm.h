@@ -13,7 +13,7 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
 
 /* s[i] = 1 / (1 + e^-z[i]) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and
  * less.) */
-static inline __attribute__((always_inline)) void sigmoids(const int count, vf *s, const vf *z)
+VX_INLINE void sigmoids(const int count, vf *s, const vf *z)
 {
 #pragma GCC unroll 4
     for (int i = 0; i < count; i++) s[i] = vf_min(vf_set1(126.0f), z[i] * -1.44269504088896341f);
@@ -33,7 +33,7 @@ static inline vf normal_cdf(vf z, vf *bell)
 }
 
 /* z[i] = the activation of z[i], and its slope there, for count (a constant, 4 at most) vectors. */
-static inline __attribute__((always_inline)) void activate_many(const int count, int act, vf *z, vf *slope)
+VX_INLINE void activate_many(const int count, int act, vf *z, vf *slope)
 {
     if (act == VX_ACT_SILU) {
         sigmoids(count, slope, z);
@@ -55,7 +55,7 @@ static inline __attribute__((always_inline)) void activate_many(const int count,
         }
 }
 
-static inline __attribute__((always_inline)) vf activate(int act, vf z, vf *slope)
+VX_INLINE vf activate(int act, vf z, vf *slope)
 {
     activate_many(1, act, &z, slope);
     return z;

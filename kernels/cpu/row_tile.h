@@ -1,48 +1,9 @@
-/* row_tile.h: what the quantizers' kernels share: norms and checks of rows, sorting, and products of a few rows in
- * registers. */
-#ifndef VX_ROWS_H
-#define VX_ROWS_H
+/* row_tile.h: products of a few rows with a few vectors, in registers: what the quantizers' kernels are made of. */
+#ifndef VX_ROW_TILE_H
+#define VX_ROW_TILE_H
 
 #include "cpu.h"
-#include "shared/constants.h"
 #include "simd.h"
-
-static inline float dot(const float *a, const float *b, int64_t D)
-{
-    vf sum = vf_zero();
-    int64_t d = 0;
-    for (; d + VX_LANES <= D; d += VX_LANES) sum += vf_load(a + d) * vf_load(b + d);
-    return vf_sum(sum + vf_load_n(a + d, (int)(D - d)) * vf_load_n(b + d, (int)(D - d)));
-}
-
-/* |x| of D elements, in double where float32 squares could overflow or vanish; NaN where an element is NaN or Inf. */
-static inline double row_norm(const float *x, int64_t D)
-{
-    vf sum = vf_zero();
-    int64_t d = 0;
-    for (; d + VX_LANES <= D; d += VX_LANES) sum += vf_load(x + d) * vf_load(x + d);
-    vf last = vf_load_n(x + d, (int)(D - d));
-    float squares = vf_sum(sum + last * last);
-    if (squares > 1e-25f && squares < 1e30f) return sqrt((double)squares);
-    double exact = 0;
-    for (d = 0; d < D; d++) exact += (double)x[d] * x[d];
-    return exact <= 1e300 ? sqrt(exact) : NAN;
-}
-
-/* Index of the first of `count` rows with a NaN or Inf, or -1; norms[i] = max(|x_i|, GUARD) unless NULL. */
-static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, float *norms)
-{
-    int64_t first = INT64_MAX;
-#pragma omp parallel for schedule(static) reduction(min : first)
-    for (int64_t i = 0; i < count; i++) {
-        double norm = row_norm(x + i * D, D);
-        if (norm != norm) first = vx_min64(first, i);
-        if (norms) norms[i] = (float)fmax(norm, GUARD);
-    }
-    return first == INT64_MAX ? -1 : first;
-}
-
-/* -- A few rows times a few vectors -------------------------------------------------------------------------------- */
 
 /* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */
 VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, const float *b)
@@ -74,8 +35,8 @@ VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], co
 
 /* c[i][v] = (start ? start[i] : c[i][v]) + sum over k < count of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors, in
  * registers; v counts vectors. */
-VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, const float *start, const float *a,
-                    int64_t ai, int64_t ak, const float *b, int64_t ldb, int64_t count)
+VX_INLINE void tile_multiply(const int rows, const int vectors, float *c, int64_t ldc, const float *start,
+                             const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, int64_t count)
 {
     vf sum[12][4];
 #pragma GCC unroll 12
@@ -89,10 +50,10 @@ VX_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, co
         for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
 }
 
-/* c[i][v] += sum over k < count of <a[i ai + k ak], b[k ldb + v]>, both pairs of bfloat16 (vu_pair); rows i, vectors
+/* c[i][v] += sum over k < count of <a[i ai + k ak], b[k ldb + v]>, both pairs of bfloat16 (vu_bf16x2); rows i, vectors
  * v. */
-VX_INLINE void tile_pairs(const int rows, const int vectors, float *c, int64_t ldc, const uint32_t *a, int64_t ai,
-                          int64_t ak, const uint32_t *b, int64_t ldb, int64_t count)
+VX_INLINE void tile_multiply_bf16x2(const int rows, const int vectors, float *c, int64_t ldc, const uint32_t *a,
+                                    int64_t ai, int64_t ak, const uint32_t *b, int64_t ldb, int64_t count)
 {
     vf sum[8][2];
 #pragma GCC unroll 8
@@ -107,7 +68,7 @@ VX_INLINE void tile_pairs(const int rows, const int vectors, float *c, int64_t l
         for (int i = 0; i < rows; i++) {
             vu x = a[i * ai + k * ak] - (vu){0};
 #pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++) sum[i][v] = vf_dot_pairs(sum[i][v], x, column[v]);
+            for (int v = 0; v < vectors; v++) sum[i][v] = vf_dot_bf16x2(sum[i][v], x, column[v]);
         }
     }
 #pragma GCC unroll 8

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "core/rng.h"
+#include "shared/common.h"
 
 #if defined(__AVX512F__)
 #define VX_LANES 16
@@ -154,7 +155,7 @@ static inline vf vf_sqrt(vf a)
 
 /* Pairs of bfloat16: lane l holds low[l] in its lower half and high[l] in its upper half, rounded to nearest, ties to
  * even. NaN stays NaN. */
-static inline vu vu_pair(vf low, vf high)
+static inline vu vu_bf16x2(vf low, vf high)
 {
 #if defined(__AVX512BF16__)
     const __m512i interleaved =
@@ -171,7 +172,7 @@ static inline vu vu_pair(vf low, vf high)
 
 /* sum + a's upper halves times b's + a's lower halves times b's, rounded to float32 after each addition. The products
  * are exact, so that the two versions agree but for results below 2^-126. */
-static inline vf vf_dot_pairs(vf sum, vu a, vu b)
+static inline vf vf_dot_bf16x2(vf sum, vu a, vu b)
 {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
@@ -218,7 +219,7 @@ static inline int vi_any(vi mask)
 }
 
 /* Lane i of the result is lane i ^ distance of x. */
-static inline __attribute__((always_inline)) vf vf_swap(vf x, int distance)
+VX_INLINE vf vf_swap(vf x, int distance)
 {
     vi lane;
     for (int i = 0; i < VX_LANES; i++) lane[i] = i ^ distance;
@@ -291,7 +292,7 @@ static inline vf vf_scale(vf p, vf n)
  * of two: 1.4 ulp down to 2^-126; between there and 2^-127 the value is off by up to 2^-127, below it is 0, except with
  * AVX-512, whose scaling is gradual; NaN stays NaN. Step by step for all vectors: each is a chain of ten operations,
  * and processors do not look far enough ahead to overlap chains that stand one behind the other. */
-static inline __attribute__((always_inline)) void vf_exp2_many(const int count, vf *x)
+VX_INLINE void vf_exp2_many(const int count, vf *x)
 {
     vf n[16], p[16];
 #if !defined(__AVX512F__)
@@ -504,7 +505,7 @@ static inline vi vi_where_greater(vf a, vf b, vi yes, vi no)
 }
 
 /* Whether a[v] > b[v] in any lane of count (1 .. 16, a constant) vectors. */
-static inline __attribute__((always_inline)) int vf_any_greater(const int count, const vf *a, const vf *b)
+VX_INLINE int vf_any_greater(const int count, const vf *a, const vf *b)
 {
 #if defined(__AVX512F__)
     __mmask16 none = 0xffff; /* each comparison keeps the lanes that have not passed */
@@ -543,16 +544,13 @@ static inline void vx_denormals_restore(unsigned before)
 
 /* The first n lanes; with n = VX_LANES known at compile time the plain operation. put: past the caches where stream is
  * 1. */
-static inline __attribute__((always_inline)) vf vf_load_upto(const float *p, int n)
-{
-    return n == VX_LANES ? vf_load(p) : vf_load_n(p, n);
-}
-static inline __attribute__((always_inline)) void vf_store_upto(float *p, vf x, int n)
+VX_INLINE vf vf_load_upto(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
+VX_INLINE void vf_store_upto(float *p, vf x, int n)
 {
     if (n == VX_LANES) vf_store(p, x);
     else vf_store_n(p, x, n);
 }
-static inline __attribute__((always_inline)) void vf_put(float *p, vf x, int n, int stream)
+VX_INLINE void vf_put(float *p, vf x, int n, int stream)
 {
     if (stream) vf_stream(p, x);
     else vf_store_upto(p, x, n);

@@ -175,14 +175,14 @@ static void row_by_row(const problem *q, results *r) { gradients(q, r, 1, q->M, 
 static void meet_tile(const problem *q, work *w, int64_t n, int64_t m, float *dq_hat, float *dmix)
 {
     const int64_t D = q->D, Dp = w->Dp;
-    _Alignas(64) float pi[BLOCK * PANEL], x[BLOCK * PANEL];
-    tile_logits(pi, PANEL, BLOCK, w->start + n, w->a + n * Dp, Dp, w->hat_panels + m * D, D);
-    exp2_row(pi, BLOCK * PANEL);
-    tile_logits(x, PANEL, BLOCK, w->offset + n, w->dy + n * Dp, Dp, w->raw_panels + m * D, D);
-    for (int i = 0; i < BLOCK * PANEL; i += VX_LANES) vf_store(x + i, vf_load(x + i) * vf_load(pi + i));
-    tile_mix(w->dz_hat + n * Dp, BLOCK, x, w->hat + m * Dp, Dp);
-    tile_collect(dq_hat + m * Dp, x, BLOCK, w->a + n * Dp, Dp);
-    tile_collect(dmix + m * Dp, pi, BLOCK, w->dy + n * Dp, Dp);
+    _Alignas(64) float pi[TILE_ROWS * PANEL], x[TILE_ROWS * PANEL];
+    tile_logits(pi, PANEL, TILE_ROWS, w->start + n, w->a + n * Dp, Dp, w->hat_panels + m * D, D);
+    exp2_row(pi, TILE_ROWS * PANEL);
+    tile_logits(x, PANEL, TILE_ROWS, w->offset + n, w->dy + n * Dp, Dp, w->raw_panels + m * D, D);
+    for (int i = 0; i < TILE_ROWS * PANEL; i += VX_LANES) vf_store(x + i, vf_load(x + i) * vf_load(pi + i));
+    tile_mix(w->dz_hat + n * Dp, TILE_ROWS, x, w->hat + m * Dp, Dp);
+    tile_collect(dq_hat + m * Dp, x, TILE_ROWS, w->a + n * Dp, Dp);
+    tile_collect(dmix + m * Dp, pi, TILE_ROWS, w->dy + n * Dp, Dp);
 }
 
 /* Step 3. Tiles: a block of 24 rows meets all panels, and the codes' gradients pass by once per block, a 24th of the
@@ -195,7 +195,7 @@ static void tiles_dense(const problem *q, work *w)
     {
         float *dq_hat = zeros(q->M * w->Dp), *dmix = zeros(q->M * w->Dp);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t n = 0; n < q->N; n += BLOCK)
+        for (int64_t n = 0; n < q->N; n += TILE_ROWS)
             for (int64_t m = 0; m < q->M; m += PANEL) meet_tile(q, w, n, m, dq_hat, dmix);
         add_copies(q, w, dq_hat, dmix);
         free(dq_hat), free(dmix);
@@ -236,7 +236,7 @@ static void in_line(const problem *q, work *w, panel_function *meet)
 
 static void chunk_of_tiles(const problem *q, work *w, int64_t n, int64_t m)
 {
-    for (int64_t i = n; i < n + CHUNK; i += BLOCK) meet_tile(q, w, i, m, w->dq_hat, w->dmix);
+    for (int64_t i = n; i < n + CHUNK; i += TILE_ROWS) meet_tile(q, w, i, m, w->dq_hat, w->dmix);
 }
 
 static void in_line_dense(const problem *q, work *w) { in_line(q, w, chunk_of_tiles); }
@@ -284,17 +284,17 @@ static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
         for (int j = 0; j < RUN; j++)
             for (int d = 0; d < 4; d++)
                 sums[j * 4 + d] = d < 3 ? vf_load(w->dz_hat + ((i + j) * 3 + d) * VX_LANES) : vf_zero();
-        const thin_run run = {.z = w->a + i * 3,
-                              .dy = w->dy + i * 3,
-                              .start = w->start + i,
-                              .mix_offset = w->offset + i,
-                              .dhat = sums,
-                              .rows = RUN};
-        for (int v = 0; v < PANEL; v += thin_side(3) * VX_LANES) {
+        const narrow_run run = {.z = w->a + i * 3,
+                                .dy = w->dy + i * 3,
+                                .start = w->start + i,
+                                .mix_offset = w->offset + i,
+                                .dhat = sums,
+                                .rows = RUN};
+        for (int v = 0; v < PANEL; v += narrow_side(3) * VX_LANES) {
             const int64_t at = m * 3 + v;
-            const thin_codes codes = {
+            const narrow_codes codes = {
                 .hat = w->hat_panels + at, .raw = w->raw_panels + at, .dhat = w->dq_hat + at, .dmix = w->dmix + at};
-            thin_backward(3, MIX, 0, &run, &codes);
+            narrow_backward(3, MIX, 0, &run, &codes);
         }
         for (int j = 0; j < RUN; j++)
             for (int d = 0; d < 3; d++) vf_store(w->dz_hat + ((i + j) * 3 + d) * VX_LANES, sums[j * 4 + d]);

@@ -179,36 +179,36 @@ static void row_with_vector_powers(const problem *q, results *r, work *w, int64_
 static void vector_powers(const problem *q, results *r) { by_blocks(q, r, 1, q->M, 0, LOG2E, row_with_vector_powers); }
 
 /* 24 rows and the codes panel by panel: the first sweep leaves the logits in s (24,M), 384 KB in the L2 cache. Both
- * products are assign.c's register tile (row_tile.h has it as `tile`, smooth.h around it). */
-static void sweep_tiles(const problem *q, results *r, work *w, int64_t n, float log_sum[BLOCK])
+ * products are assign.c's register tile (row_tile.h has it as `tile_multiply`, smooth.h around it). */
+static void sweep_tiles(const problem *q, results *r, work *w, int64_t n, float log_sum[TILE_ROWS])
 {
     const int64_t Dp = vx_ceil_div(q->D, VX_LANES) * VX_LANES;
-    static const float zero[BLOCK];
-    row_sums row[BLOCK];
-    float raw[PANEL * Dp], e[BLOCK * PANEL];
-    for (int i = 0; i < BLOCK; i++) row[i] = (row_sums){.best = vf_set1(-INFINITY)};
+    static const float zero[TILE_ROWS];
+    row_sums row[TILE_ROWS];
+    float raw[PANEL * Dp], e[TILE_ROWS * PANEL];
+    for (int i = 0; i < TILE_ROWS; i++) row[i] = (row_sums){.best = vf_set1(-INFINITY)};
     memset(raw, 0, sizeof raw);
-    memset(w->o, 0, sizeof(float) * (size_t)(BLOCK * Dp));
+    memset(w->o, 0, sizeof(float) * (size_t)(TILE_ROWS * Dp));
     for (int64_t m = 0; m < q->M; m += PANEL) {
-        tile_logits(w->s + m, q->M, BLOCK, zero, w->a + n * q->D, q->D, w->hat + m * q->D, q->D);
-        for (int i = 0; i < BLOCK; i++) weigh_panel(row + i, w->s + i * q->M + m, e + i * PANEL, m);
+        tile_logits(w->s + m, q->M, TILE_ROWS, zero, w->a + n * q->D, q->D, w->hat + m * q->D, q->D);
+        for (int i = 0; i < TILE_ROWS; i++) weigh_panel(row + i, w->s + i * q->M + m, e + i * PANEL, m);
         if (Dp != q->D)
             for (int64_t j = 0; j < PANEL; j++)
                 memcpy(raw + j * Dp, w->raw + (m + j) * q->D, sizeof(float) * (size_t)q->D);
-        tile_mix(w->o, BLOCK, e, Dp == q->D ? w->raw + m * q->D : raw, Dp);
+        tile_mix(w->o, TILE_ROWS, e, Dp == q->D ? w->raw + m * q->D : raw, Dp);
     }
-    for (int i = 0; i < BLOCK; i++) log_sum[i] = finish_row(q, r, row + i, w->o + i * Dp, n + i);
+    for (int i = 0; i < TILE_ROWS; i++) log_sum[i] = finish_row(q, r, row + i, w->o + i * Dp, n + i);
 }
 
 /* Step 4. Tiles, 2 G at last. The selection of neighbours, one cycle a logit, is now what stands out: 2 lanes O. */
 static void block_by_tiles(const problem *q, results *r, work *w, int64_t n)
 {
-    float log_sum[BLOCK];
+    float log_sum[TILE_ROWS];
     sweep_tiles(q, r, w, n, log_sum);
-    for (int i = 0; i < BLOCK; i++) select_by_one(q, w, w->s + i * q->M, log_sum[i], n + i);
+    for (int i = 0; i < TILE_ROWS; i++) select_by_one(q, w, w->s + i * q->M, log_sum[i], n + i);
 }
 
-static void tiles(const problem *q, results *r) { by_blocks(q, r, BLOCK, PANEL, 0, LOG2E, block_by_tiles); }
+static void tiles(const problem *q, results *r) { by_blocks(q, r, TILE_ROWS, PANEL, 0, LOG2E, block_by_tiles); }
 
 /* Compares a block's logits with the codes' thresholds, a panel at a time: one subtraction and one comparison a vector,
  * and one branch for 64 keys. Of N rows about K (1 + ln(N / K)) pass: 1 in 100. */
@@ -235,12 +235,12 @@ VX_INLINE void select_by_panels(const problem *q, work *w, int rows, const float
 /* Step 5. The same with the thresholds compared as vectors: F, and O for the subtraction. */
 static void block_with_filter(const problem *q, results *r, work *w, int64_t n)
 {
-    float log_sum[BLOCK];
+    float log_sum[TILE_ROWS];
     sweep_tiles(q, r, w, n, log_sum);
-    select_by_panels(q, w, BLOCK, log_sum, n);
+    select_by_panels(q, w, TILE_ROWS, log_sum, n);
 }
 
-static void filter(const problem *q, results *r) { by_blocks(q, r, BLOCK, PANEL, 0, LOG2E, block_with_filter); }
+static void filter(const problem *q, results *r) { by_blocks(q, r, TILE_ROWS, PANEL, 0, LOG2E, block_with_filter); }
 
 /* Step 6, rows of 3 only. A tile's product of depth 3 loads and stores more than it multiplies, and a mixture of 3
  * numbers fills 3 of 8 lanes. So vectors run over codes throughout: a row's numbers are broadcast, its mixture is
@@ -270,14 +270,14 @@ static void row_of_vectors(const problem *q, results *r, work *w, int64_t n, flo
 
 static void block_of_vectors(const problem *q, results *r, work *w, int64_t n)
 {
-    float log_sum[THIN_BLOCK];
-    for (int i = 0; i < THIN_BLOCK; i++) row_of_vectors(q, r, w, n + i, w->s + i * q->M, log_sum + i);
-    select_by_panels(q, w, THIN_BLOCK, log_sum, n);
+    float log_sum[NARROW_BLOCK];
+    for (int i = 0; i < NARROW_BLOCK; i++) row_of_vectors(q, r, w, n + i, w->s + i * q->M, log_sum + i);
+    select_by_panels(q, w, NARROW_BLOCK, log_sum, n);
 }
 
 static void vectors_over_codes(const problem *q, results *r)
 {
-    by_blocks(q, r, THIN_BLOCK, PANEL, PANEL, LOG2E, block_of_vectors);
+    by_blocks(q, r, NARROW_BLOCK, PANEL, PANEL, LOG2E, block_of_vectors);
 }
 
 /* Step 7, rows of 3 only. Step 6 is one chain of 20 dependent operations a vector, and the processor looks about 10
@@ -286,21 +286,21 @@ static void vectors_over_codes(const problem *q, results *r)
  * the choice of the code. smooth_narrow.h has the loops. */
 static void block_of_pairs(const problem *q, results *r, work *w, int64_t n)
 {
-    float log_sum[THIN_BLOCK];
-    static const float zero[PAIR];
-    for (int i = 0; i < THIN_BLOCK; i += PAIR) {
+    float log_sum[NARROW_BLOCK];
+    static const float zero[NARROW_ROWS];
+    for (int i = 0; i < NARROW_BLOCK; i += NARROW_ROWS) {
         const float *a = w->a + (n + i) * 3;
-        thin_row state[PAIR] = {{.best = vf_set1(-INFINITY)}, {.best = vf_set1(-INFINITY)}};
-        const thin_strip all = {.a = a,
-                                .start = zero,
-                                .hat = w->hat,
-                                .raw = w->raw,
-                                .end = q->M / PANEL,
-                                .M = q->M,
-                                .s = w->s + i * q->M,
-                                .ld = q->M};
-        thin_forward(3, 0, KEEP_S, 0, state, &all);
-        for (int j = 0; j < PAIR; j++) {
+        narrow_row state[NARROW_ROWS] = {{.best = vf_set1(-INFINITY)}, {.best = vf_set1(-INFINITY)}};
+        const narrow_strip all = {.a = a,
+                                  .start = zero,
+                                  .hat = w->hat,
+                                  .raw = w->raw,
+                                  .end = q->M / PANEL,
+                                  .M = q->M,
+                                  .s = w->s + i * q->M,
+                                  .ld = q->M};
+        narrow_forward(3, 0, KEEP_S, 0, state, &all);
+        for (int j = 0; j < NARROW_ROWS; j++) {
             const float *s = w->s + (i + j) * q->M, top = vf_maximum(state[j].best);
             const float mixed[3] = {vf_sum(state[j].o[0]), vf_sum(state[j].o[1]), vf_sum(state[j].o[2])};
             row_sums row = {.sum = state[j].sum};
@@ -313,12 +313,12 @@ static void block_of_pairs(const problem *q, results *r, work *w, int64_t n)
             r->codes[n + i + j] = (int32_t)code;
         }
     }
-    select_by_panels(q, w, THIN_BLOCK, log_sum, n);
+    select_by_panels(q, w, NARROW_BLOCK, log_sum, n);
 }
 
 static void short_loops(const problem *q, results *r)
 {
-    by_blocks(q, r, THIN_BLOCK, PANEL, PANEL, LOG2E, block_of_pairs);
+    by_blocks(q, r, NARROW_BLOCK, PANEL, PANEL, LOG2E, block_of_pairs);
 }
 
 /* Step 8. kernels/quantize/smooth.c. At rows of 3 it also sees to it that a strip of panels serves four pairs of rows

@@ -3,13 +3,13 @@
  *     VX_EUCLID  argmin_m |z - q_m|^2 = argmax_m <z, q_m> - |q_m|^2 / 2
  *     VX_COSINE  argmax_m <z, q_m> / (|z| |q_m|)
  *
- * Both are one product whose columns start from an offset, and an argmax that stays in registers: panels of 64 codes (4
- * vectors of 16 lanes) against 6 rows, 24 rows per visit of a panel. The codes are laid out once as (panels, D, 64), so
- * that a panel's column is a vector load. Ties, including two equal codes, go to the lower index: lanes keep the first
+ * Both are one product whose columns start from an offset, and an argmax that stays in registers: tiles of 64 codes (4
+ * vectors of 16 lanes) against 6 rows, 24 rows per visit of a tile. The codes are laid out once as (tiles, D, 64), so
+ * that a tile's column is a vector load. Ties, including two equal codes, go to the lower index: lanes keep the first
  * of equals, and the lowest of equal lanes wins.
  *
  * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a
- * panel's rows fit the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the
+ * tile's rows fit the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the
  * argmax for D =
  * 3.
  *
@@ -21,60 +21,65 @@
  */
 #include <omp.h>
 
+#include "cpu/row_norms.h"
 #include "cpu/row_tile.h"
 
 #if VX_LANES == 16
-enum { ROWS = 6, VECTORS = 4 };
+enum { TILE_ROWS = 6, VECTORS = 4 };
 #else
-enum { ROWS = 6, VECTORS = 2 };
+enum { TILE_ROWS = 6, VECTORS = 2 };
 #endif
-enum { PANEL = VECTORS * VX_LANES, BLOCK = 4 * ROWS /* rows that pass a panel while it is in the L1 cache */ };
+enum {
+    TILE_CODES = VECTORS * VX_LANES,
+    BLOCK_ROWS = 4 * TILE_ROWS /* rows that pass a tile while it is in the L1 cache */
+};
 
 typedef struct assign_call {
-    int64_t N, G, D, M, panels;
+    int64_t N, G, D, M, tiles;
     int metric;
     const float *z, *codebook;
     const float *norms; /* (N,G) |z| */
-    float *columns;     /* (panels, D, PANEL) */
-    float *offset;      /* (panels, PANEL) what a code's score starts from */
+    float *columns;     /* (tiles, D, TILE_CODES) */
+    float *offset;      /* (tiles, TILE_CODES) what a code's score starts from */
     int32_t *codes;
 } assign_call;
 
 static void fill_columns(const assign_call *c, int64_t g)
 {
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < c->panels * PANEL; m++) {
+    for (int64_t m = 0; m < c->tiles * TILE_CODES; m++) {
         const float *q = c->codebook + (g * c->M + m) * c->D;
-        float *column = c->columns + m / PANEL * PANEL * c->D + m % PANEL;
+        float *column = c->columns + m / TILE_CODES * TILE_CODES * c->D + m % TILE_CODES;
         int real = m < c->M;
         double norm = real ? row_norm(q, c->D) : 0;
         double divided = c->metric == VX_COSINE ? fmax(norm, GUARD) : 1; /* so that q and 2q are equal on the sphere */
-        for (int64_t d = 0; d < c->D; d++) column[d * PANEL] = real ? (float)(q[d] / divided) : 0;
+        for (int64_t d = 0; d < c->D; d++) column[d * TILE_CODES] = real ? (float)(q[d] / divided) : 0;
         c->offset[m] = !real ? -INFINITY : c->metric == VX_COSINE ? 0 : (float)(-0.5 * norm * norm);
     }
 }
 
 /* The best score of each row so far, lane by lane, and its code. */
 typedef struct assign_best {
-    vf score[BLOCK];
-    vi code[BLOCK];
+    vf score[BLOCK_ROWS];
+    vi code[BLOCK_ROWS];
 } assign_best;
 
-/* Rows i .. i + ROWS - 1 of a (BLOCK, D) meet a panel. */
-static void meet_panel(const assign_call *c, const float *a, assign_best *best, int i, int64_t panel)
+/* Rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D) meet a tile. */
+static void meet_tile(const assign_call *c, const float *a, assign_best *best, int i, int64_t tile)
 {
-    const float *offset = c->offset + panel * PANEL;
+    const float *offset = c->offset + tile * TILE_CODES;
     vf score[12][4];
     vi lane;
     for (int l = 0; l < VX_LANES; l++) lane[l] = l;
-    lane += (int32_t)(panel * PANEL);
+    lane += (int32_t)(tile * TILE_CODES);
 #pragma GCC unroll 6
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) score[r][v] = vf_load(offset + v * VX_LANES);
-    tile_product(ROWS, VECTORS, score, a + i * c->D, c->D, 1, c->columns + panel * PANEL * c->D, PANEL, c->D);
+    tile_product(TILE_ROWS, VECTORS, score, a + i * c->D, c->D, 1, c->columns + tile * TILE_CODES * c->D, TILE_CODES,
+                 c->D);
 #pragma GCC unroll 6
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < TILE_ROWS; r++) {
         vf most = best->score[i + r];
         vi code = best->code[i + r];
 #pragma GCC unroll 4
@@ -100,20 +105,20 @@ static inline int32_t best_code(const assign_best *best, int i)
     return code[at];
 }
 
-/* Codes of BLOCK rows from row `first` on; a is working space (BLOCK, D). */
+/* Codes of BLOCK_ROWS rows from row `first` on; a is working space (BLOCK_ROWS, D). */
 static void assign_block(const assign_call *c, int64_t g, int64_t first, float *a)
 {
-    const int rows = (int)vx_min64(BLOCK, c->N - first);
+    const int rows = (int)vx_min64(BLOCK_ROWS, c->N - first);
     assign_best best;
-    for (int i = 0; i < BLOCK; i++) {
+    for (int i = 0; i < BLOCK_ROWS; i++) {
         int64_t row = (first + (i < rows ? i : 0)) * c->G + g;
         float divided = c->metric == VX_COSINE ? c->norms[row] : 1;
         for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = c->z[row * c->D + d] / divided;
         best.score[i] = vf_set1(-INFINITY);
         best.code[i] = (vi){0};
     }
-    for (int64_t panel = 0; panel < c->panels; panel++)
-        for (int i = 0; i < rows; i += ROWS) meet_panel(c, a, &best, i, panel);
+    for (int64_t tile = 0; tile < c->tiles; tile++)
+        for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, &best, i, tile);
     for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = best_code(&best, i);
 }
 
@@ -129,8 +134,9 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         .codebook = vx_f32(codebook),
         .codes = vx_i32(codes),
     };
-    c.panels = vx_ceil_div(c.M, PANEL);
-    const int64_t columns = c.panels * PANEL * c.D, offsets = c.panels * PANEL, rows = c.N * c.G, block = BLOCK * c.D;
+    c.tiles = vx_ceil_div(c.M, TILE_CODES);
+    const int64_t columns = c.tiles * TILE_CODES * c.D, offsets = c.tiles * TILE_CODES, rows = c.N * c.G,
+                  block = BLOCK_ROWS * c.D;
     float *memory =
         vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + rows + block * omp_get_max_threads()));
     if (!memory) return VX_ENOMEM;
@@ -153,7 +159,7 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         {
             fill_columns(&c, g);
 #pragma omp for schedule(static)
-            for (int64_t first = 0; first < c.N; first += BLOCK)
+            for (int64_t first = 0; first < c.N; first += BLOCK_ROWS)
                 assign_block(&c, g, first, blocks + block * omp_get_thread_num());
         }
     }

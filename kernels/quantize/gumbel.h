@@ -70,8 +70,7 @@ static inline vu philox_join(vu64 even, vu64 odd)
 
 /* word[r][w]: words w of VX_LANES consecutive Philox blocks from block[r] on, which must not carry into their upper 32
  * bits. */
-static inline __attribute__((always_inline)) void
-philox_rows(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS], vu word[GUMBEL_ROWS][4])
+VX_INLINE void philox_rows(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS], vu word[GUMBEL_ROWS][4])
 {
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint64_t p1 = (uint64_t)VX_PHILOX_M1 * (uint32_t)stream;
@@ -113,7 +112,7 @@ philox_rows(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS], v
 }
 
 /* rate[i] = -1 / log(vx_unit(word[i])), four side by side */
-static inline __attribute__((always_inline)) void gumbel_rate(const vu word[4], vf rate[4])
+VX_INLINE void gumbel_rate(const vu word[4], vf rate[4])
 {
     const int32_t base = 0x3f3504f3; /* sqrt(1/2) */
     vf e[4], r[4], n[4], d[4];

@@ -16,7 +16,7 @@
  * gradient over its rows in order (rows are sorted by code first).
  */
 #include "cpu/indices.h"
-#include "cpu/row_tile.h"
+#include "cpu/row_norms.h"
 
 enum { RANGES = 64 };
 #define ROTATION_GUARD 1e-6f

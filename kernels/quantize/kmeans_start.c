@@ -7,7 +7,7 @@
  *
  * [1] Arthur and Vassilvitskii 2007, k-means++: the advantages of careful seeding
  */
-#include "cpu/row_tile.h"
+#include "cpu/row_norms.h"
 
 enum { BLOCK_ROWS = 256 };
 

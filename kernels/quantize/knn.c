@@ -9,7 +9,7 @@
  *                time.
  *   knn          squared distances as sums of (x - y)^2 and not as |x|^2 - 2 x y + |y|^2, which would lose a distance
  *   below
- *                3e-4 |x|; 6 rows against a panel of columns in registers, 24 rows per visit of a panel, as in
+ *                3e-4 |x|; 6 rows against a tile of columns in registers, 24 rows per visit of a tile, as in
  *                assign.c.
  *                2 N L D subtractions and multiply-adds; working space L D floats, shared, and 24 K entries a thread.
  */
@@ -19,7 +19,7 @@
 #include "shared/checks.h"
 #include "shared/neighbours.h"
 #include "cpu/indices.h"
-#include "cpu/row_tile.h"
+#include "cpu/row_norms.h"
 
 /* -- Vertices ------------------------------------------------------------------------------------------------------ */
 
@@ -145,30 +145,30 @@ int VX_CPU(vertex_knn_backward)(vx_tensor *dp, vx_tensor *ddeviation, vx_tensor 
 /* -- Rows ---------------------------------------------------------------------------------------------------------- */
 
 #if VX_LANES == 16
-enum { ROWS = 6, VECTORS = 4 };
+enum { TILE_ROWS = 6, VECTORS = 4 };
 #else
-enum { ROWS = 6, VECTORS = 2 };
+enum { TILE_ROWS = 6, VECTORS = 2 };
 #endif
-enum { PANEL = VECTORS * VX_LANES, BLOCK = 4 * ROWS };
+enum { TILE_COLUMNS = VECTORS * VX_LANES, BLOCK_ROWS = 4 * TILE_ROWS };
 
 typedef struct rows_call {
-    int64_t N, L, D, K, panels;
+    int64_t N, L, D, K, tiles;
     int exclude_self;
     const float *x;
-    const float *columns; /* (panels, D, PANEL) of y, +inf beyond its rows */
+    const float *columns; /* (tiles, D, TILE_COLUMNS) of y, +inf beyond its rows */
 } rows_call;
 
-/* Rows i .. i + ROWS - 1 of a (BLOCK, D), which are rows first + i .. of x, meet a panel. */
-static void meet_panel(const rows_call *c, const float *a, int64_t first, int i, int rows, int64_t panel, float *limit,
-                       uint64_t *lists)
+/* Rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D), which are rows first + i .. of x, meet a tile. */
+static void meet_tile(const rows_call *c, const float *a, int64_t first, int i, int rows, int64_t tile, float *limit,
+                      uint64_t *lists)
 {
-    vf sum[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; r++)
+    vf sum[TILE_ROWS][VECTORS];
+    for (int r = 0; r < TILE_ROWS; r++)
         for (int v = 0; v < VECTORS; v++) sum[r][v] = vf_zero();
-    const float *column = c->columns + panel * PANEL * c->D;
-    for (int64_t d = 0; d < c->D; d++, column += PANEL)
+    const float *column = c->columns + tile * TILE_COLUMNS * c->D;
+    for (int64_t d = 0; d < c->D; d++, column += TILE_COLUMNS)
 #pragma GCC unroll 6
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < TILE_ROWS; r++) {
             vf x = vf_set1(a[(i + r) * c->D + d]);
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) {
@@ -176,29 +176,29 @@ static void meet_panel(const rows_call *c, const float *a, int64_t first, int i,
                 sum[r][v] += difference * difference;
             }
         }
-    for (int r = 0; r < ROWS && i + r < rows; r++)
+    for (int r = 0; r < TILE_ROWS && i + r < rows; r++)
         for (int v = 0; v < VECTORS; v++)
             for (uint32_t bits = vf_greater_bits(-sum[r][v], vf_set1(limit[i + r])); bits; bits &= bits - 1) {
                 int l = __builtin_ctz(bits);
-                int64_t row = panel * PANEL + v * VX_LANES + l;
+                int64_t row = tile * TILE_COLUMNS + v * VX_LANES + l;
                 if (c->exclude_self && row == first + i + r) continue;
                 limit[i + r] = neighbour_insert(lists + (i + r) * c->K, c->K, neighbour_pack(-sum[r][v][l], row));
             }
 }
 
-/* Neighbours of BLOCK rows from row `first` on; a (BLOCK, D) and lists (BLOCK, K) are working space. */
+/* Neighbours of BLOCK_ROWS rows from row `first` on; a (BLOCK_ROWS, D) and lists (BLOCK_ROWS, K) are working space. */
 static void nearest_to_rows(const rows_call *c, int64_t first, float *a, uint64_t *lists, int32_t *near,
                             float *distance)
 {
-    const int rows = (int)vx_min64(BLOCK, c->N - first);
-    float limit[BLOCK];
-    for (int i = 0; i < BLOCK; i++) {
+    const int rows = (int)vx_min64(BLOCK_ROWS, c->N - first);
+    float limit[BLOCK_ROWS];
+    for (int i = 0; i < BLOCK_ROWS; i++) {
         memcpy(a + i * c->D, c->x + (first + (i < rows ? i : 0)) * c->D, sizeof(float) * (size_t)c->D);
         limit[i] = -INFINITY;
     }
     for (int64_t i = 0; i < rows * c->K; i++) lists[i] = neighbour_none();
-    for (int64_t panel = 0; panel < c->panels; panel++)
-        for (int i = 0; i < rows; i += ROWS) meet_panel(c, a, first, i, rows, panel, limit, lists);
+    for (int64_t tile = 0; tile < c->tiles; tile++)
+        for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, first, i, rows, tile, limit, lists);
     for (int64_t i = 0; i < rows * c->K; i++) {
         near[first * c->K + i] = (int32_t)neighbour_row(lists[i]);
         distance[first * c->K + i] = -neighbour_key(lists[i]);
@@ -214,12 +214,12 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
                    .exclude_self = exclude_self,
                    .x = vx_f32(x)};
     if (check_rows("knn", c.L)) return VX_EINVAL;
-    c.panels = vx_ceil_div(c.L, PANEL);
+    c.tiles = vx_ceil_div(c.L, TILE_COLUMNS);
     int64_t bad = first_nonfinite(c.x, c.N, c.D, 0), bad_y = first_nonfinite(vx_f32(y), c.L, c.D, 0);
     if (bad >= 0 || bad_y >= 0)
         return vx_fail(VX_ENONFINITE, "knn: row %lld of %s holds a NaN or Inf", (long long)(bad >= 0 ? bad : bad_y),
                        bad >= 0 ? "x" : "y");
-    const int64_t columns = c.panels * PANEL * c.D, block = BLOCK * c.D, list = BLOCK * c.K,
+    const int64_t columns = c.tiles * TILE_COLUMNS * c.D, block = BLOCK_ROWS * c.D, list = BLOCK_ROWS * c.K,
                   threads = omp_get_max_threads();
     uint64_t *lists = vx_scratch("knn", sizeof(uint64_t) * (size_t)(list * threads) +
                                             sizeof(float) * (size_t)(columns + block * threads));
@@ -229,11 +229,12 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
-        for (int64_t l = 0; l < c.panels * PANEL; l++)
+        for (int64_t l = 0; l < c.tiles * TILE_COLUMNS; l++)
             for (int64_t d = 0; d < c.D; d++)
-                packed[(l / PANEL * c.D + d) * PANEL + l % PANEL] = l < c.L ? vx_f32(y)[l * c.D + d] : INFINITY;
+                packed[(l / TILE_COLUMNS * c.D + d) * TILE_COLUMNS + l % TILE_COLUMNS] =
+                    l < c.L ? vx_f32(y)[l * c.D + d] : INFINITY;
 #pragma omp for schedule(static)
-        for (int64_t first = 0; first < c.N; first += BLOCK)
+        for (int64_t first = 0; first < c.N; first += BLOCK_ROWS)
             nearest_to_rows(&c, first, blocks + block * omp_get_thread_num(), lists + list * omp_get_thread_num(),
                             vx_i32(near), vx_f32(distance));
     }

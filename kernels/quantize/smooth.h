@@ -1,9 +1,8 @@
-/* smooth.h: what the two halves of the smoothed quantizer share: the checked call, the codebook laid out in panels, the
- * products of small tiles, the Gumbel noise. The mathematics is in smooth.c and smooth_backward.c.
+/* smooth.h: what both directions of the smoothed quantizer share on the CPU: the checks of numbers, the codebook laid
+ * out in panels, the products of small tiles, the Gumbel noise. The mathematics is in smooth.c and smooth_backward.c.
  *
- * Layout. The M codes are cut into panels of 64, the last one filled up with zero codes; Mp = 64 ceil(M / 64). A panel
- * of 64 logits is 4, 8 or 16 vectors of the three SIMD variants. Rows are handled in blocks of at most BLOCK. Dp is D
- * rounded up to whole vectors, or to smooth_narrow.h's width.
+ * Layout. A panel holds 64 codes (smooth_call.h), the last one filled up with zero codes: 4, 8 or 16 vectors. Rows meet
+ * a panel as a tile of TILE_ROWS. Dp is D rounded up to whole vectors, or to the width of smooth_narrow.h.
  *
  * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z, so that a power is one vf_exp2.
  */
@@ -12,53 +11,37 @@
 
 #include "smooth_call.h"
 #include "gumbel.h"
+#include "cpu/row_norms.h"
 #include "cpu/row_tile.h"
+#include "cpu/scratch.h"
 
 enum {
-    BLOCK = 24,                 /* rows of the largest block */
+    TILE_ROWS = 24,             /* rows that meet a panel at once */
     VECTORS = PANEL / VX_LANES, /* vectors of a panel */
-    CACHE_LINE = 64,
 };
 
-/* What a call is to the CPU, where tau is known before the work begins. */
+/* What the CPU derives from a call. It knows tau before the work begins. */
 typedef struct smooth_cpu {
-    int64_t Dp; /* D, filled up with zeros to whole vectors, or to `thin` */
-    int thin;   /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
-    int bf16;   /* the products that smooth.c names take pairs of bfloat16 */
+    int64_t Dp; /* D, filled up with zeros to whole vectors, or to `narrow` */
+    int narrow; /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
+    int bf16;   /* the products that smooth.c names take factors in bfloat16 */
     float tau;
     float scale; /* log2(e) / tau */
 } smooth_cpu;
 
-/* The codes of one group. */
-typedef struct smooth_book {
-    float *hat;          /* (panels, D or thin, 64): normalized, a panel's codes side by side */
-    float *raw;          /* (panels, thin, 64): as stored; thin only */
+/* The codes of one group, laid out for the products that read them. */
+typedef struct smooth_codebook {
+    float *hat;          /* (panels, D or narrow, 64): normalized, a panel's codes side by side */
+    float *raw;          /* (panels, narrow, 64): as stored; narrow only */
     float *rows;         /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
     float *norm;         /* (Mp): max(|q|, GUARD) */
-    uint32_t *row_pairs; /* (panels, 32, Dp): codes m and m + 32 of a panel's `rows`; bf16 only */
-    uint32_t *hat_pairs; /* (panels, ceil(D / 2), 64): elements 2d and 2d + 1 of `hat`; bf16 only, backward */
-} smooth_book;
-
-/* -- Working memory: the same function first counts (base NULL), then hands out ------------------------------------ */
-
-typedef struct smooth_arena {
-    char *base;
-    size_t used;
-} smooth_arena;
-
-static inline void *carve(smooth_arena *a, int64_t count, size_t size)
-{
-    void *p = a->base ? a->base + a->used : 0;
-    a->used += ((size_t)count * size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    return p;
-}
-
-static inline float *carve_f32(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(float)); }
-static inline uint32_t *carve_pairs(smooth_arena *a, int64_t count) { return carve(a, count, sizeof(uint32_t)); }
+    uint32_t *rows_bf16; /* (panels, 32, Dp) bf16x2: codes m and m + 32 of a panel's `rows`; bf16 only */
+    uint32_t *hat_bf16;  /* (panels, ceil(D / 2), 64) bf16x2: elements 2d and 2d + 1 of `hat`; bf16 only, backward */
+} smooth_codebook;
 
 /* -- Checks -------------------------------------------------------------------------------------------------------- */
 
-/* The code behind slot s of group g's vertices. */
+/* Returns the code that is vertex s of group g. */
 static inline int64_t vertex_code(const smooth_call *c, int64_t g, int64_t s)
 {
     return c->vertices ? c->vertices[g * c->S + s] : s;
@@ -86,19 +69,23 @@ static inline int check_vertices(const smooth_call *c)
     return status;
 }
 
-/* Fills `cpu` for the checked call c, reads its numbers and checks them, and fills norms (N,G) with max(|z|, GUARD);
- * writes nothing else. */
-static inline int smooth_cpu_check(smooth_cpu *cpu, const smooth_call *c, const vx_tensor *log_tau, int precision,
-                                   float *norms)
+/* Fills `cpu` for the checked call c. */
+static inline int smooth_cpu_of(smooth_cpu *cpu, const smooth_call *c, const vx_tensor *log_tau, int precision)
 {
     const double tau = exp((double)vx_f32(log_tau)[0]);
     cpu->tau = (float)tau;
     cpu->scale = (float)(LOG2E / tau);
     cpu->bf16 = precision == VX_BF16 && c->D > 8;
-    cpu->thin = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
-    cpu->Dp = cpu->thin ? cpu->thin : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
+    cpu->narrow = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
+    cpu->Dp = cpu->narrow ? cpu->narrow : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
     if (!smooth_tau_fits(tau))
         return vx_fail(VX_ENONFINITE, "%s: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", c->op, tau);
+    return VX_OK;
+}
+
+/* Checks what vertices, codebook, z and noise hold, and fills norms (N,G) with max(|z|, GUARD). */
+static inline int check_numbers(const smooth_call *c, float *norms)
+{
     const int status = c->vertices ? check_vertices(c) : VX_OK;
     if (status) return status;
     int64_t bad = first_nonfinite(c->codebook, c->G * c->M, c->D, 0);
@@ -117,38 +104,40 @@ static inline int smooth_cpu_check(smooth_cpu *cpu, const smooth_call *c, const 
 
 /* -- The codebook in panels ---------------------------------------------------------------------------------------- */
 
-static inline void carve_book(smooth_arena *a, const smooth_call *c, const smooth_cpu *cpu, smooth_book *b,
-                              int backward)
+/* Hands out a codebook's arrays. */
+static inline void carve_codebook(scratch *a, const smooth_call *c, const smooth_cpu *cpu, smooth_codebook *b,
+                                  int backward)
 {
-    b->hat = carve_f32(a, c->Mp * (cpu->thin ? cpu->thin : c->D));
-    b->raw = carve_f32(a, c->Mp * cpu->thin);
+    b->hat = carve_f32(a, c->Mp * (cpu->narrow ? cpu->narrow : c->D));
+    b->raw = carve_f32(a, c->Mp * cpu->narrow);
     b->rows = carve_f32(a, c->Mp * cpu->Dp);
     b->norm = carve_f32(a, c->Mp);
-    b->row_pairs = cpu->bf16 ? carve_pairs(a, c->Mp / 2 * cpu->Dp) : 0;
-    b->hat_pairs = cpu->bf16 && backward ? carve_pairs(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
+    b->rows_bf16 = cpu->bf16 ? carve_u32(a, c->Mp / 2 * cpu->Dp) : 0;
+    b->hat_bf16 = cpu->bf16 && backward ? carve_u32(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
 }
 
-/* out (ceil(count / 2), columns) = pairs of rows 2i and 2i + 1 of x (count, columns); a last, odd row is paired with 0.
- * columns is a multiple of VX_LANES. */
-static inline void pair_rows(uint32_t *out, const float *x, int64_t count, int64_t columns)
+/* Rounds x (count, columns) to out (ceil(count / 2), columns) bf16x2: rows 2i and 2i + 1 in one; a last, odd row goes
+ * with zeros. columns is a multiple of VX_LANES. */
+static inline void bf16x2_rows(uint32_t *out, const float *x, int64_t count, int64_t columns)
 {
     for (int64_t i = 0; i < count; i += 2)
         for (int64_t j = 0; j < columns; j += VX_LANES) {
             const float *row = x + i * columns + j;
-            vu pair = vu_pair(vf_load(row), i + 1 < count ? vf_load(row + columns) : vf_zero());
-            memcpy(out + i / 2 * columns + j, &pair, sizeof pair);
+            vu both = vu_bf16x2(vf_load(row), i + 1 < count ? vf_load(row + columns) : vf_zero());
+            memcpy(out + i / 2 * columns + j, &both, sizeof both);
         }
 }
 
-/* Lays out group g's codes; rows are normalized in the backward pass. To be called by all threads of a parallel
- * region. */
-static inline void fill_book(const smooth_call *c, const smooth_cpu *cpu, const smooth_book *b, int64_t g, int backward)
+/* Lays out group g's codes; `rows` are normalized in the backward pass. All threads of a parallel region call it
+ * together. */
+static inline void fill_codebook(const smooth_call *c, const smooth_cpu *cpu, const smooth_codebook *b, int64_t g,
+                                 int backward)
 {
     const int64_t D = c->D;
 #pragma omp for schedule(static)
     for (int64_t m = 0; m < c->Mp; m++) {
         const float *q = c->codebook + (g * c->M + m) * D;
-        const int64_t depth = cpu->thin ? cpu->thin : D, at = m / PANEL * PANEL * depth + m % PANEL;
+        const int64_t depth = cpu->narrow ? cpu->narrow : D, at = m / PANEL * PANEL * depth + m % PANEL;
         float *row = b->rows + m * cpu->Dp;
         double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
         b->norm[m] = (float)norm;
@@ -156,89 +145,91 @@ static inline void fill_book(const smooth_call *c, const smooth_cpu *cpu, const 
             float x = m < c->M && d < D ? q[d] : 0,
                   hat = (float)(x / norm); /* divided, so that q and 2q are equal on the sphere */
             if (d < depth) b->hat[at + d * PANEL] = hat;
-            if (d < cpu->thin) b->raw[at + d * PANEL] = x;
+            if (d < cpu->narrow) b->raw[at + d * PANEL] = x;
             if (d < cpu->Dp) row[d] = backward ? hat : x;
         }
     }
     if (!cpu->bf16) return;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < c->panels; panel++) {
-        pair_rows(b->row_pairs + panel * PANEL / 2 * cpu->Dp, b->rows + panel * PANEL * cpu->Dp, 2,
-                  PANEL / 2 * cpu->Dp);
-        if (backward) pair_rows(b->hat_pairs + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
+        bf16x2_rows(b->rows_bf16 + panel * PANEL / 2 * cpu->Dp, b->rows + panel * PANEL * cpu->Dp, 2,
+                    PANEL / 2 * cpu->Dp);
+        if (backward)
+            bf16x2_rows(b->hat_bf16 + panel * vx_ceil_div(D, 2) * PANEL, b->hat + panel * D * PANEL, D, PANEL);
     }
 }
 
-/* -- Products of small tiles, all from one register kernel --------------------------------------------------------- */
+/* -- Products of small tiles --------------------------------------------------------------------------------------- */
 
 #if VX_LANES == 16
-enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8, PAIRS_ROWS = 8 };
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8, BF16_ROWS = 8 };
 #else
-enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4, PAIRS_ROWS = 4 };
+enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4, BF16_ROWS = 4 };
 #endif
 
-enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a block of rows passes */
+enum { SLICE = 64 }; /* of D: 16 KB of a panel, in the L1 cache while a tile's rows pass */
 
-/* s (rows,64; ld) = start[row] + a (rows,D) hat (D,64); rows a multiple of LOGIT_ROWS */
+/* Computes s (rows,64; ld) = start[row] + a (rows,D; lda) hat (D,64); rows a multiple of LOGIT_ROWS. */
 static inline void tile_logits(float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda,
                                const float *hat, int64_t D)
 {
     for (int64_t d = 0; d < D; d += SLICE)
         for (int v = 0; v < PANEL; v += LOGIT_VECTORS * VX_LANES)
             for (int i = 0; i < rows; i += LOGIT_ROWS)
-                tile(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, d ? 0 : start + i, a + i * lda + d, lda, 1,
-                     hat + d * PANEL + v, PANEL, vx_min64(SLICE, D - d));
+                tile_multiply(LOGIT_ROWS, LOGIT_VECTORS, s + i * ld + v, ld, d ? 0 : start + i, a + i * lda + d, lda, 1,
+                              hat + d * PANEL + v, PANEL, vx_min64(SLICE, D - d));
 }
 
-/* o (rows,Dp) += p (rows,64) q (64,Dp); rows a multiple of MIX_ROWS */
+/* Adds p (rows,64) q (64,Dp) to o (rows,Dp); rows a multiple of MIX_ROWS. */
 static inline void tile_mix(float *o, int rows, const float *p, const float *q, int64_t Dp)
 {
     int64_t d = 0;
     for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
         for (int i = 0; i < rows; i += MIX_ROWS)
-            tile(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+            tile_multiply(MIX_ROWS, 2, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
     if (d < Dp)
         for (int i = 0; i < rows; i += MIX_ROWS)
-            tile(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+            tile_multiply(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
 }
 
-/* w (64,Dp) += x (rows,64)' a (rows,Dp) */
+/* Adds x' a to w (64,Dp), from x (rows,64) and a (rows,Dp). */
 static inline void tile_collect(float *w, const float *x, int rows, const float *a, int64_t Dp)
 {
     int64_t d = 0;
     for (; d + 2 * VX_LANES <= Dp; d += 2 * VX_LANES)
         for (int m = 0; m < PANEL; m += COLLECT_ROWS)
-            tile(COLLECT_ROWS, 2, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+            tile_multiply(COLLECT_ROWS, 2, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
     if (d < Dp)
         for (int m = 0; m < PANEL; m += COLLECT_ROWS)
-            tile(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
+            tile_multiply(COLLECT_ROWS, 1, w + m * Dp + d, Dp, 0, x + m, 1, PANEL, a + d, Dp, rows);
 }
 
-/* c (rows,columns; ldc) += a b of pairs: a[i ai + k ak], b (count,columns). rows are a multiple of PAIRS_ROWS. */
-static inline void tile_pair_product(float *c, int64_t ldc, int rows, const uint32_t *a, int64_t ai, int64_t ak,
-                                     const uint32_t *b, int64_t columns, int64_t count)
+/* Adds a b to c (rows,columns; ldc), where a[i ai + k ak] and b (count,columns) are bf16x2. rows: a multiple of
+ * BF16_ROWS. */
+static inline void tile_product_bf16x2(float *c, int64_t ldc, int rows, const uint32_t *a, int64_t ai, int64_t ak,
+                                       const uint32_t *b, int64_t columns, int64_t count)
 {
     for (int64_t k = 0; k < count; k += SLICE) {
         const int64_t steps = vx_min64(SLICE, count - k);
         int64_t d = 0;
         for (; d + 2 * VX_LANES <= columns; d += 2 * VX_LANES)
-            for (int i = 0; i < rows; i += PAIRS_ROWS)
-                tile_pairs(PAIRS_ROWS, 2, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d,
-                           columns, steps);
+            for (int i = 0; i < rows; i += BF16_ROWS)
+                tile_multiply_bf16x2(BF16_ROWS, 2, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak,
+                                     b + k * columns + d, columns, steps);
         if (d < columns)
-            for (int i = 0; i < rows; i += PAIRS_ROWS)
-                tile_pairs(PAIRS_ROWS, 1, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak, b + k * columns + d,
-                           columns, steps);
+            for (int i = 0; i < rows; i += BF16_ROWS)
+                tile_multiply_bf16x2(BF16_ROWS, 1, c + i * ldc + d, ldc, a + i * ai + k * ak, ai, ak,
+                                     b + k * columns + d, columns, steps);
     }
 }
 
-/* out (rows,32) = pairs of elements m and m + 32 of p (rows,64) */
-static inline void pair_codes(uint32_t *out, const float *p, int rows)
+/* Rounds p (rows,64) to out (rows,32) bf16x2: elements m and m + 32 in one. */
+static inline void bf16x2_codes(uint32_t *out, const float *p, int rows)
 {
-    for (int i = 0; i < rows; i++) pair_rows(out + i * PANEL / 2, p + i * PANEL, 2, PANEL / 2);
+    for (int i = 0; i < rows; i++) bf16x2_rows(out + i * PANEL / 2, p + i * PANEL, 2, PANEL / 2);
 }
 
-/* Overwrites what a last, partly filled panel holds for codes that are not there. */
+/* Overwrites s (rows,64; ld) from column `filled` on, where the last panel has no codes. */
 static inline void pad_tile(float *s, int64_t ld, int rows, int64_t filled)
 {
     for (int i = 0; i < rows; i++)
@@ -247,7 +238,8 @@ static inline void pad_tile(float *s, int64_t ld, int rows, int64_t filled)
 
 /* -- Gumbel noise -------------------------------------------------------------------------------------------------- */
 
-/* The noise of one panel for GUMBEL_ROWS rows (n G + g; may be the same), (GUMBEL_ROWS,64), as noise_kind says. */
+/* Draws, or copies, the noise of one panel for GUMBEL_ROWS rows into out (GUMBEL_ROWS,64), as noise_kind says. row: n G
+ * + g; two may be the same. */
 static inline void noise_panel(const smooth_call *c, const int64_t row[GUMBEL_ROWS], int64_t panel, float *out)
 {
     if (c->noise) {
@@ -268,8 +260,8 @@ static inline void noise_panel(const smooth_call *c, const int64_t row[GUMBEL_RO
         vf_store(out + m, vf_log(vf_load(out + m)) * (float)LOG2E);
 }
 
-/* The same for rows first .. first + count - 1 of group g, (count,64), count even; rows past the last are read as the
- * last. */
+/* Draws the noise of one panel for rows first .. first + count - 1 of group g into out (count,64). count is even; rows
+ * past the last are taken as the last. */
 static inline void noise_rows(const smooth_call *c, int64_t first, int64_t count, int64_t g, int64_t panel, float *out)
 {
     for (int64_t i = 0; i < count; i += GUMBEL_ROWS) {
