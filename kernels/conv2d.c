@@ -19,6 +19,7 @@
 
 #include "cpu/add_rows.h"
 #include "cpu/gemm_tile.h"
+#include "cpu/scratch.h"
 
 enum {
     SERIAL_BELOW = 20000,   /* multiply-adds that are not worth waking a thread for */
@@ -175,13 +176,16 @@ static int convolve(const char *op, float *y, const float *x, const float *w, co
     if (B * H * W * O == 0) return VX_OK;
     const int is_narrow = 10 * padded(9 * O) <= 6 * 9 * padded(O);
     const int64_t strip = is_narrow ? STRIP_NARROW : STRIP, strips = vx_ceil_div(H, strip);
-    const int64_t weights = is_narrow ? C * padded(9 * O) + C * 9 * O : 9 * C * padded(O);
     const int64_t buffer = padded(is_narrow ? 3 * (W + 2) * padded(9 * O) : window_floats(W, C));
-    float *packed = vx_scratch(op, sizeof(float) * (size_t)(padded(weights) + omp_get_max_threads() * buffer)),
-          *buffers;
-    if (!packed) return VX_ENOMEM;
-    buffers = packed + padded(weights);
-    if (is_narrow) pack_narrow(packed, packed + C * padded(9 * O), w, C, O, flip);
+    float *packed = 0, *in_order = 0, *buffers = 0;
+    scratch memory = {.op = op};
+    while (scratch_pass(&memory)) {
+        packed = carve_f32(&memory, is_narrow ? C * padded(9 * O) : 9 * C * padded(O));
+        in_order = carve_f32(&memory, is_narrow ? C * 9 * O : 0);
+        buffers = carve_f32(&memory, omp_get_max_threads() * buffer);
+    }
+    if (!memory.base) return VX_ENOMEM;
+    if (is_narrow) pack_narrow(packed, in_order, w, C, O, flip);
     else pack(packed, w, C, O, flip);
     const int stream = !is_narrow && vf_streams(y, B * H * W * O, O);
 #pragma omp parallel for schedule(static) if (9 * B * H * W * C * O > SERIAL_BELOW)
@@ -192,7 +196,7 @@ static int convolve(const char *op, float *y, const float *x, const float *w, co
         else wide(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0, stream);
         if (stream) vf_stream_end();
     }
-    vx_scratch_free(packed);
+    scratch_free(&memory);
     return VX_OK;
 }
 
@@ -252,10 +256,13 @@ int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
     const int64_t image_rows = W ? B * H : 0, fit = vx_max64(PARTS_FLOATS / vx_max64(each, 1), 4);
     const int64_t parts = vx_max64(vx_min64(vx_min64(image_rows, PARTS), fit), 1);
     const int64_t buffer = padded(window_floats(W, S)) + RUN * W * GEMM_COLUMNS;
-    const size_t floats = (size_t)(parts * each + omp_get_max_threads() * buffer);
-    float *partial = vx_scratch("conv2d_backward_weight", sizeof(float) * floats), *buffers;
-    if (!partial) return VX_ENOMEM;
-    buffers = partial + parts * each;
+    float *partial = 0, *buffers = 0;
+    scratch memory = {.op = "conv2d_backward_weight"};
+    while (scratch_pass(&memory)) {
+        partial = carve_f32(&memory, parts * each);
+        buffers = carve_f32(&memory, omp_get_max_threads() * buffer);
+    }
+    if (!memory.base) return VX_ENOMEM;
     const int serial = 9 * image_rows * W * C * O <= SERIAL_BELOW;
 #pragma omp parallel if (!serial)
     {
@@ -291,6 +298,6 @@ int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
             for (int64_t o = 0; o < O; o++) sum[o] += sum[part * each + o];
         memcpy(vx_f32(dbias), sum, sizeof(float) * (size_t)O);
     }
-    vx_scratch_free(partial);
+    scratch_free(&memory);
     return VX_OK;
 }

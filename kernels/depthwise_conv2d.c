@@ -11,6 +11,7 @@
  * The gradient of w is a reduction: the rows are cut into parts by size alone, each summed in order.
  */
 #include "cpu/depthwise_rows.h"
+#include "cpu/scratch.h"
 
 enum {
     SERIAL_BELOW = 20000, /* multiply-adds that are not worth waking a thread for */
@@ -95,11 +96,15 @@ int VX_CPU(depthwise_conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx
                   Q = dy->shape[2];
     const int64_t rows = B * P, parts = vx_max64(vx_min64(rows, PARTS), 1);
     const float *in = vx_f32(x), *grad = vx_f32(dy);
-    float *zeros = vx_scratch("depthwise_conv2d_backward_weight", sizeof(float) * (size_t)((W + parts * 10) * C)),
-          *partial;
-    if (!zeros) return VX_ENOMEM;
-    partial = zeros + W * C;
-    memset(zeros, 0, sizeof(float) * (size_t)((W + parts * 10) * C));
+    float *zeros = 0, *partial = 0;
+    scratch memory = {.op = "depthwise_conv2d_backward_weight"};
+    while (scratch_pass(&memory)) {
+        zeros = carve_f32(&memory, W * C);
+        partial = carve_f32(&memory, parts * 10 * C);
+    }
+    if (!memory.base) return VX_ENOMEM;
+    memset(zeros, 0, sizeof(float) * (size_t)(W * C));
+    memset(partial, 0, sizeof(float) * (size_t)(parts * 10 * C));
 #pragma omp parallel for schedule(static) if (9 * rows * Q * C > SERIAL_BELOW)
     for (int64_t part = 0; part < parts; part++)
         for (int64_t r = part * rows / parts; r < (part + 1) * rows / parts && Q > 0; r++) {
@@ -115,7 +120,7 @@ int VX_CPU(depthwise_conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx
         for (int64_t i = 0; i < 10 * C; i++) partial[i] += partial[part * 10 * C + i];
     memcpy(vx_f32(dw), partial, sizeof(float) * (size_t)(9 * C));
     if (dbias) memcpy(vx_f32(dbias), partial + 9 * C, sizeof(float) * (size_t)C);
-    vx_scratch_free(zeros);
+    scratch_free(&memory);
     return VX_OK;
 }
 

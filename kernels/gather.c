@@ -8,6 +8,7 @@
  * order a plain loop over n would use: the bits are those of that loop, with any number of threads.
  */
 #include "cpu/indices.h"
+#include "cpu/scratch.h"
 #include "cpu/simd.h"
 
 #define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
@@ -63,14 +64,19 @@ int VX_CPU(scatter_add)(vx_tensor *table, vx_tensor *x, vx_tensor *index)
         return VX_OK;
     }
 
-    int32_t *order = vx_scratch("scatter_add", sizeof(int32_t) * (size_t)(n + rows + 1)), *start = order + n;
-    if (!order) return VX_ENOMEM;
+    int32_t *order = 0, *start = 0;
+    scratch memory = {.op = "scatter_add"};
+    while (scratch_pass(&memory)) {
+        order = carve_i32(&memory, n);
+        start = carve_i32(&memory, rows + 1);
+    }
+    if (!memory.base) return VX_ENOMEM;
     counting_sort(at, 1, n, rows, order, start);
 
     /* lists differ in length, so rows are handed out as threads come free; who sums a row does not change its sum */
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t m = 0; m < rows; m++)
         if (start[m + 1] > start[m]) add_rows(to + m * width, from, order + start[m], start[m + 1] - start[m], width);
-    vx_scratch_free(order);
+    scratch_free(&memory);
     return VX_OK;
 }

@@ -22,6 +22,7 @@
 #include <omp.h>
 
 #include "cpu/norm.h"
+#include "cpu/scratch.h"
 
 enum {
     SERIAL_BELOW = 20000, /* elements times flops that are not worth waking a thread for */
@@ -52,15 +53,14 @@ static group group_of(const vx_tensor *x, const vx_tensor *mean)
     return q;
 }
 
-/* The three working arrays, in one block of scratch. */
-static int group_scratch(group *q, const char *op)
+/* Hands out the three working arrays; memory->base is NULL where that fails. */
+static void group_scratch(group *q, scratch *memory)
 {
-    const size_t doubles = (size_t)(q->B * 2 * q->C), floats = (size_t)(q->B * (2 * q->chunks + 4) * q->C);
-    q->total = vx_scratch(op, doubles * sizeof(double) + floats * sizeof(float));
-    if (!q->total) return VX_ENOMEM;
-    q->channel = (float *)(q->total + doubles);
-    q->partial = q->channel + q->B * 4 * q->C;
-    return VX_OK;
+    while (scratch_pass(memory)) {
+        q->total = carve_f64(memory, q->B * 2 * q->C);
+        q->channel = carve_f32(memory, q->B * 4 * q->C);
+        q->partial = carve_f32(memory, q->B * q->chunks * 2 * q->C);
+    }
 }
 
 /* Mean and sum of squares about it of each channel, n channels, over `count` positions. The mean is taken again from
@@ -184,7 +184,9 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(y), q.mean = vx_f32(mean), q.rstd = vx_f32(rstd),
     q.act = act;
     if (!q.B || !q.C) return VX_OK;
-    if (group_scratch(&q, "group_norm")) return VX_ENOMEM;
+    scratch memory = {.op = "group_norm"};
+    group_scratch(&q, &memory);
+    if (!memory.base) return VX_ENOMEM;
     const int whole = by_image(&q);
     q.stream = vf_streams(q.out, q.B * q.S * q.C, q.C);
 #pragma omp parallel if (16 * q.B * q.S * q.C > SERIAL_BELOW)
@@ -207,7 +209,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
             if (q.stream) vf_stream_end();
         }
     }
-    vx_scratch_free(q.total);
+    scratch_free(&memory);
     return VX_OK;
 }
 
@@ -217,12 +219,14 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
 {
     vx_tensor like = {.shape = {1, S, C}}, groups = {.shape = {1, G}};
     group q = group_of(&like, &groups);
-    if (group_scratch(&q, "group_norm")) return VX_ENOMEM;
+    scratch memory = {.op = "group_norm"};
+    group_scratch(&q, &memory);
+    if (!memory.base) return VX_ENOMEM;
     memset(q.channel, 0, sizeof(float) * (size_t)(4 * C));
     q.x = x, q.mean = mean, q.rstd = rstd, q.gamma = q.channel + 2 * C; /* its factors are not wanted here */
     for (int64_t k = 0; k < q.chunks; k++) measure(&q, 0, k);
     measured(&q, 0, eps);
-    vx_scratch_free(q.total);
+    scratch_free(&memory);
     return VX_OK;
 }
 
@@ -335,7 +339,9 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     q.dy = vx_f32(dy), q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(dx), q.mean = vx_f32(mean);
     q.rstd = vx_f32(rstd), q.act = act;
     if (!q.C) return VX_OK;
-    if (group_scratch(&q, "group_norm_backward")) return VX_ENOMEM;
+    scratch memory = {.op = "group_norm_backward"};
+    group_scratch(&q, &memory);
+    if (!memory.base) return VX_ENOMEM;
     const int whole = by_image(&q);
     q.stream = vf_streams(q.out, q.B * q.S * q.C, q.C);
 #pragma omp parallel if (32 * q.B * q.S * q.C > SERIAL_BELOW)
@@ -367,7 +373,7 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
         vx_f32(dbeta)[c] = (float)plain;
         vx_f32(dgamma)[c] = (float)along;
     }
-    vx_scratch_free(q.total);
+    scratch_free(&memory);
     return VX_OK;
 }
 

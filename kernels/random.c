@@ -15,7 +15,7 @@
  */
 #include <omp.h>
 
-#include "cpu/cpu.h"
+#include "cpu/scratch.h"
 #include "cpu/simd.h"
 
 #define GROUP (4 * VX_LANES) /* elements of the VX_LANES blocks that one vu_philox() computes */
@@ -190,10 +190,14 @@ int VX_CPU(permutation)(vx_tensor *x, uint64_t seed, uint64_t stream)
         if (n) out[0] = 0;
         return VX_OK;
     }
-    uint64_t *entries =
-        vx_scratch("permutation", (size_t)n * 2 * sizeof(uint64_t) + PASSES * BUCKETS * sizeof(uint64_t));
-    if (!entries) return VX_ENOMEM;
-    uint64_t *from = entries, *to = entries + n, *place = entries + 2 * n;
+    uint64_t *from = 0, *to = 0, *place = 0;
+    scratch memory = {.op = "permutation"};
+    while (scratch_pass(&memory)) {
+        from = carve_u64(&memory, n);
+        to = carve_u64(&memory, n);
+        place = carve_u64(&memory, PASSES * BUCKETS);
+    }
+    if (!memory.base) return VX_ENOMEM;
     memset(place, 0, PASSES * BUCKETS * sizeof(uint64_t));
     for (int64_t i = 0; i < n; i += GROUP) {
         union {
@@ -223,6 +227,6 @@ int VX_CPU(permutation)(vx_tensor *x, uint64_t seed, uint64_t stream)
         from = to;
         to = swap;
     }
-    vx_scratch_free(entries);
+    scratch_free(&memory);
     return VX_OK;
 }

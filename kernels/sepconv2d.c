@@ -31,6 +31,7 @@
 #include "cpu/norm.h"
 #include "cpu/add_rows.h"
 #include "cpu/gemm_tile.h"
+#include "cpu/scratch.h"
 
 enum {
     BLOCK_PIXELS = 96,     /* d rows of a block hold at least as many */
@@ -90,18 +91,17 @@ typedef struct space {
     float *channel; /* (4,Cp) mean, rstd, scale = rstd gamma, beta of the image at hand */
 } space;
 
-static int64_t space_floats(const sepconv2d *s, space *at, float *p, int backward)
+/* Hands out a thread's arrays. */
+static void carve_space(scratch *memory, const sepconv2d *s, space *at, int backward)
 {
     const int64_t u = s->W * s->up * s->pitch, d = s->Q * s->pitch;
-    float *start = p;
-    at->n = p, p += s->ring * u;
-    at->slope = p, p += backward && s->norm ? s->ring * s->W * s->pitch : 0;
-    at->d = p, p += s->block * d;
-    at->dd = p, p += backward ? s->dd_ring * d : 0;
-    at->du = p, p += backward ? (s->block * s->stride + 2) * u : 0;
-    at->zeros = p, p += vx_max64(u, d);
-    at->channel = p, p += 4 * s->Cp;
-    return p - start;
+    at->n = carve_f32(memory, s->ring * u);
+    at->slope = carve_f32(memory, backward && s->norm ? s->ring * s->W * s->pitch : 0);
+    at->d = carve_f32(memory, s->block * d);
+    at->dd = carve_f32(memory, backward ? s->dd_ring * d : 0);
+    at->du = carve_f32(memory, backward ? (s->block * s->stride + 2) * u : 0);
+    at->zeros = carve_f32(memory, vx_max64(u, d));
+    at->channel = carve_f32(memory, 4 * s->Cp);
 }
 
 static void load_channels(const sepconv2d *s, int64_t b, const space *at)
@@ -228,20 +228,22 @@ int VX_CPU(sepconv2d)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
                    .y = vx_f32(y)};
     if (describe(&s, "sepconv2d", x, y, gamma, beta, mean, rstd)) return VX_EINVAL;
     if (!y->numel) return VX_OK;
-    space at;
     const int threads = omp_get_max_threads();
-    const int64_t floats = space_floats(&s, &at, 0, 0), panels = vx_ceil_div(s.O, GEMM_COLUMNS) * GEMM_COLUMNS * s.C;
-    float *scratch = vx_scratch("sepconv2d", sizeof(float) * (size_t)(9 * s.pitch + panels + threads * floats));
-    if (!scratch) return VX_ENOMEM;
-    s.w = scratch, s.v = s.w + 9 * s.pitch;
+    space spaces[threads];
+    scratch memory = {.op = "sepconv2d"};
+    while (scratch_pass(&memory)) {
+        s.w = carve_f32(&memory, 9 * s.pitch);
+        s.v = carve_f32(&memory, vx_ceil_div(s.O, GEMM_COLUMNS) * GEMM_COLUMNS * s.C);
+        for (int i = 0; i < threads; i++) carve_space(&memory, &s, &spaces[i], 0);
+    }
+    if (!memory.base) return VX_ENOMEM;
     pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
     for (int64_t j = 0; j < s.O; j += GEMM_COLUMNS)
         VX_CPU(gemm_pack)(s.v + j * s.C, vx_f32(v) + j * s.C, s.C, (int)vx_min64(GEMM_COLUMNS, s.O - j), 1, s.C);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(|| : failed)
     {
-        space mine;
-        space_floats(&s, &mine, s.v + panels + omp_get_thread_num() * floats, 0);
+        const space mine = spaces[omp_get_thread_num()];
         memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.pitch));
         if (s.norm && s.bands > 1)
 #pragma omp for schedule(static)
@@ -259,27 +261,39 @@ int VX_CPU(sepconv2d)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
             forward_band(&s, b, first, vx_min64(first + s.band, s.P), &mine);
         }
     }
-    vx_scratch_free(scratch);
+    scratch_free(&memory);
     return failed ? vx_fail(VX_ENOMEM, "sepconv2d: out of memory") : VX_OK;
 }
 
 /* -- Backward ------------------------------------------------------------------------------------------------------ */
 
-/* Sums of one band: dw (3,3,pitch) and a row that is not used, dv (O,Cp), dbias (O); of dz and of dz (x - mean), (2,Cp)
- * in float64. */
+/* The sums of one band. dw, dv and dbias lie one behind the other. */
 typedef struct sums {
-    float *dw, *dv, *dbias;
-    double *dz;
+    float *dw;    /* (10,pitch): (3,3,pitch) and a row that is not used */
+    float *dv;    /* (O,Cp) */
+    float *dbias; /* (O) */
+    double *dz;   /* (2,Cp) sums of dz and of dz (x - mean) */
 } sums;
 
-static int64_t sums_bytes(const sepconv2d *s, sums *g, char *p)
+/* The sums of all bands, an array for each kind. */
+typedef struct bands {
+    float *floats; /* (tasks,each) */
+    double *dz;    /* (tasks,2,Cp) */
+    int64_t tasks, each;
+} bands;
+
+static void carve_bands(scratch *memory, const sepconv2d *s, bands *all)
 {
-    char *start = p;
-    g->dz = (double *)p, p += sizeof(double) * (size_t)(2 * s->Cp);
-    g->dw = (float *)p, p += sizeof(float) * (size_t)(10 * s->pitch);
-    g->dv = (float *)p, p += sizeof(float) * (size_t)(s->O * s->Cp);
-    g->dbias = (float *)p, p += sizeof(float) * (size_t)s->O;
-    return vx_ceil_div(p - start, 64) * 64;
+    all->tasks = s->B * s->bands;
+    all->each = vx_ceil_div(10 * s->pitch + s->O * s->Cp + s->O, 16) * 16;
+    all->floats = carve_f32(memory, all->tasks * all->each);
+    all->dz = carve_f64(memory, all->tasks * 2 * s->Cp);
+}
+
+static sums band_sums(const sepconv2d *s, const bands *all, int64_t task)
+{
+    float *dw = all->floats + task * all->each, *dv = dw + 10 * s->pitch;
+    return (sums){dw, dv, dv + s->O * s->Cp, all->dz + task * 2 * s->Cp};
 }
 
 static const float *dd_row(const sepconv2d *s, const space *at, int64_t p, int64_t start)
@@ -471,16 +485,15 @@ static void finish_norm(const sepconv2d *s, int64_t b, int64_t first, int64_t en
 }
 
 /* The last pass over band k of image b, whose sums are complete. */
-static void finish_band(const sepconv2d *s, int64_t b, int64_t k, char *partial, int64_t bytes, const space *at)
+static void finish_band(const sepconv2d *s, int64_t b, int64_t k, const bands *all, const space *at)
 {
     double total[2 * s->Cp];
     float factor[2 * s->Cp];
     memset(total, 0, sizeof total);
     memset(factor, 0, sizeof factor);
     for (int64_t other = 0; other < s->bands; other++) {
-        sums g;
-        sums_bytes(s, &g, partial + (b * s->bands + other) * bytes);
-        for (int64_t c = 0; c < 2 * s->Cp; c++) total[c] += g.dz[c];
+        const double *dz = band_sums(s, all, b * s->bands + other).dz;
+        for (int64_t c = 0; c < 2 * s->Cp; c++) total[c] += dz[c];
     }
     settle(s, b, total, factor);
     load_channels(s, b, at);
@@ -488,26 +501,25 @@ static void finish_band(const sepconv2d *s, int64_t b, int64_t k, char *partial,
     finish_norm(s, b, k * rows, vx_min64((k + 1) * rows, s->H), factor, at);
 }
 
-/* The sums of all bands into the outputs; partial is used up. */
-static void add_bands(const sepconv2d *s, char *partial, int64_t bytes, float *dw, float *dv, float *dbias,
-                      float *dgamma, float *dbeta)
+/* Adds the sums of all bands up into the outputs; the first band's are overwritten. */
+static void add_bands(const sepconv2d *s, const bands *all, float *dw, float *dv, float *dbias, float *dgamma,
+                      float *dbeta)
 {
-    const int64_t C = s->C, Cp = s->Cp, tasks = s->B * s->bands, floats = 10 * s->pitch + s->O * Cp + s->O;
-    sums g, other;
-    sums_bytes(s, &g, partial);
-    for (int64_t task = 1; task < tasks; task++) {
-        sums_bytes(s, &other, partial + task * bytes);
-        for (int64_t i = 0; i < floats; i++) g.dw[i] += other.dw[i];
+    const int64_t C = s->C, Cp = s->Cp, floats = 10 * s->pitch + s->O * Cp + s->O;
+    const sums g = band_sums(s, all, 0);
+    for (int64_t task = 1; task < all->tasks; task++) {
+        const float *other = all->floats + task * all->each;
+        for (int64_t i = 0; i < floats; i++) g.dw[i] += other[i];
     }
     for (int64_t i = 0; i < 9; i++) memcpy(dw + i * C, g.dw + i * s->pitch, sizeof(float) * (size_t)C);
     for (int64_t o = 0; o < s->O; o++) memcpy(dv + o * C, g.dv + o * Cp, sizeof(float) * (size_t)C);
     if (dbias) memcpy(dbias, g.dbias, sizeof(float) * (size_t)s->O);
     for (int64_t c = 0; s->norm && c < C; c++) {
         double plain = 0, along = 0;
-        for (int64_t task = 0; task < tasks; task++) {
-            sums_bytes(s, &other, partial + task * bytes);
-            plain += other.dz[c];
-            along += other.dz[Cp + c] * s->rstd[task / s->bands * s->G + c / (C / s->G)];
+        for (int64_t task = 0; task < all->tasks; task++) {
+            const double *dz = all->dz + task * 2 * Cp;
+            plain += dz[c];
+            along += dz[Cp + c] * s->rstd[task / s->bands * s->G + c / (C / s->G)];
         }
         dbeta[c] = (float)plain, dgamma[c] = (float)along;
     }
@@ -528,38 +540,38 @@ int VX_CPU(sepconv2d_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     if (describe(&s, "sepconv2d_backward", x, dy, gamma, beta, mean, rstd)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta))
         return vx_fail(VX_EINVAL, "sepconv2d_backward: dgamma and dbeta must be there with gamma");
-    space at;
-    sums g;
     const int threads = omp_get_max_threads();
-    const int64_t floats = space_floats(&s, &at, 0, 1), bytes = sums_bytes(&s, &g, 0), tasks = s.B * s.bands;
-    const int64_t partial_bytes = vx_max64(tasks, 1) * bytes;
-    char *scratch =
-        vx_scratch("sepconv2d_backward",
-                   (size_t)partial_bytes + sizeof(float) * (size_t)(9 * s.pitch + s.O * s.Cp + threads * floats));
-    if (!scratch) return VX_ENOMEM;
-    memset(scratch, 0, (size_t)partial_bytes);
-    s.w = (float *)(scratch + partial_bytes), s.v = s.w + 9 * s.pitch;
+    space spaces[threads];
+    bands all = {0};
+    scratch memory = {.op = "sepconv2d_backward"};
+    while (scratch_pass(&memory)) {
+        carve_bands(&memory, &s, &all);
+        s.w = carve_f32(&memory, 9 * s.pitch);
+        s.v = carve_f32(&memory, s.O * s.Cp);
+        for (int i = 0; i < threads; i++) carve_space(&memory, &s, &spaces[i], 1);
+    }
+    if (!memory.base) return VX_ENOMEM;
+    memset(all.floats, 0, sizeof(float) * (size_t)(all.tasks * all.each));
+    memset(all.dz, 0, sizeof(double) * (size_t)(all.tasks * 2 * s.Cp));
     pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
     pad_rows(s.v, vx_f32(v), s.O, s.C, s.Cp);
 #pragma omp parallel num_threads(threads)
     {
-        space mine;
-        sums own;
-        space_floats(&s, &mine, s.v + s.O * s.Cp + omp_get_thread_num() * floats, 1);
+        const space mine = spaces[omp_get_thread_num()];
         memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.pitch));
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < tasks; task++) {
+        for (int64_t task = 0; task < all.tasks; task++) {
             const int64_t b = task / s.bands, k = task % s.bands;
-            sums_bytes(&s, &own, scratch + task * bytes);
+            const sums own = band_sums(&s, &all, task);
             backward_band(&s, b, k * s.band, vx_min64((k + 1) * s.band, s.P), &mine, &own);
-            if (s.norm && s.bands == 1) finish_band(&s, b, 0, scratch, bytes, &mine);
+            if (s.norm && s.bands == 1) finish_band(&s, b, 0, &all, &mine);
         }
         if (s.norm && s.bands > 1)
 #pragma omp for schedule(static)
-            for (int64_t task = 0; task < tasks; task++)
-                finish_band(&s, task / s.bands, task % s.bands, scratch, bytes, &mine);
+            for (int64_t task = 0; task < all.tasks; task++)
+                finish_band(&s, task / s.bands, task % s.bands, &all, &mine);
     }
-    add_bands(&s, scratch, bytes, vx_f32(dw), vx_f32(dv), vx_f32(dbias), vx_f32(dgamma), vx_f32(dbeta));
-    vx_scratch_free(scratch);
+    add_bands(&s, &all, vx_f32(dw), vx_f32(dv), vx_f32(dbias), vx_f32(dgamma), vx_f32(dbeta));
+    scratch_free(&memory);
     return VX_OK;
 }

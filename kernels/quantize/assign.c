@@ -23,6 +23,7 @@
 
 #include "cpu/row_norms.h"
 #include "cpu/row_tile.h"
+#include "cpu/scratch.h"
 
 #if VX_LANES == 16
 enum { TILE_ROWS = 6, VECTORS = 4 };
@@ -135,19 +136,21 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         .codes = vx_i32(codes),
     };
     c.tiles = vx_ceil_div(c.M, TILE_CODES);
-    const int64_t columns = c.tiles * TILE_CODES * c.D, offsets = c.tiles * TILE_CODES, rows = c.N * c.G,
-                  block = BLOCK_ROWS * c.D;
-    float *memory =
-        vx_scratch("assign", sizeof(float) * (size_t)(columns + offsets + rows + block * omp_get_max_threads()));
-    if (!memory) return VX_ENOMEM;
-    c.columns = memory;
-    c.offset = memory + columns;
-    float *norms = c.offset + offsets, *blocks = norms + rows;
+    const int64_t rows = c.N * c.G, block = BLOCK_ROWS * c.D;
+    float *norms = 0, *blocks = 0;
+    scratch memory = {.op = "assign"};
+    while (scratch_pass(&memory)) {
+        c.columns = carve_f32(&memory, c.tiles * TILE_CODES * c.D);
+        c.offset = carve_f32(&memory, c.tiles * TILE_CODES);
+        norms = carve_f32(&memory, rows);
+        blocks = carve_f32(&memory, block * omp_get_max_threads());
+    }
+    if (!memory.base) return VX_ENOMEM;
     c.norms = norms;
 
     int64_t bad = first_nonfinite(c.codebook, c.G * c.M, c.D, 0), bad_row = first_nonfinite(c.z, rows, c.D, norms);
     if (bad >= 0 || bad_row >= 0) {
-        vx_scratch_free(memory);
+        scratch_free(&memory);
         if (bad >= 0)
             return vx_fail(VX_ENONFINITE, "assign: code %lld of group %lld of the codebook holds a NaN or Inf",
                            (long long)(bad % c.M), (long long)(bad / c.M));
@@ -163,6 +166,6 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
                 assign_block(&c, g, first, blocks + block * omp_get_thread_num());
         }
     }
-    vx_scratch_free(memory);
+    scratch_free(&memory);
     return VX_OK;
 }

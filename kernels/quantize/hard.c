@@ -17,6 +17,7 @@
  */
 #include "cpu/indices.h"
 #include "cpu/row_norms.h"
+#include "cpu/scratch.h"
 
 enum { RANGES = 64 };
 #define ROTATION_GUARD 1e-6f
@@ -152,8 +153,13 @@ int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx
     c.dreg = vx_f32(dreg)[0] / (float)(c.N * c.G) / (float)(mean_reduction ? c.D : 1);
     int status = check_indices("hard_backward", "code", c.codes, c.N, c.G, c.M);
     if (status) return status;
-    int32_t *order = vx_scratch("hard_backward", sizeof(int32_t) * (size_t)(c.N + c.M + 1)), *start = order + c.N;
-    if (!order) return VX_ENOMEM;
+    int32_t *order = 0, *start = 0;
+    scratch memory = {.op = "hard_backward"};
+    while (scratch_pass(&memory)) {
+        order = carve_i32(&memory, c.N);
+        start = carve_i32(&memory, c.M + 1);
+    }
+    if (!memory.base) return VX_ENOMEM;
     for (int64_t g = 0; g < c.G; g++) {
         counting_sort(c.codes + g, c.G, c.N, c.M, order, start);
 #pragma omp parallel
@@ -167,6 +173,6 @@ int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx
                               vx_f32(dcodebook) + (g * c.M + m) * c.D);
         }
     }
-    vx_scratch_free(order);
+    scratch_free(&memory);
     return VX_OK;
 }

@@ -8,6 +8,7 @@
  * [1] Arthur and Vassilvitskii 2007, k-means++: the advantages of careful seeding
  */
 #include "cpu/row_norms.h"
+#include "cpu/scratch.h"
 
 enum { BLOCK_ROWS = 256 };
 
@@ -55,9 +56,14 @@ int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t
     const float *rows = vx_f32(x);
     int64_t bad = first_nonfinite(rows, N, D, 0);
     if (bad >= 0) return vx_fail(VX_ENONFINITE, "kmeans_start: row %lld of x holds a NaN or Inf", (long long)bad);
-    double *sums = vx_scratch("kmeans_start", sizeof(double) * (size_t)blocks + sizeof(float) * (size_t)N);
-    if (!sums) return VX_ENOMEM;
-    float *nearest = (float *)(sums + blocks);
+    double *sums = 0;
+    float *nearest = 0;
+    scratch memory = {.op = "kmeans_start"};
+    while (scratch_pass(&memory)) {
+        sums = carve_f64(&memory, blocks);
+        nearest = carve_f32(&memory, N);
+    }
+    if (!memory.base) return VX_ENOMEM;
     int status = VX_OK;
     double total = 0;
     for (int64_t m = 0; m < M && !status; m++) {
@@ -82,6 +88,6 @@ int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t
             status = vx_fail(VX_ENONFINITE, "kmeans_start: squared distances from row %lld of x overflow float32",
                              (long long)chosen);
     }
-    vx_scratch_free(sums);
+    scratch_free(&memory);
     return status;
 }

@@ -20,6 +20,7 @@
 #include "shared/neighbours.h"
 #include "cpu/indices.h"
 #include "cpu/row_norms.h"
+#include "cpu/scratch.h"
 
 /* -- Vertices ------------------------------------------------------------------------------------------------------ */
 
@@ -78,23 +79,28 @@ int VX_CPU(vertex_knn)(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     if (!c.M) return VX_OK;
     int64_t bad = first_nonfinite(c.p, c.N, c.M, 0);
     if (bad >= 0) return vx_fail(VX_ENONFINITE, "vertex_knn: row %lld of p holds a NaN or Inf", (long long)bad);
-    const int64_t lists = LINE * c.K * omp_get_max_threads();
-    double *memory = vx_scratch("vertex_knn", sizeof(double) * (size_t)(c.N + lists));
-    if (!memory) return VX_ENOMEM;
-    c.sumsq = memory;
+    double *sumsq = 0;
+    uint64_t *lists = 0;
+    scratch memory = {.op = "vertex_knn"};
+    while (scratch_pass(&memory)) {
+        sumsq = carve_f64(&memory, c.N);
+        lists = carve_u64(&memory, LINE * c.K * omp_get_max_threads());
+    }
+    if (!memory.base) return VX_ENOMEM;
+    c.sumsq = sumsq;
     if (metric == VX_KNN_L2) {
 #pragma omp parallel for schedule(static)
         for (int64_t n = 0; n < c.N; n++) {
             double sum = 0;
             for (int64_t m = 0; m < c.M; m++) sum += point(&c, n, m) * point(&c, n, m);
-            memory[n] = sum;
+            sumsq[n] = sum;
         }
     }
     int32_t *rows = vx_i32(near);
     float *deviations = vx_f32(deviation);
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < c.M; first += LINE) {
-        uint64_t *list = (uint64_t *)(memory + c.N) + LINE * c.K * omp_get_thread_num();
+        uint64_t *list = lists + LINE * c.K * omp_get_thread_num();
         nearest_to_vertices(&c, first, list);
         for (int64_t i = 0; i < vx_min64(LINE, c.M - first) * c.K; i++) {
             int64_t at = first * c.K + i, n = neighbour_row(list[i]);
@@ -102,7 +108,7 @@ int VX_CPU(vertex_knn)(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
             deviations[at] = deviation_of(&c, n, at / c.K);
         }
     }
-    vx_scratch_free(memory);
+    scratch_free(&memory);
     return VX_OK;
 }
 
@@ -219,12 +225,16 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
     if (bad >= 0 || bad_y >= 0)
         return vx_fail(VX_ENONFINITE, "knn: row %lld of %s holds a NaN or Inf", (long long)(bad >= 0 ? bad : bad_y),
                        bad >= 0 ? "x" : "y");
-    const int64_t columns = c.tiles * TILE_COLUMNS * c.D, block = BLOCK_ROWS * c.D, list = BLOCK_ROWS * c.K,
-                  threads = omp_get_max_threads();
-    uint64_t *lists = vx_scratch("knn", sizeof(uint64_t) * (size_t)(list * threads) +
-                                            sizeof(float) * (size_t)(columns + block * threads));
-    if (!lists) return VX_ENOMEM;
-    float *packed = (float *)(lists + list * threads), *blocks = packed + columns;
+    const int64_t block = BLOCK_ROWS * c.D, list = BLOCK_ROWS * c.K, threads = omp_get_max_threads();
+    uint64_t *lists = 0;
+    float *packed = 0, *blocks = 0;
+    scratch memory = {.op = "knn"};
+    while (scratch_pass(&memory)) {
+        lists = carve_u64(&memory, list * threads);
+        packed = carve_f32(&memory, c.tiles * TILE_COLUMNS * c.D);
+        blocks = carve_f32(&memory, block * threads);
+    }
+    if (!memory.base) return VX_ENOMEM;
     c.columns = packed;
 #pragma omp parallel
     {
@@ -238,7 +248,7 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
             nearest_to_rows(&c, first, blocks + block * omp_get_thread_num(), lists + list * omp_get_thread_num(),
                             vx_i32(near), vx_f32(distance));
     }
-    vx_scratch_free(lists);
+    scratch_free(&memory);
     return VX_OK;
 }
 
