@@ -34,7 +34,7 @@ static int32_t row_argmax(const float *x, int64_t n)
     return column;
 }
 
-/* index = column of each row's largest element. A row with NaN is VX_ENONFINITE, and index stays as it was. */
+/* Finds the column of each row's largest element, 0-based. A row with NaN is VX_ENONFINITE; index stays as it was. */
 int VX_CPU(argmax)(vx_tensor *index, vx_tensor *x)
 {
     int64_t rows = x->shape[0], n = x->shape[1], bad = INT64_MAX;

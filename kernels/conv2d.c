@@ -4,16 +4,16 @@
  *   dx             = the same with w turned by 180 degrees and its channels swapped
  *   dw[i][j][c][o] = sum_{h,w} x[h + i - 1][w + j - 1][c] dy[h][w][o]
  *
- * No im2col: within a row of pixels, padded by one zero pixel at either end, the 3 C numbers that meet one row of the
- * kernel are contiguous, and the next output pixel's begin C further on. Three such overlapping matrices, of rows h -
- * 1, h and h + 1, are the segments of one product in gemm.c's tile; a thread keeps the three padded rows in its cache.
- * 18 C O flops per pixel against 4 (C + O) bytes: bound by arithmetic, except
+ * No im2col: within a row of pixels, padded by one zero pixel at either end, the 3 C numbers that meet one row of taps
+ * are contiguous, and the next output pixel's begin C further on. Three such overlapping matrices, of rows h - 1, h and
+ * h + 1, are the segments of one product in gemm.c's tile; a thread keeps the three padded rows in its cache. 18 C O
+ * flops per pixel against 4 (C + O) bytes: bound by arithmetic, with two exceptions.
  *
- *   - where O is 3 or so, whose vectors would be mostly padding. Then every pixel of x is multiplied once with all nine
- *     taps, C x 9 O, and the results are added up in place of the inputs (narrow());
- *   - in the gradient of w, where the side with fewer channels supplies the window (rows of the tile) and the other one
- *     the
- *     vectors. Rows are cut into parts by size alone, each summed in order, the parts added in order.
+ * Where O is 3 or so, most of a vector would be padding. Then every pixel of x is multiplied once with all nine taps,
+ * C x 9 O, and the results are added up in place of the inputs (narrow()).
+ *
+ * In the gradient of w the side with fewer channels supplies the window (rows of the tile), the other one the vectors.
+ * Rows are cut into parts by size alone; each is summed in order, and the parts are added in order.
  */
 #include <omp.h>
 
@@ -31,6 +31,7 @@ enum {
     PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB, if four parts fit */
 };
 
+/* Returns columns, rounded up to whole vectors. */
 static int64_t padded(int64_t columns) { return vx_ceil_div(columns, VX_LANES) * VX_LANES; }
 
 /* -- A few rows in flight ------------------------------------------------------------------------------------------ */
@@ -47,6 +48,7 @@ static int64_t window_floats(int64_t W, int64_t C) { return SLOTS * (W + 2) * C;
 static float *window_at(const window *q, int64_t r) { return q->slot + (r + SLOTS) % SLOTS * (q->W + 2) * q->C; }
 static int window_has(const window *q, int64_t r) { return r >= 0 && r < q->H; }
 
+/* Makes a window in slot, its margins zero; it holds no rows yet. */
 static window window_new(float *slot, int64_t H, int64_t W, int64_t C)
 {
     for (int i = 0; i < SLOTS; i++) {
@@ -57,13 +59,14 @@ static window window_new(float *slot, int64_t H, int64_t W, int64_t C)
     return (window){slot, H, W, C, 0};
 }
 
+/* Copies row r, if there is one, to its slot. */
 static void window_load(window *q, int64_t r)
 {
     if (window_has(q, r))
         memcpy(window_at(q, r) + q->C, q->image + r * q->W * q->C, sizeof(float) * (size_t)(q->W * q->C));
 }
 
-/* Makes h - 1 .. h + n present; first: nothing of this image is there yet, else the rows before h + 1 are. */
+/* Loads what is missing of rows h - 1 .. h + n: all of them where first is 1, else those from h + 1 on. */
 static void window_advance(window *q, const float *image, int64_t h, int64_t n, int first)
 {
     q->image = image;
@@ -73,8 +76,8 @@ static void window_advance(window *q, const float *image, int64_t h, int64_t n, 
 
 /* -- Forward and gradient of the input ----------------------------------------------------------------------------- */
 
-/* w as panels of columns, each (9 C) x its padded width; flip: as the gradient of the input reads it, w then being
- * (3,3,O,C). */
+/* Packs w, GEMM_COLUMNS of it at a time, as (9 C, padded width). flip: as the gradient of the input reads it; w is
+ * (3,3,O,C) then. */
 static void pack(float *packed, const float *w, int64_t C, int64_t O, int flip)
 {
     for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
@@ -85,13 +88,14 @@ static void pack(float *packed, const float *w, int64_t C, int64_t O, int flip)
     }
 }
 
+/* Computes rows h0 .. of a strip of y; buffer: the window's. */
 static void wide(float *y, const float *x, const float *packed, const float *bias, float *buffer, int64_t H, int64_t W,
                  int64_t C, int64_t O, int64_t h0, int stream)
 {
     window in = window_new(buffer, H, W, C);
     for (int64_t h = h0; h < vx_min64(h0 + STRIP, H); h++) {
         window_advance(&in, x, h, 1, h == h0);
-        const float *panel = packed;
+        const float *columns_of_w = packed;
         for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
             const int columns = (int)vx_min64(GEMM_COLUMNS, O - j);
             const int64_t width = padded(columns);
@@ -107,15 +111,15 @@ static void wide(float *y, const float *x, const float *packed, const float *bia
             for (int i = 0; i < 3; i++)
                 if (window_has(&in, h + i - 1)) {
                     q.a[q.segments] = window_at(&in, h + i - 1);
-                    q.b[q.segments++] = panel + i * 3 * C * width;
+                    q.b[q.segments++] = columns_of_w + i * 3 * C * width;
                 }
             VX_CPU(gemm_multiply)(&q, W, columns);
-            panel += 9 * C * width;
+            columns_of_w += 9 * C * width;
         }
     }
 }
 
-/* w as one matrix C x 9 O in panels; column = tap O + o. */
+/* Packs w as one matrix (C, 9 O), GEMM_COLUMNS of it at a time; column = tap O + o. buffer: (C, 9 O). */
 static void pack_narrow(float *packed, float *buffer, const float *w, int64_t C, int64_t O, int flip)
 {
     for (int64_t c = 0; c < C; c++)
@@ -126,7 +130,7 @@ static void pack_narrow(float *packed, float *buffer, const float *w, int64_t C,
         packed += C * VX_CPU(gemm_pack)(packed, buffer + j, C, (int)vx_min64(GEMM_COLUMNS, 9 * O - j), 9 * O, 1);
 }
 
-/* Row r of x times all taps, into slot r mod 3 of taps: (W + 2) pixels of `stride` floats, the outer two left zero. */
+/* Multiplies a row of x with all taps, into taps (W + 2, stride); the outer two pixels stay zero. */
 static void narrow_row(float *taps, const float *x, const float *packed, int64_t W, int64_t C, int64_t O,
                        int64_t stride)
 {
@@ -148,6 +152,7 @@ static void narrow_row(float *taps, const float *x, const float *packed, int64_t
     }
 }
 
+/* Computes rows h0 .. of a strip of y where O is small; taps: three rows of products, row r in slot r mod 3. */
 static void narrow(float *y, const float *x, const float *packed, const float *bias, float *taps, int64_t H, int64_t W,
                    int64_t C, int64_t O, int64_t h0)
 {
@@ -170,6 +175,8 @@ static void narrow(float *y, const float *x, const float *packed, const float *b
     }
 }
 
+/* Computes y (B,H,W,O) from x (B,H,W,C) and w (3,3,C,O). flip: w is (3,3,O,C), read as the gradient of the input
+ * does. */
 static int convolve(const char *op, float *y, const float *x, const float *w, const float *bias, int64_t B, int64_t H,
                     int64_t W, int64_t C, int64_t O, int flip)
 {
@@ -200,12 +207,14 @@ static int convolve(const char *op, float *y, const float *x, const float *w, co
     return VX_OK;
 }
 
+/* Computes y (B,H,W,O) = x (B,H,W,C) * w (3,3,C,O) + bias (O). */
 int VX_CPU(conv2d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias)
 {
     return convolve("conv2d", vx_f32(y), vx_f32(x), vx_f32(w), vx_f32(bias), x->shape[0], x->shape[1], x->shape[2],
                     x->shape[3], y->shape[3], 0);
 }
 
+/* Computes dx (B,H,W,C) from dy (B,H,W,O). */
 int VX_CPU(conv2d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 {
     return convolve("conv2d_backward_input", vx_f32(dx), vx_f32(dy), vx_f32(w), 0, dx->shape[0], dx->shape[1],
@@ -214,8 +223,8 @@ int VX_CPU(conv2d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
 
-/* partial (9 S, L) += rows h .. h + n - 1, n <= RUN: window of `few` (S channels, padded rows) against `many` (n, W,
- * L). */
+/* Adds rows h .. h + n - 1, n <= RUN, to partial (9 S, L): the window of `few` (S channels, padded rows) against `many`
+ * (n, W, L). */
 static void weight_rows(float *partial, const window *few, const float *many, float *packed, int64_t h, int64_t n,
                         int64_t L)
 {
@@ -247,6 +256,7 @@ static void weight_rows(float *partial, const window *few, const float *many, fl
     }
 }
 
+/* Computes dw (3,3,C,O) and dbias (O) from x (B,H,W,C) and dy (B,H,W,O). */
 int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy)
 {
     const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], O = dy->shape[3];

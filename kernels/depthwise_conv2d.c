@@ -1,14 +1,14 @@
-/* depthwise.c: depthwise 3x3 convolution, stride 1 or 2, zero padding 1, and its two gradients.
+/* depthwise_conv2d.c: depthwise 3x3 convolution, stride 1 or 2, zero padding 1, and its two gradients.
  *
  *   y[p][q][c]  = bias[c] + sum_ij x[p s + i - 1][q s + j - 1][c] w[i][j][c]
- *   dx          = the same sum read backwards: with stride 1 the forward pass with w turned by 180 degrees, with stride
- *   2
- *                 four different sums for the four pixels under an output pixel
+ *   dx          = the same sum read backwards: with stride 1 the forward pass with w turned by 180 degrees,
+ *                 with stride 2 four different sums for the four pixels under an output pixel
  *   dw[i][j][c] = sum_pq x[p s + i - 1][q s + j - 1][c] dy[p][q][c],  dbias[c] = sum_pq dy[p][q][c]
  *
  * 9 multiply-adds per element against 8 bytes of memory: bound by the bandwidth of wherever x and y lie. So each line
- * of x is fetched once: a thread owns a band of rows, which it walks along several output rows at a time (depthwise.h).
- * The gradient of w is a reduction: the rows are cut into parts by size alone, each summed in order.
+ * of x is fetched once: a thread owns a band of rows, which it walks along several output rows at a time
+ * (cpu/depthwise_rows.h). The gradient of w is a reduction: the rows are cut into parts by size alone, each summed in
+ * order.
  */
 #include "cpu/depthwise_rows.h"
 #include "cpu/scratch.h"
@@ -20,6 +20,7 @@ enum {
 
 /* -- Stride 1: forward, and the gradient of x ---------------------------------------------------------------------- */
 
+/* Computes y (B,H,W,C) with stride 1; flip: with w turned by 180 degrees, the gradient of x. */
 static int stride1(const char *op, float *y, const float *x, const float *w, const float *bias, int64_t B, int64_t H,
                    int64_t W, int64_t C, int flip)
 {
@@ -46,6 +47,7 @@ static int stride1(const char *op, float *y, const float *x, const float *w, con
 
 /* -- Stride 2 ------------------------------------------------------------------------------------------------------ */
 
+/* Computes y (B,P,Q,C) with stride 2. */
 static int stride2(float *y, const float *x, const float *w, const float *bias, int64_t B, int64_t H, int64_t W,
                    int64_t C)
 {
@@ -69,6 +71,7 @@ static int stride2(float *y, const float *x, const float *w, const float *bias, 
     return VX_OK;
 }
 
+/* Computes dx (B,H,W,C) with stride 2. */
 static int stride2_input(float *dx, const float *dy, const float *w, int64_t B, int64_t H, int64_t W, int64_t C)
 {
     const int64_t P = (H + 1) / 2, Q = (W + 1) / 2;
@@ -90,6 +93,7 @@ static int stride2_input(float *dx, const float *dy, const float *w, int64_t B, 
 
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
 
+/* Computes dw (3,3,C) and dbias (C) from x (B,H,W,C) and dy (B,P,Q,C). */
 int VX_CPU(depthwise_conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy, int stride)
 {
     const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], P = dy->shape[1],
@@ -126,6 +130,7 @@ int VX_CPU(depthwise_conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx
 
 /* -- The other two ops --------------------------------------------------------------------------------------------- */
 
+/* Computes y (B,P,Q,C) from x (B,H,W,C), w (3,3,C), bias (C). */
 int VX_CPU(depthwise_conv2d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, int stride)
 {
     const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3];
@@ -134,6 +139,7 @@ int VX_CPU(depthwise_conv2d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor
     return stride1("depthwise_conv2d", vx_f32(y), vx_f32(x), vx_f32(w), vx_f32(bias), B, H, W, C, 0);
 }
 
+/* Computes dx (B,H,W,C) from dy (B,P,Q,C) and w (3,3,C). */
 int VX_CPU(depthwise_conv2d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, int stride)
 {
     const int64_t B = dx->shape[0], H = dx->shape[1], W = dx->shape[2], C = dx->shape[3];

@@ -1,7 +1,6 @@
 /* elementwise.c: fill, convert, binary, where, unary, unary_backward.
  *
- * Memory traffic: each operand is read once, the output written once; all but exp, log, pow and their kin are bound by
- * it.
+ * Memory traffic: each operand is read once, the output written once; it bounds all but exp, log, pow and their kin.
  *
  * Idea: the dimensions of all operands are collapsed together (shared/walk.h) until what is left is mostly one or two: a
  * long row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number
@@ -24,7 +23,7 @@
 
 /* -- A walk cut into tiles ----------------------------------------------------------------------------------------- */
 
-/* rows x columns elements from p[k] on, operand k advancing by row[k] and column[k] bytes */
+/* rows x columns elements from p[k] on; operand k advances by row[k] and column[k] bytes. */
 typedef struct tile {
     int64_t rows, columns;
     char *p[WALK_OPERANDS];
@@ -65,7 +64,7 @@ static void walk_run(const walk *w, int64_t rows, int64_t columns, tile_function
     }
 }
 
-/* Tiles of about TILE elements, as wide as they can be. */
+/* Calls f on tiles of about TILE elements, as wide as they can be. */
 static void walk_run_wide(const walk *w, tile_function *f, const void *context)
 {
     walk_run(w, vx_max64(1, TILE / w->size[w->ndim - 1]), TILE, f, context);
@@ -73,7 +72,7 @@ static void walk_run_wide(const walk *w, tile_function *f, const void *context)
 
 /* -- Elements of the four dtypes ----------------------------------------------------------------------------------- */
 
-/* To nearest, ties to even, saturating, NaN to 0. */
+/* Rounds to nearest, ties to even, and saturates; NaN becomes 0. */
 VX_INLINE int32_t i32_from_f32(float x)
 {
     float r = rintf(x);
@@ -114,7 +113,7 @@ static void fill_tile(const void *context, const tile *t)
 #undef FILL
 }
 
-/* x = value, rounded and saturated as convert would. */
+/* Fills x with value, rounded and saturated as convert would. */
 int VX_CPU(fill)(vx_tensor *x, double value)
 {
     if (!x->numel) return VX_OK;
@@ -133,7 +132,7 @@ int VX_CPU(fill)(vx_tensor *x, double value)
 
 /* -- convert ------------------------------------------------------------------------------------------------------- */
 
-/* n elements y[i sy] = x[i sx]; strides in bytes */
+/* Converts n elements, y[i sy] = x[i sx]; strides in bytes. */
 typedef void row_function(char *y, int64_t sy, const char *x, int64_t sx, int64_t n);
 
 #define CONVERT_ROW(name, to, from, expression)                                                                        \
@@ -170,7 +169,7 @@ CONVERT_ROW(u8_f32, uint8_t, float, u8_from_f32(v))
 CONVERT_ROW(u8_bf16, uint8_t, uint16_t, u8_from_f32(vx_from_bf16(v)))
 CONVERT_ROW(u8_i32, uint8_t, int32_t, u8_from_i32(v))
 
-/* [to][from], by dtype number; the diagonal moves bits */
+/* [to][from], by dtype number; the diagonal moves bits. */
 static row_function *const convert_rows[4][4] = {
     {copy_4, f32_bf16, f32_i32, f32_u8},
     {bf16_f32, copy_2, bf16_i32, bf16_u8},
@@ -194,7 +193,7 @@ static void convert_tile(const void *context, const tile *t)
 typedef uint32_t quad __attribute__((vector_size(16)));
 typedef uint32_t quad_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
 
-/* y[r][i] = x[i][r], 4 bytes an element, pitches in bytes: squares of 4 x 4 in registers. */
+/* Transposes, y[r][i] = x[i][r], elements of 4 bytes; pitches in bytes. Squares of 4 x 4 are turned in registers. */
 static void transpose_4(char *y, int64_t y_pitch, const char *x, int64_t x_pitch, int64_t rows, int64_t columns)
 {
     for (int64_t r = 0; r < rows; r += 4)
@@ -218,9 +217,9 @@ static void transpose_4(char *y, int64_t y_pitch, const char *x, int64_t x_pitch
         }
 }
 
-/* A tile whose input is contiguous down the columns. Through a buffer, so that memory is only touched along cache
- * lines, however large and however round the strides; its pitch, no power of two, spreads its columns over the cache's
- * sets. */
+/* Converts a tile whose input is contiguous down the columns. It goes through a buffer, so that memory is only touched
+ * along cache lines, however large and however round the strides. The buffer's pitch, no power of two, spreads its
+ * columns over the cache's sets. */
 static void transpose_tile(const void *context, const tile *t)
 {
     const conversion *c = context;
@@ -237,7 +236,7 @@ static void transpose_tile(const void *context, const tile *t)
         c->move(t->p[0] + r * t->row[0], t->column[0], b + r * c->to, PITCH * c->to, t->columns);
 }
 
-/* y = x between any strides and dtypes. A transposition is done in squares of 64 x 64. */
+/* Copies y = x between any strides and dtypes; a transposition in squares of 64 x 64. */
 int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
 {
     if (!y->numel) return VX_OK;
@@ -251,6 +250,7 @@ int VX_CPU(convert)(vx_tensor *y, vx_tensor *x)
 
 /* -- binary -------------------------------------------------------------------------------------------------------- */
 
+/* Returns a^b, a lane at a time. */
 VX_INLINE vf power(vf a, vf b)
 {
     vf y;
@@ -258,7 +258,7 @@ VX_INLINE vf power(vf a, vf b)
     return y;
 }
 
-/* y = a (kind) b for a vector; kind is a constant wherever this is inlined */
+/* Returns a (kind) b; kind is a constant wherever this is inlined. */
 VX_INLINE vf binary_vector(int kind, vf a, vf b)
 {
     const vf one = vf_set1(1.0f), zero = vf_zero();
@@ -276,7 +276,7 @@ VX_INLINE vf binary_vector(int kind, vf a, vf b)
     }
 }
 
-/* One tile; a_step and b_step, constants 0 or 1, say whether the operand advances along a row. */
+/* Works on one tile; a_step and b_step, constants 0 or 1, say whether the operand advances along a row. */
 VX_INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
 {
     for (int64_t r = 0; r < t->rows; r++) {
@@ -293,7 +293,7 @@ VX_INLINE void binary_rows(int kind, int a_step, int b_step, const tile *t)
     }
 }
 
-/* One tile whose operands are contiguous or constant along a row. */
+/* Works on one tile whose operands are contiguous or constant along a row. */
 static void binary_plain(int kind, const tile *t)
 {
     bool a = t->column[1] != 0, b = t->column[2] != 0;
@@ -319,7 +319,7 @@ static void binary_plain(int kind, const tile *t)
 #undef KIND
 }
 
-/* Operands with another stride along the row are packed first, a row at a time. */
+/* Works on one tile. Operands with another stride along the row are packed first, a row at a time. */
 static void binary_tile(const void *context, const tile *t)
 {
     int kind = *(const int *)context;
@@ -345,7 +345,7 @@ static void binary_tile(const void *context, const tile *t)
     }
 }
 
-/* y = a (kind) b. Bias add, per-row scale and scalars are tiles of two dimensions with a zero stride. */
+/* Computes y = a (kind) b. Bias add, per-row scale and scalars are tiles of two dimensions with a zero stride. */
 int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
 {
     if (!y->numel) return VX_OK;
@@ -356,7 +356,8 @@ int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
 
 /* -- where --------------------------------------------------------------------------------------------------------- */
 
-/* y is contiguous; the other operands advance by any number of bytes, 0 where they are constant along a row. */
+/* Works on one tile. y is contiguous; the other operands advance by any number of bytes, 0 where they are constant
+ * along a row. */
 static void where_tile(const void *context, const tile *t)
 {
     (void)context;
@@ -374,7 +375,7 @@ static void where_tile(const void *context, const tile *t)
     }
 }
 
-/* y = condition ? a : b; a condition that is NaN holds. */
+/* Computes y = condition ? a : b; a condition that is NaN holds. */
 int VX_CPU(where)(vx_tensor *y, vx_tensor *condition, vx_tensor *a, vx_tensor *b)
 {
     if (!y->numel) return VX_OK;
@@ -385,7 +386,7 @@ int VX_CPU(where)(vx_tensor *y, vx_tensor *condition, vx_tensor *a, vx_tensor *b
 
 /* -- unary --------------------------------------------------------------------------------------------------------- */
 
-/* The gamma functions, a lane at a time in double: their recurrences cancel in float32. */
+/* Compute the gamma functions, a lane at a time in double: their recurrences cancel in float32. */
 #define SPECIAL(name)                                                                                                  \
     static vf name##_vector(vf x)                                                                                      \
     {                                                                                                                  \
@@ -398,21 +399,24 @@ SPECIAL(trigamma)
 SPECIAL(tetragamma)
 #undef SPECIAL
 
-/* Standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
+/* Returns the standard normal distribution function, the Phi of GELU(x) = x Phi(x). */
 VX_INLINE vf normal_below(vf x) { return 0.5f + 0.5f * vf_erf(x * 0.70710678f); }
 
-/* By the C library's functions, which hold for every float; vf_round() is for small ones. */
+/* Rounds to an integer, halves to even, by the C library's function, which holds for every float; vf_round() is for
+ * small ones. */
 VX_INLINE vf round_vector(vf x)
 {
     for (int i = 0; i < VX_LANES; i++) x[i] = rintf(x[i]);
     return x;
 }
+/* Rounds down to an integer. */
 VX_INLINE vf floor_vector(vf x)
 {
     for (int i = 0; i < VX_LANES; i++) x[i] = floorf(x[i]);
     return x;
 }
 
+/* Returns f(x); kind is a constant wherever this is inlined. */
 VX_INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
 {
     const vf zero = vf_zero();
@@ -439,7 +443,7 @@ VX_INLINE vf unary_vector(int kind, vf x, vf alpha, vf beta)
     }
 }
 
-/* dx from dy, x and y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
+/* Returns dx from dy and x or y = f(x), whichever of the two costs less. At a kink: ABS 0, RELU 0, CLAMP dy. */
 VX_INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf beta)
 {
     const vf one = vf_set1(1.0f), zero = vf_zero();
@@ -493,7 +497,7 @@ VX_INLINE void unary_backward_span(int kind, float *dx, const float *dy, const f
             rest);
 }
 
-/* y = f(x); y may be x. */
+/* Computes y = f(x); y may be x. */
 int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
 {
     float *out = vx_f32(y);
@@ -512,7 +516,7 @@ int VX_CPU(unary)(vx_tensor *y, vx_tensor *x, int kind, float alpha, float beta)
     return VX_OK;
 }
 
-/* dx = dy f'(x); dx may be dy, x or y. */
+/* Computes dx = dy f'(x); dx may be dy, x or y. */
 int VX_CPU(unary_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *x, vx_tensor *y, int kind, float alpha, float beta)
 {
     float *out = vx_f32(dx);

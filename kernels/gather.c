@@ -13,7 +13,7 @@
 
 #define SERIAL 16384 /* below this many elements a second thread costs more than it brings */
 
-/* y[n] = table[index[n]] */
+/* Copies y[n] = table[index[n]]. */
 int VX_CPU(gather)(vx_tensor *y, vx_tensor *table, vx_tensor *index)
 {
     int64_t n = y->shape[0], width = y->shape[1];
@@ -27,7 +27,7 @@ int VX_CPU(gather)(vx_tensor *y, vx_tensor *table, vx_tensor *index)
     return VX_OK;
 }
 
-/* sum += rows x[order[0]], x[order[1]], ... of `width` floats. A few columns at a time stay in registers. */
+/* Adds rows x[order[0]], x[order[1]], ... to sum (width). A few columns at a time stay in registers. */
 static void add_rows(float *sum, const float *x, const int32_t *order, int64_t count, int64_t width)
 {
     int64_t c = 0;
@@ -48,8 +48,8 @@ static void add_rows(float *sum, const float *x, const int32_t *order, int64_t c
     }
 }
 
-/* table[index[n]] += x[n]. Working space: 4 (N + M) bytes, none for small inputs; more than 2^31 - 1 rows
- * are added by one thread. */
+/* Adds x[n] to table[index[n]]. Working space: 4 (N + M) bytes, none for small inputs. One thread adds more than 2^31 -
+ * 1 rows. */
 int VX_CPU(scatter_add)(vx_tensor *table, vx_tensor *x, vx_tensor *index)
 {
     int64_t n = x->shape[0], width = x->shape[1], rows = table->shape[0];
@@ -73,7 +73,7 @@ int VX_CPU(scatter_add)(vx_tensor *table, vx_tensor *x, vx_tensor *index)
     if (!memory.base) return VX_ENOMEM;
     counting_sort(at, 1, n, rows, order, start);
 
-    /* lists differ in length, so rows are handed out as threads come free; who sums a row does not change its sum */
+    /* Lists differ in length, so rows are handed out as threads come free; who sums a row does not change its sum. */
 #pragma omp parallel for schedule(dynamic, 16)
     for (int64_t m = 0; m < rows; m++)
         if (start[m + 1] > start[m]) add_rows(to + m * width, from, order + start[m], start[m + 1] - start[m], width);

@@ -1,9 +1,9 @@
 /* gemm.c: batched C = alpha A B + beta C + bias, and the register tile below it.
  *
- * The matrices of our networks are skinny: m is the number of pixels or rows, n and k are channels (3 .. 1024). There a
- * panel of B (k x GEMM_COLUMNS) lives in the L1 or L2 cache while rows of A stream past it, each broadcast from where it
+ * The matrices of our networks are skinny: m is the number of pixels or rows, n and k are channels (3 .. 1024). There
+ * GEMM_COLUMNS of B (k of them) live in the L1 or L2 cache while rows of A stream past it, each broadcast from where it
  * lies: neither A nor, where it is row-major, B needs the packing of a general BLAS [1], and bias and beta cost nothing
- * extra. Traffic: A once per panel of B (from L2 after the first), B once per 256 rows, C once per 256 of k.
+ * extra. Traffic: A once per GEMM_COLUMNS (from L2 after the first), B once per 256 rows, C once per 256 of k.
  *
  * Weight gradients are the other kind: m and n small, k = 10^4 .. 10^6. There k is cut into parts, each with its own C,
  * and the parts are added in order. The number of parts follows from the sizes alone, and so does every sum's order.
@@ -13,16 +13,16 @@
 #include "shared/checks.h"
 #include "cpu/gemm_tile.h"
 
+/* A block is what is worked on while it stays in a cache. */
 enum {
-    BLOCK_DEPTH =
-        256, /* of a packed panel, 64 KiB with AVX-512: half of the smallest L2 it shares with 256 rows of A */
-    BLOCK_DEPTH_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
     BLOCK_ROWS = 256,
+    BLOCK_DEPTH = 256, /* of packed columns, 64 KiB with AVX-512: half of the smallest L2, shared with 256 rows of A */
+    BLOCK_DEPTH_DIRECT = 64, /* where a is transposed: 64 rows of A and of B as they lie stay in L1 */
 };
 
 /* -- The tile ------------------------------------------------------------------------------------------------------ */
 
-/* R rows by V vectors, with R, V, which of a's strides is 1 and whether to fetch ahead known at compile time: the
+/* Computes R rows by V vectors. R, V, which of a's strides is 1 and whether to prefetch are known at compile time: the
  * accumulators stay in registers, the row addresses need one base each, or one in all. */
 VX_INLINE void tile(const int R, const int V, const int a_transposed, const int in_l2, const gemm_product *q,
                     int64_t row, int tail)
@@ -128,7 +128,7 @@ TILE(9, 2)
 TILE(12, 2)
 #endif
 
-/* Tile heights, tallest first; those a width has no registers for have no function. */
+/* Tile heights, tallest first. A width has no function for heights that it has no registers for. */
 #define HEIGHTS 8
 static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
 #define ROW(prefix, V) prefix##6_##V, prefix##5_##V, prefix##4_##V, prefix##3_##V, prefix##2_##V, prefix##1_##V
@@ -177,7 +177,7 @@ typedef float four __attribute__((vector_size(16)));
 typedef float four_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t four_lanes __attribute__((vector_size(16)));
 
-/* to[i to_stride + j] = from[j from_stride + i] for i, j < 4 */
+/* Turns a square: to[i to_stride + j] = from[j from_stride + i] for i, j < 4. */
 static inline void transpose4(float *to, int64_t to_stride, const float *from, int64_t from_stride)
 {
     const four a = *(const four_unaligned *)from, b = *(const four_unaligned *)(from + from_stride);
@@ -207,7 +207,7 @@ int64_t VX_CPU(gemm_pack)(float *packed, const float *b, int64_t k, int columns,
         }
         return width;
     }
-    /* Transposed: 4 x 4 blocks turned in registers. */
+    /* Transposed: squares of 4 x 4, turned in registers. */
     int64_t p = 0;
     if (k_stride == 1)
         for (; p + 4 <= k; p += 4) {
@@ -230,8 +230,8 @@ typedef struct matrix {
     int64_t row_stride, column_stride;
 } matrix;
 
-/* C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no short rest
- * pays for another pass over C. */
+/* Computes C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no
+ * short rest pays for another pass over C. */
 static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c,
                     int64_t c_stride, const float *bias, int stream)
 {
@@ -246,19 +246,19 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
             const int64_t p = block * k_block, depth = vx_max64(vx_min64(k_block, k - p), 0);
             for (int64_t j = 0; j < n; j += GEMM_COLUMNS) {
                 const int columns = (int)vx_min64(GEMM_COLUMNS, n - j);
-                const float *panel = b.data + p * b.row_stride + j * b.column_stride;
+                const float *columns_of_b = b.data + p * b.row_stride + j * b.column_stride;
                 int64_t b_stride = b.row_stride;
                 const int direct = b.column_stride == 1 && columns % VX_LANES == 0 && (transposed || rows < 32);
                 if (!direct) {
-                    b_stride = VX_CPU(gemm_pack)(packed, panel, depth, columns, b.row_stride, b.column_stride);
-                    panel = packed;
+                    b_stride = VX_CPU(gemm_pack)(packed, columns_of_b, depth, columns, b.row_stride, b.column_stride);
+                    columns_of_b = packed;
                 }
                 const gemm_product q = {.segments = 1,
                                         .k = depth,
                                         .a = {a.data + i * a.row_stride + p * a.column_stride},
                                         .row_stride = a.row_stride,
                                         .k_stride = a.column_stride,
-                                        .b = {panel},
+                                        .b = {columns_of_b},
                                         .b_stride = b_stride,
                                         .c = c + i * c_stride + j,
                                         .c_stride = c_stride,
@@ -282,7 +282,7 @@ enum {
     PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB */
 };
 
-/* A stride along a dimension of size 0 or 1 is never used: 1 then. */
+/* Returns matrix `index` of the batch x. A stride along a dimension of size 0 or 1 is never used: 1 then. */
 static matrix matrix_of(const vx_tensor *x, int64_t index)
 {
     return (matrix){vx_f32(x) + index * x->stride[0],
@@ -292,7 +292,7 @@ static matrix matrix_of(const vx_tensor *x, int64_t index)
                     x->shape[2] > 1 ? x->stride[2] : 1};
 }
 
-/* C += or = over parts of k, each summed by one thread into scratch. */
+/* Computes the op in parts of k, each summed by one thread into scratch. */
 static int cut_k(vx_tensor *c, const vx_tensor *a, const vx_tensor *b, const float *bias, float alpha, float beta,
                  int64_t parts)
 {

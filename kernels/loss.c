@@ -34,7 +34,7 @@ static double squared_distance(const float *a, const float *b, int64_t n)
     return vd_sum(acc);
 }
 
-/* loss = mean (a - b)^2. Working space: 8 bytes per 16384 elements. */
+/* Computes loss = mean (a - b)^2. Working space: 8 bytes per 16384 elements. */
 int VX_CPU(mse)(vx_tensor *loss, vx_tensor *a, vx_tensor *b)
 {
     int64_t n = a->numel, parts = vx_ceil_div(n, PART);
@@ -51,7 +51,7 @@ int VX_CPU(mse)(vx_tensor *loss, vx_tensor *a, vx_tensor *b)
     return VX_OK;
 }
 
-/* da = 2 dloss (a - b) / count */
+/* Computes da = 2 dloss (a - b) / count. */
 int VX_CPU(mse_backward)(vx_tensor *da, vx_tensor *a, vx_tensor *b, vx_tensor *dloss)
 {
     int64_t n = a->numel;

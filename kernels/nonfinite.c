@@ -18,7 +18,7 @@ static int any_nonfinite(const float *x, int64_t n)
     return vi_any(bad);
 }
 
-/* found = (rows that hold a NaN or Inf, the first such row or -1). */
+/* Fills found (2) with the number of rows that hold a NaN or Inf, and the first such row, or -1. */
 int VX_CPU(nonfinite)(vx_tensor *found, vx_tensor *x)
 {
     int64_t rows = x->shape[0], n = x->shape[1], count = 0, first = INT64_MAX;

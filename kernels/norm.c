@@ -1,16 +1,13 @@
 /* norm.c: group normalization [1] with a fused activation, and layer normalization [2].
  *
- *   xhat = (x - mean) rstd,  z = gamma xhat + beta,  y = act(z);  mean and rstd = 1 / sqrt(variance + eps) over the S
- *   positions
- *   and C / G channels of a group, or over the C channels of a row
- *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D), where A and D are the means of gamma dz and gamma dz xhat over
- *   the group;
- *   dgamma = sum dz xhat, dbeta = sum dz
+ *   xhat = (x - mean) rstd,  z = gamma xhat + beta,  y = act(z)
+ *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D);  dgamma = sum dz xhat, dbeta = sum dz
+ * mean and rstd = 1 / sqrt(variance + eps) are over the S positions and C / G channels of a group, or over the C
+ * channels of a row; A and D are the means of gamma dz and of gamma dz xhat there.
  *
- * Group norm reads x twice, its gradient x and dy twice; of an image that fits the L2 cache the second reading, which
+ * Group norm reads x twice, its gradient x and dy twice. Of an image that fits the L2 cache the second reading, which
  * runs backwards, is free: a thread does whole images where there are enough of them. The activation costs more than
- * the rest
- * (an exponential and a division) but no memory traffic of its own.
+ * the rest (an exponential and a division) but no memory traffic of its own.
  *
  * Variances are exact to float32 rounding whatever the mean: a chunk of positions (32 KiB, in L1) is read twice, the
  * second time relative to its channel's mean, and the chunks' means and squares are merged in float64 by Chan's formula
@@ -40,11 +37,12 @@ typedef struct group {
     float *out;         /* y or dx */
     float *partial;     /* (B,chunks,2,C): mean and sum of squares about it, or the sums of dz and of dz xhat */
     double *total;      /* (B,2,C): the same over an image */
-    float *channel;     /* (B,4,C): what apply() needs for each channel */
+    float *channel;     /* (B,4,C): mean, scale (forward); mean, rstd and the factors s, t of dx (backward) */
     int act;
     int stream; /* out bypasses the caches */
 } group;
 
+/* Describes a call on x (B,S,C) with mean (B,G). */
 static group group_of(const vx_tensor *x, const vx_tensor *mean)
 {
     group q = {.B = x->shape[0], .S = x->shape[1], .C = x->shape[2], .G = mean->shape[1], .x = vx_f32(x)};
@@ -63,8 +61,8 @@ static void group_scratch(group *q, scratch *memory)
     }
 }
 
-/* Mean and sum of squares about it of each channel, n channels, over `count` positions. The mean is taken again from
- * the residuals, which removes the rounding of the first sum. */
+/* Computes mean, and sum of squares about it, of each channel over `count` positions: `vectors` of channels, n in each.
+ * The mean is taken again from the residuals, which removes the rounding of the first sum. */
 VX_INLINE void moments(int n, int vectors, float *mean, float *squares, const float *x, int64_t count, int64_t C)
 {
     vf m[4], r[4], q[4];
@@ -93,6 +91,7 @@ VX_INLINE void moments(int n, int vectors, float *mean, float *squares, const fl
     }
 }
 
+/* Measures chunk k of image b into partial. */
 static void measure(const group *q, int64_t b, int64_t k)
 {
     const int64_t C = q->C, first = k * q->chunk, count = vx_min64(q->chunk, q->S - first);
@@ -104,8 +103,8 @@ static void measure(const group *q, int64_t b, int64_t k)
     if (c < C) moments((int)(C - c), 1, mean + c, squares + c, x + c, count, C);
 }
 
-/* Statistics of the groups of image b from its chunks. */
-static void measured(const group *q, int64_t b, float eps)
+/* Merges the chunks of image b into the statistics of its groups. */
+static void merge_chunks(const group *q, int64_t b, float eps)
 {
     const int64_t C = q->C, D = C / q->G;
     const float *partial = q->partial + b * q->chunks * 2 * C;
@@ -163,6 +162,7 @@ VX_INLINE void normalize_as(const group *q, int64_t b, int64_t k, int act)
     }
 }
 
+/* Normalizes chunk k of image b. */
 static void normalize(const group *q, int64_t b, int64_t k)
 {
     if (q->act == VX_ACT_SILU) normalize_as(q, b, k, VX_ACT_SILU);
@@ -170,7 +170,8 @@ static void normalize(const group *q, int64_t b, int64_t k)
     else normalize_as(q, b, k, VX_ACT_NONE);
 }
 
-/* A thread for each image, or, where there are too few, for each chunk. It changes who sums, never what. */
+/* Says whether a thread does whole images; where there are too few, it does chunks. That changes who sums, never
+ * what. */
 static int by_image(const group *q)
 {
     const int threads = omp_get_max_threads();
@@ -194,7 +195,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < q.B; b++) {
             for (int64_t k = 0; k < q.chunks; k++) measure(&q, b, k);
-            measured(&q, b, eps);
+            merge_chunks(&q, b, eps);
             for (int64_t k = q.chunks; k-- > 0;) normalize(&q, b, k);
             if (q.stream) vf_stream_end();
         }
@@ -202,7 +203,7 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < q.B * q.chunks; i++) measure(&q, i / q.chunks, i % q.chunks);
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < q.B; b++) measured(&q, b, eps);
+        for (int64_t b = 0; b < q.B; b++) merge_chunks(&q, b, eps);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < q.B * q.chunks; i++) {
             normalize(&q, i / q.chunks, i % q.chunks);
@@ -225,31 +226,32 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
     memset(q.channel, 0, sizeof(float) * (size_t)(4 * C));
     q.x = x, q.mean = mean, q.rstd = rstd, q.gamma = q.channel + 2 * C; /* its factors are not wanted here */
     for (int64_t k = 0; k < q.chunks; k++) measure(&q, 0, k);
-    measured(&q, 0, eps);
+    merge_chunks(&q, 0, eps);
     scratch_free(&memory);
     return VX_OK;
 }
 
 /* -- Group norm: gradient ------------------------------------------------------------------------------------------ */
 
-/* channel (b) holds mean, rstd, and after settle() two of the three factors of dx = p dz - (x - mean) s - t; p is gamma
- * rstd. */
-static void spread(const group *q, int64_t b)
+/* Fills in mean and rstd of image b's channels. dx = p dz - (x - mean) s - t, where p = gamma rstd; settle() adds s and
+ * t. */
+static void load_statistics(const group *q, int64_t b)
 {
     const int64_t C = q->C, D = C / q->G;
     float *mean = q->channel + b * 4 * C, *rstd = mean + C;
     for (int64_t c = 0; c < C; c++) mean[c] = q->mean[b * q->G + c / D], rstd[c] = q->rstd[b * q->G + c / D];
 }
 
-VX_INLINE vf slope_times(int act, vf dy, vf xhat, vf gamma, vf beta)
+/* Returns dz = dy act'(z). */
+VX_INLINE vf gradient_of_z(int act, vf dy, vf xhat, vf gamma, vf beta)
 {
     vf slope;
     activate(act, gamma * xhat + beta, &slope);
     return act == VX_ACT_NONE ? dy : dy * slope;
 }
 
-/* Sums of dz and dz xhat of n channels over one chunk. */
-VX_INLINE void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n, int act)
+/* Sums dz and dz xhat of n channels, from c on, over chunk k of image b into partial. */
+VX_INLINE void sum_channels(const group *q, int64_t b, int64_t k, int64_t c, int n, int act)
 {
     const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     const float *x = q->x + first * C + c, *dy = q->dy + first * C + c, *channel = q->channel + b * 4 * C + c;
@@ -260,7 +262,7 @@ VX_INLINE void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n,
         __builtin_prefetch(x + (i + AHEAD) * C);
         __builtin_prefetch(dy + (i + AHEAD) * C);
         const vf xhat = (vf_load_upto(x + i * C, n) - mean) * rstd,
-                 dz = slope_times(act, vf_load_upto(dy + i * C, n), xhat, gamma, beta);
+                 dz = gradient_of_z(act, vf_load_upto(dy + i * C, n), xhat, gamma, beta);
         s += dz;
         t += dz * xhat;
     }
@@ -269,14 +271,14 @@ VX_INLINE void gather_as(const group *q, int64_t b, int64_t k, int64_t c, int n,
     vf_store_upto(partial + C, t, n);
 }
 
-VX_INLINE void gather(const group *q, int64_t b, int64_t k, int act)
+VX_INLINE void sum_chunk_as(const group *q, int64_t b, int64_t k, int act)
 {
     int64_t c = 0;
-    for (; c + VX_LANES <= q->C; c += VX_LANES) gather_as(q, b, k, c, VX_LANES, act);
-    if (c < q->C) gather_as(q, b, k, c, (int)(q->C - c), act);
+    for (; c + VX_LANES <= q->C; c += VX_LANES) sum_channels(q, b, k, c, VX_LANES, act);
+    if (c < q->C) sum_channels(q, b, k, c, (int)(q->C - c), act);
 }
 
-/* The sums of image b, and the factors s and t of its groups. */
+/* Adds up the sums of image b, and fills in the factors s and t of its groups. */
 static void settle(const group *q, int64_t b)
 {
     const int64_t C = q->C, D = C / q->G;
@@ -296,40 +298,41 @@ static void settle(const group *q, int64_t b)
     }
 }
 
-VX_INLINE void scatter_as(const group *q, int64_t b, int64_t i, int64_t c, int n, int act)
+/* Writes dx of n channels, from c on, of position i of all positions. */
+VX_INLINE void write_channels(const group *q, int64_t b, int64_t i, int64_t c, int n, int act)
 {
     const int64_t C = q->C, at = i * C + c;
     const float *channel = q->channel + b * 4 * C + c;
     const vf away = vf_load_upto(q->x + at, n) - vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n),
              gamma = vf_load_upto(q->gamma + c, n);
-    const vf dz = slope_times(act, vf_load_upto(q->dy + at, n), away * rstd, gamma, vf_load_upto(q->beta + c, n));
+    const vf dz = gradient_of_z(act, vf_load_upto(q->dy + at, n), away * rstd, gamma, vf_load_upto(q->beta + c, n));
     vf_put(q->out + at,
            (gamma * rstd) * dz - (away * vf_load_upto(channel + 2 * C, n) + vf_load_upto(channel + 3 * C, n)), n,
            q->stream);
 }
 
-VX_INLINE void scatter(const group *q, int64_t b, int64_t k, int act)
+VX_INLINE void write_chunk_as(const group *q, int64_t b, int64_t k, int act)
 {
     const int64_t first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
     for (int64_t i = first; i < first + count; i++) {
         int64_t c = 0;
-        for (; c + VX_LANES <= q->C; c += VX_LANES) scatter_as(q, b, i, c, VX_LANES, act);
-        if (c < q->C) scatter_as(q, b, i, c, (int)(q->C - c), act);
+        for (; c + VX_LANES <= q->C; c += VX_LANES) write_channels(q, b, i, c, VX_LANES, act);
+        if (c < q->C) write_channels(q, b, i, c, (int)(q->C - c), act);
     }
 }
 
-static void gather_chunk(const group *q, int64_t b, int64_t k)
+static void sum_chunk(const group *q, int64_t b, int64_t k)
 {
-    if (q->act == VX_ACT_SILU) gather(q, b, k, VX_ACT_SILU);
-    else if (q->act == VX_ACT_GELU) gather(q, b, k, VX_ACT_GELU);
-    else gather(q, b, k, VX_ACT_NONE);
+    if (q->act == VX_ACT_SILU) sum_chunk_as(q, b, k, VX_ACT_SILU);
+    else if (q->act == VX_ACT_GELU) sum_chunk_as(q, b, k, VX_ACT_GELU);
+    else sum_chunk_as(q, b, k, VX_ACT_NONE);
 }
 
-static void scatter_chunk(const group *q, int64_t b, int64_t k)
+static void write_chunk(const group *q, int64_t b, int64_t k)
 {
-    if (q->act == VX_ACT_SILU) scatter(q, b, k, VX_ACT_SILU);
-    else if (q->act == VX_ACT_GELU) scatter(q, b, k, VX_ACT_GELU);
-    else scatter(q, b, k, VX_ACT_NONE);
+    if (q->act == VX_ACT_SILU) write_chunk_as(q, b, k, VX_ACT_SILU);
+    else if (q->act == VX_ACT_GELU) write_chunk_as(q, b, k, VX_ACT_GELU);
+    else write_chunk_as(q, b, k, VX_ACT_NONE);
 }
 
 int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x,
@@ -348,22 +351,22 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     if (whole) {
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < q.B; b++) {
-            spread(&q, b);
-            for (int64_t k = 0; k < q.chunks; k++) gather_chunk(&q, b, k);
+            load_statistics(&q, b);
+            for (int64_t k = 0; k < q.chunks; k++) sum_chunk(&q, b, k);
             settle(&q, b);
-            for (int64_t k = q.chunks; k-- > 0;) scatter_chunk(&q, b, k);
+            for (int64_t k = q.chunks; k-- > 0;) write_chunk(&q, b, k);
             if (q.stream) vf_stream_end();
         }
     } else {
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < q.B; b++) spread(&q, b);
+        for (int64_t b = 0; b < q.B; b++) load_statistics(&q, b);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < q.B * q.chunks; i++) gather_chunk(&q, i / q.chunks, i % q.chunks);
+        for (int64_t i = 0; i < q.B * q.chunks; i++) sum_chunk(&q, i / q.chunks, i % q.chunks);
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < q.B; b++) settle(&q, b);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < q.B * q.chunks; i++) {
-            scatter_chunk(&q, i / q.chunks, i % q.chunks);
+            write_chunk(&q, i / q.chunks, i % q.chunks);
             if (q.stream) vf_stream_end();
         }
     }
@@ -379,7 +382,7 @@ int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
 
 /* -- Layer norm ---------------------------------------------------------------------------------------------------- */
 
-/* Lanes below n. */
+/* Returns a mask of the first n lanes. */
 static inline vi lanes_below(int n)
 {
     vi lane;
@@ -387,7 +390,7 @@ static inline vi lanes_below(int n)
     return lane < n;
 }
 
-/* x - mean, and 0 in the lanes past the row's end. */
+/* Returns x - mean, and 0 in the lanes past the row's end. */
 VX_INLINE vf away(const float *x, vf mean, int n)
 {
     return n == VX_LANES ? vf_load(x) - mean : vf_select(lanes_below(n), vf_load_n(x, n) - mean, vf_zero());

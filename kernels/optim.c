@@ -24,6 +24,7 @@ typedef struct factors {
     vf keep, m_new, v_old, v_new, rescale, eps, rate;
 } factors;
 
+/* Updates one vector of parameters and moments. */
 static inline void update(const factors *f, vf *p, vf *m, vf *v, vf g)
 {
     *m = *m + f->m_new * (g - *m);
@@ -31,7 +32,7 @@ static inline void update(const factors *f, vf *p, vf *m, vf *v, vf g)
     *p = f->keep * *p - (f->rate * *m) / (vf_sqrt(*v) * f->rescale + f->eps);
 }
 
-/* Elements i .. end - 1 of one tensor. The factors come by value, since stores into p, m, v might change others. */
+/* Updates elements i .. end - 1 of one tensor. The factors come by value: stores into p, m, v cannot change them. */
 static void update_range(const factors f, float *p, float *m, float *v, const float *g, int64_t i, int64_t end)
 {
     for (; i + VX_LANES <= end; i += VX_LANES) {
@@ -47,11 +48,11 @@ static void update_range(const factors f, float *p, float *m, float *v, const fl
     }
 }
 
-/* The place in a tensor of n elements where one thread's share ends and the next one's begins: what is nearest to x,
- * which may lie before or behind the tensor. */
+/* Returns where in a tensor of n elements one thread's share ends and the next one's begins: a multiple of CHUNK near
+ * x, which may lie before or behind the tensor. */
 static inline int64_t division(int64_t x, int64_t n) { return vx_max64(0, vx_min64(n, vx_ceil_div(x, CHUNK) * CHUNK)); }
 
-/* p[i], m[i], v[i] updated in place from the gradient g[i] and with decay[i], for all i < count; step counts from 1. */
+/* Updates p[i], m[i], v[i] in place from the gradient g[i], with decay[i], for all i < count. step counts from 1. */
 int VX_CPU(adamw)(vx_tensor *const *p, vx_tensor *const *m, vx_tensor *const *v, vx_tensor *const *g, int count,
                   const float *decay, float lr, float beta1, float beta2, float eps, int64_t step)
 {

@@ -1,5 +1,4 @@
-/* random.c: uniform, normal, dirichlet, permutation. Every number is a function of (seed, stream, index), see
- * core/rng.h.
+/* random.c: uniform, normal, dirichlet, permutation. Every number is a function of (seed, stream, index) (core/rng.h).
  *
  * Memory traffic: 4 bytes written per number; Philox's 10 rounds of two multiplications per four numbers dominate.
  *
@@ -26,10 +25,10 @@ typedef struct shape {
     vf base, scale, least, most;
 } shape;
 
-/* Words become the values of one group in place, still one vector per word. */
+/* Turns words into the values of one group, a vector per word. */
 typedef void transform(const shape *s, const vu word[4], vf value[4]);
 
-/* value[w] lane l -> x[4 l + w], first n of them */
+/* Stores lane l of value[w] in x[4 l + w], the first n of them. */
 static void store_group(float *x, const vf value[4], int64_t n)
 {
     float whole[GROUP];
@@ -50,6 +49,7 @@ static void store_group(float *x, const vf value[4], int64_t n)
     if (n < GROUP) memcpy(x, whole, sizeof(float) * (size_t)n);
 }
 
+/* Fills x with what f makes of the random words. */
 VX_INLINE void generate(vx_tensor *x, uint64_t seed, uint64_t stream, const shape *s, transform *f)
 {
     float *out = vx_f32(x);
@@ -72,7 +72,7 @@ static inline void to_uniform(const shape *s, const vu word[4], vf value[4])
     for (int w = 0; w < 4; w++) value[w] = vf_min(vf_max(s->base + s->scale * vf_unit(word[w]), s->least), s->most);
 }
 
-/* x uniform in the open interval (low, high). */
+/* Fills x with numbers uniform in the open interval (low, high). */
 int VX_CPU(uniform)(vx_tensor *x, uint64_t seed, uint64_t stream, float low, float high)
 {
     float a = nextafterf(low, high), b = nextafterf(high, low);
@@ -83,8 +83,8 @@ int VX_CPU(uniform)(vx_tensor *x, uint64_t seed, uint64_t stream, float low, flo
 
 /* -- normal -------------------------------------------------------------------------------------------------------- */
 
-/* Sine and cosine of 2 pi u, 0 < u < 1, 1 ulp: u is exact to 2^-24, so the distance to the nearest quarter turn is
- * too. */
+/* Computes sine and cosine of 2 pi u, 0 < u < 1, within 1 ulp: u is exact to 2^-24, so the distance to the nearest
+ * quarter turn is too. */
 static inline void sine_cosine_turn(vf u, vf *sine, vf *cosine)
 {
     vi quarter = __builtin_convertvector(4.0f * u + 0.5f, vi);
@@ -113,7 +113,7 @@ static inline void to_normal(const shape *s, const vu word[4], vf value[4])
     }
 }
 
-/* x normal. The largest magnitude that 23 bits can give is 5.77 deviations. */
+/* Fills x with normal numbers. The largest magnitude that 23 bits can give is 5.77 deviations. */
 int VX_CPU(normal)(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, float deviation)
 {
     const shape s = {.base = vf_set1(mean), .scale = vf_set1(deviation)};
@@ -123,12 +123,12 @@ int VX_CPU(normal)(vx_tensor *x, uint64_t seed, uint64_t stream, float mean, flo
 
 /* -- dirichlet ----------------------------------------------------------------------------------------------------- */
 
-/* The centres of 2^32 equal cells of (0, 1). */
+/* Returns the centre of one of 2^32 equal cells of (0, 1). */
 static inline double fine_unit(uint32_t word) { return (word + 0.5) * 0x1p-32; }
 
-/* ln of a gamma variable of shape alpha [Marsaglia and Tsang 2000, "A simple method for generating gamma variables"].
- * Below 1 it is a variable of shape alpha + 1 times u^(1 / alpha), which in floating point would be 0 for most u where
- * alpha is small: only its logarithm is formed. */
+/* Draws ln of a gamma variable of shape alpha [Marsaglia and Tsang 2000, "A simple method for generating gamma
+ * variables"]. Below 1 it is a variable of shape alpha + 1 times u^(1 / alpha), which in floating point would be 0 for
+ * most u where alpha is small: only its logarithm is formed. */
 static double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t element, double alpha)
 {
     const double d = (alpha < 1 ? alpha + 1 : alpha) - 1. / 3, c = 1 / sqrt(9 * d);
@@ -145,7 +145,7 @@ static double log_gamma_variable(uint64_t seed, uint64_t stream, uint64_t elemen
     }
 }
 
-/* p[n] a draw from Dirichlet(alpha[n]), or its logarithm: gamma variables over their sum, in logarithms until the end,
+/* Draws p[n] from Dirichlet(alpha[n]), or its logarithm: gamma variables over their sum, in logarithms until the end,
  * so that a row sums to 1 however small alpha is. */
 int VX_CPU(dirichlet)(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t stream, int log_wanted)
 {
@@ -179,8 +179,8 @@ int VX_CPU(dirichlet)(vx_tensor *p, vx_tensor *alpha, uint64_t seed, uint64_t st
 
 /* -- permutation --------------------------------------------------------------------------------------------------- */
 
-/* x a random order of 0 .. N-1. Three stable passes of a radix sort, 11 bits each, over (key, index) packed in 64 bits:
- * O(N), 16 N bytes of working space. */
+/* Fills x with 0 .. N-1 in a random order. Three stable passes of a radix sort, 11 bits each, over (key, index) packed
+ * in 64 bits: O(N), 16 N bytes of working space. */
 int VX_CPU(permutation)(vx_tensor *x, uint64_t seed, uint64_t stream)
 {
     enum { BITS = 11, BUCKETS = 1 << BITS, PASSES = 3 };

@@ -4,9 +4,8 @@
  *
  * Order of a sum, a function of the sizes alone. A float32 chain is never longer than 8 additions and the few that join
  * the lanes' registers; from there on everything is added in double:
- *   inner dimension reduced    four vector accumulators over blocks of 32 vectors, whose sum goes into a vector of
- *   doubles;
- *                              a row of one block or less stays in float32
+ * inner dimension reduced    four vector accumulators over runs of 32 vectors, whose sum goes into a vector of doubles;
+ *                              a row of one run or less stays in float32
  *   inner dimension kept       eight rows at a time as a tree, into one double per column
  * Both cut the elements of one result into parts of a fixed length. Threads take parts; the parts' doubles are added in
  * ascending order. The relative error of a sum of positive numbers is then about 1e-7 at any length.
@@ -31,7 +30,7 @@ typedef double vd_unaligned __attribute__((vector_size(VX_LANES * 8), aligned(8)
 
 /* -- Elements and accumulators ------------------------------------------------------------------------------------- */
 
-/* kind is VX_REDUCE_SUM, _MAX or _MIN, a constant wherever these are inlined */
+/* kind is VX_REDUCE_SUM, _MAX or _MIN, a constant wherever these are inlined. */
 
 VX_INLINE double neutral(int kind)
 {
@@ -59,7 +58,7 @@ VX_INLINE vd join_vd(int kind, vd a, vd b)
     return (vd)(((vl)b & take) | ((vl)a & ~take));
 }
 
-/* All lanes joined, as a tree: halves, quarters, ... pairs. */
+/* Joins all lanes, as a tree: halves, quarters, ... two. */
 VX_INLINE double vd_fold(int kind, vd x)
 {
     double t[VX_LANES];
@@ -91,7 +90,7 @@ VX_INLINE float vf_fold(int kind, vf x)
     return x[0];
 }
 
-/* Lanes 0 .. n-1 from p, `step` elements apart; step is the constant 1 in the fast copies of the loops. */
+/* Loads lanes 0 .. n - 1 from p, `step` elements apart. step is the constant 1 in the fast copies of the loops. */
 VX_INLINE vf load(const float *p, int64_t step, int n)
 {
     if (step == 1) return n == VX_LANES ? vf_load(p) : vf_load_n(p, n);
@@ -100,7 +99,7 @@ VX_INLINE vf load(const float *p, int64_t step, int n)
     return x;
 }
 
-/* The same with the neutral element in the lanes beyond n. */
+/* Loads lanes 0 .. n - 1 likewise, and the neutral element into the others. */
 VX_INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
 {
     vf x = load(p, step, n);
@@ -112,7 +111,7 @@ VX_INLINE vf load_or_neutral(int kind, const float *p, int64_t step, int n)
 
 /* -- Long rows ----------------------------------------------------------------------------------------------------- */
 
-/* x[0], x[step], ... x[(n - 1) step] joined lane by lane; n <= FLOAT_RUN */
+/* Joins x[0], x[step], ... x[(n - 1) step] lane by lane; n <= FLOAT_RUN. */
 VX_INLINE vf float_run(int kind, int64_t step, const float *x, int64_t n)
 {
     const vf none = vf_set1((float)neutral(kind));
@@ -130,7 +129,7 @@ VX_INLINE vf float_run(int kind, int64_t step, const float *x, int64_t n)
     return join_vf(kind, join_vf(kind, s0, s1), join_vf(kind, s2, s3));
 }
 
-/* acc joined with n elements */
+/* Joins acc with n elements, run by run. */
 VX_INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i += FLOAT_RUN)
@@ -138,7 +137,7 @@ VX_INLINE vd row_into(int kind, int64_t step, vd acc, const float *x, int64_t n)
     return acc;
 }
 
-/* One short row, n <= FLOAT_RUN: the lanes are joined in float32 too. */
+/* Joins one short row, n <= FLOAT_RUN, all in float32. */
 VX_INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
 {
     if (n > 4) return vf_fold(kind, float_run(kind, step, x, n));
@@ -149,7 +148,7 @@ VX_INLINE double short_row(int kind, int64_t step, const float *x, int64_t n)
 
 /* -- Kept columns -------------------------------------------------------------------------------------------------- */
 
-/* sum[0 .. width-1], in doubles and padded to whole vectors, joined with `count` rows of `width` columns. */
+/* Joins sum (width), doubles with room for whole vectors, with `count` rows of `width` columns. */
 VX_INLINE void columns_into(int kind, int64_t step, double *sum, const float *const *row, int count, int64_t width)
 {
     for (int64_t c = 0; c < width; c += VX_LANES) {
@@ -171,7 +170,7 @@ VX_INLINE void columns_into(int kind, int64_t step, double *sum, const float *co
 
 /* -- reduce -------------------------------------------------------------------------------------------------------- */
 
-/* Offset of the i-th of count elements under the strides `stride` (d->x or d->y). */
+/* Returns the offset of the i-th of d's elements; stride is d->x or d->y. */
 static int64_t dims_offset(const dims *d, const int64_t *stride, int64_t i)
 {
     int64_t offset = 0;
@@ -182,7 +181,7 @@ static int64_t dims_offset(const dims *d, const int64_t *stride, int64_t i)
     return d->n ? offset + i * stride[0] : 0;
 }
 
-/* What reduce works on: the innermost dimension, and the kept and the reduced ones around it. */
+/* One call: the innermost dimension, and the kept and the reduced ones around it. */
 typedef struct plan {
     dims kept, reduced;
     bool inner_kept;
@@ -194,7 +193,8 @@ typedef struct plan {
     double *partial; /* (kept, parts) or (kept, parts, n), where parts > 1 */
 } plan;
 
-/* Part `part` of kept row k; inner dimension reduced. Pieces are rows, or stretches of PART elements of longer rows. */
+/* Joins part `part` of kept row k, where the inner dimension is reduced. A part is made of pieces: whole rows, or
+ * stretches of PART elements of longer rows. */
 VX_INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t k, int64_t part)
 {
     const float *x = p->x + dims_offset(&p->kept, p->kept.x, k);
@@ -208,6 +208,7 @@ VX_INLINE double reduce_row_part(int kind, int64_t step, const plan *p, int64_t 
     return vd_fold(kind, acc);
 }
 
+/* Reduces where the inner dimension is reduced. */
 VX_INLINE void reduce_rows(int kind, int64_t step, const plan *p)
 {
     int64_t units = p->kept.count * p->parts, work = p->kept.count * p->reduced.count * p->n;
@@ -233,9 +234,10 @@ VX_INLINE void reduce_rows(int kind, int64_t step, const plan *p)
     }
 }
 
-/* Rows of a part where columns are kept, a multiple of GROUP. */
+/* Returns the rows of a part where columns are kept, a multiple of GROUP. */
 static int64_t rows_of_part(int64_t n) { return vx_max64(1, COLUMN_PART / vx_min64(n, WIDTH) / GROUP) * GROUP; }
 
+/* Reduces where the inner dimension is kept. */
 VX_INLINE void reduce_columns(int kind, int64_t step, const plan *p)
 {
     int64_t cuts = vx_ceil_div(p->n, WIDTH), rows = rows_of_part(p->n), units = p->kept.count * p->parts * cuts;
@@ -299,6 +301,7 @@ VX_INLINE void reduce_kind(int kind, const plan *p)
     }
 }
 
+/* Fills in the dimensions. */
 static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
 {
     dims inner;
@@ -306,8 +309,8 @@ static void plan_make(plan *p, const vx_tensor *y, const vx_tensor *x)
     p->n = inner.size[0], p->x_step = inner.x[0], p->y_step = inner.y[0];
 }
 
-/* y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384 elements, or
- * per 64 elements and more where columns are kept. */
+/* Computes y = sum, mean, max or min of x over the dimensions where y has size 1. Working space: 8 bytes per 16384
+ * elements, or per 64 elements and more where columns are kept. */
 int VX_CPU(reduce)(vx_tensor *y, vx_tensor *x, int kind)
 {
     if (check_reduce(y, x, kind)) return VX_EINVAL;

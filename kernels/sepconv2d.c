@@ -47,9 +47,11 @@ typedef struct sepconv2d {
     float *y, *mean, *rstd, *dx;
     int64_t block, band, bands; /* d rows of a block and of a band, bands of an image */
     int64_t ring, dd_ring;      /* rows of n and of dd that are kept */
-    float *w, *v; /* weights: w (3,3,pitch); v forward panels of vT (C, columns of a panel), backward (O,Cp) */
+    float *w;                   /* (3,3,pitch) */
+    float *v;                   /* forward vT, GEMM_COLUMNS of it at a time (C, columns); backward (O,Cp) */
 } sepconv2d;
 
+/* Fills in s from what both directions are given; y stands for dy as well. Checks it. */
 static int describe(sepconv2d *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma,
                     const vx_tensor *beta, const vx_tensor *mean, const vx_tensor *rstd)
 {
@@ -71,7 +73,7 @@ static int describe(sepconv2d *s, const char *op, const vx_tensor *x, const vx_t
     return VX_OK;
 }
 
-/* to (rows,Cp) = from (rows,C), filled up with zeros */
+/* Copies from (rows,C) to (rows,Cp), filled up with zeros. */
 static void pad_rows(float *to, const float *from, int64_t rows, int64_t C, int64_t Cp)
 {
     for (int64_t r = 0; r < rows; r++) {
@@ -104,6 +106,7 @@ static void carve_space(scratch *memory, const sepconv2d *s, space *at, int back
     at->channel = carve_f32(memory, 4 * s->Cp);
 }
 
+/* Fills in `channel` for image b. */
 static void load_channels(const sepconv2d *s, int64_t b, const space *at)
 {
     float *mean = at->channel, *rstd = mean + s->Cp, *scale = rstd + s->Cp, *beta = scale + s->Cp;
@@ -114,7 +117,8 @@ static void load_channels(const sepconv2d *s, int64_t b, const space *at)
     }
 }
 
-/* `count` vectors of a pixel's channels, the last of `lanes` channels, of n, and of slope where that is wanted. */
+/* Makes `count` vectors of a pixel's channels of n, and of slope where that is wanted; the last has `lanes`
+ * channels. */
 VX_INLINE void make_vectors(const sepconv2d *s, const int count, int lanes, float *n, float *slopes, const float *x,
                             const float *mean, const int norm, const int act, const int with_slope)
 {
@@ -135,7 +139,7 @@ VX_INLINE void make_vectors(const sepconv2d *s, const int count, int lanes, floa
     }
 }
 
-/* Row i of n, and of slope where that is wanted, from image b. */
+/* Makes row i of n, and of slope where that is wanted, from image b. */
 VX_INLINE void make_row_as(const sepconv2d *s, int64_t b, int64_t i, const space *at, const int norm, const int act,
                            const int with_slope)
 {
@@ -152,6 +156,7 @@ VX_INLINE void make_row_as(const sepconv2d *s, int64_t b, int64_t i, const space
     }
 }
 
+/* Makes row i of n by the copy for this call's norm and activation. */
 static void make_row(const sepconv2d *s, int64_t b, int64_t i, const space *at, int with_slope)
 {
     if (!s->norm) make_row_as(s, b, i, at, 0, VX_ACT_NONE, 0);
@@ -161,13 +166,14 @@ static void make_row(const sepconv2d *s, int64_t b, int64_t i, const space *at, 
     else make_row_as(s, b, i, at, 1, VX_ACT_NONE, with_slope);
 }
 
-/* Row r of u: a row of zeros off the image. */
+/* Returns row r of u; off the image a row of zeros. */
 static const float *u_row(const sepconv2d *s, const space *at, int64_t r)
 {
     return r < 0 || r >= s->H * s->up ? at->zeros : at->n + r / s->up % s->ring * s->W * s->up * s->pitch;
 }
 
-/* d rows first .. end - 1 into at->d. Rows of n before `made` are there; returns how many are then. */
+/* Makes d rows first .. end - 1 in at->d. Rows of n before `made` are there already. Returns how many are there
+ * then. */
 static int64_t make_block(const sepconv2d *s, int64_t b, int64_t first, int64_t end, int64_t made, const space *at,
                           int with_slope)
 {
@@ -185,9 +191,10 @@ static int64_t make_block(const sepconv2d *s, int64_t b, int64_t first, int64_t 
     return made;
 }
 
-/* First row of n under d row p. */
+/* Returns the first row of n under d row p. */
 static int64_t first_n(const sepconv2d *s, int64_t p) { return vx_max64(p * s->stride - 1, 0) / s->up; }
 
+/* Makes d rows first .. end - 1 of image b, and y of them. */
 static void forward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const space *at)
 {
     int64_t made = first_n(s, first);
@@ -282,6 +289,7 @@ typedef struct bands {
     int64_t tasks, each;
 } bands;
 
+/* Hands out the sums of all bands. */
 static void carve_bands(scratch *memory, const sepconv2d *s, bands *all)
 {
     all->tasks = s->B * s->bands;
@@ -290,19 +298,21 @@ static void carve_bands(scratch *memory, const sepconv2d *s, bands *all)
     all->dz = carve_f64(memory, all->tasks * 2 * s->Cp);
 }
 
+/* Returns the sums of one band. */
 static sums band_sums(const sepconv2d *s, const bands *all, int64_t task)
 {
     float *dw = all->floats + task * all->each, *dv = dw + 10 * s->pitch;
     return (sums){dw, dv, dv + s->O * s->Cp, all->dz + task * 2 * s->Cp};
 }
 
+/* Returns row p of dd, which the ring counts from d row `start`; off the image a row of zeros. */
 static const float *dd_row(const sepconv2d *s, const space *at, int64_t p, int64_t start)
 {
     return p < 0 || p >= s->P ? at->zeros : at->dd + (p - start) % s->dd_ring * s->Q * s->pitch;
 }
 
-/* Rows first .. end - 1 of du into at->du; under stride 2 first is even. start: the d row that the ring of dd counts
- * from. */
+/* Makes rows first .. end - 1 of du in at->du; under stride 2 first is even. start: the d row that the ring of dd
+ * counts from. */
 static void make_du(const sepconv2d *s, int64_t first, int64_t end, int64_t start, const space *at)
 {
     const int64_t Cp = s->Cp, pitch = s->pitch, W = s->W * s->up, row = W * pitch;
@@ -321,8 +331,8 @@ static void make_du(const sepconv2d *s, int64_t first, int64_t end, int64_t star
         }
 }
 
-/* Channels c .. of row i of dx, `count` vectors, n channels of the last, from the row (or two rows) of du over it: dz =
- * dn slope where there is a norm, whose sums are added to `total`, else dn + addend. */
+/* Writes `count` vectors of row i of dx, from channel c on, n channels of the last, from the row (or two rows) of du
+ * over it: dz = dn slope where there is a norm, whose sums are added to `total`, else dn + addend. */
 VX_INLINE void finish_vectors(const sepconv2d *s, int64_t b, int64_t i, const float *du, const space *at, double *total,
                               int64_t c, const int count, const int n, const int norm, const int up)
 {
@@ -362,6 +372,7 @@ VX_INLINE void finish_row_as(const sepconv2d *s, int64_t b, int64_t i, const flo
     if (c < s->C) finish_vectors(s, b, i, du, at, total, c, 1, (int)(s->C - c), norm, up);
 }
 
+/* Writes row i of dx by the copy for this call. */
 static void finish_row(const sepconv2d *s, int64_t b, int64_t i, const float *du, const space *at, double *total)
 {
     if (s->norm && s->up == 1) finish_row_as(s, b, i, du, at, total, 1, 1);
@@ -370,7 +381,7 @@ static void finish_row(const sepconv2d *s, int64_t b, int64_t i, const float *du
     else finish_row_as(s, b, i, du, at, total, 0, 2);
 }
 
-/* Own d rows first .. end - 1 of a block, whose dd is there: gradients of w and v. */
+/* Adds to the gradients of w, v and bias what d rows first .. end - 1, whose dd is there, bring. */
 static void weight_gradients(const sepconv2d *s, int64_t b, int64_t first, int64_t end, int64_t start, const space *at,
                              const sums *g)
 {
@@ -399,6 +410,7 @@ static void weight_gradients(const sepconv2d *s, int64_t b, int64_t first, int64
     }
 }
 
+/* Moves down d rows first .. end - 1 of image b: dx (or dz) of its rows, and the band's sums g. */
 static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const space *at, const sums *g)
 {
     const int64_t W = s->W * s->up, unit = s->stride == 2 || s->up == 2 ? 2 : 1; /* rows of du that are made together */
@@ -409,7 +421,7 @@ static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t 
     for (int64_t p = start; p < stop; p += s->block) {
         const int64_t next = vx_min64(p + s->block, stop), own = vx_max64(p, first), own_end = vx_min64(next, end);
         const float *dy = s->dy + (b * s->P + p) * s->Q * s->O;
-        /* The first product of a block brings dy along; the next two bring the rows of x and dx that the block comes
+        /* The first product of a block prefetches dy; the next two prefetch the rows of x and dx that the block comes
          * to. */
         const float *fetch[3] = {0, s->x + (b * s->H + made) * s->W * s->C,
                                  s->dx + (b * s->H + done / s->up) * s->W * s->C};
@@ -432,7 +444,7 @@ static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t 
             made = make_block(s, b, own, own_end, made, at, s->norm);
             weight_gradients(s, b, own, own_end, start, at, g);
         }
-        /* the rows of du that the rows of dd before `next` make complete */
+        /* The rows of du that the rows of dd before `next` complete. */
         int64_t complete = next == s->P ? last : vx_min64(last, s->stride == 1 ? next - 1 : 2 * next - 2) / unit * unit;
         if (done >= complete) continue;
         make_du(s, done, complete, start, at);
@@ -442,8 +454,8 @@ static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t 
     }
 }
 
-/* What of the sums of dz the last pass needs for each channel: (2,C) the factors of x - mean and of 1. totals: image
- * b's bands'. */
+/* Makes the second half of group norm's gradient: from total (2,Cp), sums of dz and dz (x - mean) over image b, the
+ * factors (2,Cp) of dx = scale dz - (x - mean) factor[0] - factor[1]. */
 static void settle(const sepconv2d *s, int64_t b, const double *total, float *factor)
 {
     const int64_t D = s->C / s->G;
@@ -457,8 +469,8 @@ static void settle(const sepconv2d *s, int64_t b, const double *total, float *fa
     }
 }
 
-/* The last pass over rows first .. end - 1 of image b: dx = scale dz - (x - mean) factor - factor' + addend, in place,
- * the last rows, which are in the cache, first. */
+/* Turns dz into dx = scale dz - (x - mean) factor[0] - factor[1] + addend, in place, in rows first .. end - 1 of image
+ * b; the last rows, which are in the cache, first. */
 VX_INLINE void finish_norm_as(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const float *factor,
                               const space *at, const int add)
 {
@@ -478,13 +490,14 @@ VX_INLINE void finish_norm_as(const sepconv2d *s, int64_t b, int64_t first, int6
     }
 }
 
+/* Turns dz into dx by the copy for this call. */
 static void finish_norm(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const float *factor, const space *at)
 {
     if (s->addend) finish_norm_as(s, b, first, end, factor, at, 1);
     else finish_norm_as(s, b, first, end, factor, at, 0);
 }
 
-/* The last pass over band k of image b, whose sums are complete. */
+/* Turns dz of band k of image b into dx; the sums of all its bands are complete. */
 static void finish_band(const sepconv2d *s, int64_t b, int64_t k, const bands *all, const space *at)
 {
     double total[2 * s->Cp];

@@ -14,6 +14,7 @@
 #define FLOAT_RUN (32 * VX_LANES) /* elements summed in four float32 vectors before their sum goes into a double */
 #define SERIAL 8192               /* below this many elements a second thread costs more than it brings */
 
+/* Returns the largest of n elements; NaN does not count. */
 static float row_maximum(const float *x, int64_t n)
 {
     vf top = vf_set1(-INFINITY);
@@ -24,6 +25,7 @@ static float row_maximum(const float *x, int64_t n)
     return m;
 }
 
+/* Returns a mask of the first n lanes. */
 static inline vi first_lanes(int n)
 {
     vi lane;
@@ -31,7 +33,7 @@ static inline vi first_lanes(int n)
     return lane < n;
 }
 
-/* Sum of e^(x - top); the terms go to y unless it is NULL. */
+/* Returns the sum of e^(x - top). The terms go to y unless it is NULL. */
 VX_INLINE double exponentials(float *y, const float *x, float top, int64_t n)
 {
     double total = 0;
@@ -55,7 +57,7 @@ VX_INLINE double exponentials(float *y, const float *x, float top, int64_t n)
     return total;
 }
 
-/* y = softmax(x) per row, its logarithm where log is 1. y may not be x. */
+/* Computes y = softmax(x) per row of (N,C), its logarithm where log is 1. y may not be x. */
 int VX_CPU(softmax)(vx_tensor *y, vx_tensor *x, int log)
 {
     int64_t rows = x->shape[0], n = x->shape[1];
@@ -80,7 +82,7 @@ int VX_CPU(softmax)(vx_tensor *y, vx_tensor *x, int log)
     return VX_OK;
 }
 
-/* Sum of a b, or of a where b is NULL. */
+/* Returns the sum of a b, or of a where b is NULL. */
 VX_INLINE double dot(const float *a, const float *b, int64_t n)
 {
     double total = 0;
@@ -102,7 +104,7 @@ VX_INLINE double dot(const float *a, const float *b, int64_t n)
     return total;
 }
 
-/* dx from dy and the output y of softmax, or of its logarithm where log is 1. */
+/* Computes dx from dy and the output y of softmax, or of its logarithm where log is 1. */
 int VX_CPU(softmax_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *y, int log)
 {
     int64_t rows = y->shape[0], n = y->shape[1];

@@ -7,6 +7,7 @@
 
 #define SERIAL 20000 /* below this many outputs a second thread costs more than it brings */
 
+/* Copies each pixel of x (B,H,W,C) to four of y (B,2H,2W,C). */
 int VX_CPU(upsample2x)(vx_tensor *y, vx_tensor *x)
 {
     const int64_t rows = x->shape[0] * x->shape[1], W = x->shape[2], C = x->shape[3];
@@ -32,6 +33,7 @@ int VX_CPU(upsample2x)(vx_tensor *y, vx_tensor *x)
     return VX_OK;
 }
 
+/* Adds the four pixels of dy (B,2H,2W,C) over each of dx (B,H,W,C). */
 int VX_CPU(upsample2x_backward)(vx_tensor *dx, vx_tensor *dy)
 {
     const int64_t rows = dx->shape[0] * dx->shape[1], W = dx->shape[2], C = dx->shape[3];

@@ -1,7 +1,6 @@
-/* cpu.h: frame of the CPU kernels. Every file in kernels/ is compiled once per SIMD variant (portable, avx2, avx512,
- * avx512bf16) with VX_VARIANT set; VX_CPU(name) gives each copy its own names, and vx_cpu_backend()
- * (kernels/cpu/variants.c) chooses one table at run time. A kernel is therefore plain C with simd.h's vectors: no
- * run-time dispatch inside.
+/* cpu.h: frame of the CPU kernels. Every file in kernels/ is compiled once per SIMD variant (variants.def), its name in
+ * VX_VARIANT; VX_CPU(name) gives each copy its own names, and vx_cpu_backend() (variants.c) chooses one table at run
+ * time. A kernel is therefore plain C with simd.h's vectors: no run-time dispatch inside.
  *
  * Determinism: the result may not depend on the number of threads. Reductions are cut into a number of parts that
  * depends on the sizes only, each part is summed in order, and the parts are added in order.

@@ -1,10 +1,11 @@
-/* depthwise.h: a depthwise 3x3 convolution and its gradients, one row of the image at a time. depthwise.c makes the ops
- * of them, for whole tensors; sepconv2d.c calls them on rows it has in cache.
+/* depthwise_rows.h: a depthwise 3x3 convolution and its gradients, one row of the image at a time. depthwise_conv2d.c
+ * makes the ops of them, for whole tensors; sepconv2d.c calls them on rows it has in cache.
  *
  * A vector of channels keeps its nine weights in registers and walks along the row, each pixel loaded once for all
  * outputs it touches: the partial sums of three columns travel along. row[i] is the input row under the i-th row of
  * taps; a row off the image is a row of zeros. C is the distance of two pixels and of two taps, `channels` of which are
- * used. stream: outputs bypass the caches (vf_streams). */
+ * used. stream: outputs bypass the caches (vf_streams).
+ */
 #ifndef VX_DEPTHWISE_H
 #define VX_DEPTHWISE_H
 
@@ -23,7 +24,7 @@ enum {
 #define BAND 2
 #endif
 
-/* T output rows of width W, n channels; row[0 .. T + 1] are the input rows around them (a row of zeros off the image).
+/* Computes T output rows of width W, n channels; row[0 .. T + 1] are the input rows around them (zeros off the image).
  * The pixel at column j ends output j - 1, continues output j and begins output j + 1. */
 VX_INLINE void depthwise_walk(const int T, int n, float *y, const float *const *row, const float *w, const float *bias,
                               int64_t W, int64_t C, int flip, int stream)
@@ -51,7 +52,8 @@ VX_INLINE void depthwise_walk(const int T, int n, float *y, const float *const *
     for (int t = 0; t < T; t++) vf_put(y + (t * W + W - 1) * C, first[t], n, stream);
 }
 
-/* y (rows,W,C), rows <= BAND, from the rows + 2 rows around them; flip turns w by 180 degrees: the gradient of x. */
+/* Computes y (rows,W,C), rows <= BAND, from the rows + 2 rows around them. flip turns w by 180 degrees: the gradient of
+ * x. */
 static inline void depthwise_band(int rows, float *y, const float *const *row, const float *w, const float *bias,
                                   int64_t W, int64_t channels, int64_t C, int flip, int stream)
 {
@@ -71,8 +73,8 @@ static inline void depthwise_band(int rows, float *y, const float *const *row, c
 
 /* -- Stride 2 ------------------------------------------------------------------------------------------------------ */
 
-/* One output row of Q pixels. Columns 2q - 1, 2q, 2q + 1 meet the three taps; the last serves the next pixel as its
- * first. */
+/* Computes one output row of Q pixels, n channels. Columns 2q - 1, 2q, 2q + 1 meet the three taps; the last serves the
+ * next pixel as its first. */
 VX_INLINE void depthwise_walk2(int n, float *y, const float *const *row, const float *w, const float *bias, int64_t W,
                                int64_t Q, int64_t C, int stream)
 {
@@ -97,6 +99,7 @@ VX_INLINE void depthwise_walk2(int n, float *y, const float *const *row, const f
     }
 }
 
+/* Computes one output row of Q pixels. */
 static inline void depthwise_row2(float *y, const float *const *row, const float *w, const float *bias, int64_t W,
                                   int64_t Q, int64_t channels, int64_t C, int stream)
 {
@@ -108,8 +111,9 @@ static inline void depthwise_row2(float *y, const float *const *row, const float
     }
 }
 
-/* Rows 2p and 2p + 1 of dx from rows p and p + 1 of dy (the second a row of zeros below the image; dx's second row may
- * be off the image, NULL then). An even row or column meets the middle tap only, an odd one the outer two. */
+/* Computes rows 2p and 2p + 1 of dx, n channels, from rows p and p + 1 of dy (the second a row of zeros below the
+ * image; dx's second row may be off the image, NULL then). An even row or column meets the middle tap only, an odd one
+ * the outer two. */
 VX_INLINE void depthwise_walk2_input(int n, float *even, float *odd, const float *dy, const float *below,
                                      const float *w, int64_t W, int64_t Q, int64_t C, int stream)
 {
@@ -130,6 +134,7 @@ VX_INLINE void depthwise_walk2_input(int n, float *even, float *odd, const float
     }
 }
 
+/* Computes rows 2p and 2p + 1 of dx. */
 static inline void depthwise_input2(float *even, float *odd, const float *dy, const float *below, const float *w,
                                     int64_t W, int64_t Q, int64_t channels, int64_t C, int stream)
 {
@@ -144,7 +149,7 @@ static inline void depthwise_input2(float *even, float *odd, const float *dy, co
 
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
 
-/* Adds one row of dy against its three rows of x to sum[0 .. 8] (taps) and sum[9] (bias), C apart. */
+/* Adds one row of dy against its three rows of x, n channels, to sum[0 .. 8] (taps) and sum[9] (bias), C apart. */
 VX_INLINE void depthwise_walk_weight(int n, float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q,
                                      int64_t C)
 {
@@ -193,6 +198,7 @@ VX_INLINE void depthwise_walk2_weight(int n, float *sum, const float *const *row
     for (int i = 0; i < 10; i++) vf_store_upto(sum + i * C, vf_load_upto(sum + i * C, n) + k[i], n);
 }
 
+/* Adds one row of dy against its three rows of x to sum (10,C), stride 1 or 2. */
 static inline void depthwise_weight_row(float *sum, const float *const *row, const float *dy, int64_t W, int64_t Q,
                                         int64_t channels, int64_t C, int stride)
 {

@@ -1,5 +1,5 @@
-/* gemm_tile.h: the register tile that gemm.c provides and conv2d.c shares: a panel of a matrix product, at most
- * GEMM_COLUMNS columns wide, over any number of rows.
+/* gemm_tile.h: products in register tiles, which gemm.c provides and the convolutions share: at most GEMM_COLUMNS
+ * columns of a matrix product, over any number of rows.
  *
  *   c[r][j] = alpha sum_s sum_p a[s][r row_stride + p k_stride] b[s][p b_stride + j]  + beta c[r][j] + bias[j]
  *
@@ -20,6 +20,7 @@
 #endif
 #define GEMM_COLUMNS (GEMM_VECTORS * VX_LANES)
 
+/* One product, in the letters of the banner. */
 typedef struct gemm_product {
     int segments; /* 1 .. 3 */
     int64_t k;    /* of each segment */
@@ -33,19 +34,20 @@ typedef struct gemm_product {
     const float *addend; /* what beta multiplies, laid out as c; NULL: c itself */
     const float *bias;   /* may be NULL */
     int stream;          /* store past the caches (vf_streams); beta is 0 then */
-    int in_l2;           /* 1: a, transposed, and b are in L2 already */
-    const float
-        *fetch; /* a as stored: what to bring into the caches meanwhile, rows k floats of it; NULL: a's own next rows */
+    int in_l2;           /* 1: both operands are in L2 (a is read transposed): skip the prefetch */
+    /* Where a is read as stored: memory to bring into the caches meanwhile, k floats for each of the rows; NULL: a's
+     * own next rows. */
+    const float *fetch;
 } gemm_product;
 
-/* rows >= 0, 1 <= columns <= GEMM_COLUMNS */
+/* Computes `rows` rows, any number, of columns <= GEMM_COLUMNS columns. */
 void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns);
 
-/* Vectors of a panel that columns columns need. */
+/* Returns the vectors that so many columns need, GEMM_VECTORS at most. */
 static inline int gemm_vectors(int64_t columns) { return (int)vx_ceil_div(vx_min64(columns, GEMM_COLUMNS), VX_LANES); }
 
-/* packed[p][j] = b[p k_stride + j column_stride], columns padded with zeros to whole vectors; returns packed's row
- * length. */
+/* Packs packed[p][j] = b[p k_stride + j column_stride] for p < k, columns filled up with zeros to whole vectors.
+ * Returns packed's row length. */
 int64_t VX_CPU(gemm_pack)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,
                           int64_t column_stride);
 

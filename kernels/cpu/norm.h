@@ -6,13 +6,13 @@
 #include "shared/special.h"
 #include "simd.h"
 
-/* mean and rstd (G) of x (S,C); VX_ENOMEM. The same bits as the op group_norm. */
+/* Computes mean and rstd (G) of x (S,C), with the bits of the op group_norm; VX_ENOMEM. */
 int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps);
 
 /* -- Activations --------------------------------------------------------------------------------------------------- */
 
-/* s[i] = 1 / (1 + e^-z[i]) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8 and
- * less.) */
+/* Computes s[i] = 1 / (1 + e^-z[i]) to 1e-7 of 1. (Below z = -20 it loses relative accuracy, where z times it is 4e-8
+ * and less.) */
 VX_INLINE void sigmoids(const int count, vf *s, const vf *z)
 {
 #pragma GCC unroll 4
@@ -22,8 +22,8 @@ VX_INLINE void sigmoids(const int count, vf *s, const vf *z)
     for (int i = 0; i < count; i++) s[i] = vf_reciprocal(1.0f + s[i]);
 }
 
-/* Distribution function of a standard normal, and bell = e^(-z^2/2). A tail without
- * cancellation, and the slope gets its density for nothing. */
+/* Returns the distribution function of a standard normal, and bell = e^(-z^2/2). The tail does not cancel, and the
+ * slope gets its density for nothing. */
 static inline vf normal_cdf(vf z, vf *bell)
 {
     const vf a = vf_min(vf_set1(14.0f), vf_abs(z)), t = vf_reciprocal(1.0f + 0.26f * a);
@@ -32,7 +32,7 @@ static inline vf normal_cdf(vf z, vf *bell)
     return vf_select(z < 0.0f, tail, 1.0f - tail);
 }
 
-/* z[i] = the activation of z[i], and its slope there, for count (a constant, 4 at most) vectors. */
+/* Replaces z[i] by its activation, and gives the slope there, for count (a constant, 4 at most) vectors. */
 VX_INLINE void activate_many(const int count, int act, vf *z, vf *slope)
 {
     if (act == VX_ACT_SILU) {
@@ -55,6 +55,7 @@ VX_INLINE void activate_many(const int count, int act, vf *z, vf *slope)
         }
 }
 
+/* Returns the activation of z, and its slope there. */
 VX_INLINE vf activate(int act, vf z, vf *slope)
 {
     activate_many(1, act, &z, slope);

@@ -6,6 +6,7 @@
 #include "shared/constants.h"
 #include "simd.h"
 
+/* Returns <a, b> of D elements. */
 static inline float dot(const float *a, const float *b, int64_t D)
 {
     vf sum = vf_zero();
@@ -14,7 +15,8 @@ static inline float dot(const float *a, const float *b, int64_t D)
     return vf_sum(sum + vf_load_n(a + d, (int)(D - d)) * vf_load_n(b + d, (int)(D - d)));
 }
 
-/* |x| of D elements, in double where float32 squares could overflow or vanish; NaN where an element is NaN or Inf. */
+/* Returns |x| of D elements, in double where float32 squares could overflow or vanish; NaN where an element is NaN or
+ * Inf. */
 static inline double row_norm(const float *x, int64_t D)
 {
     vf sum = vf_zero();
@@ -28,7 +30,8 @@ static inline double row_norm(const float *x, int64_t D)
     return exact <= 1e300 ? sqrt(exact) : NAN;
 }
 
-/* Index of the first of `count` rows with a NaN or Inf, or -1; norms[i] = max(|x_i|, GUARD) unless NULL. */
+/* Returns the first of the rows x (count,D) that holds a NaN or Inf, or -1. Fills norms (count) with max(|x_i|, GUARD)
+ * unless that is NULL. */
 static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, float *norms)
 {
     int64_t first = INT64_MAX;

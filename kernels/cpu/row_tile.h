@@ -5,7 +5,7 @@
 #include "cpu.h"
 #include "simd.h"
 
-/* sum[i][v] += a[i ai] b[v], i < rows, v < vectors */
+/* Adds a[i ai] b[v] to sum[i][v], i < rows, v < vectors; v counts vectors. */
 VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, const float *b)
 {
     vf column[4];
@@ -19,8 +19,8 @@ VX_INLINE void tile_step(const int rows, const int vectors, vf sum[12][4], const
     }
 }
 
-/* sum += a b over k < count: a[i ai + k ak], b[k ldb + v]. Steps are unrolled by four, so that the loop's end is
- * predicted. */
+/* Adds the sum over k < count of a[i ai + k ak] b[k ldb + v] to sum[i][v]. Steps are unrolled by four, so that the
+ * loop's end is predicted. */
 VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], const float *a, int64_t ai, int64_t ak,
                             const float *b, int64_t ldb, int64_t count)
 {
@@ -33,8 +33,7 @@ VX_INLINE void tile_product(const int rows, const int vectors, vf sum[12][4], co
     for (; k < count; k++) tile_step(rows, vectors, sum, a + k * ak, ai, b + k * ldb);
 }
 
-/* c[i][v] = (start ? start[i] : c[i][v]) + sum over k < count of a[i ai + k ak] b[k ldb + v], i < rows, v < vectors, in
- * registers; v counts vectors. */
+/* Computes c[i][v] = (start ? start[i] : c[i][v]) + sum over k < count of a[i ai + k ak] b[k ldb + v] in registers. */
 VX_INLINE void tile_multiply(const int rows, const int vectors, float *c, int64_t ldc, const float *start,
                              const float *a, int64_t ai, int64_t ak, const float *b, int64_t ldb, int64_t count)
 {
@@ -50,8 +49,8 @@ VX_INLINE void tile_multiply(const int rows, const int vectors, float *c, int64_
         for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * VX_LANES, sum[i][v]);
 }
 
-/* c[i][v] += sum over k < count of <a[i ai + k ak], b[k ldb + v]>, both pairs of bfloat16 (vu_bf16x2); rows i, vectors
- * v. */
+/* Adds the sum over k < count of a[i ai + k ak] b[k ldb + v] to c[i][v], where a and b are bf16x2 (vu_bf16x2): each
+ * step is two products. */
 VX_INLINE void tile_multiply_bf16x2(const int rows, const int vectors, float *c, int64_t ldc, const uint32_t *a,
                                     int64_t ai, int64_t ak, const uint32_t *b, int64_t ldb, int64_t count)
 {

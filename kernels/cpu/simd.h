@@ -1,8 +1,8 @@
 /* simd.h: one float vector for all CPU variants: 16 lanes with AVX-512, 8 with AVX2, 4 otherwise (SSE2, NEON), as GCC's
  * vector extension, so that + - * / and a * b + c (contracted to FMA) are written plainly. Only what the language lacks
  * has a function here. */
-#ifndef VX_VEC_H
-#define VX_VEC_H
+#ifndef VX_SIMD_H
+#define VX_SIMD_H
 
 #include <math.h>
 #include <stdint.h>
@@ -36,8 +36,8 @@ static inline void vf_store(float *p, vf x) { *(vf_unaligned *)p = x; }
 static inline vf vf_set1(float x) { return x - (vf){0}; }
 static inline vf vf_zero(void) { return (vf){0}; }
 
-/* a b + c, rounded once where there is an instruction for it. Plainly written, x y + z w may become either of two
- * FMAs. */
+/* Returns a b + c, rounded once where there is an instruction for it. Plainly written, x y + z w may become either of
+ * two FMAs. */
 static inline vf vf_fma(vf a, vf b, vf c)
 {
 #if defined(__AVX512F__)
@@ -49,9 +49,9 @@ static inline vf vf_fma(vf a, vf b, vf c)
 #endif
 }
 
-/* A store that bypasses the caches, of which p's line is written whole and need not be read first: two thirds of the
- * traffic, where nothing will read it soon. For outputs that vf_streams() approves; vf_stream_end() before another
- * thread reads them. */
+/* Stores past the caches: p's line is written whole and need not be read first, which is two thirds of the traffic
+ * where nothing will read it soon. For outputs that vf_streams() approves; vf_stream_end() comes before another thread
+ * reads them. */
 static inline void vf_stream(float *p, vf x)
 {
 #if defined(__AVX512F__)
@@ -68,14 +68,14 @@ static inline void vf_stream_end(void)
 #endif
 }
 
-/* Output of this size, its rows a multiple of `row` floats apart: too large for the caches, and every vector a whole
- * line. */
+/* Says whether to stream an output of this size, its rows a multiple of `row` floats apart: it must be too large for
+ * the caches, and every vector a whole line. */
 static inline int vf_streams(const float *p, int64_t floats, int64_t row)
 {
     return VX_LANES == 16 && floats >= 1 << 20 && row % 16 == 0 && (uintptr_t)p % 64 == 0;
 }
 
-/* First n lanes of p (0 <= n <= VX_LANES), the others 0; and the store that matches. */
+/* Loads the first n lanes (0 <= n <= VX_LANES); the others are 0. */
 static inline vf vf_load_n(const float *p, int n)
 {
 #if defined(__AVX512F__)
@@ -87,6 +87,7 @@ static inline vf vf_load_n(const float *p, int n)
 #endif
 }
 
+/* Stores the first n lanes. */
 static inline void vf_store_n(float *p, vf x, int n)
 {
 #if defined(__AVX512F__)
@@ -101,7 +102,7 @@ static inline void vf_store_n(float *p, vf x, int n)
 #endif
 }
 
-/* mask lanes are 0 or -1 */
+/* Returns mask ? yes : no, lane by lane; lanes of the mask are 0 or -1. */
 static inline vf vf_select(vi mask, vf yes, vf no)
 {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -111,7 +112,7 @@ static inline vf vf_select(vi mask, vf yes, vf no)
 #endif
 }
 
-/* The larger and the smaller; b where one of them is NaN. */
+/* Returns the larger; b where one of them is NaN. */
 static inline vf vf_max(vf a, vf b)
 {
 #if defined(__AVX512F__)
@@ -125,6 +126,7 @@ static inline vf vf_max(vf a, vf b)
 #endif
 }
 
+/* Returns the smaller; b where one of them is NaN. */
 static inline vf vf_min(vf a, vf b)
 {
 #if defined(__AVX512F__)
@@ -153,8 +155,8 @@ static inline vf vf_sqrt(vf a)
 #endif
 }
 
-/* Pairs of bfloat16: lane l holds low[l] in its lower half and high[l] in its upper half, rounded to nearest, ties to
- * even. NaN stays NaN. */
+/* Rounds two vectors to bf16x2, two bfloat16 to a lane: low[l] in the lower half of lane l, high[l] in the upper. To
+ * nearest, ties to even; NaN stays NaN. */
 static inline vu vu_bf16x2(vf low, vf high)
 {
 #if defined(__AVX512BF16__)
@@ -170,8 +172,8 @@ static inline vu vu_bf16x2(vf low, vf high)
 #endif
 }
 
-/* sum + a's upper halves times b's + a's lower halves times b's, rounded to float32 after each addition. The products
- * are exact, so that the two versions agree but for results below 2^-126. */
+/* Returns sum + a's upper halves times b's + a's lower halves times b's, a and b bf16x2, rounded to float32 after each
+ * addition. The products are exact, so that the two versions agree but for results below 2^-126. */
 static inline vf vf_dot_bf16x2(vf sum, vu a, vu b)
 {
 #if defined(__AVX512BF16__)
@@ -182,8 +184,8 @@ static inline vf vf_dot_bf16x2(vf sum, vu a, vu b)
 #endif
 }
 
-/* 1 / x, 1 ulp, where 2^-126 <= |x| <= 2^126: with AVX-512 a table and a Newton step, a quarter of the time of a
- * division. */
+/* Returns 1 / x within 1 ulp, where 2^-126 <= |x| <= 2^126: with AVX-512 a table and a Newton step, a quarter of the
+ * time of a division. */
 static inline vf vf_reciprocal(vf x)
 {
 #if defined(__AVX512F__)
@@ -194,7 +196,7 @@ static inline vf vf_reciprocal(vf x)
 #endif
 }
 
-/* a / b within 2 ulp, for b within the range of vf_reciprocal */
+/* Returns a / b within 2 ulp, for b within the range of vf_reciprocal(). */
 static inline vf vf_quotient(vf a, vf b)
 {
 #if defined(__AVX512F__)
@@ -204,7 +206,7 @@ static inline vf vf_quotient(vf a, vf b)
 #endif
 }
 
-/* 1 where any lane of the mask is set */
+/* Returns 1 where any lane of the mask is set. */
 static inline int vi_any(vi mask)
 {
 #if defined(__AVX512F__)
@@ -218,7 +220,7 @@ static inline int vi_any(vi mask)
 #endif
 }
 
-/* Lane i of the result is lane i ^ distance of x. */
+/* Swaps lanes: lane i of the result is lane i ^ distance of x. */
 VX_INLINE vf vf_swap(vf x, int distance)
 {
     vi lane;
@@ -226,7 +228,7 @@ VX_INLINE vf vf_swap(vf x, int distance)
     return __builtin_shuffle(x, lane);
 }
 
-/* Sum and maximum over the lanes, always as the same tree: halves, quarters, ... pairs. */
+/* Adds up the lanes, always as the same tree: halves, quarters, ... two. */
 static inline float vf_sum(vf x)
 {
 #if VX_LANES > 8
@@ -240,6 +242,7 @@ static inline float vf_sum(vf x)
     return x[0];
 }
 
+/* Returns the largest lane. */
 static inline float vf_maximum(vf x)
 {
 #if VX_LANES > 8
@@ -255,6 +258,7 @@ static inline float vf_maximum(vf x)
 
 static inline vd vd_of(vf x) { return __builtin_convertvector(x, vd); }
 
+/* Adds up the lanes, as the same tree. */
 static inline double vd_sum(vd x)
 {
     double t[VX_LANES];
@@ -265,7 +269,7 @@ static inline double vd_sum(vd x)
     return t[0];
 }
 
-/* x rounded to an integer, halves to even; |x| < 2^22 */
+/* Rounds to an integer, halves to even; |x| < 2^22. */
 static inline vf vf_round(vf x)
 {
 #if defined(__AVX512F__)
@@ -278,7 +282,7 @@ static inline vf vf_round(vf x)
 #endif
 }
 
-/* p 2^n, for integers n; without AVX-512 where the result's exponent is in range. */
+/* Returns p 2^n, for integers n; without AVX-512 only where the result's exponent is in range. */
 static inline vf vf_scale(vf p, vf n)
 {
 #if defined(__AVX512F__)
@@ -288,10 +292,10 @@ static inline vf vf_scale(vf p, vf n)
 #endif
 }
 
-/* x[i] = 2^x[i], x[i] < 128, for count (a constant) vectors. Degree-5 minimax polynomial on [-0.5, 0.5] times a power
- * of two: 1.4 ulp down to 2^-126; between there and 2^-127 the value is off by up to 2^-127, below it is 0, except with
- * AVX-512, whose scaling is gradual; NaN stays NaN. Step by step for all vectors: each is a chain of ten operations,
- * and processors do not look far enough ahead to overlap chains that stand one behind the other. */
+/* Replaces x[i] by 2^x[i], x[i] < 128, for count (a constant) vectors. Degree-5 minimax polynomial on [-0.5, 0.5] times
+ * a power of two: 1.4 ulp down to 2^-126; between there and 2^-127 the value is off by up to 2^-127, below it is 0,
+ * except with AVX-512, whose scaling is gradual; NaN stays NaN. Step by step for all vectors: each is a chain of ten
+ * operations, and processors do not look far enough ahead to overlap chains that stand one behind the other. */
 VX_INLINE void vf_exp2_many(const int count, vf *x)
 {
     vf n[16], p[16];
@@ -317,7 +321,7 @@ VX_INLINE void vf_exp2_many(const int count, vf *x)
     for (int i = 0; i < count; i++) x[i] = vf_scale(p[i], n[i]);
 }
 
-/* 2^t, +inf from 128 on. */
+/* Returns 2^t, +inf from 128 on. */
 static inline vf vf_exp2(vf t)
 {
 #if !defined(__AVX512F__)
@@ -327,7 +331,7 @@ static inline vf vf_exp2(vf t)
     return t;
 }
 
-/* e^x by a two-term reduction, 0.7 ulp within the range of vf_exp2. */
+/* Returns e^x by a two-term reduction, within 0.7 ulp in the range of vf_exp2(). */
 static inline vf vf_exp(vf x)
 {
     const float log2e = 1.44269504088896341f;
@@ -353,11 +357,12 @@ static inline vf vf_exp(vf x)
 }
 
 static inline vf vf_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
-/* |x| with the sign of s; x must not be negative */
+
+/* Returns x, which must not be negative, with the sign of s. */
 static inline vf vf_with_sign(vf x, vf s) { return (vf)((vi)x | ((vi)s & INT32_MIN)); }
 
-/* Natural logarithm, 1 ulp: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then a polynomial in m - 1 (Cephes). Subnormals
- * are scaled up first; 0 gives -inf, a negative number NaN. */
+/* Returns the natural logarithm within 1 ulp: x = 2^e m with m in [sqrt(1/2), sqrt(2)), then a polynomial in m - 1
+ * (Cephes). Subnormals are scaled up first; 0 gives -inf, a negative number NaN. */
 static inline vf vf_log(vf x)
 {
     const vf least = vf_set1(1.17549435e-38f);
@@ -383,10 +388,10 @@ static inline vf vf_log(vf x)
     return vf_select((x < 0.0f) | (x != x), vf_set1(NAN), y);
 }
 
-/* 1 / (1 + e^-x) */
+/* Returns 1 / (1 + e^-x). */
 static inline vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
 
-/* Hyperbolic tangent, 1.5 ulp: an odd polynomial (Cephes) where 1 - 2 / (e^2x + 1) would cancel. */
+/* Returns the hyperbolic tangent within 1.5 ulp: an odd polynomial (Cephes) where 1 - 2 / (e^2x + 1) would cancel. */
 static inline vf vf_tanh(vf x)
 {
     vf t = vf_abs(x), z = x * x;
@@ -400,7 +405,7 @@ static inline vf vf_tanh(vf x)
     return vf_select(t < 0.625f, p, vf_with_sign(q, x));
 }
 
-/* Error function, 1 ulp: an odd polynomial below 0.93, 1 - e^q(|x|) above. */
+/* Returns the error function within 1 ulp: an odd polynomial below 0.93, 1 - e^q(|x|) above. */
 static inline vf vf_erf(vf x)
 {
     vf t = vf_abs(x), z = x * x;
@@ -423,7 +428,7 @@ static inline vf vf_erf(vf x)
     return vf_select(t <= 0.927734375f, p, vf_with_sign(q, x));
 }
 
-/* High and low halves of the 64-bit products a m. */
+/* Computes the high and low halves of the 64-bit products a m. */
 static inline void vu_multiply(vu a, uint32_t m, vu *high, vu *low)
 {
 #if defined(__AVX512F__)
@@ -445,7 +450,7 @@ static inline void vu_multiply(vu a, uint32_t m, vu *high, vu *low)
 #endif
 }
 
-/* vx_philox() of VX_LANES consecutive blocks: lane l of word[w] is word w of block + l. */
+/* Does vx_philox() for VX_LANES consecutive Philox blocks: lane l of word[w] is word w of block + l. */
 static inline void vu_philox(uint64_t seed, uint64_t stream, uint64_t block, vu word[4])
 {
     vu lane;
@@ -468,13 +473,13 @@ static inline void vu_philox(uint64_t seed, uint64_t stream, uint64_t block, vu 
     word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
 }
 
-/* vx_unit() of each lane. */
+/* Does vx_unit() for each lane. */
 static inline vf vf_unit(vu word)
 {
     return (__builtin_convertvector((vi)(word >> 9), vf) + 0.5f) * (1.0f / 8388608.0f);
 }
 
-/* Bit l of the result says whether a > b in lane l (false for NaN). */
+/* Returns bit l set where a > b in lane l; NaN is not. */
 static inline uint32_t vf_greater_bits(vf a, vf b)
 {
 #if defined(__AVX512F__)
@@ -491,7 +496,7 @@ static inline uint32_t vf_greater_bits(vf a, vf b)
 #endif
 }
 
-/* a > b ? yes : no, lane by lane, without a vector of masks in between. */
+/* Returns a > b ? yes : no, lane by lane, without a vector of masks in between. */
 static inline vi vi_where_greater(vf a, vf b, vi yes, vi no)
 {
 #if defined(__AVX512F__)
@@ -504,7 +509,7 @@ static inline vi vi_where_greater(vf a, vf b, vi yes, vi no)
 #endif
 }
 
-/* Whether a[v] > b[v] in any lane of count (1 .. 16, a constant) vectors. */
+/* Says whether a[v] > b[v] in any lane of count (1 .. 16, a constant) vectors. */
 VX_INLINE int vf_any_greater(const int count, const vf *a, const vf *b)
 {
 #if defined(__AVX512F__)
@@ -520,8 +525,8 @@ VX_INLINE int vf_any_greater(const int count, const vf *a, const vf *b)
 #endif
 }
 
-/* While denormals are off (this thread; x86 only), results below 2^-126 become 0 instead of costing a hundred cycles
- * each. */
+/* Turns denormals off in this thread, on x86: results below 2^-126 become 0 instead of costing a hundred cycles each.
+ * Returns what vx_denormals_restore() is to be given. */
 static inline unsigned vx_denormals_off(void)
 {
 #if defined(__SSE2__)
@@ -542,14 +547,15 @@ static inline void vx_denormals_restore(unsigned before)
 #endif
 }
 
-/* The first n lanes; with n = VX_LANES known at compile time the plain operation. put: past the caches where stream is
- * 1. */
+/* Loads the first n lanes; where n = VX_LANES is known at compile time that is a plain load. */
 VX_INLINE vf vf_load_upto(const float *p, int n) { return n == VX_LANES ? vf_load(p) : vf_load_n(p, n); }
+/* Stores the first n lanes likewise. */
 VX_INLINE void vf_store_upto(float *p, vf x, int n)
 {
     if (n == VX_LANES) vf_store(p, x);
     else vf_store_n(p, x, n);
 }
+/* Stores the first n lanes, past the caches where stream is 1. */
 VX_INLINE void vf_put(float *p, vf x, int n, int stream)
 {
     if (stream) vf_stream(p, x);

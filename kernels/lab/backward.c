@@ -5,8 +5,7 @@
  *     dz^_n = sum_m x_nm q^_m     dq^_m = sum_n x_nm z^_n / tau     dmix_m = sum_n pi_nm dy_n
  *
  * and dz, dq and dlog tau follow from those three row by row. y, the log-sum-exp and the neighbours are given. The
- * pairs in
- * [ ] are M K sparse terms, which all steps add in the same way at the end.
+ * pairs in [ ] are M K sparse terms, which all steps add in the same way at the end.
  *
  * The lesson: five products of small tiles share two tiles of 24 x 64 (pi and x) that never leave the L1 cache; and
  * threads can share one gradient of the codebook without locks, atomics or an order that depends on how many they are.
@@ -28,7 +27,7 @@ typedef struct work {
     float *dq_hat, *dmix;        /* (M,Dp): the sums with a and dy */
 } work;
 
-/* x (rows,D) padded with zeros to Dp. */
+/* Copies x (rows,D), filled up with zeros to Dp. */
 static float *padded(const float *x, int64_t rows, int64_t D, int64_t Dp)
 {
     float *out = zeros(rows * Dp);
@@ -83,7 +82,7 @@ static void gradients(const problem *q, results *r, int64_t width, int64_t panel
     free(dy), free(w.dz_hat), free(w.dq_hat), free(w.dmix);
 }
 
-/* out (M) = first + a (D) columns (D,M) */
+/* Computes out (M) = first + a (D) columns (D,M). */
 static void row_product(float *out, float first, const float *a, const float *columns, int64_t M, int64_t D)
 {
     for (int64_t m = 0; m < M; m++) out[m] = first;
@@ -124,7 +123,7 @@ static void whole_arrays_dense(const problem *q, work *w)
 
 static void whole_arrays(const problem *q, results *r) { gradients(q, r, 1, q->M, 1, whole_arrays_dense); }
 
-/* The threads' own gradients of the codebook, added up at the end: the sum depends on which thread met which row. */
+/* Adds up the threads' own gradients of the codebook; the sum depends on which thread met which row. */
 static void add_copies(const problem *q, work *w, const float *dq_hat, const float *dmix)
 {
 #pragma omp critical
@@ -171,18 +170,18 @@ static void row_by_row_dense(const problem *q, work *w)
 
 static void row_by_row(const problem *q, results *r) { gradients(q, r, 1, q->M, LOG2E, row_by_row_dense); }
 
-/* One panel of codes and 24 rows: pi and x as tiles (24,64), 12 KB, and five products from registers. */
+/* Lets 24 rows meet a panel of codes: pi and x as tiles (24,64), 12 KB, and five products from registers. */
 static void meet_tile(const problem *q, work *w, int64_t n, int64_t m, float *dq_hat, float *dmix)
 {
     const int64_t D = q->D, Dp = w->Dp;
-    _Alignas(64) float pi[TILE_ROWS * PANEL], x[TILE_ROWS * PANEL];
-    tile_logits(pi, PANEL, TILE_ROWS, w->start + n, w->a + n * Dp, Dp, w->hat_panels + m * D, D);
-    exp2_row(pi, TILE_ROWS * PANEL);
-    tile_logits(x, PANEL, TILE_ROWS, w->offset + n, w->dy + n * Dp, Dp, w->raw_panels + m * D, D);
-    for (int i = 0; i < TILE_ROWS * PANEL; i += VX_LANES) vf_store(x + i, vf_load(x + i) * vf_load(pi + i));
-    tile_mix(w->dz_hat + n * Dp, TILE_ROWS, x, w->hat + m * Dp, Dp);
-    tile_collect(dq_hat + m * Dp, x, TILE_ROWS, w->a + n * Dp, Dp);
-    tile_collect(dmix + m * Dp, pi, TILE_ROWS, w->dy + n * Dp, Dp);
+    _Alignas(64) float pi[PANEL_ROWS * PANEL], x[PANEL_ROWS * PANEL];
+    tile_logits(pi, PANEL, PANEL_ROWS, w->start + n, w->a + n * Dp, Dp, w->hat_panels + m * D, D);
+    exp2_row(pi, PANEL_ROWS * PANEL);
+    tile_logits(x, PANEL, PANEL_ROWS, w->offset + n, w->dy + n * Dp, Dp, w->raw_panels + m * D, D);
+    for (int i = 0; i < PANEL_ROWS * PANEL; i += VX_LANES) vf_store(x + i, vf_load(x + i) * vf_load(pi + i));
+    tile_mix(w->dz_hat + n * Dp, PANEL_ROWS, x, w->hat + m * Dp, Dp);
+    tile_collect(dq_hat + m * Dp, x, PANEL_ROWS, w->a + n * Dp, Dp);
+    tile_collect(dmix + m * Dp, pi, PANEL_ROWS, w->dy + n * Dp, Dp);
 }
 
 /* Step 3. Tiles: a block of 24 rows meets all panels, and the codes' gradients pass by once per block, a 24th of the
@@ -195,7 +194,7 @@ static void tiles_dense(const problem *q, work *w)
     {
         float *dq_hat = zeros(q->M * w->Dp), *dmix = zeros(q->M * w->Dp);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t n = 0; n < q->N; n += TILE_ROWS)
+        for (int64_t n = 0; n < q->N; n += PANEL_ROWS)
             for (int64_t m = 0; m < q->M; m += PANEL) meet_tile(q, w, n, m, dq_hat, dmix);
         add_copies(q, w, dq_hat, dmix);
         free(dq_hat), free(dmix);
@@ -212,7 +211,7 @@ static void tiles(const problem *q, results *r) { gradients(q, r, VX_LANES, PANE
 enum { CHUNK = 96, STRIPS = 16 };
 
 typedef struct turn {
-    _Alignas(CACHE_LINE) atomic_int strips; /* that a chunk has left */
+    _Alignas(64) atomic_int strips; /* that a chunk has left */
 } turn;
 
 typedef void panel_function(const problem *, work *, int64_t n, int64_t m);
@@ -220,7 +219,7 @@ typedef void panel_function(const problem *, work *, int64_t n, int64_t m);
 static void in_line(const problem *q, work *w, panel_function *meet)
 {
     const int64_t chunks = q->N / CHUNK, panels = q->M / PANEL, strips = vx_min64(STRIPS, panels);
-    turn *turns = aligned_alloc(CACHE_LINE, sizeof(turn) * (size_t)chunks);
+    turn *turns = aligned_alloc(64, sizeof(turn) * (size_t)chunks);
     for (int64_t i = 0; i < chunks; i++) atomic_init(&turns[i].strips, 0);
 #pragma omp parallel for schedule(monotonic : dynamic, 1) /* the lowest unfinished chunk never waits */
     for (int64_t chunk = 0; chunk < chunks; chunk++)
@@ -236,7 +235,7 @@ static void in_line(const problem *q, work *w, panel_function *meet)
 
 static void chunk_of_tiles(const problem *q, work *w, int64_t n, int64_t m)
 {
-    for (int64_t i = n; i < n + CHUNK; i += TILE_ROWS) meet_tile(q, w, i, m, w->dq_hat, w->dmix);
+    for (int64_t i = n; i < n + CHUNK; i += PANEL_ROWS) meet_tile(q, w, i, m, w->dq_hat, w->dmix);
 }
 
 static void in_line_dense(const problem *q, work *w) { in_line(q, w, chunk_of_tiles); }

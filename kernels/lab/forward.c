@@ -18,21 +18,21 @@ typedef struct work {
     lists near;
 } work;
 
-/* The K rows of each code are looked for one logit after the other. */
+/* Looks for the K rows of each code, one logit after the other. */
 static void select_by_one(const problem *q, work *w, const float *s, float lse, int64_t n)
 {
     for (int64_t m = 0; m < q->M; m++)
         if (s[m] - lse > w->near.least[m]) offer(q, &w->near, m, s[m] - lse, n);
 }
 
-/* o (D) += p (count) codes (count,D) */
+/* Adds p (count) codes (count,D) to o (D). */
 static void mix_rows(float *o, const float *p, const float *codes, int64_t count, int64_t D)
 {
     for (int64_t m = 0; m < count; m++)
         for (int64_t d = 0; d < D; d++) o[d] += p[m] * codes[m * D + d];
 }
 
-/* s (M) = a (D) columns (D,M) */
+/* Computes s (M) = a (D) columns (D,M). */
 static void row_logits(float *s, const float *a, const float *columns, int64_t M, int64_t D)
 {
     memset(s, 0, sizeof(float) * (size_t)M);
@@ -127,7 +127,7 @@ typedef struct row_sums {
     vi code;
 } row_sums;
 
-/* e = 2^s for a panel of a row, their sum, and the largest logit with its code. */
+/* Computes e = 2^s for a panel of a row, their sum, and the largest logit with its code. */
 VX_INLINE void weigh_panel(row_sums *row, const float *s, float *e, int64_t first_code)
 {
     vi code;
@@ -178,37 +178,37 @@ static void row_with_vector_powers(const problem *q, results *r, work *w, int64_
 
 static void vector_powers(const problem *q, results *r) { by_blocks(q, r, 1, q->M, 0, LOG2E, row_with_vector_powers); }
 
-/* 24 rows and the codes panel by panel: the first sweep leaves the logits in s (24,M), 384 KB in the L2 cache. Both
- * products are assign.c's register tile (row_tile.h has it as `tile_multiply`, smooth.h around it). */
-static void sweep_tiles(const problem *q, results *r, work *w, int64_t n, float log_sum[TILE_ROWS])
+/* Lets 24 rows meet the codes panel by panel: the first sweep leaves the logits in s (24,M), 384 KB in the L2 cache.
+ * Both products are assign.c's register tile (row_tile.h has it as `tile_multiply`, smooth.h around it). */
+static void sweep_tiles(const problem *q, results *r, work *w, int64_t n, float log_sum[PANEL_ROWS])
 {
     const int64_t Dp = vx_ceil_div(q->D, VX_LANES) * VX_LANES;
-    static const float zero[TILE_ROWS];
-    row_sums row[TILE_ROWS];
-    float raw[PANEL * Dp], e[TILE_ROWS * PANEL];
-    for (int i = 0; i < TILE_ROWS; i++) row[i] = (row_sums){.best = vf_set1(-INFINITY)};
+    static const float zero[PANEL_ROWS];
+    row_sums row[PANEL_ROWS];
+    float raw[PANEL * Dp], e[PANEL_ROWS * PANEL];
+    for (int i = 0; i < PANEL_ROWS; i++) row[i] = (row_sums){.best = vf_set1(-INFINITY)};
     memset(raw, 0, sizeof raw);
-    memset(w->o, 0, sizeof(float) * (size_t)(TILE_ROWS * Dp));
+    memset(w->o, 0, sizeof(float) * (size_t)(PANEL_ROWS * Dp));
     for (int64_t m = 0; m < q->M; m += PANEL) {
-        tile_logits(w->s + m, q->M, TILE_ROWS, zero, w->a + n * q->D, q->D, w->hat + m * q->D, q->D);
-        for (int i = 0; i < TILE_ROWS; i++) weigh_panel(row + i, w->s + i * q->M + m, e + i * PANEL, m);
+        tile_logits(w->s + m, q->M, PANEL_ROWS, zero, w->a + n * q->D, q->D, w->hat + m * q->D, q->D);
+        for (int i = 0; i < PANEL_ROWS; i++) weigh_panel(row + i, w->s + i * q->M + m, e + i * PANEL, m);
         if (Dp != q->D)
             for (int64_t j = 0; j < PANEL; j++)
                 memcpy(raw + j * Dp, w->raw + (m + j) * q->D, sizeof(float) * (size_t)q->D);
-        tile_mix(w->o, TILE_ROWS, e, Dp == q->D ? w->raw + m * q->D : raw, Dp);
+        tile_mix(w->o, PANEL_ROWS, e, Dp == q->D ? w->raw + m * q->D : raw, Dp);
     }
-    for (int i = 0; i < TILE_ROWS; i++) log_sum[i] = finish_row(q, r, row + i, w->o + i * Dp, n + i);
+    for (int i = 0; i < PANEL_ROWS; i++) log_sum[i] = finish_row(q, r, row + i, w->o + i * Dp, n + i);
 }
 
 /* Step 4. Tiles, 2 G at last. The selection of neighbours, one cycle a logit, is now what stands out: 2 lanes O. */
 static void block_by_tiles(const problem *q, results *r, work *w, int64_t n)
 {
-    float log_sum[TILE_ROWS];
+    float log_sum[PANEL_ROWS];
     sweep_tiles(q, r, w, n, log_sum);
-    for (int i = 0; i < TILE_ROWS; i++) select_by_one(q, w, w->s + i * q->M, log_sum[i], n + i);
+    for (int i = 0; i < PANEL_ROWS; i++) select_by_one(q, w, w->s + i * q->M, log_sum[i], n + i);
 }
 
-static void tiles(const problem *q, results *r) { by_blocks(q, r, TILE_ROWS, PANEL, 0, LOG2E, block_by_tiles); }
+static void tiles(const problem *q, results *r) { by_blocks(q, r, PANEL_ROWS, PANEL, 0, LOG2E, block_by_tiles); }
 
 /* Compares a block's logits with the codes' thresholds, a panel at a time: one subtraction and one comparison a vector,
  * and one branch for 64 keys. Of N rows about K (1 + ln(N / K)) pass: 1 in 100. */
@@ -235,12 +235,12 @@ VX_INLINE void select_by_panels(const problem *q, work *w, int rows, const float
 /* Step 5. The same with the thresholds compared as vectors: F, and O for the subtraction. */
 static void block_with_filter(const problem *q, results *r, work *w, int64_t n)
 {
-    float log_sum[TILE_ROWS];
+    float log_sum[PANEL_ROWS];
     sweep_tiles(q, r, w, n, log_sum);
-    select_by_panels(q, w, TILE_ROWS, log_sum, n);
+    select_by_panels(q, w, PANEL_ROWS, log_sum, n);
 }
 
-static void filter(const problem *q, results *r) { by_blocks(q, r, TILE_ROWS, PANEL, 0, LOG2E, block_with_filter); }
+static void filter(const problem *q, results *r) { by_blocks(q, r, PANEL_ROWS, PANEL, 0, LOG2E, block_with_filter); }
 
 /* Step 6, rows of 3 only. A tile's product of depth 3 loads and stores more than it multiplies, and a mixture of 3
  * numbers fills 3 of 8 lanes. So vectors run over codes throughout: a row's numbers are broadcast, its mixture is
@@ -321,8 +321,8 @@ static void short_loops(const problem *q, results *r)
     by_blocks(q, r, NARROW_BLOCK, PANEL, PANEL, LOG2E, block_of_pairs);
 }
 
-/* Step 8. kernels/quantize/smooth.c. At rows of 3 it also sees to it that a strip of panels serves four pairs of rows
- * from the L1 cache. */
+/* Step 8. kernels/quantize/smooth.c. At rows of 3 it also sees to it that a strip of panels serves eight rows, two at a
+ * time, from the L1 cache. */
 static void library(const problem *q, results *r)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;

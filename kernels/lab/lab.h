@@ -47,7 +47,7 @@ typedef struct lab {
 
 /* -- Working memory ------------------------------------------------------------------------------------------------ */
 
-/* Floats that start at a cache line, not initialized. */
+/* Allocates floats that start at a cache line, not initialized. */
 static inline float *floats(int64_t count)
 {
     float *p = aligned_alloc(64, (size_t)((count * 4 + 63) / 64 * 64));
@@ -62,7 +62,7 @@ static inline float *zeros(int64_t count) { return memset(floats(count), 0, size
 
 /* -- Layouts ------------------------------------------------------------------------------------------------------- */
 
-/* x (rows,D), each row divided by its length and multiplied by scale. */
+/* Copies x (rows,D), each row divided by its length and multiplied by scale. */
 static inline float *on_sphere(const float *x, int64_t rows, int64_t D, double scale)
 {
     float *out = floats(rows * D);
@@ -74,8 +74,8 @@ static inline float *on_sphere(const float *x, int64_t rows, int64_t D, double s
     return out;
 }
 
-/* Codes (M,D) as (M / width, D, width): the same number of `width` codes side by side, for vectors that run over
- * codes. */
+/* Lays codes (M,D) out as (M / width, D, width): the same number of `width` codes side by side, for vectors that run
+ * over codes. */
 static inline float *in_panels(const float *codes, int64_t M, int64_t D, int64_t width)
 {
     float *out = floats(M * D);
@@ -106,7 +106,7 @@ static inline void offer(const problem *q, lists *l, int64_t m, float key, int64
     l->least[m] = neighbour_insert(l->entries + m * q->K, q->K, neighbour_pack(key, row));
 }
 
-/* near and reg (knn-ce) from the threads' lists, whose keys are `unit` times natural logarithms; frees the lists.
+/* Makes near and reg (knn-ce) of the threads' lists, whose keys are `unit` times natural logarithms; frees the lists.
  * Entries are totally ordered, so that it does not matter which thread met a row. */
 static inline void merge_lists(const problem *q, results *r, lists *all, int threads, double unit)
 {
@@ -133,7 +133,7 @@ static inline void must(int status)
     exit(1);
 }
 
-/* A tensor of these sizes (up to the first 0), filled from data unless NULL. */
+/* Makes a tensor of these sizes (up to the first 0), filled from data unless that is NULL. */
 static inline vx_tensor *tensor(int dtype, int64_t a, int64_t b, int64_t c, const void *data)
 {
     vx_tensor *x;
@@ -152,7 +152,7 @@ static inline void read_out(vx_tensor *x, void *data)
 
 /* -- Problems ------------------------------------------------------------------------------------------------------ */
 
-/* Normal numbers (Box and Muller), times scale. */
+/* Draws normal numbers (Box and Muller), times scale. */
 static inline float *normal(int64_t count, uint64_t stream, double scale)
 {
     float *x = floats(count);
@@ -191,7 +191,7 @@ typedef struct outcome {
     char text[64];
 } outcome;
 
-/* One round of a step: runs for 0.3 seconds; a slow step runs once, and in the first round only. */
+/* Times one round of a step: runs for 0.3 seconds; a slow step runs once, and in the first round only. */
 static inline void time_step(const step *s, const problem *q, results *r, outcome *o, int round)
 {
     if (round > 0 && o->ms[0] > 500) return;
@@ -203,7 +203,7 @@ static inline void time_step(const step *s, const problem *q, results *r, outcom
     } while (o->runs < MOST_RUNS * (round + 1) / ROUNDS && seconds() - start < 0.3);
 }
 
-/* The best of what `roof` measures and what was measured before: fma, exp2, compare, read, copy. */
+/* Takes the best of what `roof` measures and what was measured before: fma, exp2, compare, read, copy. */
 static inline void measure_ceilings(const char *roof, double ceiling[5])
 {
     char command[4096], name[32];
@@ -218,7 +218,7 @@ static inline void measure_ceilings(const char *roof, double ceiling[5])
     }
 }
 
-/* The bits of all results, added up in a way that their order matters. */
+/* Adds up the bits of all results, in a way that their order matters. */
 static inline uint64_t bits_of(const problem *q, const results *r)
 {
     const struct {
@@ -233,7 +233,7 @@ static inline uint64_t bits_of(const problem *q, const results *r)
     return sum;
 }
 
-/* Whether one thread gives the same bits as all of them. */
+/* Says whether one thread gives the same bits as all of them. */
 static inline int same_bits(const step *s, const problem *q, results *r)
 {
     const int threads = omp_get_max_threads();
@@ -259,9 +259,9 @@ static inline void print_terms(const step *s)
         }
 }
 
-/* ./program N D M K [ROOF]: 0 where every step agrees with float64. ROOF is roofline.c's program; without it nothing is
- * timed. Times are taken in rounds, ceilings and steps in turn, so that other work on the machine slows all of them
- * alike. */
+/* Runs ./program N D M K [ROOF]; 0 where every step agrees with float64. ROOF is roofline.c's program; without it
+ * nothing is timed. Times are taken in rounds, ceilings and steps in turn, so that other work on the machine slows all
+ * of them alike. */
 static inline int run_lab(const lab *l, int argc, char **argv)
 {
     if (argc < 5) {

@@ -64,7 +64,7 @@ static inline solution new_solution(const problem *q)
     };
 }
 
-/* The normalized codes, or the codes as stored, transposed to (D,M). */
+/* Transposes the codes, normalized or as stored, to (D,M). */
 static inline double *transposed_codes(const problem *q, int normalized)
 {
     double *t = take(q->D * q->M, sizeof(double));
@@ -84,7 +84,7 @@ static inline double norm_of(const float *x, int64_t D)
     return fmax(sqrt(squares), 1e-12);
 }
 
-/* out (rows,M) = a (rows,D) codes (D,M) */
+/* Computes out (rows,M) = a (rows,D) codes (D,M). */
 static inline void rows_times_codes(double *out, const double *a, int rows, const double *codes, int64_t D, int64_t M)
 {
     memset(out, 0, sizeof(double) * (size_t)(rows * M));
@@ -98,7 +98,7 @@ static inline void rows_times_codes(double *out, const double *a, int rows, cons
     }
 }
 
-/* out (rows,D) = p (rows,M) codes (D,M)' */
+/* Computes out (rows,D) = p (rows,M) codes (D,M)'. */
 static inline void mix_codes(double *out, const double *p, int rows, const double *codes, int64_t D, int64_t M)
 {
     memset(out, 0, sizeof(double) * (size_t)(rows * D));
@@ -114,7 +114,7 @@ static inline void mix_codes(double *out, const double *p, int rows, const doubl
     }
 }
 
-/* Rows of z, normalized, over tau, and their logits. */
+/* Computes rows of z, normalized, over tau, and their logits. */
 static inline void block_logits(const problem *q, int64_t first, int rows, const double *hat, double tau, double *a,
                                 double *l)
 {
@@ -134,7 +134,8 @@ static inline double log_sum_exp(const double *l, int64_t M)
     return top + log(sum);
 }
 
-/* u = log pi + g of row n, whose log-sum-exp it returns; code: where the largest is. Without noise u = log pi. */
+/* Computes u = log pi + g of row n, and code, where the largest is. Without noise u = log pi. Returns its
+ * log-sum-exp. */
 static inline double noisy_row(const problem *q, int64_t n, const double *l, double lse, double *u, int32_t *code)
 {
     *code = 0;
@@ -165,7 +166,7 @@ static inline double neighbour_key_of(const problem *q, double l, double lse, do
     return q->regularizer == REG_KNN_CE ? l - lse : 2 * exp(l - lse) - sumsq;
 }
 
-/* Everything of s up to reg. */
+/* Fills in everything of s up to reg. */
 static inline void reference_forward(const problem *q, solution *s)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
@@ -221,8 +222,9 @@ static inline void reference_forward(const problem *q, solution *s)
     free(hat), free(raw);
 }
 
-/* dz, dcodebook and dlog_tau, after reference_forward; `near` (M,K) in the place of the solution's own neighbours, so
- * that a near tie that was decided otherwise counts once, as a neighbour, and not as an error of gradients as well. */
+/* Computes dz, dcodebook and dlog_tau, after reference_forward(); `near` (M,K) in the place of the solution's own
+ * neighbours, so that a near tie that was decided otherwise counts once, as a neighbour, and not as an error of
+ * gradients as well. */
 static inline void reference_backward(const problem *q, solution *s, const int32_t *near)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
@@ -316,8 +318,8 @@ static inline void reference_backward(const problem *q, solution *s, const int32
     free(hat), free(raw), free(dhat), free(draw), free(b), free(start), free(vertex);
 }
 
-/* How many of the codes (N) are not the nearest, by Euclidean distance or (cosine) by angle, and by how much the worst
- * of them is farther than the nearest, as a part of |z| |q| + |q|^2 / 2: near 0 where they are near ties. */
+/* Counts how many of the codes (N) are not the nearest, by Euclidean distance or (cosine) by angle, and by how much the
+ * worst of them is farther than the nearest, as a part of |z| |q| + |q|^2 / 2: near 0 where they are near ties. */
 static inline int64_t assignments_differ(const problem *q, const int32_t *codes, int cosine, double *gap)
 {
     const int64_t N = q->N, D = q->D, M = q->M;
@@ -353,7 +355,7 @@ static inline int64_t assignments_differ(const problem *q, const int32_t *codes,
     return count;
 }
 
-/* |x - y| / |y| */
+/* Returns |x - y| / |y|. */
 static inline double relative_error(const float *x, const double *y, int64_t count)
 {
     double difference = 0, size = 0;
@@ -364,8 +366,8 @@ static inline double relative_error(const float *x, const double *y, int64_t cou
     return size > 0 ? sqrt(difference / size) : sqrt(difference);
 }
 
-/* How many of the (M,K) neighbours differ from the solution's, and the largest difference of their keys, rank by rank:
- * near 0 where they are near ties. */
+/* Counts how many of the (M,K) neighbours differ from the solution's, and the largest difference of their keys, rank by
+ * rank: near 0 where they are near ties. */
 static inline int64_t neighbours_differ(const problem *q, const solution *s, const int32_t *near, double *gap)
 {
     const double tau = exp((double)*q->log_tau);

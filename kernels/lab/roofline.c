@@ -25,6 +25,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../shared/common.h"
+
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX2__)
@@ -68,7 +70,8 @@ static float total(vf x)
     return sum;
 }
 
-/* max(a, b); and t rounded to an integer, as a float and, where there is no scaling instruction, as an integer */
+/* Return max(a, b), and t rounded to an integer, as a float and, where there is no scaling instruction, as an
+ * integer. */
 #if defined(__AVX512F__)
 #define ROUND(t) ((vf)_mm512_roundscale_ps(t, 8))
 #elif defined(__AVX2__)
@@ -103,9 +106,9 @@ static double multiply_add(long rounds)
     return 2.0 * LANES * CHAINS * (double)rounds;
 }
 
-/* y[i] = 2^x[i] for COUNT vectors side by side, step by step for all of them. */
+/* Computes y[i] = 2^x[i] for COUNT vectors side by side, step by step for all of them. */
 enum { COUNT = 4 };
-static inline __attribute__((always_inline)) void powers(const float *x, float *y)
+VX_INLINE void powers(const float *x, float *y)
 {
     vf t[COUNT], n[COUNT], p[COUNT];
 #define EACH _Pragma("GCC unroll 4") for (int i = 0; i < COUNT; i++)

@@ -8,16 +8,13 @@
  * that a tile's column is a vector load. Ties, including two equal codes, go to the lower index: lanes keep the first
  * of equals, and the lowest of equal lanes wins.
  *
- * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a
- * tile's rows fit the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the
- * argmax for D =
- * 3.
+ * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a tile's
+ * rows fit the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the argmax for
+ * D = 3.
  *
  * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| +
- * |q|^2 /
- * 2) either may be named; with small integers every score is exact. A row or code with NaN or Inf is an error and
- *    nothing is
- * written.
+ * |q|^2 / 2) either may be named; with small integers every score is exact. A row or code with NaN or Inf is an error
+ * and nothing is written.
  */
 #include <omp.h>
 
@@ -45,6 +42,7 @@ typedef struct assign_call {
     int32_t *codes;
 } assign_call;
 
+/* Lays out group g's codes. All threads of a parallel region call it together. */
 static void fill_columns(const assign_call *c, int64_t g)
 {
 #pragma omp for schedule(static)
@@ -65,7 +63,7 @@ typedef struct assign_best {
     vi code[BLOCK_ROWS];
 } assign_best;
 
-/* Rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D) meet a tile. */
+/* Lets rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D) meet a tile. */
 static void meet_tile(const assign_call *c, const float *a, assign_best *best, int i, int64_t tile)
 {
     const float *offset = c->offset + tile * TILE_CODES;
@@ -93,7 +91,7 @@ static void meet_tile(const assign_call *c, const float *a, assign_best *best, i
     }
 }
 
-/* The lowest code among the lanes with the largest score. */
+/* Returns the lowest code among the lanes with the largest score. */
 static inline int32_t best_code(const assign_best *best, int i)
 {
     float score[VX_LANES];
@@ -106,7 +104,7 @@ static inline int32_t best_code(const assign_best *best, int i)
     return code[at];
 }
 
-/* Codes of BLOCK_ROWS rows from row `first` on; a is working space (BLOCK_ROWS, D). */
+/* Finds the codes of BLOCK_ROWS rows from row `first` on; a: working space (BLOCK_ROWS, D). */
 static void assign_block(const assign_call *c, int64_t g, int64_t first, float *a)
 {
     const int rows = (int)vx_min64(BLOCK_ROWS, c->N - first);
@@ -123,6 +121,7 @@ static void assign_block(const assign_call *c, int64_t g, int64_t first, float *
     for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = best_code(&best, i);
 }
 
+/* Finds codes (N,G), the nearest of codebook (G,M,D) for each row of z (N,G,D). */
 int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metric)
 {
     assign_call c = {

@@ -3,7 +3,7 @@
 
 #define SERIAL 16384 /* below this many codes a second thread costs more than it brings */
 
-/* count[g][codes[n][g]] += 1; a code of -1 counts nowhere */
+/* Adds 1 to count[g][codes[n][g]] for every n and g; a code of -1 counts nowhere. */
 int VX_CPU(count_codes)(vx_tensor *count, vx_tensor *codes)
 {
     int64_t n = codes->shape[0], groups = codes->shape[1], size = count->shape[1];

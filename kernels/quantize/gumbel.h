@@ -1,17 +1,17 @@
 /* gumbel.h: the Gumbel noise of two rows and one panel of 64 codes, drawn again wherever it is needed.
  *
- * With u the uniform number of a code (rng.h's Philox and layout), E = -log u is exponential, g = -log E is Gumbel, and
- * 1/E = e^g is what a power is multiplied with. The cost is what decides the speed of the Gumbel samplers, so
- *   - a Philox state sits in the low halves of 64-bit lanes, even blocks in one vector and odd blocks in another: a
- *     product
- *     then needs no shuffling, and the upper halves may hold anything. The first two rounds are half constant: the
- *     counter's
- *     upper words are the same for all blocks.
- *   - E = -(e log 2 + log m) for u = 2^e m, m in [sqrt 1/2, sqrt 2), and log(1 + r) = r N(r) / D(r) to 2e-8, so that
- *     1/E
- *     takes one quotient and no logarithm: 1/E = D / (-e log 2 D - r N). Relative accuracy holds up to u = 1 - 2^-24,
- *     where E is 6e-8.
- *   - all of it is done for two rows at once, since each step depends on the one before.
+ * With u the uniform number of a code (Philox and its layout are in core/rng.h), E = -log u is exponential, g = -log E
+ * is Gumbel, and 1/E = e^g is what a power is multiplied with. Its cost decides the speed of the Gumbel samplers.
+ *
+ * A Philox state sits in the low halves of 64-bit lanes, even Philox blocks in one vector and odd ones in another: a
+ * product then needs no shuffling, and the upper halves may hold anything. The first two rounds are half constant: the
+ * counter's upper words are the same for all of them.
+ *
+ * E = -(e log 2 + log m) for u = 2^e m, m in [sqrt 1/2, sqrt 2), and log(1 + r) = r N(r) / D(r) to 2e-8, so that 1/E
+ * takes one quotient and no logarithm: 1/E = D / (-e log 2 D - r N). Relative accuracy holds up to u = 1 - 2^-24, where
+ * E is 6e-8.
+ *
+ * All of it is done for two rows at once, since each step depends on the one before.
  */
 #ifndef VX_GUMBEL_H
 #define VX_GUMBEL_H
@@ -22,7 +22,7 @@ typedef uint64_t vu64 __attribute__((vector_size(VX_LANES * 4)));
 
 enum { GUMBEL_ROWS = 2, GUMBEL_CHAINS = 2 * GUMBEL_ROWS }; /* even and odd blocks of each row */
 
-/* 64-bit products of the lanes' low halves with m */
+/* Multiplies the lanes' low halves with m, to 64 bits. */
 static inline vu64 philox_multiply(vu64 a, uint32_t m)
 {
 #if defined(__AVX512F__)
@@ -36,7 +36,7 @@ static inline vu64 philox_multiply(vu64 a, uint32_t m)
 #endif
 }
 
-/* The lanes' high halves, in the low halves. */
+/* Returns the lanes' high halves, in the low halves. */
 static inline vu64 philox_high(vu64 a)
 {
 #if defined(__AVX512F__)
@@ -47,6 +47,7 @@ static inline vu64 philox_high(vu64 a)
 #endif
 }
 
+/* Returns a ^ b ^ c in the low halves. */
 static inline vu64 philox_xor(vu64 a, vu64 b, uint32_t c)
 {
 #if defined(__AVX512F__)
@@ -56,7 +57,7 @@ static inline vu64 philox_xor(vu64 a, vu64 b, uint32_t c)
 #endif
 }
 
-/* Low halves of even and odd, interleaved. */
+/* Interleaves the low halves of even and odd. */
 static inline vu philox_join(vu64 even, vu64 odd)
 {
 #if defined(__AVX512F__)
@@ -68,8 +69,8 @@ static inline vu philox_join(vu64 even, vu64 odd)
 #endif
 }
 
-/* word[r][w]: words w of VX_LANES consecutive Philox blocks from block[r] on, which must not carry into their upper 32
- * bits. */
+/* Computes VX_LANES consecutive Philox blocks for each row: word[r][w] holds their words w. They begin at block[r], and
+ * must not carry into the upper 32 bits. */
 VX_INLINE void philox_rows(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS], vu word[GUMBEL_ROWS][4])
 {
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -111,7 +112,7 @@ VX_INLINE void philox_rows(uint64_t seed, uint64_t stream, const uint64_t block[
     }
 }
 
-/* rate[i] = -1 / log(vx_unit(word[i])), four side by side */
+/* Computes rate[i] = -1 / log(vx_unit(word[i])), four side by side. */
 VX_INLINE void gumbel_rate(const vu word[4], vf rate[4])
 {
     const int32_t base = 0x3f3504f3; /* sqrt(1/2) */
@@ -134,7 +135,7 @@ VX_INLINE void gumbel_rate(const vu word[4], vf rate[4])
     for (int i = 0; i < 4; i++) rate[i] = vf_quotient(d[i], e[i] * d[i] - n[i]);
 }
 
-/* rates[r][64]: 1/E of the panel whose first Philox block is block[r]. */
+/* Computes rates[r] (64), 1/E of the panel whose first Philox block is block[r]. */
 static inline void gumbel_rates(uint64_t seed, uint64_t stream, const uint64_t block[GUMBEL_ROWS],
                                 float *const rates[GUMBEL_ROWS])
 {

@@ -3,11 +3,9 @@
  *
  * On the sphere (VX_COSINE) z and q stand for z/|z| and q/|q| throughout, and gradients return through that division.
  *     y_i = q_code(i)
- *     reg = 1/(N G) sum_i beta |z_i - sg(q)|^2 + |sg(z_i) - q|^2        (Eq. 10; divided by D as well under
- *     mean_reduction)
+ *     reg = 1/(N G) sum_i beta |z_i - sg(q)|^2 + |sg(z_i) - q|^2        (Eq. 10; over D as well under mean_reduction)
  *     VX_STE       dz = dy, and dq_code += dy where codebook_grad is 1   (Eq. 1, 2)
- *     VX_ROTATION  dz = lambda R' dy = lambda (dy - 2 r (r.dy) + 2 z^ (q^.dy)),  r = (q^ + z^)/|q^ + z^|, lambda =
- *     |q|/|z|
+ * VX_ROTATION  dz = lambda R' dy = lambda (dy - 2 r (r.dy) + 2 z^ (q^.dy)),  r = (q^ + z^)/|q^ + z^|, lambda = |q|/|z|
  *                  with lambda and R constant (Eq. 3, 4); q gets nothing of dy
  * R is never formed. Norms under the rotation are at least 1e-6, so that an antipodal pair (q^ = -z^) gives a finite
  * result.
@@ -30,17 +28,19 @@ typedef struct hard_call {
     const int32_t *codes;
 } hard_call;
 
-/* What the row is divided by to come onto the sphere; 1 in the plane. */
+/* Returns what the row is divided by to come onto the sphere; 1 in the plane. */
 static inline float divisor(const hard_call *c, const float *x)
 {
     return c->metric == VX_COSINE ? (float)fmax(row_norm(x, c->D), GUARD) : 1;
 }
 
+/* Returns the code of row i (= n G + g). */
 static inline const float *code_of(const hard_call *c, int64_t i)
 {
     return c->codebook + (i % c->G * c->M + c->codes[i]) * c->D;
 }
 
+/* Computes y (N,G,D) and reg (1) from z (N,G,D), codebook (G,M,D) and codes (N,G). */
 int VX_CPU(hard_forward)(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *codebook, vx_tensor *codes, int metric,
                          float beta, int mean_reduction)
 {
@@ -77,7 +77,7 @@ int VX_CPU(hard_forward)(vx_tensor *y, vx_tensor *reg, vx_tensor *z, vx_tensor *
     return VX_OK;
 }
 
-/* g = lambda R' dy for unit vectors u = z^, v = q^. */
+/* Computes g = lambda R' dy for unit vectors u = z^, v = q^. */
 static void rotate_back(float *g, const float *dy, const float *u, const float *v, float lambda, int64_t D)
 {
     float squares = 0, along_r = 0, along_v = 0;
@@ -92,7 +92,7 @@ static void rotate_back(float *g, const float *dy, const float *u, const float *
     for (int64_t d = 0; d < D; d++) g[d] = lambda * (dy[d] - of_r * (u[d] + v[d]) + 2 * u[d] * along_v);
 }
 
-/* dx = (I - u u') g / divided, u = x / divided: back through the division by the norm. In place. */
+/* Takes g back through the division by the norm, in place: (I - u u') g / divided, u = x / divided. */
 static void leave_sphere(float *g, const float *x, float divided, int64_t D)
 {
     float along = 0;
@@ -101,7 +101,7 @@ static void leave_sphere(float *g, const float *x, float divided, int64_t D)
     for (int64_t d = 0; d < D; d++) g[d] = (g[d] - along * (x[d] / divided)) / divided;
 }
 
-/* dz of row i (= n G + g); u, v working space of D elements. */
+/* Computes dz of row i (= n G + g); u, v: working space of D elements. */
 static void row_backward(const hard_call *c, int64_t i, float *dz, float *u, float *v)
 {
     const int64_t D = c->D;
@@ -117,7 +117,7 @@ static void row_backward(const hard_call *c, int64_t i, float *dz, float *u, flo
     if (c->metric == VX_COSINE) leave_sphere(dz, z, 1 / from_z, D);
 }
 
-/* dq of one code from its rows, order[0 .. count). */
+/* Computes dq of one code from its rows, order[0] .. order[count - 1]. */
 static void code_backward(const hard_call *c, int64_t g, const float *q, const int32_t *order, int32_t count, float *dq)
 {
     const int64_t D = c->D;
@@ -132,6 +132,7 @@ static void code_backward(const hard_call *c, int64_t g, const float *q, const i
     if (c->metric == VX_COSINE) leave_sphere(dq, q, 1 / from_q, D);
 }
 
+/* Computes dz (N,G,D) and dcodebook (G,M,D). */
 int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx_tensor *dreg, vx_tensor *z,
                           vx_tensor *codebook, vx_tensor *codes, int estimator, int metric, float beta,
                           int mean_reduction, int codebook_grad)

@@ -12,14 +12,14 @@
 
 enum { BLOCK_ROWS = 256 };
 
-/* Draw i of (seed, stream): uniform in (0, 1), with 53 bits. */
+/* Draws number i of (seed, stream): uniform in (0, 1), with 53 bits. */
 static double draw(uint64_t seed, uint64_t stream, int64_t i)
 {
     vx_philox4 r = vx_philox(seed, stream, (uint64_t)i);
     return ((double)(r.word[0] >> 5) * 67108864.0 + (double)(r.word[1] >> 6) + 0.5) / 9007199254740992.0;
 }
 
-/* |a - b|^2 of D elements. */
+/* Returns |a - b|^2 of D elements. */
 static inline float squared_distance(const float *a, const float *b, int64_t D)
 {
     vf sum = vf_zero();
@@ -32,7 +32,7 @@ static inline float squared_distance(const float *a, const float *b, int64_t D)
     return vf_sum(sum + rest * rest);
 }
 
-/* The row in whose share of the sum of `nearest` the number target, of 0 .. total, falls. */
+/* Finds the row in whose share of the sum of `nearest` the number target, of 0 .. total, falls. */
 static int64_t find(const float *nearest, int64_t N, const double *sums, int64_t blocks, double target)
 {
     int64_t block = 0;
@@ -49,7 +49,7 @@ static int64_t find(const float *nearest, int64_t N, const double *sums, int64_t
     return last;
 }
 
-/* index (M) = rows of x (N,D), 0-based. Once every row equals a chosen one, more are drawn evenly and repeat. */
+/* Chooses index (M), rows of x (N,D), 0-based. Once every row equals a chosen one, more are drawn evenly and repeat. */
 int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t stream)
 {
     const int64_t N = x->shape[0], D = x->shape[1], M = index->shape[0], blocks = vx_ceil_div(N, BLOCK_ROWS);

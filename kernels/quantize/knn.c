@@ -3,15 +3,12 @@
  * Both keep, per anchor, the K best candidates in a list ordered as neighbours.h says, so that the result is exact:
  * ties go to the lowest row, and neither the number of threads nor the order of the work shows.
  *
- *   vertex_knn   a key per row and vertex: p itself (cross-entropy), or minus |e_m - p|^2 = 1 - 2 p_m + |p|^2, summed
- *   in
- *                double because near a vertex everything cancels. Reads p once, sixteen columns (a cache line) at a
- *                time.
+ * vertex_knn   a key per row and vertex: p itself (cross-entropy), or minus |e_m - p|^2 = 1 - 2 p_m + |p|^2, summed in
+ * double because near a vertex everything cancels. Reads p once, sixteen columns (a cache line) at a time.
  *   knn          squared distances as sums of (x - y)^2 and not as |x|^2 - 2 x y + |y|^2, which would lose a distance
- *   below
- *                3e-4 |x|; 6 rows against a tile of columns in registers, 24 rows per visit of a tile, as in
- *                assign.c.
- *                2 N L D subtractions and multiply-adds; working space L D floats, shared, and 24 K entries a thread.
+ *                below 3e-4 |x|; 6 rows against a tile of columns in registers, 24 rows per visit of a tile, as in
+ *                assign.c. 2 N L D subtractions and multiply-adds; working space L D floats, shared, and 24 K entries a
+ *                thread.
  */
 #include <float.h>
 #include <omp.h>
@@ -33,13 +30,14 @@ typedef struct vertex_call {
     const double *sumsq; /* (N) |p_n|^2, under VX_KNN_L2 */
 } vertex_call;
 
+/* Returns p[n][m] itself. */
 static inline double point(const vertex_call *c, int64_t n, int64_t m)
 {
     float x = c->p[n * c->M + m];
     return c->log ? exp((double)x) : x;
 }
 
-/* What is largest for the row nearest to the vertex. */
+/* Returns keys of row n for vertices m .. m + count - 1: the largest is the nearest row's. */
 static inline vf vertex_keys(const vertex_call *c, int64_t n, int64_t m, int count)
 {
     vf x = vf_load_n(c->p + n * c->M + m, count);
@@ -48,6 +46,7 @@ static inline vf vertex_keys(const vertex_call *c, int64_t n, int64_t m, int cou
     return x;
 }
 
+/* Fills the lists of LINE vertices from `first` on. */
 static void nearest_to_vertices(const vertex_call *c, int64_t first, uint64_t *lists)
 {
     int64_t columns = vx_min64(LINE, c->M - first);
@@ -64,6 +63,7 @@ static void nearest_to_vertices(const vertex_call *c, int64_t first, uint64_t *l
         }
 }
 
+/* Returns how far row n deviates from vertex m. */
 static float deviation_of(const vertex_call *c, int64_t n, int64_t m)
 {
     if (c->metric == VX_KNN_L2) return (float)(1 - 2 * point(c, n, m) + c->sumsq[n]);
@@ -71,7 +71,8 @@ static float deviation_of(const vertex_call *c, int64_t n, int64_t m)
     return c->log ? -x : -logf(x > FLT_MIN ? x : FLT_MIN);
 }
 
-/* A p below 2^-126 counts as 2^-126 under VX_KNN_CE: -log p is 87.3 there. */
+/* Finds near (M,K) and deviation (M,K) in p (N,M). A p below 2^-126 counts as 2^-126 under VX_KNN_CE: -log p is 87.3
+ * there. */
 int VX_CPU(vertex_knn)(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int metric, int log)
 {
     vertex_call c = {p->shape[0], p->shape[1], near->shape[1], metric, log, vx_f32(p), 0};
@@ -112,7 +113,8 @@ int VX_CPU(vertex_knn)(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     return VX_OK;
 }
 
-/* The selection has no gradient; a deviation's reaches p_m alone (cross-entropy) or the whole row. */
+/* Computes dp (N,M). The selection has no gradient; a deviation's reaches p_m alone (cross-entropy) or the whole
+ * row. */
 int VX_CPU(vertex_knn_backward)(vx_tensor *dp, vx_tensor *ddeviation, vx_tensor *near, vx_tensor *p, int metric,
                                 int log)
 {
@@ -164,7 +166,7 @@ typedef struct rows_call {
     const float *columns; /* (tiles, D, TILE_COLUMNS) of y, +inf beyond its rows */
 } rows_call;
 
-/* Rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D), which are rows first + i .. of x, meet a tile. */
+/* Lets rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D), which are rows first + i .. of x, meet a tile. */
 static void meet_tile(const rows_call *c, const float *a, int64_t first, int i, int rows, int64_t tile, float *limit,
                       uint64_t *lists)
 {
@@ -192,7 +194,8 @@ static void meet_tile(const rows_call *c, const float *a, int64_t first, int i, 
             }
 }
 
-/* Neighbours of BLOCK_ROWS rows from row `first` on; a (BLOCK_ROWS, D) and lists (BLOCK_ROWS, K) are working space. */
+/* Finds the neighbours of BLOCK_ROWS rows from row `first` on; a (BLOCK_ROWS, D) and lists (BLOCK_ROWS, K): working
+ * space. */
 static void nearest_to_rows(const rows_call *c, int64_t first, float *a, uint64_t *lists, int32_t *near,
                             float *distance)
 {
@@ -211,6 +214,7 @@ static void nearest_to_rows(const rows_call *c, int64_t first, float *a, uint64_
     }
 }
 
+/* Finds near (N,K) and distance (N,K), squared, of x (N,D) among y (L,D). */
 int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y, int exclude_self)
 {
     rows_call c = {.N = x->shape[0],
@@ -252,8 +256,8 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
     return VX_OK;
 }
 
-/* d |x - y|^2 = 2 (x - y) (dx - dy). A thread has some columns of all rows, so that each element of dy is summed in the
- * order of the rows of x. */
+/* Computes dx (N,D) and dy (L,D): d |x - y|^2 = 2 (x - y) (dx - dy). A thread has some columns of all rows, so that
+ * each element of dy is summed in the order of the rows of x. */
 int VX_CPU(knn_backward)(vx_tensor *dx, vx_tensor *dy, vx_tensor *ddistance, vx_tensor *near, vx_tensor *x,
                          vx_tensor *y)
 {

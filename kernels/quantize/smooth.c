@@ -227,9 +227,9 @@ static void carve_forward(scratch *a, forward *f, worker **workers, int threads,
         t->e = !f->keep_powers                                    ? 0
                : c->regularizer == VX_REG_KNN_CE || f->cpu.narrow ? carve_f32(a, f->block * c->Mp)
                                                                   : t->s;
-        t->w = carve_f32(a, TILE_ROWS * PANEL);
-        t->w_bf16 = f->cpu.bf16 ? carve_u32(a, TILE_ROWS * PANEL / 2) : 0;
-        t->noise = carve_f32(a, PANEL * (f->cpu.narrow ? NARROW_ROWS * NARROW_STRIP : TILE_ROWS));
+        t->w = carve_f32(a, PANEL_ROWS * PANEL);
+        t->w_bf16 = f->cpu.bf16 ? carve_u32(a, PANEL_ROWS * PANEL / 2) : 0;
+        t->noise = carve_f32(a, PANEL * (f->cpu.narrow ? NARROW_ROWS * NARROW_STRIP : PANEL_ROWS));
         t->o = carve_f32(a, f->block * f->cpu.Dp);
         t->lists = carve_u64(a, c->S * c->K);
         t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
@@ -258,8 +258,8 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     status = smooth_cpu_of(&f.cpu, c, log_tau, precision);
     if (status) return status;
     f.block = f.cpu.narrow ? NARROW_BLOCK
-              : c->D <= 48 ? TILE_ROWS
-              : c->D < 128 ? 2 * TILE_ROWS
+              : c->D <= 48 ? PANEL_ROWS
+              : c->D < 128 ? 2 * PANEL_ROWS
                            : MOST_ROWS; /* the codes pass through the cache once a block */
     f.keep_logits = regularizer == VX_REG_KNN_CE || !f.cpu.narrow;
     f.keep_powers = mean_pi || regularizer == VX_REG_KNN_L2;

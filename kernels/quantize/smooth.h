@@ -2,7 +2,7 @@
  * out in panels, the products of small tiles, the Gumbel noise. The mathematics is in smooth.c and smooth_backward.c.
  *
  * Layout. A panel holds 64 codes (smooth_call.h), the last one filled up with zero codes: 4, 8 or 16 vectors. Rows meet
- * a panel as a tile of TILE_ROWS. Dp is D rounded up to whole vectors, or to the width of smooth_narrow.h.
+ * a panel as a tile of PANEL_ROWS. Dp is D rounded up to whole vectors, or to the width of smooth_narrow.h.
  *
  * Logarithms are to base 2 inside: log2(e) / tau is folded into the rows of z, so that a power is one vf_exp2.
  */
@@ -16,7 +16,7 @@
 #include "cpu/scratch.h"
 
 enum {
-    TILE_ROWS = 24,             /* rows that meet a panel at once */
+    PANEL_ROWS = 24,            /* rows that meet a panel at once */
     VECTORS = PANEL / VX_LANES, /* vectors of a panel */
 };
 

@@ -46,8 +46,7 @@ enum {
 
 /* -- Sparse terms -------------------------------------------------------------------------------------------------- */
 
-/* Computes the weights of the pairs, and P_i. All threads of a parallel region call it together, after fill_codebook().
- * */
+/* Computes the weights of the pairs, and P_i. All threads of a parallel region call it, after fill_codebook(). */
 static void weigh_pairs(const backward *b)
 {
     const smooth_call *c = &b->c;
@@ -233,11 +232,11 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     if (!status && c->K) status = check_indices(c->op, "neighbour", vx_i32(near), c->G * c->S, c->K, c->N);
     if (status) return status;
     const int64_t most =
-        b.cpu.narrow ? NARROW_CHUNK : CHUNK_BYTES / (3 * (int64_t)sizeof(float) * b.cpu.Dp) / TILE_ROWS * TILE_ROWS;
-    b.chunk = vx_max64(TILE_ROWS, vx_min64(most, vx_ceil_div(vx_ceil_div(c->N, 16), TILE_ROWS) * TILE_ROWS));
+        b.cpu.narrow ? NARROW_CHUNK : CHUNK_BYTES / (3 * (int64_t)sizeof(float) * b.cpu.Dp) / PANEL_ROWS * PANEL_ROWS;
+    b.chunk = vx_max64(PANEL_ROWS, vx_min64(most, vx_ceil_div(vx_ceil_div(c->N, 16), PANEL_ROWS) * PANEL_ROWS));
     b.chunks = vx_ceil_div(c->N, b.chunk);
     b.strip = vx_ceil_div(c->panels, STRIPS);
-    b.block = TILE_ROWS;
+    b.block = PANEL_ROWS;
     const int threads = omp_get_max_threads();
     worker *workers[threads];
     int32_t *slot = 0;

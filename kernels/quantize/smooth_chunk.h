@@ -62,7 +62,7 @@ typedef struct worker {
     uint32_t *dy_bf16_along;      /* (chunk, ceil(D / 2)) bf16x2 of elements 2d and 2d + 1 */
     uint32_t *tile_bf16;          /* (block,32) a tile's p or x as bf16x2, along the codes or the rows */
     vf *narrow_dhat;              /* narrow (chunk, narrow + 1): dhat and x_sum, lane by lane */
-    float zero[TILE_ROWS];
+    float zero[PANEL_ROWS];
 } worker;
 
 /* -- Rows of any width --------------------------------------------------------------------------------------------- */
@@ -143,7 +143,7 @@ static inline void log_pi_tile(const backward *b, worker *t, int64_t i, int64_t 
 static void add_ppl_sums(const backward *b, worker *t, int64_t rows)
 {
     for (int64_t i = 0; i < rows; i += b->block) {
-        vf sum[TILE_ROWS] = {{0}};
+        vf sum[PANEL_ROWS] = {{0}};
         for (int64_t panel = 0; panel < b->c.panels; panel++) {
             log_pi_tile(b, t, i, panel);
             for (int r = 0; r < b->block; r++)

@@ -11,7 +11,11 @@
 
 #include "smooth.h"
 
-enum { NARROW_MAX = 8, NARROW_ROWS = 2, NARROW_BLOCK = 8 };
+enum {
+    NARROW_MAX = 8,   /* largest D */
+    NARROW_ROWS = 2,  /* rows side by side in the forward pass */
+    NARROW_BLOCK = 8, /* rows of a block there */
+};
 
 /* -- Forward: two rows meet a strip of panels ---------------------------------------------------------------------- */
 
@@ -23,7 +27,7 @@ typedef struct narrow_row {
     vf o[NARROW_MAX];           /* weight times code */
 } narrow_row;
 
-/* Logits of one vector of codes: start + sum over d of a[d] q[d] */
+/* Returns logits of one vector of codes: start + sum over d of a[d] q[d]. */
 VX_INLINE vf narrow_logits(const int D, float start, const float *a, const float *q)
 {
     vf s = vf_set1(start);
@@ -32,7 +36,7 @@ VX_INLINE vf narrow_logits(const int D, float start, const float *a, const float
     return s;
 }
 
-/* Lanes whose code is not below M take the padding's logit. */
+/* Replaces the logits of lanes whose code is not below M by PADDING. */
 VX_INLINE vf narrow_pad(vf s, int64_t first_code, int64_t M)
 {
     vi lane;
@@ -40,7 +44,7 @@ VX_INLINE vf narrow_pad(vf s, int64_t first_code, int64_t M)
     return vf_select(lane + (int32_t)first_code < (vi){0} + (int32_t)M, s, vf_set1(PADDING));
 }
 
-/* to (64) = 2^from */
+/* Computes to (64) = 2^from. */
 VX_INLINE void narrow_powers(float *to, const float *from)
 {
     for (int v = 0; v < PANEL; v += 4 * VX_LANES) {
@@ -53,7 +57,7 @@ VX_INLINE void narrow_powers(float *to, const float *from)
     }
 }
 
-/* Panels first .. end - 1 of a book, for the rows a (2,D). */
+/* What two rows a (2,D) meet: panels first .. end - 1 of a codebook. */
 typedef struct narrow_strip {
     const float *a, *start, *hat, *raw;
     int64_t first, end, M;
@@ -64,7 +68,8 @@ typedef struct narrow_strip {
 
 enum { KEEP_S = 1, KEEP_E = 2, ADD_SQUARES = 4 }; /* what the second sweep needs */
 
-/* keep: of KEEP_S, KEEP_E, ADD_SQUARES. tail: codes from M on do not count.
+/* Lets two rows meet a strip of panels, and adds up what row[0] and row[1] accumulate. keep: of KEEP_S, KEEP_E,
+ * ADD_SQUARES. tail: codes from M on do not count.
  *
  * A panel passes through three short loops (logits, powers, use) with a buffer in between, since one long loop would
  * hold more than a processor's scheduler sees, and its chains of dependent operations would stand still. */
@@ -132,7 +137,7 @@ VX_INLINE void narrow_forward(const int D, const int noisy, const int keep, cons
     }
 }
 
-/* largest[i] = the largest logit of each of NARROW_BLOCK rows a (NARROW_BLOCK,D). */
+/* Finds the largest logit of each of the rows a (NARROW_BLOCK,D). */
 VX_INLINE void narrow_maxima(const int D, const float *a, const float *hat, int64_t M, float *largest)
 {
     vf top[NARROW_BLOCK];
@@ -156,10 +161,11 @@ VX_INLINE void narrow_maxima(const int D, const float *a, const float *hat, int6
 
 enum { RUN = 48 }; /* most rows of a run */
 
-/* Vectors of codes side by side, so that a row's numbers are broadcast once for both: as many as the registers hold. */
+/* Returns how many vectors of codes go side by side, so that a row's numbers are broadcast once for all: as many as the
+ * registers hold. */
 VX_INLINE int narrow_side(const int D) { return D <= 4 ? 2 : 1; }
 
-/* What a run of rows brings; see smooth_backward.c's worker for the meaning. */
+/* What a run of rows brings; the worker in smooth_chunk.h says what the numbers mean. */
 typedef struct narrow_run {
     const float *z, *dy;                                             /* (rows, D) */
     const float *start, *mix_offset, *pi_factor, *pi_offset, *noisy; /* (rows) */
@@ -168,7 +174,7 @@ typedef struct narrow_run {
     int64_t rows; /* even, at most RUN */
 } narrow_run;
 
-/* Codes from number v of a panel on, to which the pointers point. */
+/* The codes from number v of a panel on; the pointers point to it. */
 typedef struct narrow_codes {
     int v;
     const float *hat, *raw, *ppl; /* (D,64), (D,64), (64) */
@@ -178,8 +184,8 @@ typedef struct narrow_codes {
 
 enum { NOISY = 1, SQUARE = 2, WITH_PPL = 4, MIX = 8 };
 
-/* narrow_side(D) vectors of codes; their dhat and dmix grow. kind: of NOISY, SQUARE (pi_factor is used), WITH_PPL, MIX
- * (dmix is wanted). tail: codes from `filled` on do not count.
+/* Lets a run of rows meet narrow_side(D) vectors of codes, and adds to dhat and dmix of both. kind: of NOISY, SQUARE
+ * (pi_factor is used), WITH_PPL, MIX (dmix is wanted). tail: codes from `filled` on do not count.
  *
  * As in the forward pass short loops with buffers in between: powers, then x, then what becomes of x, then of the
  * powers. In one long loop neither the registers nor the two loads a cycle would suffice. */

@@ -8,7 +8,7 @@
 #include "smooth_narrow.h"
 
 enum {
-    MOST_ROWS = 4 * TILE_ROWS,
+    MOST_ROWS = 4 * PANEL_ROWS,
     NARROW_STRIP = 16, /* panels that two rows meet before the next two do, from the L1 cache */
 };
 
@@ -45,9 +45,9 @@ typedef struct worker {
     float *a;         /* (block, D or narrow) rows of z, normalized, times scale */
     float *s;         /* (block, Mp) logits relative to ref */
     float *e;         /* (block, Mp) 2^s, where keep_powers; takes the place of s where nobody needs s later */
-    float *w;         /* (TILE_ROWS, 64) weights of one panel */
-    uint32_t *w_bf16; /* (TILE_ROWS, 32) w as bf16x2 */
-    float *noise;     /* (TILE_ROWS, 64); narrow (NARROW_STRIP, 2, 64) */
+    float *w;         /* (PANEL_ROWS, 64) weights of one panel */
+    uint32_t *w_bf16; /* (PANEL_ROWS, 32) w as bf16x2 */
+    float *noise;     /* (PANEL_ROWS, 64); narrow (NARROW_STRIP, 2, 64) */
     float *o;         /* (block, Dp) sum of weight times code */
     uint64_t *lists;  /* (shards, S, K/shards) */
     float *threshold; /* (shards, Mp) */
@@ -101,11 +101,11 @@ static void find_maxima(const forward *f, worker *t, int64_t end, float *largest
     const smooth_call *c = &f->c;
     for (int i = 0; i < f->block; i++) largest[i] = -INFINITY;
     for (int64_t panel = 0; panel < end; panel++)
-        for (int from = 0; from < f->block; from += TILE_ROWS) {
-            tile_logits(t->w, PANEL, TILE_ROWS, t->negative_ref + from, t->a + from * c->D, c->D,
+        for (int from = 0; from < f->block; from += PANEL_ROWS) {
+            tile_logits(t->w, PANEL, PANEL_ROWS, t->negative_ref + from, t->a + from * c->D, c->D,
                         f->codebook.hat + panel * PANEL * c->D, c->D);
-            if (c->M < (panel + 1) * PANEL) pad_tile(t->w, PANEL, TILE_ROWS, c->M - panel * PANEL);
-            for (int i = 0; i < TILE_ROWS; i++)
+            if (c->M < (panel + 1) * PANEL) pad_tile(t->w, PANEL, PANEL_ROWS, c->M - panel * PANEL);
+            for (int i = 0; i < PANEL_ROWS; i++)
                 largest[from + i] = fmaxf(largest[from + i], row_maximum(t->w + i * PANEL));
         }
 }
@@ -131,7 +131,7 @@ static int exceeds_limit(const forward *f, const worker *t, int from, int64_t pa
     const smooth_call *c = &f->c;
     if (f->cpu.scale <= LIMIT) return 0;
     vf top = vf_set1(-INFINITY);
-    for (int i = from; i < from + TILE_ROWS; i++)
+    for (int i = from; i < from + PANEL_ROWS; i++)
         for (int v = 0; v < PANEL; v += VX_LANES) top = vf_max(top, vf_load(t->s + i * c->Mp + panel * PANEL + v));
     return vf_greater_bits(top, vf_set1(LIMIT)) != 0;
 }
@@ -213,18 +213,18 @@ static void weigh_by_logs(const forward *f, worker *t, int i, const float *s, co
     }
 }
 
-/* Computes logits, powers, weights and the mixture of one panel, for TILE_ROWS of the block's rows: `from` and on.
+/* Computes logits, powers, weights and the mixture of one panel, for PANEL_ROWS of the block's rows: `from` and on.
  * Returns 0 where a reference is too low; nothing has been added up then. */
 static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int64_t panel)
 {
     const smooth_call *c = &f->c;
     float *s = t->s + panel * PANEL;
-    tile_logits(s + from * c->Mp, c->Mp, TILE_ROWS, t->negative_ref + from, t->a + from * c->D, c->D,
+    tile_logits(s + from * c->Mp, c->Mp, PANEL_ROWS, t->negative_ref + from, t->a + from * c->D, c->D,
                 f->codebook.hat + panel * PANEL * c->D, c->D);
-    if (c->M < (panel + 1) * PANEL) pad_tile(s + from * c->Mp, c->Mp, TILE_ROWS, c->M - panel * PANEL);
+    if (c->M < (panel + 1) * PANEL) pad_tile(s + from * c->Mp, c->Mp, PANEL_ROWS, c->M - panel * PANEL);
     if (exceeds_limit(f, t, from, panel)) return 0;
-    if (c->noise_kind != NOISE_NONE) noise_rows(c, first + from, TILE_ROWS, f->g, panel, t->noise);
-    for (int r = 0, i = from; r < TILE_ROWS; r++, i++) {
+    if (c->noise_kind != NOISE_NONE) noise_rows(c, first + from, PANEL_ROWS, f->g, panel, t->noise);
+    for (int r = 0, i = from; r < PANEL_ROWS; r++, i++) {
         float *w = t->w + r * PANEL, *e = f->keep_powers ? t->e + i * c->Mp + panel * PANEL : 0;
         const float *noise = t->noise + r * PANEL;
         if (c->noise_kind == NOISE_NONE) weigh_row(0, t, i, s + i * c->Mp, 0, w, e, panel);
@@ -232,10 +232,10 @@ static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int6
         else weigh_by_logs(f, t, i, s + i * c->Mp, noise, w, e, panel);
     }
     if (f->cpu.bf16) {
-        bf16x2_codes(t->w_bf16, t->w, TILE_ROWS);
-        tile_product_bf16x2(t->o + from * f->cpu.Dp, f->cpu.Dp, TILE_ROWS, t->w_bf16, PANEL / 2, 1,
+        bf16x2_codes(t->w_bf16, t->w, PANEL_ROWS);
+        tile_product_bf16x2(t->o + from * f->cpu.Dp, f->cpu.Dp, PANEL_ROWS, t->w_bf16, PANEL / 2, 1,
                             f->codebook.rows_bf16 + panel * PANEL / 2 * f->cpu.Dp, f->cpu.Dp, PANEL / 2);
-    } else tile_mix(t->o + from * f->cpu.Dp, TILE_ROWS, t->w, f->codebook.rows + panel * PANEL * f->cpu.Dp, f->cpu.Dp);
+    } else tile_mix(t->o + from * f->cpu.Dp, PANEL_ROWS, t->w, f->codebook.rows + panel * PANEL * f->cpu.Dp, f->cpu.Dp);
     return 1;
 }
 
@@ -244,7 +244,7 @@ static void sweep_block(const forward *f, worker *t, int rows, int64_t first)
 {
     choose_references(f, t, 0);
     for (int64_t panel = 0; panel < f->c.panels; panel++)
-        for (int from = 0; from < rows; from += TILE_ROWS)
+        for (int from = 0; from < rows; from += PANEL_ROWS)
             if (!sweep_tile(f, t, first, from, panel)) {
                 choose_references(f, t, 1);
                 clear_sums(f, t);

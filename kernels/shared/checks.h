@@ -1,5 +1,5 @@
-/* checks.h: what the contracts of ops.def cannot say about an op's arguments, for its C and its CUDA kernel alike.
- * VX_OK, or a status with its text. */
+/* checks.h: what the contracts of ops.def cannot say about an op's arguments, for its C and its CUDA kernel alike. Each
+ * check returns VX_OK, or a status with its text. */
 #ifndef VX_CHECKS_H
 #define VX_CHECKS_H
 
@@ -20,7 +20,7 @@ static inline int check_reduce(const vx_tensor *y, const vx_tensor *x, int kind)
     return VX_OK;
 }
 
-/* Neighbours are 32-bit row numbers. */
+/* Checks that row numbers fit 32 bits. */
 static inline int check_rows(const char *op, long long rows)
 {
     return rows > INT32_MAX ? vx_fail(VX_EINVAL, "%s: %lld rows, of at most 2^31 - 1", op, rows) : VX_OK;

@@ -14,6 +14,7 @@
 
 #include "float_order.h"
 
+/* Packs an entry; its key and row come back from neighbour_key() and neighbour_row(). */
 VX_INLINE uint64_t neighbour_pack(float key, int64_t row)
 {
     return (uint64_t)float_order(key) << 32 | (uint32_t) ~(uint32_t)row;
@@ -24,7 +25,7 @@ VX_INLINE int32_t neighbour_row(uint64_t entry) { return (int32_t) ~(uint32_t)en
 /* Returns an entry that any row replaces. */
 VX_INLINE uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }
 
-/* Inserts x into a descending list of K entries if it is larger than the last; returns the new K-th key. Short lists
+/* Inserts x into a descending list of K entries if it is larger than the last. Returns the new K-th key. Short lists
  * are passed through from the front without a branch, since where x belongs cannot be predicted. */
 static inline float neighbour_insert(uint64_t *list, int64_t K, uint64_t x)
 {

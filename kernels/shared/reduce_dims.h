@@ -1,7 +1,7 @@
 /* reduce_dims.h: the dimensions that reduce works over, in C and CUDA alike: which are kept, which are summed, and in
  * which order they lie. */
-#ifndef VX_DIMS_H
-#define VX_DIMS_H
+#ifndef VX_REDUCE_DIMS_H
+#define VX_REDUCE_DIMS_H
 
 #include <stdbool.h>
 
@@ -12,6 +12,7 @@ typedef struct dims {
     int64_t size[VX_MAX_DIMS], x[VX_MAX_DIMS], y[VX_MAX_DIMS];
 } dims;
 
+/* Appends a dimension, inside the others. */
 static inline void dims_add(dims *d, int64_t size, int64_t x, int64_t y)
 {
     d->size[d->n] = size, d->x[d->n] = x, d->y[d->n] = y;
@@ -20,8 +21,8 @@ static inline void dims_add(dims *d, int64_t size, int64_t x, int64_t y)
 }
 
 /* Collapses x and y: sizes of 1 go; dimensions are ordered by x's strides, the largest and those of 0 outermost;
- * neighbours of one kind that x and y step through evenly become one. The innermost goes to `inner`, the others to kept
- * or reduced; returns whether the innermost is kept. */
+ * adjacent ones of one kind that x and y step through evenly become one. The innermost goes to `inner`, the others to
+ * kept or reduced. Returns whether the innermost is kept. */
 static inline bool dims_collapse(dims *kept, dims *reduced, dims *inner, const vx_tensor *y, const vx_tensor *x)
 {
     const dims none = {0, 1, {0}, {0}, {0}};

@@ -18,7 +18,7 @@
 
 #define VX_SPECIAL_SHIFT 10.0
 
-/* ln gamma(x) */
+/* Returns ln gamma(x). */
 VX_SPECIAL_INLINE double special_lgamma(double x)
 {
     if (!(x >= 0)) return NAN;
@@ -30,7 +30,7 @@ VX_SPECIAL_INLINE double special_lgamma(double x)
     return (x - 0.5) * (log(x) - 1) - 0.5 + 0.91893853320467274178 + series - log(product);
 }
 
-/* d ln gamma / dx */
+/* Returns d ln gamma / dx. */
 VX_SPECIAL_INLINE double special_digamma(double x)
 {
     if (!(x >= 0)) return NAN;
@@ -42,7 +42,7 @@ VX_SPECIAL_INLINE double special_digamma(double x)
     return log(x) - 0.5 * r - series - below;
 }
 
-/* d digamma / dx */
+/* Returns d digamma / dx. */
 VX_SPECIAL_INLINE double special_trigamma(double x)
 {
     if (!(x >= 0)) return NAN;
@@ -55,7 +55,7 @@ VX_SPECIAL_INLINE double special_trigamma(double x)
     return r + 0.5 * s + series + below;
 }
 
-/* d trigamma / dx */
+/* Returns d trigamma / dx. */
 VX_SPECIAL_INLINE double special_tetragamma(double x)
 {
     if (!(x >= 0)) return NAN;
