@@ -9,7 +9,7 @@
 
 enum { COLUMNS = 64 /* that a thread takes at once: their sums stay in L1 */ };
 
-/* Columns `first` .. `first` + count - 1 of y and x (S,C). */
+/* Sums columns first .. first + count - 1 of x (S,C) into those of y. */
 static void columns_cumsum(float *y, const float *x, int64_t S, int64_t C, int64_t first, int64_t count, int reverse)
 {
     double sum[COLUMNS] = {0};
@@ -22,7 +22,7 @@ static void columns_cumsum(float *y, const float *x, int64_t S, int64_t C, int64
     }
 }
 
-/* y (B,S,C) = sums of x over s' <= s, or over s' >= s where reverse is 1. */
+/* Computes y (B,S,C), sums of x over s' <= s, or over s' >= s where reverse is 1. */
 int VX_CPU(cumsum)(vx_tensor *y, vx_tensor *x, int reverse)
 {
     const int64_t B = x->shape[0], S = x->shape[1], C = x->shape[2], cuts = vx_ceil_div(C, COLUMNS);

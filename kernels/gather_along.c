@@ -12,7 +12,7 @@
 
 enum { COLUMNS = 64 /* that a thread takes at once */ };
 
-/* y[b][t][c] = x[b][index[b][t][c]][c] */
+/* Copies y[b][t][c] = x[b][index[b][t][c]][c]. */
 int VX_CPU(gather_along)(vx_tensor *y, vx_tensor *x, vx_tensor *index)
 {
     const int64_t S = x->shape[1], T = y->shape[1], C = x->shape[2], rows = y->shape[0] * T;
@@ -27,7 +27,7 @@ int VX_CPU(gather_along)(vx_tensor *y, vx_tensor *x, vx_tensor *index)
     return VX_OK;
 }
 
-/* y[b][index[b][t][c]][c] += x[b][t][c] */
+/* Adds x[b][t][c] to y[b][index[b][t][c]][c]. */
 int VX_CPU(scatter_add_along)(vx_tensor *y, vx_tensor *x, vx_tensor *index)
 {
     const int64_t B = x->shape[0], S = y->shape[1], T = x->shape[1], C = x->shape[2], cuts = vx_ceil_div(C, COLUMNS);

@@ -14,7 +14,7 @@
 
 enum { LISTED = 64 };
 
-/* x's place in the order; -0 and 0 are equal. */
+/* Returns x's place in the order; -0 and 0 are equal. */
 static inline uint64_t entry_of(float x, int64_t column, int largest)
 {
     return neighbour_pack((largest ? x : -x) + 0.0f, column);
@@ -26,7 +26,7 @@ static int descending(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-/* list has room for K entries, for C where K > LISTED; the first K are the result. */
+/* Finds the first K of list, which has room for K entries, for C where K > LISTED. */
 static void row_topk(uint64_t *list, const float *x, int64_t C, int64_t K, int largest)
 {
     if (K > LISTED) {
@@ -41,8 +41,8 @@ static void row_topk(uint64_t *list, const float *x, int64_t C, int64_t K, int l
     }
 }
 
-/* values, index (N,K) of x (N,C). A row with NaN is VX_ENONFINITE, and nothing is written. Working space: a list for
- * each thread. */
+/* Finds values and index (N,K) of x (N,C). A row with NaN is VX_ENONFINITE, and nothing is written. Working space: a
+ * list for each thread. */
 int VX_CPU(topk)(vx_tensor *values, vx_tensor *index, vx_tensor *x, int largest)
 {
     const int64_t N = x->shape[0], C = x->shape[1], K = values->shape[1], room = K > LISTED ? C : K;

@@ -24,6 +24,7 @@ static inline int check_range(const char *op, const char *name, const int32_t *x
                    column, most);
 }
 
+/* Checks that all indices of x (rows,columns) lie in 0 .. limit - 1. */
 static inline int check_indices(const char *op, const char *name, const int32_t *x, int64_t rows, int64_t columns,
                                 int64_t limit)
 {

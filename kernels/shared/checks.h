@@ -49,28 +49,4 @@ static inline int check_sepconv2d(const char *op, const vx_tensor *gamma, const 
     return VX_OK;
 }
 
-static inline int check_smooth(const vx_tensor *z, const vx_tensor *codebook, const vx_tensor *vertices,
-                               const vx_tensor *near, const vx_tensor *mean_pi, int regularizer, int shards)
-{
-    const long long N = z->shape[0], M = codebook->shape[1];
-    if (check_rows("smooth", N)) return VX_EINVAL;
-    if (regularizer == VX_REG_PPL && !mean_pi)
-        return vx_fail(VX_EINVAL, "smooth: the ppl regularizer needs mean_pi (G,M)");
-    if (regularizer != VX_REG_KNN_CE && regularizer != VX_REG_KNN_L2) return VX_OK;
-    if (!near) return vx_fail(VX_EINVAL, "smooth: a KNN regularizer needs near (G,S,K)");
-    const long long S = near->shape[1], K = near->shape[2], each = K / shards, least = N / shards;
-    if (!vertices && S != M)
-        return vx_fail(VX_EINVAL, "smooth: near has %lld vertices, the codebook %lld codes, and no vertices are given",
-                       S, M);
-    if (S < 1 || K < 1)
-        return vx_fail(VX_EINVAL, "smooth: near must have vertices and neighbours, not (%lld,%lld)", S, K);
-    if (K % shards) return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours cannot be shared by %d shards", K, shards);
-    if (each > least && shards == 1)
-        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows", each, least);
-    if (each > least)
-        return vx_fail(VX_EINVAL, "smooth: K = %lld neighbours asked of %lld rows, in the smallest of %d shards", each,
-                       least, shards);
-    return VX_OK;
-}
-
 #endif

@@ -10,16 +10,12 @@
 
 #include <math.h>
 
-#ifdef __CUDACC__
-#define VX_SPECIAL_INLINE static __host__ __device__ __forceinline__
-#else
-#define VX_SPECIAL_INLINE static inline
-#endif
+#include "common.h"
 
 #define VX_SPECIAL_SHIFT 10.0
 
 /* Returns ln gamma(x). */
-VX_SPECIAL_INLINE double special_lgamma(double x)
+VX_INLINE double special_lgamma(double x)
 {
     if (!(x >= 0)) return NAN;
     double product = 1;
@@ -31,7 +27,7 @@ VX_SPECIAL_INLINE double special_lgamma(double x)
 }
 
 /* Returns d ln gamma / dx. */
-VX_SPECIAL_INLINE double special_digamma(double x)
+VX_INLINE double special_digamma(double x)
 {
     if (!(x >= 0)) return NAN;
     double below = 0;
@@ -43,7 +39,7 @@ VX_SPECIAL_INLINE double special_digamma(double x)
 }
 
 /* Returns d digamma / dx. */
-VX_SPECIAL_INLINE double special_trigamma(double x)
+VX_INLINE double special_trigamma(double x)
 {
     if (!(x >= 0)) return NAN;
     double below = 0;
@@ -56,7 +52,7 @@ VX_SPECIAL_INLINE double special_trigamma(double x)
 }
 
 /* Returns d trigamma / dx. */
-VX_SPECIAL_INLINE double special_tetragamma(double x)
+VX_INLINE double special_tetragamma(double x)
 {
     if (!(x >= 0)) return NAN;
     double below = 0;
