@@ -81,9 +81,15 @@ describe("the surface:", function()
     local x = vx.tensor { { 0.5, 1 }, { 2, 4 } }
     for _, name in ipairs { "matmul", "sum", "mean", "max", "min", "exp", "log", "sqrt", "abs", "square", "softmax",
       "log_softmax", "relu", "silu", "gelu",
-      "sigmoid", "tanh", "reshape", "transpose", "narrow", "select", "expand", "argmax", "clamp" } do
+      "sigmoid", "tanh", "reshape", "transpose", "narrow", "select", "expand", "argmax", "clamp",
+      "cumsum", "topk", "gather", "scatter_add", "round", "floor", "sign", "maximum", "minimum", "masked_fill", "eq",
+      "ne", "lt", "le", "gt", "ge", "detach" } do
       assert.is_function(vx[name], name)
       assert.is_function(x[name], name)
+    end
+    for _, name in ipairs { "where", "cat", "stack", "one_hot", "layer_norm", "group_norm", "linear", "conv2d",
+      "mse" } do
+      assert.is_function(vx[name], name)
     end
     assert.same({ { 2.25, 4.5 }, { 9, 18 } }, x:matmul(x):totable())
     assert.same(vx.matmul(x, x):totable(), x:matmul(x):totable())

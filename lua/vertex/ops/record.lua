@@ -63,8 +63,8 @@ end
 function record.define(name, op)
   op.name = name
   check(op)
-  op.source_file, op.line = place()
   for _, called in ipairs(op.calls) do core.expect_op(called) end
+  op.source_file, op.line = place()
   record.registry[#record.registry + 1], record.registry[name] = op, op
   record.ops[name] = tape.recorded(op)
   if op.method then core.Tensor[name] = record.ops[name] end
