@@ -1,6 +1,7 @@
 -- vx.kmeans against plain float64 loops of Lloyd's algorithm, in memory and in files; rows that are few, equal or NaN.
 
 local H = require "tests.helper"
+local core = require "vertex.core"
 local vx = H.vx
 
 local function data(seed, shape) return H.generator(seed)(shape, { grad = false }) end
@@ -183,6 +184,13 @@ describe("vx.kmeans", function()
     H.raises(function() vx.kmeans(x, 4, { iteration = 3 }) end, "iteration", "iterations")
     H.raises(function() vx.kmeans(x, 4, { tolerance = -1 }) end, "tolerance", "-1")
     H.raises(function() vx.kmeans(x, 4, { start = vx.zeros { 3, 3 } }) end, "(3,3)", "(4,3)")
+  end)
+
+  it("leaves the chosen rows as they were where distances overflow", function()
+    local index = vx.full({ 3 }, 7):to "i32"
+    local x = vx.tensor { { 3e38, 0 }, { -3e38, 0 }, { 0, 0 } }
+    H.raises(function() core.op.kmeans_start(index, x, 1, 0) end, "kmeans_start", "overflow")
+    assert.same({ 7, 7, 7 }, index:totable())
   end)
 
   it("gives for vectors in files what the tensor gives", function()

@@ -117,6 +117,12 @@ for _, name in ipairs(names) do
         assert.is_true(numbers:min():item() >= 0 and numbers:max():item() < q.options.codes)
         H.raises(function() q:decode(vx.zeros({ 4, columns + 1 }, { dtype = "i32" })) end, name,
           ("(N,%d)"):format(columns), ("(4,%d)"):format(columns + 1))
+        for _, out in ipairs { -1, q.options.codes } do -- in the first group, whose neighbour has a row for it
+          local wrong = { out }
+          for i = 2, columns do wrong[i] = 0 end
+          H.raises(function() q:decode(vx.tensor({ wrong }, { dtype = "i32" })) end, name,
+            ("code %d is not in 0 .. %d"):format(out, q.options.codes - 1))
+        end
       end
     end)
 

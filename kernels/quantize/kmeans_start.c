@@ -3,7 +3,7 @@
  *
  * Distances are of differences, x - c, so that rows far from the origin lose nothing. They are added up in double in
  * blocks of BLOCK_ROWS, whose sums are added in order: the choice does not depend on the number of threads. Cost: M
- * passes over x, 3 N D flops each. Working space: 4 N bytes.
+ * passes over x, 3 N D flops each. Working space: 4 (N + M) bytes.
  *
  * [1] Arthur and Vassilvitskii 2007, k-means++: the advantages of careful seeding
  */
@@ -49,7 +49,8 @@ static int64_t find(const float *nearest, int64_t N, const double *sums, int64_t
     return last;
 }
 
-/* Chooses index (M), rows of x (N,D), 0-based. Once every row equals a chosen one, more are drawn evenly and repeat. */
+/* Chooses index (M), rows of x (N,D), 0-based. Once every row equals a chosen one, more are drawn evenly and repeat.
+ * Where x is refused, index stays as it was. */
 int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t stream)
 {
     const int64_t N = x->shape[0], D = x->shape[1], M = index->shape[0], blocks = vx_ceil_div(N, BLOCK_ROWS);
@@ -58,10 +59,12 @@ int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t
     if (bad >= 0) return vx_fail(VX_ENONFINITE, "kmeans_start: row %lld of x holds a NaN or Inf", (long long)bad);
     double *sums = 0;
     float *nearest = 0;
+    int32_t *start = 0;
     scratch memory = {.op = "kmeans_start"};
     while (scratch_pass(&memory)) {
         sums = carve_f64(&memory, blocks);
         nearest = carve_f32(&memory, N);
+        start = carve_i32(&memory, M);
     }
     if (!memory.base) return VX_ENOMEM;
     int status = VX_OK;
@@ -69,7 +72,7 @@ int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t
     for (int64_t m = 0; m < M && !status; m++) {
         const double u = draw(seed, stream, m);
         const int64_t chosen = total > 0 ? find(nearest, N, sums, blocks, u * total) : (int64_t)(u * (double)N);
-        vx_i32(index)[m] = (int32_t)chosen;
+        start[m] = (int32_t)chosen;
         if (m + 1 == M) break;
         const float *center = rows + chosen * D;
 #pragma omp parallel for schedule(static)
@@ -88,6 +91,7 @@ int VX_CPU(kmeans_start)(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t
             status = vx_fail(VX_ENONFINITE, "kmeans_start: squared distances from row %lld of x overflow float32",
                              (long long)chosen);
     }
+    if (!status) memcpy(vx_i32(index), start, (size_t)M * sizeof *start);
     scratch_free(&memory);
     return status;
 }

@@ -510,6 +510,12 @@ function Quantizer:decode(codes)
     fail("%s: decode: codes should be an i32 tensor (N,%d), got %s", self.label, self.columns,
       core.is_tensor(codes) and codes:dtype() .. " " .. core.shape_text(codes) or type(codes))
   end
+  if codes:numel() > 0 then -- here, for all: the next group's first code is no error to the tables below
+    local least, most = ops.min(codes:to "f32"):item(), ops.max(codes:to "f32"):item()
+    if least < 0 or most >= o.codes then
+      fail("%s: decode: code %d is not in 0 .. %d", self.label, least < 0 and least or most, o.codes - 1)
+    end
+  end
   return ops.reshape(self:rows_of(codes), { codes:size(1), o.dim })
 end
 
