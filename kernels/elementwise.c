@@ -2,10 +2,10 @@
  *
  * Memory traffic: each operand is read once, the output written once; it bounds all but exp, log, pow and their kin.
  *
- * Idea: the dimensions of all operands are collapsed together (shared/walk.h) until what is left is mostly one or two: a
- * long row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number
- * depends on the sizes alone; threads take tiles; a tile function sees rows, columns and two strides per operand. Every
- * element goes through the same vector expression wherever it lies, in a full vector or in a tail, so that threads
+ * Idea: the dimensions of all operands are collapsed together (shared/walk.h) until mostly one or two are left: a long
+ * row, or rows that share a broadcast operand. The walk is cut into tiles of about 4096 elements, whose number depends
+ * on the sizes alone; threads take tiles; a tile function sees rows, columns and two strides per operand. Every element
+ * goes through the same vector expression wherever it lies, in a full vector or in a tail, so that threads
  * change no bit.
  *
  * Special values follow IEEE 754: log 0 = -inf, NaN passes through everything, through max, min, ReLU and clamp too.

@@ -51,8 +51,8 @@ static inline walk walk_of(int operands, const vx_tensor *const *x)
     return w;
 }
 
-/* Prepares a transposition from operand 1 to operand 0: moves the dimension in which operand 1 is contiguous to the last
- * place but one. The order of the others does not matter. Returns false, with w as it was, where nothing is to be
+/* Prepares a transposition from operand 1 to operand 0: moves the dimension in which operand 1 is contiguous to the
+ * last place but one. The order of the others does not matter. Returns false, with w as it was, where nothing is to be
  * transposed: operand 1 is contiguous or constant along the last dimension, or contiguous along none. */
 static inline bool walk_transpose(walk *w)
 {
