@@ -176,6 +176,37 @@ describe("diveq", function()
   end
 end)
 
+describe("sf-diveq", function()
+  for _, file in ipairs { "sf-diveq-a", "sf-diveq-b" } do
+    it("agrees: " .. file, function()
+      local t, meta = load(file)
+      local M, D = t.embed:size(1), t.embed:size(2)
+      local variance = tonumber(meta.options:match '"variance": ([%d.e-]+)')
+      local q = vx.quantizer("sf-diveq", { dim = D, codes = M, variance = variance })
+      q.codebook:copy(t.embed:reshape { 1, M, D })
+      local given = { noise = t.noise, noise_second = t.noise_second, share = t.share }
+      local o, g = run(q, t.x, t.upstream, given)
+      local share, ends = H.flat(t.share), {}
+      for n, line in ipairs(H.flat(t.lines)) do ends[n] = line + (share[line + 1] > 0.5 and 1 or 0) end
+      assert.same(ends, H.flat(o.codes)) -- the nearer end of the line
+      near(o.quantized, t.quantized, QUANTIZED, "quantized")
+      assert.equal(0, o.reg:item())
+      near(g.out.x, t.grad_x_out, GRADIENT, "gradient of the output")
+      near(g.out.codebook, t.grad_embed_out:reshape { 1, M, D }, GRADIENT, "the codes' gradient")
+      H.raises(function() q:forward(t.x, { share = vx.zeros { M } }) end, "share", ("(%d)"):format(M),
+        ("(1,%d)"):format(M - 1))
+    end)
+  end
+
+  it("needs a second code, and gives the last one a share of the rows", function()
+    H.raises(function() vx.quantizer("sf-diveq", { dim = 4, codes = 1 }) end, "codes is 1")
+    local q = vx.quantizer("sf-diveq", { dim = 4, codes = 6, groups = 2 })
+    local last = q.codebook:narrow(2, 6, 1):reshape { 1, 4 }
+    local o = q:forward(last:detach(), { share = vx.full({ 2, 5 }, 0.875) })
+    assert.same({ 5, 5 }, H.flat(o.codes))
+  end)
+end)
+
 describe("fsq", function()
   local function files()
     local names = {}
