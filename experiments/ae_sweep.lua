@@ -15,9 +15,9 @@ local core, runs = require "vertex.core", vx.runs
 
 -- -- What this experiment is ------------------------------------------------------------------------------------------
 
-local function new_quantizer(method, preset, seed)
-  return vx.quantizer(method, { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k,
-    shards = preset.shards, seed = seed })
+local function new_quantizer(method, preset, config)
+  return vx.quantizer(method, runs.quantizer_options(config, { dim = preset.channels[#preset.channels],
+    codes = preset.codes, k = preset.k, shards = preset.shards, seed = config.seed }))
 end
 
 --- A row of originals, and one of reconstructions for each method.
@@ -80,12 +80,12 @@ local run = runs.start({
       { field = "code_use", label = "code use", limits = { 0, 1.02 } } },
     { file = "reconstructions.png", draw = draw_reconstructions },
   },
-  check = function(c, methods)
+  check = function(c, methods, preset)
     for _, split in ipairs { "train", "val" } do
       if c.data then vx.data.find(c.data, split) end
     end
     vx.step(function()
-      for _, method in ipairs(methods) do new_quantizer(method, autoencoder.presets[c.preset], c.seed) end
+      for _, method in ipairs(methods) do new_quantizer(method, preset, c) end
     end)
   end,
 }, arg)
@@ -104,7 +104,7 @@ local function count_codes(quantizer) return vx.metrics.code_use(quantizer.optio
 --- Trains a method from where it stands; returns its model and the number of steps, or nil where Ctrl-C came.
 local function train(method)
   vx.seed(config.seed)
-  local quantizer = new_quantizer(method, preset, config.seed)
+  local quantizer = new_quantizer(method, preset, config)
   local model = autoencoder.new(preset.channels, quantizer)
   local hints = quantizer.facts.optimizer -- Appendix B.1: the Euclidean methods' rate and decay differ
   local rate = preset.rate * (hints.rate or 1)
@@ -158,7 +158,8 @@ local function train(method)
       used:clear()
       run:log { step = step, loss = m.loss, mse = m.mse, reg = m.reg, code_use = share, perplexity = stats.perplexity,
         max_p = stats.max_p, tau = stats.tau, lr = schedule(step) }
-      shown = ("loss %.4f  codes %3.0f%%  ppl %.0f%s"):format(m.loss, 100 * share, stats.perplexity,
+      shown = ("loss %.4f  codes %3.0f%%%s%s"):format(m.loss, 100 * share,
+        stats.perplexity and ("  ppl %.0f"):format(stats.perplexity) or "",
         stats.tau and ("  tau %.3g"):format(stats.tau) or "")
     end
     local stopped = not stats or core.interrupted()

@@ -157,8 +157,8 @@ local function write(run, method, model, codes, codebook, about)
 end
 
 local function quantizer_options(config, preset, width)
-  return { dim = width, codes = config.codes or preset.codes, groups = config.groups or 1,
-    k = config.k or preset.k, seed = config.seed }
+  return runs.quantizer_options(config, { dim = width, codes = config.codes or preset.codes,
+    groups = config.groups or 1, k = config.k or preset.k, seed = config.seed })
 end
 
 -- -- Using a saved one: --encode FILE --data FILE --out codes.npy -----------------------------------------------------
@@ -255,12 +255,12 @@ local run = runs.start({
   },
   pictures = { runs.curves { { field = "mse", label = "error of a batch", log = true },
     { field = "code_use", label = "code use", limits = { 0, 1.02 } } } },
-  check = function(config, methods)
+  check = function(config, methods, preset)
     vx.step(function()
       local set = config.data and vx.data.vectors { path = config.data, tensor = config.tensor }
-      local width = set and set:width() or presets[config.preset].width
+      local width = set and set:width() or preset.width
       if not width then core.fail("--preset %s needs --data", config.preset) end
-      local options = quantizer_options(config, presets[config.preset], width)
+      local options = quantizer_options(config, preset, width)
       if options.dim % options.groups ~= 0 then
         core.fail("--groups %d does not divide the width %d of the vectors", options.groups, options.dim)
       end

@@ -144,6 +144,14 @@ describe("ae_sweep", function()
       ["--device cpu --graph on"] = "--graph on: the device cpu records no graphs",
       ["--device cpu --autocast bf16"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
       ["--graph maybe"] = "must be one of 'on', 'off'",
+      ["--set x"] = "--set x: expected NAME=VALUE",
+      ["--set codes=4 --set codes=5"] = "--set gives codes twice",
+      ["--set cods=4"] = "--set cods: the preset 'tiny' has no such field, did you mean 'codes'?; it has batch",
+      ["--set codes=many"] = '--set codes="many": expected a number, as 256',
+      ["--set batch=4"] = "--set batch: --batch sets it",
+      ["--set quantizer.level=[4,4] --methods fsq,lfq"] =
+        "none of fsq, lfq has that option, did you mean 'quantizer.levels'?",
+      ["--set quantizer.levels=[3,3] --methods fsq"] = "levels 3 x 3 make 9 codes, the option codes is 256",
     } do
       local outs = { " --out refused/a" }
       if arguments:find "^%-%-data" then outs = { " --out refused/a", "", " --out refused --resume" } end
@@ -166,6 +174,30 @@ describe("ae_sweep", function()
     for _, text in ipairs { "Folder of images", "Images per step", "of results.csv", "rmse_soft", "--strict" } do
       assert.truthy(output:find(text, 1, true), text)
     end
+  end)
+
+  it("--set changes the preset and the quantizers' options, and belongs to the configuration", function()
+    local settings = "--set codes=32 --set 'channels=[8,16]' --set quantizer.start=kmeans --set quantizer.warmup=2"
+    local command = "--steps 4 --batch 8 --methods ste-euclid --out set/x "
+    local output, status = sweep(command .. settings)
+    assert.equal(0, status, output)
+    assert.same({ codes = 32, channels = { 8, 16 }, ["quantizer.start"] = "kmeans", ["quantizer.warmup"] = 2 },
+      setmetatable(json.decode(read "set/x/config.json").set, nil))
+    local model = vx.load(scratch .. "/set/x/checkpoints/ste-euclid.safetensors")
+    local codebook
+    for name, x in pairs(model) do
+      if name:find "codebook$" and not name:find "optimizer" then codebook = codebook or x:shape() end
+    end
+    assert.same({ 1, 32, 16 }, codebook)
+    local log = {}
+    for line in read("set/x/metrics.jsonl"):gmatch "[^\n]+" do log[#log + 1] = json.decode(line) end
+    assert.is_nil(log[1].perplexity) -- z passes through
+    assert.truthy(log[#log].perplexity)
+    output, status = sweep(command .. "--resume --set codes=32")
+    assert.equal(2, status, output)
+    assert.truthy(output:find("its set is {", 1, true), output)
+    output, status = sweep(command .. "--resume")
+    assert.equal(0, status, output)
   end)
 
   it("--resume starts anew where there is nothing, so that one command line serves a requeued job", function()

@@ -28,7 +28,8 @@
 --       table = { title = function(config) → text, columns = { name, ... }, footnotes = { line, ... },
 --         line = { name, ... } }                    the columns shown when a method is done
 --       pictures = { { file = "curves.png", draw = function(run, path) }, ... },   drawn when all is done
---       check = function(config, methods) }         raises where training could not work; nothing has been written yet
+--       check = function(config, methods, preset) } raises where training could not work; nothing has been written yet;
+--                                                   preset: the chosen one, with what --set changes
 
 local core = require "vertex.core"
 

@@ -4,6 +4,7 @@
 local argparse = require "argparse"
 local check = require "vertex.check"
 local core = require "vertex.core"
+local json = require "vertex.json"
 local registry = require "vertex.quantizers"
 
 local flags = {}
@@ -57,6 +58,26 @@ function flags.integer(low, high)
   end
 end
 local integer = flags.integer
+
+--- Reads the arguments of --set.
+-- @param list array of "NAME=VALUE"; a VALUE is a number, true, false, an array in JSON, or else a text
+-- @return table {NAME = VALUE}; nil where the list is empty
+local function parse_settings(list)
+  local settings
+  for _, text in ipairs(list) do
+    local name, value = text:match "^([%w_.]+)=(.+)$"
+    if not name then refuse("--set %s: expected NAME=VALUE", text) end
+    settings = settings or {}
+    if settings[name] ~= nil then refuse("--set gives %s twice", name) end
+    local known = json.decode(value)
+    if type(known) == "number" or type(known) == "boolean" or value:find "^%[" and type(known) == "table" then
+      settings[name] = known
+    else
+      settings[name] = value
+    end
+  end
+  return settings
+end
 
 -- Sets of methods, by the facts that the quantizers' files declare.
 local SETS = {
@@ -169,6 +190,8 @@ local function make_parser(spec)
   option("batch", spec.words.batch, "N", integer(1, 65536))
   option("threads", "CPU threads; results do not depend on it.", "N", integer(1, 4096))
   option("checkpoint", "Seconds between checkpoints; 0: after every step; default 10.", "N", integer(0, 1e6))
+  parser:option("--set", "A number of the preset, or quantizer.OPTION of the quantizers; may be given several times.")
+    :argname("NAME=VALUE"):count "*"
   option("quantizers", "Folder with more quantizers, one file each.", "DIR")
   for _, flag in ipairs(spec.flags) do
     if flag.argname or flag.values then
@@ -223,6 +246,7 @@ function flags.parse(spec, argv)
     flags.refuse_name("preset", args.preset, check.names(spec.presets))
   end
   if args.steps and args.epochs then refuse "--steps and --epochs: give one of them" end
+  args.set = parse_settings(args.set)
   args.methods = args.methods and parse_methods(args.methods, spec.methods)
   if args.threads then core.threads(args.threads) end
   if args.device then

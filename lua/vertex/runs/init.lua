@@ -23,7 +23,7 @@ local flags = require "vertex.runs.flags"
 local sweep = require "vertex.runs.sweep"
 
 return {
-  start = sweep.start, Run = sweep.Run,
+  start = sweep.start, Run = sweep.Run, quantizer_options = sweep.quantizer_options,
   meter = require "vertex.runs.meter",
   progress = require "vertex.runs.progress",
   checkpoint = require "vertex.runs.checkpoint",

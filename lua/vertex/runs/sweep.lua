@@ -68,7 +68,7 @@ local function config_of(spec, flags, stored)
   end
   local data = given "data"
   local config = { experiment = spec.name, preset = given "preset" or data and spec.data_preset or spec.preset,
-    data = data, seed = given "seed" or 1 }
+    data = data, seed = given "seed" or 1, set = given "set" }
   local preset = spec.presets[config.preset]
   if not preset then
     refuse("the stored preset '%s' is none of this experiment; known: %s", config.preset,
@@ -117,13 +117,61 @@ local function methods_of(spec, flags, stored)
   return methods, all
 end
 
+--- Gives the preset with what --set changes of it. Ends the program where it has no such field or the value is of
+-- another type, and where an option is that of no quantizer among the methods.
+local function preset_of(spec, config, methods)
+  local preset, own = {}, { batch = true, steps = true, epochs = true } -- flags of their own
+  for name, value in pairs(spec.presets[config.preset]) do preset[name] = value end
+  for _, name in ipairs(check.names(config.set or {})) do
+    local value, option = config.set[name], name:match "^quantizer%.(.+)$"
+    if own[name] then refuse("--set %s: --%s sets it", name, name) end
+    if option then
+      local known = {}
+      for _, method in ipairs(methods) do
+        for _, o in ipairs((registry.by_name[method] or { options = {} }).options) do known[o.name] = true end
+      end
+      local near = check.nearest(option, check.names(known))
+      if not known[option] then
+        refuse("--set %s: none of %s has that option%s", name, table.concat(methods, ", "),
+          near and (", did you mean 'quantizer.%s'?"):format(near) or "")
+      end
+    elseif preset[name] == nil then
+      local known = check.names(preset)
+      local near = check.nearest(name, known)
+      refuse("--set %s: the preset '%s' has no such field%s; it has %s, and quantizer.OPTION", name, config.preset,
+        near and (", did you mean '%s'?"):format(near) or "", table.concat(known, ", "))
+    elseif type(value) ~= type(preset[name]) then
+      refuse("--set %s=%s: expected a %s, as %s", name, json.encode(value), type(preset[name]),
+        json.encode(preset[name]))
+    else
+      preset[name] = value
+    end
+  end
+  return preset
+end
+
+--- Gives the options of the quantizers: an experiment's own, and over them those of --set quantizer.OPTION=VALUE.
+-- @param config the run's configuration
+-- @param own table of options
+-- @return new table
+local function quantizer_options(config, own)
+  local options = {}
+  for name, value in pairs(own) do options[name] = value end
+  for name, value in pairs(config.set or {}) do
+    local option = name:match "^quantizer%.(.+)$"
+    if option then options[option] = value end
+  end
+  return options
+end
+
 --- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
 -- is there. Ends the program with a message where help was asked for or something cannot be had; nothing has been
 -- written then.
 -- @param spec the experiment's declaration (the head of runs/experiment.lua)
 -- @param argv array of texts: `arg`
--- @return run: flags; config {preset, data, seed, batch, steps or epochs, and flags that decide}; preset, that of
--- spec.presets; methods, array of names; out, the folder; results {method = {column = value}} of finished methods
+-- @return run: flags; config {preset, data, seed, batch, steps or epochs, set, and flags that decide}; preset, that of
+-- spec.presets with what --set changes; methods, array of names; out, the folder; results {method = {column = value}}
+-- of finished methods
 -- @raise where the declaration lacks something
 local function start(spec, argv)
   spec = experiment(spec)
@@ -146,13 +194,14 @@ local function start(spec, argv)
     local wrong = flag.check and value ~= nil and flag.check(value)
     if wrong then refuse("%s", wrong) end
   end
-  local self = setmetatable({ out = out, methods = methods, config = config, preset = spec.presets[config.preset],
+  local preset = preset_of(spec, config, methods)
+  local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
     flags = flags, spec = spec, results = {}, identity = json.encode(config) }, Run)
   for _, method in ipairs(all) do
     local extra = self:peek(method)
     if extra and extra.result then self.results[method] = extra.result end
   end
-  local ok, message = pcall(spec.check, config, methods)
+  local ok, message = pcall(spec.check, config, methods, preset)
   if not ok then refuse("%s", flags_of.reason(message)) end
 
   flags_of.make_folders(out)
@@ -349,4 +398,4 @@ function Run:each(f)
   return ok and status or 1
 end
 
-return { start = start, Run = Run }
+return { start = start, Run = Run, quantizer_options = quantizer_options }
