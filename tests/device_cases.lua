@@ -391,6 +391,34 @@ function direct.neighbours(device)
   return results
 end
 
+function direct.span_mask(device)
+  local results = {}
+  for i, case in ipairs { { 1, 99 }, { 5, 300 }, { 3, 70, { 70, 9, 31 } }, { 2, 5 } } do
+    local options = { device = device, lengths = case[3] and upload(vx.tensor(case[3], { dtype = "i32" }), device) }
+    for _, x in ipairs { ops.span_mask(case[1], case[2], options, vx.generator(i)) } do results[#results + 1] = x end
+    if i < 4 then
+      results[#results + 1] = ops.distractors(results[#results - 1], case[2], 40, vx.generator(i))
+    end
+  end
+  return results
+end
+
+--- Few targets, so that most distractors equal the positive, and rows of one lane and of several.
+function direct.contrastive(device)
+  local T, results = H.generator(33), {}
+  for _, s in ipairs { { 60, 7, 30, 3 }, { 40, 100, 11, 40 }, { 5, 1, 9, 1 } } do
+    local N, D, K, M = unpack(s)
+    local book, y = T({ M, D }, { grad = false }), upload(T({ N, D }, { grad = false }), device)
+    local q = upload(ops.gather(book, T({ N }, { dtype = "i32", high = M - 1 })), device)
+    local distractors = upload(T({ N, K }, { dtype = "i32", high = N - 1 }), device)
+    y.requires_grad, q.requires_grad = true, true
+    local loss, each, logits, equal, hit = ops.contrastive_loss(y, q, distractors)
+    loss:backward()
+    for _, x in ipairs { loss, each, logits, equal, hit, y.grad, q.grad } do results[#results + 1] = x end
+  end
+  return results
+end
+
 function direct.permutation(device)
   local results = {}
   for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do
@@ -476,6 +504,24 @@ tolerances.hard, tolerances.smooth = 2e-5, 1e-4
 -- Values that no kernel may meet: device → nothing; the error comes at the latest when the device is waited for, and
 -- names the op and the row.
 local faults = {
+  span_mask = { "span_mask: ", "the length of row 1 is outside 0 .. 9", function(device)
+    local function empty(shape, dtype) return vx.empty(shape, { dtype = dtype, device = device }) end
+    op.span_mask(empty({ 2, 9 }, "u8"), empty({ 2, 9 }, "i32"), empty({ 2 }, "i32"),
+      upload(vx.tensor({ 9, 10 }, { dtype = "i32" }), device), 0.65, 3, 2, 1, 1)
+  end },
+  distractors = { "distractors: ", "row 1 has one masked frame", function(device)
+    ops.distractors(upload(vx.tensor({ 1, 2, 15 }, { dtype = "i32" }), device), 10, 3)
+  end },
+  contrastive = { "contrastive: ", "row 1, column 0 is outside 0 .. 2", function(device)
+    ops.contrastive_loss(vx.ones({ 3, 2 }, { device = device }), vx.ones({ 3, 2 }, { device = device }),
+      upload(vx.tensor({ { 0, 1 }, { 3, 0 }, { 1, -1 } }, { dtype = "i32" }), device))
+  end },
+  contrastive_backward = { "contrastive_backward: ", "row 2 of y holds a NaN or Inf", function(device)
+    local y, q = vx.ones({ 3, 2 }, { device = device }), vx.ones({ 3, 2 }, { device = device })
+    y:narrow(1, 3, 1):fill(0 / 0)
+    op.contrastive_backward(core.new_like(y), core.new_like(q), vx.ones({ 1 }, { device = device }), y, q,
+      vx.zeros({ 3, 1 }, { dtype = "i32", device = device }), vx.zeros({ 3, 2 }, { device = device }), 0.1)
+  end },
   gather = { "gather: ", "row 3 is outside 0 .. 9", function(device)
     ops.gather(vx.zeros({ 10, 4 }, { device = device }), upload(vx.tensor({ 0, 9, 5, 10, 3, -1 }, { dtype = "i32" }),
       device))

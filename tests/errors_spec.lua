@@ -20,6 +20,13 @@ describe("a shape mismatch names the op and both shapes:", function()
   end
 
   it("mse", function() raises(function() ops.mse(f(2, 3), f(3, 2)) end, "mse: ", "(2,3)", "(3,2)") end)
+  it("contrastive_loss", function()
+    raises(function() ops.contrastive_loss(f(3, 4), f(3, 5), i32(3, 2)) end, "contrastive: ", "(3,4)", "(3,5)")
+    raises(function() ops.contrastive_loss(f(3, 4), f(3, 4), i32(2, 2)) end, "contrastive_loss: ", "(3,4)", "(2,2)")
+    raises(function() ops.contrastive_loss(f(3, 4), f(3, 4), i32(6)) end, "y (3,4) and distractors (6)", "(N,K)")
+    raises(function() ops.contrastive_loss(f(0, 4), f(0, 4), i32(0, 2)) end, "contrastive_loss: y (0,4) has no rows")
+    raises(function() ops.contrastive_loss(f(3, 4), f(3, 4) + 0 / 0, i32(3, 2)) end, "row 0 of q holds a NaN or Inf")
+  end)
   it("matmul", function()
     raises(function() ops.matmul(f(256, 64), f(32, 16)) end, "matmul: ", "a (256,64)", "b (32,16)", "inner")
     raises(function() ops.matmul(f(2, 3, 4), f(3, 4, 5)) end, "matmul: ", "(2,3,4)", "(3,4,5)", "batch")

@@ -100,6 +100,10 @@ local larger = {
   gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) },
     { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) },
     { T { 40, 33, 65 }, 2, indices(T, { 40, 20, 65 }, 32) }, { T { 20000 }, 1, indices(T, { 7 }, 19999) } } end,
+  contrastive_loss = function(T)
+    return { { T { 60, 33 }, T { 60, 33 }, indices(T, { 60, 17 }, 59) },
+      { T { 130, 256 }, T { 130, 256 }, indices(T, { 130, 5 }, 129) } }
+  end,
   mse = function(T) return { { T { 40001 }, T { 40001 } }, { T { 3, 17, 5 }, T { 3, 17, 5 } } } end,
   vertex_knn = function(T)
     local p, l = { low = 0.05, high = 1 }, { low = -3, high = 0 }

@@ -243,6 +243,47 @@ function direct.kmeans_start()
   H.raises(function() ops.kmeans_start(vx.zeros { 2, 2 }, 0) end, "kmeans_start: count is 0")
 end
 
+function direct.span_mask()
+  for number, case in ipairs { { 1, 99 }, { 5, 99 }, { 3, 300, { 300, 37, 120 } }, { 4, 30, { 30, 10, 0, 12 } },
+    { 2, 13, nil, 0.65, 4, 0 }, { 3, 40, nil, 1, 1, 2 }, { 2, 40, nil, 0, 5, 1 } } do
+    local B, T, lengths, probability, span, least = unpack(case, 1, 6)
+    local options = { probability = probability, span = span, least = least,
+      lengths = lengths and vx.tensor(lengths, { dtype = "i32" }) }
+    local mask, frames, count = ops.span_mask(B, T, options, vx.generator(number))
+    local expected = R.span_mask(B, T, lengths, probability or 0.65, span or 10, least or 2, number, 1)
+    assert.same(expected, mask:totable(), "case " .. number)
+    local places, counts = {}, {}
+    for b, row in ipairs(expected) do
+      counts[b] = 0
+      for t, masked in ipairs(row) do
+        if masked == 1 then places[#places + 1], counts[b] = (b - 1) * T + t - 1, counts[b] + 1 end
+      end
+    end
+    assert.same({ places, counts }, { frames:totable(), count:totable() }, "case " .. number)
+  end
+  H.raises(function() ops.span_mask(2, 9, { lengths = vx.tensor({ 9, 10 }, { dtype = "i32" }) }) end,
+    "span_mask: length 10 of row 1 is outside 0 .. 9")
+  H.raises(function() ops.span_mask(2, 9, { lengths = vx.tensor({ 9 }, { dtype = "i32" }) }) end, "span_mask", "(1)")
+  H.raises(function() ops.span_mask(2, 9, { probability = 1.5 }) end, "span_mask: probability is 1.5")
+  H.raises(function() ops.span_mask(2, 9, { spans = 3 }) end, "span_mask: unknown option 'spans'", "'span'")
+end
+
+function direct.distractors()
+  local mask, frames = ops.span_mask(3, 60, {}, vx.generator(3))
+  assert.is_true(mask:to("f32"):sum():item() == frames:numel())
+  local drawn = ops.distractors(frames, 60, 33, vx.generator(4))
+  assert.same(R.distractors(frames:totable(), 60, 33, 4, 1), drawn:totable())
+  -- each of the others alike: three frames of a row, 30,000 draws, deviation 61 of 10,000 and so on
+  local counts = { [0] = 0, 0, 0 }
+  for _, j in ipairs(ops.distractors(vx.tensor({ 7, 8, 11 }, { dtype = "i32" }), 12, 20000,
+    vx.generator(5)):totable()[2]) do counts[j] = counts[j] + 1 end
+  assert.equal(0, counts[1])
+  assert.is_true(math.abs(counts[0] - 10000) < 400)
+  local function list(t) return vx.tensor(t, { dtype = "i32" }) end
+  H.raises(function() ops.distractors(list { 1, 2, 15 }, 10, 3) end, "distractors: row 1 has one masked frame")
+  H.raises(function() ops.distractors(list { 2, 1 }, 10, 3) end, "distractors: frame 1 at place 1", "ascending")
+end
+
 function direct.permutation()
   for _, n in ipairs { 0, 1, 2, 3, 64, 1000, 30011 } do
     local p = ops.permutation(n, vx.generator(n)):totable()

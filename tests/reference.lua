@@ -539,6 +539,44 @@ function ops.one_hot(index, classes)
   return y
 end
 
+--- Eq. 15 as a loop over frames; distractors may be given as an array of whole numbers.
+function ops.contrastive_loss(y, q, distractors, options)
+  local N, D, K = y.shape[1], y.shape[2], distractors.shape[2]
+  local temperature, keep = options and options.temperature or 0.1, options and options.keep_equal
+  local losses, equal, hit = array { N }, array { N }, array { N }
+  local logits, loss = array { N, K + 1 }, array {}
+  local function cosine(n, j)
+    local dot, a, b = 0, 0, 0
+    for d = 0, D - 1 do
+      local u, v = y.v[n * D + d], q.v[j * D + d]
+      dot, a, b = dot + u * v, a + u * u, b + v * v
+    end
+    return dot / math.sqrt(a) / math.sqrt(b)
+  end
+  local function same(i, j)
+    for d = 0, D - 1 do
+      if q.v[i * D + d] ~= q.v[j * D + d] then return false end
+    end
+    return true
+  end
+  for n = 0, N - 1 do
+    local sum, positive, best, rivals = 0, cosine(n, n) / temperature, -math.huge, 0
+    logits.v[n * (K + 1)] = positive
+    for k = 0, K - 1 do
+      local j = distractors.v[n * K + k]
+      local logit = cosine(n, j) / temperature
+      if same(n, j) then equal.v[n] = equal.v[n] + 1 end
+      if same(n, j) and not keep then logit = -math.huge else rivals, best = rivals + 1, math.max(best, logit) end
+      logits.v[n * (K + 1) + 1 + k] = logit
+      sum = sum + math.exp(logit - positive)
+    end
+    losses.v[n] = math.log(1 + sum)
+    hit.v[n] = rivals > 0 and positive > best and 1 or 0
+    loss.v[0] = loss.v[0] + losses.v[n] / N
+  end
+  return loss, losses, logits, equal, hit
+end
+
 function ops.mse(a, b)
   local y, sum = array {}, 0
   for i = 0, a.n - 1 do sum = sum + (a.v[i] - b.v[i]) ^ 2 end
@@ -900,6 +938,69 @@ function R.gumbel(seed, stream, N, G, M)
     end
   end
   return noise
+end
+
+--- Word w, 0 to 3, of block b of (seed, stream).
+local function word_of(seed, stream, b, w)
+  local b0, b1 = split(b)
+  local s0, s1 = split(stream)
+  local k0, k1 = split(seed)
+  return R.philox({ b0, b1, s0, s1 }, { k0, k1 })[w + 1]
+end
+
+--- The mask of span_mask: array of T flags per row, by the layout that kernels/shared/span_mask.h states.
+function R.span_mask(B, T, lengths, probability, span, least, seed, stream)
+  local quads, rows, counts, fewest = math.ceil(T / 4), {}, {}, math.huge
+  local function sorted(candidates, base)
+    local word = {}
+    for _, t in ipairs(candidates) do word[t] = word_of(seed, stream, base + math.floor(t / 4), t % 4) end
+    table.sort(candidates, function(a, b) return word[a] < word[b] or word[a] == word[b] and a < b end)
+    return candidates
+  end
+  for b = 0, B - 1 do
+    local base, length, masked, starts = b * (1 + 2 * quads), lengths and lengths[b + 1] or T, {}, {}
+    for t = 0, T - 1 do masked[t] = 0 end
+    for t = 0, length - span - 1 do starts[#starts + 1] = t end
+    local u = word_of(seed, stream, base, 0) / 2 ^ 32
+    local n = math.min(#starts, math.max(least, math.floor(probability * length / span + u)))
+    sorted(starts, base + 1)
+    for i = 1, n do
+      for t = starts[i], starts[i] + span - 1 do masked[t] = 1 end
+    end
+    counts[b] = 0
+    for t = 0, T - 1 do counts[b] = counts[b] + masked[t] end
+    if counts[b] > 0 then fewest = math.min(fewest, counts[b]) end
+    rows[b] = masked
+  end
+  local mask = {}
+  for b = 0, B - 1 do
+    local frames, row = {}, {}
+    for t = 0, T - 1 do
+      if rows[b][t] == 1 then frames[#frames + 1] = t end
+      row[t + 1] = 0
+    end
+    sorted(frames, b * (1 + 2 * quads) + 1 + quads)
+    for i = 1, math.min(#frames, fewest) do row[frames[i] + 1] = 1 end
+    mask[b + 1] = row
+  end
+  return mask
+end
+
+--- The distractors of `frames`, array of 0-based places, T a row.
+function R.distractors(frames, T, K, seed, stream)
+  local all = {}
+  for n = 1, #frames do
+    local others = {}
+    for m = 1, #frames do
+      if m ~= n and math.floor(frames[m] / T) == math.floor(frames[n] / T) then others[#others + 1] = m - 1 end
+    end
+    all[n] = {}
+    for k = 1, K do
+      local e = (n - 1) * K + k - 1
+      all[n][k] = others[math.floor(word_of(seed, stream, math.floor(e / 4), e % 4) * #others / 2 ^ 32) + 1]
+    end
+  end
+  return all
 end
 
 return R
