@@ -7,6 +7,7 @@
  *   block (r P + m / 64) 16 + m % 16,  word (m % 64) / 16
  * so that sixteen consecutive blocks give sixteen consecutive codes in each of their four words: a vector of 16 lanes
  * computes sixteen blocks at once and needs no shuffle.
+ * Layout of the word that decides on element e of a flat tensor under dropout: that of row 0, code e.
  */
 #ifndef VX_RNG_H
 #define VX_RNG_H

@@ -3,7 +3,8 @@
  *   xhat = (x - mean) rstd,  z = gamma xhat + beta,  y = act(z)
  *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D);  dgamma = sum dz xhat, dbeta = sum dz
  * mean and rstd = 1 / sqrt(variance + eps) are over the S positions and C / G channels of a group, or over the C
- * channels of a row; A and D are the means of gamma dz and of gamma dz xhat there.
+ * channels of a row; A and D are the means of gamma dz and of gamma dz xhat there. With lengths, the positions of an
+ * image from its length on count nowhere; y and dx are 0 there.
  *
  * Group norm reads x twice, its gradient x and dy twice. Of an image that fits the L2 cache the second reading, which
  * runs backwards, is free: a thread does whole images where there are enough of them. The activation costs more than
@@ -19,6 +20,7 @@
 #include <omp.h>
 
 #include "cpu/norm.h"
+#include "cpu/lengths.h"
 #include "cpu/scratch.h"
 
 enum {
@@ -33,11 +35,12 @@ enum {
 typedef struct group {
     int64_t B, S, C, G, chunk, chunks;
     const float *x, *dy, *gamma, *beta;
-    float *mean, *rstd; /* (B,G) */
-    float *out;         /* y or dx */
-    float *partial;     /* (B,chunks,2,C): mean and sum of squares about it, or the sums of dz and of dz xhat */
-    double *total;      /* (B,2,C): the same over an image */
-    float *channel;     /* (B,4,C): mean, scale (forward); mean, rstd and the factors s, t of dx (backward) */
+    float *mean, *rstd;     /* (B,G) */
+    float *out;             /* y or dx */
+    float *partial;         /* (B,chunks,2,C): mean and sum of squares about it, or the sums of dz and of dz xhat */
+    double *total;          /* (B,2,C): the same over an image */
+    float *channel;         /* (B,4,C): mean, scale (forward); mean, rstd and the factors s, t of dx (backward) */
+    const int32_t *lengths; /* (B), the positions of an image that count; NULL: all S */
     int act;
     int stream; /* out bypasses the caches */
 } group;
@@ -49,6 +52,28 @@ static group group_of(const vx_tensor *x, const vx_tensor *mean)
     q.chunk = vx_max64(1, vx_min64(q.S, CHUNK_FLOATS / vx_max64(q.C, 1)));
     q.chunks = vx_ceil_div(q.S, q.chunk);
     return q;
+}
+
+static int64_t length_of(const group *q, int64_t b) { return q->lengths ? q->lengths[b] : q->S; }
+
+/* Returns how many positions of chunk k of image b count. */
+static int64_t counted(const group *q, int64_t b, int64_t k)
+{
+    return vx_max64(vx_min64(q->chunk, length_of(q, b) - k * q->chunk), 0);
+}
+
+/* Returns how many numbers the statistics of a group of image b are of; 1 where there are none. */
+static double group_size(const group *q, int64_t b)
+{
+    return (double)vx_max64(length_of(q, b), 1) * (double)(q->C / q->G);
+}
+
+/* Writes 0 to the positions of chunk k of image b that do not count. */
+static void clear_rest(const group *q, int64_t b, int64_t k)
+{
+    const int64_t count = counted(q, b, k), room = vx_min64(q->chunk, q->S - k * q->chunk);
+    if (count < room)
+        memset(q->out + (b * q->S + k * q->chunk + count) * q->C, 0, sizeof(float) * (size_t)((room - count) * q->C));
 }
 
 /* Hands out the three working arrays; memory->base is NULL where that fails. */
@@ -94,10 +119,11 @@ VX_INLINE void moments(int n, int vectors, float *mean, float *squares, const fl
 /* Measures chunk k of image b into partial. */
 static void measure(const group *q, int64_t b, int64_t k)
 {
-    const int64_t C = q->C, first = k * q->chunk, count = vx_min64(q->chunk, q->S - first);
+    const int64_t C = q->C, first = k * q->chunk, count = counted(q, b, k);
     const float *x = q->x + (b * q->S + first) * C;
     float *mean = q->partial + (b * q->chunks + k) * 2 * C, *squares = mean + C;
     int64_t c = 0;
+    if (!count) return;
     for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES) moments(VX_LANES, 4, mean + c, squares + c, x + c, count, C);
     for (; c + VX_LANES <= C; c += VX_LANES) moments(VX_LANES, 1, mean + c, squares + c, x + c, count, C);
     if (c < C) moments((int)(C - c), 1, mean + c, squares + c, x + c, count, C);
@@ -106,22 +132,23 @@ static void measure(const group *q, int64_t b, int64_t k)
 /* Merges the chunks of image b into the statistics of its groups. */
 static void merge_chunks(const group *q, int64_t b, float eps)
 {
-    const int64_t C = q->C, D = C / q->G;
+    const int64_t C = q->C, D = C / q->G, chunks = vx_ceil_div(length_of(q, b), q->chunk);
+    const double size = group_size(q, b);
     const float *partial = q->partial + b * q->chunks * 2 * C;
     double *sum = q->total + b * 2 * C, *squares = sum + C;
     float *mean = q->channel + b * 4 * C, *scale = mean + C;
     for (int64_t c = 0; c < C; c++) sum[c] = squares[c] = 0;
-    for (int64_t k = 0; k < q->chunks; k++) {
-        const double count = (double)vx_min64(q->chunk, q->S - k * q->chunk);
+    for (int64_t k = 0; k < chunks; k++) {
+        const double count = (double)counted(q, b, k);
         for (int64_t c = 0; c < C; c++) sum[c] += count * partial[2 * k * C + c];
     }
     for (int64_t g = 0; g < q->G; g++) {
         double total = 0;
         for (int64_t c = g * D; c < (g + 1) * D; c++) total += sum[c];
-        for (int64_t c = g * D; c < (g + 1) * D; c++) sum[c] = total / ((double)q->S * (double)D);
+        for (int64_t c = g * D; c < (g + 1) * D; c++) sum[c] = total / size;
     }
-    for (int64_t k = 0; k < q->chunks; k++) {
-        const double count = (double)vx_min64(q->chunk, q->S - k * q->chunk);
+    for (int64_t k = 0; k < chunks; k++) {
+        const double count = (double)counted(q, b, k);
         for (int64_t c = 0; c < C; c++) {
             const double away = partial[2 * k * C + c] - sum[c];
             squares[c] += partial[(2 * k + 1) * C + c] + count * away * away;
@@ -130,7 +157,7 @@ static void merge_chunks(const group *q, int64_t b, float eps)
     for (int64_t g = 0; g < q->G; g++) {
         double total = 0;
         for (int64_t c = g * D; c < (g + 1) * D; c++) total += squares[c];
-        const float rstd = (float)(1 / sqrt(total / ((double)q->S * (double)D) + eps));
+        const float rstd = (float)(1 / sqrt(total / size + eps));
         q->mean[b * q->G + g] = (float)sum[g * D];
         q->rstd[b * q->G + g] = rstd;
         for (int64_t c = g * D; c < (g + 1) * D; c++) mean[c] = (float)sum[c], scale[c] = rstd * q->gamma[c];
@@ -139,7 +166,7 @@ static void merge_chunks(const group *q, int64_t b, float eps)
 
 VX_INLINE void normalize_as(const group *q, int64_t b, int64_t k, int act)
 {
-    const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
+    const int64_t C = q->C, first = b * q->S + k * q->chunk, count = counted(q, b, k);
     const float *mean = q->channel + b * 4 * C, *scale = mean + C, *beta = q->beta;
     vf slope;
     for (int64_t i = first; i < first + count; i++) {
@@ -168,6 +195,7 @@ static void normalize(const group *q, int64_t b, int64_t k)
     if (q->act == VX_ACT_SILU) normalize_as(q, b, k, VX_ACT_SILU);
     else if (q->act == VX_ACT_GELU) normalize_as(q, b, k, VX_ACT_GELU);
     else normalize_as(q, b, k, VX_ACT_NONE);
+    clear_rest(q, b, k);
 }
 
 /* Says whether a thread does whole images; where there are too few, it does chunks. That changes who sums, never
@@ -179,9 +207,11 @@ static int by_image(const group *q)
 }
 
 int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta,
-                       int act, float eps)
+                       vx_tensor *lengths, int act, float eps)
 {
+    if (check_lengths("group_norm", lengths, x->shape[1])) return VX_EINVAL;
     group q = group_of(x, mean);
+    q.lengths = lengths ? vx_i32(lengths) : 0;
     q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(y), q.mean = vx_f32(mean), q.rstd = vx_f32(rstd),
     q.act = act;
     if (!q.B || !q.C) return VX_OK;
@@ -253,7 +283,7 @@ VX_INLINE vf gradient_of_z(int act, vf dy, vf xhat, vf gamma, vf beta)
 /* Sums dz and dz xhat of n channels, from c on, over chunk k of image b into partial. */
 VX_INLINE void sum_channels(const group *q, int64_t b, int64_t k, int64_t c, int n, int act)
 {
-    const int64_t C = q->C, first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
+    const int64_t C = q->C, first = b * q->S + k * q->chunk, count = counted(q, b, k);
     const float *x = q->x + first * C + c, *dy = q->dy + first * C + c, *channel = q->channel + b * 4 * C + c;
     const vf mean = vf_load_upto(channel, n), rstd = vf_load_upto(channel + C, n),
              gamma = vf_load_upto(q->gamma + c, n), beta = vf_load_upto(q->beta + c, n);
@@ -292,7 +322,7 @@ static void settle(const group *q, int64_t b)
         double plain = 0, along = 0;
         for (int64_t c = g * D; c < (g + 1) * D; c++)
             plain += q->gamma[c] * total[c], along += q->gamma[c] * total[C + c];
-        const double rstd = q->rstd[b * q->G + g], share = rstd / ((double)q->S * (double)D);
+        const double rstd = q->rstd[b * q->G + g], share = rstd / group_size(q, b);
         for (int64_t c = g * D; c < (g + 1) * D; c++)
             channel[2 * C + c] = (float)(along * share * rstd), channel[3 * C + c] = (float)(plain * share);
     }
@@ -313,7 +343,7 @@ VX_INLINE void write_channels(const group *q, int64_t b, int64_t i, int64_t c, i
 
 VX_INLINE void write_chunk_as(const group *q, int64_t b, int64_t k, int act)
 {
-    const int64_t first = b * q->S + k * q->chunk, count = vx_min64(q->chunk, q->S - k * q->chunk);
+    const int64_t first = b * q->S + k * q->chunk, count = counted(q, b, k);
     for (int64_t i = first; i < first + count; i++) {
         int64_t c = 0;
         for (; c + VX_LANES <= q->C; c += VX_LANES) write_channels(q, b, i, c, VX_LANES, act);
@@ -333,12 +363,16 @@ static void write_chunk(const group *q, int64_t b, int64_t k)
     if (q->act == VX_ACT_SILU) write_chunk_as(q, b, k, VX_ACT_SILU);
     else if (q->act == VX_ACT_GELU) write_chunk_as(q, b, k, VX_ACT_GELU);
     else write_chunk_as(q, b, k, VX_ACT_NONE);
+    clear_rest(q, b, k);
 }
 
 int VX_CPU(group_norm_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x,
-                                vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, int act)
+                                vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, vx_tensor *lengths,
+                                int act)
 {
+    if (check_lengths("group_norm_backward", lengths, x->shape[1])) return VX_EINVAL;
     group q = group_of(x, mean);
+    q.lengths = lengths ? vx_i32(lengths) : 0;
     q.dy = vx_f32(dy), q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(dx), q.mean = vx_f32(mean);
     q.rstd = vx_f32(rstd), q.act = act;
     if (!q.C) return VX_OK;

@@ -30,11 +30,12 @@ enum {
 typedef struct layout {
     int64_t B, S, C, G, chunk, chunks, tiles;
     int columns, rows;
+    const int32_t *lengths; /* (B), the positions of an image that count, checked; NULL: all S */
 } layout;
 
-static layout layout_of(int64_t B, int64_t S, int64_t C, int64_t G, int V)
+static layout layout_of(int64_t B, int64_t S, int64_t C, int64_t G, int V, const int32_t *lengths)
 {
-    layout q = {B, S, C, G, 0, 0, 0, 0, 0};
+    layout q = {B, S, C, G, 0, 0, 0, 0, 0, lengths};
     q.columns = (int)vx_min64(C / V, BLOCK);
     q.rows = BLOCK / q.columns;
     q.chunk = vx_min64((int64_t)q.rows * (HELD / V), vx_max64(S, 1));
@@ -43,10 +44,25 @@ static layout layout_of(int64_t B, int64_t S, int64_t C, int64_t G, int V)
     return q;
 }
 
-/* A thread's share of a chunk: channels c .. c + V - 1 at positions row, row + rows, ... of `count` from first on. */
+VX_DEVICE int64_t length_of(const layout &q, int64_t b) { return q.lengths ? q.lengths[b] : q.S; }
+
+/* Returns how many positions of chunk k of image b count. */
+VX_DEVICE int counted(const layout &q, int64_t b, int64_t k)
+{
+    return (int)max(0ll, min((long long)q.chunk, (long long)(length_of(q, b) - k * q.chunk)));
+}
+
+/* Returns how many numbers the statistics of a group of image b are of; 1 where there are none. */
+VX_DEVICE double group_size(const layout &q, int64_t b)
+{
+    return (double)max(1ll, (long long)length_of(q, b)) * (double)(q.C / q.G);
+}
+
+/* A thread's share of a chunk: channels c .. c + V - 1 at positions row, row + rows, ... of `room` from first on, of
+ * which the first `count` count. */
 typedef struct patch {
     int64_t b, k, c, first;
-    int row, column, count;
+    int row, column, count, room;
     bool there;
 } patch;
 
@@ -58,7 +74,7 @@ template <int V> VX_DEVICE patch patch_of(const layout &q, int64_t item)
     at.k = item / q.tiles % q.chunks, at.b = item / q.tiles / q.chunks;
     at.there = at.row < q.rows && at.c < q.C;
     at.first = at.b * q.S + at.k * q.chunk;
-    at.count = (int)min((long long)q.chunk, (long long)(q.S - at.k * q.chunk));
+    at.count = counted(q, at.b, at.k), at.room = (int)min((long long)q.chunk, (long long)(q.S - at.k * q.chunk));
     return at;
 }
 
@@ -97,7 +113,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) moments_kernel(layout q, float *par
     __shared__ vec<V> shared[BLOCK];
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const patch at = patch_of<V>(q, item);
-        const float share = 1.0f / (float)at.count;
+        const float share = 1.0f / (float)max(at.count, 1);
         vec<V> held[HELD / V], mean = {}, residual = {}, squares = {};
 #pragma unroll
         for (int j = 0; j < HELD / V; j++) {
@@ -141,18 +157,18 @@ VX_KERNEL __launch_bounds__(BLOCK)
 {
     __shared__ double shared[32];
     const int64_t D = q.C / q.G;
-    const double size = (double)q.S * (double)D;
     for (int64_t item = blockIdx.x; item < q.B * q.G; item += gridDim.x) {
+        const double size = group_size(q, item / q.G);
         const float *from = partial + item / q.G * q.chunks * 2 * q.C + item % q.G * D;
         double sum = 0, squares = 0;
         for (int64_t k = threadIdx.x / width; k < q.chunks; k += BLOCK / width) {
-            const double count = (double)min((long long)q.chunk, (long long)(q.S - k * q.chunk));
+            const double count = (double)counted(q, item / q.G, k);
             for (int64_t c = threadIdx.x % width; c < D; c += width) sum += count * from[2 * k * q.C + c];
         }
         const double centre = vx_block_sum(sum, shared) / size;
         __syncthreads();
         for (int64_t k = threadIdx.x / width; k < q.chunks; k += BLOCK / width) {
-            const double count = (double)min((long long)q.chunk, (long long)(q.S - k * q.chunk));
+            const double count = (double)counted(q, item / q.G, k);
             for (int64_t c = threadIdx.x % width; c < D; c += width) {
                 const double away = from[2 * k * q.C + c] - centre;
                 squares += from[(2 * k + 1) * q.C + c] + count * away * away;
@@ -190,7 +206,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
                 for (int v = 0; v < V; v++)
                     z.x[v] = activate(ACT, (held[j].x[v] - centre.x[v]) * scale.x[v] + shift.x[v], &slope);
                 store<V>(y + from + j * step, z);
-            }
+            } else if (at.row + j * q.rows < at.room) store<V>(y + from + j * step, vec<V>{});
     }
 }
 
@@ -206,11 +222,11 @@ static void statistics(float *mean, float *rstd, const T *x, float *partial, con
 
 template <class T>
 static void image_statistics(float *mean, float *rstd, const T *x, int64_t B, int64_t S, int64_t C, int64_t G,
-                             float eps)
+                             float eps, const int32_t *lengths)
 {
     if (!B || !C) return;
     const bool fours = C % 4 == 0 && (uintptr_t)x % (4 * sizeof(T)) == 0;
-    const layout q = layout_of(B, S, C, G, fours ? 4 : 1);
+    const layout q = layout_of(B, S, C, G, fours ? 4 : 1, lengths);
     float *partial = VX_SCRATCH(float, B *q.chunks * 2 * C);
     if (fours) statistics<4>(mean, rstd, x, partial, &q, eps);
     else statistics<1>(mean, rstd, x, partial, &q, eps);
@@ -219,12 +235,33 @@ static void image_statistics(float *mean, float *rstd, const T *x, int64_t B, in
 void vx_group_statistics(float *mean, float *rstd, const float *x, int64_t B, int64_t S, int64_t C, int64_t G,
                          float eps)
 {
-    image_statistics(mean, rstd, x, B, S, C, G, eps);
+    image_statistics(mean, rstd, x, B, S, C, G, eps, nullptr);
 }
 void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, int64_t S, int64_t C, int64_t G,
                          float eps)
 {
-    image_statistics(mean, rstd, x, B, S, C, G, eps);
+    image_statistics(mean, rstd, x, B, S, C, G, eps, nullptr);
+}
+
+/* Copies lengths, drawn into 0 .. S, and reports those that were outside. */
+VX_KERNEL lengths_kernel(int32_t *to, const int32_t *from, int64_t B, int64_t S, vx_data_check outside)
+{
+    for (int64_t b = vx_first(); b < B; b += vx_step()) {
+        if (from[b] < 0 || from[b] > S) vx_report(outside, b);
+        to[b] = (int32_t)max(0ll, min((long long)S, (long long)from[b]));
+    }
+}
+
+/* Returns lengths that kernels may trust; NULL where there are none. Takes its scratch. */
+static const int32_t *checked_lengths(const vx_tensor *lengths, int64_t S)
+{
+    if (!lengths) return nullptr;
+    const int64_t B = lengths->shape[0];
+    int32_t *checked = VX_SCRATCH(int32_t, B);
+    const vx_data_check outside =
+        vx_data_check_of(VX_EINVAL, 1, "length of row %%lld is outside 0 .. %lld", (long long)S);
+    VX_LAUNCH(lengths_kernel, vx_grid(B, BLOCK), BLOCK, 0, checked, vx_i32(lengths), B, S, outside);
+    return checked;
 }
 
 #define LAUNCH_ACT(kernel, V, act, ...)                                                                                \
@@ -235,14 +272,14 @@ void vx_group_statistics(float *mean, float *rstd, const vx_bf16 *x, int64_t B, 
     } while (0)
 
 int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor *x, vx_tensor *gamma, vx_tensor *beta,
-                       int act, float eps)
+                       vx_tensor *lengths, int act, float eps)
 {
     const int64_t B = x->shape[0], S = x->shape[1], C = x->shape[2], G = mean->shape[1];
     if (!B || !C) return VX_OK;
     const bool fours =
         C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
-    vx_group_statistics(vx_f32(mean), vx_f32(rstd), vx_f32(x), B, S, C, G, eps);
-    const layout q = layout_of(B, S, C, G, fours ? 4 : 1);
+    const layout q = layout_of(B, S, C, G, fours ? 4 : 1, checked_lengths(lengths, S));
+    image_statistics(vx_f32(mean), vx_f32(rstd), vx_f32(x), B, S, C, G, eps, q.lengths);
     const int64_t items = B * q.chunks * q.tiles;
     if (fours)
         LAUNCH_ACT(normalize_kernel, 4, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean),
@@ -353,7 +390,7 @@ VX_KERNEL factors_kernel(layout q, float *along, float *plain, const double *tot
         double a = 0, p = 0;
         for (int64_t c = first + lane; c < first + D; c += 32) p += gamma[c] * from[c], a += gamma[c] * from[q.C + c];
         a = vx_warp_sum(a), p = vx_warp_sum(p);
-        const double inverse = rstd[item], share = inverse / ((double)q.S * (double)D);
+        const double inverse = rstd[item], share = inverse / group_size(q, item / q.G);
         if (lane == 0) along[item] = (float)(a * share * inverse), plain[item] = (float)(p * share);
     }
 }
@@ -384,18 +421,19 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
                     out.x[v] = scale.x[v] * inverse.x[v] * dz - (away * a.x[v] + p.x[v]);
                 }
                 store<V>(dx + from + j * step, out);
-            }
+            } else if (at.row + j * q.rows < at.room) store<V>(dx + from + j * step, vec<V>{});
     }
 }
 
 int vx_cuda_group_norm_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbeta, vx_tensor *dy, vx_tensor *x,
-                                vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, int act)
+                                vx_tensor *gamma, vx_tensor *beta, vx_tensor *mean, vx_tensor *rstd, vx_tensor *lengths,
+                                int act)
 {
     const int64_t B = x->shape[0], S = x->shape[1], C = x->shape[2], G = mean->shape[1];
     if (!C) return VX_OK;
     const bool fours = C % 4 == 0 && vx_aligned(dx, 16) && vx_aligned(dy, 16) && vx_aligned(x, 16) &&
                        vx_aligned(gamma, 16) && vx_aligned(beta, 16);
-    const layout q = layout_of(B, S, C, G, fours ? 4 : 1);
+    const layout q = layout_of(B, S, C, G, fours ? 4 : 1, checked_lengths(lengths, S));
     const int64_t items = B * q.chunks * q.tiles;
     const float *scale = vx_f32(gamma), *shift = vx_f32(beta), *centre = vx_f32(mean), *inverse = vx_f32(rstd);
     float *partial = VX_SCRATCH(float, B *q.chunks * 2 * C), *along = VX_SCRATCH(float, B *G),

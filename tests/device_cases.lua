@@ -539,6 +539,16 @@ local faults = {
     local index = upload(vx.tensor({ 0, 1, 3, -1 }, { dtype = "i32" }), device)
     ops.scatter_add(vx.zeros({ 3 }, { device = device }), 1, index, vx.ones({ 4 }, { device = device }))
   end },
+  group_norm = { "group_norm: length of row 1 is outside 0 .. 4", "", function(device)
+    ops.group_norm(vx.ones({ 3, 4, 2 }, { device = device }), vx.ones({ 2 }, { device = device }),
+      vx.zeros({ 2 }, { device = device }), 2, nil, nil, upload(vx.tensor({ 4, 5, -1 }, { dtype = "i32" }), device))
+  end },
+  group_norm_backward = { "group_norm_backward: length of row 0 is outside 0 .. 4", "", function(device)
+    local x, one, g = vx.ones({ 1, 4, 2 }, { device = device }), vx.ones({ 2 }, { device = device }),
+      vx.ones({ 1, 2 }, { device = device })
+    op.group_norm_backward(core.new_like(x), core.new_like(one), core.new_like(one), x, x, one, one, g, g,
+      upload(vx.tensor({ -1 }, { dtype = "i32" }), device), 0)
+  end },
   topk = { "topk: ", "row 1 holds a NaN", function(device)
     ops.topk(upload(vx.tensor { { 1, 2 }, { 0 / 0, 3 }, { 0 / 0, 0 / 0 } }, device), 2)
   end },

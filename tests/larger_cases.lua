@@ -1,6 +1,8 @@
 --- larger_cases.lua: shapes beside the `cases` of ops' records that reach the branches of the kernels: channel counts
 -- around and off the vector widths, odd sizes, several chunks, blocks and threads. By op: T → argument lists, as there.
 
+local vx = require "vertex"
+
 local function elementwise(low, high)
   return function(T)
     local range = { low = low, high = high }
@@ -61,6 +63,21 @@ local larger = {
         { T { 3, 2, 70, 3 }, T { 3, 3, 3, 3 }, T { 3 } },
       { T { 2, 1, 1, 5 }, T { 3, 3, 5, 70 }, T { 70 } } }
   end,
+  conv1d = function(T)
+    return { { T { 2, 611, 1 }, T { 70, 1, 10 }, T { 70 }, { stride = 5 } },
+      { T { 2, 211, 33 }, T { 48, 33, 3 }, nil, { stride = 2 } }, { T { 1, 97, 64 }, T { 33, 64, 2 }, T { 33 },
+        { stride = 2 } },
+      { T { 2, 37, 24 }, T { 24, 6, 20 }, T { 24 }, { padding = 10, groups = 4 } }, { T { 1, 45, 96 }, T { 96, 48, 7 },
+        T { 96 }, { padding = 3, groups = 2 } },
+      { T { 3, 23, 5 }, T { 5, 1, 9 }, nil, { padding = 4, groups = 5, stride = 2 } },
+      { T { 2, 31, 7 }, T { 66, 7, 2 }, T { 66 }, { stride = 5, padding = 3 } },
+      { T { 2, 700, 4 }, T { 20, 4, 130 }, T { 20 }, { padding = 1 } } }
+  end,
+  dropout = function(T)
+    local function fixed(seed, stream) return { stream = function() return seed, stream end } end
+    return { { T { 20011 }, 0.3, fixed(3, 2 ^ 40) }, { T { 67, 33 }, 0.9, fixed(2 ^ 50, 7) },
+      { T { 3, 5 }, 0, fixed(1, 1) } }
+  end,
   depthwise_conv2d = function(T)
     local list = {}
     for _, c in ipairs { 3, 17, 64, 128 } do
@@ -77,7 +94,9 @@ local larger = {
   group_norm = function(T)
     return { { T { 2, 300, 64 }, T { 64 }, T { 64 }, 16, "silu" },
       { T { 1, 31, 33, 17 }, T { 17 }, T { 17 }, 17 }, { T { 5, 40, 128 }, T { 128 }, T { 128 }, 32, "gelu" },
-      { T { 1, 3000, 3 }, T { 3 }, T { 3 }, 1, "silu" }, { T { 9, 4, 6 }, T { 6 }, T { 6 }, 2, "none", 1e-3 } }
+      { T { 1, 3000, 3 }, T { 3 }, T { 3 }, 1, "silu" }, { T { 9, 4, 6 }, T { 6 }, T { 6 }, 2, "none", 1e-3 },
+      { T { 4, 700, 36 }, T { 36 }, T { 36 }, 36, "gelu", nil, vx.tensor({ 699, 227, 1, 700 }, { dtype = "i32" }) },
+      { T { 3, 130, 70 }, T { 70 }, T { 70 }, 70, "none", nil, vx.tensor({ 117, 0, 30 }, { dtype = "i32" }) } }
   end,
   sepconv2d = function(T)
     return { { T { 3, 9, 8, 64 }, T { 3, 3, 64 }, T { 64, 64 }, T { 64 }, T { 64 }, T { 64 }, T { 3, 9, 8, 64 },

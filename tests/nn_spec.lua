@@ -12,6 +12,10 @@ describe("a layer", function()
       { nn.Linear(5, 7), 5 * 7 + 7, { 4, 5 }, { 4, 7 } },
       { nn.Linear(5, 7, { bias = false }), 5 * 7, { 2, 3, 5 }, { 2, 3, 7 } },
       { nn.Conv2d(3, 8), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
+      { nn.Conv1d(6, 8, 3), 6 * 8 * 3 + 8, { 2, 9, 6 }, { 2, 7, 8 } },
+      { nn.Conv1d(6, 8, 4, { stride = 2, padding = 1, groups = 2, bias = false }), 3 * 8 * 4, { 2, 9, 6 },
+        { 2, 4, 8 } },
+      { nn.Dropout(0.1), 0, { 2, 3 }, { 2, 3 } },
       { nn.DepthwiseConv2d(4), 9 * 4, { 1, 5, 5, 4 }, { 1, 5, 5, 4 } },
       { nn.DepthwiseConv2d(4, 2), 9 * 4, { 1, 5, 6, 4 }, { 1, 3, 3, 4 } },
       { nn.SeparableConv2d(4, 9, { stride = 2 }), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
@@ -43,6 +47,20 @@ describe("a layer", function()
     assert.equal(expected:bytes(), block(x):bytes())
     H.close(block(x, residual):reshape({ -1 }):totable(), ops.add(expected, residual):reshape({ -1 }):totable(), 1e-6,
       1e-6)
+  end)
+
+  it("drops in training alone, with the generator it was given", function()
+    local layer, x = nn.Dropout(0.5, { generator = vx.generator(3) }), data(4, { 40, 50 })
+    assert.equal(ops.dropout(x, 0.5, vx.generator(3)):bytes(), layer(x):bytes())
+    assert.equal(x, layer:eval()(x))
+    assert.equal("Dropout(0.5)", tostring(layer))
+    local kept = ops.dropout(vx.ones { 100000 }, 0.1, vx.generator(1))
+    assert.is_true(math.abs(kept:mean():item() - 1) < 5e-3) -- five standard deviations
+    assert.equal(0, ops.dropout(x, 1):abs():sum():item())
+    H.raises(function() nn.Dropout(2) end, "Dropout: p is 2")
+    H.raises(function() nn.Conv1d(6, 9, 3, { groups = 2 }) end, "Conv1d: 6 and 9 channels", "2 groups")
+    assert.equal("Conv1d(6 -> 8, kernel 4, stride 2, groups 2, no bias)  96 parameters",
+      tostring(nn.Conv1d(6, 8, 4, { stride = 2, groups = 2, bias = false })))
   end)
 
   it("gives in strips what the ops of a separable convolution give one by one", function()

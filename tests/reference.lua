@@ -382,6 +382,28 @@ function ops.conv2d(x, w, bias)
   return y
 end
 
+function ops.conv1d(x, w, bias, options)
+  local o = options or {}
+  local stride, padding, groups = o.stride or 1, o.padding or 0, o.groups or 1
+  local B, L, C, O, K = x.shape[1], x.shape[2], x.shape[3], w.shape[1], w.shape[3]
+  local T, D, E = math.floor((L + 2 * padding - K) / stride) + 1, C / groups, O / groups
+  local y = array { B, T, O }
+  local xv, wv, yv = x.v, w.v, y.v
+  for b = 0, B - 1 do
+    for t = 0, T - 1 do
+      for n = 0, O - 1 do
+        local s, first = bias and bias.v[n] or 0, math.floor(n / E) * D
+        for j = math.max(0, padding - t * stride), math.min(K, L + padding - t * stride) - 1 do
+          local xo = (b * L + t * stride + j - padding) * C + first
+          for c = 0, D - 1 do s = s + xv[xo + c] * wv[(n * D + c) * K + j] end
+        end
+        yv[(b * T + t) * O + n] = s
+      end
+    end
+  end
+  return y
+end
+
 function ops.depthwise_conv2d(x, w, bias, stride)
   stride = stride or 1
   local B, H, W, C = x.shape[1], x.shape[2], x.shape[3], x.shape[4]
@@ -419,22 +441,23 @@ end
 
 -- -- Normalization, softmax, rows by index, losses --------------------------------------------------------------------
 
-function ops.group_norm(x, gamma, beta, groups, activation, eps)
+function ops.group_norm(x, gamma, beta, groups, activation, eps, lengths)
   local B, C = x.shape[1], x.shape[#x.shape]
   local S, width, y = x.n / B / C, C / groups, array(x.shape)
   local act = activation and activation ~= "none" and scalar[activation]
   for b = 0, B - 1 do
     for g = 0, groups - 1 do
-      local sum, square, count = 0, 0, S * width
-      for s = 0, S - 1 do
+      local n = lengths and lengths.v[b] or S
+      local sum, square, count = 0, 0, math.max(n, 1) * width
+      for s = 0, n - 1 do
         for c = g * width, (g + 1) * width - 1 do sum = sum + x.v[(b * S + s) * C + c] end
       end
       local mean = sum / count
-      for s = 0, S - 1 do
+      for s = 0, n - 1 do
         for c = g * width, (g + 1) * width - 1 do square = square + (x.v[(b * S + s) * C + c] - mean) ^ 2 end
       end
       local rstd = 1 / math.sqrt(square / count + (eps or 1e-5))
-      for s = 0, S - 1 do
+      for s = 0, n - 1 do
         for c = g * width, (g + 1) * width - 1 do
           local p = (b * S + s) * C + c
           local value = gamma.v[c] * (x.v[p] - mean) * rstd + beta.v[c]
@@ -895,6 +918,18 @@ function R.unit53(seed, stream, i)
   local k0, k1 = split(seed)
   local w = R.philox({ b0, b1, s0, s1 }, { k0, k1 })
   return (math.floor(w[1] / 32) * 67108864 + math.floor(w[2] / 64) + 0.5) / 9007199254740992
+end
+
+function ops.dropout(x, p, generator)
+  local seed, stream = generator:stream()
+  local y, s0, s1 = array(x.shape), split(stream)
+  local k0, k1 = split(seed)
+  for e = 0, x.n - 1 do
+    local b0, b1 = split(math.floor(e / 64) * 16 + e % 16)
+    local word = R.philox({ b0, b1, s0, s1 }, { k0, k1 })[math.floor(e % 64 / 16) + 1]
+    y.v[e] = word >= math.floor(p * 2 ^ 32) and x.v[e] / (1 - p) or 0
+  end
+  return y
 end
 
 --- k-means++ on the rows of x (N,D): array of M rows, 0-based.

@@ -311,6 +311,46 @@ function nn.Conv2d:forward(x) return ops.conv2d(x, self.weight, self.bias, self.
 -- @return text
 function nn.Conv2d:summary() return ("%d -> %d"):format(self.weight:size(3), self.weight:size(4)) end
 
+--- Convolves sequences over time, with zeros beyond both ends.
+-- @param inputs channels of x
+-- @param outputs channels of the result
+-- @param kernel frames that a filter covers
+-- @param[opt] options { stride = 1, padding = 0: frames of zeros at either end; groups = 1: outputs see only the
+-- channels of their own group; bias = true }
+-- @return module with weight (outputs, inputs / groups, kernel) and bias (outputs)
+-- @raise where inputs, outputs or kernel is no integer of 1 or more, or the groups do not divide inputs and outputs
+nn.Conv1d = nn.module "Conv1d"
+function nn.Conv1d:init(inputs, outputs, kernel, options)
+  check.integer("Conv1d", "inputs", inputs, 1)
+  check.integer("Conv1d", "outputs", outputs, 1)
+  check.integer("Conv1d", "kernel", kernel, 1)
+  local o = check.options("Conv1d", options, { stride = { "count", 1 }, padding = { "whole", 0 },
+    groups = { "count", 1 }, bias = { "boolean", true } })
+  if inputs % o.groups ~= 0 or outputs % o.groups ~= 0 then
+    fail("Conv1d: %d and %d channels do not divide into %d groups", inputs, outputs, o.groups)
+  end
+  self.how = { stride = o.stride, padding = o.padding, groups = o.groups }
+  local seen = inputs / o.groups
+  self.weight = nn.parameter({ outputs, seen, kernel }, { "uniform", fan_in_bound(seen * kernel) })
+  if o.bias then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
+end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, L, inputs)
+-- @return tensor f32 (B, floor((L + 2 padding - kernel) / stride) + 1, outputs)
+-- @raise where L + 2 padding is below the kernel
+function nn.Conv1d:forward(x) return ops.conv1d(x, self.weight, self.bias, self.how) end
+
+--- Writes the sizes, for print.
+-- @return text
+function nn.Conv1d:summary()
+  local how = self.how
+  return ("%d -> %d, kernel %d%s%s%s%s"):format(self.weight:size(2) * how.groups, self.weight:size(1),
+    self.weight:size(3), how.stride ~= 1 and ", stride " .. how.stride or "",
+    how.padding ~= 0 and ", padding " .. how.padding or "", how.groups ~= 1 and ", groups " .. how.groups or "",
+    self.bias and "" or ", no bias")
+end
+
 --- Convolves each channel of images with a 3x3 filter of its own, zero padding, without bias: a pointwise convolution
 -- with one usually follows.
 -- @param channels of x and of the result
@@ -355,8 +395,11 @@ end
 
 --- Applies the layer.
 -- @param x tensor f32 (B, ..., channels)
+-- @param[opt] lengths tensor i32 (B): of x[b] the first lengths[b] positions count, and the result is 0 from there on
 -- @return tensor f32 of x's shape
-function nn.GroupNorm:forward(x) return ops.group_norm(x, self.weight, self.bias, self.groups, self.activation) end
+function nn.GroupNorm:forward(x, lengths)
+  return ops.group_norm(x, self.weight, self.bias, self.groups, self.activation, nil, lengths)
+end
 
 --- Writes the sizes and the activation, for print.
 -- @return text
@@ -416,6 +459,29 @@ end
 -- @param x tensor f32 (..., width)
 -- @return tensor f32 of x's shape
 function nn.LayerNorm:forward(x) return ops.layer_norm(x, self.weight, self.bias) end
+
+--- Sets elements to 0 with probability p in training and divides the others by 1 - p; in inference it gives x itself.
+-- @param p probability, from 0 to 1
+-- @param[opt] options { generator = vx.generator to draw from; nil is the one that vx.seed seeds }
+-- @return module
+-- @raise where p is no number from 0 to 1
+nn.Dropout = nn.module "Dropout"
+function nn.Dropout:init(p, options)
+  self.p = check.number("Dropout", "p", p, 0, 1)
+  self.generator = check.options("Dropout", options, { generator = "any" }).generator
+end
+
+--- Applies the layer.
+-- @param x tensor f32 of any shape
+-- @return tensor f32 of x's shape
+function nn.Dropout:forward(x)
+  if not self.training or self.p == 0 then return x end
+  return ops.dropout(x, self.p, self.generator)
+end
+
+--- Writes the probability, for print.
+-- @return text
+function nn.Dropout:summary() return tostring(self.p) end
 
 --- Makes a layer of a function of one tensor: vx.nn.Apply("silu", vx.silu).
 -- @param label text, for print

@@ -1,5 +1,6 @@
---- ops/conv.lua: 3x3 convolutions of images, channels last (B,H,W,C), with zero padding 1.
+--- ops/conv.lua: convolutions, channels last: of images (B,H,W,C), 3x3 with zero padding 1, and of sequences (B,L,C).
 
+local check = require "vertex.check"
 local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
@@ -175,5 +176,69 @@ define("sepconv2d", {
       { T { 1, 5, 4, 17 }, T { 3, 3, 17 }, T { 4, 17 }, nil, nil, nil, nil, { stride = 2 } },
       { T { 3, 2, 3, 4 }, T { 3, 3, 4 }, T { 5, 4 }, T { 5 }, T { 4 }, T { 4 }, nil,
         { up = 2, groups = 1, activation = "gelu" } } }
+  end,
+})
+
+-- -- Sequences --------------------------------------------------------------------------------------------------------
+
+local CONV1D = { stride = { "count", 1 }, padding = { "whole", 0 }, groups = { "count", 1 } }
+
+--- Checks the arguments of conv1d where a word can be clearer than the contract's; gives stride, padding, groups and
+-- the frames of the result.
+local function conv1d_sizes(x, weight, options)
+  expect_tensor(x, "conv1d", "x")
+  expect_tensor(weight, "conv1d", "weight")
+  local o = check.options("conv1d", options, CONV1D)
+  if x:dim() ~= 3 then fail("conv1d: x %s should have the shape (B,L,C)", shape_text(x)) end
+  if weight:dim() ~= 3 then fail("conv1d: weight %s should have the shape (O,C/groups,k)", shape_text(weight)) end
+  local C, O, k = x:size(3), weight:size(1), weight:size(3)
+  if weight:size(2) * o.groups ~= C or O % o.groups ~= 0 or k == 0 then
+    fail("conv1d: x %s and weight %s do not fit in %d group%s, expected a weight (O,%s,k) with O a multiple of %d",
+      shape_text(x), shape_text(weight), o.groups, o.groups == 1 and "" or "s", C / o.groups, o.groups)
+  end
+  local width = x:size(2) + 2 * o.padding
+  if width < k then
+    fail("conv1d: x %s with padding %d has %d frame%s, fewer than the kernel's %d", shape_text(x), o.padding, width,
+      width == 1 and "" or "s", k)
+  end
+  return o.stride, o.padding, o.groups, math.floor((width - k) / o.stride) + 1
+end
+
+define("conv1d", {
+  text = "Convolves sequences over time: y[t][o] = bias[o] + sum over j and c of x[t stride + j - padding][c] "
+    .. "weight[o][c][j], zeros beyond both ends.",
+  args = { { "x", "tensor f32 (B,L,C)" }, { "weight", "tensor f32 (O,C/groups,k)" },
+    { "bias", "tensor f32 (O)", optional = true },
+    { "options", "{ stride = 1, padding = 0: frames of zeros at either end; groups = 1: outputs see only the channels "
+      .. "of their own group }", optional = true } },
+  returns = "tensor f32 (B, floor((L + 2 padding - k) / stride) + 1, O)",
+  raises = "where the shapes disagree, the groups do not divide them, or L + 2 padding is below k",
+  calls = { "conv1d", "conv1d_backward_input", "conv1d_backward_weight" },
+  forward = function(ctx, x, weight, bias, options)
+    local stride, padding, groups, T = conv1d_sizes(x, weight, options)
+    x, weight = contiguous(x), contiguous(weight)
+    local y = empty_on(x, { x:size(1), T, weight:size(1) })
+    op.conv1d(y, x, weight, bias, stride, padding, groups)
+    if ctx.needs then
+      ctx.x, ctx.weight, ctx.bias, ctx.stride, ctx.padding, ctx.groups = x, weight, bias, stride, padding, groups
+    end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local needs, dx, dw, db = ctx.needs, nil, nil, nil
+    if needs[1] then
+      dx = new_like(ctx.x)
+      op.conv1d_backward_input(dx, dy, ctx.weight, ctx.stride, ctx.padding, ctx.groups)
+    end
+    if needs[2] or needs[3] then
+      dw, db = gradient_like(ctx.weight), ctx.bias and gradient_like(ctx.bias)
+      op.conv1d_backward_weight(dw, db, ctx.x, dy, ctx.stride, ctx.padding, ctx.groups)
+    end
+    return dx, dw, db
+  end,
+  cases = function(T)
+    return { { T { 2, 7, 3 }, T { 4, 3, 3 }, T { 4 }, { stride = 2 } }, { T { 1, 11, 1 }, T { 2, 1, 4 }, nil,
+      { stride = 3, padding = 2 } }, { T { 2, 5, 6 }, T { 4, 3, 4 }, T { 4 }, { padding = 2, groups = 2 } },
+      { T { 1, 4, 2 }, T { 3, 2, 2 } } }
   end,
 })

@@ -17,34 +17,38 @@ define("group_norm", {
   args = { { "x", "tensor f32 (B,...,C)" }, { "gamma", "tensor f32 (C)" }, { "beta", "tensor f32 (C)" },
     { "groups", "number of groups, which divides C" },
     { "activation", '"none", "silu" or "gelu", in the same pass', default = "none" },
-    { "eps", "is added to the variance", default = 1e-5 } },
+    { "eps", "is added to the variance", default = 1e-5 },
+    { "lengths", "tensor i32 (B): of image b the first lengths[b] positions count, and the result is 0 from there on; "
+      .. "nil: all count", optional = true } },
   returns = "tensor f32 of x's shape",
-  raises = "where C does not divide into the groups, or the shapes disagree",
+  raises = "where C does not divide into the groups, the shapes disagree, or a length is not one of 0 .. positions",
   calls = { "group_norm", "group_norm_backward" },
   source = "Wu and He 2018",
   also = { "instance_norm" },
-  forward = function(ctx, x, gamma, beta, groups, activation, eps)
+  forward = function(ctx, x, gamma, beta, groups, activation, eps, lengths)
     local act = activation_number(activation, "group_norm")
     x = contiguous(expect_tensor(x, "group_norm", "x"))
     local s = x:shape()
     if #s < 2 then fail("group_norm: x %s should have the shape (B,...,C)", shape_text(x)) end
     local flat = shaped(x, { s[1], product(s, 2, #s - 1), s[#s] })
     local y, mean, rstd = new_like(flat), empty_on(x, { s[1], groups }), empty_on(x, { s[1], groups })
-    op.group_norm(y, mean, rstd, flat, gamma, beta, act, eps or 1e-5)
+    op.group_norm(y, mean, rstd, flat, gamma, beta, lengths, act, eps or 1e-5)
     if ctx.needs then
       ctx.x, ctx.gamma, ctx.beta, ctx.mean, ctx.rstd, ctx.act, ctx.shape = flat, gamma, beta, mean, rstd, act, s
+      ctx.lengths = lengths
     end
     return shaped(y, s)
   end,
   backward = function(ctx, dy)
     local dx, dgamma, dbeta = new_like(ctx.x), gradient_like(ctx.gamma), gradient_like(ctx.beta)
     op.group_norm_backward(dx, dgamma, dbeta, shaped(dy, ctx.x:shape()), ctx.x, ctx.gamma, ctx.beta, ctx.mean,
-      ctx.rstd, ctx.act)
+      ctx.rstd, ctx.lengths, ctx.act)
     return shaped(dx, ctx.shape), dgamma, dbeta
   end,
   cases = function(T)
     return { { T { 2, 3, 3, 6 }, T { 6 }, T { 6 }, 3 }, { T { 2, 5, 8 }, T { 8 }, T { 8 }, 2, "silu" },
-      { T { 1, 7, 4 }, T { 4 }, T { 4 }, 1, "gelu" } }
+      { T { 1, 7, 4 }, T { 4 }, T { 4 }, 1, "gelu" },
+      { T { 3, 6, 5 }, T { 5 }, T { 5 }, 5, "gelu", nil, core.tensor({ 4, 0, 6 }, { dtype = "i32" }) } }
   end,
 })
 

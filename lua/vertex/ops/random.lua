@@ -1,6 +1,7 @@
 --- ops/random.lua: random numbers, drawn into tensors. Each call takes the next stream of a generator, so that the same
 -- seed gives the same numbers on any device and any number of threads.
 
+local check = require "vertex.check"
 local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
@@ -80,5 +81,33 @@ define("permutation", {
     local x = core.new({ n }, { dtype = "i32", device = options and options.device })
     op.permutation(x, seed, stream)
     return x
+  end,
+})
+
+define("dropout", {
+  text = "Sets elements to 0 with probability p and divides the others by 1 - p, so that the mean stays. The gradient "
+    .. "draws the same elements again; no mask is stored.",
+  args = { { "x", "tensor f32 of any shape" }, { "p", "probability, from 0 to 1" }, GENERATOR },
+  returns = "tensor f32 of x's shape",
+  raises = "where p is no number from 0 to 1",
+  calls = { "dropout" },
+  source = "Srivastava et al. 2014",
+  forward = function(ctx, x, p, generator)
+    x = core.contiguous(expect_tensor(x, "dropout", "x"))
+    check.number("dropout", "p", p, 0, 1)
+    local seed, stream = next_stream(generator)
+    local y = core.new_like(x)
+    op.dropout(y, x, seed, stream, p)
+    if ctx.needs then ctx.seed, ctx.stream, ctx.p = seed, stream, p end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local dx = core.new_like(dy)
+    op.dropout(dx, dy, ctx.seed, ctx.stream, ctx.p)
+    return dx
+  end,
+  cases = function(T)
+    local fixed = { stream = function() return 7, 3 end } -- the same numbers at every call
+    return { { T { 5, 4 }, 0.25, fixed }, { T { 130 }, 0.5, fixed } }
   end,
 })
