@@ -2,9 +2,8 @@
 -- both in turn, the ratio of each round, medians; beside them the least times, which on a machine that others use too
 -- say what the code can do. A step's time includes the wait for its loss.
 --
---   luajit experiments/bench/ae_step.lua [--preset tiny] [--batch 16] [--rounds 5] [--steps 20] [--threads 2] [--python
---   python3] [--compile]
---     [--device cuda:0] [--autocast bf16] [--graph off] [--csv FILE]
+--   luajit experiments/bench/ae_step.lua [--preset tiny] [--batch 16] [--rounds 5] [--steps 20] [--threads 2]
+--     [--python python3] [--compile] [--methods A,B] [--device cuda:0] [--autocast bf16] [--graph off] [--csv FILE]
 -- On a GPU our step is recorded once and launched as a whole (--graph off: op by op). --autocast bf16 is vx.autocast on
 -- our side, and torch.autocast with the quantizer in float32 on the other. FILE gets a line per method.
 
@@ -28,9 +27,13 @@ parser:option("--device", "Of both sides."):default "cpu"
 parser:option("--autocast"):choices { "f32", "bf16" }:default "f32"
 parser:option("--graph", "Record the step on a GPU."):choices { "on", "off" }:default "on"
 parser:option("--methods",
-  "none, or quantizers; PyTorch has none and softmax-knn-ce."):argname "A,B":default "none,softmax-knn-ce"
+  "none, or quantizers; ae_step.py says which of them PyTorch has."):argname "A,B":default "none,softmax-knn-ce"
 parser:option("--csv", "A CSV file to add the results to."):argname "FILE"
 local flags = parser:parse()
+
+-- vector-quantize-pytorch has the later ones
+local IN_PYTORCH = { none = true, ["softmax-knn-ce"] = true, ["ema-euclid"] = true, simvq = true, fsq = true,
+  ["rvq-euclid"] = true }
 
 local preset = assert(autoencoder.presets[flags.preset], "unknown preset " .. flags.preset)
 vx.threads(flags.threads)
@@ -107,7 +110,7 @@ for method in flags.methods:gmatch "[^,%s]+" do
   local round = vertex_round(method)
   local ours, theirs, ratios, version, reason = {}, {}, {}, nil, nil
   local our_least, their_least = math.huge, math.huge
-  local compared = flags.python ~= "none" and (method == "none" or method == "softmax-knn-ce")
+  local compared = flags.python ~= "none" and IN_PYTORCH[method]
   for r = 1, flags.rounds do
     local least
     ours[r], least = round(flags.steps)

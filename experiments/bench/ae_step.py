@@ -1,12 +1,13 @@
 """The autoencoder of experiments/autoencoder.lua in PyTorch: median and least milliseconds of a training step
 (forward, backward, AdamW).
 
-    python3 experiments/bench/ae_step.py PRESET BATCH STEPS THREADS {none,softmax-knn-ce} [compile] [bf16] [cuda:0]
+    python3 experiments/bench/ae_step.py PRESET BATCH STEPS THREADS METHOD [compile] [bf16] [cuda:0]
 
 Channels-last, float32, as fast as eager PyTorch lets it be: group norm and SiLU by its own kernels, depthwise
 separable convolutions, fused AdamW where the version has it. With bf16 the network runs under torch.autocast, the
-quantizer in float32. The quantizer is the paper's, written out. Called by ae_step.lua, which interleaves it with
-Vertex.
+quantizer in float32. METHOD is none, softmax-knn-ce (the paper's, written out), or one that vector-quantize-pytorch
+has: ema-euclid, simvq, fsq, rvq-euclid, with the options that Vertex has by default (straight through, which is the
+package's faster form). Called by ae_step.lua, which interleaves it with Vertex.
 """
 import statistics
 import sys
@@ -46,8 +47,58 @@ class Residual(nn.Module):
         return x + self.c2(F.silu(self.n2(self.c1(F.silu(self.n1(x))))))
 
 
+def levels(codes):
+    """Those that Vertex chooses: from 8 down, as often as each divides what is left."""
+    found = []
+    for level in range(8, 1, -1):
+        while codes % level == 0 and (codes == level or codes // level >= 2):
+            found.append(level)
+            codes //= level
+    return found
+
+
+class SoftmaxKnnCe(nn.Module):
+    def __init__(self, dim, codes, k):
+        super().__init__()
+        self.k = k
+        self.codebook = nn.Parameter(torch.randn(codes, dim) / dim ** 0.5)
+        self.log_tau = nn.Parameter(torch.tensor([0.1]).log())
+
+    def forward(self, z):
+        rows = z.reshape(-1, z.shape[-1])
+        logits = F.normalize(rows, dim=1) @ F.normalize(self.codebook, dim=1).t() / self.log_tau.exp()
+        log_p = F.log_softmax(logits, 1)
+        return (log_p.exp() @ self.codebook).reshape(z.shape), -log_p.topk(self.k, dim=0).values.mean()
+
+
+class Packaged(nn.Module):
+    """A quantizer of vector-quantize-pytorch: rows (B, T, D) -> quantized, loss."""
+
+    def __init__(self, method, dim, codes):
+        super().__init__()
+        import vector_quantize_pytorch as package
+        if method == "ema-euclid":
+            self.inner = package.VectorQuantize(dim, codes, rotation_trick=False)
+        elif method == "rvq-euclid":
+            self.inner = package.ResidualVQ(dim=dim, codebook_size=codes, num_quantizers=4, rotation_trick=False)
+        elif method == "simvq":
+            self.inner = package.SimVQ(dim, codes, rotation_trick=False)
+        else:
+            self.inner = package.FSQ(levels(codes), dim=dim)
+
+    def forward(self, z):
+        out = self.inner(z)
+        return out[0], out[2].sum() if len(out) > 2 else 0.0
+
+
+def make_quantizer(method, dim, codes, k):
+    if method == "none":
+        return None
+    return SoftmaxKnnCe(dim, codes, k) if method == "softmax-knn-ce" else Packaged(method, dim, codes)
+
+
 class Autoencoder(nn.Module):
-    def __init__(self, channels, codes, k, quantize):
+    def __init__(self, channels, quantizer):
         super().__init__()
         n = len(channels)
         enc = [nn.Conv2d(3, channels[0], 3, 1, 1)]
@@ -59,36 +110,28 @@ class Autoencoder(nn.Module):
             dec += [nn.Upsample(scale_factor=2, mode="nearest"), sepconv(channels[i], channels[i - 1]),
                     Residual(channels[i - 1])]
         dec += [nn.Conv2d(channels[0], 3, 3, 1, 1)]
-        self.encoder, self.decoder, self.k, self.quantize = nn.Sequential(*enc), nn.Sequential(*dec), k, quantize
-        self.codebook = nn.Parameter(torch.randn(codes, channels[-1]) / channels[-1] ** 0.5)
-        self.log_tau = nn.Parameter(torch.tensor([0.1]).log())
+        self.encoder, self.decoder, self.quantizer = nn.Sequential(*enc), nn.Sequential(*dec), quantizer
 
     def forward(self, x):
         z = self.encoder(x)
-        if not self.quantize:
+        if self.quantizer is None:
             return self.decoder(z), 0.0
         b, c, h, w = z.shape
         with torch.autocast(z.device.type, enabled=False):
-            rows = z.float().permute(0, 2, 3, 1).reshape(-1, c)
-            logits = F.normalize(rows, dim=1) @ F.normalize(self.codebook, dim=1).t() / self.log_tau.exp()
-            log_p = F.log_softmax(logits, 1)
-            y = log_p.exp() @ self.codebook
-            reg = -log_p.topk(self.k, dim=0).values.mean()
-        y = y.reshape(b, h, w, c).permute(0, 3, 1, 2)
-        return self.decoder(y), reg
+            y, reg = self.quantizer(z.float().permute(0, 2, 3, 1).reshape(b, h * w, c))
+        return self.decoder(y.reshape(b, h, w, c).permute(0, 3, 1, 2)), reg
 
 
 def main():
-    preset, quantizer = sys.argv[1], sys.argv[5]
+    preset, method = sys.argv[1], sys.argv[5]
     batch, steps, threads = (int(text) for text in sys.argv[2:5])
     p = PRESETS[preset]
     device = next((a for a in sys.argv[6:] if a.startswith("cuda")), "cpu")
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    model = Autoencoder(p["channels"], p["codes"], p["k"], quantizer != "none")
+    model = Autoencoder(p["channels"], make_quantizer(method, p["channels"][-1], p["codes"], p["k"]))
     model = model.to(device, memory_format=torch.channels_last)
-    parameters = [q for q in model.parameters()
-                  if quantizer != "none" or (q is not model.codebook and q is not model.log_tau)]
+    parameters = [q for q in model.parameters() if q.requires_grad]
     try:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     except (TypeError, RuntimeError):
