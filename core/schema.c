@@ -3,8 +3,8 @@
  *
  * Grammar of a contract
  *     outputs "<-" inputs [ ":" conditions ]
- *     argument   = name mark* "(" sizes ")"      mark: "?" may be NULL   "~" any strides   ":i32" ":u8" ":any" ":body"
- *     dtype
+ *     argument   = name mark* "(" sizes ")"      mark: "?" may be NULL, "~" any strides; a dtype other than f32:
+ *                                                ":i32" ":u8" ":any" ":body"
  *     sizes      = size { "," size }             size: a letter (bound at its first use), a number, "..." (a list of
  *                                                sizes, the same wherever it appears) or "*" (any list, unrelated)
  *     conditions = expression { ";" expression } with || && == != < <= > >= + - * / % over letters, numbers, names, inf

@@ -4,8 +4,8 @@
  *
  * Order of a sum, a function of the sizes alone. A float32 chain is never longer than 8 additions and the few that join
  * the lanes' registers; from there on everything is added in double:
- * inner dimension reduced    four vector accumulators over runs of 32 vectors, whose sum goes into a vector of doubles;
- *                              a row of one run or less stays in float32
+ *   inner dimension reduced    four vector accumulators over runs of 32 vectors, whose sum goes into a vector of
+ *                              doubles; a row of one run or less stays in float32
  *   inner dimension kept       eight rows at a time as a tree, into one double per column
  * Both cut the elements of one result into parts of a fixed length. Threads take parts; the parts' doubles are added in
  * ascending order. The relative error of a sum of positive numbers is then about 1e-7 at any length.

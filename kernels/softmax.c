@@ -1,4 +1,5 @@
-/* softmax.c: softmax or log softmax along rows, and their gradients from the output.
+/* softmax.c: softmax or log softmax along rows, and their gradients from the output; recorded for
+ * gradients in lua/vertex/ops/norm.lua.
  *
  * Memory traffic: x and y once, where a row stays in the cache between its passes (maximum; exponentials and their sum;
  * scale).

@@ -6,26 +6,20 @@
 -- machine that others use too slows both sides alike; the ratio of the least times stands beside it. Beside every time
 -- stand
 --   floor   the least time that the arithmetic takes at the ceilings that kernels/lab/roofline.c measures in this run,
---   with the same vectors and
---           threads:
---           with G = 2 N M D / fma, E = N M / exp2, F = N M / compare, forward 2 G + E (+ F with neighbours), backward
---           5 G + E (4 G under hard
---           Gumbel); knn-l2 one multiply-add per element more each way; ppl one more forward, and backward G + E and
---           two more, since its row
---           sums need a pass of their own; assign G. The noise of the Gumbel samplers is not in it, so they have no
---           floor here. In the
---           .csv the ceilings are those of the row's own run; in the .txt the best of all its runs, since others only
---           ever lower them: the
+--           with the same vectors and threads. With G = 2 N M D / fma, E = N M / exp2, F = N M / compare:
+--             forward 2 G + E (+ F with neighbours), backward 5 G + E (4 G under hard Gumbel)
+--             knn-l2  one multiply-add per element more each way
+--             ppl     one more forward, and backward G + E and two more, since its row sums need a pass of their own
+--             assign  G
+--           The noise of the Gumbel samplers is not in it, so they have no floor here. In the .csv the ceilings are
+--           those of the row's own run; in the .txt the best of all its runs, since others only ever lower them: the
 --           least time's percentage there says what the code can do, the median's what it did among others.
 --   extra   peak memory beyond inputs and outputs (z, codebook, dy; quantized and the three gradients): ours as the
---   library counts it, to the
---           byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the interpreter holds with the
---           inputs loaded and its
---           libraries warm, less its outputs
+--           library counts it, to the byte, and (rss) as the system sees it; PyTorch's from ru_maxrss, less what the
+--           interpreter holds with the inputs loaded and its libraries warm, less its outputs
 --   errors  |x - exact| / |exact| of quantized, regularizer and gradients, and how many of the codes and neighbours are
---   not those of float64
---           (float64_check.c); gradients are compared for the neighbours chosen, and `gap` is how far the worst of
---           those lies from the right one's key
+--           not those of float64 (float64_check.c); gradients are compared for the neighbours chosen, and `gap` is how
+--           far the worst of those lies from the right one's key
 -- With --device cuda:0 both sides run on the GPU, where times include the wait for its last kernel; the ceilings are
 -- roofline.cu's, and the floor is the time of the exponentials alone: one for each pair of a row and a code forward and
 -- two backward, 3 N M / exp2. Side "vertex graph" is the same work recorded once and launched as a whole (vx.graph),

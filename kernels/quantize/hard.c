@@ -1,12 +1,12 @@
-/* hard.c: hard vector quantization with an assigned code per row: output, losses, and the two gradient estimators of
- * [1].
+/* hard.c: hard vector quantization with an assigned code per row: output, losses, and the two gradient estimators
+ * of [1].
  *
  * On the sphere (VX_COSINE) z and q stand for z/|z| and q/|q| throughout, and gradients return through that division.
  *     y_i = q_code(i)
  *     reg = 1/(N G) sum_i beta |z_i - sg(q)|^2 + |sg(z_i) - q|^2        (Eq. 10; over D as well under mean_reduction)
  *     VX_STE       dz = dy, and dq_code += dy where codebook_grad is 1   (Eq. 1, 2)
- * VX_ROTATION  dz = lambda R' dy = lambda (dy - 2 r (r.dy) + 2 z^ (q^.dy)),  r = (q^ + z^)/|q^ + z^|, lambda = |q|/|z|
- *                  with lambda and R constant (Eq. 3, 4); q gets nothing of dy
+ *     VX_ROTATION  dz = lambda R' dy = lambda (dy - 2 r (r.dy) + 2 z^ (q^.dy)), with r = (q^ + z^)/|q^ + z^| and
+ *                  lambda = |q|/|z|; lambda and R are constant (Eq. 3, 4); q gets nothing of dy
  * R is never formed. Norms under the rotation are at least 1e-6, so that an antipodal pair (q^ = -z^) gives a finite
  * result.
  *

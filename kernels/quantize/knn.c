@@ -3,12 +3,16 @@
  * Both keep, per anchor, the K best candidates in a list ordered as neighbours.h says, so that the result is exact:
  * ties go to the lowest row, and neither the number of threads nor the order of the work shows.
  *
- * vertex_knn   a key per row and vertex: p itself (cross-entropy), or minus |e_m - p|^2 = 1 - 2 p_m + |p|^2, summed in
- * double because near a vertex everything cancels. Reads p once, sixteen columns (a cache line) at a time.
+ *   vertex_knn   a key per row and vertex: p itself, or its logarithm (cross-entropy); or minus |e_m - p|^2 =
+ *                1 - 2 p_m + |p|^2, summed in double because near a vertex everything cancels. Reads p once, sixteen
+ *                columns (a cache line) at a time.
  *   knn          squared distances as sums of (x - y)^2 and not as |x|^2 - 2 x y + |y|^2, which would lose a distance
  *                below 3e-4 |x|; 6 rows against a tile of columns in registers, 24 rows per visit of a tile, as in
  *                assign.c. 2 N L D subtractions and multiply-adds; working space L D floats, shared, and 24 K entries a
  *                thread.
+ *
+ * A key enters a list where it passes the list's threshold, its K-th key so far. Training does not come here: the
+ * smoothed quantizer selects while its logits are in the cache (smooth_select.h).
  */
 #include <float.h>
 #include <omp.h>
@@ -50,15 +54,15 @@ static inline vf vertex_keys(const vertex_call *c, int64_t n, int64_t m, int cou
 static void nearest_to_vertices(const vertex_call *c, int64_t first, uint64_t *lists)
 {
     int64_t columns = vx_min64(LINE, c->M - first);
-    float limit[LINE + VX_LANES];
-    for (int i = 0; i < LINE + VX_LANES; i++) limit[i] = i < columns ? -INFINITY : INFINITY;
+    float threshold[LINE + VX_LANES];
+    for (int i = 0; i < LINE + VX_LANES; i++) threshold[i] = i < columns ? -INFINITY : INFINITY;
     for (int64_t i = 0; i < columns * c->K; i++) lists[i] = neighbour_none();
     for (int64_t n = 0; n < c->N; n++)
         for (int64_t i = 0; i < columns; i += VX_LANES) {
             vf key = vertex_keys(c, n, first + i, (int)vx_min64(VX_LANES, columns - i));
-            for (uint32_t bits = vf_greater_bits(key, vf_load(limit + i)); bits; bits &= bits - 1) {
+            for (uint32_t bits = vf_greater_bits(key, vf_load(threshold + i)); bits; bits &= bits - 1) {
                 int l = __builtin_ctz(bits);
-                limit[i + l] = neighbour_insert(lists + (i + l) * c->K, c->K, neighbour_pack(key[l], n));
+                threshold[i + l] = neighbour_insert(lists + (i + l) * c->K, c->K, neighbour_pack(key[l], n));
             }
         }
 }

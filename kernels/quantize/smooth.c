@@ -1,5 +1,5 @@
 /* smooth.c: the smoothed quantizer of [1] and its regularizers, forward. smooth_sweep.h has the sweep over the codes,
- * smooth.h the tiles, smooth_backward.c the gradients.
+ * smooth_select.h the K nearest rows of each vertex, smooth.h the tiles, smooth_backward.c the gradients.
  *
  * For every row i of z and code m of one codebook (groups are independent):
  *     l_im  = <z_i, q_m> / (|z_i| |q_m| tau)                                  logits, always float32
@@ -11,7 +11,7 @@
  * and one of (everything in the regularizers is pi, never the noisy p; mean over the G groups)
  *     knn-ce  1/(S K) sum_m sum_k -log pi_{n(m,k),m}                                                        (Eq. 13)
  *     knn-l2  1/(S K) sum_m sum_k 1 - 2 pi_{n(m,k),m} + |pi_n(m,k)|^2
- * ppl     1 - exp(H(mean_i pi_i)) / M                                                                   (Eq. 11, 12)
+ *     ppl     1 - exp(H(mean_i pi_i)) / M                                                               (Eq. 11, 12)
  * where n(m, 1..K) are the K rows nearest to vertex m. A subset of `vertices` and `shards` concern the KNN regularizers
  * only.
  *
@@ -37,14 +37,12 @@
  * comparisons, see smooth_narrow.h.
  *
  * Requirements, which the tests hold this file to:
- * R1  The bits of all outputs depend on the arguments only, not on threads. Sums over rows are cut into PARTS parts
- * that
- *       depend on the sizes alone; the K nearest are chosen by the total order of neighbours.h.
- * R2  No power overflows, for tau from 1e-5 to 1. Logits are kept relative to a reference r_i, an integer, such that
- * the
- * largest is at most LIMIT above it, and from the start of the sum, in which -r_i is the first term. r_i depends on
- *       row i alone, so that equal rows have equal keys, and is the same for all of its codes, so that equal codes have
- *       equal logits.
+ *   R1  The bits of all outputs depend on the arguments only, not on threads. Sums over rows are cut into PARTS parts
+ *       that depend on the sizes alone; the K nearest are chosen by the total order of neighbours.h.
+ *   R2  No power overflows, for tau from 1e-5 to 1. Logits are kept relative to a reference r_i, an integer, such that
+ *       the largest is at most LIMIT above it, and from the start of the sum, in which -r_i is the first term. r_i
+ *       depends on row i alone, so that equal rows have equal keys, and is the same for all of its codes, so that equal
+ *       codes have equal logits.
  *   R3  Equal logits of a row tie to the lower code, equal keys of a vertex to the lower row.
  *   R4  After an error nothing has been written; a NaN or Inf in z or in the codebook is such an error.
  *
@@ -53,62 +51,12 @@
  */
 #include <omp.h>
 
-#include "shared/neighbours.h"
+#include "smooth_select.h"
 #include "smooth_sweep.h"
 
-enum {
-    PARTS = 32,        /* row ranges whose partial sums are added in order */
-    SELECT_STRIP = 16, /* panels whose thresholds a row is compared with before the next row is */
-};
+enum { PARTS = 32 /* row ranges whose partial sums are added in order */ };
 
 /* -- The second sweep of a block ----------------------------------------------------------------------------------- */
-
-/* Returns a bit for each of the panel's keys that passes its threshold. */
-VX_INLINE uint64_t panel_hits(const vf key[VECTORS], const vf limit[VECTORS])
-{
-    uint64_t hits = 0;
-#pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; v++) hits |= (uint64_t)vf_greater_bits(key[v], limit[v]) << (v * VX_LANES);
-    return hits;
-}
-
-/* Offers the block's rows to the lists of the vertices whose thresholds their keys pass. knn-ce: key = log2 pi = s -
- * log2(sum). knn-l2: key = 2 pi - |pi|^2, which is 1 - distance. */
-static void select_rows(const forward *f, worker *t, int64_t first, int rows, int64_t shard)
-{
-    const smooth_call *c = &f->c;
-    const int64_t each = c->K / c->shards;
-    float *threshold = t->threshold + shard * c->Mp;
-    uint64_t *lists = t->lists + shard * c->S * each;
-    const int ce = c->regularizer == VX_REG_KNN_CE;
-    float factor[MOST_ROWS], offset[MOST_ROWS];
-    for (int i = 0; i < rows; i++) {
-        float sum = vf_sum(t->sum[i]);
-        factor[i] = ce ? 1 : 2 / sum;
-        offset[i] = ce ? -log2f(sum) : -(vf_sum(t->squares[i]) / sum / sum);
-    }
-    const float *source = ce ? t->s : t->e;
-    /* backwards: the panels met last are still in the cache */
-    for (int64_t strip = (c->panels - 1) / SELECT_STRIP * SELECT_STRIP; strip >= 0; strip -= SELECT_STRIP)
-        for (int i = 0; i < rows; i++)
-            for (int64_t panel = strip; panel < vx_min64(strip + SELECT_STRIP, c->panels); panel++) {
-                const float *x = source + i * c->Mp + panel * PANEL;
-                float *limit = threshold + panel * PANEL, keys[PANEL];
-                vf key[VECTORS], least[VECTORS];
-#pragma GCC unroll 16
-                for (int v = 0; v < VECTORS; v++) {
-                    key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
-                    least[v] = vf_load(limit + v * VX_LANES);
-                }
-                if (!vf_any_greater(VECTORS, key, least)) continue;
-                memcpy(keys, key, sizeof keys);
-                for (uint64_t hits = panel_hits(key, least); hits; hits &= hits - 1) {
-                    int m = __builtin_ctzll(hits);
-                    uint64_t *list = lists + f->slot[panel * PANEL + m] * each;
-                    limit[m] = neighbour_insert(list, each, neighbour_pack(keys[m], first + i));
-                }
-            }
-}
 
 /* Adds pi of the block's rows to mean (Mp). */
 static void add_mean(const forward *f, const worker *t, int rows, float *mean)

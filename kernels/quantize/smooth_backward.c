@@ -11,8 +11,7 @@
  *     the mixture   p_im (<dy_i, q_m> - <dy_i, sum_m p_im q_m>) / t                 t = gumbel_tau; 1 under softmax
  *     knn-ce        c (n_i pi_im - [m's pairs with i])                              c = dreg / (G S K)
  *     knn-l2        2c pi_im (n_i pi_im - n_i |pi_i|^2 + P_i) - 2c pi_im [pairs]
- *     ppl           pi_im (b_m - sum_m b_m pi_im)                                   b_m = dreg/G e^H/(N M) (1 + log
- *                                                                                         mean_pi_m)
+ *     ppl           pi_im (b_m - sum_m b_m pi_im)             b_m = dreg/G e^H/(N M) (1 + log mean_pi_m)
  * where a pair is a vertex with one of its K rows, n_i counts the pairs of row i, and P_i is the sum of pi over them.
  * The dense terms of both KNN losses are one multiply-add per element; the terms in [brackets] are S K sparse pairs.
  *

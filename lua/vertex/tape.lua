@@ -10,9 +10,8 @@
 --   3. ctx.needs[i] says whether input i wants a gradient.
 --   4. The gradient of a parameter is best made in tape.gradient_like(it): the leaf's own buffer, which nothing need be
 --      copied into.
---   5. An op that says `accumulates = true` is given, after two dy, the gradient that its first input has got so far,
--- or
---      nil; the gradient it returns for that input includes it.
+--   5. An op that says `accumulates = true` is given, after two dy, the gradient that its first input has got so far
+--      (or nil); the gradient it returns for that input includes it.
 --   6. Under vx.autocast an op that does not say `takes_bf16 = true` is given float32 in place of bf16. A gradient has
 --      its tensor's dtype.
 

@@ -4,18 +4,19 @@
  *
  * What it does, and what a device would do differently:
  *   - Blocks run one after the other, in random order. The threads of a block are fibers: one warp at a time, in random
- * order, runs up to the block's next barrier, the lanes of a warp one after the other, in either direction, up to the
- * warp's next collective (shuffle, vote, __syncwarp, mma). So what is not synchronized meets the wrong order soon.
- * VERTEX_EMU_SEED chooses another one.
+ *     order, runs up to the block's next barrier, the lanes of a warp one after the other, in either direction, up to
+ *     the warp's next collective (shuffle, vote, __syncwarp, mma). So what is not synchronized meets the wrong order
+ *     soon. VERTEX_EMU_SEED chooses another one.
  *   - A barrier that some threads do not reach, or reach elsewhere, a collective whose lanes disagree on its mask or
- * place, or one that waits for a lane which has returned, is an error. (A device lets returned threads be at
- * __syncthreads.)
+ *     place, or one that waits for a lane which has returned, is an error. (A device lets returned threads be at
+ *     __syncthreads.)
  *   - Shared memory is full of NaN when a block starts, device memory when it is allocated. Blocks of device memory end
- * at guard pages; writes into the bytes between are found when the kernel ends. Misaligned accesses, indices outside
- * arrays of fixed size, writes past the dynamic shared memory and the host's touching device memory are errors.
+ *     at guard pages; writes into the bytes between are found when the kernel ends. Misaligned accesses, indices
+ *     outside arrays of fixed size, writes past the dynamic shared memory and the host's touching device memory are
+ *     errors.
  *   - Streams are queues. What is queued runs when the host waits for it, streams interleaved at random as far as
- * events allow; what the host writes into pinned memory before that is what an asynchronous copy will read. Graphs are
- * recorded and launched.
+ *     events allow; what the host writes into pinned memory before that is what an asynchronous copy will read. Graphs
+ *     are recorded and launched.
  *   - Errors of kernels are reported once, by the next call that waits, and then forgotten: a device would be lost.
  *   - Spinning on another block's memory would hang: no cooperative launches.
  *

@@ -1,5 +1,5 @@
 --- base: the class that every quantizer extends. It brings rows, masks and codes into shape, keeps training apart from
--- evaluation, sums the losses and counts the codes; a family computes.
+-- evaluation, sums the losses and counts the codes; a family computes. init.lua says what a family's file returns.
 --
 -- A family's class is made by vx.Quantizer.extend "Name". Rows z are (N,G,D): N rows of G groups, D = dim / groups
 -- wide. With S stages, codes are i32 (N, S x G), stage-major: column (s - 1) G + g, from 1, is group g's code of stage
@@ -456,8 +456,9 @@ end
 -- @return tensor f32 (count, D), without a gradient
 function Quantizer.row_sums(rows, index, count)
   local D = rows:size(-1)
-  return ops.registry.gather.backward({ index = ops.reshape(index, { -1 }), shape = { count, D } },
-    core.contiguous(ops.reshape(rows, { -1, D })))
+  local sums = core.new({ count, D }, { device = rows:device() }):zero()
+  core.op.scatter_add(sums, core.contiguous(ops.reshape(rows, { -1, D })), ops.reshape(index, { -1 }))
+  return sums
 end
 
 --- Scales rows to unit length.

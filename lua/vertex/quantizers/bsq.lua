@@ -30,9 +30,9 @@ local LOGS = entropy.logs.shifted(1e-8)
 function Bsq:setup(o)
   check.choice("quantizer", "form", o.form, { "package", "group", "analytical" })
   Lfq.setup(self, o)
-  self.size = 1 / math.sqrt(o.bits)
+  self.magnitude = 1 / math.sqrt(o.bits)
   if o.form == "package" then return end
-  self.passed = self.size
+  self.gradient_scale = self.magnitude
   if o.group_size == nil then
     o.group_size = math.min(GROUP, o.bits)
     while o.bits % o.group_size ~= 0 do o.group_size = o.group_size - 1 end
@@ -65,7 +65,7 @@ function Bsq:entropies(y)
     local h, H = entropy.of(ops.narrow(y, 2, first, o.group_size), codes, 2 * o.inv_temperature, LOGS, LOGS)
     rows, mean = rows and ops.add(rows, h) or h, mean and ops.add(mean, H) or H
   end
-  if o.form == "analytical" then rows = entropy_of_bits(ops.affine(y, 4 * o.inv_temperature * self.size, 0)) end
+  if o.form == "analytical" then rows = entropy_of_bits(ops.affine(y, 4 * o.inv_temperature * self.magnitude, 0)) end
   return ops.affine(rows, 1 / o.inv_temperature, 0), ops.affine(mean, 1 / o.inv_temperature, 0)
 end
 

@@ -5,9 +5,9 @@
 --   code      the signs as bits, the first number the highest
 --   loss      entropy_weight (mean_n H(p_n) - diversity H(mean_n p_n)) + commitment mean((x - sg q)^2),
 --             p_n = softmax(2 inv_temperature x_n . c) over all 2^bits codes c, the mean over the groups
--- The logarithms are those of vector-quantize-pytorch 1.32, log max(p, 1e-5), as long as 1 / codes is above that: at
--- 2^17 codes the package has no entropy of an even use any more, and here they are exact. Rows of another width than
--- `bits` are projected there and back by linear layers with bias.
+-- The logarithms are those of vector-quantize-pytorch 1.32, log max(p, 1e-5), as long as 1 / codes is above 1e-5. From
+-- 2^17 codes on that bound would cut every mean p of an even use, and its entropy would be wrong: there the logarithms
+-- are exact. Rows of another width than `bits` are projected there and back by linear layers with bias.
 --
 -- [1] Yu et al. 2024, Language model beats diffusion: tokenizer is key to visual generation
 
@@ -49,8 +49,8 @@ function Lfq:setup(o)
   check.number("quantizer", "entropy_weight", o.entropy_weight, 0, math.huge)
   check.number("quantizer", "diversity", o.diversity, 0, math.huge)
   check.number("quantizer", "commitment", o.commitment, 0, math.huge)
-  self.size = 1 -- of a code's numbers
-  self.passed = 1 -- factor of the output's gradient on its way to y
+  self.magnitude = 1 -- of a code's numbers
+  self.gradient_scale = 1 -- the output's gradient times this is y's
   self.logs = 1 / o.codes > LEAST and entropy.logs.clamped(LEAST) or entropy.exact
   local D = o.dim / o.groups
   if D ~= o.bits then self.project_in, self.project_out = nn.Linear(D, o.bits), nn.Linear(o.bits, D) end
@@ -81,12 +81,12 @@ local function signs(self, z)
   local zero = self:constant("zero", z:device(), function() return { 0 } end)
   local bits = ops.lt(zero, y:detach())
   local codes = ops.sum(ops.mul(bits, places(self, z:device())), 3):to "i32"
-  return y, ops.affine(bits, 2 * self.size, -self.size), codes
+  return y, ops.affine(bits, 2 * self.magnitude, -self.magnitude), codes
 end
 
 --- The output of points: their codes' numbers, through which the gradient passes to them.
 local function output(self, y, q)
-  return rows_at(self, ops.add(ops.affine(ops.sub(y, y:detach()), self.passed, 0), q))
+  return rows_at(self, ops.add(ops.affine(ops.sub(y, y:detach()), self.gradient_scale, 0), q))
 end
 
 --- Quantizes rows, in evaluation as in training.
@@ -106,10 +106,10 @@ function Lfq:all_codes(device, n)
   local key = ("codes of %d bits %s"):format(n, device)
   if not self.constants[key] then
     local on = { device = device }
-    local codes = core.tensor({ { -self.size }, { self.size } }, on)
+    local codes = core.tensor({ { -self.magnitude }, { self.magnitude } }, on)
     for i = 1, n - 1 do -- one bit more in front: 0, then 1
       local function behind(number) return ops.cat(2, core.new({ 2 ^ i, 1 }, on):fill(number), codes) end
-      codes = ops.cat(1, behind(-self.size), behind(self.size))
+      codes = ops.cat(1, behind(-self.magnitude), behind(self.magnitude))
     end
     self.constants[key] = core.keep(codes)
   end

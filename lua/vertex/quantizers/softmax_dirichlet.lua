@@ -4,13 +4,10 @@
 --
 -- What is left open there is decided so:
 --   prior     all concentrations alpha = 0.5, Figure 2's first. A prior as tight as the vertices want it, alpha = 1/M
---   with E ln p = -M, gives
---             a divergence that outweighs everything else: in 300 steps of ae_sweep's `tiny` (M = 256) 6% of the codes
---             stay in use with it,
---             96% with 0.5, whose points are not tight for large M
+--             with E ln p = -M, gives a divergence that outweighs everything else: in 300 steps of ae_sweep's `tiny`
+--             (M = 256) 6% of the codes stay in use with it, 96% with 0.5, whose points are not tight for large M
 --   fit       maximum likelihood [1, 2] by Newton's method (ops.dirichlet_mle), on the N rows and one more that has the
---   prior's E ln p: there
---             is a maximum even when all rows are one point, which is where collapse ends
+--             prior's E ln p: there is a maximum even when all rows are one point, which is where collapse ends
 --   scale     nats divided by M, so that the weight means the same for every M
 -- The gradient goes through the fit by the implicit function theorem, d alpha / d mean ln p = the inverse Fisher
 -- information, in which trigamma stands in the denominator: about alpha squared for small alpha, so that it does not

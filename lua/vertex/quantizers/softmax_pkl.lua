@@ -1,15 +1,13 @@
 --- softmax-pkl: smoothed quantization by softmax, pulled toward the vertices by Perez-Cruz's estimate [1] of the
--- divergence KL(P | Q)
--- (Eq. 14) of the rows' distribution Q from a Dirichlet prior P with concentrations below 1: Section 5.2's second
--- alternative, of which the paper's own regularizer is the case that P draws vertices only.
+-- divergence KL(P | Q) (Eq. 14) of the rows' distribution Q from a Dirichlet prior P with concentrations below 1:
+-- Section 5.2's second alternative, of which the paper's own regularizer is the case that P draws vertices only.
 --
 -- What is left open there is decided so:
 --   prior     all concentrations alpha = 1/M, so that their sum is 1 and a point's largest coordinate is well above the
---   others for every M;
---             as many points as the batch has rows, drawn anew each step and the same for all codebooks
+--             others for every M; as many points as the batch has rows, drawn anew each step and the same for all
+--             codebooks
 --   estimate  of the neighbour-th nearest row's distance in the plane of the simplex (simplex.perez_cruz_kl); the
---   gradient pulls that row
---             to the prior's point, with 1 / distance
+--             gradient pulls that row to the prior's point, with 1 / distance
 --   scale     nats divided by the dimension M-1, so that the weight means the same for every M
 -- Holds all N x M probabilities in memory and takes O(N^2 M) time: an ablation.
 --
