@@ -183,6 +183,7 @@ end)
 describe("a script", function()
   local SCRIPTS = { -- what shows that it runs: arguments, and text it writes
     ["experiments/ae_sweep.lua"] = { "--help", "Usage: ae_sweep" },
+    ["experiments/compare.lua"] = { "--help", "Usage: compare" },
     ["experiments/simplex_figures.lua"] = { "--help", "Usage: simplex_figures" },
     ["experiments/readme_table.lua"] = { "--check", "up to date", "out of date" },
     ["experiments/bench/ae_step.lua"] = { "--help", "Usage: ae_step" },
