@@ -8,6 +8,9 @@
  * so that sixteen consecutive blocks give sixteen consecutive codes in each of their four words: a vector of 16 lanes
  * computes sixteen blocks at once and needs no shuffle.
  * Layout of the word that decides on element e of a flat tensor under dropout: that of row 0, code e.
+ * Layout of the dropout of attention for head n (= b H + h), query t and key s, of T each: numbers of 16 bits, eight
+ * queries to a block;
+ *   block (n ceil(T / 8) + t / 8) T + s,  word t % 8 / 2,  the lower half of it where t is even, else the upper.
  */
 #ifndef VX_RNG_H
 #define VX_RNG_H
@@ -52,5 +55,11 @@ VX_RNG_INLINE uint64_t vx_gumbel_block(uint64_t row, uint64_t code, uint64_t cod
 }
 
 VX_RNG_INLINE int vx_gumbel_word(uint64_t code) { return (int)(code % 64 / 16); }
+
+/* Gives the block of the dropout of attention for queries t .. t + 7, t a multiple of 8, and key 0; see the banner. */
+VX_RNG_INLINE uint64_t vx_attention_block(uint64_t head, uint64_t t, uint64_t T)
+{
+    return (head * ((T + 7) / 8) + t / 8) * T;
+}
 
 #endif

@@ -70,6 +70,10 @@ local function graph_specs(device, tag)
     function(s) return ops.reshape(ops.permutation(120, s.generator, { device = device }):to "f32", { 40, 3 })
     / 100 end },
     { "with dropout", function(s, x) return normal(s, x) + ops.dropout(s.x, 0.5, s.generator) end },
+    { "with the dropout of attention", function(s)
+      local q = ops.reshape(s.x, { 2, 20, 1, 3 })
+      return ops.reshape(ops.attention(q, q, q, { dropout = 0.5, generator = s.generator }), { 40, 3 })
+    end },
     { "with a smoothed quantizer's noise", function(s)
       local seed, stream = s.generator:stream()
       local y = ops.quantize_smooth(ops.reshape(s.x, { 40, 1, 3 }), s.book, vx.zeros({ 1 }, { device = device }),

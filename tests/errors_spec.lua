@@ -75,6 +75,21 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.sepconv2d(f(1, 4, 4, 3), f(3, 3, 3), f(2, 3), nil, nil, nil, nil, { stride = 3 }) end,
       "sepconv2d: ", "stride = 3")
   end)
+  it("attention", function()
+    local q = f(2, 5, 3, 4)
+    raises(function() ops.attention(q, f(2, 6, 3, 4), q) end, "attention: ", "(2,5,3,4)", "(2,6,3,4)")
+    raises(function() ops.attention(q, q, f(2, 5, 3, 7)) end, "attention: ", "(2,5,3,4)", "(2,5,3,7)")
+    raises(function() ops.attention(f(5, 3, 4), f(5, 3, 4), f(5, 3, 4)) end, "attention: ", "(5,3,4)", "(B,T,H,D)")
+    raises(function() ops.attention(q, q) end, "attention: v is a nil")
+    raises(function() ops.attention(q, q, q, { lengths = f(2) }) end, "attention: lengths f32 (2)", "i32 (B)")
+    raises(function() ops.attention(q, q, q, { lengths = i32(3) }) end, "attention: lengths i32 (3)", "(2,5,3,4)")
+    for _, length in ipairs { 6, -1 } do
+      raises(function() ops.attention(q, q, q, { lengths = vx.tensor({ 5, length }, { dtype = "i32" }) }) end,
+        "attention: the length " .. length .. " of row 1 is outside 0 .. 5")
+    end
+    raises(function() ops.attention(q, q, q, { dropout = 1.5 }) end, "attention: dropout is 1.5", "from 0 to 1")
+    raises(function() ops.attention(q, q, q, { length = i32(2) }) end, "attention: ", "'length'", "lengths")
+  end)
   it("upsample2x", function() raises(function() ops.upsample2x(f(4, 4, 3)) end, "upsample2x: ", "(4,4,3)",
     "(B,H,W,C)") end)
   it("group_norm", function()

@@ -116,6 +116,18 @@ local larger = {
     return { { T({ 300, 65 }, { low = -4, high = 4 }) }, { T({ 3, 3001 }, { low = -6, high = 6 }) }, { T { 5, 1 } },
       { T({ 40, 3 }, { low = -90, high = 90 }) } }
   end,
+  attention = function(T)
+    local same = { stream = function() return 2 ^ 33 + 7, 2 ^ 32 + 9 end } -- the same stream every time
+    local function case(shape, lengths, dropout)
+      local far = 16 / shape[4] -- scores up to some 30, whose own rounding is small yet
+      local range = { low = -math.min(3, far), high = math.min(3, far) }
+      return { T(shape, range), T(shape, range), T(shape), { dropout = dropout, generator = same,
+        lengths = lengths and require("vertex").tensor(lengths, { dtype = "i32" }) } }
+    end
+    return { case({ 2, 67, 2, 24 }, { 65, 17 }), case({ 1, 75, 1, 17 }, nil, 0.1), case({ 1, 64, 3, 64 }, { 63 }, 0.5),
+      case({ 2, 20, 1, 96 }), case({ 1, 140, 1, 3 }, { 130 }, 0.9), case({ 1, 300, 1, 2 }),
+      case({ 1, 33, 2, 128 }, { 33 }) }
+  end,
   gather = function(T) return { { T { 300, 64 }, T({ 900 }, { dtype = "i32", high = 299 }) },
     { T { 7, 17 }, T({ 40, 30 }, { dtype = "i32", high = 6 }) },
     { T { 40, 33, 65 }, 2, indices(T, { 40, 20, 65 }, 32) }, { T { 20000 }, 1, indices(T, { 7 }, 19999) } } end,

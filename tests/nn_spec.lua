@@ -21,6 +21,7 @@ describe("a layer", function()
       { nn.SeparableConv2d(4, 9, { stride = 2 }), 9 * 4 + 4 * 9 + 9, { 1, 8, 8, 4 }, { 1, 4, 4, 9 } },
       { nn.GroupNorm(12, 3), 24, { 2, 4, 4, 12 }, { 2, 4, 4, 12 } },
       { nn.LayerNorm(6), 12, { 3, 6 }, { 3, 6 } },
+      { nn.MultiHeadAttention(6, 2), 4 * (36 + 6), { 2, 5, 6 }, { 2, 5, 6 } },
       { nn.Apply("upsample2x", ops.upsample2x), 0, { 1, 2, 2, 3 }, { 1, 4, 4, 3 } },
     } do
       local layer = case[1]
@@ -126,6 +127,10 @@ describe("a layer", function()
     H.raises(function() nn.Conv2d(3, 1.5) end, "Conv2d", "1.5")
     H.raises(function() nn.GroupNorm(10, 3) end, "GroupNorm", "10 channels", "3 groups")
     H.raises(function() nn.LayerNorm "x" end, "LayerNorm")
+    H.raises(function() nn.MultiHeadAttention(10, 3) end, "MultiHeadAttention", "3 heads", "width of 10")
+    H.raises(function() nn.MultiHeadAttention(10, 5, { dropout = -1 }) end, "MultiHeadAttention", "dropout is -1")
+    H.raises(function() nn.MultiHeadAttention(10, 5)(vx.zeros { 2, 9 }) end, "MultiHeadAttention: x is (2,9)",
+      "(B,T,10)")
     H.raises(function() nn.DepthwiseConv2d(-1) end, "DepthwiseConv2d")
     H.raises(function() nn.Sequential(5) end, "Sequential", "number")
   end)

@@ -932,6 +932,52 @@ function ops.dropout(x, p, generator)
   return y
 end
 
+--- Says whether attention's dropout keeps the weight of query t and key s of head n (= b H + h), by the layout that
+-- core/rng.h states.
+function R.attention_kept(seed, stream, dropout, n, t, s, T)
+  local b0, b1 = split((n * math.ceil(T / 8) + math.floor(t / 8)) * T + s)
+  local s0, s1 = split(stream)
+  local k0, k1 = split(seed)
+  local word = R.philox({ b0, b1, s0, s1 }, { k0, k1 })[math.floor(t % 8 / 2) + 1]
+  local half = t % 2 == 0 and word % 65536 or math.floor(word / 65536)
+  return half < math.floor((1 - dropout) * 65536 + 0.5)
+end
+
+function ops.attention(q, k, v, options)
+  options = options or {}
+  local B, T, H, D = unpack(q.shape)
+  local dropout, y = options.dropout or 0, array(q.shape)
+  local lengths = options.lengths and R.from(options.lengths)
+  local seed, stream
+  if dropout > 0 then seed, stream = options.generator:stream() end
+  local growth = 65536 / math.floor((1 - dropout) * 65536 + 0.5)
+  local function at(b, t, h) return ((b * T + t) * H + h) * D end
+  for b = 0, B - 1 do
+    local keys = lengths and lengths.v[b] or T
+    for h = 0, H - 1 do
+      for t = 0, T - 1 do
+        local score, top, sum = {}, -math.huge, 0
+        for s = 0, keys - 1 do
+          local dot = 0
+          for d = 0, D - 1 do dot = dot + q.v[at(b, t, h) + d] * k.v[at(b, s, h) + d] end
+          score[s] = dot / math.sqrt(D)
+          top = math.max(top, score[s])
+        end
+        for s = 0, keys - 1 do
+          score[s] = math.exp(score[s] - top)
+          sum = sum + score[s]
+        end
+        for s = 0, keys - 1 do
+          local kept = dropout == 0 or R.attention_kept(seed, stream, dropout, b * H + h, t, s, T)
+          local weight = kept and score[s] / sum * growth or 0
+          for d = 0, D - 1 do y.v[at(b, t, h) + d] = y.v[at(b, t, h) + d] + weight * v.v[at(b, s, h) + d] end
+        end
+      end
+    end
+  end
+  return y
+end
+
 --- k-means++ on the rows of x (N,D): array of M rows, 0-based.
 function R.kmeans_start(x, M, seed, stream)
   local N, D, nearest, chosen = x.shape[1], x.shape[2], {}, {}

@@ -88,7 +88,7 @@ describe("the surface:", function()
       assert.is_function(x[name], name)
     end
     for _, name in ipairs { "where", "cat", "stack", "one_hot", "layer_norm", "group_norm", "linear", "conv2d",
-      "conv1d", "dropout", "mse" } do
+      "conv1d", "dropout", "attention", "mse" } do
       assert.is_function(vx[name], name)
     end
     assert.same({ { 2.25, 4.5 }, { 9, 18 } }, x:matmul(x):totable())

@@ -79,6 +79,7 @@ local ELSEWHERE = {
   ["nn.Flatten"] = { "nn.Apply", "vx.nn.Apply(\"flatten\", function(x) return x:reshape{ x:size(1), -1 } end)" },
   ["nn.Upsample"] = { "nn.Apply", "vx.nn.Apply(\"upsample\", vx.upsample2x)" },
   ["nn.Embedding"] = { "gather", "a vx.nn.parameter of the table, and vx.gather" },
+  ["nn.MultiheadAttention"] = { "nn.MultiHeadAttention", "vx.nn.MultiHeadAttention(width, heads), of x (B,T,width)" },
   ["nn.MSELoss"] = { "mse", "the function vx.mse" },
   ["nn.CrossEntropyLoss"] = { "log_softmax", "vx.log_softmax at the targets, summed and negated" },
   ["nn.functional"] = { "ops", "the functions of vx itself: vx.softmax, vx.linear, vx.conv2d" },

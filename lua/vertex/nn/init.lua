@@ -525,4 +525,6 @@ function nn.Sequential:forward(x)
   return x
 end
 
+require "vertex.nn.attention"(nn)
+
 return nn

@@ -4,8 +4,8 @@
 
 local record = require "vertex.ops.record"
 
-for _, kind in ipairs { "view", "elementwise", "reduce", "linear", "conv", "norm", "index", "loss", "contrastive",
-  "quantize", "neighbours", "dirichlet", "random", "operators" } do
+for _, kind in ipairs { "view", "elementwise", "reduce", "linear", "conv", "norm", "attention", "index", "loss",
+  "contrastive", "quantize", "neighbours", "dirichlet", "random", "operators" } do
   require("vertex.ops." .. kind)
 end
 
