@@ -353,7 +353,7 @@ static int call_of(attention_call *c, const vx_tensor *q, const vx_tensor *k, co
     if (c->a.D > MOST_DEPTH)
         return vx_fail(VX_EINVAL, "%s: heads of D = %lld numbers, of at most %d on this device", vx_op(),
                        (long long)c->a.D, MOST_DEPTH);
-    c->outside = vx_data_check_of(VX_EINVAL, 1, "the length of row %%lld is outside 0 .. %lld", (long long)c->a.T);
+    c->outside = vx_data_check_of(VX_EINVAL, 1, "length of row %%lld is outside 0 .. %lld", (long long)c->a.T);
     return VX_OK;
 }
 

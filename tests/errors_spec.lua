@@ -85,7 +85,7 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.attention(q, q, q, { lengths = i32(3) }) end, "attention: lengths i32 (3)", "(2,5,3,4)")
     for _, length in ipairs { 6, -1 } do
       raises(function() ops.attention(q, q, q, { lengths = vx.tensor({ 5, length }, { dtype = "i32" }) }) end,
-        "attention: the length " .. length .. " of row 1 is outside 0 .. 5")
+        "attention: length " .. length .. " of row 1 is outside 0 .. 5")
     end
     raises(function() ops.attention(q, q, q, { dropout = 1.5 }) end, "attention: dropout is 1.5", "from 0 to 1")
     raises(function() ops.attention(q, q, q, { length = i32(2) }) end, "attention: ", "'length'", "lengths")
