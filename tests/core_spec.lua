@@ -451,6 +451,75 @@ describe("memory", function()
   end)
 end)
 
+describe("vx.debug", function()
+  --- Runs a script in a process of its own → what it wrote to stderr, its status.
+  local function child(script, environment)
+    local path = H.write(H.scratch "debug.lua", script)
+    return H.shell(("cd '%s' && LUA_PATH='./?.lua;./lua/?.lua;./lua/?/init.lua;;' VERTEX_LIB='%s' %s luajit '%s' 2>&1")
+      :format(H.root, os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so", environment or "", path))
+  end
+
+  it("tells of every op, with formulas that its contract's letters fill, and changes no bit", function()
+    local out, status = child [[
+      local H = require "tests.helper"
+      local vx = require "vertex"
+      for number, op in ipairs(vx.ops.registry) do
+        for i, args in ipairs(op.cases and op.cases(H.generator(number)) or {}) do
+          local function run()
+            return vx.step(function()
+              local y = vx.ops[op.name](unpack(args, 1, table.maxn(args)))
+              if y.requires_grad then y:backward(vx.ones(y:shape())) end
+              return y:bytes()
+            end)
+          end
+          assert(run() == vx.debug(2, run), op.name)
+        end
+      end
+      local q = vx.quantizer("softmax-knn-ce", { dim = 4, codes = 8, k = 2 })
+      local z = vx.randn { 10, 4 }
+      z.requires_grad = true
+      vx.debug(2, function() q(z).reg:backward() end)
+      vx.debug(2, function() q:encode(z) end)
+    ]]
+    assert.equal(0, status, out)
+    for _, name in ipairs { "gemm", "conv2d_backward_weight", "sepconv2d", "sepconv2d_backward", "knn", "assign",
+      "smooth_forward", "smooth_backward", "depthwise_conv2d" } do
+      assert.truthy(out:find("\n" .. name .. " +[%d.]+ ms +[%d.]+ GB/s +[%d.]+ GFLOP/s +[%d.]+ k?B  %("), name)
+    end
+    assert.falsy(out:find("nan", 1, true) or out:find("inf", 1, true), out)
+  end)
+
+  it("counts bytes and operations, and gives totals at the end", function()
+    local script = [[
+      local vx = require "vertex"
+      local a, b = vx.ones { 64, 32 }, vx.ones { 32, 16 }
+      for _ = 1, 3 do a:matmul(b) end
+    ]]
+    local out = child(script, "VERTEX_DEBUG=2")
+    assert.truthy(out:find("14.3 kB  (1,64,16) (1,64,32) (1,32,16)\n", 1, true), out)
+    assert.truthy(out:find "\nops: [%d.]+ ms in all\n")
+    local ms, calls, rate, bytes = out:match(
+      "\ngemm +([%d.]+) ms +[%d.]+%% +(%d+) calls +[%d.]+ GB/s +([%d.]+) GFLOP/s +([%d.]+) kB\n")
+    assert.equal("3", calls, out)
+    assert.equal("43.0", bytes)
+    H.close({ 3 * 2 * 64 * 32 * 16 / (tonumber(ms) * 1e-3) / 1e9 }, { tonumber(rate) }, 0.1, 0.1)
+    out = child(script, "VERTEX_DEBUG=1")
+    assert.equal(1, select(2, out:gsub("\n?gemm ", "")))
+    assert.equal("", (child(script, "VERTEX_DEBUG=0")))
+    out = child(script, "VERTEX_DEBUG=yes")
+    assert.truthy(out:find("VERTEX_DEBUG is 'yes', expected 0 (off), 1", 1, true), out)
+  end)
+
+  it("holds while its function runs, and hands on what that returns and raises", function()
+    local plain = core.op.fill
+    assert.same({ 1, nil, 3, n = 3 }, { n = 3, vx.debug(0, function() return 1, nil, 3 end) })
+    H.raises(function() vx.debug(0, function() error "own words" end) end, "own words")
+    H.raises(function() vx.debug(3) end, "level is 3, expected 0")
+    H.raises(function() vx.debug "2" end, "level is '2', expected 0")
+    assert.equal(plain, core.op.fill)
+  end)
+end)
+
 describe("random streams", function()
   it("repeat for a seed and differ between seeds and draws", function()
     vx.seed(5)

@@ -30,7 +30,7 @@ local vx = {
   device = core.device, devices = core.devices, threads = core.threads, sync = core.sync,
   allow_tf32 = core.allow_tf32, autocast = core.autocast,
   memory = core.memory, memory_limit = core.memory_limit, memory_flush = core.memory_flush,
-  reset_peak = core.reset_peak,
+  reset_peak = core.reset_peak, debug = core.debug,
   -- tensors: core/tensor.lua, and below
   Tensor = core.Tensor, is_tensor = core.is_tensor, tensor = core.tensor,
   -- a step's memory, gradients, recorded steps: core/scope.lua, tape.lua, step_graph.lua

@@ -12,6 +12,7 @@
 --   files     files that appear whole or not at all; folders
 --   system    interrupts, hooks, threads, clock, terminal
 --   data      images and loaders
+--   trace     what each op costs
 --   lapack    eigenvectors of symmetric matrices
 
 local library = require "vertex.core.library"
@@ -19,10 +20,11 @@ local library = require "vertex.core.library"
 local core = {}
 
 -- What C is called with is for this folder alone.
-local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true }
+local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true,
+  at_end = true }
 
 for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
-  "data", "lapack" } do
+  "data", "trace", "lapack" } do
   if part ~= "library" then library.check_uses(library.directory .. "/core/" .. part .. ".lua") end
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)
