@@ -176,6 +176,89 @@ describe("diveq", function()
   end
 end)
 
+describe("entropy_weight of hard methods", function()
+  --- weight (mean_n H(p_n) - H(mean_n p_n)) of rows and codes (nested tables) in float64 loops, the mean over groups.
+  local function entropies(rows, books, weight, temperature, unit)
+    local function normed(v)
+      local s = 0
+      for _, x in ipairs(v) do s = s + x * x end
+      local out = {}
+      for i, x in ipairs(v) do out[i] = unit and x / math.sqrt(s) or x end
+      return out
+    end
+    local total = 0
+    for g, book in ipairs(books) do
+      local mean, of_rows, N = {}, 0, #rows
+      for _, row in ipairs(rows) do
+        local D, z, p, sum = #book[1], {}, {}, 0
+        for d = 1, D do z[d] = row[(g - 1) * D + d] end
+        z = normed(z)
+        for m, code in ipairs(book) do
+          local distance, e = 0, normed(code)
+          for d = 1, D do distance = distance + (z[d] - e[d]) ^ 2 end
+          p[m] = math.exp(-distance / temperature)
+          sum = sum + p[m]
+        end
+        for m = 1, #book do
+          p[m] = p[m] / sum
+          of_rows = of_rows - p[m] * math.log(p[m]) / N
+          mean[m] = (mean[m] or 0) + p[m] / N
+        end
+      end
+      total = total + of_rows
+      for _, p in ipairs(mean) do total = total + p * math.log(p) end
+    end
+    return weight * total / #books
+  end
+
+  for _, item in ipairs(vx.quantizers()) do
+    if item.entropy and not item.base then
+      it("is that of a float64 loop, with its gradients, and nothing where it is 0: " .. item.name, function()
+        local options = { dim = 6, codes = 7, groups = 2, entropy_weight = 0.6, entropy_temperature = 0.8 }
+        local z = vx.randn({ 20, 6 }, { generator = vx.generator(5) })
+        local function book_of(q)
+          local book = q:stage_codebook()
+          return book:totable()
+        end
+        local q = vx.quantizer(item.name, options)
+        local expected = entropies(z:totable(), book_of(q), 0.6, 0.8, item.metric == "cosine")
+        local o = q:forward(z)
+        near(o.terms.entropy, vx.tensor { expected }, 1e-5, "entropy")
+        local sum = 0
+        for _, term in pairs(o.terms) do sum = sum + term:item() end
+        near(o.reg, vx.tensor { sum }, 1e-5, "reg")
+        vx.gradcheck(function(x) return vx.quantizer(item.name, options):forward(x).terms.entropy end, { leaf(z) })
+        options.entropy_weight = 0
+        assert.is_nil(vx.quantizer(item.name, options):forward(z).terms.entropy)
+        H.raises(function() vx.quantizer(item.name, { dim = 4, codes = 8, entropy_weight = -1 }) end,
+          "entropy_weight is -1")
+        H.raises(function() vx.quantizer(item.name, { dim = 4, codes = 8, entropy_temperature = 0 }) end,
+          "entropy_temperature is 0")
+      end)
+    end
+  end
+
+  it("belongs to each stage of a residual method", function()
+    local z = vx.randn({ 20, 4 }, { generator = vx.generator(6) })
+    local options = { dim = 4, codes = 5, stages = 2 }
+    local plain = vx.quantizer("rvq-ste-euclid", options):forward(z)
+    options.entropy_weight = 1
+    local q = vx.quantizer("rvq-ste-euclid", options)
+    local o = q:forward(z)
+    local first = entropies(z:totable(), q.stages[1]:stage_codebook():totable(), 1, 1, false)
+    near(o.terms.stage_1 - plain.terms.stage_1, vx.tensor { first }, 1e-4, "stage 1")
+  end)
+
+  it("reaches the learned codes", function()
+    for _, name in ipairs { "ste-euclid", "re-cosine", "diveq", "simvq" } do
+      local q = vx.quantizer(name, { dim = 4, codes = 6, entropy_weight = 1 })
+      q:forward(vx.randn({ 20, 4 }, { generator = vx.generator(7) })).terms.entropy:backward()
+      local p = q:named_parameters()[1][2]
+      assert.is_true(p.grad:abs():sum():item() > 0, name)
+    end
+  end)
+end)
+
 describe("sf-diveq", function()
   for _, file in ipairs { "sf-diveq-a", "sf-diveq-b" } do
     it("agrees: " .. file, function()

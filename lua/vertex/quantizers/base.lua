@@ -27,6 +27,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local entropy = require "vertex.quantizers.entropy"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 
@@ -102,6 +103,10 @@ function Quantizer:init(facts, options)
     check.integer("quantizer", "stages x groups x codes", self.columns * options.codes, 1, MOST_CODES)
   end
   check_start(self)
+  if facts.entropy then
+    check.number("quantizer", "entropy_weight", options.entropy_weight, 0, math.huge)
+    check.positive("quantizer", "entropy_temperature", options.entropy_temperature)
+  end
   self.generator = core.generator(options.seed)
   self.steps = 0 -- training forwards that quantized so far: drives schedules
   self.warmup_left, self.started = options.warmup, options.start == "normal"
@@ -300,6 +305,40 @@ local function warm_up(self, rows)
     warming = true }
 end
 
+--- The entropy loss of hard codes, the mean over the groups: that of each row's soft assignment, of which the codes'
+-- distances decide, less that of the assignments' mean. One column more makes distances of products:
+-- |x - e|^2 = |x|^2 - 2 (x . e - |e|^2 / 2), and |x|^2 does not change a softmax.
+local function entropy_loss(self, z)
+  local o, book, sum = self.options, self:stage_codebook(), nil
+  for g = 1, o.groups do
+    local x, codes = ops.select(z, 2, g), ops.select(book, 1, g)
+    if self.facts.metric == "cosine" then
+      x, codes = self.unit(x), self.unit(codes)
+    else
+      x = ops.cat(2, x, core.new({ x:size(1), 1 }, { device = z:device() }):fill(1))
+      codes = ops.cat(2, codes, ops.affine(ops.sum(ops.square(codes), 2, true), -0.5, 0))
+    end
+    local of_rows, of_mean = entropy.of(x, codes, 2 / o.entropy_temperature, entropy.exact, entropy.exact)
+    local loss = ops.sub(of_rows, of_mean)
+    sum = sum and ops.add(sum, loss) or loss
+  end
+  return ops.affine(sum, o.entropy_weight / o.groups, 0)
+end
+
+--- Quantizes in training with all losses: quantize, and the entropy loss that hard methods share; a class overrides it
+-- where its parts have theirs.
+-- @param z tensor f32 (N,G,D)
+-- @param given as of quantize
+-- @return table as quantize gives it
+function Quantizer:quantize_with_entropy(z, given)
+  local output = self:quantize(z, given)
+  if not self.facts.entropy or self.options.entropy_weight == 0 then return output end
+  output.terms = output.terms or {}
+  output.terms.entropy = entropy_loss(self, z)
+  if output.reg then output.reg = ops.add(ops.reshape(output.reg, {}), output.terms.entropy) end
+  return output
+end
+
 local function train(self, rows, given)
   if not self.is_frozen and (self.warmup_left > 0 or not self.started) then
     if core.is_recording() then fail("%s: a graph cannot follow the options start and warmup", self.label) end
@@ -308,7 +347,7 @@ local function train(self, rows, given)
     self.started = true
   end
   core.count(self, "steps")
-  local output = self:quantize(rows, given)
+  local output = self:quantize_with_entropy(rows, given)
   output.terms, output.reg = weighted(self, output.terms or {}, output.reg, rows:device())
   if not self.is_frozen then require("vertex.tape").no_grad(self.learn, self, rows, output) end
   return output
@@ -323,16 +362,16 @@ end
 function Quantizer:quantize_apart(z, given)
   local how, drawn = self.how, self.generator.drawn
   if how then
-    local output = self:quantize(z, given)
+    local output = self:quantize_with_entropy(z, given)
     local y = output.quantized
     output.quantized = how.estimator == "ste" and how.codebook_grad and ops.sub(y, ops.sub(z, z:detach()))
       or y:detach()
     return output
   end
-  local output = self:quantize(z:detach(), given)
+  local output = self:quantize_with_entropy(z:detach(), given)
   if next(output.terms) == nil then return output end
   self.generator.drawn = drawn -- the same noise
-  local losses = self:quantize(z, given)
+  local losses = self:quantize_with_entropy(z, given)
   losses.quantized = output.quantized
   return losses
 end

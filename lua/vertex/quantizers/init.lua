@@ -53,6 +53,13 @@ registry.common_options = {
   { name = "rate", default = 1, meaning = "factor of the learning rate of this quantizer's parameters (vx.optim)" },
 }
 
+--- Options of hard methods that declare a metric and learned codes, where they have no entropy loss of their own.
+registry.entropy_options = {
+  { name = "entropy_weight", default = 0,
+    meaning = "weight of mean_n H(p_n) - H(mean_n p_n), p_n = softmax(-|z_n - codes|^2 / entropy_temperature)" },
+  { name = "entropy_temperature", default = 1, meaning = "of that softmax; under cosine of unit vectors" },
+}
+
 -- -- Facts ------------------------------------------------------------------------------------------------------------
 
 local function is_text(x) return type(x) == "string" and x ~= "" end
@@ -179,7 +186,10 @@ local deriving = {} -- by source: the families that make methods of others
 --- What registry.list and registry.by_name hold of a method.
 local function make_item(family, entry, source)
   local options, known = {}, {}
-  for _, list in ipairs { registry.common_options, family.options or {}, entry.options or {} } do
+  local compared = fact_of(family, entry, "kind") == "hard" and fact_of(family, entry, "codebook")
+    and fact_of(family, entry, "metric")
+  for _, list in ipairs { registry.common_options, family.options or {}, entry.options or {},
+    compared and registry.entropy_options or {} } do
     for _, o in ipairs(list) do
       if not known[o.name] then options[#options + 1] = o end
       known[o.name] = true
@@ -190,6 +200,8 @@ local function make_item(family, entry, source)
     order = (family.order or 1000) + added / 1000, source = source }
   for _, fact in ipairs(FACTS) do item[fact[1]] = fact_of(family, entry, fact[1]) end
   item.stages, item.optimizer = item.stages or 1, item.optimizer or {}
+  item.entropy = false -- whether the loss of entropy_options is its own
+  for _, o in ipairs(options) do item.entropy = item.entropy or o == registry.entropy_options[1] end
   return item
 end
 

@@ -76,7 +76,7 @@ function Residual:quantize(z, given)
     local stage = self.stages[s]
     core.count(stage, "steps")
     stage.with_stats = self.with_stats
-    local quantize = (s == 1 or each) and stage.quantize or stage.quantize_apart
+    local quantize = (s == 1 or each) and stage.quantize_with_entropy or stage.quantize_apart
     local o = quantize(stage, rest, given_to(self, s, given))
     outputs[s] = { rest = rest, output = o }
     codes[s], mean_pi[s], terms["stage_" .. s] = o.codes, o.mean_pi, loss_of(o)
@@ -88,6 +88,12 @@ function Residual:quantize(z, given)
     mean_pi = #mean_pi == S and (S == 1 and mean_pi[1] or ops.cat(1, unpack(mean_pi))) or nil,
     max_p = max_p and ops.affine(max_p, 1 / S, 0) }
 end
+
+--- Quantizes in training with all losses: the stages have theirs.
+-- @param z tensor f32 (N,G,D)
+-- @param given as of quantize
+-- @return table as quantize gives it
+function Residual:quantize_with_entropy(z, given) return self:quantize(z, given) end
 
 --- Lets each stage learn from the rows that it was given.
 -- @param _ tensor f32 (N,G,D), the first stage's rows
