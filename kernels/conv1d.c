@@ -115,6 +115,84 @@ static void multiply(float *c, int64_t c_stride, const float *a, int64_t row_str
     }
 }
 
+/* -- Across time --------------------------------------------------------------------------------------------------- */
+
+/* With few channels in a group, vectors of channels would be padding for the most part. Where the stride is 1, frames
+ * can be the vectors instead: over sequences turned round, (channels,frames), the window of a tap is the row one number
+ * further on, and w as it lies is the left factor:
+ *
+ *     y[o][t ..] = sum_{c,j} w[o][c][j] x[c][t + j ..]
+ *
+ * dx is the same, of dy and of w turned by 180 degrees. */
+typedef struct across {
+    int64_t B, G, D, E, K;    /* of the groups' inputs and outputs, whichever way */
+    int64_t N, before, width; /* frames of x as given; zeros before them; all that are read */
+} across;
+
+enum { ACROSS_TAPS = 8 /* fewest taps that are worth it */ };
+
+/* Says whether vectors of T frames hold less padding than those of E channels. */
+static int runs_across(const conv1d_sizes *q, int64_t T, int64_t E)
+{
+    return q->stride == 1 && q->padding < q->K && q->K >= ACROSS_TAPS && E * padded(T) < T * padded(E);
+}
+
+static int64_t across_floats(const across *z) { return z->B * z->G * z->D * z->width + GEMM_COLUMNS; }
+
+/* Turns x (B,N,G D) round: (B,G,D,width), zeros around. */
+static void turn(float *to, const float *x, const across *z)
+{
+    const int64_t C = z->G * z->D;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < z->B * C; i++) {
+        const float *from = x + i / C * z->N * C + i % C;
+        float *row = to + i * z->width;
+        for (int64_t n = 0; n < z->width; n++)
+            row[n] = n >= z->before && n < z->before + z->N ? from[(n - z->before) * C] : 0;
+    }
+#pragma omp single
+    memset(to + z->B * C * z->width, 0, sizeof(float) * GEMM_COLUMNS);
+}
+
+/* Computes y (B,width - K + 1,G E) from x turned round and w (G E,D,K). */
+static void multiply_across(float *y, const float *x, const float *w, const float *bias, const across *z)
+{
+    const int64_t T = z->width - z->K + 1, blocks = vx_ceil_div(T, GEMM_COLUMNS), O = z->G * z->E;
+    const int64_t most = padded(vx_ceil_div(T, blocks));
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < z->B * z->G * blocks; task++) {
+        enum { ROWS = 48 };
+        _Alignas(64) float sum[ROWS * GEMM_COLUMNS];
+        const int64_t b = task / (z->G * blocks), g = task / blocks % z->G, t = task % blocks * most;
+        const int64_t columns = vx_min64(most, T - t);
+        for (int64_t first = 0; first < z->E && columns > 0; first += ROWS) {
+            const int64_t rows = vx_min64(ROWS, z->E - first);
+            const float *filters = w + (g * z->E + first) * z->D * z->K;
+            const float *windows = x + (b * z->G + g) * z->D * z->width + t;
+            for (int64_t c = 0; c < z->D; c += 3) {
+                gemm_product q = {.k = z->K,
+                                  .row_stride = z->D * z->K,
+                                  .k_stride = 1,
+                                  .b_stride = 1,
+                                  .c = sum,
+                                  .c_stride = GEMM_COLUMNS,
+                                  .alpha = 1,
+                                  .beta = c ? 1 : 0};
+                for (; q.segments < 3 && c + q.segments < z->D; q.segments++) {
+                    q.a[q.segments] = filters + (c + q.segments) * z->K;
+                    q.b[q.segments] = windows + (c + q.segments) * z->width;
+                }
+                VX_CPU(gemm_multiply)(&q, rows, (int)columns);
+            }
+            for (int64_t i = 0; i < columns; i++) {
+                float *to = y + (b * T + t + i) * O + g * z->E + first;
+                for (int64_t o = 0; o < rows; o++)
+                    to[o] = sum[o * GEMM_COLUMNS + i] + (bias ? bias[g * z->E + first + o] : 0);
+            }
+        }
+    }
+}
+
 /* -- Forward ------------------------------------------------------------------------------------------------------- */
 
 /* Packs group g of w as the factor (K D,E) of the windows. */
@@ -129,10 +207,26 @@ static void pack_forward(const factor *f, const float *w, const conv1d_sizes *q,
             }
 }
 
+/* Computes y across time. */
+static int forward_across(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, const conv1d_sizes *q)
+{
+    const across z = {q->B, q->groups, q->D, q->E, q->K, q->L, q->padding, q->width};
+    float *turned = vx_scratch("conv1d", sizeof(float) * (size_t)across_floats(&z));
+    if (!turned) return VX_ENOMEM;
+#pragma omp parallel if (q->B * q->T * q->O * q->D * q->K > SERIAL_BELOW)
+    {
+        turn(turned, vx_f32(x), &z);
+        multiply_across(vx_f32(y), turned, vx_f32(w), vx_f32(bias), &z);
+    }
+    vx_scratch_free(turned);
+    return VX_OK;
+}
+
 /* Computes y (B,T,O) = x (B,L,C) * w (O,D,K) + bias (O). */
 int VX_CPU(conv1d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, int stride, int padding, int groups)
 {
     const conv1d_sizes q = conv1d_sizes_of(x, y, w, stride, padding, groups);
+    if (runs_across(&q, q.T, q.E)) return forward_across(y, x, w, bias, &q);
     const int64_t depth = q.K * q.D, each = factor_floats(depth, q.E), blocks = vx_ceil_div(q.T, BLOCK_ROWS);
     float *packed = 0, *copy = 0;
     scratch memory = {.op = "conv1d"};
@@ -169,11 +263,12 @@ int VX_CPU(conv1d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, in
 static void pack_run(const factor *f, const float *w, const conv1d_sizes *q, int64_t g, conv1d_run run)
 {
     const float *from = w + g * q->E * q->D * q->K;
-    for (int64_t u = 0; u < run.taps; u++)
-        for (int64_t o = 0; o < q->E; o++)
-            for (int64_t n = 0; n < padded(f->columns); n++) {
-                const int64_t tap = run.first + n / q->D + (run.taps - 1 - u) * q->stride;
-                *factor_at(f, u * q->E + o, n) = n < f->columns ? from[(o * q->D + n % q->D) * q->K + tap] : 0;
+    memset(f->data, 0, sizeof(float) * (size_t)factor_floats(f->depth, f->columns));
+    for (int64_t o = 0; o < q->E; o++, from += q->D * q->K)
+        for (int64_t u = 0; u < run.taps; u++)
+            for (int64_t r = 0; r < run.count; r++) {
+                const int64_t tap = run.first + r + (run.taps - 1 - u) * q->stride;
+                for (int64_t c = 0; c < q->D; c++) *factor_at(f, u * q->E + o, r * q->D + c) = from[c * q->K + tap];
             }
 }
 
@@ -199,10 +294,38 @@ static void run_rows(float *dx, const float *dy, const factor *f, float *edge, c
     }
 }
 
+/* Computes dx across time. */
+static int input_across(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, const conv1d_sizes *q)
+{
+    const int64_t before = q->K - 1 - q->padding;
+    const across z = {q->B, q->groups, q->E, q->D, q->K, q->T, before, q->L + q->K - 1};
+    float *turned = 0, *filters = 0;
+    scratch memory = {.op = "conv1d_backward_input"};
+    while (scratch_pass(&memory)) {
+        turned = carve_f32(&memory, across_floats(&z));
+        filters = carve_f32(&memory, q->O * q->D * q->K);
+    }
+    if (!memory.base) return VX_ENOMEM;
+#pragma omp parallel if (q->B * q->T * q->O * q->D * q->K > SERIAL_BELOW)
+    {
+        turn(turned, vx_f32(dy), &z);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < q->O * q->D; i++) { /* (G,D,E,K), the taps from the last to the first */
+            const int64_t o = i % q->E, c = i / q->E % q->D, g = i / (q->E * q->D);
+            const float *from = vx_f32(w) + ((g * q->E + o) * q->D + c) * q->K;
+            for (int64_t j = 0; j < q->K; j++) filters[i * q->K + j] = from[q->K - 1 - j];
+        }
+        multiply_across(vx_f32(dx), turned, filters, 0, &z);
+    }
+    scratch_free(&memory);
+    return VX_OK;
+}
+
 /* Computes dx (B,L,C) from dy (B,T,O) and w (O,D,K). */
 int VX_CPU(conv1d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, int stride, int padding, int groups)
 {
     const conv1d_sizes q = conv1d_sizes_of(dx, dy, w, stride, padding, groups);
+    if (runs_across(&q, q.L, q.D)) return input_across(dx, dy, w, &q);
     const int64_t before = q.taps - 1, after = q.rows - q.T, blocks = vx_ceil_div(q.rows, BLOCK_ROWS);
     int64_t each = 0; /* floats of a group's factors */
     for (conv1d_run r = conv1d_run_from(&q, 0); r.first < q.stride; r = conv1d_run_from(&q, r.first + r.count))
