@@ -25,6 +25,8 @@ enum {
     BLOCK_ROWS = 192,       /* windows of a task */
     BLOCK_DEPTH = 512,      /* numbers of a window multiplied at a time */
     BLOCK_WINDOWS = 64,     /* windows added to dw at a time: they and their dy stay in L1 */
+    BLOCK_LEFT = 96,        /* numbers of them that are packed at a time */
+    CROWDED = 256,          /* rows a multiple of so many floats apart share few sets of L1 */
     PARTS = 64,             /* most parts of dw */
     PART_WINDOWS = 256,     /* fewest windows of a part */
     PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB, if one part fits */
@@ -129,12 +131,16 @@ typedef struct across {
     int64_t N, before, width; /* frames of x as given; zeros before them; all that are read */
 } across;
 
-enum { ACROSS_TAPS = 8 /* fewest taps that are worth it */ };
+enum {
+    ACROSS_TAPS = 8, /* fewest taps that are worth it */
+    PACKING = 64,    /* packing w, which is not needed here, costs as much as so many frames */
+};
 
-/* Says whether vectors of T frames hold less padding than those of E channels. */
+/* Says whether vectors of T frames cost less than those of E channels, by the padding they hold. */
 static int runs_across(const conv1d_sizes *q, int64_t T, int64_t E)
 {
-    return q->stride == 1 && q->padding < q->K && q->K >= ACROSS_TAPS && E * padded(T) < T * padded(E);
+    return q->stride == 1 && q->padding < q->K && q->K >= ACROSS_TAPS &&
+           q->B * padded(T) * E < q->B * T * padded(E) + PACKING * E;
 }
 
 static int64_t across_floats(const across *z) { return z->B * z->G * z->D * z->width + GEMM_COLUMNS; }
@@ -275,7 +281,7 @@ static void pack_run(const factor *f, const float *w, const conv1d_sizes *q, int
 /* Computes rows first .. end - 1 of dx of a run of phases: those that lie in x at once, the others beside it, in
  * `edge`. dy: frame -(taps - 1) of the sequence and group. */
 static void run_rows(float *dx, const float *dy, const factor *f, float *edge, const conv1d_sizes *q, conv1d_run run,
-                     int64_t first, int64_t end)
+                     int64_t first, int64_t end, int stream)
 {
     const int64_t s = q->stride, shift = run.first - q->padding; /* row i begins at frame i s + shift */
     const float *a = dy + (q->taps - run.taps) * q->E;
@@ -283,7 +289,7 @@ static void run_rows(float *dx, const float *dy, const factor *f, float *edge, c
     int64_t outside = q->L - run.count - shift < 0 ? 0 : (q->L - run.count - shift) / s + 1;
     inside = vx_min64(vx_max64(inside, first), end), outside = vx_min64(vx_max64(outside, inside), end);
     if (inside < outside)
-        multiply(dx + (inside * s + shift) * q->C, s * q->C, a + inside * q->E, q->E, outside - inside, f, 0, 0);
+        multiply(dx + (inside * s + shift) * q->C, s * q->C, a + inside * q->E, q->E, outside - inside, f, 0, stream);
     for (int64_t i = first; i < end; i++) {
         if (i == inside) i = outside;
         if (i >= end) break;
@@ -340,6 +346,7 @@ int VX_CPU(conv1d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, in
     }
     if (!memory.base) return VX_ENOMEM;
     const frames out = frames_of(copy, vx_f32(dy), q.B, q.T, q.O, q.groups, before, after);
+    const int stream = vf_streams(vx_f32(dx), q.B * q.L * q.C, q.C | q.D);
 #pragma omp parallel if (q.B * q.T * q.O * q.K * q.D > SERIAL_BELOW)
     {
 #pragma omp for schedule(static)
@@ -361,9 +368,11 @@ int VX_CPU(conv1d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, in
                  r = conv1d_run_from(&q, r.first + r.count)) {
                 const factor f = {at, r.taps * q.E, r.count * q.D};
                 run_rows(vx_f32(dx) + b * q.L * q.C + g * q.D, out.data + (b * q.groups + g) * out.pitch, &f,
-                         edges + omp_get_thread_num() * edge, &q, r, first, vx_min64(first + BLOCK_ROWS, q.rows));
+                         edges + omp_get_thread_num() * edge, &q, r, first, vx_min64(first + BLOCK_ROWS, q.rows),
+                         stream);
                 at += factor_floats(f.depth, f.columns);
             }
+            if (stream) vf_stream_end();
         }
     }
     scratch_free(&memory);
@@ -377,28 +386,36 @@ typedef struct outer {
     int64_t M, N, a_stride, b_stride;
 } outer;
 
-/* Adds `count` windows to columns j .. of c (M,N), or sets them where beta is 0. */
+/* Adds `count` windows to columns j .. of c (M,N), or sets them where beta is 0. What strides that are multiples of a
+ * page's part would crowd into a few sets of the L1 cache is packed. */
 static void add_windows(float *c, const outer *z, const float *a, const float *b, int64_t count, int64_t j, float beta)
 {
-    _Alignas(64) float packed[BLOCK_WINDOWS * GEMM_COLUMNS];
+    _Alignas(64) float left[BLOCK_WINDOWS * BLOCK_LEFT], right[BLOCK_WINDOWS * GEMM_COLUMNS];
     const int columns = (int)vx_min64(GEMM_COLUMNS, z->N - j);
+    const int pack_left = z->a_stride % CROWDED == 0;
+    const int pack_right = columns % VX_LANES != 0 || z->b_stride % CROWDED == 0;
     for (int64_t t = 0; t < count; t += BLOCK_WINDOWS) {
-        const int64_t k = vx_min64(BLOCK_WINDOWS, count - t);
-        const float *right = b + t * z->b_stride + j;
-        int64_t stride = z->b_stride;
-        if (columns % VX_LANES) stride = VX_CPU(gemm_pack)(packed, right, k, columns, z->b_stride, 1), right = packed;
-        const gemm_product q = {.segments = 1,
-                                .k = k,
-                                .a = {a + t * z->a_stride},
-                                .row_stride = 1,
-                                .k_stride = z->a_stride,
-                                .b = {right},
-                                .b_stride = stride,
-                                .c = c + j,
-                                .c_stride = z->N,
-                                .alpha = 1,
-                                .beta = t ? 1 : beta};
-        VX_CPU(gemm_multiply)(&q, z->M, columns);
+        gemm_product q = {.segments = 1,
+                          .k = vx_min64(BLOCK_WINDOWS, count - t),
+                          .row_stride = 1,
+                          .k_stride = pack_left ? BLOCK_LEFT : z->a_stride,
+                          .b = {b + t * z->b_stride + j},
+                          .b_stride = z->b_stride,
+                          .c_stride = z->N,
+                          .alpha = 1,
+                          .beta = t ? 1 : beta,
+                          .in_l2 = pack_left};
+        if (pack_right) q.b_stride = VX_CPU(gemm_pack)(right, q.b[0], q.k, columns, z->b_stride, 1), q.b[0] = right;
+        const int64_t most = pack_left ? BLOCK_LEFT : z->M;
+        for (int64_t i = 0; i < z->M; i += most) {
+            const int64_t rows = vx_min64(most, z->M - i);
+            const float *windows = a + t * z->a_stride + i;
+            for (int64_t p = 0; pack_left && p < q.k; p++)
+                memcpy(left + p * BLOCK_LEFT, windows + p * z->a_stride, sizeof(float) * (size_t)rows);
+            q.a[0] = pack_left ? left : windows;
+            q.c = c + i * z->N + j;
+            VX_CPU(gemm_multiply)(&q, rows, columns);
+        }
     }
 }
 
