@@ -7,6 +7,7 @@
 --   vx.step vx.graph                       a training step that frees what it made; one that is recorded and replayed
 --   vx.quantizer vx.quantizers vx.kmeans   quantizers by name: ?softmax-knn-ce; a codebook of one's own vectors
 --   vx.data vx.metrics vx.runs             batches, figures of merit, what stands around a training loop
+--   vx.models                              whole networks under the names of the libraries they come from
 --   vx.simplex vx.plot vx.display          distributions on the simplex, figures, how an object shows itself
 --   vx.device vx.threads vx.memory vx.seed where things are computed, from which random numbers
 --   vx.load vx.save                        .safetensors and .npy files
@@ -45,7 +46,7 @@ local vx = {
 
 -- What is loaded when it is first asked for: an experiment with a quantizer needs neither cairo nor an image library.
 local LATER = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs", simplex = "vertex.simplex",
-  metrics = "vertex.metrics", dist = "vertex.dist", display = "vertex.interactive.display",
+  metrics = "vertex.metrics", models = "vertex.models", dist = "vertex.dist", display = "vertex.interactive.display",
   gradcheck = "vertex.gradcheck", kmeans = "vertex.kmeans" }
 
 -- -- Making tensors ---------------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ define("distractors", {
 })
 
 define("contrastive_loss", {
-  text = "Computes how well vectors y tell their own targets q from distractors: the mean over n of ln sum_e exp(l_e) - "
-    .. "l_0, where l_0 = cos(y_n, q_n) / temperature, and l_e likewise with the targets of n's distractors. A "
+  text = "Computes how well vectors y tell their own targets q from distractors: the mean over n of ln sum_e exp(l_e) "
+    .. "- l_0, where l_0 = cos(y_n, q_n) / temperature, and l_e likewise with the targets of n's distractors. A "
     .. "distractor whose vector equals the positive's, number by number, is left out (-inf): a collapsed codebook has "
     .. "the loss 0. A model that tells nothing apart has ln(1 + K): 4.615 for 100 distractors.",
   args = { { "y", "tensor f32 (N,D), context vectors" }, { "q", "tensor f32 (N,D), their targets" },
