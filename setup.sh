@@ -26,6 +26,8 @@ needs=(
   "lua-argparse|luajit -e 'require \"argparse\"'"
   "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
   "libpng-dev|pkg-config --exists libpng"
+  "libsndfile1-dev|pkg-config --exists sndfile"
+  "libsamplerate0-dev|pkg-config --exists samplerate"
   "libedit2|ldconfig -p | grep -q libedit.so.2"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
   "liblapack3|ldconfig -p | grep -q liblapack.so.3"

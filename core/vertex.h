@@ -283,10 +283,11 @@ VX_API double vx_time(void); /* seconds of a monotonic clock */
 VX_API int vx_is_tty(int fd);
 VX_API int vx_terminal_columns(void); /* 0 where stdout and stderr are no terminal */
 
-/* -- Streams of samples, images ------------------------------------------------------------------------------------ */
+/* -- Streams of samples, images, audio ----------------------------------------------------------------------------- */
 
 #include "data/stream.h"
 #include "data/image.h"
+#include "data/audio.h"
 
 /* -- Numeric ops: generated from ops.def, where each is documented ------------------------------------------------- */
 

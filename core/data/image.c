@@ -12,42 +12,17 @@
  * own.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <png.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <turbojpeg.h>
 #include <unistd.h>
 
 #include "pixels.h"
 #include "core/internal.h"
 
-enum {
-    MAX_FILE = 1 << 30,    /* bytes; no photograph is larger */
-    KEEP_BYTES = 64 << 20, /* a buffer above this is given back once it is far too large */
-};
-
-/* -- Buffers ------------------------------------------------------------------------------------------------------- */
-
-int vx_bytes_reserve(vx_bytes *b, size_t count)
-{
-    if (b->capacity > KEEP_BYTES && count < b->capacity / 4) vx_bytes_release(b);
-    if (count <= b->capacity && b->data) return VX_OK;
-    vx_bytes_release(b);
-    b->data = malloc(count ? count : 1);
-    if (!b->data) return vx_fail(VX_ENOMEM, "out of memory for an image of %zu bytes", count);
-    b->capacity = count;
-    return VX_OK;
-}
-
-void vx_bytes_release(vx_bytes *b)
-{
-    free(b->data);
-    b->data = NULL;
-    b->capacity = 0;
-}
+enum { MAX_FILE = 1 << 30 }; /* bytes; no photograph is larger */
 
 static int reserve_pixels(vx_pixels *p, int64_t height, int64_t width)
 {
@@ -106,49 +81,16 @@ static int sniff(const uint8_t *head, size_t count, const char **name)
     return NONE;
 }
 
-/* Opens a regular file; a named pipe neither blocks nor passes. */
-static int open_regular(const char *path, int *fd, int64_t *size)
-{
-    struct stat info;
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (*fd < 0) return vx_fail(VX_EIO, "%s", strerror(errno));
-    if (fstat(*fd, &info)) {
-        int error = errno;
-        close(*fd);
-        return vx_fail(VX_EIO, "%s", strerror(error));
-    }
-    if (!S_ISREG(info.st_mode)) {
-        close(*fd);
-        return vx_fail(VX_EIO, "%s, not a file", S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
-    }
-    *size = info.st_size;
-    return VX_OK;
-}
-
-/* Returns the number of bytes read, less than count at the end of the file; -1 and errno. */
-static int64_t read_all(int fd, uint8_t *to, int64_t count)
-{
-    int64_t done = 0;
-    while (done < count) {
-        ssize_t got = read(fd, to + done, (size_t)(count - done));
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return -1;
-        if (got == 0) break;
-        done += got;
-    }
-    return done;
-}
-
 int vx_image_kind(const char *path, const char **kind)
 {
     static const char *const kinds[] = {[NONE] = "none", [JPEG] = "jpeg", [PNG] = "png", [OTHER] = "other"};
     uint8_t head[HEAD];
     const char *name;
-    int64_t size;
+    struct stat about;
     int fd;
-    int status = open_regular(path, &fd, &size);
+    int status = vx_open_regular(path, &fd, &about);
     if (status) return vx_fail_because(status, "%s", path);
-    int64_t got = read_all(fd, head, HEAD);
+    int64_t got = vx_read_all(fd, head, HEAD);
     if (got < 0) status = vx_fail(VX_EIO, "%s: %s", path, strerror(errno));
     else *kind = kinds[sniff(head, (size_t)got, &name)];
     close(fd);
@@ -362,14 +304,15 @@ int vx_decoder_bytes(vx_decoder *d, const uint8_t *bytes, size_t count, vx_pixel
 
 int vx_decoder_file(vx_decoder *d, const char *path, vx_pixels *out)
 {
+    struct stat about;
     int fd;
-    int64_t size;
-    int status = open_regular(path, &fd, &size);
+    int status = vx_open_regular(path, &fd, &about);
     if (status) return status;
+    int64_t size = about.st_size;
     if (size > MAX_FILE) status = vx_fail(VX_EIO, "%lld bytes, more than the limit of %d", (long long)size, MAX_FILE);
     if (!status) status = vx_bytes_reserve(&d->file, (size_t)size);
     if (!status) {
-        size = read_all(fd, d->file.data, size);
+        size = vx_read_all(fd, d->file.data, size);
         if (size < 0) status = vx_fail(VX_EIO, "%s", strerror(errno));
     }
     close(fd);

@@ -4,14 +4,12 @@
  * A sample is u8 (size, size, 3); it becomes f32 by a table when it is delivered, so that the queue holds a quarter of
  * the bytes.
  *
- * The cache keeps images before random crop and flip. An image is published by one compare-and-swap and stays until the
- * source is freed: reading it takes no lock. It is filled once and never evicted: under a shuffled order the next use
- * of any image is equally far away.
+ * The cache (cache.h) keeps images before random crop and flip.
  */
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cache.h"
 #include "pixels.h"
 #include "source.h"
 
@@ -41,8 +39,7 @@ typedef struct image_source {
     int filter;
     int64_t image_seed, first; /* of the procedural set */
     float table[3][256];       /* standardized value of each byte */
-    _Atomic(cached *) *cache;
-    atomic_llong cache_left;
+    vx_cache cache;
     /* Makes the image of an item, resized; it stays where it is until the worker's next call. */
     int (*picture)(struct image_source *s, worker *w, int64_t item, window *out);
 } image_source;
@@ -109,23 +106,19 @@ static void copy_rows(uint8_t *dst, window w)
 static void keep(image_source *s, int64_t item, window image)
 {
     int64_t bytes = (int64_t)sizeof(cached) + image.height * image.width * 3;
-    cached *c = NULL, *none = NULL;
-    if (atomic_fetch_sub(&s->cache_left, bytes) >= bytes) c = malloc((size_t)bytes);
-    if (c) {
-        c->height = image.height;
-        c->width = image.width;
-        copy_rows(c->pixels, image);
-        if (atomic_compare_exchange_strong(&s->cache[item], &none, c)) return;
-        free(c); /* another worker met the same file at the same time */
-    }
-    atomic_fetch_add(&s->cache_left, bytes);
+    cached *c = vx_cache_reserve(&s->cache, bytes);
+    if (!c) return;
+    c->height = image.height;
+    c->width = image.width;
+    copy_rows(c->pixels, image);
+    vx_cache_publish(&s->cache, item, c, bytes);
 }
 
 /* Gives the image before random crop and flip, from the cache or made now. What a center crop drops is dropped here,
  * before it is cached. */
 static int prepared(image_source *s, worker *w, int64_t item, window *image)
 {
-    const cached *c = atomic_load_explicit(&s->cache[item], memory_order_acquire);
+    const cached *c = vx_cache_get(&s->cache, item);
     if (c) {
         *image = (window){c->pixels, c->height, c->width, c->width};
         return VX_OK;
@@ -192,8 +185,7 @@ static void release(void *state)
 static void free_source(vx_source *source)
 {
     image_source *s = (image_source *)source;
-    for (int64_t i = 0; s->cache && i < source->count; i++) free(atomic_load(&s->cache[i]));
-    free(s->cache);
+    vx_cache_free(&s->cache);
     free((void *)source->paths);
     free(s);
 }
@@ -221,7 +213,6 @@ static int set_options(image_source *s, const vx_image_options *o)
     s->random_crop = crop == 1;
     s->flip = o->flip;
     s->size = o->size;
-    atomic_init(&s->cache_left, o->cache_bytes);
     for (int c = 0; c < 3; c++)
         for (int v = 0; v < 256; v++) s->table[c][v] = (float)((v / 255.0 - (double)o->mean[c]) / (double)o->std[c]);
     return VX_OK;
@@ -244,11 +235,10 @@ static int new_source(image_source **out, const char *const *paths, int64_t coun
                           .free = free_source};
     s->picture = paths ? open_picture : draw_picture;
     int status = set_options(s, options);
-    if (!status) {
-        s->cache = calloc((size_t)count, sizeof *s->cache);
-        if (paths) s->base.paths = vx_paths_copy("images", paths, count);
-        if (!s->cache) status = vx_fail(VX_ENOMEM, "images: out of memory for %lld items", (long long)count);
-        else if (paths && !s->base.paths) status = VX_ENOMEM;
+    if (!status) status = vx_cache_init(&s->cache, "images", count, options->cache_bytes);
+    if (!status && paths) {
+        s->base.paths = vx_paths_copy("images", paths, count);
+        if (!s->base.paths) status = VX_ENOMEM;
     }
     if (status) free_source(&s->base);
     else *out = s;

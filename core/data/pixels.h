@@ -3,14 +3,7 @@
 #ifndef VX_PIXELS_H
 #define VX_PIXELS_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-/* Bytes that grow and are used again. Zero-initialized is empty. */
-typedef struct vx_bytes {
-    size_t capacity;
-    uint8_t *data;
-} vx_bytes;
+#include "bytes.h"
 
 /* RGB, row-major, no padding. */
 typedef struct vx_pixels {
@@ -23,10 +16,6 @@ typedef struct vx_decoder {
     void *jpeg;
     vx_bytes file, cmyk;
 } vx_decoder;
-
-/* Makes room for count bytes at b->data, their content undefined. VX_ENOMEM. */
-int vx_bytes_reserve(vx_bytes *b, size_t count);
-void vx_bytes_release(vx_bytes *b);
 
 /* Decode a file, or the bytes of one, to RGB. VX_EIO with the reason. */
 int vx_decoder_file(vx_decoder *d, const char *path, vx_pixels *out);

@@ -21,9 +21,9 @@
  */
 #include <math.h>
 
+#include "draws.h"
 #include "pixels.h"
 #include "core/internal.h"
-#include "core/rng.h"
 
 #define STREAM_SCENE (UINT64_C(0x7363656e) << 32) /* Philox stream; the blocks of image i start at i << 16 */
 
@@ -67,29 +67,6 @@ typedef struct scene {
     int count;
     leaf leaves[MAX_LEAVES]; /* the front one first */
 } scene;
-
-/* -- Draws --------------------------------------------------------------------------------------------------------- */
-
-typedef struct draws {
-    uint64_t seed, block;
-    vx_philox4 words;
-    int used;
-} draws;
-
-static uint32_t word(draws *d)
-{
-    if (d->used == 4) {
-        d->words = vx_philox(d->seed, STREAM_SCENE, d->block++);
-        d->used = 0;
-    }
-    return d->words.word[d->used++];
-}
-
-static float unit(draws *d) { return vx_unit(word(d)); }
-
-static float between(draws *d, float low, float high) { return low + (high - low) * unit(d); }
-
-static int pick(draws *d, int n) { return (int)((uint64_t)word(d) * (uint32_t)n >> 32); }
 
 /* -- Small functions of the picture -------------------------------------------------------------------------------- */
 
@@ -209,61 +186,63 @@ typedef struct paint {
     float bright, gray, warm;
 } paint;
 
-static color mixed(draws *d, const paint *p)
+static color mixed(vx_draws *d, const paint *p)
 {
-    const uint8_t *a = p->row[pick(d, 5)], *b = p->row[pick(d, 5)];
-    float t = unit(d) * 0.6f, light = p->bright * between(d, 0.8f, 1.2f);
+    const uint8_t *a = p->row[vx_draw_pick(d, 5)], *b = p->row[vx_draw_pick(d, 5)];
+    float t = vx_draw_unit(d) * 0.6f, light = p->bright * vx_draw_between(d, 0.8f, 1.2f);
     float c[3], mean = 0;
     for (int i = 0; i < 3; i++) {
-        c[i] = ((float)a[i] + ((float)b[i] - (float)a[i]) * t) * (1.0f / 255.0f) * light + between(d, -0.03f, 0.03f);
+        c[i] = ((float)a[i] + ((float)b[i] - (float)a[i]) * t) * (1.0f / 255.0f) * light +
+               vx_draw_between(d, -0.03f, 0.03f);
         mean += c[i] * (1.0f / 3.0f);
     }
     for (int i = 0; i < 3; i++) c[i] = clamp01(c[i] + (mean - c[i]) * p->gray);
     return (color){clamp01(c[0] + p->warm), c[1], clamp01(c[2] - p->warm)};
 }
 
-static void direction(draws *d, float *c, float *s)
+static void direction(vx_draws *d, float *c, float *s)
 {
-    float turn = unit(d);
+    float turn = vx_draw_unit(d);
     *c = wave(turn + 0.25f);
     *s = wave(turn);
 }
 
-static texture draw_texture(draws *d, const paint *p, float extent, int kind)
+static texture draw_texture(vx_draws *d, const paint *p, float extent, int kind)
 {
-    texture t = {.kind = kind, .salt = word(d)};
+    texture t = {.kind = kind, .salt = vx_draw_word(d)};
     direction(d, &t.c, &t.s);
     /* a few periods across the shape, log-uniform */
     t.frequency = 1.0f / extent;
-    for (float octaves = between(d, -0.5f, 3.0f); octaves > 0; octaves -= 0.5f)
+    for (float octaves = vx_draw_between(d, -0.5f, 3.0f); octaves > 0; octaves -= 0.5f)
         t.frequency *= octaves >= 0.5f ? 1.41421f : 1 + 0.41421f * octaves * 2;
-    t.hardness = kind == NOISE ? (pick(d, 3) ? 1.0f : between(d, 0.12f, 0.5f)) : between(d, 1, 8);
-    t.phase = unit(d);
-    t.warp = pick(d, 2) ? between(d, 0.1f, 0.8f) : 0;
+    t.hardness =
+        kind == NOISE ? (vx_draw_pick(d, 3) ? 1.0f : vx_draw_between(d, 0.12f, 0.5f)) : vx_draw_between(d, 1, 8);
+    t.phase = vx_draw_unit(d);
+    t.warp = vx_draw_pick(d, 2) ? vx_draw_between(d, 0.1f, 0.8f) : 0;
     t.from = mixed(d, p);
     t.to = mixed(d, p);
     /* most surfaces are quiet: bring the two colours nearer */
-    t.to = blend(t.from, t.to, kind == RAMP ? between(d, 0.3f, 1.0f) : between(d, 0.2f, 1.0f));
+    t.to = blend(t.from, t.to, kind == RAMP ? vx_draw_between(d, 0.3f, 1.0f) : vx_draw_between(d, 0.2f, 1.0f));
     return t;
 }
 
-static leaf draw_leaf(draws *d, const paint *p, const scene *s, float aspect_x, float aspect_y, float radius,
+static leaf draw_leaf(vx_draws *d, const paint *p, const scene *s, float aspect_x, float aspect_y, float radius,
                       float haze)
 {
     static const uint8_t kinds[] = {ELLIPSE, ELLIPSE, ELLIPSE, POLYGON, POLYGON, POLYGON,
                                     BLOB,    BLOB,    STROKE,  STROKE,  ARC};
     static const uint8_t skins[] = {PLAIN, RAMP, RAMP, STRIPES, WAVES, NOISE, NOISE, NOISE, NOISE, CHECKS, DOTS};
-    leaf l = {.kind = kinds[pick(d, sizeof kinds)]};
-    l.x = between(d, -0.1f, 1.1f) * aspect_x;
-    l.y = between(d, -0.1f, 1.1f) * aspect_y;
+    leaf l = {.kind = kinds[vx_draw_pick(d, sizeof kinds)]};
+    l.x = vx_draw_between(d, -0.1f, 1.1f) * aspect_x;
+    l.y = vx_draw_between(d, -0.1f, 1.1f) * aspect_y;
     direction(d, &l.c, &l.s);
     l.rx = radius;
-    l.ry = radius * between(d, 0.45f, 1.0f);
+    l.ry = radius * vx_draw_between(d, 0.45f, 1.0f);
     float outer = radius;
     switch (l.kind) {
     case POLYGON:
-        l.sides = 3 + pick(d, MAX_SIDES - 2);
-        if (pick(d, 2)) { /* boxes are what people build */
+        l.sides = 3 + vx_draw_pick(d, MAX_SIDES - 2);
+        if (vx_draw_pick(d, 2)) { /* boxes are what people build */
             l.sides = 4;
             for (int i = 0; i < 4; i++) {
                 l.nx[i] = i == 0 ? 1.0f : i == 2 ? -1.0f : 0.0f;
@@ -272,43 +251,43 @@ static leaf draw_leaf(draws *d, const paint *p, const scene *s, float aspect_x, 
             }
             outer *= 1.42f;
         } else {
-            float turn = unit(d);
+            float turn = vx_draw_unit(d);
             for (int i = 0; i < l.sides; i++) {
-                float a = turn + ((float)i + between(d, -0.25f, 0.25f)) / (float)l.sides;
+                float a = turn + ((float)i + vx_draw_between(d, -0.25f, 0.25f)) / (float)l.sides;
                 l.nx[i] = wave(a + 0.25f);
                 l.ny[i] = wave(a);
-                l.edge[i] = radius * between(d, 0.5f, 0.8f);
+                l.edge[i] = radius * vx_draw_between(d, 0.5f, 0.8f);
             }
             outer *= 2.2f; /* of a triangle the corners are far out; cut there */
         }
         break;
     case BLOB:
-        l.lobe2 = between(d, -0.2f, 0.2f);
-        l.lobe3 = between(d, -0.2f, 0.2f);
+        l.lobe2 = vx_draw_between(d, -0.2f, 0.2f);
+        l.lobe3 = vx_draw_between(d, -0.2f, 0.2f);
         outer *= 1.4f;
         break;
     case STROKE:
-        l.rx = radius * between(d, 1.0f, 3.0f);
-        l.ry = radius * between(d, 0.06f, 0.25f);
+        l.rx = radius * vx_draw_between(d, 1.0f, 3.0f);
+        l.ry = radius * vx_draw_between(d, 0.06f, 0.25f);
         outer = l.rx + l.ry;
         break;
     case ARC:
-        l.ry = radius * between(d, 0.06f, 0.2f);
+        l.ry = radius * vx_draw_between(d, 0.06f, 0.2f);
         outer = l.rx + l.ry;
         break;
     }
-    l.skin = draw_texture(d, p, radius, skins[pick(d, sizeof skins)]);
-    l.shade = between(d, 0.1f, 0.7f);
-    l.gloss = pick(d, 4) ? 0 : between(d, 0.1f, 0.5f);
-    l.rim = pick(d, 3) ? 0 : between(d, 0.1f, 0.5f);
-    l.opacity = pick(d, 10) ? 1.0f : between(d, 0.4f, 0.8f);
-    l.blur = haze * between(d, 0.5f, 1.0f);
-    if (pick(d, 4)) {
-        float height = radius * between(d, 0.08f, 0.35f);
-        l.shadow = between(d, 0.2f, 0.65f) * l.opacity;
+    l.skin = draw_texture(d, p, radius, skins[vx_draw_pick(d, sizeof skins)]);
+    l.shade = vx_draw_between(d, 0.1f, 0.7f);
+    l.gloss = vx_draw_pick(d, 4) ? 0 : vx_draw_between(d, 0.1f, 0.5f);
+    l.rim = vx_draw_pick(d, 3) ? 0 : vx_draw_between(d, 0.1f, 0.5f);
+    l.opacity = vx_draw_pick(d, 10) ? 1.0f : vx_draw_between(d, 0.4f, 0.8f);
+    l.blur = haze * vx_draw_between(d, 0.5f, 1.0f);
+    if (vx_draw_pick(d, 4)) {
+        float height = radius * vx_draw_between(d, 0.08f, 0.35f);
+        l.shadow = vx_draw_between(d, 0.2f, 0.65f) * l.opacity;
         l.shadow_x = -s->lx * height;
         l.shadow_y = -s->ly * height;
-        l.shadow_blur = height * between(d, 0.6f, 2.0f) + l.blur;
+        l.shadow_blur = height * vx_draw_between(d, 0.6f, 2.0f) + l.blur;
     }
     l.reach = outer + fabsf(l.shadow_x) + fabsf(l.shadow_y) + (l.shadow_blur > l.blur ? l.shadow_blur : l.blur);
     return l;
@@ -316,44 +295,44 @@ static leaf draw_leaf(draws *d, const paint *p, const scene *s, float aspect_x, 
 
 static void draw_scene(scene *s, uint64_t seed, uint64_t index, float aspect_x, float aspect_y)
 {
-    draws d = {.seed = seed, .block = index << 16, .used = 4};
-    paint p = {palettes[pick(&d, sizeof palettes / sizeof *palettes)], between(&d, 0.6f, 1.1f), 0,
-               between(&d, -0.04f, 0.04f)};
-    p.gray = pick(&d, 4) ? between(&d, 0, 0.3f) : between(&d, -0.4f, 0.9f);
+    vx_draws d = {.seed = seed, .stream = STREAM_SCENE, .block = index << 16};
+    paint p = {palettes[vx_draw_pick(&d, sizeof palettes / sizeof *palettes)], vx_draw_between(&d, 0.6f, 1.1f), 0,
+               vx_draw_between(&d, -0.04f, 0.04f)};
+    p.gray = vx_draw_pick(&d, 4) ? vx_draw_between(&d, 0, 0.3f) : vx_draw_between(&d, -0.4f, 0.9f);
     direction(&d, &s->lx, &s->ly);
     s->ly = -fabsf(s->ly); /* light falls from above, as it mostly does */
-    s->lz = between(&d, 0.4f, 0.9f);
+    s->lz = vx_draw_between(&d, 0.4f, 0.9f);
     float flat = sqrtf(1 - s->lz * s->lz);
     s->lx *= flat;
     s->ly *= flat;
 
     static const uint8_t walls[] = {RAMP, RAMP, STRIPES, WAVES, NOISE, NOISE, NOISE, CHECKS, DOTS};
-    s->backdrop = pick(&d, 3);
-    s->horizon = between(&d, 0.25f, 0.75f) * aspect_y;
-    s->tilt = between(&d, -0.15f, 0.15f);
+    s->backdrop = vx_draw_pick(&d, 3);
+    s->horizon = vx_draw_between(&d, 0.25f, 0.75f) * aspect_y;
+    s->tilt = vx_draw_between(&d, -0.15f, 0.15f);
     s->sky = draw_texture(&d, &p, 0.7f,
                           s->backdrop == 0   ? NOISE
-                          : s->backdrop == 1 ? walls[pick(&d, sizeof walls)]
+                          : s->backdrop == 1 ? walls[vx_draw_pick(&d, sizeof walls)]
                                              : RAMP);
-    s->ground = draw_texture(&d, &p, 0.5f, walls[2 + pick(&d, sizeof walls - 2)]);
-    s->glow_x = between(&d, 0, aspect_x);
-    s->glow_y = between(&d, 0, aspect_y);
-    s->glow = between(&d, -0.1f, 0.25f);
-    s->vignette = between(&d, 0, 0.35f);
-    s->contrast = between(&d, 1.1f, 1.7f); /* photographs spread over the whole range */
+    s->ground = draw_texture(&d, &p, 0.5f, walls[2 + vx_draw_pick(&d, sizeof walls - 2)]);
+    s->glow_x = vx_draw_between(&d, 0, aspect_x);
+    s->glow_y = vx_draw_between(&d, 0, aspect_y);
+    s->glow = vx_draw_between(&d, -0.1f, 0.25f);
+    s->vignette = vx_draw_between(&d, 0, 0.35f);
+    s->contrast = vx_draw_between(&d, 1.1f, 1.7f); /* photographs spread over the whole range */
 
     /* Three ways to fill it: a few things, a crowd, a crowd behind a few things out of its focus or in it. */
-    int mode = pick(&d, 4), many = mode == 0   ? 2 + pick(&d, 4)
-                                   : mode == 1 ? 8 + pick(&d, 12)
-                                               : 14 + pick(&d, MAX_LEAVES - 14 - 3);
-    int few = mode == 3 ? 1 + pick(&d, 3) : 0;
-    float haze = pick(&d, 3) ? 0 : between(&d, 0.005f, 0.05f);
+    int mode = vx_draw_pick(&d, 4), many = mode == 0   ? 2 + vx_draw_pick(&d, 4)
+                                           : mode == 1 ? 8 + vx_draw_pick(&d, 12)
+                                                       : 14 + vx_draw_pick(&d, MAX_LEAVES - 14 - 3);
+    int few = mode == 3 ? 1 + vx_draw_pick(&d, 3) : 0;
+    float haze = vx_draw_pick(&d, 3) ? 0 : vx_draw_between(&d, 0.005f, 0.05f);
     s->count = few + many;
     for (int i = 0; i < s->count; i++) {
         /* power law r^-3 between 0.05 and 0.5: the inverse of its distribution */
-        float u = unit(&d), small = mode == 0 ? 0.15f : 0.05f, large = 0.5f;
+        float u = vx_draw_unit(&d), small = mode == 0 ? 0.15f : 0.05f, large = 0.5f;
         float radius = 1.0f / sqrtf(1 / (large * large) + u * (1 / (small * small) - 1 / (large * large)));
-        if (i < few) radius = between(&d, 0.2f, 0.4f);
+        if (i < few) radius = vx_draw_between(&d, 0.2f, 0.4f);
         s->leaves[i] = draw_leaf(&d, &p, s, aspect_x, aspect_y, radius, i < few ? 0 : haze);
         if (i < few || mode == 0) { /* the subject is in the picture */
             s->leaves[i].x = 0.5f * (s->leaves[i].x + 0.5f * aspect_x);

@@ -415,6 +415,8 @@ int vx_data_stream_next(vx_data_stream *s, vx_tensor *const *outputs, int output
     return VX_OK;
 }
 
+int64_t vx_data_stream_items(const vx_data_stream *s) { return s ? s->source->count : 0; }
+
 int64_t vx_data_stream_position(const vx_data_stream *s) { return s ? s->o.position + s->delivered * s->o.shards : 0; }
 
 int64_t vx_data_stream_broken_count(const vx_data_stream *s) { return s ? s->list_known : 0; }

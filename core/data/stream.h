@@ -48,6 +48,9 @@ VX_API const vx_output *vx_data_stream_outputs(const vx_data_stream *stream, int
 VX_API int vx_data_stream_next(vx_data_stream *stream, vx_tensor *const *outputs, int output_count, vx_tensor *index,
                                int *count);
 
+/* Counts the items of an epoch, broken ones among them; 0 for NULL. */
+VX_API int64_t vx_data_stream_items(const vx_data_stream *stream);
+
 /* Returns the raw position after the last delivered batch: a stream started there delivers what this one will. 0 for
  * NULL. */
 VX_API int64_t vx_data_stream_position(const vx_data_stream *stream);

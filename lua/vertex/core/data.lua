@@ -1,4 +1,4 @@
---- core/data.lua: images, and streams of samples that threads of C make ahead.
+--- core/data.lua: images, audio, and streams of samples that threads of C make ahead.
 
 local ffi = require "ffi"
 local dtype_names = require("vertex.core.dtype").dtype_names
@@ -56,6 +56,62 @@ function data.procedural_image(height, width, seed, index)
   return x
 end
 
+-- -- Audio: f32 (L) on the CPU ----------------------------------------------------------------------------------------
+
+local bool_out = ffi.new "bool[1]"
+local int64_out = ffi.new "int64_t[2]"
+
+--- Turns a vx_audio_info into a table of its fields; reason is nil where there is none.
+local function about_audio(info)
+  local reason = ffi.string(info.reason)
+  return { bytes = tonumber(info.bytes), modified = tonumber(info.modified), frames = tonumber(info.frames),
+    rate = tonumber(info.rate), channels = tonumber(info.channels), exact_seek = info.exact_seek,
+    reason = reason ~= "" and reason or nil }
+end
+
+--- Says what audio a file's first bytes say it is: "FLAC", "WAV", ..., "none"; and whether that is read. nil and why
+-- where it cannot be read.
+function data.audio_kind(path)
+  if C.vx_audio_kind(path, text_out, bool_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  return ffi.string(text_out[0]), bool_out[0]
+end
+
+--- Gives a file's size in bytes, and when it was written in microseconds since 1970; nil and why where it is not there.
+function data.audio_stamp(path)
+  if C.vx_audio_stamp(path, int64_out, int64_out + 1) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  return tonumber(int64_out[0]), tonumber(int64_out[1])
+end
+
+--- Decodes an audio file to a wave at `rate`, its own where that is 0. The second result says what the file is: the
+-- fields of vx_audio_info (core/data/audio.h).
+function data.audio_open(path, rate, quality)
+  local info = ffi.new "vx_audio_info"
+  return made(C.vx_audio_open, path, rate, quality, info), about_audio(info)
+end
+
+--- Decodes files from end to end: an array with the fields of vx_audio_info of each, `reason` where one cannot be used.
+-- false stands for one that was not looked at because Ctrl-C came.
+function data.audio_scan(paths)
+  local n = #paths
+  local infos = ffi.new("vx_audio_info[?]", n)
+  local status = C.vx_audio_scan(ffi.new("const char *[?]", n, paths), n, infos)
+  if status ~= C.VX_EINTR then check(status) end
+  local list = {}
+  for i = 1, n do
+    local about = about_audio(infos[i - 1])
+    list[i] = (about.reason or about.channels > 0) and about or false
+  end
+  return list
+end
+
+--- Resamples a wave from one rate to another.
+function data.audio_resample(x, rate, new_rate, quality)
+  return made(C.vx_audio_resample, handle(contiguous(x)), rate, new_rate, quality)
+end
+
+--- Makes utterance `index` of the synthetic set `seed`.
+function data.synthetic_speech(seed, index) return made(C.vx_synthetic_speech, seed, index) end
+
 -- -- Streams ----------------------------------------------------------------------------------------------------------
 
 local Stream = {}
@@ -92,6 +148,23 @@ function data.procedural_stream(image_seed, first, count, options)
   return stream("vx_image_options", options, C.vx_procedural_stream, image_seed, first, count)
 end
 
+--- Starts a stream of audio files, an array of { path = and the fields of vx_audio_info }; its outputs are `waves` and
+-- `lengths`. options: the fields of vx_data_stream_options and vx_audio_options (core/data/audio.h).
+function data.audio_stream(files, options)
+  local n = #files
+  local paths, infos = {}, ffi.new("vx_audio_info[?]", n)
+  for i, file in ipairs(files) do
+    paths[i] = file.path
+    infos[i - 1] = { frames = file.frames, rate = file.rate, channels = file.channels, exact_seek = file.exact_seek }
+  end
+  return stream("vx_audio_options", options, C.vx_audio_stream, ffi.new("const char *[?]", n, paths), infos, n)
+end
+
+--- Starts a stream of utterances first .. first + count - 1 of the synthetic set speech_seed; options as for files.
+function data.speech_stream(speech_seed, first, count, options)
+  return stream("vx_audio_options", options, C.vx_speech_stream, speech_seed, first, count)
+end
+
 --- Gives the first `count` rows of x.
 local function rows(x, count)
   local shape = x:shape()
@@ -123,6 +196,9 @@ end
 
 --- Says where the stream stands: one started with this `position` goes on exactly here.
 function Stream:position() return tonumber(C.vx_data_stream_position(self.s)) end
+
+--- Counts the items of an epoch.
+function Stream:items() return tonumber(C.vx_data_stream_items(self.s)) end
 
 --- Lists the broken items met so far: array of { path, reason }, by name too.
 function Stream:broken()

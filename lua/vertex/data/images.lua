@@ -13,9 +13,9 @@
 -- name go together. About 7.5 % are for validation, at least one where there are two files.
 
 local lfs = require "lfs"
-local bit = require "bit"
 local check = require "vertex.check"
 local core = require "vertex.core"
+local folders = require "vertex.data.folders"
 require "vertex.ops" -- gives tensors their arithmetic
 
 local fail = core.fail
@@ -23,8 +23,7 @@ local data = {}
 
 data.mean = { 0.485, 0.456, 0.406 } -- ImageNet's, per channel, of values in [0, 1]
 data.std = { 0.229, 0.224, 0.225 }
-
-local VALIDATION_PER_MILLE = 75
+data.list = folders.list
 
 -- Kinds and defaults of the options. Words are C's to know: resize, filter, crop.
 local OPTIONS = {
@@ -43,49 +42,6 @@ local OPTIONS = {
 
 local NAMED_AS_IMAGE = { jpg = true, jpeg = true, jpe = true, jfif = true, png = true }
 
---- Lists all files below a folder, in the order of their names at each level. Names that begin with a dot are left out.
--- A folder reached twice through symbolic links counts once.
--- @param folder path
--- @return array of paths
--- @return array of { path =, reason = }: folders that could not be looked into
--- @raise where there is no such folder
-function data.list(folder)
-  if type(folder) ~= "string" then fail("list: the folder is a %s, expected a path", type(folder)) end
-  local mode, why = lfs.attributes(folder, "mode")
-  if not mode then fail("list: no folder %s (%s)", folder, tostring(why):match "([^:]*)$":gsub("^ ", "")) end
-  if mode ~= "directory" then fail("list: %s is a %s, expected a folder", folder, mode) end
-  local files, unreadable, seen = {}, {}, {}
-  local function enter(path)
-    local about = lfs.attributes(path)
-    local identity = about.dev .. ":" .. about.ino
-    if seen[identity] then return end
-    seen[identity] = true
-    local names = {}
-    local ok, reason = pcall(function()
-      for name in lfs.dir(path) do
-        if name:sub(1, 1) ~= "." then names[#names + 1] = name end
-      end
-    end)
-    if not ok then
-      reason = tostring(reason):match ": ([^:]*)$" or tostring(reason)
-      unreadable[#unreadable + 1] = { path, reason, path = path, reason = reason }
-    end
-    table.sort(names)
-    local prefix = path:sub(-1) == "/" and path or path .. "/"
-    for _, name in ipairs(names) do
-      local child = prefix .. name
-      local kind = lfs.attributes(child, "mode")
-      if kind == "directory" then
-        enter(child)
-      elseif kind == "file" or kind == nil then -- nil: a link to nowhere; who opens it says so
-        files[#files + 1] = child
-      end
-    end
-  end
-  enter(folder)
-  return files, unreadable
-end
-
 -- Picks the images among files. A usual name is believed until the file is decoded, which judges by content. Of any
 -- other file (no extension, a wrong one) the first bytes are read now. So a text file is passed over unless it calls
 -- itself an image.
@@ -103,47 +59,6 @@ local function only_images(files)
   return images
 end
 
--- Multiplies two integers modulo 2^32.
-local function multiply32(a, b)
-  local low, high = bit.band(a, 0xffff), bit.rshift(a, 16)
-  b = b % 2 ^ 32
-  return bit.tobit((high * b) % 65536 * 65536 + low * b % 2 ^ 32)
-end
-
--- Hashes a string to 32 bits: FNV-1a with murmur3's finish.
-local function hash(text)
-  local h = bit.tobit(2166136261)
-  for i = 1, #text do h = multiply32(bit.bxor(h, text:byte(i)), 16777619) end
-  h = multiply32(bit.bxor(h, bit.rshift(h, 16)), 0x85EBCA6B)
-  h = multiply32(bit.bxor(h, bit.rshift(h, 13)), 0xC2B2AE35)
-  return bit.bxor(h, bit.rshift(h, 16)) % 2 ^ 32
-end
-
--- Picks the files of one side of the hashed division, in the order given.
-local function divide(files, split)
-  local order, side, validation = {}, {}, 0
-  for i, path in ipairs(files) do
-    local h = hash(path:match "[^/]*$")
-    order[i] = { hash = h, place = i }
-    side[i] = h % 1000 < VALIDATION_PER_MILLE and "val" or "train"
-    if side[i] == "val" then validation = validation + 1 end
-  end
-  -- a handful of files may all fall on one side: the one with the extreme hash changes over
-  if #files == 1 then return files end
-  table.sort(order, function(a, b)
-    if a.hash ~= b.hash then return a.hash < b.hash end
-    return a.place < b.place
-  end)
-  if validation == 0 then side[order[1].place] = "val" end
-  if validation == #files then side[order[#files].place] = "train" end
-  local chosen = {}
-  for i, path in ipairs(files) do
-    if side[i] == split then chosen[#chosen + 1] = path end
-  end
-  return chosen
-end
-
-local function is_folder(path) return lfs.attributes(path, "mode") == "directory" end
 
 --- Finds the image files of a split of a folder; the head of this file says what belongs to which.
 -- @param folder path
@@ -159,19 +74,21 @@ function data.find(folder, split)
   if mode ~= "directory" then fail("images: %s is a %s, expected a folder of images", folder, mode) end
   local root, own = folder, false
   local base = folder:gsub("(.)/+$", "%1")
-  if split ~= "all" and is_folder(base .. "/train") then
-    local other = is_folder(base .. "/val") and "val" or is_folder(base .. "/test") and "test"
+  if split ~= "all" and folders.is_folder(base .. "/train") then
+    local other = folders.is_folder(base .. "/val") and "val" or folders.is_folder(base .. "/test") and "test"
     own = other and true or false
     root = base .. "/" .. (split == "val" and other or "train")
   end
-  local files, unreadable = data.list(root)
+  local files, unreadable = folders.list(root)
   local images = only_images(files)
   if #images == 0 then
     local first = unreadable[1]
     fail("images: no image in %s (%d other files; JPEG and PNG are read, whatever their names)%s", root, #files,
       first and ("; cannot look into " .. first.path .. ": " .. first.reason) or "")
   end
-  if not own and split ~= "all" then images = divide(images, split) end
+  if not own and split ~= "all" then
+    images = folders.divide(images, split, function(path) return path:match "[^/]*$" end)
+  end
   return images, unreadable
 end
 
