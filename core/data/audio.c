@@ -3,7 +3,10 @@
  * What headers say of the length may be wrong both ways: a FLAC file that was cut still promises all its samples, one
  * that came through a pipe promises 2^63 - 1, an MP3 file without a Xing, Info or VBRI header gets a guess. So nothing
  * is allocated from it: blocks are read until there are no more, and the count is compared with the promise where that
- * is one. libsndfile's error codes do not tell: a complete file with a tag behind it sets one, a cut file may not.
+ * is one. libsndfile's error codes alone do not tell: a complete file with a tag behind it sets one, a cut file may not.
+ *
+ * libFLAC makes up silence for frames that it finds damaged, so the count stays right. The error code tells then, as
+ * long as nothing is asked for beyond the last sample, where a tag would set it too.
  *
  * Of an MP3 file without such a header libsndfile reads no more than it guesses, so the end of one whose bit rate
  * varies may be missing without a sign; here the frame headers are counted as well, and such a file is refused.
@@ -20,6 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "audio_format.h"
 #include "sound.h"
 
 enum {
@@ -31,105 +35,8 @@ enum {
 };
 
 static const int64_t NO_PROMISE = INT64_C(1) << 40; /* frames in a header from which on they mean "unknown" */
-static const uint32_t IFF_NO_SIZE = 0x7fff0000;     /* and bytes of an IFF chunk */
 
-/* -- What a file is ------------------------------------------------------------------------------------------------ */
-
-typedef struct mp3_frame {
-    int bytes, samples; /* of the whole frame, of each channel */
-    int tag;            /* where a Xing or Info header would be */
-} mp3_frame;
-
-/* Reads the header of a frame of MPEG audio, layer II or III. [ISO 11172-3, 2.4.2.3; 13818-3 for halved rates] */
-static bool read_mp3_frame(const uint8_t *h, mp3_frame *out)
-{
-    static const short rates[3] = {441, 480, 320}; /* hundreds of samples a second, MPEG 1 */
-    static const short kbits[3][15] = {
-        {0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384}, /* MPEG 1, layer II */
-        {0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320},  /* MPEG 1, layer III */
-        {0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160},      /* MPEG 2 and 2.5, both */
-    };
-    int version = h[1] >> 3 & 3, layer = 4 - (h[1] >> 1 & 3); /* version: 3 MPEG 1, 2 MPEG 2, 0 MPEG 2.5 */
-    int bit_rate = h[2] >> 4, rate = h[2] >> 2 & 3, padding = h[2] >> 1 & 1;
-    if (h[0] != 0xff || h[1] < 0xe0 || version == 1 || (layer != 2 && layer != 3) || bit_rate == 0 || bit_rate == 15 ||
-        rate == 3)
-        return false;
-    int hundreds = rates[rate] >> (version == 3 ? 0 : version == 2 ? 1 : 2);
-    if (version != 3 && rate == 0) hundreds = 0; /* 22,050 and 11,025 are no hundreds */
-    double hertz = hundreds ? 100.0 * hundreds : version == 2 ? 22050 : 11025;
-    bool half = version != 3 && layer == 3, mono = h[3] >> 6 == 3;
-    out->samples = half ? 576 : 1152;
-    out->bytes = (int)(out->samples / 8 * 1000.0 * kbits[version == 3 ? layer - 2 : 2][bit_rate] / hertz) + padding;
-    out->tag = 4 + (version == 3 ? (mono ? 17 : 32) : (mono ? 9 : 17));
-    return true;
-}
-
-typedef struct format {
-    const char *name;
-    int offset, length;
-    const char *magic;
-    bool readable; /* libsndfile has a reader */
-} format;
-
-static const format formats[] = {
-    {"FLAC", 0, 4, "fLaC", true},
-    {"WAV", 8, 4, "WAVE", true}, /* after RIFF, RIFX, RF64 and a size */
-    {"W64", 0, 12, "riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", true},
-    {"Ogg", 0, 4, "OggS", true},
-    {"AIFF", 8, 3, "AIF", true},
-    {"8SVX", 8, 4, "8SVX", true},
-    {"AU", 0, 4, ".snd", true},
-    {"AU", 0, 4, "dns.", true},
-    {"CAF", 0, 4, "caff", true},
-    {"NIST SPHERE", 0, 7, "NIST_1A", true},
-    {"VOC", 0, 19, "Creative Voice File", true},
-    {"PAF", 0, 4, " paf", true},
-    {"PAF", 0, 4, "fap ", true},
-    {"PVF", 0, 4, "PVF1", true},
-    {"XI", 0, 21, "Extended Instrument: ", true},
-    {"WVE", 0, 13, "ALawSoundFile", true},
-    {"AVR", 0, 4, "2BIT", true},
-    {"IRCAM", 0, 2, "\x64\xa3", true},
-    {"audio behind an ID3 tag", 0, 3, "ID3", true},
-    {"MPEG-4 audio", 4, 4, "ftyp", false},
-    {"WMA", 0, 4, "\x30\x26\xb2\x75", false},
-    {"AMR", 0, 5, "#!AMR", false},
-    {"Matroska", 0, 4, "\x1a\x45\xdf\xa3", false},
-    {"WavPack", 0, 4, "wvpk", false},
-    {"Monkey's Audio", 0, 4, "MAC ", false},
-    {"AAC", 0, 2, "\xff\xf1", false},
-    {"AAC", 0, 2, "\xff\xf9", false},
-};
-
-static const format mpeg = {"MP3", 0, 0, NULL, true}, unknown = {"none", 0, 0, NULL, false};
-
-/* Tells the format by the first bytes. */
-static const format *sniff(const uint8_t *head, size_t count)
-{
-    mp3_frame frame;
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
-        const format *f = &formats[i];
-        if (count >= (size_t)(f->offset + f->length) && !memcmp(head + f->offset, f->magic, (size_t)f->length))
-            return f;
-    }
-    return count >= 4 && read_mp3_frame(head, &frame) ? &mpeg : &unknown;
-}
-
-int vx_audio_kind(const char *path, const char **kind, bool *readable)
-{
-    uint8_t head[HEAD];
-    struct stat about;
-    int fd, status = vx_open_regular(path, &fd, &about);
-    if (status) return vx_fail_because(status, "%s", path);
-    int64_t got = vx_read_all(fd, head, HEAD);
-    if (got < 0) status = vx_fail(VX_EIO, "%s: %s", path, strerror(errno));
-    close(fd);
-    if (status) return status;
-    const format *f = sniff(head, (size_t)got);
-    *kind = f->name;
-    *readable = f->readable;
-    return VX_OK;
-}
+/* -- Stamps -------------------------------------------------------------------------------------------------------- */
 
 static int64_t microseconds(const struct stat *about)
 {
@@ -148,13 +55,14 @@ int vx_audio_stamp(const char *path, int64_t *bytes, int64_t *modified)
 /* -- Opening ------------------------------------------------------------------------------------------------------- */
 
 typedef struct sound {
-    const format *format;
+    const vx_audio_format *format;
     struct stat about;
-    uint8_t head[HEAD]; /* the first bytes of the file */
+    uint8_t head[VX_AUDIO_HEAD]; /* the first bytes of the file */
     int fd;
     SNDFILE *file;
     SF_INFO info;
     bool exact_seek;
+    bool error_tells; /* an error code within the promised frames means that the file is damaged */
     int64_t promised; /* frames; -1 where the file does not say */
 } sound;
 
@@ -185,37 +93,6 @@ static int open_decoder(sound *s)
     return status;
 }
 
-/* Finds the first frame of an MP3 file, behind an ID3 tag. */
-static size_t mp3_start(const uint8_t *bytes, size_t count)
-{
-    size_t at = 0;
-    while (count - at >= 10 && !memcmp(bytes + at, "ID3", 3)) {
-        const uint8_t *size = bytes + at + 6;
-        size_t tag = 10 + ((size_t)(size[0] & 127) << 21 | (size_t)(size[1] & 127) << 14 |
-                           (size_t)(size[2] & 127) << 7 | (size[3] & 127));
-        at += tag < count - at ? tag : count - at;
-    }
-    mp3_frame frame;
-    while (count - at >= 4 && !read_mp3_frame(bytes + at, &frame)) at++;
-    return at;
-}
-
-/* Counts the samples that the frames of an MP3 file hold; 0 where a Xing, Info or VBRI header says their number. */
-static int64_t count_mp3(const uint8_t *bytes, size_t count)
-{
-    int64_t samples = 0;
-    mp3_frame frame;
-    for (size_t at = mp3_start(bytes, count); count - at >= 4 && read_mp3_frame(bytes + at, &frame);
-         at += (size_t)frame.bytes, samples += frame.samples) {
-        const uint8_t *tag = bytes + at + frame.tag, *vbri = bytes + at + 36;
-        if ((size_t)frame.bytes > count - at) break;
-        if (samples == 0 && frame.bytes >= 40 &&
-            (!memcmp(tag, "Xing", 4) || !memcmp(tag, "Info", 4) || !memcmp(vbri, "VBRI", 4)))
-            return 0;
-    }
-    return samples;
-}
-
 /* Counts the samples of an MP3 file without a header; 0 with one. */
 static int scan_mp3(const char *path, int64_t *samples)
 {
@@ -230,7 +107,7 @@ static int scan_mp3(const char *path, int64_t *samples)
     if (!status) {
         size = vx_read_all(fd, file.data, size);
         if (size < 0) status = vx_fail(VX_EIO, "%s", strerror(errno));
-        else *samples = count_mp3(file.data, (size_t)size);
+        else *samples = vx_count_mp3(file.data, (size_t)size);
     }
     vx_bytes_release(&file);
     close(fd);
@@ -269,20 +146,6 @@ static bool seeks_exactly(const SF_INFO *info)
     return false;
 }
 
-/* Checks the size that an IFF file (RIFF, RIFX, FORM) says it has: libsndfile takes what is left of a cut one for all of
- * it. */
-static int check_iff(const sound *s)
-{
-    const uint8_t *h = s->head;
-    bool little = !memcmp(h, "RIFF", 4);
-    if (!little && memcmp(h, "RIFX", 4) && memcmp(h, "FORM", 4)) return VX_OK;
-    uint32_t size = little ? (uint32_t)h[7] << 24 | h[6] << 16 | h[5] << 8 | h[4]
-                           : (uint32_t)h[4] << 24 | h[5] << 16 | h[6] << 8 | h[7];
-    /* from a pipe comes none, or one near 2^31 or 2^32; small errors are common and cost no sample */
-    if (size >= IFF_NO_SIZE || (int64_t)size <= s->about.st_size + IFF_SLACK) return VX_OK;
-    return vx_fail(VX_EIO, "cut short: %lld bytes of %lld", (long long)s->about.st_size, (long long)size + 8);
-}
-
 /* Decides how many frames an opened file promises. */
 static int read_promise(const char *path, sound *s)
 {
@@ -295,7 +158,7 @@ static int read_promise(const char *path, sound *s)
         status = scan_mp3(path, &samples);
         if (!status && samples > 0) s->promised = samples > MP3_SLACK ? samples - MP3_SLACK : 0;
     }
-    return status ? status : check_iff(s);
+    return status ? status : vx_check_iff(s->head, s->about.st_size);
 }
 
 static void close_sound(sound *s)
@@ -309,15 +172,16 @@ static int open_sound(const char *path, sound *s)
     *s = (sound){0};
     int status = vx_open_regular(path, &s->fd, &s->about);
     if (status) return status;
-    int64_t got = vx_read_all(s->fd, s->head, HEAD);
+    int64_t got = vx_read_all(s->fd, s->head, VX_AUDIO_HEAD);
     if (got < 0) status = vx_fail(VX_EIO, "%s", strerror(errno));
     else if (got == 0) status = vx_fail(VX_EIO, "an empty file");
-    if (!status) s->format = sniff(s->head, (size_t)got);
-    if (!status && s->format == &unknown) status = vx_fail(VX_EIO, "no audio by its content");
+    if (!status) s->format = vx_audio_sniff(s->head, (size_t)got);
+    if (!status && !s->format) status = vx_fail(VX_EIO, "no audio by its content");
     if (!status) status = open_decoder(s);
     if (!status && (s->info.samplerate < 1 || s->info.samplerate > VX_SOUND_MAX_RATE))
         status = vx_fail(VX_EIO, "%d samples a second, expected 1 to %d", s->info.samplerate, VX_SOUND_MAX_RATE);
     if (!status) s->exact_seek = seeks_exactly(&s->info);
+    s->error_tells = (s->info.format & SF_FORMAT_TYPEMASK) == SF_FORMAT_FLAC;
     if (status) close_sound(s);
     return status;
 }
@@ -352,6 +216,9 @@ static int read_frames(sound *s, int64_t at, float *to, int64_t count, int64_t *
     while (!status && *done < count) {
         int64_t want = count - *done < BLOCK ? count - *done : BLOCK, got = sf_readf_float(s->file, block, want);
         if (got <= 0) break;
+        if (s->error_tells && at + *done + got <= s->promised && sf_error(s->file))
+            return vx_fail(VX_EIO, "cut short or damaged: sample %lld of %lld or a later one: %s",
+                           (long long)(at + *done), (long long)s->promised, sf_strerror(s->file));
         int64_t bad = mix(to + *done, block, got, channels);
         if (bad >= 0) status = vx_fail(VX_EIO, "sample %lld (0-based) is NaN or Inf", (long long)(at + *done + bad));
         *done += got;
@@ -416,7 +283,8 @@ int vx_sound_window(const char *path, const vx_audio_info *info, int64_t first, 
     int status = open_sound(path, &s);
     if (status) return status;
     if (s.info.samplerate != info->rate || !s.exact_seek) status = changed(info);
-    else if (first > 0 && sf_seek(s.file, first, SEEK_SET) != first) status = changed(info);
+    s.promised = info->frames;
+    if (!status && first > 0 && sf_seek(s.file, first, SEEK_SET) != first) status = changed(info);
     if (!status) status = read_frames(&s, first, to, count, &got, work);
     if (!status && got < count) status = changed(info);
     close_sound(&s);

@@ -11,7 +11,7 @@
 --   random    generators of random streams
 --   files     files that appear whole or not at all; folders
 --   system    interrupts, hooks, threads, clock, terminal
---   data      images and loaders
+--   data      images, audio, and streams of samples
 --   trace     what each op costs
 --   lapack    eigenvectors of symmetric matrices
 

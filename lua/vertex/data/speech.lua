@@ -300,6 +300,7 @@ Speech.__index = Speech
 function speech.speech(options)
   local o = check.options("speech", options, OPTIONS)
   check.number("speech", "eps", o.eps, 0, math.huge)
+  check.integer("speech", "rate", o.rate, 1, 768000)
   local validation = o.split == "val"
   local stream
   local self = { options = o, files = {}, unusable = {} }
