@@ -26,7 +26,7 @@ describe("audio files", function()
       local x, about = vx.data.open_audio(folder .. "/" .. name, 0)
       assert.equal(expected.frames, x:size(1))
       assert.same({ expected.frames, expected.rate, 1 }, { about.frames, about.rate, about.channels })
-      assert.equal(not lossy[name], about.exact_seek)
+      assert.equal(not lossy[name] and name ~= "piped.flac", about.exact_seek)
       local values, picked = x:totable(), {}
       for i = 1, #values, golden.stride do picked[#picked + 1] = values[i] end
       -- nine digits stand in the file

@@ -195,9 +195,9 @@ describe("a stream of speech", function()
         starts[#starts + 1] = found
       end
     end
-    assert.equal(3 * 10, #starts)
+    assert.equal(3 * 12, #starts)
     table.sort(starts)
-    assert.is_true(starts[25] - starts[5] > 4000, "crops come from all over")
+    assert.is_true(starts[30] - starts[6] > 4000, "crops come from all over")
   end)
 
   it("gives all of every file with place 'all', less what is too short at the end", function()
@@ -252,7 +252,7 @@ describe("a stream of speech", function()
         for _, i in ipairs(index:totable()) do seen[i] = (seen[i] or 0) + 1 end
       end
     end
-    for i = 0, 9 do assert.equal(1, seen[i]) end
+    for i = 0, 11 do assert.equal(1, seen[i]) end
   end)
 
   it("names, counts and leaves out what cannot be used; with strict it is fatal", function()
@@ -260,7 +260,7 @@ describe("a stream of speech", function()
     local broken = broken_of(set)
     assert.equal(#golden.broken, #broken)
     for i, name in ipairs(golden.broken) do assert.equal(name, broken[i]:match "^(.-): ") end
-    assert.equal(10, #set.files)
+    assert.equal(12, #set.files)
     H.raises(function() open { strict = true } end, "speech: " .. folder .. "/damaged.flac: cut short or damaged: ")
   end)
 
@@ -318,10 +318,11 @@ describe("a stream of speech", function()
 
   it("names a file that changed or went after its length was taken", function()
     local path = H.scratch "changing"
-    local function set_before(contents, strict)
+    local function set_before(contents, strict, place)
       core.make_folders(path)
       for _, name in ipairs { "a.wav", "b.wav" } do H.write(path .. "/" .. name, wav_of(noise(900))) end
-      local set = open { path = path, crop = 500, batch = 1, queue = 1, workers = 1, epochs = 9, strict = strict }
+      local set = open { path = path, crop = 500, batch = 1, queue = 1, workers = 1, epochs = 9, strict = strict,
+        place = place }
       set:next()
       if contents then H.write(path .. "/b.wav", contents) else os.remove(path .. "/b.wav") end
       return set
@@ -336,6 +337,9 @@ describe("a stream of speech", function()
       local strict = set_before(case[1], true)
       H.raises(function() while strict:next() do end end, path .. "/b.wav: " .. case[2])
     end
+    local all = set_before(nil, false, "all")
+    while all:next() do end
+    assert.same({ "b.wav: No such file or directory" }, broken_of(all))
   end)
 
   it("keeps no tensor, and is closed at once", function()
@@ -346,11 +350,11 @@ describe("a stream of speech", function()
     for _ = 1, 20 do vx.step(function() set:next() end) end
     assert.equal(before, core.memory("cpu").live)
     assert.equal(3, set:batches())
-    assert.is_true(math.abs(set:seconds() - (7 * 12000 + 12204 + 13248 + 2000) / 16000) < 1e-9)
+    assert.is_true(math.abs(set:seconds() - (9 * 12000 + 12204 + 13248 + 2000) / 16000) < 1e-9)
     set:close()
     set:close()
     H.raises(function() set:next() end, "speech: this set was closed")
-    assert.truthy(tostring(set):find("10 files", 1, true))
+    assert.truthy(tostring(set):find("12 files", 1, true))
   end)
 
   it("puts batches where it is told", function()
@@ -367,7 +371,7 @@ describe("a stream of speech", function()
     H.raises(function() open { quality = "fast" } end, "quality is 'fast', expected best or medium")
     H.raises(function() open { eps = -1 } end, "eps is -1, expected a number of at least 0")
     H.raises(function() open { rate = 2 ^ 30 } end, "rate is 1073741824, expected an integer from 1 to 768000")
-    H.raises(function() open { rate = 10 } end, "none of 19 files", "too short: ")
+    H.raises(function() open { rate = 10 } end, "none of 21 files", "too short: ")
     H.raises(function() open { path = "no/such" } end, "speech: no folder no/such")
     H.raises(function() open { path = folder .. "/chirp.flac" } end, "is a file, expected a folder of audio files")
     H.raises(function() vx.data.speech { split = "test" } end, "split is 'test', expected train or val or all")

@@ -27,11 +27,9 @@
 #include "sound.h"
 
 enum {
-    HEAD = 32,            /* bytes that tell the formats apart */
     BLOCK = 4096,         /* frames read at a time */
     MAX_MP3 = 1 << 30,    /* bytes of an MP3 file whose frames are counted */
     MP3_SLACK = 3 * 1152, /* samples that a decoder may leave out at the ends of an MP3 file */
-    IFF_SLACK = 64,       /* bytes that a chunk's size may be wrong by */
 };
 
 static const int64_t NO_PROMISE = INT64_C(1) << 40; /* frames in a header from which on they mean "unknown" */
@@ -239,7 +237,8 @@ static int read_whole(const char *path, sound *s, vx_wave *out, vx_bytes *work)
             room *= 2;
             status = vx_bytes_extend(&out->bytes, sizeof(float) * (size_t)room);
         }
-        if (!status) status = read_frames(s, total, (float *)out->bytes.data + total, room - total, &got, work);
+        int64_t want = total < s->promised && s->promised < room ? s->promised - total : room - total;
+        if (!status) status = read_frames(s, total, (float *)out->bytes.data + total, want, &got, work);
         total += got;
         if (!status && total > VX_SOUND_MOST) status = vx_fail(VX_EIO, "more than %d samples", VX_SOUND_MOST);
     }

@@ -367,9 +367,12 @@ function Speech:position() return open_stream(self):position() end
 -- @return array of { path, reason }, which also have these fields by name
 -- @raise where the set was closed
 function Speech:broken()
-  local list = {}
+  local list, seen = {}, {}
   for _, b in ipairs(self.unusable) do list[#list + 1] = b end
-  for _, b in ipairs(open_stream(self):broken()) do list[#list + 1] = b end
+  for _, b in ipairs(open_stream(self):broken()) do -- with "all" a file is met once for each crop
+    if not seen[b.path] then list[#list + 1] = b end
+    seen[b.path] = true
+  end
   return list
 end
 
