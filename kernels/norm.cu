@@ -46,35 +46,31 @@ static layout layout_of(int64_t B, int64_t S, int64_t C, int64_t G, int V, const
 
 VX_DEVICE int64_t length_of(const layout &q, int64_t b) { return q.lengths ? q.lengths[b] : q.S; }
 
-/* Returns how many positions of chunk k of image b count. */
-VX_DEVICE int counted(const layout &q, int64_t b, int64_t k)
-{
-    return (int)max(0ll, min((long long)q.chunk, (long long)(length_of(q, b) - k * q.chunk)));
-}
-
 /* Returns how many numbers the statistics of a group of image b are of; 1 where there are none. */
 VX_DEVICE double group_size(const layout &q, int64_t b)
 {
     return (double)max(1ll, (long long)length_of(q, b)) * (double)(q.C / q.G);
 }
 
-/* A thread's share of a chunk: channels c .. c + V - 1 at positions row, row + rows, ... of `room` from first on, of
- * which the first `count` count. */
+/* A thread's share of a chunk: channels c .. c + V - 1 at positions row, row + rows, ... of the `count` from first on
+ * that count. */
 typedef struct patch {
     int64_t b, k, c, first;
-    int row, column, count, room;
+    int row, column, count;
     bool there;
 } patch;
 
 template <int V> VX_DEVICE patch patch_of(const layout &q, int64_t item)
 {
     patch at;
-    at.row = threadIdx.x / q.columns, at.column = threadIdx.x % q.columns;
-    at.c = (item % q.tiles * q.columns + at.column) * V;
-    at.k = item / q.tiles % q.chunks, at.b = item / q.tiles / q.chunks;
+    const int64_t chunk = item / q.tiles;
+    at.b = chunk / q.chunks, at.k = chunk - at.b * q.chunks;
+    at.row = threadIdx.x / q.columns, at.column = threadIdx.x - at.row * q.columns;
+    at.c = ((item - chunk * q.tiles) * q.columns + at.column) * V;
     at.there = at.row < q.rows && at.c < q.C;
-    at.first = at.b * q.S + at.k * q.chunk;
-    at.count = counted(q, at.b, at.k), at.room = (int)min((long long)q.chunk, (long long)(q.S - at.k * q.chunk));
+    const int64_t before = at.k * q.chunk, left = length_of(q, at.b) - before;
+    at.first = at.b * q.S + before;
+    at.count = left <= 0 ? 0 : (int)min((long long)q.chunk, (long long)left);
     return at;
 }
 
@@ -158,17 +154,18 @@ VX_KERNEL __launch_bounds__(BLOCK)
     __shared__ double shared[32];
     const int64_t D = q.C / q.G;
     for (int64_t item = blockIdx.x; item < q.B * q.G; item += gridDim.x) {
-        const double size = group_size(q, item / q.G);
+        const int64_t length = length_of(q, item / q.G);
+        const double size = (double)max(1ll, (long long)length) * (double)D;
         const float *from = partial + item / q.G * q.chunks * 2 * q.C + item % q.G * D;
         double sum = 0, squares = 0;
-        for (int64_t k = threadIdx.x / width; k < q.chunks; k += BLOCK / width) {
-            const double count = (double)counted(q, item / q.G, k);
+        for (int64_t k = threadIdx.x / width; k * q.chunk < length; k += BLOCK / width) {
+            const double count = (double)min((long long)q.chunk, (long long)(length - k * q.chunk));
             for (int64_t c = threadIdx.x % width; c < D; c += width) sum += count * from[2 * k * q.C + c];
         }
         const double centre = vx_block_sum(sum, shared) / size;
         __syncthreads();
-        for (int64_t k = threadIdx.x / width; k < q.chunks; k += BLOCK / width) {
-            const double count = (double)counted(q, item / q.G, k);
+        for (int64_t k = threadIdx.x / width; k * q.chunk < length; k += BLOCK / width) {
+            const double count = (double)min((long long)q.chunk, (long long)(length - k * q.chunk));
             for (int64_t c = threadIdx.x % width; c < D; c += width) {
                 const double away = from[2 * k * q.C + c] - centre;
                 squares += from[(2 * k + 1) * q.C + c] + count * away * away;
@@ -188,25 +185,26 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
     for (int64_t i = blockIdx.x; i < items; i += gridDim.x) {
         const patch at = patch_of<V>(q, items - 1 - i);
         if (!at.there) continue;
-        const vec<V> centre = of_groups<V>(q, at, mean), shift = load<V>(beta + at.c);
+        const vec<V> centre = of_groups<V>(q, at, mean);
         vec<V> scale = of_groups<V>(q, at, rstd), held[HELD / V];
-        const vec<V> factor = load<V>(gamma + at.c);
+        const vec<V> factor = load<V>(gamma + at.c), shift = load<V>(beta + at.c);
 #pragma unroll
         for (int v = 0; v < V; v++) scale.x[v] *= factor.x[v];
         const int64_t from = (at.first + at.row) * q.C + at.c, step = (int64_t)q.rows * q.C;
+        const int below = at.count - at.row;
 #pragma unroll
         for (int j = 0; j < HELD / V; j++)
-            if (at.row + j * q.rows < at.count) held[j] = load<V>(x + from + j * step);
+            if (j * q.rows < below) held[j] = load<V>(x + from + j * step);
 #pragma unroll
         for (int j = 0; j < HELD / V; j++)
-            if (at.row + j * q.rows < at.count) {
+            if (j * q.rows < below) {
                 vec<V> z;
                 float slope;
 #pragma unroll
                 for (int v = 0; v < V; v++)
                     z.x[v] = activate(ACT, (held[j].x[v] - centre.x[v]) * scale.x[v] + shift.x[v], &slope);
                 store<V>(y + from + j * step, z);
-            } else if (at.row + j * q.rows < at.room) store<V>(y + from + j * step, vec<V>{});
+            }
     }
 }
 
@@ -264,6 +262,20 @@ static const int32_t *checked_lengths(const vx_tensor *lengths, int64_t S)
     return checked;
 }
 
+/* Writes 0 to the positions of x (B,S,C) that do not count. */
+VX_KERNEL clear_rest_kernel(layout q, float *x)
+{
+    for (int64_t i = vx_first(); i < q.B * q.S * q.C; i += vx_step()) {
+        const int64_t s = i / q.C % q.S, b = i / (q.C * q.S);
+        if (s >= q.lengths[b]) x[i] = 0;
+    }
+}
+
+static void clear_rest(const layout *q, vx_tensor *x)
+{
+    if (q->lengths) VX_LAUNCH(clear_rest_kernel, vx_grid(x->numel, BLOCK), BLOCK, 0, *q, vx_f32(x));
+}
+
 #define LAUNCH_ACT(kernel, V, act, ...)                                                                                \
     do {                                                                                                               \
         if ((act) == VX_ACT_SILU) VX_LAUNCH((kernel<V, VX_ACT_SILU>), grid_of(&q), BLOCK, 0, q, __VA_ARGS__);          \
@@ -287,6 +299,7 @@ int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     else
         LAUNCH_ACT(normalize_kernel, 1, act, vx_f32(y), vx_f32(x), vx_f32(gamma), vx_f32(beta), vx_f32(mean),
                    vx_f32(rstd), items);
+    clear_rest(&q, y);
     return vx_status();
 }
 
@@ -421,7 +434,7 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK)
                     out.x[v] = scale.x[v] * inverse.x[v] * dz - (away * a.x[v] + p.x[v]);
                 }
                 store<V>(dx + from + j * step, out);
-            } else if (at.row + j * q.rows < at.room) store<V>(dx + from + j * step, vec<V>{});
+            }
     }
 }
 
@@ -453,6 +466,7 @@ int vx_cuda_group_norm_backward(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbe
     else
         LAUNCH_ACT(gradient_kernel, 1, act, vx_f32(dx), vx_f32(dy), vx_f32(x), scale, shift, centre, inverse, along,
                    plain, items);
+    clear_rest(&q, dx);
     return vx_status();
 }
 
