@@ -221,7 +221,8 @@ VX_API int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host
 /* -- Files --------------------------------------------------------------------------------------------------------- */
 
 /* A writer makes a file that appears whole or not at all: written to a temporary name in the same folder, then flushed
- * to the disk and renamed by vx_writer_commit. vx_writer_abort (NULL is fine) removes it. Both free the writer. */
+ * to the disk and renamed by vx_writer_commit. vx_writer_abort (NULL is fine) removes it. Both free the writer. Where
+ * `path` is a symbolic link, the file it leads to is replaced; a file that is replaced keeps its mode. */
 typedef struct vx_writer vx_writer;
 VX_API int vx_writer_open(vx_writer **out, const char *path);
 VX_API int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count);
@@ -230,9 +231,20 @@ VX_API int vx_writer_bytes(vx_writer *w, const void *bytes, size_t count);
 VX_API int vx_writer_tensor(vx_writer *w, const vx_tensor *x, int narrow);
 VX_API int vx_writer_commit(vx_writer *w);
 VX_API void vx_writer_abort(vx_writer *w);
-/* Fills the contiguous tensor x from `path` at byte `offset`, converting from the stored dtype `format`, one of
+
+/* A reader reads one file to its end, also where another one gets its name meanwhile. Only regular files are opened. */
+typedef struct vx_reader vx_reader;
+VX_API int vx_reader_open(vx_reader **out, const char *path);
+VX_API int64_t vx_reader_size(const vx_reader *r); /* bytes, when it was opened; -1 for NULL */
+VX_API int vx_reader_bytes(const vx_reader *r, void *to, int64_t offset, int64_t count);
+/* Fills the contiguous tensor x from byte `offset` on, converting from the stored dtype `format`, one of
  * vx_stored_dtypes(), with '>' in front where its bytes are in big-endian order. */
-VX_API int vx_file_read(vx_tensor *x, const char *path, int64_t offset, const char *format);
+VX_API int vx_reader_tensor(const vx_reader *r, vx_tensor *x, int64_t offset, const char *format);
+VX_API void vx_reader_close(vx_reader *r); /* NULL is fine */
+/* Creates the file `path` where it is missing and locks it until the process ends, however it ends. *file is -1 where
+ * another process holds it. */
+VX_API int vx_lock(const char *path, int *file);
+
 /* Lists the dtypes of files by their names in safetensors, one a line: "name\tbytes of an element\tread as dtype\n". */
 VX_API const char *vx_stored_dtypes(void);
 /* Lists the dtypes of tensors, one a line: "name\tnumber\tC type of an element\tbytes\tits name in safetensors\n". */
@@ -243,9 +255,9 @@ VX_API int64_t vx_file_size(const char *path); /* -1 where it cannot be read */
  * Row r of all is row r - (rows before) of its file. */
 typedef struct vx_rows vx_rows;
 typedef struct vx_rows_part {
-    const char *path;
-    const char *format; /* one of vx_stored_dtypes(), '>' in front where big-endian */
-    int64_t offset;     /* bytes before the first element */
+    const vx_reader *file; /* stays open for as long as the rows */
+    const char *format;    /* one of vx_stored_dtypes(), '>' in front where big-endian */
+    int64_t offset;        /* bytes before the first element */
     int64_t rows;
     int column_major; /* 1: a column's elements lie side by side */
 } vx_rows_part;

@@ -101,6 +101,32 @@ describe("an experiment of another modality", function()
     assert.equal(without_time "whole", without_time "killed")
   end)
 
+  it("keeps a second process out of its folder, and clears away what a killed one left", function()
+    local flags = "--methods re-cosine --steps 100000 --checkpoint 0 --quiet --out shared"
+    local script = H.root .. "/tests/fixtures/experiments/vectors.lua"
+    local command = "cd '%s' && export VERTEX_LIB='%s'; luajit '%s' %s & pid=$!;"
+      .. " until [ -e shared/checkpoints/re-cosine.safetensors ]; do sleep 0.005; done;"
+      .. " luajit '%s' %s --resume; echo status $?; kill -9 $pid; wait $pid"
+    local output = H.shell(command:format(scratch, library, script, flags, script, flags))
+    local refusal = "--out shared is in use by another process; nothing was changed\nstatus 2"
+    assert.truthy(output:find(refusal, 1, true), output)
+    for _, name in ipairs { "curves.png", "checkpoints/re-cosine.safetensors" } do
+      H.write(("%s/shared/%s.4711.tmp"):format(scratch, name), "half")
+    end
+    local status
+    output, status = vectors "--methods re-cosine --out shared --resume --steps 3"
+    assert.equal(2, status, output) -- refused, but as another experiment: the folder is free
+    assert.truthy(output:find("holds another experiment", 1, true), output)
+    local config = read "shared/config.json"
+    H.write(scratch .. "/shared/config.json", (config:gsub("100000", "3")))
+    os.remove(scratch .. "/shared/checkpoints/re-cosine.safetensors")
+    output, status = vectors "--methods re-cosine --out shared --resume --steps 3"
+    assert.equal(0, status, output)
+    for _, folder in ipairs { "shared", "shared/checkpoints" } do
+      for entry in lfs.dir(scratch .. "/" .. folder) do assert.falsy(entry:find "tmp$", entry) end
+    end
+  end)
+
   it("has its own words and flags, and none of another's", function()
     local output, status = vectors "--help"
     assert.equal(0, status)

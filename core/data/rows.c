@@ -6,22 +6,19 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "core/files.h"
 #include "core/internal.h"
 #include "core/stored.h"
 
 typedef struct part {
-    char *path;
+    const vx_reader *file;
     const vx_stored *stored;
     bool swapped, column_major;
-    int file;
     int64_t offset, first, rows; /* first: number of its first row among all */
     size_t bytes;                /* of the mapping, which begins with the file */
     char *map;
@@ -35,27 +32,23 @@ struct vx_rows {
 
 static int open_part(part *p, const vx_rows_part *given, int64_t width)
 {
-    struct stat s;
-    p->file = -1;
-    p->path = given->path ? strdup(given->path) : NULL;
-    if (!p->path)
-        return vx_fail(given->path ? VX_ENOMEM : VX_EINVAL, "rows: %s", given->path ? "out of memory" : "no path");
-    p->stored = vx_stored_named("rows", p->path, given->format, &p->swapped);
+    if (!given->file) return vx_fail(VX_EINVAL, "rows: a closed reader");
+    const char *path = given->file->path;
+    p->file = given->file;
+    p->stored = vx_stored_named("rows", path, given->format, &p->swapped);
     if (!p->stored) return VX_EINVAL;
     p->column_major = given->column_major != 0, p->offset = given->offset, p->rows = given->rows;
     if (p->offset < 0 || p->rows < 0 || (p->rows > 0 && p->rows > (INT64_MAX >> 8) / width))
-        return vx_fail(VX_EINVAL, "rows %s: %lld rows at byte %lld", p->path, (long long)p->rows, (long long)p->offset);
+        return vx_fail(VX_EINVAL, "rows %s: %lld rows at byte %lld", path, (long long)p->rows, (long long)p->offset);
     p->bytes = (size_t)p->offset + (size_t)p->rows * (size_t)width * (size_t)p->stored->bytes;
-    p->file = open(p->path, O_RDONLY | O_CLOEXEC);
-    if (p->file < 0 || fstat(p->file, &s) != 0) return vx_fail(VX_EIO, "rows %s: %s", p->path, strerror(errno));
-    if ((size_t)s.st_size < p->bytes)
-        return vx_fail(VX_EIO, "rows %s: %lld rows of %lld elements need %zu bytes, the file has %lld", p->path,
-                       (long long)p->rows, (long long)width, p->bytes, (long long)s.st_size);
+    if (!vx_reader_still_has(p->file, (int64_t)p->bytes))
+        return vx_fail(VX_EIO, "rows %s: %lld rows of %lld elements need %zu bytes, the file has %lld", path,
+                       (long long)p->rows, (long long)width, p->bytes, (long long)p->file->size);
     if (!p->bytes) return VX_OK;
-    p->map = mmap(NULL, p->bytes, PROT_READ, MAP_SHARED, p->file, 0);
+    p->map = mmap(NULL, p->bytes, PROT_READ, MAP_SHARED, p->file->file, 0);
     if (p->map != MAP_FAILED) return VX_OK;
     p->map = NULL;
-    return vx_fail(VX_EIO, "rows %s: cannot be mapped: %s", p->path, strerror(errno));
+    return vx_fail(VX_EIO, "rows %s: cannot be mapped: %s", path, strerror(errno));
 }
 
 int vx_rows_open(vx_rows **out, const vx_rows_part *parts, int count, int64_t width)
@@ -89,8 +82,6 @@ void vx_rows_free(vx_rows *r)
     for (int i = 0; i < r->count; i++) {
         part *p = &r->parts[i];
         if (p->map) munmap(p->map, p->bytes);
-        if (p->file >= 0) close(p->file);
-        free(p->path);
     }
     free(r->parts);
     free(r);
@@ -117,7 +108,7 @@ static bool copy_row(const vx_rows *r, int64_t n, float *to)
     const int64_t row = n - p->first, bytes = p->stored->bytes;
     const char *from = p->map + p->offset + (p->column_major ? row : row * r->width) * bytes;
     if (vx_stored_convert(p->stored, p->swapped, VX_F32, to, from, p->column_major ? p->rows * bytes : bytes, r->width,
-                          0, p->path))
+                          0, p->file->path))
         return false;
     float sum = 0; /* of zeros, unless an element is a NaN or Inf */
     for (int64_t d = 0; d < r->width; d++) sum += 0 * to[d];
@@ -137,9 +128,9 @@ int vx_rows_read(const vx_rows *r, vx_tensor *x, const vx_tensor *index, int64_t
             return vx_fail(VX_EINVAL, "rows: row %lld, of 0 .. %lld", (long long)n, (long long)r->rows - 1);
     }
     for (int i = 0; i < r->count; i++) {
-        struct stat s;
-        if (fstat(r->parts[i].file, &s) != 0 || (size_t)s.st_size < r->parts[i].bytes)
-            return vx_fail(VX_EIO, "rows %s: the file has become shorter", r->parts[i].path);
+        const part *p = &r->parts[i];
+        if (!vx_reader_still_has(p->file, (int64_t)p->bytes))
+            return vx_fail(VX_EIO, "rows %s: the file has become shorter", p->file->path);
     }
     int64_t bad = INT64_MAX;
 #pragma omp parallel for schedule(static) reduction(min : bad) if (B * r->width > 16384)
@@ -149,5 +140,6 @@ int vx_rows_read(const vx_rows *r, vx_tensor *x, const vx_tensor *index, int64_t
     }
     if (bad == INT64_MAX) return VX_OK;
     const part *p = part_of(r, bad);
-    return vx_fail(VX_ENONFINITE, "%s: row %lld (0-based) holds a NaN or Inf", p->path, (long long)(bad - p->first));
+    return vx_fail(VX_ENONFINITE, "%s: row %lld (0-based) holds a NaN or Inf", p->file->path,
+                   (long long)(bad - p->first));
 }

@@ -154,7 +154,7 @@ end
 -- @return table { key = text } of a .safetensors file's metadata
 -- @raise where the file is not there, is damaged or is of neither kind
 function vx.load(path, options)
-  return (npy.is(path) and npy or safetensors).load(path, options)
+  return core.reading(path, function(file) return (npy.is(file) and npy or safetensors).read(file, options) end)
 end
 
 --- Saves tensors: several under their names as a .safetensors file, or one as a .npy file where the path ends so. The

@@ -89,37 +89,30 @@ local function stored_dtype(path, descr)
   fail("load %s: the array %s; read are float16 float32 float64, int8 to int64, uint8 to uint32 and bool", path, what)
 end
 
---- Reads and checks a file's header.
--- @param path of a .npy file
+--- Reads and checks the header of an open file.
+-- @param file a core.reader of a .npy file
 -- @return {shape, dtype (of vx_stored_dtypes(), '>' in front where big-endian), fortran (column-major), offset (bytes
 -- before the first element)}
--- @raise where the file is not there, is no .npy file, holds no numbers, or is shorter than its header says
-function npy.header(path)
-  if type(path) ~= "string" then fail("load: a %s, expected a path", type(path)) end
-  local size = core.file_size(path)
-  if not size then fail("load %s: no such file, or not readable", path) end
-  local f, reason = io.open(path, "rb")
-  if not f then fail("load %s: %s", path, reason) end
-  local function bad(text, ...)
-    f:close()
-    fail("load %s: not a .npy file (%s)", path, text:format(...))
-  end
-  local start = f:read(8) or ""
+-- @raise where the file is no .npy file, holds no numbers, or is shorter than its header says
+function npy.header(file)
+  local path, size = file.path, file:size()
+  local function bad(text, ...) fail("load %s: not a .npy file (%s)", path, text:format(...)) end
+  local start = file:bytes(0, 8)
   if #start < 8 or start:sub(1, 6) ~= MAGIC then bad("it does not begin as one") end
   local major, minor = start:byte(7, 8)
   if major < 1 or major > 3 or minor ~= 0 then bad("its version is %d.%d, known are 1.0, 2.0 and 3.0", major, minor) end
-  local digits, length = f:read(major == 1 and 2 or 4) or "", 0
+  local width = major == 1 and 2 or 4
+  local digits, length = file:bytes(8, width), 0
   for i = #digits, 1, -1 do length = length * 256 + digits:byte(i) end
-  local offset = 8 + (major == 1 and 2 or 4) + length
-  if #digits < (major == 1 and 2 or 4) or offset > size then bad("it ends within its header") end
+  local offset = 8 + width + length
+  if #digits < width or offset > size then bad("it ends within its header") end
   if length > MAX_HEADER then bad("its header claims %.0f bytes", length) end
-  local entries, problem = dictionary(f:read(length) or "")
+  local entries, problem = dictionary(file:bytes(8 + width, length))
   if not entries then bad("in its header, %s", problem) end
   local descr, fortran, shape = entries.descr, entries.fortran_order, entries.shape
   if type(descr) ~= "string" and type(descr) ~= "table" then bad "its header names no descr" end
   if type(fortran) ~= "boolean" then bad "its header does not say fortran_order" end
   if type(shape) ~= "table" or shape.text then bad "its header has no shape" end
-  f:close()
   if #shape > 8 then fail("load %s: the array has %d dimensions, a tensor at most 8", path, #shape) end
   local format, count = stored_dtype(path, descr), 1
   for i = 1, #shape do count = count * shape[i] end
@@ -131,19 +124,19 @@ function npy.header(path)
   return { shape = shape, dtype = format, fortran = fortran, offset = offset }
 end
 
---- Loads the array of a .npy file: floats as f32, integers as i32, uint8 and bool as u8. Column-major ("Fortran")
+--- Loads the array of an open file: floats as f32, integers as i32, uint8 and bool as u8. Column-major ("Fortran")
 -- arrays come in the order of their indices too.
--- @param path of the file
+-- @param file a core.reader of a .npy file
 -- @param[opt] options {device = the default one}
 -- @return tensor of the array's shape
 -- @raise as npy.header says
-function npy.load(path, options)
-  local h = npy.header(path)
+function npy.read(file, options)
+  local h = npy.header(file)
   local shape, n = {}, #h.shape
   for i = 1, n do shape[i] = h.shape[h.fortran and n + 1 - i or i] end
   local dtype = core.stored_dtype(h.dtype).dtype
   local x = core.new(shape, { dtype = dtype, device = options and options.device })
-  core.read_tensor(x, path, h.offset, h.dtype)
+  file:tensor(x, h.offset, h.dtype)
   if not h.fortran or n < 2 then return x end
   local stride, own = {}, x:strides()
   for i = 1, n do stride[i] = own[n + 1 - i] end
@@ -152,6 +145,9 @@ function npy.load(path, options)
   x:release()
   return y
 end
+
+--- The same of a path.
+function npy.load(path, options) return core.reading(path, npy.read, options) end
 
 --- Writes one tensor as a .npy file, version 1.0, row-major, little-endian; bf16 becomes float32. The file appears
 -- whole or not at all.
@@ -177,14 +173,9 @@ function npy.save(path, x, options)
   end)
 end
 
---- Is the file of that path a .npy file, by its first bytes?
--- @param path of a file
--- @return true or false; false where it cannot be read
-function npy.is(path)
-  local f = type(path) == "string" and io.open(path, "rb")
-  local start = f and f:read(6)
-  if f then f:close() end
-  return start == MAGIC
-end
+--- Is an open file a .npy file, by its first bytes?
+-- @param file a core.reader
+-- @return true or false
+function npy.is(file) return file:bytes(0, 6) == MAGIC end
 
 return npy

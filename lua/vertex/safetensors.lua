@@ -166,11 +166,10 @@ function safetensors.save(path, tensors, metadata, options)
   header = header .. (" "):rep(-#header % 8)
   local length = {}
   for i = 0, 7 do length[i + 1] = string.char(math.floor(#header / 256 ^ i) % 256) end
-  local ok, message = pcall(core.write_whole, path, function(w)
+  core.write_whole(path, function(w)
     w:bytes(table.concat(length) .. header)
     for _, name in ipairs(names) do w:tensor(tensors[name], narrow[name]) end
   end)
-  if not ok then fail("%s", message) end
 end
 
 -- -- Reading ----------------------------------------------------------------------------------------------------------
@@ -179,24 +178,19 @@ end
 local function is_index(v) return type(v) == "number" and v < 2 ^ 53 end
 local function is_array(x) return getmetatable(x) == Array end
 
---- Reads and checks a header: entries {name = {dtype, shape, begin, stop}}, metadata, and the byte where data starts.
-local function read_header(path)
-  local size = core.file_size(path)
-  if not size then fail("load %s: no such file, or not readable", path) end
-  local f, reason = io.open(path, "rb")
-  if not f then fail("load %s: %s", path, reason) end
-  local raw = f:read(8)
-  local n = 0
-  if raw and #raw == 8 then
+--- Reads and checks the header of an open file: entries {name = {dtype, shape, data_offsets}}, metadata, and the byte
+-- where data starts.
+local function read_header(file)
+  local path, size = file.path, file:size()
+  local raw, n = file:bytes(0, 8), 0
+  if #raw == 8 then
     for i = 8, 1, -1 do n = n * 256 + raw:byte(i) end
   end
   if n < 2 or n > MAX_HEADER or n + 8 > size then
-    f:close()
     fail("load %s: not a safetensors file (%d bytes, header length %.0f)", path, size, n)
   end
-  local text = f:read(n)
-  f:close()
-  if not text or #text ~= n or text:sub(1, 1) ~= "{" then
+  local text = file:bytes(8, n)
+  if text:sub(1, 1) ~= "{" then
     fail("load %s: not a safetensors file (its header is no JSON object)", path)
   end
   local ok, header = pcall(decode, text)
@@ -254,11 +248,11 @@ local function read_header(path)
 end
 
 --- Reads and checks a file's header alone.
--- @param path of the file
+-- @param file a core.reader
 -- @return {name = {dtype (as stored), shape, offset (bytes before its first element)}}
--- @raise where the file is not there or no safetensors file
-function safetensors.header(path)
-  local header, _, start = read_header(path)
+-- @raise where the file is no safetensors file
+function safetensors.header(file)
+  local header, _, start = read_header(file)
   local entries = {}
   for name, entry in pairs(header) do
     entries[name] = { dtype = entry.dtype, shape = entry.shape, offset = start + entry.data_offsets[1] }
@@ -266,24 +260,26 @@ function safetensors.header(path)
   return entries
 end
 
---- Loads a file: {name = tensor}, {key = text}. F64 and F16 become f32, I64 becomes i32. options {device}.
-function safetensors.load(path, options)
-  if type(path) ~= "string" then fail("load: a %s, expected a path", type(path)) end
-  local header, metadata, start = read_header(path)
+--- Loads the tensors of an open file: {name = tensor}, {key = text}. F64 and F16 become f32, I64 becomes i32. options
+-- {device}.
+function safetensors.read(file, options)
+  local header, metadata, start = read_header(file)
   local tensors = {}
   for name, entry in pairs(header) do
     local x = core.new(entry.shape,
       { dtype = core.stored_dtype(entry.dtype).dtype, device = options and options.device })
-    core.read_tensor(x, path, start + entry.data_offsets[1], entry.dtype)
+    file:tensor(x, start + entry.data_offsets[1], entry.dtype)
     tensors[name] = x
   end
   return tensors, metadata
 end
 
+--- The same of a path.
+function safetensors.load(path, options) return core.reading(path, safetensors.read, options) end
+
 --- Metadata alone, without reading tensors.
 function safetensors.metadata(path)
-  local _, metadata = read_header(path)
-  return metadata
+  return core.reading(path, function(file) return (select(2, read_header(file))) end)
 end
 
 return safetensors

@@ -1,4 +1,5 @@
---- core/files.lua: files that appear whole or not at all, raw tensors read from files, and folders.
+--- core/files.lua: files that appear whole or not at all, files that are read as they were when they were opened, locks
+-- between processes, and folders.
 
 local ffi = require "ffi"
 local handle = require("vertex.core.op").handle
@@ -102,13 +103,83 @@ function files.stored_dtypes()
   return names
 end
 
+-- -- Reading ----------------------------------------------------------------------------------------------------------
+
+local Reader = {}
+Reader.__index = Reader
+local reader_out = ffi.new "vx_reader *[1]"
+
+--- Opens a file to read all of it through this one object: another file that gets its name meanwhile changes nothing.
+-- @param path of a regular file
+-- @return reader with path, :size(), :bytes(offset, count), :tensor(x, offset, format) and :close()
+-- @raise where there is no such file, or it is not readable
+function files.reader(path)
+  if type(path) ~= "string" then library.fail("load: a %s, expected a path", type(path)) end
+  call(C.vx_reader_open, reader_out, path)
+  return setmetatable({ r = ffi.gc(reader_out[0], C.vx_reader_close), path = path }, Reader)
+end
+
+--- Opens a file while f runs.
+-- @param path of a regular file
+-- @param f function of the reader
+-- @param ... further arguments for f
+-- @return what f returns
+-- @raise what f raises, or why the file cannot be opened
+function files.reading(path, f, ...)
+  local file = files.reader(path)
+  local results = { pcall(f, file, ...) }
+  file:close()
+  if not results[1] then error(results[2], 0) end
+  return unpack(results, 2, table.maxn(results))
+end
+
+--- Says how long the file is, in bytes.
+function Reader:size() return tonumber(C.vx_reader_size(self.r)) end
+
+--- Reads `count` bytes from byte `offset` on, fewer where the file ends. Returns a string.
+function Reader:bytes(offset, count)
+  count = math.max(0, math.min(count, self:size() - offset))
+  local buffer = ffi.new("uint8_t[?]", count)
+  call(C.vx_reader_bytes, self.r, buffer, offset, count)
+  return ffi.string(buffer, count)
+end
+
+--- Fills a contiguous tensor from byte `offset` on; format: dtype of the data, by the name that safetensors gives it.
+function Reader:tensor(x, offset, format) call(C.vx_reader_tensor, self.r, handle(x), offset, format) end
+
+--- Lets go of the file.
+function Reader:close()
+  if self.r then C.vx_reader_close(ffi.gc(self.r, nil)) end
+  self.r = nil
+end
+
+--- Gives the size of a file.
+-- @param path of the file
+-- @return bytes; nil where it is no regular file, or not readable
+function files.file_size(path)
+  local n = tonumber(C.vx_file_size(path))
+  return n >= 0 and n or nil
+end
+
+local lock_out = ffi.new "int[1]"
+
+--- Locks a file against other processes until this one ends, however it ends.
+-- @param path of the file, which is created where it is missing
+-- @return true; false where another process holds it
+-- @raise where the file cannot be opened for writing
+function files.lock(path)
+  call(C.vx_lock, path, lock_out)
+  return lock_out[0] >= 0
+end
+
 -- -- Vectors in files -------------------------------------------------------------------------------------------------
 
 local Rows = {}
 Rows.__index = Rows
 
 --- Maps matrices of one width that lie in files, one after the other.
--- @param parts array of { path, format (a dtype of files), offset (bytes), rows, column_major (boolean) }
+-- @param parts array of { file (a reader, which :close() closes), format (a dtype of files), offset (bytes), rows,
+-- column_major (boolean) }
 -- @param width elements of a row
 -- @return object with :read(x, index, first), :count() and :close()
 -- @raise where a file is not there, or shorter than said
@@ -116,10 +187,11 @@ function files.rows(parts, width)
   local out, list = ffi.new "vx_rows *[1]", ffi.new("vx_rows_part[?]", #parts)
   for i, p in ipairs(parts) do
     local c = list[i - 1]
-    c.path, c.format, c.offset, c.rows, c.column_major = p.path, p.format, p.offset, p.rows, p.column_major and 1 or 0
+    c.file, c.format, c.offset, c.rows = p.file.r, p.format, p.offset, p.rows
+    c.column_major = p.column_major and 1 or 0
   end
   call(C.vx_rows_open, out, list, #parts, width) -- `parts` holds the texts for as long
-  return setmetatable({ r = ffi.gc(out[0], C.vx_rows_free) }, Rows)
+  return setmetatable({ r = ffi.gc(out[0], C.vx_rows_free), parts = parts }, Rows)
 end
 
 --- Fills x f32 (B,width), on the CPU, with the rows of index, i32 (B), 0-based; or with rows first, first + 1, ...
@@ -132,22 +204,8 @@ function Rows:count() return tonumber(C.vx_rows_count(self.r)) end
 --- Lets go of the files.
 function Rows:close()
   if self.r then C.vx_rows_free(ffi.gc(self.r, nil)) end
-  self.r = nil
-end
-
---- Fills a tensor from raw data in a file.
--- @param x contiguous tensor
--- @param path of the file
--- @param offset first byte of the data
--- @param format dtype of the data, by the name that safetensors gives it
-function files.read_tensor(x, path, offset, format) call(C.vx_file_read, handle(x), path, offset, format) end
-
---- Gives the size of a file.
--- @param path of the file
--- @return bytes; nil where it is no regular file, or not readable
-function files.file_size(path)
-  local n = tonumber(C.vx_file_size(path))
-  return n >= 0 and n or nil
+  for _, p in ipairs(self.parts) do p.file:close() end
+  self.r, self.parts = nil, {}
 end
 
 return files

@@ -19,21 +19,21 @@ local fail = core.fail
 -- -- Which rows of which files ----------------------------------------------------------------------------------------
 
 --- A matrix in a file as core.rows wants it, and its width.
-local function part(path, shape, dtype, offset, column_major, name)
+local function part(file, shape, dtype, offset, column_major, name)
   if #shape ~= 2 then
-    fail("vectors: %s%s has the shape %s, expected rows of numbers (N,D)", path, name and " '" .. name .. "'" or "",
-      core.shape_text(shape))
+    fail("vectors: %s%s has the shape %s, expected rows of numbers (N,D)", file.path,
+      name and " '" .. name .. "'" or "", core.shape_text(shape))
   end
-  return { path = path, format = dtype, offset = offset, rows = shape[1], column_major = column_major }, shape[2]
+  return { file = file, format = dtype, offset = offset, rows = shape[1], column_major = column_major }, shape[2]
 end
 
-local function npy_part(path)
-  local h = npy.header(path)
-  return part(path, h.shape, h.dtype, h.offset, h.fortran)
+local function npy_part(file)
+  local h = npy.header(file)
+  return part(file, h.shape, h.dtype, h.offset, h.fortran)
 end
 
-local function safetensors_part(path, name)
-  local header, names = safetensors.header(path), {}
+local function safetensors_part(file, name)
+  local header, names = safetensors.header(file), {}
   for n, entry in pairs(header) do
     if #entry.shape == 2 then names[#names + 1] = n end
   end
@@ -41,11 +41,11 @@ local function safetensors_part(path, name)
   if name == nil and #names == 1 then name = names[1] end
   local entry = name and header[name]
   if not entry then
-    fail("vectors: %s %s; it holds the matrices %s", path,
+    fail("vectors: %s %s; it holds the matrices %s", file.path,
       name and ("has no tensor '%s'"):format(name) or "holds several tensors: say which by `tensor`",
       #names > 0 and table.concat(names, ", ") or "(none)")
   end
-  return part(path, entry.shape, entry.dtype, entry.offset, false, name)
+  return part(file, entry.shape, entry.dtype, entry.offset, false, name)
 end
 
 --- The .npy files of a folder, in the order of their names.
@@ -59,28 +59,49 @@ local function npy_files(folder)
   return files
 end
 
---- Parts and width of a path.
-local function find_parts(path, tensor)
+--- Parts and width of a path. open(path) gives a reader.
+local function find_parts(path, tensor, open)
   if type(path) ~= "string" then
     fail("vectors: path is a %s, expected a file or a folder of .npy files", type(path))
   end
   local mode = lfs.attributes(path, "mode")
   if not mode then fail("vectors: %s: no such file or folder", path) end
   if mode ~= "directory" then
-    local one, width
-    if npy.is(path) then one, width = npy_part(path) else one, width = safetensors_part(path, tensor) end
+    local file = open(path)
+    if npy.is(file) then
+      local one, width = npy_part(file)
+      return { one }, width
+    end
+    local one, width = safetensors_part(file, tensor)
     return { one }, width
   end
   local parts, width = {}, nil
-  for i, file in ipairs(npy_files(path)) do
+  for i, name in ipairs(npy_files(path)) do
     local w
-    parts[i], w = npy_part(file)
+    parts[i], w = npy_part(open(name))
     if width and w ~= width then
-      fail("vectors: %s has rows of %d numbers, %s rows of %d", parts[1].path, width, file, w)
+      fail("vectors: %s has rows of %d numbers, %s rows of %d", parts[1].file.path, width, name, w)
     end
     width = w
   end
   return parts, width
+end
+
+--- Opens each file of a path once. Gives the rows in them and their width.
+local function open_parts(path, tensor)
+  local opened = {}
+  local function open(name)
+    opened[#opened + 1] = core.reader(name)
+    return opened[#opened]
+  end
+  local ok, rows, width = pcall(function()
+    local parts, width = find_parts(path, tensor, open)
+    if width == 0 then fail("vectors: %s holds rows of no numbers", path) end
+    return core.rows(parts, width), width
+  end)
+  if ok then return rows, width end
+  for _, file in ipairs(opened) do file:close() end
+  error(rows, 0)
 end
 
 -- -- Batches ----------------------------------------------------------------------------------------------------------
@@ -99,9 +120,7 @@ local OPTIONS = { path = "any", tensor = "any", device = "any", batch = { "count
 -- @raise where there is no such file, it holds no matrix of numbers, widths differ, or an option is unknown
 local function vectors(options)
   local o = check.options("vectors", options, OPTIONS)
-  local parts, width = find_parts(o.path, o.tensor)
-  if width == 0 then fail("vectors: %s holds rows of no numbers", o.path) end
-  local rows = core.rows(parts, width)
+  local rows, width = open_parts(o.path, o.tensor)
   local n = rows:count()
   if n == 0 then fail("vectors: %s holds no row", o.path) end
   return setmetatable({ rows = rows, n = n, d = width, o = o, at = o.position, device = o.device or core.device() },

@@ -39,17 +39,20 @@ function checkpoint.save(path, state, extra)
   })
 end
 
+local function extra_of(path, metadata)
+  if metadata.vertex ~= "checkpoint" then fail("%s is no checkpoint of this project", path) end
+  local extra, reason = json.decode(metadata.extra or "")
+  if type(extra) ~= "table" then fail("%s: damaged checkpoint (%s)", path, tostring(reason)) end
+  return extra
+end
+
 --- Reads the `extra` of a checkpoint, without its tensors.
 -- @param path of the file
 -- @return table; nil where the file does not exist
 -- @raise where the file is no checkpoint, or damaged
 function checkpoint.peek(path)
   if not core.file_size(path) then return nil end
-  local metadata = safetensors.metadata(path)
-  if metadata.vertex ~= "checkpoint" then fail("%s is no checkpoint of this project", path) end
-  local extra, reason = json.decode(metadata.extra or "")
-  if type(extra) ~= "table" then fail("%s: damaged checkpoint (%s)", path, tostring(reason)) end
-  return extra
+  return extra_of(path, safetensors.metadata(path))
 end
 
 --- Brings a run back to where checkpoint.save left one of the same kind.
@@ -59,9 +62,9 @@ end
 -- @raise where there is no such file, where it is damaged, or where its tensors are not those of this model and
 -- optimizer
 function checkpoint.load(path, state)
-  local extra = checkpoint.peek(path)
-  if not extra then fail("load %s: no such checkpoint", path) end
+  if not core.file_size(path) then fail("load %s: no such checkpoint", path) end
   local tensors, metadata = safetensors.load(path, { device = "cpu" })
+  local extra = extra_of(path, metadata)
   local model, moments = {}, state.optimizer and state.optimizer:state_dict() or {}
   for name, x in pairs(tensors) do
     local part, rest = name:match "^(%a+)%.(.+)$"

@@ -5,6 +5,7 @@
 --    /metrics.jsonl      one line per log point
 --    /results.csv        one line per finished method
 --    /table.md           the same for people; and the pictures that the experiment declares
+--    /.lock              held by the process that works here
 --
 -- Nothing is written before everything that can be checked is: a refused command leaves no trace.
 
@@ -22,6 +23,8 @@ local refuse = flags_of.refuse
 
 local Run = {}
 Run.__index = Run
+
+local LOCK = ".lock" -- of an output folder: held by the process that works in it
 
 -- -- What is asked for, and what is there -----------------------------------------------------------------------------
 
@@ -53,9 +56,23 @@ end
 -- killed leaves it empty, or with the half-written configuration.)
 local function expect_empty(out)
   for entry in lfs.dir(out) do
-    if entry ~= "." and entry ~= ".." and not entry:find "^config%.json%.%d+%.tmp$" then
+    if entry ~= "." and entry ~= ".." and entry ~= LOCK and not entry:find "^config%.json%.%d+%.tmp$" then
       refuse("--out %s is not empty and holds no experiment of ours ('%s')", out, entry)
     end
+  end
+end
+
+--- Keeps other processes out of a folder until this one ends. Ends the program where one is in it already.
+local function lock(out)
+  local ok, free = pcall(core.lock, out .. "/" .. LOCK)
+  if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(free)) end
+  if not free then refuse("--out %s is in use by another process; nothing was changed", out) end
+end
+
+--- Removes what killed runs left half written in a locked folder.
+local function remove_temporary(folder)
+  for entry in lfs.dir(folder) do
+    if entry:find "%.%d+%.tmp$" then os.remove(folder .. "/" .. entry) end
   end
 end
 
@@ -185,7 +202,12 @@ local function start(spec, argv)
   if stored and not flags.resume then
     refuse("--out %s holds an experiment already; --resume goes on with it, another --out starts anew", out)
   end
-  if mode and not stored then expect_empty(out) end
+  if stored then
+    lock(out)
+    stored = read_config(out) -- another process may have added methods before it ended
+  elseif mode then
+    expect_empty(out)
+  end
   local config = config_of(spec, flags, stored)
   if stored then expect_same(out, config, stored) end
   local methods, all = methods_of(spec, flags, stored)
@@ -205,10 +227,16 @@ local function start(spec, argv)
   if not ok then refuse("%s", flags_of.reason(message)) end
 
   flags_of.make_folders(out)
+  if not stored then
+    lock(out)
+    if read_config(out) then refuse("--out %s: another process has begun an experiment there", out) end
+  end
   config.methods = all
   ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
   if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
   flags_of.make_folders(out .. "/checkpoints")
+  remove_temporary(out)
+  remove_temporary(out .. "/checkpoints")
   return self
 end
 
@@ -243,8 +271,9 @@ function Run:begin(method, state)
   self.method, self.state = method, state
   local extra = self:peek(method)
   if extra then
-    local ok, message = pcall(checkpoint.load, self:checkpoint_path(method), state)
-    if not ok then refuse("%s", flags_of.reason(message)) end
+    local ok, loaded = pcall(checkpoint.load, self:checkpoint_path(method), state)
+    if not ok then refuse("%s", flags_of.reason(loaded)) end
+    extra = loaded
   end
   extra = extra or { step = 0, seconds = 0 }
   self:trim_metrics(method, extra.step)
@@ -376,6 +405,7 @@ local function run_methods(self, f)
       self:say("%-15s  %s", method, results.line(self, method))
     end
   end
+  core.write_file(self.out .. "/results.csv", results.csv(self)) -- a kill may have come between it and a checkpoint
   core.write_file(self.out .. "/table.md", results.markdown(self))
   io.write(results.text(self), "\n")
   local files = { "results.csv", "table.md" }
