@@ -16,8 +16,7 @@ local core, runs = require "vertex.core", vx.runs
 -- -- What this experiment is ------------------------------------------------------------------------------------------
 
 local function new_quantizer(method, preset, config)
-  return vx.quantizer(method, runs.quantizer_options(config, { dim = preset.channels[#preset.channels],
-    codes = preset.codes, k = preset.k, shards = preset.shards, seed = config.seed }))
+  return vx.quantizer(method, runs.quantizer_options(config, autoencoder.quantizer_options(preset, config.seed)))
 end
 
 --- A row of originals, and one of reconstructions for each method.

@@ -63,4 +63,10 @@ local presets = {
     warmup = 16000, rate = 1e-4 },
 }
 
-return { new = Autoencoder, presets = presets }
+--- The options of a preset's quantizer.
+local function quantizer_options(preset, seed)
+  return { dim = preset.channels[#preset.channels], codes = preset.codes, k = preset.k, shards = preset.shards,
+    seed = seed }
+end
+
+return { new = Autoencoder, presets = presets, quantizer_options = quantizer_options }

@@ -1,11 +1,11 @@
 /* contrastive.c: contrastive, contrastive_backward: how well a context vector tells its own target from distractors
  * (Eq. 15; [Baevski et al. 2020]).
  *
- *   logit[n][0] = cos(y_n, q_n) / temperature          logit[n][1 + k] = cos(y_n, q_j) / temperature, j = distractors[n][k]
+ *   logit[n][0] = cos(y_n, q_n) / temperature      logit[n][1 + k] = cos(y_n, q_j) / temperature, j = distractors[n][k]
  *   loss[n] = ln sum_e exp(logit[n][e]) - logit[n][0]
  *
- * A distractor whose vector equals the positive's, number by number, is no distractor: its logit is -inf, unless keep is
- * 1. So a collapsed codebook has loss 0, and a model that tells nothing apart has ln(1 + K).
+ * A distractor whose vector equals the positive's, number by number, is no distractor: its logit is -inf, unless keep
+ * is 1. So a collapsed codebook has loss 0, and a model that tells nothing apart has ln(1 + K).
  *
  * Gradients, with p = softmax(logit[n]) - onehot(0), w = dloss p / temperature and c the cosine:
  *   dy_n = sum_e w_e (q_j / (|y| |q_j|) - c_e y / |y|^2)      dq_j = the same sum over all (n, e) that name j, y for q
@@ -36,7 +36,8 @@ static int norms_of(const char *op, const char *name, const vx_tensor *x, float 
 }
 
 /* Computes loss (N), logits (N,1+K), equal (N), how many distractors equal the positive, and hit (N), 1 where the
- * positive's logit is above those of all other distractors, of which there is one at least. Working space: 8 N bytes. */
+ * positive's logit is above those of all other distractors, of which there is one at least. Working space: 8 N bytes.
+ */
 int VX_CPU(contrastive)(vx_tensor *loss, vx_tensor *logits, vx_tensor *equal, vx_tensor *hit, vx_tensor *y,
                         vx_tensor *q, vx_tensor *distractors, float temperature, int keep)
 {

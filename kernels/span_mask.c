@@ -1,5 +1,5 @@
-/* span_mask.c: span_mask, distractors: what Wav2Vec 2.0 hides from its transformer, and what a hidden frame's code is to
- * be told from [Baevski et al. 2020, "wav2vec 2.0: a framework for self-supervised learning of speech
+/* span_mask.c: span_mask, distractors: what Wav2Vec 2.0 hides from its transformer, and what a hidden frame's code is
+ * to be told from [Baevski et al. 2020, "wav2vec 2.0: a framework for self-supervised learning of speech
  * representations"; the rule of fairseq's compute_mask_indices].
  *
  * A row of `length` frames gets n = floor(probability length / span + u) spans, u uniform in [0, 1), and at least

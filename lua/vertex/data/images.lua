@@ -27,7 +27,7 @@ data.list = folders.list
 
 -- Kinds and defaults of the options. Words are C's to know: resize, filter, crop.
 local OPTIONS = {
-  path = "string", split = { { "train", "val", "all" }, "train" },
+  path = "string", files = "table", split = { { "train", "val", "all" }, "train" },
   size = { "count", 32 }, resize = { "string", "short" }, filter = { "string", "bilinear" },
   crop = { "string", "center" }, flip = { "boolean", false },
   mean = { "table", data.mean }, std = { "table", data.std },
@@ -101,7 +101,8 @@ Images.__index = Images
 
 --- Opens a set of images that gives batches.
 -- @param[opt] options table
--- @param[opt] options.path folder of photographs; without it the procedural set
+-- @param[opt] options.path folder of photographs; without it, and without files, the procedural set
+-- @param[opt] options.files array of paths of photographs, instead of a folder and a split of it
 -- @param[opt="train"] options.split "train", "val" or "all"
 -- @param[opt=32] options.size images are size x size pixels
 -- @param[opt="short"] options.resize "short": the short side becomes `size`; "none": crop only, smaller images are
@@ -134,14 +135,17 @@ function data.images(options)
     for c = 1, 3 do check.number("images", ("%s[%d]"):format(name, c), o[name][c], -math.huge, math.huge) end
   end
   local files, unreadable = {}, {}
+  if o.path and o.files then fail "images: path and files: give one of them" end
   if o.path then files, unreadable = data.find(o.path, o.split) end
+  files = o.files or files
   if o.strict and unreadable[1] then
     fail("images: cannot look into %s: %s", unreadable[1].path, unreadable[1].reason)
   end
   local validation = o.split == "val"
-  local count = o.path and #files or o.count or (validation and 256 or 2048)
+  local from_files = o.path or o.files
+  local count = from_files and #files or o.count or (validation and 256 or 2048)
   local stream
-  if o.path then
+  if from_files then
     stream = core.image_stream(files, o)
   else
     stream = core.procedural_stream(o.image_seed or o.seed, validation and FIRST_VALIDATION or 0, count, o)

@@ -34,6 +34,18 @@ function CodeUse:share()
   end)
 end
 
+--- Says for each codebook which share of its codes was used at least once.
+-- @return array of numbers, 0 to 1, one per column of codes
+function CodeUse:shares()
+  local shares = {}
+  for i, row in ipairs(self.counts:totable()) do
+    local used = 0
+    for _, c in ipairs(row) do used = used + (c > 0 and 1 or 0) end
+    shares[i] = used / #row
+  end
+  return shares
+end
+
 --- Says how many codes would be in use if those that are were used evenly: exp of the entropy of the counts, in nats.
 -- @return number, 1 to codes; NaN where nothing was counted
 function CodeUse:perplexity()
@@ -55,7 +67,7 @@ function CodeUse:clear() self.counts:zero() end
 --- Makes a counter of codes on the default device.
 -- @param codes codebook size M
 -- @param[opt=1] columns codes per row, stages x groups: a quantizer's `columns`
--- @return counter with :add(codes), :share(), :perplexity(), :clear()
+-- @return counter with :add(codes), :share(), :shares(), :perplexity(), :clear()
 -- @raise where a number is no integer of 1 or more
 return function(codes, columns)
   columns = columns or 1

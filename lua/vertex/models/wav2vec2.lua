@@ -13,6 +13,8 @@
 -- Statistics of a group-norm extractor include a row's padding, as torchaudio's do: padding a clip of 2 s by 1 s moves
 -- its features by a third. With extractor_mask_norm = true they do not. Waves are taken as they are; torchaudio's
 -- base model is not normalized, its large ones are (vx.data.speech has `normalize`).
+-- Initial values are those of fairseq's recipe where they differ from vx.nn's: convolutions as He et al. 2015 have it,
+-- positions normal with deviation sqrt(4 / (kernel width)).
 
 local check = require "vertex.check"
 local core = require "vertex.core"
@@ -93,6 +95,7 @@ function Block:init(inputs, layer, bias, norm, mask_norm)
   if norm == "layer_norm" then self.layer_norm = nn.LayerNorm(outputs) end
   self.norm = norm
   self.conv = nn.Conv1d(inputs, outputs, kernel, { stride = stride, bias = bias })
+  ops.normal(self.conv.weight, 0, math.sqrt(2 / (inputs * kernel))) -- GELU halves the variance
 end
 
 function Block:forward(x, lengths)
@@ -107,7 +110,7 @@ function WeightNormConv:init(width, kernel, groups)
   self.bias = nn.parameter({ width }, 0, { no_decay = true })
   self["parametrizations.weight.original0"] = nn.parameter({ 1, 1, kernel }, 1)
   self["parametrizations.weight.original1"] = nn.parameter({ width, width / groups, kernel },
-    { "uniform", 1 / math.sqrt(width / groups * kernel) })
+    { "normal", math.sqrt(4 / (kernel * width)) })
   self.how = { padding = math.floor(kernel / 2), groups = groups }
   core.step(function() self["parametrizations.weight.original0"]:copy(self:norms():detach()) end)
 end
@@ -238,25 +241,12 @@ end
 
 local Model = nn.module "Wav2vec2"
 
---- Draws the initial values of PyTorch's layers: uniform within 1 / sqrt(fan-in), biases too.
-local function start_as_torch(model)
-  model:visit(function(m)
-    local weight = m.weight
-    if core.is_tensor(weight) and weight:dim() > 1 then
-      local bound = 1 / math.sqrt(weight:numel() / weight:size(1))
-      ops.uniform(weight, -bound, bound)
-      if m.bias then ops.uniform(m.bias, -bound, bound) end
-    end
-  end)
-end
-
 function Model:init(config)
   local o = complete(config)
   self.config = o
   self.feature_extractor = Extractor(o)
   self.encoder = Encoder(o)
   if o.aux_num_out then self.aux = nn.Linear(o.encoder_embed_dim, o.aux_num_out) end
-  start_as_torch(self)
 end
 
 --- Says how many frames a number of samples gives.
