@@ -85,6 +85,28 @@ describe("the index of a folder", function()
     assert.equal(1, #set:broken())
   end)
 
+  it("keeps files apart that are decoded side by side, broken ones among them", function()
+    local sound = { "chirp.flac", "chirp.ogg", "chirp.opus", "chirp.mp3", "law.au", "adpcm.wav" }
+    local contents, paths, expected = {}, {}, {}
+    for i = 1, 120 do
+      local name = sound[i % #sound + 1]
+      local bytes = H.read(folder .. "/" .. name)
+      local broken = i % 4 < 2
+      contents[i .. ".bin"] = broken and bytes:sub(1, 12) .. ("x"):rep(3000) or bytes
+      expected[i] = not broken and golden.sound[name].frames or nil
+    end
+    local path = folder_of(contents)
+    for i = 1, 120 do paths[i] = ("%s/%d.bin"):format(path, i) end
+    H.with_threads(8, function()
+      for _ = 1, 5 do
+        for i, about in ipairs(core.audio_scan(paths)) do
+          if expected[i] then assert.is_nil(about.reason) end
+          assert.equal(expected[i] or 0, about.frames)
+        end
+      end
+    end)
+  end)
+
   it("holds for the splits of a folder together", function()
     local path, index = folder_of { ["train/a.wav"] = wav_of(noise(300)), ["test/b.wav"] = wav_of(noise(300)) },
       H.scratch "splits.tsv"

@@ -57,6 +57,7 @@ typedef struct sound {
     struct stat about;
     uint8_t head[VX_AUDIO_HEAD]; /* the first bytes of the file */
     int fd;
+    int64_t at; /* byte at which libsndfile reads on */
     SNDFILE *file;
     SF_INFO info;
     bool exact_seek;
@@ -64,14 +65,50 @@ typedef struct sound {
     int64_t promised; /* frames; -1 where the file does not say */
 } sound;
 
+/* libsndfile reads through these. Given a descriptor, it closes that of a file that it cannot open, asked to or not. */
+
+static sf_count_t tell_size(void *user) { return ((const sound *)user)->about.st_size; }
+
+static sf_count_t seek_byte(sf_count_t offset, int whence, void *user)
+{
+    sound *s = user;
+    int64_t from = whence == SEEK_SET ? 0 : whence == SEEK_CUR ? s->at : s->about.st_size;
+    if (offset < -from || offset > INT64_MAX - from) return -1;
+    return s->at = from + offset;
+}
+
+static sf_count_t read_bytes(void *to, sf_count_t count, void *user)
+{
+    sound *s = user;
+    int64_t done = 0;
+    while (done < count) {
+        ssize_t got = pread(s->fd, (char *)to + done, (size_t)(count - done), s->at + done);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        done += got;
+    }
+    s->at += done;
+    return done;
+}
+
+static sf_count_t write_bytes(const void *from, sf_count_t count, void *user)
+{
+    (void)from, (void)count, (void)user;
+    return 0;
+}
+
+static sf_count_t tell_byte(void *user) { return ((const sound *)user)->at; }
+
 /* libsndfile keeps the reason of a failed open in a global variable. Opening holds this lock to read; a failed one is
  * tried again alone, so that no other thread's failure gets in between. */
 static pthread_rwlock_t opening = PTHREAD_RWLOCK_INITIALIZER;
 
 static SNDFILE *try_open(sound *s)
 {
+    SF_VIRTUAL_IO io = {tell_size, seek_byte, read_bytes, write_bytes, tell_byte};
     s->info = (SF_INFO){0};
-    return lseek(s->fd, 0, SEEK_SET) == 0 ? sf_open_fd(s->fd, SFM_READ, &s->info, 0) : NULL;
+    s->at = 0;
+    return sf_open_virtual(&io, SFM_READ, &s->info, s);
 }
 
 static int open_decoder(sound *s)
@@ -96,7 +133,7 @@ static int scan_mp3(const char *path, int64_t *samples)
 {
     vx_bytes file = {0};
     struct stat about;
-    int fd; /* of its own: the decoder reads on where its one stands */
+    int fd;
     int status = vx_open_regular(path, &fd, &about);
     if (status) return status;
     int64_t size = about.st_size;
