@@ -82,6 +82,26 @@ describe("audio files", function()
     end)
   end
 
+  it("that were cut are told by the size in their header", function()
+    local data = {}
+    for i, v in ipairs(noise(600)) do data[i] = wav_of({ v }):sub(-2) end
+    data = table.concat(data)
+    local sphere = ("NIST_1A\n   1024\nsample_count -i 600\nsample_rate -i 8000\nchannel_count -i 1\n"
+      .. "sample_n_bytes -i 2\nsample_byte_format -s2 01\nsample_sig_bits -i 16\nsample_coding -s3 pcm\nend_head\n")
+    sphere = sphere .. ("\n"):rep(1024 - #sphere) .. data
+    local au = ".snd\0\0\0\24\0\0\4\176\0\0\0\3\0\0\31\64\0\0\0\1" .. data
+    for name, case in pairs {
+      ["a.sph"] = { sphere, "cut short or damaged: 300 samples of 600" },
+      ["a.au"] = { au, "cut short: 624 bytes of 1224" },
+      ["a.wav"] = { wav_of(noise(600)), "cut short: 644 bytes of 1244" },
+    } do
+      local path = H.write(H.scratch(name), case[1])
+      assert.equal(600, vx.data.open_audio(path, 0):size(1))
+      H.write(path, case[1]:sub(1, -601))
+      H.raises(function() vx.data.open_audio(path) end, path .. ": " .. case[2])
+    end
+  end)
+
   it("have a case for each broken fixture", function()
     assert.equal(9, #golden.broken)
   end)

@@ -3,7 +3,8 @@
  * What headers say of the length may be wrong both ways: a FLAC file that was cut still promises all its samples, one
  * that came through a pipe promises 2^63 - 1, an MP3 file without a Xing, Info or VBRI header gets a guess. So nothing
  * is allocated from it: blocks are read until there are no more, and the count is compared with the promise where that
- * is one. libsndfile's error codes alone do not tell: a complete file with a tag behind it sets one, a cut file may not.
+ * is one. libsndfile's error codes alone do not tell: a complete file with a tag behind it sets one, a cut file may
+ * not. Of cut WAV, AIFF, AU and NIST files it takes what is left for all; there audio_format.c asks the header.
  *
  * libFLAC makes up silence for frames that it finds damaged, so the count stays right. The error code tells then, as
  * long as nothing is asked for beyond the last sample, where a tag would set it too.
@@ -189,11 +190,12 @@ static int read_promise(const char *path, sound *s)
     s->promised = s->info.frames < NO_PROMISE ? s->info.frames : -1;
     switch (s->info.format & SF_FORMAT_TYPEMASK) {
     case SF_FORMAT_OGG: s->promised = -1; break; /* counted by the last page, which a cut file lacks */
+    case SF_FORMAT_NIST: s->promised = vx_nist_count(s->head); break;
     case SF_FORMAT_MPEG:
         status = scan_mp3(path, &samples);
         if (!status && samples > 0) s->promised = samples > MP3_SLACK ? samples - MP3_SLACK : 0;
     }
-    return status ? status : vx_check_iff(s->head, s->about.st_size);
+    return status ? status : vx_check_size(s->head, s->about.st_size);
 }
 
 static void close_sound(sound *s)

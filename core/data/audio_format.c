@@ -1,6 +1,7 @@
 /* audio_format.c: audio formats by their first bytes, and what headers say of a file's length that libsndfile does not
- * tell: the frames of an MP3 file, the size of an IFF one. */
+ * tell: the frames of an MP3 file, the sizes in those of IFF, AU and NIST SPHERE. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -8,9 +9,9 @@
 #include "bytes.h"
 #include "core/internal.h"
 
-enum { IFF_SLACK = 64 }; /* bytes that a chunk's size may be wrong by */
+enum { SIZE_SLACK = 64 }; /* bytes that a size may be wrong by */
 
-static const uint32_t IFF_NO_SIZE = 0x7fff0000; /* sizes from here on mean "unknown" */
+static const uint32_t NO_SIZE = 0x7fff0000; /* sizes from here on mean "unknown" */
 
 /* -- MP3 ----------------------------------------------------------------------------------------------------------- */
 
@@ -73,17 +74,39 @@ int64_t vx_count_mp3(const uint8_t *bytes, size_t count)
     return samples;
 }
 
-/* -- IFF ----------------------------------------------------------------------------------------------------------- */
+/* -- Sizes in headers ---------------------------------------------------------------------------------------------- */
 
-int vx_check_iff(const uint8_t *h, int64_t file_size)
+static uint32_t read_u32(const uint8_t *h, bool little)
 {
-    bool little = !memcmp(h, "RIFF", 4);
-    if (!little && memcmp(h, "RIFX", 4) && memcmp(h, "FORM", 4)) return VX_OK;
-    uint32_t size = little ? (uint32_t)h[7] << 24 | h[6] << 16 | h[5] << 8 | h[4]
-                           : (uint32_t)h[4] << 24 | h[5] << 16 | h[6] << 8 | h[7];
+    return little ? (uint32_t)h[3] << 24 | (uint32_t)h[2] << 16 | (uint32_t)h[1] << 8 | h[0]
+                  : (uint32_t)h[0] << 24 | (uint32_t)h[1] << 16 | (uint32_t)h[2] << 8 | h[3];
+}
+
+int vx_check_size(const uint8_t *h, int64_t size)
+{
+    bool riff = !memcmp(h, "RIFF", 4), dns = !memcmp(h, "dns.", 4);
+    uint32_t before, data;
+    if (riff || !memcmp(h, "RIFX", 4) || !memcmp(h, "FORM", 4)) {
+        before = 8;
+        data = read_u32(h + 4, riff);
+    } else if (dns || !memcmp(h, ".snd", 4)) {
+        before = read_u32(h + 4, dns);
+        data = read_u32(h + 8, dns);
+    } else {
+        return VX_OK;
+    }
     /* from a pipe comes none, or one near 2^31 or 2^32; small errors are common and cost no sample */
-    if (size >= IFF_NO_SIZE || (int64_t)size <= file_size + IFF_SLACK) return VX_OK;
-    return vx_fail(VX_EIO, "cut short: %lld bytes of %lld", (long long)file_size, (long long)size + 8);
+    if (data >= NO_SIZE || (int64_t)before + data <= size + SIZE_SLACK) return VX_OK;
+    return vx_fail(VX_EIO, "cut short: %lld bytes of %lld", (long long)size, (long long)before + data);
+}
+
+int64_t vx_nist_count(const uint8_t *head)
+{
+    char text[VX_AUDIO_HEAD + 1];
+    memcpy(text, head, VX_AUDIO_HEAD);
+    text[VX_AUDIO_HEAD] = 0;
+    const char *line = strstr(text, "\nsample_count -i ");
+    return line ? strtoll(line + strlen("\nsample_count -i "), NULL, 10) : -1;
 }
 
 /* -- What a file is ------------------------------------------------------------------------------------------------ */
