@@ -111,15 +111,15 @@ local function train(method)
     weight_decay = hints.weight_decay or 1e-4 })
   quantizer.with_stats = false -- only the logged steps ask for them
 
-  local now = run:begin(method, { model = model, optimizer = optimizer })
+  local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
+  local now = run:begin(method, { model = model, optimizer = optimizer, sums = { used = used, meter = meter } })
   local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0,
     position = now.position })
   local steps = config.steps or math.ceil(config.epochs * images:size() / config.batch)
   local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 2, warmup = math.min(preset.warmup, steps / 4),
     total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
-  local used = count_codes(quantizer) -- since the last log line
-  local meter, shown = runs.meter(), ""
+  local shown = ""
   local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
 
   local function train_step(x, learning_rate)

@@ -321,13 +321,13 @@ local function fit(method)
   local optimizer = #parameters > 0 and vx.optim.AdamW(parameters, { betas = { 0.9, 0.99 }, weight_decay = 0 })
   quantizer.with_stats = false
 
-  local now = run:begin(method, { model = model, optimizer = optimizer or nil })
+  local used, meter = vx.metrics.code_use(quantizer.options.codes, quantizer.columns), runs.meter()
+  local now = run:begin(method, { model = model, optimizer = optimizer or nil, sums = { used = used, meter = meter } })
   local batches = open_batches(set, config, now.position)
   local steps = config.steps or math.ceil(config.epochs * set:size() / config.batch)
   local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 100, warmup = math.min(20, steps / 10),
     total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
-  local used, meter = vx.metrics.code_use(quantizer.options.codes, quantizer.columns), runs.meter()
   local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
   local shown = ""
 

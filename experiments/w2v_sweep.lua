@@ -113,15 +113,15 @@ local function train(method)
   local optimizer = vx.optim.AdamW(model:parameters(), { betas = { 0.9, 0.99 }, weight_decay = 0 })
   quantizer.with_stats = false -- only the logged steps ask for them
 
-  local now = run:begin(method, { model = model, optimizer = optimizer })
+  local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
+  local now = run:begin(method, { model = model, optimizer = optimizer, sums = { used = used, meter = meter } })
   local speech = open_speech("train", model, { position = now.position })
   local steps = config.steps or math.ceil(config.epochs * speech:size() / config.batch)
   if type(quantizer.options.gumbel_tau) == "table" then quantizer.options.gumbel_tau.steps = steps end
   local schedule = vx.optim.warmup_cosine { peak = preset.rate, final = preset.final,
     warmup = math.min(preset.warmup, steps / 4), total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
-  local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
-  local named, shown = now.named or {}, ""                 -- named: at which step a degenerate value was said last
+  local named, shown = now.named or {}, "" -- named: at which step a degenerate value was said last
   local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
 
   local function train_step(waves, lengths, rate)

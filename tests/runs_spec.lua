@@ -56,6 +56,30 @@ describe("code use", function()
   end)
 end)
 
+describe("what is summed over steps", function()
+  it("goes through a checkpoint", function()
+    local path, model = scratch .. "/sums.safetensors", vx.nn.Linear(2, 2)
+    local function anew() return { meter = vx.runs.meter(), used = vx.metrics.code_use(4) } end
+    local function add(sums, i)
+      sums.meter:add { number = 0.1 * i, loss = vx.full({}, i / 3), row = vx.full({ 1 }, i), bad = 0 / 0 }
+      sums.used:add(vx.tensor({ { i }, { 0 } }, { dtype = "i32" }))
+    end
+    local whole, before, after = anew(), anew(), anew()
+    for i = 1, 3 do add(whole, i) end
+    for i = 1, 2 do add(before, i) end
+    vx.runs.checkpoint.save(path, { model = model, sums = before }, { step = 2 })
+    vx.runs.checkpoint.load(path, { model = model, sums = after })
+    add(after, 3)
+    assert.equal(0.5, before.used:share() - 0.25)
+    assert.equal(whole.used:share(), after.used:share())
+    assert.equal(whole.used:perplexity(), after.used:perplexity())
+    local expected, means = whole.meter:take(), after.meter:take()
+    for _, name in ipairs { "number", "loss", "row" } do assert.equal(expected[name], means[name]) end
+    assert.is_true(means.bad ~= means.bad)
+    vx.runs.checkpoint.load(path, { model = model }) -- by who sums nothing
+  end)
+end)
+
 describe("an experiment of another modality", function()
   it("sweeps two methods and leaves its own columns, table and picture", function()
     local output, status = vectors "--methods ste-euclid,softmax-knn-ce --out v --noise 0.2"

@@ -85,6 +85,25 @@ describe("vq_sweep", function()
       H.read(folder .. "/parts/softmax-knn-ce.codes.npy"))
   end)
 
+  it("logs the same after a stop between two log lines", function()
+    local common = "--codes 8 --k 4 --batch 16 --steps 600 --checkpoint 0 --quiet --methods softmax-ppl --out "
+    local output, status = sweep(common .. "between-whole")
+    assert.equal(0, status, output)
+    local stops = 0
+    for try = 1, 20 do
+      local _, code = sweep(common .. "between --resume", ("timeout -s KILL %.2f"):format(0.3 + 0.05 * try))
+      if code == 0 then break end
+      local extra = vx.runs.checkpoint.peek(folder .. "/between/checkpoints/softmax-ppl.safetensors")
+      if extra and extra.step % 6 ~= 0 then stops = stops + 1 end
+    end
+    assert.truthy(stops > 0, "the run was never stopped between log lines")
+    output, status = sweep(common .. "between --resume")
+    assert.equal(0, status, output)
+    for _, file in ipairs { "metrics.jsonl", "curves.png" } do
+      assert.equal(H.read(folder .. "/between-whole/" .. file), H.read(folder .. "/between/" .. file))
+    end
+  end)
+
   it("refuses what cannot work before anything is written", function()
     local function refused(arguments, text)
       local out, status = sweep(arguments .. " --out refused")

@@ -64,10 +64,18 @@ end
 --- Forgets what was counted.
 function CodeUse:clear() self.counts:zero() end
 
+--- Gives the counts, for a checkpoint.
+-- @return {counts = tensor}; and a table of plain values, which is empty
+function CodeUse:state() return { counts = self.counts }, {} end
+
+--- Goes on from what :state gave.
+-- @param tensors {counts = tensor on any device}, which is copied
+function CodeUse:restore(tensors) self.counts:copy(tensors.counts) end
+
 --- Makes a counter of codes on the default device.
 -- @param codes codebook size M
 -- @param[opt=1] columns codes per row, stages x groups: a quantizer's `columns`
--- @return counter with :add(codes), :share(), :shares(), :perplexity(), :clear()
+-- @return counter with :add(codes), :share(), :shares(), :perplexity(), :clear(); :state(), :restore() for checkpoints
 -- @raise where a number is no integer of 1 or more
 return function(codes, columns)
   columns = columns or 1

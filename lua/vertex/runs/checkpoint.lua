@@ -1,10 +1,10 @@
 --- runs/checkpoint: all of a training run in one file, so that going on gives the bits of never having stopped: the
 -- parameters and buffers of the model, the optimizer's moments, the random generators, the modules' plain_state (nn),
--- and what the caller adds.
+-- what is summed over steps, and what the caller adds.
 --
--- The file is a safetensors one, written whole or not at all. Tensors are named model.NAME, optimizer.NAME and
--- run.NAME; metadata: vertex = "checkpoint", version, optimizer_steps, generators (of modules, with their plain_state)
--- and extra (both JSON).
+-- The file is a safetensors one, written whole or not at all. Tensors are named model.NAME, optimizer.NAME,
+-- sums.KEY.NAME and run.NAME; metadata: vertex = "checkpoint", version, optimizer_steps, and as JSON generators (of
+-- modules, with their plain_state), sums (their plain values) and extra.
 
 local core = require "vertex.core"
 local json = require "vertex.json"
@@ -15,12 +15,13 @@ local fail = core.fail
 
 --- Writes a checkpoint.
 -- @param path of the file
--- @param state {model = module, optimizer = vx.optim's or nil, tensors = {name = tensor} or nil}; the random generators
--- and the plain_state of the model's modules, and the default generator, are saved with it
+-- @param state {model = module, optimizer = vx.optim's or nil, sums = {key = vx.runs.meter or vx.metrics.code_use} or
+-- nil: what a log line tells of all steps since the last, tensors = {name = tensor} or nil}; the random generators and
+-- the plain_state of the model's modules, and the default generator, are saved with it
 -- @param extra table of plain values: step, position, results
 -- @raise where the file cannot be written
 function checkpoint.save(path, state, extra)
-  local tensors, modules = {}, {}
+  local tensors, modules, sums = {}, {}, {}
   for name, x in pairs(state.model:state_dict()) do tensors["model." .. name] = x end
   state.model:visit(function(m, name)
     local own = m.generator and { seed = m.generator.seed, drawn = m.generator.drawn } or {}
@@ -29,12 +30,18 @@ function checkpoint.save(path, state, extra)
   end)
   local optimizer = state.optimizer
   for name, x in pairs(optimizer and optimizer:state_dict() or {}) do tensors["optimizer." .. name] = x end
+  for key, sum in pairs(state.sums or {}) do
+    local parts
+    parts, sums[key] = sum:state()
+    for name, x in pairs(parts) do tensors[("sums.%s.%s"):format(key, name)] = x end
+  end
   for name, x in pairs(state.tensors or {}) do tensors["run." .. name] = x end
   local default = core.default_generator
   safetensors.save(path, tensors, {
     vertex = "checkpoint", version = core.version,
     optimizer_steps = tostring(optimizer and optimizer.steps or 0),
     generators = json.encode { modules = modules, default = { seed = default.seed, drawn = default.drawn } },
+    sums = json.encode(sums),
     extra = json.encode(extra),
   })
 end
@@ -57,7 +64,7 @@ end
 
 --- Brings a run back to where checkpoint.save left one of the same kind.
 -- @param path of the file
--- @param state {model =, optimizer =} as for checkpoint.save, made anew
+-- @param state {model =, optimizer =, sums =} as for checkpoint.save, made anew
 -- @return extra, as it was saved
 -- @raise where there is no such file, where it is damaged, or where its tensors are not those of this model and
 -- optimizer
@@ -65,10 +72,15 @@ function checkpoint.load(path, state)
   if not core.file_size(path) then fail("load %s: no such checkpoint", path) end
   local tensors, metadata = safetensors.load(path, { device = "cpu" })
   local extra = extra_of(path, metadata)
-  local model, moments = {}, state.optimizer and state.optimizer:state_dict() or {}
+  local model, parts, moments = {}, {}, state.optimizer and state.optimizer:state_dict() or {}
   for name, x in pairs(tensors) do
     local part, rest = name:match "^(%a+)%.(.+)$"
     if part == "model" then model[rest] = x end
+    if part == "sums" then
+      local key, own = rest:match "^(.-)%.(.+)$"
+      parts[key] = parts[key] or {}
+      parts[key][own] = x
+    end
     if part == "optimizer" and not moments[rest] then fail("%s: '%s' has no place in the optimizer", path, rest) end
   end
   for name, x in pairs(moments) do
@@ -88,6 +100,9 @@ function checkpoint.load(path, state)
       if own[field] ~= nil then m[field] = own[field] end
     end
   end)
+  for key, plain in pairs(json.decode(metadata.sums or "") or {}) do
+    if state.sums and state.sums[key] then state.sums[key]:restore(parts[key] or {}, plain) end
+  end
   core.default_generator.seed, core.default_generator.drawn = generators.default.seed, generators.default.drawn
   for _, x in pairs(tensors) do x:release() end
   return extra

@@ -9,7 +9,8 @@
 --       columns = { { name = "error", title = "Error", format = "%.3f", better = "low", from = "test rows" } } }, arg)
 --     os.exit(run:each(function(method)
 --       ...                                                -- make model and optimizer
---       local now = run:begin(method, { model = model, optimizer = optimizer })
+--       local meter = vx.runs.meter()                      -- what a log line tells of the steps since the last
+--       local now = run:begin(method, { model = model, optimizer = optimizer, sums = { meter = meter } })
 --       for step = now.step + 1, run.config.steps do
 --         ...                                              -- a step; run:log { step = step, loss = ... } at times
 --         run:save({ step = step }, true)                  -- every --checkpoint seconds

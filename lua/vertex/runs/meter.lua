@@ -33,6 +33,29 @@ function Meter:take()
   return means
 end
 
+--- Gives what was summed, for a checkpoint.
+-- @return {name = tensor}; and table of plain values: counts {name = number}, sums {name = number as text, also nan}
+function Meter:state()
+  local tensors, plain = {}, { counts = {}, sums = {} }
+  for name, sum in pairs(self.sums) do
+    plain.counts[name] = self.counts[name]
+    if core.is_tensor(sum) then tensors[name] = sum else plain.sums[name] = ("%.17g"):format(sum) end
+  end
+  return tensors, plain
+end
+
+--- Goes on from what :state gave.
+-- @param tensors {name = tensor on any device}, which are copied
+-- @param plain table
+function Meter:restore(tensors, plain)
+  self.sums, self.counts = {}, {}
+  for name, count in pairs(plain.counts) do self.counts[name] = count end
+  for name, text in pairs(plain.sums) do self.sums[name] = tonumber(text) end
+  for name, x in pairs(tensors) do
+    self.sums[name] = core.new(x:shape(), { dtype = x:dtype(), keep = true }):copy(x)
+  end
+end
+
 --- Makes a meter: the means of named values between two calls of :take().
--- @return meter with :add{name = value} and :take()
+-- @return meter with :add{name = value} and :take(); :state() and :restore() for checkpoints
 return function() return setmetatable({ sums = {}, counts = {} }, Meter) end

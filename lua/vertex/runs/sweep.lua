@@ -264,7 +264,7 @@ end
 
 --- Begins a method, or brings it back to where its checkpoint was written.
 -- @param method name
--- @param state what is saved and restored: {model =, optimizer =} (runs/checkpoint.lua)
+-- @param state what is saved and restored: {model =, optimizer =, sums =} (runs/checkpoint.lua)
 -- @return table: step, the last one done (0 anew), and what else was given to run:save
 -- @raise nothing: a checkpoint that cannot be used ends the program with a message
 function Run:begin(method, state)
@@ -367,7 +367,7 @@ function Run:finished(method) return self.results[method] ~= nil end
 -- @param[opt] tensors {name = tensor} to keep in the checkpoint, for pictures (run:kept)
 function Run:finish(result, tensors)
   result.method, result.seed, result.seconds = self.method, self.config.seed, self:seconds()
-  self.state.tensors = tensors
+  self.state.tensors, self.state.sums = tensors, nil
   self:save { step = result.steps, result = result }
   self.results[self.method] = result
   core.write_file(self.out .. "/results.csv", results.csv(self))
