@@ -201,16 +201,15 @@ static void multiply_across(float *y, const float *x, const float *w, const floa
 
 /* -- Forward ------------------------------------------------------------------------------------------------------- */
 
-/* Packs group g of w as the factor (K D,E) of the windows. */
-static void pack_forward(const factor *f, const float *w, const conv1d_sizes *q, int64_t g)
+/* Packs outputs o .. o + VX_LANES - 1 of group g of w, columns of the factor (K D,E) of the windows. */
+static void pack_forward(const factor *f, const float *w, const conv1d_sizes *q, int64_t g, int64_t o)
 {
-    const float *from = w + g * q->E * q->D * q->K;
-    for (int64_t o = 0; o < padded(q->E); o += VX_LANES)
-        for (int64_t c = 0; c < q->D; c++)
-            for (int64_t j = 0; j < q->K; j++) {
-                float *to = factor_at(f, j * q->D + c, o);
-                for (int i = 0; i < VX_LANES; i++) to[i] = o + i < q->E ? from[((o + i) * q->D + c) * q->K + j] : 0;
-            }
+    const float *from = w + (g * q->E + o) * q->D * q->K;
+    for (int64_t c = 0; c < q->D; c++)
+        for (int64_t j = 0; j < q->K; j++) {
+            float *to = factor_at(f, j * q->D + c, o);
+            for (int i = 0; i < VX_LANES; i++) to[i] = o + i < q->E ? from[(i * q->D + c) * q->K + j] : 0;
+        }
 }
 
 /* Computes y across time. */
@@ -242,12 +241,15 @@ int VX_CPU(conv1d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, in
     }
     if (!memory.base) return VX_ENOMEM;
     const frames in = frames_of(copy, vx_f32(x), q.B, q.L, q.C, q.groups, q.padding, q.padding);
-    const int64_t work = q.B * q.T * q.O * depth;
+    const int64_t work = q.B * q.T * q.O * depth, vectors = padded(q.E) / VX_LANES;
     const int stream = vf_streams(vx_f32(y), q.B * q.T * q.O, q.O | q.E);
 #pragma omp parallel if (work > SERIAL_BELOW)
     {
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < q.groups; g++) pack_forward(&(factor){packed + g * each, depth, q.E}, vx_f32(w), &q, g);
+        for (int64_t i = 0; i < q.groups * vectors; i++) {
+            const factor f = {packed + i / vectors * each, depth, q.E};
+            pack_forward(&f, vx_f32(w), &q, i / vectors, i % vectors * VX_LANES);
+        }
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < q.B * q.groups * blocks; task++) {
             const int64_t b = task / (q.groups * blocks), g = task / blocks % q.groups;
@@ -265,17 +267,23 @@ int VX_CPU(conv1d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, in
 
 /* -- Gradient of the input ----------------------------------------------------------------------------------------- */
 
-/* Packs group g of w as the factor (taps E,count D) of a run of phases; the latest tap meets the earliest dy. */
-static void pack_run(const factor *f, const float *w, const conv1d_sizes *q, int64_t g, conv1d_run run)
+/* Packs output o of group g of w, rows of the factor (taps E,count D) of a run of phases; the latest tap meets the
+ * earliest dy. */
+static void pack_run(const factor *f, const float *w, const conv1d_sizes *q, conv1d_run run, int64_t g, int64_t o)
 {
-    const float *from = w + g * q->E * q->D * q->K;
-    memset(f->data, 0, sizeof(float) * (size_t)factor_floats(f->depth, f->columns));
-    for (int64_t o = 0; o < q->E; o++, from += q->D * q->K)
-        for (int64_t u = 0; u < run.taps; u++)
-            for (int64_t r = 0; r < run.count; r++) {
-                const int64_t tap = run.first + r + (run.taps - 1 - u) * q->stride;
-                for (int64_t c = 0; c < q->D; c++) *factor_at(f, u * q->E + o, r * q->D + c) = from[c * q->K + tap];
+    const float *from = w + (g * q->E + o) * q->D * q->K;
+    for (int64_t u = 0; u < run.taps; u++) {
+        float *to = 0;
+        int64_t n = 0;
+        for (int64_t r = 0; r < run.count; r++) {
+            const int64_t tap = run.first + r + (run.taps - 1 - u) * q->stride;
+            for (int64_t c = 0; c < q->D; c++, n++) {
+                if (n % GEMM_COLUMNS == 0) to = factor_at(f, u * q->E + o, n);
+                *to++ = from[c * q->K + tap];
             }
+        }
+        for (; n < padded(f->columns); n++) *to++ = 0;
+    }
 }
 
 /* Computes rows first .. end - 1 of dx of a run of phases: those that lie in x at once, the others beside it, in
@@ -350,12 +358,12 @@ int VX_CPU(conv1d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, in
 #pragma omp parallel if (q.B * q.T * q.O * q.K * q.D > SERIAL_BELOW)
     {
 #pragma omp for schedule(static)
-        for (int64_t g = 0; g < q.groups; g++) {
-            float *at = packed + g * each;
+        for (int64_t i = 0; i < q.O; i++) {
+            float *at = packed + i / q.E * each;
             for (conv1d_run r = conv1d_run_from(&q, 0); r.first < q.stride;
                  r = conv1d_run_from(&q, r.first + r.count)) {
                 const factor f = {at, r.taps * q.E, r.count * q.D};
-                pack_run(&f, vx_f32(w), &q, g, r);
+                pack_run(&f, vx_f32(w), &q, r, i / q.E, i % q.E);
                 at += factor_floats(f.depth, f.columns);
             }
         }
