@@ -22,9 +22,9 @@
 #include "cpu/scratch.h"
 
 enum {
-    QUERIES = 64, /* of a tile, a multiple of ATTENTION_DRAWS */
-    KEYS = 64,    /* of a tile, a multiple of VX_LANES */
-    CHUNK = 256,  /* queries of a forward task, which share packed keys and values */
+    QUERIES = 64,        /* of a tile, a multiple of ATTENTION_DRAWS */
+    KEYS = 64,           /* of a tile, a multiple of GEMM_COLUMNS */
+    CHUNK = 8 * QUERIES, /* queries of a forward task, which share packed keys and values */
 };
 
 typedef struct attention_call {
@@ -47,16 +47,30 @@ static attention_call call_of(const vx_tensor *q, const vx_tensor *k, const vx_t
 /* Returns n, rounded up to whole vectors. */
 static inline int64_t whole(int64_t n) { return vx_ceil_div(n, VX_LANES) * VX_LANES; }
 
-/* Packs b (k,n) for multiply(), k whole(n) floats. One of the strides is 1. */
-static void pack(float *packed, const float *b, int64_t k, int64_t n, int64_t k_stride, int64_t column_stride)
+/* Copies rows of a head, c->a.pitch apart, side by side: to (rows,whole(D)), filled up with zeros. As they lie, with H
+ * D a power of two, few rows fit into the L1 cache together. */
+static void copy_rows(const attention_call *c, float *to, const float *from, int64_t rows)
 {
-    for (int64_t j = 0; j < n; j += GEMM_COLUMNS) VX_CPU(gemm_pack)
-    (packed + j * k, b + j * column_stride, k, (int)vx_min64(GEMM_COLUMNS, n - j), k_stride, column_stride);
+    const int64_t D = c->a.D, width = whole(D), full = D / VX_LANES * VX_LANES;
+    const int rest = (int)(D - full);
+    for (int64_t i = 0; i < rows; i++, to += width, from += c->a.pitch) {
+        for (int64_t j = 0; j < full; j += VX_LANES) vf_store(to + j, vf_load(from + j));
+        if (rest) vf_store(to + full, vf_load_n(from + full, rest));
+    }
 }
 
-/* Computes c (m,n) = alpha a (m,k) b + beta c, b as pack() leaves it. */
+/* Packs the transpose of rows (n,whole(D)) for multiply(): D whole(n) floats, b_stride 0. */
+static void pack_columns(const attention_call *c, float *packed, const float *rows, int64_t n)
+{
+    const int64_t D = c->a.D, width = whole(D);
+    for (int64_t j = 0; j < n; j += GEMM_COLUMNS)
+        VX_CPU(gemm_pack)(packed + j * D, rows + j * width, D, (int)vx_min64(GEMM_COLUMNS, n - j), 1, width);
+}
+
+/* Computes c (m,n) = alpha a (m,k) b (k,n) + beta c. Rows of b are b_stride apart and readable to whole(n); 0: b is as
+ * pack_columns() leaves it. */
 static void multiply(int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t row_stride, int64_t k_stride,
-                     const float *packed, float beta, float *c, int64_t c_stride)
+                     const float *b, int64_t b_stride, float beta, float *c, int64_t c_stride)
 {
     for (int64_t j = 0; j < n; j += GEMM_COLUMNS) {
         const int columns = (int)vx_min64(GEMM_COLUMNS, n - j);
@@ -65,8 +79,8 @@ static void multiply(int64_t m, int64_t n, int64_t k, float alpha, const float *
                                 .a = {a},
                                 .row_stride = row_stride,
                                 .k_stride = k_stride,
-                                .b = {packed + j * k},
-                                .b_stride = gemm_vectors(columns) * VX_LANES,
+                                .b = {b + j * (b_stride ? 1 : k)},
+                                .b_stride = b_stride ? b_stride : gemm_vectors(columns) * VX_LANES,
                                 .c = c + j,
                                 .c_stride = c_stride,
                                 .alpha = alpha,
@@ -76,12 +90,12 @@ static void multiply(int64_t m, int64_t n, int64_t k, float alpha, const float *
     }
 }
 
-/* Computes a tile of products of rows a (rows,D), a.pitch apart, with `keys` packed others: tile (rows,KEYS). Keys up
- * to the next whole vector get `beyond`, rows up to a multiple of ATTENTION_DRAWS get 0. */
+/* Computes a tile of products of rows a (rows,whole(D)) and `keys` packed columns: tile (rows,KEYS). Keys up to the
+ * next whole vector get `beyond`, rows up to a multiple of ATTENTION_DRAWS get 0. */
 static void tile_of(const attention_call *c, float *tile, int64_t rows, int64_t keys, float alpha, const float *a,
                     const float *packed, float beyond)
 {
-    multiply(rows, keys, c->a.D, alpha, a, c->a.pitch, 1, packed, 0, tile, KEYS);
+    multiply(rows, keys, c->a.D, alpha, a, whole(c->a.D), 1, packed, 0, 0, tile, KEYS);
     for (int64_t i = 0; keys % VX_LANES && i < rows; i++)
         for (int64_t j = keys; j < whole(keys); j++) tile[i * KEYS + j] = beyond;
     for (int64_t i = rows; i % ATTENTION_DRAWS; i++) memset(tile + i * KEYS, 0, sizeof(float) * KEYS);
@@ -106,9 +120,10 @@ VX_INLINE vf kept_only(vi kept, vf x) { return (vf)((vi)x & kept); }
 
 /* -- Forward ------------------------------------------------------------------------------------------------------- */
 
-/* What a thread works in. Of each query of a chunk: the largest score, the sums of the powers by lane, the output. */
+/* What a thread works in: rows of keys and their columns, rows of values, a tile of scores; of a chunk: rows of
+ * queries, their largest scores, the sums of their powers by lane, the output. */
 typedef struct forward_space {
-    float *keys, *values, *tile, *top, *sum, *out;
+    float *key_rows, *keys, *values, *tile, *queries, *top, *sum, *out;
 } forward_space;
 
 /* Turns scores (8,KEYS) into probabilities times e^(top - their true top): raises top and shrinks sum (8,VX_LANES) and
@@ -156,20 +171,22 @@ static void forward_chunk(const attention_call *c, const forward_space *w, uint6
     const int64_t D = c->a.D, pitch = c->a.pitch, width = whole(D);
     for (int64_t i = 0; i < CHUNK; i++) w->top[i] = -INFINITY;
     memset(w->sum, 0, sizeof(float) * CHUNK * VX_LANES);
+    copy_rows(c, w->queries, q, rows);
     for (int64_t s = 0; s < keys; s += KEYS) {
         const int64_t n = vx_min64(KEYS, keys - s);
-        pack(w->keys, k + s * pitch, D, n, 1, pitch);
-        pack(w->values, v + s * pitch, n, D, pitch, 1);
+        copy_rows(c, w->key_rows, k + s * pitch, n);
+        pack_columns(c, w->keys, w->key_rows, n);
+        copy_rows(c, w->values, v + s * pitch, n);
         for (int64_t first = 0; first < rows; first += QUERIES) {
             const int64_t m = vx_min64(QUERIES, rows - first);
-            tile_of(c, w->tile, m, n, c->a.scale2, q + first * pitch, w->keys, -INFINITY);
+            tile_of(c, w->tile, m, n, c->a.scale2, w->queries + first * width, w->keys, -INFINITY);
             for (int64_t i = first; i < first + m; i += ATTENTION_DRAWS) {
                 float *tile = w->tile + (i - first) * KEYS;
                 const uint64_t at = block + (uint64_t)(i / ATTENTION_DRAWS * c->a.T + s);
                 if (c->dropout) soften(1, c, at, n, tile, w->top + i, w->sum + i * VX_LANES, w->out + i * width, width);
                 else soften(0, c, at, n, tile, w->top + i, w->sum + i * VX_LANES, w->out + i * width, width);
             }
-            multiply(m, D, n, 1, w->tile, KEYS, 1, w->values, s > 0, w->out + first * width, width);
+            multiply(m, D, n, 1, w->tile, KEYS, 1, w->values, width, s > 0, w->out + first * width, width);
         }
     }
     for (int64_t i = 0; i < rows; i++) {
@@ -196,8 +213,10 @@ int VX_CPU(attention)(vx_tensor *y, vx_tensor *lse, vx_tensor *q, vx_tensor *k, 
     forward_space w = {0};
     scratch memory = {.op = "attention"};
     while (scratch_pass(&memory)) {
+        w.key_rows = carve_f32(&memory, threads * KEYS * width);
         w.keys = carve_f32(&memory, threads * KEYS * a.D);
         w.values = carve_f32(&memory, threads * KEYS * width);
+        w.queries = carve_f32(&memory, threads * CHUNK * width);
         w.tile = carve_f32(&memory, threads * QUERIES * KEYS);
         w.top = carve_f32(&memory, threads * CHUNK);
         w.sum = carve_f32(&memory, threads * CHUNK * VX_LANES);
@@ -207,9 +226,14 @@ int VX_CPU(attention)(vx_tensor *y, vx_tensor *lse, vx_tensor *q, vx_tensor *k, 
 #pragma omp parallel
     {
         const int64_t me = omp_get_thread_num();
-        const forward_space mine = {w.keys + me * KEYS * a.D,      w.values + me * KEYS * width,
-                                    w.tile + me * QUERIES * KEYS,  w.top + me * CHUNK,
-                                    w.sum + me * CHUNK * VX_LANES, w.out + me * CHUNK * width};
+        const forward_space mine = {.key_rows = w.key_rows + me * KEYS * width,
+                                    .keys = w.keys + me * KEYS * a.D,
+                                    .values = w.values + me * KEYS * width,
+                                    .tile = w.tile + me * QUERIES * KEYS,
+                                    .queries = w.queries + me * CHUNK * width,
+                                    .top = w.top + me * CHUNK,
+                                    .sum = w.sum + me * CHUNK * VX_LANES,
+                                    .out = w.out + me * CHUNK * width};
         const unsigned before = vx_denormals_off();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < a.B * a.H * chunks; task++) {
@@ -227,10 +251,10 @@ int VX_CPU(attention)(vx_tensor *y, vx_tensor *lse, vx_tensor *q, vx_tensor *k, 
 
 /* -- Backward ------------------------------------------------------------------------------------------------------ */
 
-/* What a thread works in. Of a tile of keys: k and v packed as columns, k packed as rows, both gradients. Of all
- * queries: q and dy packed as rows, tile by tile, and the gradient of q. */
+/* What a thread works in. Of a tile of keys: k and v as rows and as columns, and their gradients. Of all queries: q and
+ * dy as rows, the gradient of q, and delta. */
 typedef struct backward_space {
-    float *keys, *values, *key_rows, *dkeys, *dvalues;
+    float *keys, *values, *key_rows, *value_rows, *dkeys, *dvalues;
     float *scores, *slopes;
     float *queries, *dys, *dqueries, *delta;
 } backward_space;
@@ -288,24 +312,23 @@ static void backward_head(const attention_call *c, const backward_space *w, uint
         }
         w->delta[t] = vf_sum(sum);
     }
-    for (int64_t t = 0; t < T; t += QUERIES) {
-        pack(w->queries + t * width, q + t * pitch, vx_min64(QUERIES, T - t), D, pitch, 1);
-        pack(w->dys + t * width, dy + t * pitch, vx_min64(QUERIES, T - t), D, pitch, 1);
-    }
+    copy_rows(c, w->queries, q, T);
+    copy_rows(c, w->dys, dy, T);
     memset(w->dqueries, 0, sizeof(float) * (size_t)(T * width));
     for (int64_t s = 0; s < T; s += KEYS) {
         const int64_t here = vx_min64(KEYS, T - s), n = vx_max64(0, vx_min64(here, keys - s));
         if (n) {
-            pack(w->keys, k + s * pitch, D, n, 1, pitch);
-            pack(w->values, v + s * pitch, D, n, 1, pitch);
-            pack(w->key_rows, k + s * pitch, n, D, pitch, 1);
+            copy_rows(c, w->key_rows, k + s * pitch, n);
+            copy_rows(c, w->value_rows, v + s * pitch, n);
+            pack_columns(c, w->keys, w->key_rows, n);
+            pack_columns(c, w->values, w->value_rows, n);
         }
         memset(w->dkeys, 0, sizeof(float) * (size_t)(KEYS * width));
         memset(w->dvalues, 0, sizeof(float) * (size_t)(KEYS * width));
         for (int64_t t = 0; n && t < T; t += QUERIES) {
             const int64_t m = vx_min64(QUERIES, T - t);
-            tile_of(c, w->scores, m, n, c->a.scale2, q + t * pitch, w->keys, -INFINITY);
-            tile_of(c, w->slopes, m, n, 1, dy + t * pitch, w->values, 0);
+            tile_of(c, w->scores, m, n, c->a.scale2, w->queries + t * width, w->keys, -INFINITY);
+            tile_of(c, w->slopes, m, n, 1, w->dys + t * width, w->values, 0);
             for (int64_t i = 0; i < m; i += ATTENTION_DRAWS) {
                 float *scores = w->scores + i * KEYS, *slopes = w->slopes + i * KEYS;
                 const uint64_t b = block + (uint64_t)((t + i) / ATTENTION_DRAWS * T + s);
@@ -313,9 +336,9 @@ static void backward_head(const attention_call *c, const backward_space *w, uint
                 if (c->dropout) harden(1, c, b, m - i, n, scores, slopes, l, d);
                 else harden(0, c, b, m - i, n, scores, slopes, l, d);
             }
-            multiply(n, D, m, 1, w->scores, 1, KEYS, w->dys + t * width, 1, w->dvalues, width);
-            multiply(n, D, m, 1, w->slopes, 1, KEYS, w->queries + t * width, 1, w->dkeys, width);
-            multiply(m, D, n, 1, w->slopes, KEYS, 1, w->key_rows, 1, w->dqueries + t * width, width);
+            multiply(n, D, m, 1, w->scores, 1, KEYS, w->dys + t * width, width, 1, w->dvalues, width);
+            multiply(n, D, m, 1, w->slopes, 1, KEYS, w->queries + t * width, width, 1, w->dkeys, width);
+            multiply(m, D, n, 1, w->slopes, KEYS, 1, w->key_rows, width, 1, w->dqueries + t * width, width);
         }
         store_rows(c, dk + s * pitch, w->dkeys, here, c->a.scale);
         store_rows(c, dv + s * pitch, w->dvalues, here, 1);
@@ -339,6 +362,7 @@ int VX_CPU(attention_backward)(vx_tensor *dq, vx_tensor *dk, vx_tensor *dv, vx_t
         w.keys = carve_f32(&memory, threads * KEYS * a.D);
         w.values = carve_f32(&memory, threads * KEYS * a.D);
         w.key_rows = carve_f32(&memory, threads * KEYS * width);
+        w.value_rows = carve_f32(&memory, threads * KEYS * width);
         w.dkeys = carve_f32(&memory, threads * KEYS * width);
         w.dvalues = carve_f32(&memory, threads * KEYS * width);
         w.scores = carve_f32(&memory, threads * QUERIES * KEYS);
@@ -352,17 +376,18 @@ int VX_CPU(attention_backward)(vx_tensor *dq, vx_tensor *dk, vx_tensor *dv, vx_t
 #pragma omp parallel
     {
         const int64_t me = omp_get_thread_num(), all = me * a.T * width;
-        const backward_space mine = {w.keys + me * KEYS * a.D,
-                                     w.values + me * KEYS * a.D,
-                                     w.key_rows + me * KEYS * width,
-                                     w.dkeys + me * KEYS * width,
-                                     w.dvalues + me * KEYS * width,
-                                     w.scores + me * QUERIES * KEYS,
-                                     w.slopes + me * QUERIES * KEYS,
-                                     w.queries + all,
-                                     w.dys + all,
-                                     w.dqueries + all,
-                                     w.delta + me * a.T};
+        const backward_space mine = {.keys = w.keys + me * KEYS * a.D,
+                                     .values = w.values + me * KEYS * a.D,
+                                     .key_rows = w.key_rows + me * KEYS * width,
+                                     .value_rows = w.value_rows + me * KEYS * width,
+                                     .dkeys = w.dkeys + me * KEYS * width,
+                                     .dvalues = w.dvalues + me * KEYS * width,
+                                     .scores = w.scores + me * QUERIES * KEYS,
+                                     .slopes = w.slopes + me * QUERIES * KEYS,
+                                     .queries = w.queries + all,
+                                     .dys = w.dys + all,
+                                     .dqueries = w.dqueries + all,
+                                     .delta = w.delta + me * a.T};
         const unsigned before = vx_denormals_off();
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < a.B * a.H; head++) {

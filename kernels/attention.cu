@@ -107,7 +107,7 @@ VX_DEVICE bool keeps_key(uint32_t drawn, int t, int i, int e)
 }
 
 template <int KT, bool ROUGH>
-VX_KERNEL VX_HOT __launch_bounds__(THREADS) attention_kernel(attention_call c, float *y, float *lse)
+VX_KERNEL VX_HOT __launch_bounds__(THREADS, 2) attention_kernel(attention_call c, float *y, float *lse)
 {
     constexpr int TILE = ITEMS * ITEM_PITCH(KT);
     float *queries = (float *)vx_shared, *keys = queries + TILE, *values = keys + TILE;
@@ -208,13 +208,14 @@ typedef struct backward_in {
 VX_DEVICE void harden(const attention_call &c, float *s, float *x, bool there, bool kept, float top, float sum,
                       float delta)
 {
-    const float p = there ? vx_fast_exp2(*s * c.a.scale2 - top - sum) : 0;
+    const float power = *s * c.a.scale2 - top - sum; /* a score that is large may come out above its own largest */
+    const float p = !there ? 0 : power > 0 ? 1 : vx_fast_exp2(power);
     *s = kept ? p * c.a.kept_factor : 0;
     *x = p * ((kept ? *x * c.a.kept_factor : 0) - delta);
 }
 
-/* Others that pass by at a time: fewer where items are long, so that all sums stay in registers. */
-#define OTHER_TILES(KT) ((KT) > 8 ? 4 : 8)
+/* Tiles of 8 others that pass by at a time: fewer where items are long, so that all sums stay in registers. */
+#define OTHER_TILES(KT) ((KT) > 4 ? 4 : 8)
 
 /* Stores a warp's 16 items times alpha as rows of a gradient. */
 template <int KT>
@@ -238,7 +239,7 @@ VX_DEVICE void store_items(const attention_call &c, float *to, const place &p, i
 
 /* Computes dq: a warp owns 16 queries, keys pass by. */
 template <int KT, bool ROUGH>
-VX_KERNEL VX_HOT __launch_bounds__(THREADS) backward_queries_kernel(attention_call c, backward_in in, float *dq)
+VX_KERNEL VX_HOT __launch_bounds__(THREADS, 2) backward_queries_kernel(attention_call c, backward_in in, float *dq)
 {
     constexpr int N = OTHER_TILES(KT), OTHERS = 8 * N, TILE = ITEMS * ITEM_PITCH(KT);
     float *queries = (float *)vx_shared, *dys = queries + TILE, *keys = dys + TILE,
@@ -285,7 +286,8 @@ VX_KERNEL VX_HOT __launch_bounds__(THREADS) backward_queries_kernel(attention_ca
 
 /* Computes dk and dv: a warp owns 16 keys, queries pass by. */
 template <int KT, bool ROUGH>
-VX_KERNEL VX_HOT __launch_bounds__(THREADS) backward_keys_kernel(attention_call c, backward_in in, float *dk, float *dv)
+VX_KERNEL VX_HOT __launch_bounds__(THREADS, 2)
+    backward_keys_kernel(attention_call c, backward_in in, float *dk, float *dv)
 {
     constexpr int N = OTHER_TILES(KT), OTHERS = 8 * N, TILE = ITEMS * ITEM_PITCH(KT);
     float *keys = (float *)vx_shared, *values = keys + TILE, *queries = values + TILE,

@@ -371,6 +371,13 @@ local function specs(device, tag)
         compare(got, run("sepconv2d", args, "cpu", 20 + i), "sepconv2d case " .. i, 1e-2)
         assert.is_true(got[1]:bytes() ~= run("sepconv2d", args, device, 20 + i)[1]:bytes())
       end
+      for i, args in ipairs(larger.attention(T)) do -- whose factors keep the 10 bits of TF32
+        vx.autocast "bf16"
+        local got = run("attention", args, device, 30 + i)
+        vx.autocast "f32"
+        compare(got, run("attention", args, "cpu", 30 + i), "attention case " .. i, 1e-2)
+        assert.is_true(got[1]:bytes() ~= run("attention", args, device, 30 + i)[1]:bytes())
+      end
       vx.autocast "bf16"
 
       local function others() -- what is no product of matrices is as it was

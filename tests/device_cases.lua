@@ -250,6 +250,30 @@ function direct.softmax(device)
   return results
 end
 
+function direct.attention(device)
+  local T, results = H.generator(19), {}
+  local function run_on(shape, options, change)
+    local x = {}
+    for i = 1, 3 do -- off 16 bytes by the view, as elements of another tensor may be
+      local n = shape[1] * shape[2] * shape[3] * shape[4]
+      x[i] = T({ n + 1 }, { grad = false })
+      if change then change(x[i], i) end
+      local strides = { shape[2] * shape[3] * shape[4], shape[3] * shape[4], shape[4], 1 }
+      x[i] = core.view(upload(x[i], device), shape, strides, i == 2 and 1 or 0)
+      x[i].requires_grad = true
+    end
+    local y = ops.attention(x[1], x[2], x[3], options)
+    y:backward(upload(T(shape, { grad = false }), device))
+    for _, r in ipairs { y, x[1].grad, x[2].grad, x[3].grad } do results[#results + 1] = r end
+  end
+  local function noise(p) return { dropout = p, generator = { stream = function() return 3, 4 end } } end
+  run_on({ 2, 131, 2, 8 }, noise(0.25))
+  run_on({ 1, 70, 1, 100 }, noise(1))
+  run_on({ 2, 66, 1, 36 }, { lengths = vx.tensor({ 0, 65 }, { dtype = "i32" }) })
+  run_on({ 1, 9, 1, 4 }, nil, function(x, i) if i == 1 then x[6] = 0 / 0 end end)
+  return results
+end
+
 function direct.nonfinite(device)
   local x, results = vx.zeros { 300, 70 }, {}
   for _, place in ipairs { { 271, 70, 1 / 0 }, { 18, 1, 0 / 0 }, { 18, 2, -1 / 0 }, { 1, 1, 0 / 0 } } do
