@@ -126,8 +126,8 @@ typedef struct forward_space {
     float *key_rows, *keys, *values, *tile, *queries, *top, *sum, *out;
 } forward_space;
 
-/* Turns scores (8,KEYS) into probabilities times e^(top - their true top): raises top and shrinks sum (8,VX_LANES) and
- * out (8,width) to it, adds the powers to sum, and drops what dropout drops. */
+/* Turns the scores (8,KEYS) of eight queries into powers 2^(score - top). Raises top to the tile's largest score first,
+ * and shrinks sum (8,VX_LANES) and out (8,width) to it. Adds the powers to sum, then clears those that dropout drops. */
 VX_INLINE void soften(const int dropout, const attention_call *c, uint64_t block, int64_t keys, float *tile, float *top,
                       float *sum, float *out, int64_t width)
 {
