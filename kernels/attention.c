@@ -127,7 +127,8 @@ typedef struct forward_space {
 } forward_space;
 
 /* Turns the scores (8,KEYS) of eight queries into powers 2^(score - top). Raises top to the tile's largest score first,
- * and shrinks sum (8,VX_LANES) and out (8,width) to it. Adds the powers to sum, then clears those that dropout drops. */
+ * and shrinks sum (8,VX_LANES) and out (8,width) to it. Adds the powers to sum, then clears those that dropout drops.
+ */
 VX_INLINE void soften(const int dropout, const attention_call *c, uint64_t block, int64_t keys, float *tile, float *top,
                       float *sum, float *out, int64_t width)
 {
