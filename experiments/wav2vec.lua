@@ -118,7 +118,7 @@ end
 
 local presets = {
   tiny = preset { model = small(64, 96, 2, 4), dim = 64, codes = 64, groups = 2, k = 4, shards = 1, batch = 8,
-    steps = 400, warmup = 40, crop = 32000, rate = 1e-3, final = 1e-5 },
+    steps = 300, warmup = 30, crop = 32000, rate = 1e-3, final = 1e-5 },
   small = preset { model = small(128, 384, 4, 6), dim = 128, codes = 160, groups = 2, k = 4, shards = 1, batch = 8,
     steps = 2000, warmup = 200, crop = 64000 },
   ["1x1024"] = preset(single), ["2x320"] = preset(dual),
