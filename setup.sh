@@ -24,7 +24,7 @@ needs=(
   "lua-filesystem|luajit -e 'require \"lfs\"'"
   "lua-cjson|luajit -e 'require \"cjson\"'"
   "lua-argparse|luajit -e 'require \"argparse\"'"
-  "libturbojpeg0-dev|pkg-config --exists libturbojpeg"
+  "libjpeg-dev|pkg-config --exists libjpeg"
   "libpng-dev|pkg-config --exists libpng"
   "libsndfile1-dev|pkg-config --exists sndfile"
   "libsamplerate0-dev|pkg-config --exists samplerate"

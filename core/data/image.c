@@ -8,15 +8,18 @@
  *     bits, as Pillow itself does for 16-bit RGB.
  *
  * A damaged file must never end the process, nor make it allocate what a header merely claims: sizes are checked
- * against VX_IMAGE_MAX_PIXELS first, libpng's longjmp stays inside decode_png() and encode_png(), TurboJPEG has its
- * own.
+ * against VX_IMAGE_MAX_PIXELS and what the file can hold first, and the libraries' longjmp stays inside decode_jpeg(),
+ * decode_png() and encode_png(). What costs no pixel, such as stray bytes between segments or a cut last chunk, passes.
  */
 #include <errno.h>
+#include <stdio.h> /* before jpeglib.h, which needs it */
+
+#include <jerror.h>
+#include <jpeglib.h>
 #include <png.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <turbojpeg.h>
 #include <unistd.h>
 
 #include "pixels.h"
@@ -24,16 +27,29 @@
 
 enum { MAX_FILE = 1 << 30 }; /* bytes; no photograph is larger */
 
-static int reserve_pixels(vx_pixels *p, int64_t height, int64_t width)
+static int check_limit(int64_t height, int64_t width)
 {
     if (height < 1 || width < 1 || height > VX_IMAGE_MAX_PIXELS / width)
         return vx_fail(VX_EIO, "%lld x %lld pixels, more than the limit of %d in all", (long long)width,
                        (long long)height, VX_IMAGE_MAX_PIXELS);
+    return VX_OK;
+}
+
+static int reserve_pixels(vx_pixels *p, int64_t height, int64_t width)
+{
     int status = vx_bytes_reserve(&p->bytes, (size_t)height * width * 3);
     if (status) return status;
     p->height = height;
     p->width = width;
     return VX_OK;
+}
+
+/* Refuses a picture of more elements than a file of `count` bytes can hold, at `most` of them a byte: its header alone
+ * must not make us allocate. */
+static int check_claim(int64_t elements, int64_t most, size_t count)
+{
+    if (elements / most <= (int64_t)count) return VX_OK;
+    return vx_fail(VX_EIO, "its header claims a picture that %zu bytes cannot hold", count);
 }
 
 /* -- What a file is ------------------------------------------------------------------------------------------------ */
@@ -99,18 +115,57 @@ int vx_image_kind(const char *path, const char **kind)
 
 /* -- JPEG ---------------------------------------------------------------------------------------------------------- */
 
-/* TurboJPEG reports any oddity as a warning, after which the picture is there, whole or partly gray. Oddities that cost
- * no pixel pass, as they do in Pillow: stray bytes before the end marker, an unknown JFIF revision or Adobe transform.
- * It tells the first warning only, so the end marker itself has to be there too. */
-static bool harmless(const char *warning, const uint8_t *bytes, size_t count)
+/* What the callbacks see; libjpeg knows the parts by their addresses. */
+typedef struct jpeg_job {
+    struct jpeg_error_mgr errors;
+    struct jpeg_source_mgr source;
+    struct jpeg_progress_mgr progress;
+    jmp_buf leave;
+    int status;
+    char error[JMSG_LENGTH_MAX];
+} jpeg_job;
+
+enum { MAX_SCANS = 500 }; /* a progressive file has some ten; each scan passes over the whole picture */
+
+static void jpeg_failed(j_common_ptr jpeg)
 {
-    if (!strstr(warning, "before marker 0xd9") && !strstr(warning, "JFIF revision") &&
-        !strstr(warning, "Adobe color transform"))
-        return false;
-    size_t tail = count > 4096 ? count - 4096 : 0;
-    for (size_t i = count - 1; i > tail; i--)
-        if (bytes[i] == 0xd9 && bytes[i - 1] == 0xff) return true;
-    return false;
+    jpeg_job *job = jpeg->client_data;
+    job->errors.format_message(jpeg, job->error);
+    longjmp(job->leave, 1);
+}
+
+/* Ends at the first warning that costs pixels, so that a cut file with a giant header is not filled with gray. */
+static void jpeg_warned(j_common_ptr jpeg, int level)
+{
+    int code = jpeg->err->msg_code;
+    bool harmless = code == JWRN_EXTRANEOUS_DATA || code == JWRN_JFIF_MAJOR || code == JWRN_ADOBE_XFORM ||
+                    code == JWRN_NOT_SEQUENTIAL;
+    if (level < 0 && !harmless) jpeg_failed(jpeg);
+}
+
+static void jpeg_scanned(j_common_ptr jpeg)
+{
+    if (((j_decompress_ptr)jpeg)->input_scan_number <= MAX_SCANS) return;
+    jpeg_job *job = jpeg->client_data;
+    snprintf(job->error, sizeof job->error, "more than %d scans", MAX_SCANS);
+    longjmp(job->leave, 1);
+}
+
+static void jpeg_nothing(j_decompress_ptr jpeg) { (void)jpeg; }
+
+static boolean jpeg_more(j_decompress_ptr jpeg)
+{
+    jpeg_job *job = jpeg->client_data;
+    snprintf(job->error, sizeof job->error, "the file ends too early");
+    longjmp(job->leave, 1);
+}
+
+static void jpeg_skip(j_decompress_ptr jpeg, long count)
+{
+    if (count <= 0) return;
+    if ((size_t)count > jpeg->src->bytes_in_buffer) jpeg_more(jpeg);
+    jpeg->src->next_input_byte += count;
+    jpeg->src->bytes_in_buffer -= (size_t)count;
 }
 
 static uint8_t times(uint8_t a, uint8_t b) /* a b / 255, rounded */
@@ -119,40 +174,58 @@ static uint8_t times(uint8_t a, uint8_t b) /* a b / 255, rounded */
     return (uint8_t)(((t >> 8) + t) >> 8);
 }
 
-static int read_jpeg(vx_decoder *d, const uint8_t *bytes, size_t count, vx_pixels *out)
+/* Everything that may jump; after a jump only *job is read. */
+static int decode_jpeg(j_decompress_ptr jpeg, jpeg_job *job, size_t count, vx_decoder *d, vx_pixels *out)
 {
-    int width = 0, height = 0, sampling, colors = -1;
-    if (!d->jpeg) d->jpeg = tjInitDecompress();
-    if (!d->jpeg) return vx_fail(VX_ENOMEM, "out of memory for a JPEG decoder");
-    /* The header call also refuses sampling factors that it has no name for; the decoder does not mind those, and by
-     * then the sizes are known. */
-    int failed = tjDecompressHeader3(d->jpeg, bytes, count, &width, &height, &sampling, &colors);
-    if (failed && (width < 1 || height < 1 || colors < 0))
-        return vx_fail(VX_EIO, "not a usable JPEG (%s)", tjGetErrorStr2(d->jpeg));
-    if (width < 1 || height < 1) return vx_fail(VX_EIO, "a JPEG without a picture");
-    int status = reserve_pixels(out, height, width);
-    if (status) return status;
-
-    bool cmyk = colors == TJCS_CMYK || colors == TJCS_YCCK;
-    uint8_t *to = out->bytes.data;
-    if (cmyk) {
-        status = vx_bytes_reserve(&d->cmyk, (size_t)width * height * 4);
-        if (status) return status;
-        to = d->cmyk.data;
+    if (setjmp(job->leave))
+        return job->status ? job->status : vx_fail(VX_EIO, "truncated or damaged JPEG (%s)", job->error);
+    jpeg_read_header(jpeg, TRUE);
+    const int64_t height = jpeg->image_height, width = jpeg->image_width;
+    /* Huffman codes: a block of 64 pixels takes a bit or more */
+    job->status = check_limit(height, width);
+    if (!job->status && !jpeg->arith_code) job->status = check_claim(height * width, 512, count);
+    if (!job->status) job->status = reserve_pixels(out, height, width);
+    const bool cmyk = jpeg->jpeg_color_space == JCS_CMYK || jpeg->jpeg_color_space == JCS_YCCK;
+    if (cmyk && !job->status) job->status = vx_bytes_reserve(&d->cmyk, (size_t)(width * height * 4));
+    if (job->status) return job->status;
+    jpeg->out_color_space = cmyk ? JCS_CMYK : JCS_RGB;
+    jpeg_start_decompress(jpeg);
+    while (jpeg->output_scanline < jpeg->output_height) {
+        const int64_t y = jpeg->output_scanline;
+        uint8_t *row = cmyk ? d->cmyk.data + y * width * 4 : out->bytes.data + y * width * 3;
+        jpeg_read_scanlines(jpeg, &row, 1);
     }
-    /* Stopping at the first warning keeps a cut file with a giant header from being filled with gray to its end. */
-    int flags = TJFLAG_ACCURATEDCT | TJFLAG_LIMITSCANS, format = cmyk ? TJPF_CMYK : TJPF_RGB;
-    failed = tjDecompress2(d->jpeg, bytes, count, to, width, 0, height, format, flags | TJFLAG_STOPONWARNING);
-    if (failed && tjGetErrorCode(d->jpeg) == TJERR_WARNING && harmless(tjGetErrorStr2(d->jpeg), bytes, count))
-        failed = tjDecompress2(d->jpeg, bytes, count, to, width, 0, height, format, flags) &&
-                 tjGetErrorCode(d->jpeg) != TJERR_WARNING;
-    if (failed) return vx_fail(VX_EIO, "truncated or damaged JPEG (%s)", tjGetErrorStr2(d->jpeg));
+    jpeg_finish_decompress(jpeg);
     if (cmyk) {
+        const uint8_t *from = d->cmyk.data;
         uint8_t *rgb = out->bytes.data;
-        for (size_t i = 0, n = (size_t)width * height; i < n; i++)
-            for (int c = 0; c < 3; c++) rgb[i * 3 + c] = times(to[i * 4 + c], to[i * 4 + 3]);
+        for (int64_t i = 0; i < width * height; i++)
+            for (int c = 0; c < 3; c++) rgb[i * 3 + c] = times(from[i * 4 + c], from[i * 4 + 3]);
     }
     return VX_OK;
+}
+
+static int read_jpeg(vx_decoder *d, const uint8_t *bytes, size_t count, vx_pixels *out)
+{
+    jpeg_job job = {0};
+    struct jpeg_decompress_struct jpeg = {.err = jpeg_std_error(&job.errors), .client_data = &job};
+    job.errors.error_exit = jpeg_failed;
+    job.errors.emit_message = jpeg_warned;
+    if (setjmp(job.leave)) return vx_fail(VX_ENOMEM, "out of memory for a JPEG decoder");
+    jpeg_create_decompress(&jpeg);
+    job.source = (struct jpeg_source_mgr){.next_input_byte = bytes,
+                                          .bytes_in_buffer = count,
+                                          .init_source = jpeg_nothing,
+                                          .fill_input_buffer = jpeg_more,
+                                          .skip_input_data = jpeg_skip,
+                                          .resync_to_restart = jpeg_resync_to_restart,
+                                          .term_source = jpeg_nothing};
+    job.progress.progress_monitor = jpeg_scanned;
+    jpeg.src = &job.source;
+    jpeg.progress = &job.progress;
+    int status = decode_jpeg(&jpeg, &job, count, d, out);
+    jpeg_destroy_decompress(&jpeg);
+    return status;
 }
 
 /* -- PNG ----------------------------------------------------------------------------------------------------------- */
@@ -167,6 +240,7 @@ typedef struct png_job {
     size_t written;
     int status;
     png_bytep *rows;
+    int64_t rows_left; /* reading: rows of all passes that are still to come */
 } png_job;
 
 static void png_failed(png_structp png, png_const_charp text)
@@ -182,6 +256,13 @@ static void png_warned(png_structp png, png_const_charp text)
     (void)text;
 }
 
+static uint32_t big_endian(const uint8_t *p)
+{
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Gives libpng the next bytes. Of a chunk of pixels that the file cuts short it gives the length that is there, for all
+ * of them may have come by then. */
 static void png_take(png_structp png, png_bytep to, size_t count)
 {
     png_job *job = png_get_io_ptr(png);
@@ -189,6 +270,21 @@ static void png_take(png_structp png, png_bytep to, size_t count)
     memcpy(to, job->from, count);
     job->from += count;
     job->left -= count;
+    if (count == 8 && !memcmp(to + 4, "IDAT", 4) && big_endian(to) > job->left)
+        png_save_uint_32(to, (uint32_t)job->left);
+}
+
+/* Is a chunk other than those of pixels and the last one cut short? Pillow refuses that, also behind the pixels. */
+static bool cut_chunk(const uint8_t *bytes, size_t count)
+{
+    for (size_t at = 8; at + 8 <= count;) {
+        size_t length = big_endian(bytes + at);
+        const uint8_t *type = bytes + at + 4;
+        if (!memcmp(type, "IEND", 4)) return false;
+        if (length > count - at - 8) return memcmp(type, "IDAT", 4) != 0;
+        at += 12 + length;
+    }
+    return false;
 }
 
 static void png_give(png_structp png, png_bytep from, size_t count)
@@ -211,22 +307,54 @@ static void png_give(png_structp png, png_bytep from, size_t count)
 
 static void png_flushed(png_structp png) { (void)png; }
 
-/* Everything that may jump. The locals that matter after a jump are in *job or unchanged since setjmp. */
+/* Called with each row that was inflated. */
+static void png_row_came(png_structp png, png_row_infop row, png_bytep bytes)
+{
+    (void)row, (void)bytes;
+    ((png_job *)png_get_user_transform_ptr(png))->rows_left--;
+}
+
+/* Counts the rows of all passes that hold pixels. */
+static int64_t count_rows(png_structp png, png_infop info)
+{
+    const png_uint_32 height = png_get_image_height(png, info), width = png_get_image_width(png, info);
+    if (png_get_interlace_type(png, info) == PNG_INTERLACE_NONE) return height;
+    int64_t rows = 0;
+    for (int pass = 0; pass < 7; pass++)
+        if (PNG_PASS_COLS(width, pass) > 0) rows += PNG_PASS_ROWS(height, pass);
+    return rows;
+}
+
+/* Everything that may jump. The locals that matter after a jump are in *job or unchanged since setjmp. Damage behind
+ * the last pixel costs none. */
 static int decode_png(png_structp png, png_infop info, png_job *job, vx_pixels *out)
 {
-    if (setjmp(job->leave))
+    const size_t count = job->left;
+    job->rows_left = 1;
+    if (setjmp(job->leave)) {
+        if (job->rows_left == 0) return VX_OK;
         return job->status ? vx_fail(job->status, "%s", job->error)
                            : vx_fail(VX_EIO, "truncated or damaged PNG (%s)", job->error);
+    }
     png_set_read_fn(png, job, png_take);
     png_set_user_limits(png, VX_IMAGE_MAX_PIXELS, VX_IMAGE_MAX_PIXELS);
+    png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_read_info(png, info);
-    job->status = reserve_pixels(out, png_get_image_height(png, info), png_get_image_width(png, info));
+    png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE); /* Pillow checks no sum of pixels */
+    /* deflate makes at most 1032 bytes of one */
+    const int64_t height = png_get_image_height(png, info), width = png_get_image_width(png, info);
+    job->status = check_limit(height, width);
+    if (!job->status) job->status = check_claim((int64_t)png_get_rowbytes(png, info) * height, 1032, count);
+    if (job->status) return job->status;
+    job->status = reserve_pixels(out, height, width);
     if (job->status) return job->status;
     png_set_strip_16(png);
     png_set_expand(png);
     png_set_gray_to_rgb(png);
     png_set_strip_alpha(png);
     png_set_interlace_handling(png);
+    png_set_read_user_transform_fn(png, png_row_came);
+    png_set_user_transform_info(png, job, 0, 0);
     png_read_update_info(png, info);
     if (png_get_rowbytes(png, info) != (size_t)out->width * 3) png_error(png, "an unknown pixel layout");
     job->rows = malloc(sizeof *job->rows * (size_t)out->height);
@@ -235,8 +363,8 @@ static int decode_png(png_structp png, png_infop info, png_job *job, vx_pixels *
         png_error(png, "out of memory");
     }
     for (int64_t y = 0; y < out->height; y++) job->rows[y] = out->bytes.data + y * out->width * 3;
+    job->rows_left = count_rows(png, info);
     png_read_image(png, job->rows);
-    png_read_end(png, NULL);
     return VX_OK;
 }
 
@@ -247,6 +375,7 @@ static int read_png(const uint8_t *bytes, size_t count, vx_pixels *out)
     png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &job, png_failed, png_warned);
     if (png) info = png_create_info_struct(png);
     int status = info ? decode_png(png, info, &job, out) : vx_fail(VX_ENOMEM, "out of memory for a PNG decoder");
+    if (!status && cut_chunk(bytes, count)) status = vx_fail(VX_EIO, "truncated or damaged PNG (a chunk is cut)");
     png_destroy_read_struct(&png, &info, NULL);
     free(job.rows);
     return status;
@@ -321,8 +450,6 @@ int vx_decoder_file(vx_decoder *d, const char *path, vx_pixels *out)
 
 void vx_decoder_release(vx_decoder *d)
 {
-    if (d->jpeg) tjDestroy(d->jpeg);
-    d->jpeg = NULL;
     vx_bytes_release(&d->file);
     vx_bytes_release(&d->cmyk);
 }

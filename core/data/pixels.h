@@ -11,9 +11,8 @@ typedef struct vx_pixels {
     vx_bytes bytes;
 } vx_pixels;
 
-/* One thread's decoder: a TurboJPEG handle and working space. Zero-initialized is ready. */
+/* One thread's working space for decoding. Zero-initialized is ready. */
 typedef struct vx_decoder {
-    void *jpeg;
     vx_bytes file, cmyk;
 } vx_decoder;
 

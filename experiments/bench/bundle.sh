@@ -11,7 +11,7 @@ set -euo pipefail
 [ -e "$1" ] && { echo "$1 is there already" >&2; exit 2; }
 mkdir -p "$1" && cd "$1"
 
-packages=(luajit lua-busted lua-filesystem lua-cjson lua-argparse libturbojpeg0 libpng16-16 libsndfile1 libsamplerate0
+packages=(luajit lua-busted lua-filesystem lua-cjson lua-argparse libjpeg62-turbo libpng16-16 libsndfile1 libsamplerate0
   libcairo2 fonts-dejavu-core libedit2 liblapack3 libzmq5 libssl3 libgomp1)
 mapfile -t closure < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
   --no-replaces --no-enhances "${packages[@]}" | grep '^[a-z0-9]' | sed 's/:.*//' | sort -u)
