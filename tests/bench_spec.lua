@@ -141,6 +141,24 @@ describe("gpu.sh", function()
   end)
 end)
 
+describe("the benchmark of a pretraining step", function()
+  it("times steps without PyTorch, and measures the memory of clips", function()
+    local folder = H.scratch "w2v-step"
+    local out, status = shell(("luajit experiments/bench/w2v_step.lua --python none --presets tiny --batch 2 --rounds "
+      .. "1 --seconds 1 --methods none,softmax-knn-ce --csv '%s.csv' 2>&1"):format(folder))
+    assert.equal(0, status, out)
+    for _, row in ipairs(rows_of(folder .. ".csv")) do
+      assert.is_true(tonumber(row.vertex_ms) > 0)
+      assert.same({ "tiny", "2", "" }, { row.preset, row.batch, row.torch })
+    end
+    out, status = shell "luajit experiments/bench/w2v_step.lua --presets tiny --frames 20,40 2>&1"
+    assert.equal(0, status, out)
+    local of = {}
+    for T, mb in out:gmatch "(%d+) frames: +[%d.]+ MB at the peak, +([%d.]+) MB" do of[tonumber(T)] = tonumber(mb) end
+    assert.is_true(of[20] > 0 and of[40] > of[20] and of[40] < 3 * of[20], out)
+  end)
+end)
+
 describe("kernels/lab", function()
   it("agrees with float64 in every step #slow", function()
     local text, status = shell "kernels/lab/run.sh --quick"
