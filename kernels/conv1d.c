@@ -389,13 +389,21 @@ int VX_CPU(conv1d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, in
 
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
 
-/* The product a^T b over windows: a (windows,M) and b (windows,N), whose rows begin a_stride and b_stride apart. */
+/* The product c (M,N) = a^T b over windows: a (windows,M) and b (windows,N), whose rows begin a_stride and b_stride
+ * apart. c is stored GEMM_COLUMNS at a time, so that these lie together in L2. */
 typedef struct outer {
     int64_t M, N, a_stride, b_stride;
 } outer;
 
-/* Adds `count` windows to columns j .. of c (M,N), or sets them where beta is 0. What strides that are multiples of a
- * page's part would crowd into a few sets of the L1 cache is packed. */
+/* Returns the place of element (m, n) of c. */
+static int64_t outer_at(const outer *z, int64_t m, int64_t n)
+{
+    const int64_t panel = n / GEMM_COLUMNS * GEMM_COLUMNS;
+    return panel * z->M + m * vx_min64(GEMM_COLUMNS, z->N - panel) + (n - panel);
+}
+
+/* Adds `count` windows to columns j .. of c, GEMM_COLUMNS at most, or sets them where beta is 0. Rows whose stride
+ * would crowd them into a few sets of the L1 cache are packed. */
 static void add_windows(float *c, const outer *z, const float *a, const float *b, int64_t count, int64_t j, float beta)
 {
     _Alignas(64) float left[BLOCK_WINDOWS * BLOCK_LEFT], right[BLOCK_WINDOWS * GEMM_COLUMNS];
@@ -409,7 +417,7 @@ static void add_windows(float *c, const outer *z, const float *a, const float *b
                           .k_stride = pack_left ? BLOCK_LEFT : z->a_stride,
                           .b = {b + t * z->b_stride + j},
                           .b_stride = z->b_stride,
-                          .c_stride = z->N,
+                          .c_stride = columns,
                           .alpha = 1,
                           .beta = t ? 1 : beta,
                           .in_l2 = pack_left};
@@ -421,7 +429,7 @@ static void add_windows(float *c, const outer *z, const float *a, const float *b
             for (int64_t p = 0; pack_left && p < q.k; p++)
                 memcpy(left + p * BLOCK_LEFT, windows + p * z->a_stride, sizeof(float) * (size_t)rows);
             q.a[0] = pack_left ? left : windows;
-            q.c = c + i * z->N + j;
+            q.c = c + outer_at(z, i, j);
             VX_CPU(gemm_multiply)(&q, rows, columns);
         }
     }
@@ -493,7 +501,7 @@ int VX_CPU(conv1d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
             for (int64_t c = 0; c < q.D; c++)
                 for (int64_t j = 0; j < q.K; j++) {
                     const int64_t p = j * q.D + c;
-                    vx_f32(dw)[(i * q.D + c) * q.K + j] = windows_right ? sum[o * depth + p] : sum[p * q.E + o];
+                    vx_f32(dw)[(i * q.D + c) * q.K + j] = sum[windows_right ? outer_at(&z, o, p) : outer_at(&z, p, o)];
                 }
         }
     }
