@@ -276,6 +276,10 @@ describe("values out of range:", function()
     raises(function() vx.tensor { 1, "x" } end, "string")
     raises(function() vx.tensor "x" end, "string")
     raises(function() vx.tensor(vx.zeros { 2 }) end, "clone")
+    local round = {}
+    round[1] = round
+    raises(function() vx.tensor(round) end, "more than 8 deep")
+    raises(function() vx.tensor { { { { { { { { { 1 } } } } } } } } } end, "more than 8 deep")
   end)
   it("item, fromtable, frombytes", function()
     raises(function() f(2, 3):item() end, "item", "(2,3)")

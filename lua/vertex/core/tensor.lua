@@ -125,11 +125,12 @@ end
 -- @param data number (shape {}), array of numbers (N), array of arrays (N,M), ...; rows of one length
 -- @param[opt] options { dtype = "f32" | "bf16" | "i32" | "u8", device = default, requires_grad = false }
 -- @return tensor
--- @raise where rows differ in length, or an element is no number
+-- @raise where rows differ in length, tables are nested more than 8 deep, or an element is no number
 function tensors.tensor(data, options)
   if tensors.is_tensor(data) then fail "tensor: given a tensor; use x:clone() or x:to(device)" end
   local shape, probe = {}, data
   while type(probe) == "table" do
+    if #shape == 8 then fail "tensor: tables nested more than 8 deep (does one contain itself?)" end
     shape[#shape + 1] = #probe
     probe = probe[1]
   end
