@@ -142,7 +142,7 @@ describe("a figure", function()
     H.raises(function() fig:save(fresh "no/such/folder.png") end, fresh "no/such/folder.png",
       "No such file or directory")
     os.execute(("mkdir '%s'"):format(fresh "folder.png"))
-    H.raises(function() fig:save(fresh "folder.png") end, "folder.png", "directory")
+    H.raises(function() fig:save(fresh "folder.png") end, "folder.png", "it is a folder")
     os.execute(("rmdir '%s'"):format(fresh "folder.png"))
     fig:axes(1):set { title = "\255 is not UTF-8" }
     for _, name in ipairs { "bad.png", "bad.svg", "bad.pdf" } do
