@@ -89,18 +89,24 @@ describe("vq_sweep", function()
     local common = "--codes 8 --k 4 --batch 16 --steps 600 --checkpoint 0 --quiet --methods softmax-ppl --out "
     local output, status = sweep(common .. "between-whole")
     assert.equal(0, status, output)
-    local stops = 0
+    local stopped -- the folder of a run that was killed between log lines: after the first checkpoint, then and there
     for try = 1, 20 do
-      local _, code = sweep(common .. "between --resume", ("timeout -s KILL %.2f"):format(0.3 + 0.05 * try))
-      if code == 0 then break end
-      local extra = vx.runs.checkpoint.peek(folder .. "/between/checkpoints/softmax-ppl.safetensors")
-      if extra and extra.step % 6 ~= 0 then stops = stops + 1 end
+      local out = "between-" .. try
+      local path = ("%s/%s/checkpoints/softmax-ppl.safetensors"):format(folder, out)
+      H.shell(("cd '%s'; luajit '%s/experiments/vq_sweep.lua' --device cpu %s%s >/dev/null 2>&1 & pid=$!; "
+        .. "until [ -e '%s' ] || ! kill -0 $pid; do sleep 0.005; done; kill -9 $pid; wait $pid"):format(folder, root,
+        common, out, path))
+      local step = vx.runs.checkpoint.peek(path).step
+      if step < 600 and step % 6 ~= 0 then
+        stopped = out
+        break
+      end
     end
-    assert.truthy(stops > 0, "the run was never stopped between log lines")
-    output, status = sweep(common .. "between --resume")
+    assert.truthy(stopped, "the run was never stopped between log lines")
+    output, status = sweep(common .. stopped .. " --resume")
     assert.equal(0, status, output)
     for _, file in ipairs { "metrics.jsonl", "curves.png" } do
-      assert.equal(H.read(folder .. "/between-whole/" .. file), H.read(folder .. "/between/" .. file))
+      assert.equal(H.read(folder .. "/between-whole/" .. file), H.read(folder .. "/" .. stopped .. "/" .. file))
     end
   end)
 
