@@ -17,6 +17,7 @@ local core, nn, runs = require "vertex.core", vx.nn, vx.runs
 local json, safetensors = require "vertex.json", require "vertex.safetensors"
 
 local BLOCK_ROWS = 65536 -- that are encoded at once
+local KMEANS = { kmeans = "k-means++", ["kmeans-random"] = "random" } -- methods of this file: where they begin
 
 -- codes: M; k: neighbours per vertex; rate: peak learning rate. The mixture has `codes` clusters in `width` dimensions,
 -- a tenth as wide as they are apart.
@@ -169,7 +170,7 @@ local function restore(path)
   if not meta.method or not meta.options then core.fail("%s was not written by vq_sweep", path) end
   local options = json.decode(meta.options)
   local width = options.dim
-  local quantizer = vx.quantizer(meta.method == "kmeans" and "ste-euclid" or meta.method, options)
+  local quantizer = vx.quantizer(KMEANS[meta.method] and "ste-euclid" or meta.method, options)
   local model = Model(width, meta.encoder, quantizer)
   local state = {}
   for name, x in pairs(tensors) do
@@ -223,7 +224,8 @@ local run = runs.start({
   presets = presets, preset = "mixture", data_preset = "vectors",
   words = { data = "Vectors: a .npy file, a safetensors file, or a folder of .npy files; default: a mixture.",
     batch = "Vectors per step.", epochs = "Passes over the vectors instead of steps." },
-  methods = { kmeans = { summary = "Lloyd's k-means, exact, from k-means++", paper = "Lloyd 1982" } },
+  methods = { kmeans = { summary = "Lloyd's k-means, exact, from k-means++", paper = "Lloyd 1982" },
+    ["kmeans-random"] = { summary = "Lloyd's k-means, exact, from random vectors", paper = "Lloyd 1982" } },
   flags = {
     { name = "codes", argname = "M", meaning = "Codes of a codebook.", decides = true, convert = integer(1, 2 ^ 24) },
     { name = "groups", argname = "G", meaning = "Codebooks, each on its own width / G numbers; default 1.",
@@ -265,7 +267,7 @@ local run = runs.start({
         core.fail("--groups %d does not divide the width %d of the vectors", options.groups, options.dim)
       end
       for _, method in ipairs(methods) do
-        if method ~= "kmeans" then vx.quantizer(method, options) end
+        if not KMEANS[method] then vx.quantizer(method, options) end
       end
       if set then set:close() end
     end)
@@ -289,16 +291,16 @@ local function slice(model, first, d)
   }
 end
 
-local function fit_kmeans()
+local function fit_kmeans(method)
   local options = quantizer_options(config, preset, width)
   local G, M, d = options.groups, options.codes, width / options.groups
   local model = Model(width, "none", vx.quantizer("ste-euclid", options))
   measure(set, model)
-  run:begin("kmeans", { model = model })
+  run:begin(method, { model = model })
   local iterations, codebooks = 0, {}
   for g = 1, G do
-    local progress = runs.progress("kmeans", { total = 100, quiet = run.flags.quiet })
-    local found = vx.kmeans(slice(model, (g - 1) * d, d), M, { seed = config.seed,
+    local progress = runs.progress(method, { total = 100, quiet = run.flags.quiet })
+    local found = vx.kmeans(slice(model, (g - 1) * d, d), M, { seed = config.seed, start = KMEANS[method],
       progress = function(iteration, moved) progress:update(iteration, ("moved %.3g"):format(moved)) end })
     progress:finish()
     if core.interrupted() then return nil end
@@ -368,7 +370,7 @@ end
 os.exit(run:each(function(method)
   vx.reset_peak()
   local model, steps
-  if method == "kmeans" then model, steps = fit_kmeans() else model, steps = fit(method) end
+  if KMEANS[method] then model, steps = fit_kmeans(method) else model, steps = fit(method) end
   if not model then return nil end
   local q = model:eval().quantizer
   local codes, result = judge(set, model, function(x)

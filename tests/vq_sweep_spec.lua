@@ -31,12 +31,12 @@ describe("vq_sweep", function()
 
   it("writes codes and codebook that reconstruct the vectors with the error it reports", function()
     local out, status = sweep("--data x.npy --codes 12 --k 4 --batch 64 --steps 60 --out run "
-      .. "--methods kmeans,ste-euclid")
+      .. "--methods kmeans,kmeans-random,ste-euclid")
     assert.equal(0, status, out)
     local csv = H.read(folder .. "/run/results.csv")
     local mean = x:mean(1)
     local spread = (x - mean):square():sum():item()
-    for _, method in ipairs { "kmeans", "ste-euclid" } do
+    for _, method in ipairs { "kmeans", "kmeans-random", "ste-euclid" } do
       local codes = vx.load(folder .. "/run/" .. method .. ".codes.npy")
       local codebook = vx.load(folder .. "/run/" .. method .. ".codebook.npy")
       assert.same({ 300, 1 }, codes:shape())
