@@ -17,7 +17,8 @@ local parser = require "argparse"("compare", "Finished runs side by side, mean a
 parser:argument("runs", "Folders that an experiment's --out named."):args "+"
 parser:option("--methods", "Only these."):argname "A,B"
 parser:option("--columns", "Only these of results.csv."):argname "A,B"
-parser:option("--fields", "Of metrics.jsonl, a curve each."):argname "A,B":default "mse,code_use"
+parser:option("--fields", "Of metrics.jsonl, a plot each; default: those of mse, loss, code_use that were logged.")
+  :argname "A,B"
 parser:option("--out", "Folder for table.md, compare.csv and curves.png."):argname "DIR"
 local flags = parser:parse()
 
@@ -293,21 +294,41 @@ local function history(g, method, field)
   return steps, lists
 end
 
-local function draw(path)
+--- Whether any run has logged numbers under this name.
+local function logged(field)
+  for _, run in ipairs(all) do
+    for _, entries in pairs(run.log) do
+      for _, entry in ipairs(entries) do
+        if type(entry[field]) == "number" then return true end
+      end
+    end
+  end
+  return false
+end
+
+--- The fields to draw; ends the program where one was never logged.
+local function choose_fields()
   local fields = list_of(flags.fields)
+  if #fields == 0 then
+    for _, field in ipairs { "mse", "loss", "code_use" } do fields[#fields + 1] = logged(field) and field or nil end
+  end
+  for _, field in ipairs(fields) do
+    if not logged(field) then refuse("no run has logged '%s'", field) end
+  end
+  return fields
+end
+
+local function draw(path, fields)
+  if #fields == 0 then return end
   local fig = vx.plot.figure { width = 575 * #fields, height = 440, cols = #fields }
   for i, field in ipairs(fields) do
-    local ax, drawn = fig:axes(i), 0
+    local ax = fig:axes(i)
     for _, g in ipairs(groups) do
       for _, method in ipairs(methods) do
         local steps, lists = history(g, method, field)
-        if steps then
-          drawn = drawn + 1
-          ax:runs(steps, lists, { label = #groups > 1 and method .. " " .. g.label or method })
-        end
+        if steps then ax:runs(steps, lists, { label = #groups > 1 and method .. " " .. g.label or method }) end
       end
     end
-    if drawn == 0 then refuse("no run has logged '%s'", field) end
     ax:set { title = field, xlabel = "step", legend = i == #fields and "right" or "none" }
   end
   fig:save(path)
@@ -318,8 +339,9 @@ end
 if #differences > 0 then io.write("differ in ", table.concat(differences, ", "), "\n\n") end
 io.write(markdown())
 if flags.out then
+  local fields = choose_fields()
   runs.make_folders(flags.out)
+  draw(flags.out .. "/curves.png", fields)
   core.write_file(flags.out .. "/table.md", markdown())
   core.write_file(flags.out .. "/compare.csv", csv())
-  draw(flags.out .. "/curves.png")
 end

@@ -39,7 +39,7 @@ describe("compare", function()
   end)
 
   it("gives mean and standard deviation over the seeds, and leaves out columns without numbers", function()
-    local out, status = compare "one two three --out kept --fields mse"
+    local out, status = compare "one two three --out kept"
     assert.equal(0, status, out)
     assert.truthy(out:find("| Method | Seeds | error     | steps  |", 1, true), out)
     assert.truthy(out:find("| a      | 3     | 2.5 ± 1.0 | 10 ± 0 |", 1, true), out)
@@ -66,12 +66,13 @@ describe("compare", function()
       ["one two again"] = "two and again are the same experiment with the same seed",
       ["one --columns errors"] = "no run has the column 'errors'; there are error, steps",
       ["one --methods c"] = "no run has the method 'c'; there are a, b",
-      ["one --out kept --fields loss"] = "no run has logged 'loss'",
+      ["one --out refused --fields loss"] = "no run has logged 'loss'",
     } do
       local out, status = compare(arguments)
       assert.equal(2, status, out)
       assert.truthy(out:find(expected, 1, true), out)
       assert.falsy(out:find("traceback", 1, true), out)
     end
+    assert.is_nil(lfs.attributes(scratch .. "/refused", "mode"))
   end)
 end)
