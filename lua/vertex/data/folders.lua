@@ -56,6 +56,25 @@ function folders.list(folder)
   return files, unreadable
 end
 
+--- Picks the files of a kind. A usual name is believed until the file is decoded, which judges by content. Of any other
+-- file (no extension, a wrong one) the first bytes are read now. So a text file is passed over unless it is named like
+-- one of the kind.
+-- @param files array of paths
+-- @param endings table whose keys are the usual extensions, in lower case
+-- @param kind_of function(path) → what its first bytes say: "none" where they are of no such kind, nil where they
+-- cannot be read
+-- @return array of paths
+function folders.pick(files, endings, kind_of)
+  local picked = {}
+  for _, path in ipairs(files) do
+    local extension = path:match "%.([^./]*)$"
+    local named = extension and endings[extension:lower()]
+    local kind = not named and kind_of(path)
+    if named or kind and kind ~= "none" then picked[#picked + 1] = path end
+  end
+  return picked
+end
+
 -- -- The division ----------------------------------------------------------------------------------------------------
 
 -- Multiplies two integers modulo 2^32.

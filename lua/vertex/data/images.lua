@@ -42,24 +42,6 @@ local OPTIONS = {
 
 local NAMED_AS_IMAGE = { jpg = true, jpeg = true, jpe = true, jfif = true, png = true }
 
--- Picks the images among files. A usual name is believed until the file is decoded, which judges by content. Of any
--- other file (no extension, a wrong one) the first bytes are read now. So a text file is passed over unless it calls
--- itself an image.
-local function only_images(files)
-  local images = {}
-  for _, path in ipairs(files) do
-    local extension = path:match "%.([^./]*)$"
-    if extension and NAMED_AS_IMAGE[extension:lower()] then
-      images[#images + 1] = path
-    else
-      local kind = core.image_kind(path)
-      if kind and kind ~= "none" then images[#images + 1] = path end
-    end
-  end
-  return images
-end
-
-
 --- Finds the image files of a split of a folder; the head of this file says what belongs to which.
 -- @param folder path
 -- @param split "train", "val" or "all"
@@ -80,7 +62,7 @@ function data.find(folder, split)
     root = base .. "/" .. (split == "val" and other or "train")
   end
   local files, unreadable = folders.list(root)
-  local images = only_images(files)
+  local images = folders.pick(files, NAMED_AS_IMAGE, core.image_kind)
   if #images == 0 then
     local first = unreadable[1]
     fail("images: no image in %s (%d other files; JPEG and PNG are read, whatever their names)%s", root, #files,

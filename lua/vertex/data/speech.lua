@@ -47,21 +47,6 @@ for ending in ("flac wav wave ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64
   NAMED_AS_AUDIO[ending] = true
 end
 
--- Picks the audio among files: by name, and of any other file by its first bytes. So transcripts are passed over.
-local function only_audio(files)
-  local audio = {}
-  for _, path in ipairs(files) do
-    local extension = path:match "%.([^./]*)$"
-    if extension and NAMED_AS_AUDIO[extension:lower()] then
-      audio[#audio + 1] = path
-    else
-      local kind = core.audio_kind(path)
-      if kind and kind ~= "none" then audio[#audio + 1] = path end
-    end
-  end
-  return audio
-end
-
 -- Lists the names of the folders in a folder that match one of the patterns.
 local function folders_named(root, patterns)
   local names = {}
@@ -117,7 +102,7 @@ function speech.find(folder, split)
   local files, unreadable, others = {}, {}, 0
   for _, part in ipairs(parts) do
     local all, unread = folders.list(part)
-    local audio = only_audio(all)
+    local audio = folders.pick(all, NAMED_AS_AUDIO, core.audio_kind) -- so transcripts are passed over
     others = others + #all - #audio
     for _, path in ipairs(audio) do files[#files + 1] = path end
     for _, u in ipairs(unread) do unreadable[#unreadable + 1] = u end
