@@ -59,8 +59,17 @@ function flags.integer(low, high)
 end
 local integer = flags.integer
 
+--- A value of --set or --grid: a number, true, false, an array in JSON, or else a text.
+local function read_value(text)
+  local known = json.decode(text)
+  if type(known) == "number" or type(known) == "boolean" or text:find "^%[" and type(known) == "table" then
+    return known
+  end
+  return text
+end
+
 --- Reads the arguments of --set.
--- @param list array of "NAME=VALUE"; a VALUE is a number, true, false, an array in JSON, or else a text
+-- @param list array of "NAME=VALUE"
 -- @return table {NAME = VALUE}; nil where the list is empty
 local function parse_settings(list)
   local settings
@@ -69,14 +78,49 @@ local function parse_settings(list)
     if not name then refuse("--set %s: expected NAME=VALUE", text) end
     settings = settings or {}
     if settings[name] ~= nil then refuse("--set gives %s twice", name) end
-    local known = json.decode(value)
-    if type(known) == "number" or type(known) == "boolean" or value:find "^%[" and type(known) == "table" then
-      settings[name] = known
-    else
-      settings[name] = value
-    end
+    settings[name] = read_value(value)
   end
   return settings
+end
+
+--- Reads the arguments of --grid.
+-- @param list array of "NAME=VALUE,VALUE,..."
+-- @return array of {name =, values = array}; nil where the list is nil
+local function parse_grid(list)
+  if not list then return nil end
+  local grid, seen = {}, {}
+  for i, text in ipairs(list) do
+    local name, rest = text:match "^([%w_.]+)=(.+)$"
+    if not name then refuse("--grid %s: expected NAME=VALUE,VALUE,...", text) end
+    if name == "seed" then refuse "--grid seed: --seeds sets it" end
+    if seen[name] then refuse("--grid gives %s twice", name) end
+    local values, texts = {}, {}
+    for value in rest:gmatch "[^,]+" do
+      if texts[value] then refuse("--grid %s: %s is given twice", name, value) end
+      values[#values + 1], texts[value] = read_value(value), true
+    end
+    grid[i], seen[name] = { name = name, values = values }, true
+  end
+  return grid
+end
+
+--- Reads the argument of --seeds: "1,2,5" or "1-5", or both.
+-- @return array of integers, each once; nil and what is wrong
+local function parse_seeds(text)
+  local seeds, seen = {}, {}
+  for part in text:gmatch "[^,]+" do
+    local first, last = part:match "^(%d+)%-(%d+)$"
+    first, last = tonumber(first or part:match "^%d+$"), tonumber(last or part:match "^%d+$")
+    if not first or first > last or last > 2 ^ 31 or last - first > 9999 then
+      return nil, ("'%s': expected integers from 0 to %.0f, as 1,2,5 or 1-5"):format(text, 2 ^ 31)
+    end
+    for seed = first, last do
+      if seen[seed] then return nil, ("'%s': %d is given twice"):format(text, seed) end
+      seeds[#seeds + 1], seen[seed] = seed, true
+    end
+  end
+  if #seeds == 0 then return nil, ("'%s' names no seed"):format(text) end
+  return seeds
 end
 
 -- Sets of methods, by the facts that the quantizers' files declare.
@@ -181,6 +225,9 @@ local function make_parser(spec)
   option("out", ("Folder for results; default: a fresh out/%s-PRESET-N."):format(spec.name), "DIR")
   option("device", "cpu, cuda:0, ...; default: the GPU where one works.", "D")
   option("seed", "Of everything random; default 1.", "N", integer(0, 2 ^ 31))
+  option("seeds", "Several, as 1,2,5 or 1-5: a run each, and mean ± deviation over them.", "N,N", parse_seeds)
+  parser:option("--grid", "A run for each value of a field of the preset, an option of the quantizers, batch or steps.")
+    :argname("NAME=V,V"):args "+"
   option("methods", "Comma-separated; paper: those of the paper's Table 1 (the default), all: every one but ablations.",
     "A,B")
   local presets = table.concat(check.names(spec.presets), ", ")
@@ -247,6 +294,7 @@ function flags.parse(spec, argv)
   end
   if args.steps and args.epochs then refuse "--steps and --epochs: give one of them" end
   args.set = parse_settings(args.set)
+  args.grid = parse_grid(args.grid)
   args.methods = args.methods and parse_methods(args.methods, spec.methods)
   if args.threads then core.threads(args.threads) end
   if args.device then

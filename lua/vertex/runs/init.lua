@@ -30,6 +30,7 @@ return {
   checkpoint = require "vertex.runs.checkpoint",
   curves = require "vertex.runs.curves",
   table = require "vertex.runs.table",
+  compare = require "vertex.runs.compare",
   flags = { graph = flags.graph, autocast = flags.autocast, integer = flags.integer },
   make_folders = flags.make_folders, refuse = flags.refuse, reason = flags.reason,
 }

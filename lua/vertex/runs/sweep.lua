@@ -18,6 +18,7 @@ local flags_of = require "vertex.runs.flags"
 local json = require "vertex.json"
 local registry = require "vertex.quantizers"
 local results = require "vertex.runs.table"
+local series = require "vertex.runs.series"
 
 local refuse = flags_of.refuse
 
@@ -181,9 +182,29 @@ local function quantizer_options(config, own)
   return options
 end
 
+--- What a run is made of: its configuration, its methods, all methods of its folder, and its preset, all checked. Ends
+-- the program where something cannot be had; nothing is written.
+local function plan(spec, flags, stored, out)
+  local config = config_of(spec, flags, stored)
+  if stored then expect_same(out, config, stored) end
+  local methods, all = methods_of(spec, flags, stored)
+  for _, flag in ipairs(spec.flags) do
+    local value = flag.decides and config[flag.name] or flags[flag.name]
+    local wrong = flag.check and value ~= nil and flag.check(value)
+    if wrong then refuse("%s", wrong) end
+  end
+  return config, methods, all, preset_of(spec, config, methods)
+end
+
+--- Ends the program where training could not work with these.
+local function expect_trainable(spec, config, methods, preset)
+  local ok, message = pcall(spec.check, config, methods, preset)
+  if not ok then refuse("%s", flags_of.reason(message)) end
+end
+
 --- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
 -- is there. Ends the program with a message where help was asked for or something cannot be had; nothing has been
--- written then.
+-- written then. With --seeds or --grid it makes all those runs, one after the other, and ends the program.
 -- @param spec the experiment's declaration (the head of runs/experiment.lua)
 -- @param argv array of texts: `arg`
 -- @return run: flags; config {preset, data, seed, batch, steps or epochs, set, and flags that decide}; preset, that of
@@ -198,6 +219,15 @@ local function start(spec, argv)
   out = out:gsub("(.)/+$", "%1")
   local mode = lfs.attributes(out, "mode")
   if mode and mode ~= "directory" then refuse("--out %s is a %s, expected a folder", out, mode) end
+  series.follow_parent()
+  if series.asked(flags, out) then
+    os.exit(series.run(spec, flags, argv, out, function(arguments)
+      local one = flags_of.parse(spec, arguments)
+      local config, methods, _, preset = plan(spec, one)
+      expect_trainable(spec, config, methods, preset)
+      return preset
+    end), true)
+  end
   local stored = mode and read_config(out)
   if stored and not flags.resume then
     refuse("--out %s holds an experiment already; --resume goes on with it, another --out starts anew", out)
@@ -208,23 +238,14 @@ local function start(spec, argv)
   elseif mode then
     expect_empty(out)
   end
-  local config = config_of(spec, flags, stored)
-  if stored then expect_same(out, config, stored) end
-  local methods, all = methods_of(spec, flags, stored)
-  for _, flag in ipairs(spec.flags) do
-    local value = flag.decides and config[flag.name] or flags[flag.name]
-    local wrong = flag.check and value ~= nil and flag.check(value)
-    if wrong then refuse("%s", wrong) end
-  end
-  local preset = preset_of(spec, config, methods)
+  local config, methods, all, preset = plan(spec, flags, stored, out)
   local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
     flags = flags, spec = spec, results = {}, identity = json.encode(config) }, Run)
   for _, method in ipairs(all) do
     local extra = self:peek(method)
     if extra and extra.result then self.results[method] = extra.result end
   end
-  local ok, message = pcall(spec.check, config, methods, preset)
-  if not ok then refuse("%s", flags_of.reason(message)) end
+  expect_trainable(spec, config, methods, preset)
 
   flags_of.make_folders(out)
   if not stored then
@@ -232,7 +253,7 @@ local function start(spec, argv)
     if read_config(out) then refuse("--out %s: another process has begun an experiment there", out) end
   end
   config.methods = all
-  ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
+  local ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
   if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
   flags_of.make_folders(out .. "/checkpoints")
   remove_temporary(out)
