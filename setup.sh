@@ -32,6 +32,8 @@ needs=(
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
   "liblapack3|ldconfig -p | grep -q liblapack.so.3"
   "libzmq5|ldconfig -p | grep -q libzmq.so.5"
+  "openmpi-bin|command -v mpirun"
+  "libopenmpi-dev|command -v mpicc"
   "libssl3|ldconfig -p | grep -q libcrypto.so.3"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )

@@ -1,5 +1,5 @@
-/* host.c: this library as the host of backend libraries: finds and opens them, hands each what it needs, and opens
- * their devices.
+/* host.c: this library as the host of others, of backends above all: finds and opens them, hands each what it needs,
+ * and opens their devices.
  *
  * Backends other than the CPU are known by their libraries' names alone: "NAME:2" is the third device of
  * libvertex_NAME.so, looked for in the folder VERTEX_BACKENDS, where that is set, and then beside this library. A
@@ -47,6 +47,9 @@ static void own_folder(char *folder, size_t size)
     snprintf(folder, size, "%s", slash ? path : ".");
 }
 
+/* Says whether a library NAME is no backend: those of comm/ join ranks. */
+static bool joins_ranks(const char *name) { return !strcmp(name, "mpi") || !strcmp(name, "nccl"); }
+
 /* Appends the names of the backend libraries in a folder: ", cuda, emu". */
 static void list_folder(const char *folder, char *text, size_t size)
 {
@@ -54,7 +57,8 @@ static void list_folder(const char *folder, char *text, size_t size)
     for (struct dirent *e; d && (e = readdir(d));) {
         char name[NAME];
         int end = 0;
-        if (sscanf(e->d_name, "libvertex_%23[a-z0-9].so%n", name, &end) == 1 && end == (int)strlen(e->d_name)) {
+        if (sscanf(e->d_name, "libvertex_%23[a-z0-9].so%n", name, &end) == 1 && end == (int)strlen(e->d_name) &&
+            !joins_ranks(name)) {
             size_t used = strlen(text);
             snprintf(text + used, size - used, ", %s", name);
         }
@@ -84,31 +88,53 @@ static void first_difference(const char *ours, const char *theirs, char *text, s
     snprintf(text, size, "%.*s", (int)strcspn(from, ";"), from);
 }
 
-/* Opens a library and gives its table, where both were built from the same declarations. */
-static int read_library(const char *path, const vx_backend **out)
+/* Opens a library and gives its vx_KIND_entry, where both were built from the same declarations. */
+static int read_library(const char *path, const char *kind, const char *ours, void **entry)
 {
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!handle) return vx_fail(VX_ENOSUP, "cannot open a backend: %s", dlerror());
-    void *exported[] = {dlsym(handle, "vx_backend_signature"), dlsym(handle, "vx_backend_entry")};
+    if (!handle) return vx_fail(VX_ENOSUP, "cannot open a %s: %s", kind, dlerror());
+    char names[2][64];
+    snprintf(names[0], sizeof names[0], "vx_%s_signature", kind);
+    snprintf(names[1], sizeof names[1], "vx_%s_entry", kind);
+    void *exported = dlsym(handle, names[0]);
+    *entry = dlsym(handle, names[1]);
     const char *(*signature)(void);
-    const vx_backend *(*entry)(const vx_host *);
-    memcpy(&signature, &exported[0], sizeof signature); /* ISO C has no cast from an object's pointer to a function's */
-    memcpy(&entry, &exported[1], sizeof entry);
+    memcpy(&signature, &exported, sizeof signature); /* ISO C has no cast from an object's pointer to a function's */
     int status = VX_OK;
-    if (!entry || !signature) {
-        status = vx_fail(VX_ENOSUP, "%s is no backend of this version: it has no %s", path,
-                         entry ? "vx_backend_signature: rebuild both with ./setup.sh" : "vx_backend_entry");
-    } else if (strcmp(signature(), vx_backend_signature())) {
+    if (!*entry || !signature) {
+        status = vx_fail(VX_ENOSUP, "%s is no %s of this version: it has no %s%s", path, kind, names[*entry == NULL],
+                         *entry ? ": rebuild both with ./setup.sh" : "");
+    } else if (strcmp(signature(), ours)) {
         char different[96];
-        first_difference(vx_backend_signature(), signature(), different, sizeof different);
+        first_difference(ours, signature(), different, sizeof different);
         status = vx_fail(VX_ENOSUP,
                          "%s was built from other declarations than this library, first '%s': rebuild both with "
                          "./setup.sh",
                          path, different);
     }
     if (status) dlclose(handle);
-    else *out = entry(&host);
     return status;
+}
+
+/* Finds the file of library NAME. */
+static bool find_library(const char *name, char *path, size_t size)
+{
+    char own[PATH];
+    own_folder(own, sizeof own);
+    const char *folders[] = {getenv("VERTEX_BACKENDS"), own};
+    for (int i = 0; i < 2; i++) {
+        if (!folders[i]) continue;
+        snprintf(path, size, "%s/libvertex_%s.so", folders[i], name);
+        if (access(path, F_OK) == 0) return true;
+    }
+    return false;
+}
+
+int vx_library_entry(const char *name, const char *kind, const char *signature, void **entry)
+{
+    char path[PATH + 64];
+    if (!find_library(name, path, sizeof path)) return vx_fail(VX_ENOSUP, "there is no %s", path);
+    return read_library(path, kind, signature, entry);
 }
 
 /* Finds the backend called `name`; `wanted` begins the text of a failure. The mutex is held. */
@@ -125,18 +151,15 @@ static int find_backend(const char *name, const char *wanted, const vx_backend *
         }
     char own[PATH], path[PATH + 64];
     own_folder(own, sizeof own);
-    const char *folders[] = {getenv("VERTEX_BACKENDS"), own};
-    bool found = false;
-    for (int i = 0; i < 2 && !found; i++) {
-        if (!folders[i]) continue;
-        snprintf(path, sizeof path, "%s/libvertex_%s.so", folders[i], name);
-        found = access(path, F_OK) == 0;
-    }
-    if (!found) return no_library(name, wanted, own);
+    if (joins_ranks(name) || !find_library(name, path, sizeof path)) return no_library(name, wanted, own);
     if (library_count == MAX_BACKENDS)
         return vx_fail(VX_ENOSUP, "%s: %d backends are open, no more fit", wanted, MAX_BACKENDS);
-    int status = read_library(path, out);
+    void *exported;
+    int status = read_library(path, "backend", vx_backend_signature(), &exported);
     if (status) return status;
+    const vx_backend *(*entry)(const vx_host *);
+    memcpy(&entry, &exported, sizeof entry);
+    *out = entry(&host);
     library *l = &libraries[library_count++];
     snprintf(l->name, sizeof l->name, "%s", name);
     l->backend = *out;

@@ -1,6 +1,6 @@
 /* internal.h: what the files of core share with each other, and nobody else. A file calls only what stands before it:
  *
- *     error   device   memory   schema   graph   dispatch   tensor   stored   system   host   data/
+ *     error   device   memory   schema   graph   dispatch   tensor   stored   system   host   comm/   data/
  */
 #ifndef VX_INTERNAL_H
 #define VX_INTERNAL_H
@@ -77,5 +77,11 @@ extern int vx_recording; /* the device on which a graph is recorded, or -1 */
 
 /* Keeps the tensors of an op for the graph that is recorded; NULL among them is fine. */
 int vx_record_op(const char *op, vx_tensor *const *tensors, int count);
+
+/* -- Libraries beside this one (host.c) ---------------------------------------------------------------------------- */
+
+/* Opens libvertex_NAME.so, from the folder VERTEX_BACKENDS or beside this library, and gives its vx_KIND_entry(), where
+ * its vx_KIND_signature() is `signature`. VX_ENOSUP with the reason where it cannot be had. */
+int vx_library_entry(const char *name, const char *kind, const char *signature, void **entry);
 
 #endif

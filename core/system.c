@@ -13,10 +13,13 @@
 
 #include "tensor.h"
 
+#include "comm/comm.h"
+
 /* -- Interrupts ---------------------------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupted;
-static struct sigaction before_int, before_term;
+static bool held, agreed; /* several ranks: what vx_interrupted() tells */
+static struct sigaction before_int, before_term, before_usr1;
 static int catching;
 static struct {
     int (*volatile f)(void *, void *, int, int);
@@ -48,20 +51,35 @@ int vx_interrupt_catch(int how)
     if (catching && how != catching) {
         sigaction(SIGINT, &before_int, NULL);
         if (catching == 1) sigaction(SIGTERM, &before_term, NULL);
+        if (catching == 1) sigaction(SIGUSR1, &before_usr1, NULL);
     }
     interrupted = 0;
+    agreed = false;
     if (how && how != catching) {
         struct sigaction action;
         memset(&action, 0, sizeof action);
         action.sa_handler = on_signal;
         sigaction(SIGINT, &action, &before_int);
         if (how == 1) sigaction(SIGTERM, &action, &before_term);
+        if (how == 1) sigaction(SIGUSR1, &action, &before_usr1); /* what launchers and Slurm send to stop */
     }
     catching = how;
     return VX_OK;
 }
 
-int vx_interrupted(void) { return interrupted; }
+int vx_interrupted(void) { return held ? agreed : interrupted; }
+
+int vx_interrupt_hold(int on)
+{
+    if (on != 0 && on != 1) return vx_fail(VX_EINVAL, "interrupt_hold: %d, expected 0 or 1", on);
+    held = on;
+    agreed = false;
+    return VX_OK;
+}
+
+int vx_interrupt_raised(void) { return interrupted; }
+
+void vx_interrupt_agree(void) { agreed = true; }
 
 int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int c, int d)
 {

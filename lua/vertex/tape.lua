@@ -17,8 +17,8 @@
 
 local core = require "vertex.core"
 
--- op_of: function → the op it records; cast: ops.cast
-local tape = { enabled = true, op_of = {}, cast = nil }
+-- op_of: function → the op it records; cast: ops.cast; watcher: see tape.watched
+local tape = { enabled = true, op_of = {}, cast = nil, watcher = nil }
 
 local op, VX, is_tensor = core.op, core.VX, core.is_tensor
 local made = 0
@@ -150,6 +150,47 @@ local function add_to_leaf(leaf, g)
   leaf.grad = buffer
 end
 
+--- Runs a function whose backward passes tell of their progress: final(leaf) is called as soon as nothing more is added
+-- to a leaf's gradient in the pass, and between() after every op.
+function tape.watched(final, between, f, ...)
+  tape.watcher = { final = final, between = between }
+  local function done(ok, ...)
+    tape.watcher = nil
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(pcall(f, ...))
+end
+
+--- Counts the uses of each leaf by nodes.
+local function uses_of_leaves(nodes)
+  local uses = {}
+  for _, node in ipairs(nodes) do
+    for i = 1, node.inputs.n do
+      local x = node.inputs[i]
+      if node.ctx.needs[i] and not x._node then uses[x] = (uses[x] or 0) + 1 end
+    end
+  end
+  return uses
+end
+
+--- Counts off the uses of a node that is done.
+local function tell_watcher(watcher, uses, inputs)
+  for i = 1, inputs.n do
+    local x = inputs[i]
+    local left = x ~= nil and uses[x]
+    if left then
+      uses[x] = left > 1 and left - 1 or nil
+      if left == 1 then watcher.final(x) end
+    end
+  end
+  watcher.between()
+end
+
+--- Gives a leaf the memory in which its gradients are made from now on: a contiguous tensor of its shape that lives as
+-- long.
+function tape.set_buffer(leaf, buffer) leaf._gradient_buffer, leaf.grad = buffer, nil end
+
 --- Forgets the gradient and keeps its memory for the next one.
 function core.Tensor:zero_grad() self.grad = nil end
 
@@ -234,6 +275,8 @@ function core.Tensor:backward(gradient)
     for x in pairs(lent) do lent[x] = nil end -- of inputs that wanted no gradient after all
   end
 
+  local watcher = tape.watcher
+  local uses = watcher and uses_of_leaves(nodes)
   for _, node in ipairs(nodes) do
     local g = node.gradients
     if g then
@@ -253,7 +296,9 @@ function core.Tensor:backward(gradient)
         if g[slot] then drop(g[slot]) end
       end
     end
+    local inputs = node.inputs
     node.inputs, node.ctx, node.gradients = nil, nil, nil
+    if watcher then tell_watcher(watcher, uses, inputs) end
   end
 end
 

@@ -75,6 +75,12 @@ function devices.device(name)
   return device_name(default_number())
 end
 
+--- Says whether somebody has chosen the default device.
+function devices.device_is_chosen() return default_chosen end
+
+--- Counts the devices of a backend, "cuda"; 0, and the reason, where there are none.
+devices.device_count = device_count
+
 --- Lists the devices of this machine.
 -- @return array of { name, description, memory in bytes }; where a kind of device is missing, the field `cuda` says why
 function devices.devices()

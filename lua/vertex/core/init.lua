@@ -11,6 +11,7 @@
 --   random    generators of random streams
 --   files     files that appear whole or not at all; folders
 --   system    interrupts, hooks, threads, clock, terminal
+--   comm      several processes that train together
 --   data      images, audio, and streams of samples
 --   trace     what each op costs
 --   lapack    eigenvectors of symmetric matrices
@@ -24,7 +25,7 @@ local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks 
   at_end = true }
 
 for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
-  "data", "trace", "lapack" } do
+  "comm", "data", "trace", "lapack" } do
   if part ~= "library" then library.check_uses(library.directory .. "/core/" .. part .. ".lua") end
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)
