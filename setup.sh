@@ -30,7 +30,7 @@ needs=(
   "libsamplerate0-dev|pkg-config --exists samplerate"
   "libedit2|ldconfig -p | grep -q libedit.so.2"
   "libcairo2|ldconfig -p | grep -q libcairo.so.2"
-  "liblapack3|ldconfig -p | grep -q liblapack.so.3"
+  "libopenblas0-openmp|ldconfig -p | grep -q liblapack.so.3 && ldconfig -p | grep -q libopenblas.so.0"
   "libzmq5|ldconfig -p | grep -q libzmq.so.5"
   "openmpi-bin|command -v mpirun"
   "libopenmpi-dev|command -v mpicc"

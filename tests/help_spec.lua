@@ -111,6 +111,8 @@ local function add_objects()
   add_object("meter", vx.runs.meter())
   add_object("progress", vx.runs.progress("", { total = 1 }))
   add_object("counter", vx.metrics.code_use(4))
+  add_object("moments", vx.metrics.moments(4))
+  add_object("score", vx.metrics.inception_scores(20))
 end
 
 -- -- What the code does -----------------------------------------------------------------------------------------------

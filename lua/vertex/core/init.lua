@@ -14,7 +14,7 @@
 --   comm      several processes that train together
 --   data      images, audio, and streams of samples
 --   trace     what each op costs
---   lapack    eigenvectors of symmetric matrices
+--   lapack    matrices of float64 (core.float64), eigenvectors of symmetric ones
 
 local library = require "vertex.core.library"
 

@@ -1,3 +1,7 @@
 --- metrics: what trained models are judged by. A metric is a file of this folder.
 
-return { code_use = require "vertex.metrics.code_use" }
+local moments = require "vertex.metrics.moments"
+local score = require "vertex.metrics.inception_score"
+
+return { code_use = require "vertex.metrics.code_use", moments = moments.new, frechet = moments.frechet,
+  inception_score = score.inception_score, inception_scores = score.new }

@@ -1,0 +1,145 @@
+-- Moments, Fréchet distance and Inception Score against NumPy and SciPy (golden/make_frechet.py says how).
+
+local H = require "tests.helper"
+local vx = H.vx
+
+local json = require "vertex.json"
+
+local set, meta = vx.load(H.root .. "/tests/golden/frechet.safetensors")
+
+--- Gives the numbers of nested tables as one list.
+local function flat(t)
+  return H.flat { totable = function() return t end }
+end
+
+--- Feeds x to moments in batches of some rows.
+local function moments_of(x, rows)
+  local m = vx.metrics.moments(x:size(2))
+  for first = 1, x:size(1), rows do m:add(x:narrow(1, first, math.min(rows, x:size(1) - first + 1))) end
+  return m
+end
+
+describe("moments", function()
+  it("are NumPy's", function()
+    local m = moments_of(set["well.a"], 7)
+    assert.equal(200, m:count())
+    H.close(m:mean(), json.decode(meta["well.mean"]), 0, 1e-15)
+    H.close(flat(m:covariance()), flat(json.decode(meta["well.covariance"])), 0, 1e-14)
+  end)
+
+  it("cancel nothing where the mean is far larger than the deviation", function()
+    local x = vx.tensor { { 16777216, 1 }, { 16777218, 2 }, { 16777220, 4 } }
+    local m = vx.metrics.moments(2):add(x)
+    H.close(m:mean(), { 16777218, 7 / 3 }, 1e-15, 0)
+    H.close(flat(m:covariance()), { 4, 3, 3, 7 / 3 }, 1e-15, 0)
+  end)
+
+  it("do not depend on batches, on questions in between, or on threads", function()
+    vx.seed(3)
+    local x = vx.randn { 1100, 5 }
+    local function values(m) return { m:mean(), m:covariance() } end
+    local whole = values(moments_of(x, 1100))
+    for _, rows in ipairs { 1, 100, 256, 257, 1024 } do assert.same(whole, values(moments_of(x, rows)), rows) end
+    local asked = vx.metrics.moments(5)
+    for first = 1, 1100, 100 do
+      asked:add(x:narrow(1, first, 100))
+      asked:covariance()
+      asked:frechet(asked)
+    end
+    assert.same(whole, values(asked))
+    H.with_threads(1, function() assert.same(whole, values(moments_of(x, 300))) end)
+  end)
+
+  it("come from any device", function()
+    local x = set["few.a"]
+    assert.same(vx.metrics.moments(24):add(x):covariance(), vx.metrics.moments(24):add(x:to "emu:0"):covariance())
+  end)
+
+  it("refuse what is no rows of numbers, and count nothing of it", function()
+    local m = vx.metrics.moments(3):add(vx.ones { 2, 3 })
+    H.raises(function() m:add(vx.ones { 2, 4 }) end, "moments: x (2,4) should have the shape (N,3)")
+    H.raises(function() m:add(vx.ones { 3 }) end, "moments: x (3) should have the shape (N,3)")
+    H.raises(function() m:add(vx.ones({ 2, 3 }, { dtype = "i32" })) end, "moments: x (2,3) is i32, expected f32")
+    H.raises(function() m:add { 1, 2, 3 } end, "moments: a table, expected a tensor (N,3)")
+    H.raises(function() m:add(vx.tensor { { 1, 2, 3 }, { 1, 0 / 0, 3 }, { 1 / 0, 1, 1 } }) end,
+      "2 of 3 rows hold a NaN or Inf, the first of them row 1")
+    assert.equal(2, m:count())
+    H.raises(function() vx.metrics.moments(0) end, "moments: features is 0")
+    H.raises(function() vx.metrics.moments(2):mean() end, "moments: of no rows")
+    H.raises(function() vx.metrics.moments(1):add(vx.ones { 1, 1 }):covariance() end, "a covariance of 1 row")
+  end)
+end)
+
+describe("the Fréchet distance", function()
+  for name in pairs(meta) do
+    local case = name:match "^(.*)%.frechet$"
+    if case then
+      it("is SciPy's: " .. case, function()
+        local a, b, expected = set[case .. ".a"], set[case .. ".b"], tonumber(meta[name])
+        H.close({ tonumber(meta[case .. ".sqrtm"]) }, { expected }, 1e-6, 0, "sqrtm")
+        H.close({ vx.metrics.frechet(a, b) }, { expected }, 1e-6, 0)
+        H.close({ vx.metrics.frechet(b, a) }, { expected }, 1e-6, 0, "the other way round")
+        H.close({ moments_of(a, 11):frechet(moments_of(b, 64)) }, { expected }, 1e-6, 0, "streamed")
+      end)
+    end
+  end
+
+  it("of few rows uses the rows themselves, which squares nothing", function()
+    H.close({ vx.metrics.frechet(set["few.a"], set["few.b"]) }, { tonumber(meta["few.frechet"]) }, 1e-13, 0)
+  end)
+
+  it("of a set and itself is 0, never below", function()
+    for _, case in ipairs { "well", "ill", "few", "subspace" } do
+      local d = vx.metrics.frechet(set[case .. ".a"], set[case .. ".a"])
+      assert.is_true(d >= 0 and d < 2e-5, case .. ": " .. d)
+    end
+  end)
+
+  it("refuses sets that do not fit", function()
+    local x = vx.randn { 5, 3 }
+    H.raises(function() vx.metrics.frechet(x, vx.randn { 5, 4 }) end, "frechet: a (5,3) and b (5,4) disagree")
+    H.raises(function() vx.metrics.frechet(x, vx.randn { 3 }) end, "frechet: x (3), expected a tensor (N,D)")
+    H.raises(function() vx.metrics.frechet(x, vx.randn { 1, 3 }) end, "frechet: moments of 1 rows, expected 2")
+    H.raises(function() vx.metrics.frechet(x, 1) end, "frechet: a number, expected a tensor")
+    H.raises(function() vx.metrics.moments(3):frechet(vx.metrics.moments(4)) end, "of 3 features and of 4")
+    H.raises(function() vx.metrics.moments(3):frechet(x) end, "frechet: a table, expected moments")
+  end)
+end)
+
+describe("the Inception Score", function()
+  local logits = set["scores.logits"]
+
+  it("is NumPy's", function()
+    local mean, deviation = vx.metrics.inception_score(logits, { seed = false })
+    H.close({ mean, deviation }, { tonumber(meta["scores.mean"]), tonumber(meta["scores.deviation"]) }, 1e-5, 0)
+  end)
+
+  it("is 1 of even logits, the number of classes of certain ones", function()
+    H.close({ vx.metrics.inception_score(vx.zeros { 40, 8 }) }, { 1, 0 }, 1e-7, 1e-7)
+    local one_hot = vx.one_hot(vx.arange(40, { dtype = "i32" }), 40)
+    H.close({ (vx.metrics.inception_score(one_hot * 200, { splits = 1 })) }, { 40 }, 1e-5, 0)
+  end)
+
+  it("deals images to splits by the seed", function()
+    local first = { vx.metrics.inception_score(logits) }
+    assert.same(first, { vx.metrics.inception_score(logits, { splits = 10, seed = 1 }) })
+    assert.are_not.same(first, { vx.metrics.inception_score(logits, { seed = 2 }) })
+    H.close({ (vx.metrics.inception_score(logits, { splits = 1, seed = 1 })) },
+      { (vx.metrics.inception_score(logits, { splits = 1, seed = 2 })) }, 1e-6, 0)
+  end)
+
+  it("streams", function()
+    local score = vx.metrics.inception_scores(97)
+    for first = 1, 97, 10 do score:add(logits:narrow(1, first, math.min(10, 98 - first))) end
+    H.close({ score:score() }, { vx.metrics.inception_score(logits) }, 1e-6, 0)
+    H.raises(function() score:add(logits:narrow(1, 1, 1)) end, "98 images, of which 97 were announced")
+    H.raises(function() vx.metrics.inception_scores(12):score() end, "0 images came, of which 12 were announced")
+  end)
+
+  it("refuses what is no logits", function()
+    H.raises(function() vx.metrics.inception_score(vx.zeros { 9, 3 }) end, "inception_score: 9 images for 10 splits")
+    H.raises(function() vx.metrics.inception_score(vx.zeros { 9 }) end, "logits (9), expected a tensor (N,C)")
+    H.raises(function() vx.metrics.inception_score(vx.full({ 10, 3 }, 0 / 0)) end, "NaN or Inf, first in row 0")
+    H.raises(function() vx.metrics.inception_score(logits, { split = 2 }) end, "unknown option 'split'")
+  end)
+end)
