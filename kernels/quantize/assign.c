@@ -3,14 +3,29 @@
  *     VX_EUCLID  argmin_m |z - q_m|^2 = argmax_m <z, q_m> - |q_m|^2 / 2
  *     VX_COSINE  argmax_m <z, q_m> / (|z| |q_m|)
  *
- * Both are one product whose columns start from an offset, and an argmax that stays in registers: tiles of 64 codes (4
- * vectors of 16 lanes) against 6 rows, 24 rows per visit of a tile. The codes are laid out once as (tiles, D, 64), so
- * that a tile's column is a vector load. Ties, including two equal codes, go to the lower index: lanes keep the first
- * of equals, and the lowest of equal lanes wins.
+ * Both are one product whose columns start from an offset. There are two ways through the codes, of which a look at a
+ * few rows chooses; both compute a score by the same operations in the same order, so that they give the same codes:
  *
- * Cost: 2 N M D flops and 3 operations per score. Memory traffic: z once, the codes once per thread as long as a tile's
- * rows fit the L2 cache. Working space: M (D + 1) floats, shared. Bound by the FMA units for D >= 16, by the argmax for
- * D = 3.
+ * All codes. An argmax that stays in registers: tiles of 64 codes (4 vectors of 16 lanes) against 6 rows, 24 rows per
+ * visit of a tile. The codes are laid out once as (tiles, D, 64), so that a tile's column is a vector load. Ties,
+ * including two equal codes, go to the lower index: lanes keep the first of equals, and the lowest of equal lanes wins.
+ *
+ * Near cells (cells.h). A row meets the cell whose box is nearest, and then only those that may hold as large a score
+ * as it has found. Of equal scores the lower index wins.
+ *
+ * The bound. With offset o_m, row a and column q_m as they are in float32, the score s_m = o_m + <a, q_m> in exact
+ * arithmetic is (|a|^2 + 2 o_m + |q_m|^2 - |a - q_m|^2) / 2. Let B be the largest 2 o_m + |q_m|^2 of all codes, which
+ * is about 0 for VX_EUCLID and 1 for VX_COSINE, and C the largest |q_m|. A computed score takes at most 2 D roundings
+ * of partial sums that are at most |a| C + C^2 / 2 (2^-24 of that each), so it is within E = 3 (D + 4) 2^-24 (|a| C +
+ * C^2 / 2) of s_m; likewise |a|^2, within 2 (D + 4) 2^-24 |a|^2. So no code that is farther from a than R, R^2 = |a|^2
+ * (1 + 2 (D + 4) 2^-24) + B + 2 E - 2 best, has a computed score as large as `best`, which the row has found already.
+ * Products that vanish are in the 2^-100 of limit_of(). Scores must not overflow: where rows or codes are longer than
+ * LARGEST, all codes are met.
+ *
+ * Cost: all codes, 2 N M D flops and 3 operations per score, bound by the FMA units for D >= 16, by the argmax for D =
+ * 3; memory traffic: z once, the codes once per thread as long as a tile's rows fit the L2 cache. Near cells: about
+ * what some hundred codes a row take, and M log2(M / 64) steps for the cells. Working space: M (D + 1) floats, shared,
+ * and 2 M (D + 3) more where cells are tried.
  *
  * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| +
  * |q|^2 / 2) either may be named; with small integers every score is exact. A row or code with NaN or Inf is an error
@@ -18,9 +33,8 @@
  */
 #include <omp.h>
 
-#include "cpu/row_norms.h"
+#include "cells.h"
 #include "cpu/row_tile.h"
-#include "cpu/scratch.h"
 
 #if VX_LANES == 16
 enum { TILE_ROWS = 6, VECTORS = 4 };
@@ -29,33 +43,54 @@ enum { TILE_ROWS = 6, VECTORS = 2 };
 #endif
 enum {
     TILE_CODES = VECTORS * VX_LANES,
-    BLOCK_ROWS = 4 * TILE_ROWS /* rows that pass a tile while it is in the L1 cache */
+    BLOCK_ROWS = 4 * TILE_ROWS, /* rows that pass a tile while it is in the L1 cache, and that a trial takes */
+    FEW = 8,                    /* dimensions in which cells are small in any case */
 };
+
+#define LARGEST 1e15 /* norm of rows and codes whose scores are surely finite */
 
 typedef struct assign_call {
     int64_t N, G, D, M, tiles;
     int metric;
     const float *z, *codebook;
     const float *norms; /* (N,G) |z| */
-    float *columns;     /* (tiles, D, TILE_CODES) */
-    float *offset;      /* (tiles, TILE_CODES) what a code's score starts from */
+    float *columns;     /* (tiles, D, TILE_CODES), or by cells (cells, D, CELL) */
+    float *offset;      /* (tiles, TILE_CODES) what a code's score starts from, or (cells, CELL) */
     int32_t *codes;
+    /* near cells */
+    code_cells cells;
+    float *points;         /* (M,D) the columns, one after the other */
+    double excess, length; /* B and C of the banner */
 } assign_call;
+
+/* Writes code m of group g as a column: its numbers `step` apart. Returns what its score starts from. */
+static inline float fill_column(const assign_call *c, int64_t g, int64_t m, float *column, int64_t step)
+{
+    const float *q = c->codebook + (g * c->M + m) * c->D;
+    const int real = m < c->M;
+    const double norm = real ? row_norm(q, c->D) : 0;
+    const double divided = c->metric == VX_COSINE ? fmax(norm, GUARD) : 1; /* q and 2q are equal on the sphere */
+    for (int64_t d = 0; d < c->D; d++) column[d * step] = real ? (float)(q[d] / divided) : 0;
+    return !real ? -INFINITY : c->metric == VX_COSINE ? 0 : (float)(-0.5 * norm * norm);
+}
 
 /* Lays out group g's codes. All threads of a parallel region call it together. */
 static void fill_columns(const assign_call *c, int64_t g)
 {
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < c->tiles * TILE_CODES; m++) {
-        const float *q = c->codebook + (g * c->M + m) * c->D;
-        float *column = c->columns + m / TILE_CODES * TILE_CODES * c->D + m % TILE_CODES;
-        int real = m < c->M;
-        double norm = real ? row_norm(q, c->D) : 0;
-        double divided = c->metric == VX_COSINE ? fmax(norm, GUARD) : 1; /* so that q and 2q are equal on the sphere */
-        for (int64_t d = 0; d < c->D; d++) column[d * TILE_CODES] = real ? (float)(q[d] / divided) : 0;
-        c->offset[m] = !real ? -INFINITY : c->metric == VX_COSINE ? 0 : (float)(-0.5 * norm * norm);
-    }
+    for (int64_t m = 0; m < c->tiles * TILE_CODES; m++)
+        c->offset[m] =
+            fill_column(c, g, m, c->columns + m / TILE_CODES * TILE_CODES * c->D + m % TILE_CODES, TILE_CODES);
 }
+
+/* Loads the row of z with number `row` into a (D). */
+static inline void load_row(const assign_call *c, int64_t row, float *a)
+{
+    const float divided = c->metric == VX_COSINE ? c->norms[row] : 1;
+    for (int64_t d = 0; d < c->D; d++) a[d] = c->z[row * c->D + d] / divided;
+}
+
+/* -- All codes ----------------------------------------------------------------------------------------------------- */
 
 /* The best score of each row so far, lane by lane, and its code. */
 typedef struct assign_best {
@@ -104,21 +139,190 @@ static inline int32_t best_code(const assign_best *best, int i)
     return code[at];
 }
 
-/* Finds the codes of BLOCK_ROWS rows from row `first` on; a: working space (BLOCK_ROWS, D). */
-static void assign_block(const assign_call *c, int64_t g, int64_t first, float *a)
+/* Finds the codes of BLOCK_ROWS rows, every `step`-th from row `first` on; a: working space (BLOCK_ROWS, D). */
+static void assign_block(const assign_call *c, int64_t g, int64_t first, int64_t step, float *a)
 {
-    const int rows = (int)vx_min64(BLOCK_ROWS, c->N - first);
+    const int rows = (int)vx_min64(BLOCK_ROWS, vx_ceil_div(c->N - first, step));
     assign_best best;
     for (int i = 0; i < BLOCK_ROWS; i++) {
-        int64_t row = (first + (i < rows ? i : 0)) * c->G + g;
-        float divided = c->metric == VX_COSINE ? c->norms[row] : 1;
-        for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = c->z[row * c->D + d] / divided;
+        load_row(c, (first + (i < rows ? i * step : 0)) * c->G + g, a + i * c->D);
         best.score[i] = vf_set1(-INFINITY);
         best.code[i] = (vi){0};
     }
     for (int64_t tile = 0; tile < c->tiles; tile++)
         for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, &best, i, tile);
-    for (int i = 0; i < rows; i++) c->codes[(first + i) * c->G + g] = best_code(&best, i);
+    for (int i = 0; i < rows; i++) c->codes[(first + i * step) * c->G + g] = best_code(&best, i);
+}
+
+/* -- Near cells ---------------------------------------------------------------------------------------------------- */
+
+/* The largest score that a row has met, and the lowest code that has it. */
+typedef struct assign_top {
+    float score;
+    int32_t code;
+} assign_top;
+
+/* Lets row a (D) meet a cell. */
+VX_INLINE void meet_cell(const int64_t D, const assign_call *c, const float *a, int64_t cell, assign_top *top)
+{
+    enum { SIDE = CELL_VECTORS < 8 ? CELL_VECTORS : 8 }; /* sums that registers hold */
+    for (int from = 0; from < CELL; from += SIDE * VX_LANES) {
+        const float *offset = c->offset + cell * CELL + from, *column = c->columns + cell * CELL * D + from;
+        vf score[SIDE];
+#pragma GCC unroll 8
+        for (int v = 0; v < SIDE; v++) score[v] = vf_load(offset + v * VX_LANES);
+#pragma GCC unroll 4
+        for (int64_t d = 0; d < D; d++) {
+            const vf x = vf_set1(a[d]);
+#pragma GCC unroll 8
+            for (int v = 0; v < SIDE; v++) score[v] += x * vf_load(column + d * CELL + v * VX_LANES);
+        }
+        vf most = score[0];
+#pragma GCC unroll 8
+        for (int v = 1; v < SIDE; v++) most = vf_max(most, score[v]);
+        const uint32_t all = (uint32_t)((1ull << VX_LANES) - 1);
+        if (vf_greater_bits(vf_set1(top->score), most) == all) continue;
+        const float largest = vf_maximum(most);
+        int32_t code = largest > top->score ? INT32_MAX : top->code;
+        for (int v = 0; v < SIDE; v++)
+            for (uint32_t bits = ~vf_greater_bits(vf_set1(largest), score[v]) & all; bits; bits &= bits - 1) {
+                const int32_t m = c->cells.code[cell * CELL + from + v * VX_LANES + __builtin_ctz(bits)];
+                code = m < code ? m : code;
+            }
+        *top = (assign_top){largest, code};
+    }
+}
+
+/* Returns the limit of squared distances: R^2 of the banner, for a row with squared norm `square`. */
+static inline float limit_for(const assign_call *c, float square, float best)
+{
+    const double rounding = (double)(c->D + 4) * 0x1p-24,
+                 error = 3 * rounding * (sqrtf(square) * c->length + c->length * c->length / 2);
+    return limit_of(square * (1 + 2 * rounding) + c->excess + 2 * error - 2 * (double)best, c->D);
+}
+
+/* Returns the code of row a (D); far (padded groups): working space. Adds the number of cells it met to *met. */
+VX_INLINE int32_t near_row(const int64_t D, const assign_call *c, const float *a, float *far, int64_t *met)
+{
+    const code_cells *cells = &c->cells;
+    const float square = dot(a, a, D);
+    const int64_t home = nearest_box(D, &cells->group, 0, cells->group.padded, a, far);
+    float squares[GROUP];
+    const int64_t nearest = nearest_box(D, &cells->cell, home * GROUP, GROUP, a, squares);
+    assign_top top = {-INFINITY, 0};
+    meet_cell(D, c, a, nearest, &top);
+    ++*met;
+    float limit = limit_for(c, square, top.score);
+    uint32_t within = boxes_within(squares, GROUP, limit) & ~(1u << (nearest - home * GROUP));
+    for (int64_t group = home, i = -VX_LANES, groups = 0;;) {
+        for (; within; within &= within - 1) {
+            meet_cell(D, c, a, group * GROUP + __builtin_ctz(within), &top);
+            ++*met;
+            limit = limit_for(c, square, top.score);
+        }
+        while (!groups && (i += VX_LANES) < cells->group.padded) {
+            groups = boxes_within(far + i, VX_LANES, limit);
+            if (home - i >= 0 && home - i < VX_LANES) groups &= ~((int64_t)1 << (home - i));
+        }
+        if (!groups) return top.code;
+        group = i + __builtin_ctzll((uint64_t)groups);
+        groups &= groups - 1;
+        for (int l = 0; l < GROUP; l += VX_LANES)
+            vf_store(squares + l, box_distances(D, &cells->cell, group * GROUP + l, a));
+        within = boxes_within(squares, GROUP, limit);
+    }
+}
+
+/* Finds the codes of `rows` rows of group g, every `step`-th from row `first` on, by cells. Returns how many cells they
+ * met. */
+static int64_t near_rows(const assign_call *c, int64_t g, int64_t first, int64_t rows, int64_t step, float *a,
+                         float *far)
+{
+    int64_t met = 0;
+    for (int64_t n = first; n < first + rows * step; n += step) {
+        load_row(c, n * c->G + g, a);
+        int32_t *code = c->codes + n * c->G + g;
+        switch (c->D) {
+        case 2: *code = near_row(2, c, a, far, &met); break;
+        case 3: *code = near_row(3, c, a, far, &met); break;
+        case 4: *code = near_row(4, c, a, far, &met); break;
+        default: *code = near_row(c->D, c, a, far, &met);
+        }
+    }
+    return met;
+}
+
+/* Says whether cells are worth a trial: there must be work that they could save, a hundred times what they take. */
+static int cells_may_pay(const assign_call *c) { return c->M >= 8 * CELL && c->N >= (c->D > FEW ? 8192 : 2048); }
+
+/* Lays out group g's codes by cells. All threads of a parallel region call it together. */
+static void fill_near_columns(const assign_call *c, int64_t g)
+{
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < c->cells.cell.count * CELL; i++)
+        c->offset[i] =
+            fill_column(c, g, i < c->M ? c->cells.code[i] : c->M, c->columns + i / CELL * CELL * c->D + i % CELL, CELL);
+}
+
+/* Fills points, excess and length. Returns 0 where scores might overflow. */
+static int fill_points(assign_call *c, int64_t g)
+{
+    double excess = -INFINITY, length = 0;
+    float longest = 0;
+#pragma omp parallel for schedule(static) reduction(max : excess, length)
+    for (int64_t m = 0; m < c->M; m++) {
+        float *point = c->points + m * c->D;
+        const double offset = fill_column(c, g, m, point, 1), norm = row_norm(point, c->D);
+        double square = 0;
+        for (int64_t d = 0; d < c->D; d++) square += (double)point[d] * point[d];
+        excess = fmax(excess, 2 * offset + square);
+        length = fmax(length, norm);
+    }
+    for (int64_t n = 0; n < c->N; n++) longest = fmaxf(longest, c->norms[n * c->G + g]);
+    c->excess = excess, c->length = length * (1 + 0x1p-20);
+    return length < LARGEST && (longest < LARGEST || c->metric == VX_COSINE);
+}
+
+/* Says whether a cell can be so far from a row that it need not be looked at, going by one cell and a block of rows,
+ * whose codes are found among all. Codes that fill a space of many dimensions have no such cells. */
+static int one_cell_is_far(const assign_call *c, int64_t g, float *a)
+{
+    const int64_t step = c->N / BLOCK_ROWS;
+    int far = 0;
+#pragma omp parallel
+    fill_columns(c, g);
+    fill_one_cell(&c->cells, c->points);
+    assign_block(c, g, 0, step, a);
+    for (int i = 0; i < BLOCK_ROWS; i++) {
+        const float *row = a + i * c->D, *code = c->points + c->codes[i * step * c->G + g] * c->D;
+        const float square = dot(row, row, c->D), start = c->metric == VX_COSINE ? 0 : -0.5f * dot(code, code, c->D);
+        far += box_distances(c->D, &c->cells.cell, 0, row)[0] > limit_for(c, square, start + dot(row, code, c->D));
+    }
+    return far > BLOCK_ROWS / 4;
+}
+
+/* Finds group g's codes by cells. Returns 0, with some codes found or none, where that is more work than all codes. */
+static int assign_near(assign_call *c, int64_t g, float *rows, float *far)
+{
+    enum { ROWS = 64 /* at a time */ };
+    const int64_t D = c->D, N = c->N;
+    if (!fill_points(c, g) || (D > FEW && !one_cell_is_far(c, g, rows))) return 0;
+    fill_cells(&c->cells, c->points);
+#pragma omp parallel
+    fill_near_columns(c, g);
+
+    /* in vectors of operations a row: what stays the same, what a cell takes, what all codes take */
+    const double fixed = (double)(c->cells.group.padded / VX_LANES) * (double)(5 * D + 8) + 100,
+                 cell = CELL_VECTORS * (double)(D + 1) + 20, all = (double)(c->M / VX_LANES) * (double)(D + 3);
+    const int64_t met = near_rows(c, g, 0, BLOCK_ROWS, N / BLOCK_ROWS, rows, far);
+    if (fixed + (double)met / BLOCK_ROWS * cell > 0.9 * all) return 0;
+#pragma omp parallel for schedule(dynamic, 4)
+    for (int64_t first = 0; first < N; first += ROWS) {
+        const int thread = omp_get_thread_num();
+        near_rows(c, g, first, vx_min64(ROWS, N - first), 1, rows + thread * BLOCK_ROWS * D,
+                  far + thread * c->cells.group.padded);
+    }
+    return 1;
 }
 
 /* Finds codes (N,G), the nearest of codebook (G,M,D) for each row of z (N,G,D). */
@@ -136,13 +340,17 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     };
     c.tiles = vx_ceil_div(c.M, TILE_CODES);
     const int64_t rows = c.N * c.G, block = BLOCK_ROWS * c.D;
-    float *norms = 0, *blocks = 0;
+    float *norms = 0, *blocks = 0, *far = 0;
     scratch memory = {.op = "assign"};
     while (scratch_pass(&memory)) {
-        c.columns = carve_f32(&memory, c.tiles * TILE_CODES * c.D);
-        c.offset = carve_f32(&memory, c.tiles * TILE_CODES);
+        c.columns = carve_f32(&memory, vx_ceil_div(c.M, CELL) * CELL * c.D);
+        c.offset = carve_f32(&memory, vx_ceil_div(c.M, CELL) * CELL);
         norms = carve_f32(&memory, rows);
         blocks = carve_f32(&memory, block * omp_get_max_threads());
+        if (!cells_may_pay(&c)) continue;
+        carve_cells(&memory, &c.cells, c.M, c.D);
+        c.points = carve_f32(&memory, c.M * c.D);
+        far = carve_f32(&memory, c.cells.group.padded * omp_get_max_threads());
     }
     if (!memory.base) return VX_ENOMEM;
     c.norms = norms;
@@ -157,12 +365,13 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
                        (long long)(bad_row / c.G), (long long)(bad_row % c.G));
     }
     for (int64_t g = 0; g < c.G; g++) {
+        if (cells_may_pay(&c) && assign_near(&c, g, blocks, far)) continue;
 #pragma omp parallel
         {
             fill_columns(&c, g);
 #pragma omp for schedule(static)
             for (int64_t first = 0; first < c.N; first += BLOCK_ROWS)
-                assign_block(&c, g, first, blocks + block * omp_get_thread_num());
+                assign_block(&c, g, first, 1, blocks + block * omp_get_thread_num());
         }
     }
     scratch_free(&memory);
