@@ -1,4 +1,5 @@
-/* row_norms.h: what the quantizers' kernels ask of a row: its norm, its product with another, whether it is finite. */
+/* row_norms.h: what the quantizers' kernels ask of rows: norm, product with another, whether all is finite, the largest
+ * coordinate. */
 #ifndef VX_ROW_NORMS_H
 #define VX_ROW_NORMS_H
 
@@ -42,6 +43,22 @@ static inline int64_t first_nonfinite(const float *x, int64_t count, int64_t D, 
         if (norms) norms[i] = (float)fmax(norm, GUARD);
     }
     return first == INT64_MAX ? -1 : first;
+}
+
+/* Returns the largest |x[i]| of count elements, none a NaN. Numbers without their sign are ordered as their bits, which
+ * the compiler may compare in any order. */
+static inline float largest_of(const float *x, int64_t count)
+{
+    int32_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= INT32_MAX;
+        most = bits > most ? bits : most;
+    }
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
+    return largest;
 }
 
 #endif

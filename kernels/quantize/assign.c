@@ -27,13 +27,16 @@
  * what some hundred codes a row take, and M log2(M / 64) steps for the cells. Working space: M (D + 1) floats, shared,
  * and 2 M (D + 3) more where cells are tried.
  *
- * Accuracy: a score is a float32 sum, so of two codes whose distances differ by less than about D 2^-23 (|z| |q| +
- * |q|^2 / 2) either may be named; with small integers every score is exact. A row or code with NaN or Inf is an error
- * and nothing is written.
+ * Accuracy: under VX_EUCLID rows and codes are moved to the middle of the codes and scaled first (frame.h), and what is
+ * said above of q and a is said of them there. A score is a float32 sum, so of two codes whose distances differ by less
+ * than about D 2^-23 (|z| |q| + |q|^2 / 2), lengths from that middle, either may be named; with small integers every
+ * score is exact. A row or code with NaN or Inf is an error and nothing is written.
  */
+#include <float.h>
 #include <omp.h>
 
 #include "cells.h"
+#include "frame.h"
 #include "cpu/row_tile.h"
 
 #if VX_LANES == 16
@@ -56,6 +59,9 @@ typedef struct assign_call {
     const float *norms; /* (N,G) |z| */
     float *columns;     /* (tiles, D, TILE_CODES), or by cells (cells, D, CELL) */
     float *offset;      /* (tiles, TILE_CODES) what a code's score starts from, or (cells, CELL) */
+    float *low, *high;  /* (D) the least and the largest of each coordinate, working space of the frame */
+    double *centre;     /* (D) of the frame of the group's codes, and */
+    double scale;       /* its scale, under VX_EUCLID */
     int32_t *codes;
     /* near cells */
     code_cells cells;
@@ -63,15 +69,42 @@ typedef struct assign_call {
     double excess, length; /* B and C of the banner */
 } assign_call;
 
+/* Finds the frame of group g's codes. */
+static void find_frame(assign_call *c, int64_t g)
+{
+    const float *q = c->codebook + g * c->M * c->D;
+    double radius = 0;
+    memcpy(c->low, q, sizeof(float) * (size_t)c->D);
+    memcpy(c->high, q, sizeof(float) * (size_t)c->D);
+    for (int64_t m = 1; m < c->M; m++)
+        for (int64_t d = 0; d < c->D; d++) {
+            const float x = q[m * c->D + d];
+            c->low[d] = x < c->low[d] ? x : c->low[d];
+            c->high[d] = x > c->high[d] ? x : c->high[d];
+        }
+    for (int64_t d = 0; d < c->D; d++) radius = fmax(radius, ((double)c->high[d] - c->low[d]) / 2);
+    const double grid = frame_grid(radius);
+    for (int64_t d = 0; d < c->D; d++) c->centre[d] = frame_centre(c->low[d], c->high[d], grid);
+    c->scale = 1 / grid;
+}
+
 /* Writes code m of group g as a column: its numbers `step` apart. Returns what its score starts from. */
 static inline float fill_column(const assign_call *c, int64_t g, int64_t m, float *column, int64_t step)
 {
     const float *q = c->codebook + (g * c->M + m) * c->D;
-    const int real = m < c->M;
-    const double norm = real ? row_norm(q, c->D) : 0;
-    const double divided = c->metric == VX_COSINE ? fmax(norm, GUARD) : 1; /* q and 2q are equal on the sphere */
-    for (int64_t d = 0; d < c->D; d++) column[d * step] = real ? (float)(q[d] / divided) : 0;
-    return !real ? -INFINITY : c->metric == VX_COSINE ? 0 : (float)(-0.5 * norm * norm);
+    if (m >= c->M) {
+        for (int64_t d = 0; d < c->D; d++) column[d * step] = 0;
+        return -INFINITY;
+    }
+    if (c->metric == VX_COSINE) {
+        const double divided = fmax(row_norm(q, c->D), GUARD); /* q and 2q are equal on the sphere */
+        for (int64_t d = 0; d < c->D; d++) column[d * step] = (float)(q[d] / divided);
+        return 0;
+    }
+    float x[c->D];
+    for (int64_t d = 0; d < c->D; d++) column[d * step] = x[d] = frame_of(q[d], c->centre[d], c->scale);
+    const double norm = row_norm(x, c->D);
+    return (float)(-0.5 * norm * norm);
 }
 
 /* Lays out group g's codes. All threads of a parallel region call it together. */
@@ -86,8 +119,12 @@ static void fill_columns(const assign_call *c, int64_t g)
 /* Loads the row of z with number `row` into a (D). */
 static inline void load_row(const assign_call *c, int64_t row, float *a)
 {
-    const float divided = c->metric == VX_COSINE ? c->norms[row] : 1;
-    for (int64_t d = 0; d < c->D; d++) a[d] = c->z[row * c->D + d] / divided;
+    const float *z = c->z + row * c->D;
+    if (c->metric == VX_COSINE) {
+        const float length = fminf(c->norms[row], FLT_MAX);
+        for (int64_t d = 0; d < c->D; d++) a[d] = z[d] / length;
+    } else
+        for (int64_t d = 0; d < c->D; d++) a[d] = frame_of(z[d], c->centre[d], c->scale);
 }
 
 /* -- All codes ----------------------------------------------------------------------------------------------------- */
@@ -139,19 +176,42 @@ static inline int32_t best_code(const assign_best *best, int i)
     return code[at];
 }
 
+/* Returns the code nearest to a row that is far outside of the frame. */
+static int32_t far_code(const assign_call *c, int64_t g, const float *z)
+{
+    int32_t code = 0;
+    double most = -INFINITY;
+    for (int64_t m = 0; m < c->M; m++) {
+        const float *q = c->codebook + (g * c->M + m) * c->D;
+        double product = 0, squares = 0;
+        for (int64_t d = 0; d < c->D; d++) {
+            const double x = (z[d] - c->centre[d]) * c->scale, y = (q[d] - c->centre[d]) * c->scale;
+            product += x * y;
+            squares += y * y;
+        }
+        if (product - squares / 2 > most) most = product - squares / 2, code = (int32_t)m;
+    }
+    return code;
+}
+
 /* Finds the codes of BLOCK_ROWS rows, every `step`-th from row `first` on; a: working space (BLOCK_ROWS, D). */
 static void assign_block(const assign_call *c, int64_t g, int64_t first, int64_t step, float *a)
 {
     const int rows = (int)vx_min64(BLOCK_ROWS, vx_ceil_div(c->N - first, step));
     assign_best best;
+    uint32_t far = 0; /* a bit for each row */
     for (int i = 0; i < BLOCK_ROWS; i++) {
         load_row(c, (first + (i < rows ? i * step : 0)) * c->G + g, a + i * c->D);
+        if (largest_of(a + i * c->D, c->D) > FRAME_REACH) far |= UINT32_C(1) << i;
         best.score[i] = vf_set1(-INFINITY);
         best.code[i] = (vi){0};
     }
     for (int64_t tile = 0; tile < c->tiles; tile++)
         for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, &best, i, tile);
-    for (int i = 0; i < rows; i++) c->codes[(first + i * step) * c->G + g] = best_code(&best, i);
+    for (int i = 0; i < rows; i++) {
+        const int64_t row = (first + i * step) * c->G + g;
+        c->codes[row] = far >> i & 1 ? far_code(c, g, c->z + row * c->D) : best_code(&best, i);
+    }
 }
 
 /* -- Near cells ---------------------------------------------------------------------------------------------------- */
@@ -280,7 +340,10 @@ static int fill_points(assign_call *c, int64_t g)
     }
     for (int64_t n = 0; n < c->N; n++) longest = fmaxf(longest, c->norms[n * c->G + g]);
     c->excess = excess, c->length = length * (1 + 0x1p-20);
-    return length < LARGEST && (longest < LARGEST || c->metric == VX_COSINE);
+    if (c->metric == VX_COSINE) return length < LARGEST;
+    double moved = 0;
+    for (int64_t d = 0; d < c->D; d++) moved += c->centre[d] * c->centre[d];
+    return length < LARGEST && (longest + sqrt(moved)) * c->scale < LARGEST;
 }
 
 /* Says whether a cell can be so far from a row that it need not be looked at, going by one cell and a block of rows,
@@ -346,6 +409,9 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         c.columns = carve_f32(&memory, vx_ceil_div(c.M, CELL) * CELL * c.D);
         c.offset = carve_f32(&memory, vx_ceil_div(c.M, CELL) * CELL);
         norms = carve_f32(&memory, rows);
+        c.low = carve_f32(&memory, c.D);
+        c.high = carve_f32(&memory, c.D);
+        c.centre = carve_f64(&memory, c.D);
         blocks = carve_f32(&memory, block * omp_get_max_threads());
         if (!cells_may_pay(&c)) continue;
         carve_cells(&memory, &c.cells, c.M, c.D);
@@ -365,6 +431,7 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
                        (long long)(bad_row / c.G), (long long)(bad_row % c.G));
     }
     for (int64_t g = 0; g < c.G; g++) {
+        if (metric == VX_EUCLID) find_frame(&c, g);
         if (cells_may_pay(&c) && assign_near(&c, g, blocks, far)) continue;
 #pragma omp parallel
         {

@@ -7,8 +7,33 @@
  * is reported late; its row gets code 0.
  */
 #include "codebook_tiles.cuh"
+#include "frame.h"
 
 enum { RT = 8, ROWS = 16 * RT };
+
+/* Gives rows that are far outside of the frame their code, as far_code() does in assign.c. A warp takes a row. */
+VX_KERNEL far_kernel(int32_t *codes, const float *z, const float *codebook, const double *frame, const float *reach,
+                     int64_t N, int64_t G, int64_t g, int64_t D, int64_t M)
+{
+    for (int64_t n = vx_first() / 32; n < N; n += vx_step() / 32) {
+        if (!(reach[n] > FRAME_REACH)) continue;
+        const float *x = z + (n * G + g) * D;
+        int32_t code = 0;
+        double most = -INFINITY;
+        for (int64_t m = 0; m < M; m++) {
+            const float *q = codebook + (g * M + m) * D;
+            double product = 0, squares = 0;
+            for (int64_t d = threadIdx.x % 32; d < D; d += 32) {
+                const double a = (x[d] - frame[d]) * frame[D], b = (q[d] - frame[d]) * frame[D];
+                product += a * b;
+                squares += b * b;
+            }
+            const double score = vx_warp_sum(product) - vx_warp_sum(squares) / 2;
+            if (score > most) most = score, code = (int32_t)m;
+        }
+        if (threadIdx.x % 32 == 0) codes[n * G + g] = code;
+    }
+}
 
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
     assign_kernel(int32_t *codes, const float *rows, const float *panels, const float *start, int64_t N, int64_t G,
@@ -59,6 +84,8 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     if (!codes->numel) return VX_OK;
     float *rows = VX_SCRATCH(float, N *depth), *panels = VX_SCRATCH(float, padded *depth);
     float *start = metric == VX_EUCLID ? VX_SCRATCH(float, padded) : NULL;
+    float *reach = metric == VX_EUCLID ? VX_SCRATCH(float, N) : NULL;
+    double *frame = metric == VX_EUCLID ? VX_SCRATCH(double, 2 * D + 1) : NULL;
     const vx_data_check bad_row = vx_data_check_of(VX_ENONFINITE, G, "row %%lld of z holds a NaN or Inf (group %%lld)");
     const vx_data_check bad_code =
         vx_data_check_of(VX_ENONFINITE, M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
@@ -66,12 +93,17 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     for (int64_t g = 0; g < G; g++) {
         code_layout to = {};
         to.count = M;
-        if (metric == VX_EUCLID) to.raw_panel = panels, to.start = start;
-        else to.panel = panels;
-        lay_out_rows({vx_f32(z), N, G, g, D, depth, metric == VX_COSINE, NULL, rows, NULL}, bad_row);
+        if (metric == VX_EUCLID) {
+            lay_out_frame(frame, vx_f32(codebook), M, g, D);
+            to.raw_panel = panels, to.start = start, to.frame = frame;
+        } else to.panel = panels;
+        lay_out_rows({vx_f32(z), N, G, g, D, depth, metric == VX_COSINE, NULL, rows, reach, frame}, bad_row);
         lay_out_codes(to, vx_f32(codebook), M, g, D, depth, bad_code, bad_code);
         VX_LAUNCH(assign_kernel, (unsigned)vx_ceil_div(N, ROWS), TILE_THREADS, shared, vx_i32(codes), rows, panels,
                   start, N, G, g, M, depth);
+        if (metric == VX_EUCLID)
+            VX_LAUNCH(far_kernel, vx_grid(N * 32, 256), 256, 0, vx_i32(codes), vx_f32(z), vx_f32(codebook), frame,
+                      reach, N, G, g, D, M);
     }
     return vx_status();
 }

@@ -39,15 +39,19 @@ VX_DEVICE int mma_code(int position)
 /* -- Laying out (codebook_tiles.cu) -------------------------------------------------------------------------------- */
 
 /* Which rows of z (N,G,D), and where they go: out (N,depth) = the rows of group g, divided by their norm and times
- * *scale, or as they stand; norm (N) = max(|z|, GUARD), or NULL. scale: NULL is 1; without `normalize` it is not
- * read. */
+ * *scale, or in a frame, or as they stand; norm (N) = max(|z|, GUARD), or in a frame the largest |out|; or NULL.
+ * scale: NULL is 1; without `normalize` it is not read. */
 typedef struct row_layout {
     const float *z;
     int64_t N, G, g, D, depth;
     bool normalize;
     const float *scale;
     float *out, *norm;
+    const double *frame; /* of lay_out_frame(), or NULL */
 } row_layout;
+
+/* Finds the frame (frame.h) of group g's codes: frame = the centre (D), the scale, and working space of D. */
+void lay_out_frame(double *frame, const float *codebook, int64_t M, int64_t g, int64_t D);
 
 /* Lays out rows. One with a NaN or Inf becomes zeros and is reported as element i G + g of nonfinite. */
 void lay_out_rows(const row_layout &rows, vx_data_check nonfinite);
@@ -58,9 +62,10 @@ typedef struct code_layout {
     float *row, *raw_row;     /* (padded,depth): likewise */
     bool mma;                 /* row and raw_row in the order of the tensor cores */
     float *norm;              /* (padded) by code: max(|q|, GUARD) */
-    float *start;             /* (padded) by position: -|q|^2 / 2, -inf off the end */
+    float *start;             /* (padded) by position: -|q|^2 / 2 in the frame, -inf off the end */
     const int32_t *which;     /* (count) the codes to lay out; NULL: 0 .. count - 1 */
     int64_t count;
+    const double *frame; /* of lay_out_frame(), in which raw_panel and start are; NULL: raw_panel as stored */
 } code_layout;
 
 /* Lays out codes of group g of the codebook (G,M,D). A code with a NaN or Inf becomes zeros and is reported as

@@ -4,6 +4,8 @@
  * row among them. Distances are added up by warps, so that they may differ from the CPU's in the last bit; a number
  * drawn next to the border of two rows' shares may then name the other one.
  */
+#include "frame.h"
+#include "largest.cuh"
 #include "cuda/cuda.cuh"
 
 enum { BLOCK = 256, BLOCK_ROWS = 256, WARPS = BLOCK / 32 };
@@ -17,18 +19,18 @@ VX_DEVICE double draw(const vx_draw &d, int64_t i)
 
 /* nearest (N) = the least of itself (none before the first chosen row) and the distance from row chosen[0]; sums: of
  * each block of rows. A warp takes a row at a time. */
-VX_KERNEL VX_HOT lower_kernel(float *nearest, double *sums, const float *x, const int32_t *chosen, int64_t N, int64_t D,
-                              int first, vx_data_check nan)
+VX_KERNEL VX_HOT lower_kernel(float *nearest, double *sums, const float *x, const int32_t *chosen,
+                              const uint32_t *largest, int64_t N, int64_t D, int first, vx_data_check nan)
 {
     __shared__ double shared[32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const float *center = x + (int64_t)*chosen * D;
+    const float *center = x + (int64_t)*chosen * D, scale = frame_scale(__uint_as_float(*largest));
     double sum = 0;
     for (int64_t n = (int64_t)blockIdx.x * BLOCK_ROWS + warp; n < min(N, (int64_t)(blockIdx.x + 1) * BLOCK_ROWS);
          n += WARPS) {
         float distance = 0;
         for (int64_t d = lane; d < D; d += 32) {
-            const float difference = x[n * D + d] - center[d];
+            const float difference = x[n * D + d] * scale - center[d] * scale;
             distance += difference * difference;
         }
         distance = vx_warp_sum(distance);
@@ -70,19 +72,20 @@ VX_KERNEL find_kernel(int32_t *index, const float *nearest, const double *sums, 
     index[m] = (int32_t)last;
 }
 
-/* index (M) = rows of x (N,D), 0-based. A NaN, an Inf, or a distance that overflows is reported late. */
+/* index (M) = rows of x (N,D), 0-based. A NaN or Inf is reported late. */
 int vx_cuda_kmeans_start(vx_tensor *index, vx_tensor *x, uint64_t seed, uint64_t stream)
 {
     const int64_t N = x->shape[0], D = x->shape[1], M = index->shape[0], blocks = vx_ceil_div(N, BLOCK_ROWS);
     if (!M) return VX_OK;
-    const vx_data_check nan =
-        vx_data_check_of(VX_ENONFINITE, 1, "row %%lld of x holds a NaN or Inf, or its distance overflows");
+    const vx_data_check nan = vx_data_check_of(VX_ENONFINITE, 1, "row %%lld of x holds a NaN or Inf");
     const vx_random random = vx_draws(seed, stream);
     float *nearest = VX_SCRATCH(float, N);
     double *sums = VX_SCRATCH(double, blocks);
+    uint32_t *largest = VX_SCRATCH(uint32_t, 1);
+    find_largest(largest, x, NULL);
     for (int64_t m = 0; m < M; m++) {
         VX_LAUNCH(find_kernel, 1, 1, 0, vx_i32(index), nearest, sums, N, blocks, m, random);
-        VX_LAUNCH(lower_kernel, (unsigned)blocks, BLOCK, 0, nearest, sums, vx_f32(x), vx_i32(index) + m, N, D,
+        VX_LAUNCH(lower_kernel, (unsigned)blocks, BLOCK, 0, nearest, sums, vx_f32(x), vx_i32(index) + m, largest, N, D,
                   (int)(m == 0), nan);
     }
     return vx_status();

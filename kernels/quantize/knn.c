@@ -7,16 +7,18 @@
  *                1 - 2 p_m + |p|^2, summed in double because near a vertex everything cancels. Reads p once, sixteen
  *                columns (a cache line) at a time.
  *   knn          squared distances as sums of (x - y)^2 and not as |x|^2 - 2 x y + |y|^2, which would lose a distance
- *                below 3e-4 |x|; 6 rows against a tile of columns in registers, 24 rows per visit of a tile, as in
- *                assign.c. 2 N L D subtractions and multiply-adds; working space L D floats, shared, and 24 K entries a
- *                thread.
+ *                below 3e-4 |x|; very large and very small rows are scaled before (frame.h); 6 rows against a tile of
+ *                columns in registers, 24 rows per visit of a tile, as in assign.c. 2 N L D subtractions and
+ *                multiply-adds; working space L D floats, shared, and 24 K entries a thread.
  *
- * A key enters a list where it passes the list's threshold, its K-th key so far. Training does not come here: the
- * smoothed quantizer selects while its logits are in the cache (smooth_select.h).
+ * A key enters a list where it passes the list's threshold, its K-th key so far: every key must exceed -inf, and a row
+ * of p whose squares overflow float32 is an error. Training does not come here: the smoothed quantizer selects while
+ * its logits are in the cache (smooth_select.h).
  */
 #include <float.h>
 #include <omp.h>
 
+#include "frame.h"
 #include "shared/checks.h"
 #include "shared/neighbours.h"
 #include "cpu/indices.h"
@@ -94,11 +96,18 @@ int VX_CPU(vertex_knn)(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     if (!memory.base) return VX_ENOMEM;
     c.sumsq = sumsq;
     if (metric == VX_KNN_L2) {
-#pragma omp parallel for schedule(static)
+        bad = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : bad)
         for (int64_t n = 0; n < c.N; n++) {
             double sum = 0;
             for (int64_t m = 0; m < c.M; m++) sum += point(&c, n, m) * point(&c, n, m);
             sumsq[n] = sum;
+            if (!(sum < LARGEST_SUMSQ)) bad = vx_min64(bad, n);
+        }
+        if (bad != INT64_MAX) {
+            scratch_free(&memory);
+            return vx_fail(VX_ENONFINITE, "vertex_knn: row %lld of p is no distribution: its squares overflow float32",
+                           (long long)bad);
         }
     }
     int32_t *rows = vx_i32(near);
@@ -166,8 +175,9 @@ enum { TILE_COLUMNS = VECTORS * VX_LANES, BLOCK_ROWS = 4 * TILE_ROWS };
 typedef struct rows_call {
     int64_t N, L, D, K, tiles;
     int exclude_self;
+    float scale;
     const float *x;
-    const float *columns; /* (tiles, D, TILE_COLUMNS) of y, +inf beyond its rows */
+    const float *columns; /* (tiles, D, TILE_COLUMNS) of y, scaled, +inf beyond its rows */
 } rows_call;
 
 /* Lets rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D), which are rows first + i .. of x, meet a tile. */
@@ -206,7 +216,8 @@ static void nearest_to_rows(const rows_call *c, int64_t first, float *a, uint64_
     const int rows = (int)vx_min64(BLOCK_ROWS, c->N - first);
     float limit[BLOCK_ROWS];
     for (int i = 0; i < BLOCK_ROWS; i++) {
-        memcpy(a + i * c->D, c->x + (first + (i < rows ? i : 0)) * c->D, sizeof(float) * (size_t)c->D);
+        const float *x = c->x + (first + (i < rows ? i : 0)) * c->D;
+        for (int64_t d = 0; d < c->D; d++) a[i * c->D + d] = x[d] * c->scale;
         limit[i] = -INFINITY;
     }
     for (int64_t i = 0; i < rows * c->K; i++) lists[i] = neighbour_none();
@@ -214,7 +225,7 @@ static void nearest_to_rows(const rows_call *c, int64_t first, float *a, uint64_
         for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, first, i, rows, tile, limit, lists);
     for (int64_t i = 0; i < rows * c->K; i++) {
         near[first * c->K + i] = (int32_t)neighbour_row(lists[i]);
-        distance[first * c->K + i] = -neighbour_key(lists[i]);
+        distance[first * c->K + i] = -neighbour_key(lists[i]) / c->scale / c->scale;
     }
 }
 
@@ -233,6 +244,7 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
     if (bad >= 0 || bad_y >= 0)
         return vx_fail(VX_ENONFINITE, "knn: row %lld of %s holds a NaN or Inf", (long long)(bad >= 0 ? bad : bad_y),
                        bad >= 0 ? "x" : "y");
+    c.scale = frame_scale(fmaxf(largest_of(c.x, c.N * c.D), largest_of(vx_f32(y), c.L * c.D)));
     const int64_t block = BLOCK_ROWS * c.D, list = BLOCK_ROWS * c.K, threads = omp_get_max_threads();
     uint64_t *lists = 0;
     float *packed = 0, *blocks = 0;
@@ -250,7 +262,7 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
         for (int64_t l = 0; l < c.tiles * TILE_COLUMNS; l++)
             for (int64_t d = 0; d < c.D; d++)
                 packed[(l / TILE_COLUMNS * c.D + d) * TILE_COLUMNS + l % TILE_COLUMNS] =
-                    l < c.L ? vx_f32(y)[l * c.D + d] : INFINITY;
+                    l < c.L ? vx_f32(y)[l * c.D + d] * c.scale : INFINITY;
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < c.N; first += BLOCK_ROWS)
             nearest_to_rows(&c, first, blocks + block * omp_get_thread_num(), lists + list * omp_get_thread_num(),

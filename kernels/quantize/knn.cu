@@ -12,6 +12,8 @@
  */
 #include <float.h>
 
+#include "frame.h"
+#include "largest.cuh"
 #include "shared/checks.h"
 #include "shared/neighbours.h"
 #include "cuda/sort.cuh"
@@ -41,13 +43,16 @@ VX_DEVICE double point(const vertex_call &c, int64_t n, int64_t m)
 }
 
 /* Makes sumsq (N) = |p_n|^2. A warp for each row. */
-VX_KERNEL vertex_sumsq_kernel(vertex_call c)
+VX_KERNEL vertex_sumsq_kernel(vertex_call c, vx_data_check overflow)
 {
     for (int64_t n = vx_first() / 32; n < c.N; n += vx_step() / 32) {
         double sum = 0;
         for (int64_t m = threadIdx.x % 32; m < c.M; m += 32) sum += point(c, n, m) * point(c, n, m);
         sum = vx_warp_sum(sum);
-        if (threadIdx.x % 32 == 0) c.sumsq[n] = sum;
+        if (threadIdx.x % 32 == 0) {
+            c.sumsq[n] = sum;
+            if (!(sum < LARGEST_SUMSQ)) vx_report(overflow, n);
+        }
     }
 }
 
@@ -108,10 +113,12 @@ int vx_cuda_vertex_knn(vx_tensor *near, vx_tensor *deviation, vx_tensor *p, int 
     if (check_rows("vertex_knn", c.N)) return VX_EINVAL;
     if (!c.M) return VX_OK;
     const vx_data_check nonfinite = vx_data_check_of(VX_ENONFINITE, c.M, "row %%lld of p holds a NaN or Inf");
+    const vx_data_check overflow =
+        vx_data_check_of(VX_ENONFINITE, 1, "row %%lld of p is no distribution: its squares overflow float32");
     if (metric == VX_KNN_L2) c.sumsq = VX_SCRATCH(double, c.N);
     const int width = vx_columns_for(c.M);
     VX_LAUNCH(finite_kernel, vx_grid(p->numel, BLOCK), BLOCK, 0, c.p, p->numel, nonfinite);
-    if (metric == VX_KNN_L2) VX_LAUNCH(vertex_sumsq_kernel, vx_grid(c.N * 32, BLOCK), BLOCK, 0, c);
+    if (metric == VX_KNN_L2) VX_LAUNCH(vertex_sumsq_kernel, vx_grid(c.N * 32, BLOCK), BLOCK, 0, c, overflow);
     VX_LAUNCH(vertex_knn_kernel, vx_grid(c.M, width), BLOCK, 0, vx_i32(near), vx_f32(deviation), c, width);
     return vx_status();
 }
@@ -196,6 +203,7 @@ typedef struct rows_call {
     int64_t N, L, D, K;
     int exclude_self;
     const float *x, *y;
+    const uint32_t *largest; /* bits of the largest |x| or |y|, which decides how both are scaled */
 } rows_call;
 
 /* Makes distance (rows,L) of rows first .. of x. A block has 64 x 64 of them, a thread 4 x 4. Depth is added in
@@ -205,12 +213,13 @@ VX_KERNEL __launch_bounds__(BLOCK) distance_kernel(float *distance, rows_call c,
     __shared__ float a[TILE][DEPTH + 1], b[TILE][DEPTH + 1];
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     const int64_t row = (int64_t)blockIdx.y * TILE, column = (int64_t)blockIdx.x * TILE;
+    const float scale = frame_scale(__uint_as_float(*c.largest));
     float sum[4][4] = {};
     for (int64_t from = 0; from < c.D; from += DEPTH) {
         for (int i = threadIdx.x; i < TILE * DEPTH; i += BLOCK) {
             const int r = i / DEPTH, d = i % DEPTH;
-            a[r][d] = row + r < rows && from + d < c.D ? c.x[(first + row + r) * c.D + from + d] : 0;
-            b[r][d] = column + r < c.L && from + d < c.D ? c.y[(column + r) * c.D + from + d] : 0;
+            a[r][d] = row + r < rows && from + d < c.D ? c.x[(first + row + r) * c.D + from + d] * scale : 0;
+            b[r][d] = column + r < c.L && from + d < c.D ? c.y[(column + r) * c.D + from + d] * scale : 0;
         }
         __syncthreads();
         for (int d = 0; d < DEPTH; d++)
@@ -235,6 +244,7 @@ VX_KERNEL __launch_bounds__(BLOCK) distance_kernel(float *distance, rows_call c,
 VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, rows_call c, int64_t first, int64_t rows)
 {
     __shared__ unsigned long long shared[32];
+    const float scale = frame_scale(__uint_as_float(*c.largest));
     for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
         unsigned long long last = 0; /* complemented keys, so that vx_block_min finds the largest */
         for (int64_t k = 0; k < c.K; k++) {
@@ -248,7 +258,7 @@ VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, r
             if (threadIdx.x == 0) {
                 const int32_t l = neighbour_row(~last);
                 near[(first + r) * c.K + k] = l;
-                nearest[(first + r) * c.K + k] = distance[r * c.L + l];
+                nearest[(first + r) * c.K + k] = distance[r * c.L + l] / scale / scale;
             }
         }
     }
@@ -257,7 +267,7 @@ VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, r
 /* Working space: at most 64 MB, or 4 L bytes where that is more. */
 int vx_cuda_knn(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y, int exclude_self)
 {
-    const rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], exclude_self, vx_f32(x), vx_f32(y)};
+    rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], exclude_self, vx_f32(x), vx_f32(y), NULL};
     if (check_rows("knn", c.L)) return VX_EINVAL;
     if (!c.N) return VX_OK;
     const vx_data_check bad_x = vx_data_check_of(VX_ENONFINITE, c.D, "row %%lld of x holds a NaN or Inf");
@@ -265,6 +275,9 @@ int vx_cuda_knn(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
     const int64_t chunk =
         vx_min64(vx_min64(c.N, vx_max64(1, DISTANCES / c.L)), 65535 * TILE); /* a grid's second size is limited */
     float *held = VX_SCRATCH(float, chunk *c.L);
+    uint32_t *largest = VX_SCRATCH(uint32_t, 1);
+    c.largest = largest;
+    find_largest(largest, x, y);
     VX_LAUNCH(finite_kernel, vx_grid(x->numel, BLOCK), BLOCK, 0, c.x, x->numel, bad_x);
     VX_LAUNCH(finite_kernel, vx_grid(y->numel, BLOCK), BLOCK, 0, c.y, y->numel, bad_y);
     for (int64_t first = 0; first < c.N; first += chunk) {
@@ -303,7 +316,7 @@ struct neighbour_term {
 int vx_cuda_knn_backward(vx_tensor *dx, vx_tensor *dy, vx_tensor *ddistance, vx_tensor *near, vx_tensor *x,
                          vx_tensor *y)
 {
-    const rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], 0, vx_f32(x), vx_f32(y)};
+    const rows_call c = {x->shape[0], y->shape[0], x->shape[1], near->shape[1], 0, vx_f32(x), vx_f32(y), NULL};
     const int64_t count = near->numel;
     const vx_data_check outside = outside_of(c.K, "y", c.L);
     vx_sort s = vx_sort_of(count, vx_sort_bits(c.L + 1));

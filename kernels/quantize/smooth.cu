@@ -407,7 +407,7 @@ int vx_cuda_smooth_forward(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
     for (c.g = 0; c.g < c.G; c.g++) {
         code_layout to = {};
         to.panel = panel, to.row = row, to.raw_row = raw_row, to.mma = c.mma, to.count = c.M;
-        lay_out_rows({c.z, c.N, c.G, c.g, c.D, c.depth, true, scale, rows, norms}, check.row);
+        lay_out_rows({c.z, c.N, c.G, c.g, c.D, c.depth, true, scale, rows, norms, NULL}, check.row);
         lay_out_codes(to, c.codebook, c.M, c.g, c.D, c.depth, check.code, check.vertex);
         scan_logits(c, SCAN_START, start, NULL, NULL);
         if (noisy_reference) scan_logits(c, SCAN_NOISY, noisy_reference, start, NULL);

@@ -259,8 +259,8 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         to.panel = panel, to.raw_panel = raw_panel, to.row = row, to.raw_row = raw_row, to.mma = c.mma;
         to.norm = code_norms, to.count = c.M;
         const unsigned by_row = vx_grid(c.N * 32, 256);
-        lay_out_rows({c.z, c.N, c.G, c.g, c.D, c.depth, true, scale, rows, norms}, check.row);
-        lay_out_rows({vx_f32(dy), c.N, c.G, c.g, c.D, c.depth, false, NULL, grad, NULL}, check.row);
+        lay_out_rows({c.z, c.N, c.G, c.g, c.D, c.depth, true, scale, rows, norms, NULL}, check.row);
+        lay_out_rows({vx_f32(dy), c.N, c.G, c.g, c.D, c.depth, false, NULL, grad, NULL, NULL}, check.row);
         lay_out_codes(to, c.codebook, c.M, c.g, c.D, c.depth, check.code, check.vertex);
         if (knn) {
             q.near = vx_i32(near) + c.g * pair_count, q.vertices = c.vertices ? c.vertices + c.g * c.S : NULL;

@@ -5,7 +5,7 @@
  * so that a list is an ordinary descending list of K distinct integers, the K largest of a set do not depend on the
  * order of arrival, and two threads' lists merge by inserting one into the other. The threshold of a vertex is its K-th
  * key, -inf until K rows have come and +inf for a code that is no vertex: a row is looked at only where its key passes
- * the threshold.
+ * the threshold. That takes keys above -inf: a list is not full before K rows have passed.
  */
 #ifndef VX_NEIGHBOURS_H
 #define VX_NEIGHBOURS_H
@@ -21,6 +21,9 @@ VX_INLINE uint64_t neighbour_pack(float key, int64_t row)
 }
 VX_INLINE float neighbour_key(uint64_t entry) { return float_of_order((uint32_t)(entry >> 32)); }
 VX_INLINE int32_t neighbour_row(uint64_t entry) { return (int32_t) ~(uint32_t)entry; }
+
+/* The least |p|^2 that vertex_knn refuses: from here on 2 p - 1 - |p|^2 might be -inf in float32. */
+#define LARGEST_SUMSQ 1e38
 
 /* Returns an entry that any row replaces. */
 VX_INLINE uint64_t neighbour_none(void) { return neighbour_pack(-INFINITY, INT32_MAX); }

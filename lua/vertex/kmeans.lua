@@ -79,7 +79,7 @@ local function begin(x, codes, how, generator)
   local again = {}
   for i = 1, codes - count do again[i] = (i - 1) % count end
   local copies = ops.gather(first, core.tensor(again, { dtype = "i32", device = from:device() }))
-  local spread = math.sqrt(ops.mean(ops.square(ops.sub(first, ops.mean(first, 1, true)))):item())
+  local spread = ops.mean(ops.abs(ops.sub(first, ops.narrow(first, 1, 1, 1)))):item()
   local noise = ops.normal(core.new_like(copies), 0, 1e-3 * (spread > 0 and spread or 1), generator)
   return ops.cat(1, first, ops.add(copies, noise))
 end
@@ -92,16 +92,23 @@ local function nearest(rows, codebook)
   return ops.reshape(ops.assign(ops.reshape(rows, { n, 1, D }), ops.reshape(codebook, { 1, M, D }), "euclid"), { n })
 end
 
---- Squared distances (n) of rows from their codes; of differences, so that an offset costs nothing.
-local function distances(rows, codebook, codes)
-  return ops.sum(ops.square(ops.sub(rows, ops.gather(codebook, codes))), 2)
+--- The sum, over dimension 2 or all, of squared differences times scale^2; an offset costs nothing, and by `scale`, a
+-- power of two, squares stay within float32's range.
+local function squares(difference, scale, dimension)
+  if scale ~= 1 then difference = ops.affine(difference, scale, 0) end
+  return ops.sum(ops.square(difference), dimension)
+end
+
+--- Squared distances (n) of rows from their codes, times scale^2.
+local function distances(rows, codebook, codes, scale)
+  return squares(ops.sub(rows, ops.gather(codebook, codes)), scale, 2)
 end
 
 --- The `count` rows farthest from their codes, as a Lua array of numbers from 0.
-local function farthest(x, codebook, count)
+local function farthest(x, codebook, count, scale)
   local all = {}
   each_block(x, function(rows, first)
-    for i, d in ipairs(distances(rows, codebook, nearest(rows, codebook)):totable()) do
+    for i, d in ipairs(distances(rows, codebook, nearest(rows, codebook), scale):totable()) do
       all[#all + 1] = { first + i - 1, d }
     end
   end)
@@ -113,27 +120,25 @@ local function farthest(x, codebook, count)
   return index
 end
 
---- Moves the codes to the means of their rows, in place; returns how far they moved, the sum of squares, and how many
--- had no row.
-local function move(x, codebook)
+--- Moves the codes to the means of their rows, in place; returns how far they moved, the sum of squares times scale^2,
+-- and how many had no row.
+local function move(x, codebook, scale)
   local M = codebook:size(1)
   local sums = core.new_like(codebook):zero()
   local counts = core.new({ 1, M }, { dtype = "i32", device = codebook:device() }):zero()
   each_block(x, function(rows)
     local codes = nearest(rows, codebook)
-    core.op.scatter_add(sums, rows, codes)
+    core.op.scatter_add(sums, ops.sub(rows, ops.gather(codebook, codes)), codes) -- small next to a common offset
     ops.count_codes(ops.reshape(codes, { -1, 1 }), M, counts)
   end)
   local count = ops.reshape(counts:to "f32", { M, 1 })
-  local used = ops.lt(core.new({ 1 }, { device = codebook:device() }):zero(), count)
-  local means = ops.div(sums, ops.clamp(count, 1, math.huge))
-  local new = ops.add(codebook, ops.mul(used, ops.sub(means, codebook)))
+  local new = ops.add(codebook, ops.div(sums, ops.clamp(count, 1, math.huge)))
   local empty, numbers = {}, count:reshape({ M }):totable()
   for m = 1, M do
     if numbers[m] == 0 then empty[#empty + 1] = m - 1 end
   end
   if #empty > 0 then
-    local rows = farthest(x, new, #empty)
+    local rows = farthest(x, new, #empty, scale)
     if #rows > 0 then
       local stays = {}
       for m = 1, M do stays[m] = { 1 } end
@@ -143,7 +148,7 @@ local function move(x, codebook)
       core.op.scatter_add(new, rows_of(x, rows), places)
     end
   end
-  local moved = ops.sum(ops.square(ops.sub(new, codebook))):item()
+  local moved = squares(ops.sub(new, codebook), scale):item()
   codebook:copy(new)
   return moved, #empty
 end
@@ -187,13 +192,20 @@ local function kmeans(x, codes, options)
         codebook:copy(begin(x, codes, o.start, core.generator(o.seed)))
       end
     end)
-    local variance = core.step(function()
+    local scale, variance = 1, nil
+    core.step(function()
       local rows = sample(x, BLOCK_ROWS)
-      return ops.mean(ops.square(ops.sub(rows, ops.mean(rows, 1, true)))):item()
+      rows = ops.sub(rows, ops.narrow(rows, 1, 1, 1))
+      local largest = ops.max(ops.abs(rows)):item()
+      if largest > 1e15 or (largest > 0 and largest < 1e-12) then
+        scale = 2 ^ -math.max(-126, math.min(126, select(2, math.frexp(largest))))
+        rows = ops.affine(rows, scale, 0)
+      end
+      variance = ops.mean(ops.square(ops.sub(rows, ops.mean(rows, 1, true)))):item()
     end)
     for iteration = 1, o.iterations do
       local moved
-      core.step(function() moved, result.empty = move(x, codebook) end)
+      core.step(function() moved, result.empty = move(x, codebook, scale) end)
       result.iterations = iteration
       if moved <= o.tolerance * variance or core.interrupted() then break end
       if o.progress and o.progress(iteration, moved) then break end
@@ -201,10 +213,10 @@ local function kmeans(x, codes, options)
     local all, objective = core.new({ N }, { dtype = "i32", device = device }), 0
     each_block(x, function(rows, first)
       local found = nearest(rows, codebook)
-      objective = objective + ops.sum(distances(rows, codebook, found)):item()
+      objective = objective + ops.sum(distances(rows, codebook, found, scale)):item()
       ops.narrow(all, 1, first + 1, found:size(1)):copy(found)
     end)
-    result.codes, result.objective = all, objective / N
+    result.codes, result.objective = all, objective / scale / scale / N
     return result
   end)
 end

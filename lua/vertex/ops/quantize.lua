@@ -48,7 +48,7 @@ define("kmeans_start", {
   args = { { "x", "tensor f32 (N,D)" }, { "count", "how many rows M, 1 or more" },
     { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true } },
   returns = "tensor i32 (M) of rows, 0-based, all different while rows of x differ; no gradient",
-  raises = "where a row holds a NaN or Inf, x has no row, or squared distances overflow",
+  raises = "where a row holds a NaN or Inf, or x has no row",
   calls = { "kmeans_start" },
   source = "Arthur and Vassilvitskii 2007",
   forward = function(_, x, count, generator)
