@@ -14,7 +14,7 @@ describe("a shape mismatch names the op and both shapes:", function()
   for _, name in ipairs(two_shapes) do
     it(name, function()
       raises(function() ops[name](f(2, 3), f(2, 4)) end, name .. ": ", "(2,3)", "(2,4)")
-      raises(function() ops[name](f(2, 3), "5") end, name .. ": b is a string")
+      raises(function() ops[name](f(2, 3), "5") end, name .. ": b is '5', expected a tensor f32")
       raises(function() ops[name](5, 5) end, name .. ": a is a number")
     end)
   end
@@ -58,7 +58,7 @@ describe("a shape mismatch names the op and both shapes:", function()
   it("dropout", function()
     raises(function() ops.dropout(f(3), 1.5) end, "dropout: p is 1.5", "from 0 to 1")
     raises(function() ops.dropout(f(3), 0 / 0) end, "dropout: p is ", "nan", "from 0 to 1")
-    raises(function() ops.dropout(3, 0.5) end, "dropout: x is a number")
+    raises(function() ops.dropout(3, 0.5) end, "dropout: x is 3, expected a tensor")
   end)
   it("depthwise_conv2d", function()
     raises(function() ops.depthwise_conv2d(f(1, 4, 4, 3), f(3, 3, 5)) end, "depthwise_conv2d: ", "(1,4,4,3)", "(3,3,5)")
@@ -80,7 +80,7 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.attention(q, f(2, 6, 3, 4), q) end, "attention: ", "(2,5,3,4)", "(2,6,3,4)")
     raises(function() ops.attention(q, q, f(2, 5, 3, 7)) end, "attention: ", "(2,5,3,4)", "(2,5,3,7)")
     raises(function() ops.attention(f(5, 3, 4), f(5, 3, 4), f(5, 3, 4)) end, "attention: ", "(5,3,4)", "(B,T,H,D)")
-    raises(function() ops.attention(q, q) end, "attention: v is a nil")
+    raises(function() ops.attention(q, q) end, "attention: v is nil, expected a tensor f32 (B,T,H,D)")
     raises(function() ops.attention(q, q, q, { lengths = f(2) }) end, "attention: lengths f32 (2)", "i32 (B)")
     raises(function() ops.attention(q, q, q, { lengths = i32(3) }) end, "attention: lengths i32 (3)", "(2,5,3,4)")
     for _, length in ipairs { 6, -1 } do
@@ -274,8 +274,8 @@ describe("values out of range:", function()
     raises(function() vx.tensor { { 1, 2 }, 3 } end, "number where a row")
     raises(function() vx.tensor { 1, { 2 } } end, "row where a number")
     raises(function() vx.tensor { 1, "x" } end, "string")
-    raises(function() vx.tensor "x" end, "string")
-    raises(function() vx.tensor(vx.zeros { 2 }) end, "clone")
+    raises(function() vx.tensor "x" end, "data is 'x', expected a number")
+    raises(function() vx.tensor(vx.zeros { 2 }) end, "data is a tensor f32 (2), expected a number")
     local round = {}
     round[1] = round
     raises(function() vx.tensor(round) end, "more than 8 deep")
@@ -304,8 +304,103 @@ describe("values out of range:", function()
     assert.equal("cpu", vx.device())
   end)
   it("arange", function()
+    assert.same({ 10000000 }, vx.arange(0, 1e6, 0.1):shape())
+    assert.same({ 1, 0.5, 0 }, vx.arange(1, -0.5, -0.5):totable())
+    assert.same({ 0 }, vx.arange(2, 1):shape())
     raises(function() vx.arange(0, 5, 0) end, "arange")
     raises(function() vx.arange "x" end, "arange")
+  end)
+end)
+
+describe("what a newcomer types", function()
+  it("tells where the sizes go, and what is one too many", function()
+    raises(function() vx.zeros(3, 4) end, "zeros: shape is 3, expected an array of sizes, as in { 3, 4 }")
+    raises(function() f(2, 3):reshape(3, 2) end, "reshape: shape is 3, expected an array of sizes")
+    raises(function() vx.log(f(2), 10) end, "log: one argument too many, 10; it takes (x)")
+    raises(function() vx.layer_norm(f(2, 3)) end, "layer_norm: gamma is nil, expected a tensor f32 (C)")
+    raises(function() f(2, 3):narrow(1, 1, 1.5) end, "narrow: count is 1.5, expected an integer of 0 or more")
+    raises(function() vx.nn.Linear(3, 3).forward(f(2, 3)) end, "Linear: x is nil")
+    raises(function() vx.optim.constant "1e-3" end, "constant: rate is '1e-3', expected a number")
+  end)
+
+  it("refuses options that are none, with the nearest", function()
+    for text, call in pairs {
+      ["zeros: unknown option 'dytpe', did you mean 'dtype'?"] = function() vx.zeros({ 2 }, { dytpe = "i32" }) end,
+      ["randn: unknown option 'dytpe', did you mean 'dtype'?"] = function() vx.randn({ 2 }, { dytpe = "i32" }) end,
+      ["tensor: unknown option 'requires_gard', did"] = function() vx.tensor({ 2 }, { requires_gard = true }) end,
+      ["arange: unknown option 'type'"] = function() vx.arange(3, { type = "i32" }) end,
+      ["load: unknown option 'devcie', did"] = function() vx.load("x.npy", { devcie = "cpu" }) end,
+      ["Linear: unknown option 'bais', did you mean 'bias'?"] = function() vx.nn.Linear(3, 3, { bais = false }) end,
+      ["Conv2d: unknown option 'stride'; known: output"] = function() vx.nn.Conv2d(3, 4, { stride = 2 }) end,
+      ["GroupNorm: unknown option 'eps'"] = function() vx.nn.GroupNorm(4, 2, { eps = 1e-5 }) end,
+      ["SeparableConv2d: unknown option 'strides'"] = function() vx.nn.SeparableConv2d(3, 3, { strides = 2 }) end,
+      ["warmup_cosine: unknown option 'paek'"] = function() vx.optim.warmup_cosine { paek = 1, total = 3 } end,
+      ["progress: unknown option 'totl'"] = function() vx.runs.progress("", { totl = 3 }) end,
+      ["graph: unknown option 'devise'"] = function() vx.graph(function() end, { devise = "cpu" }) end,
+    } do raises(call, text) end
+  end)
+
+  it("says what a name of PyTorch's is here, and which name was nearly named", function()
+    local x, model = f(2), vx.nn.Linear(2, 2)
+    for text, call in pairs {
+      ["vx.softmx: no such name, did you mean 'softmax'?"] = function() return vx.softmx end,
+      ["vx.nn.Liner: no such name, did you mean 'Linear'?"] = function() return vx.nn.Liner end,
+      ["vx.optim.AdmaW: no such name, did you mean 'AdamW'?"] = function() return vx.optim.AdmaW end,
+      ["x.sahpe: a tensor has no such field, did you mean 'shape'?"] = function() return x.sahpe end,
+      ["x.require_grad: a tensor has no such field, did"] = function() x.require_grad = true end,
+      ["module.paramters: no such field, did you mean 'parameters'?"] = function() return model.paramters end,
+      ['module:cuda: no such method; PyTorch\'s cuda is here model:to "cuda:0"'] = function() model:cuda() end,
+      ["vx.manual_seed: no such name; PyTorch's manual_seed is here vx.seed(n)"] = function() vx.manual_seed(1) end,
+      ["x:cuda: no such method; PyTorch's cuda is here x:to"] = function() x:cuda() end,
+    } do raises(call, text) end
+    assert.is_nil(x.grad)
+    x.label = "mine"
+    assert.equal("mine", x.label)
+    assert.is_nil(vx.nothing_of_the_kind)
+    assert.is_nil(vx.nn.Linear(2, 2, { bias = false }).bias)
+  end)
+
+  it("explains indices that are tables or tensors", function()
+    raises(function() return f(2, 3)[{ 1, 2 }], nil end, "x[{ ... }]: write x[i][j]")
+    raises(function() return f(2, 3)[i32(2)], nil end, "x[tensor]: write vx.gather")
+    raises(function() f(2, 3)[{ 1, 2 }] = 0 end, "x[{ ... }]: write x[i][j]")
+  end)
+
+  it("says how to convert files of others", function()
+    for head, words in pairs { ["PK\3\4"] = "zip file", ["\128\2"] = "a pickle", ["\137HDF\r\n"] = "HDF5" } do
+      local path = H.scratch "model.pt"
+      H.write(path, head .. ("x"):rep(100))
+      raises(function() vx.load(path) end, words, "Convert it in Python", "safetensors.torch.save_file")
+    end
+  end)
+end)
+
+describe("work without an end", function()
+  it("is refused in words", function()
+    for _, bad in ipairs { 1 / 0, 0 / 0, -1 / 0 } do
+      raises(function() vx.arange(bad) end, "arange: stop is " .. tostring(bad), "expected a finite number")
+      raises(function() vx.arange(0, 5, bad) end, "arange: step is " .. tostring(bad), "expected a finite number")
+      raises(function() vx.nn.GroupNorm(bad) end, "GroupNorm: channels is " .. tostring(bad), "integer")
+      raises(function() vx.nn.Linear(3, bad) end, "Linear: outputs is " .. tostring(bad), "integer")
+      raises(function() vx.randperm(bad) end, "randperm: n is " .. tostring(bad), "integer")
+    end
+  end)
+
+  it("does not come from long lists", function()
+    local parts = {}
+    for i = 1, 9000 do parts[i] = vx.tensor { i } end
+    local all = vx.cat(1, parts)
+    assert.same({ 9000 }, all:shape())
+    assert.equal(9000 * 9001 / 2, all:to("f32"):sum():item())
+    assert.same({ 9000, 1 }, vx.stack(1, parts):shape())
+    parts[1].requires_grad = true
+    vx.cat(parts):sum():backward()
+    assert.same({ 1 }, parts[1].grad:totable())
+    parts[8999] = 5
+    raises(function() vx.cat(1, parts) end, "cat: tensor 8999 is a number")
+    local layers = {}
+    for i = 1, 9000 do layers[i] = vx.nn.Apply("same", function(x) return x end) end
+    assert.equal(9000, #vx.nn.Sequential(layers)._order)
   end)
 end)
 
@@ -394,7 +489,7 @@ describe("memory", function()
     assert.is_true(#held >= 10 and #held <= 12)
     for _, x in ipairs(held) do x:release() end
     assert.equal(1000, vx.ones({ 1000 }):sum():item())
-    raises(function() vx.memory_limit(-1) end, "memory limit")
+    raises(function() vx.memory_limit(-1) end, "memory_limit: bytes is -1, expected an integer of 0 or more")
   end)
 
   it("runs out inside an op without harm", function()

@@ -3,8 +3,10 @@
 -- docs.lua does not know
 --
 --   a sentence       that begins with a capital and ends with a full stop
---   its arguments    every parameter of the function, by its name, with a text. The text of a tensor says a shape, that
---                    of an index or a dimension "0-based" or "1-based", that of a width or a time its unit
+--   its arguments    every parameter of the function, by its name, with a text that begins with its kind (which
+--                    vertex/arguments.lua checks). The text of a tensor says a shape, that of an index or a dimension
+--                    "0-based" or "1-based", that of a width or a time its unit. Values of another kind are refused,
+--                    at the caller's line and by the name of the argument
 --   its result       where the function's code returns a value
 --   its errors       where it can refuse: where its code calls core.fail, error or assert, or calls a helper that does
 --                    and that is neither public itself nor one of the core, whose errors any call can meet (a released
@@ -13,6 +15,7 @@
 -- Code is read as LuaJIT holds it (jit.util), so that no text of a source is guessed at.
 
 local H = require "tests.helper"
+local arguments = require "vertex.arguments"
 local bit = require "bit"
 local core = require "vertex.core"
 local docs = require "vertex.interactive.docs"
@@ -31,13 +34,13 @@ local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }) 
 -- -- What is public ---------------------------------------------------------------------------------------------------
 
 local public = {}   -- array of { name, value, method }: functions and classes
-local is_public = {} -- function → true
+local is_public = {} -- function, with checks of its arguments and without → true
 local modules = {}  -- array of { name, module }
 
 --- Adds a function or class, once. method: its name has a colon.
 local function add(name, value, method)
   if is_public[value] then return end
-  is_public[value] = true
+  is_public[value], is_public[arguments.plain(value)] = true, true
   public[#public + 1] = { name = name, value = value, method = method }
 end
 
@@ -178,6 +181,9 @@ end
 local function judge_argument(arg, complain)
   local text = arg.text
   if not text then return complain("argument '%s' has no text", arg.name) end
+  if not arg.name:find "[._]" and next((arguments.kinds(text))) == nil then
+    complain("argument '%s' does not say what kind of value it is: %s", arg.name, text)
+  end
   if text:find "^tensor%f[%A]" and not text:find "%(" and not text:find "shape" then
     complain("argument '%s' is a tensor of no said shape", arg.name)
   end
@@ -211,10 +217,59 @@ local function problems(entry)
     end
     if name == "..." and #doc.args == 0 then complain "its arguments are not named" end
   end
-  if not class and not doc.returns and (doc.op or returns_value(value)) then complain "no result" end
-  local code = class and value.init or value
+  if not class and not doc.returns and (doc.op or returns_value(arguments.plain(value))) then complain "no result" end
+  local code = arguments.plain(class and value.init or value)
   if not doc.raises and not doc.op and can_refuse(code) then complain "no errors" end
   return list, doc.place
+end
+
+-- -- Arguments of another kind ----------------------------------------------------------------------------------------
+
+-- kind → a value of that kind
+local VALUES = { tensor = vx.zeros { 2, 3 }, number = 0.5, integer = 1, count = 1, string = "x", text = "x",
+  boolean = true, callable = function() end, table = {}, object = setmetatable({}, {}), any = 1 }
+-- kinds that a value of a kind is, too
+local ALSO = { integer = { "number", "count", "text" }, count = { "number", "integer", "text" }, number = { "text" },
+  string = { "text" }, text = { "string" }, object = { "table" } }
+
+--- Says whether a value of `kind` is of one of `kinds`.
+local function fits(kind, kinds)
+  if kinds[kind] or kinds.any then return true end
+  for _, other in ipairs(ALSO[kind] or {}) do
+    if kinds[other] then return true end
+  end
+  return false
+end
+
+--- Gives what is declared of the arguments of an entry of public, in the order of its parameters.
+local function declared(entry)
+  local class = type(entry.value) == "table"
+  local doc = class and docs.of_class(session, entry.value) or docs.of_function(session, entry.value)
+  local by_name, list = {}, {}
+  for _, arg in ipairs(doc and doc.args or {}) do by_name[arg.name] = arg end
+  for name in (doc and doc.parameters or ""):gmatch "[^, ]+" do
+    if name ~= "self" then list[#list + 1] = by_name[name] or { name = name } end
+  end
+  return list
+end
+
+--- Calls the function of an entry with `given` arguments in place of an object's, and returns the message.
+local function refused(entry, given, n)
+  if entry.method and not tape.op_of[entry.value] then
+    return H.raises(function()
+      entry.value({}, unpack(given, 1, n))
+    end)
+  end
+  return H.raises(function()
+    entry.value(unpack(given, 1, n))
+  end)
+end
+
+-- What is not checked here: a tensor's questions, which ops ask all the time and which take no arguments; and what a
+-- family of quantizers brings for the base class to call.
+local function is_guarded(entry)
+  local f = type(entry.value) == "table" and rawget(entry.value, "init") or entry.value
+  return arguments.plain(f) ~= f
 end
 
 -- -- The specs --------------------------------------------------------------------------------------------------------
@@ -232,6 +287,35 @@ describe("every public name", function()
     table.sort(lines)
     assert(#lines == 0, ("%d things are missing:\n%s"):format(#lines, table.concat(lines, "\n")))
     assert.truthy(#public > 250, #public) -- else the walk has lost its way
+  end)
+
+  it("refuses arguments of another kind by name, at the caller's line", function()
+    local looked_at = 0
+    for _, entry in ipairs(public) do
+      local args, given = declared(entry), {}
+      for i, arg in ipairs(args) do
+        if not is_guarded(entry) or not arg.text or arg.name == "..." then break end
+        local kinds = arguments.kinds(arg.text)
+        if not kinds.any then
+          for kind, wrong in pairs(VALUES) do
+            if kind ~= "any" and not fits(kind, kinds) then
+              given[i] = wrong
+              local message = refused(entry, given, i)
+              assert(message:find(arg.name .. " is ", 1, true) and message:find("expected", 1, true),
+                entry.name .. " given a " .. kind .. ": " .. message)
+              looked_at = looked_at + 1
+            end
+          end
+          if not arg.optional then
+            given[i] = nil
+            assert.truthy(refused(entry, given, i):find(arg.name .. " is nil, expected", 1, true), entry.name)
+          end
+        end
+        given[i] = nil
+        for kind in pairs(kinds) do given[i] = VALUES[kind] end
+      end
+    end
+    assert.truthy(looked_at > 2000, looked_at)
   end)
 
   it("is in a module whose file says what it is about", function()

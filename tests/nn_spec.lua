@@ -132,7 +132,7 @@ describe("a layer", function()
     H.raises(function() nn.MultiHeadAttention(10, 5)(vx.zeros { 2, 9 }) end, "MultiHeadAttention: x is (2,9)",
       "(B,T,10)")
     H.raises(function() nn.DepthwiseConv2d(-1) end, "DepthwiseConv2d")
-    H.raises(function() nn.Sequential(5) end, "Sequential", "number")
+    H.raises(function() nn.Sequential(5) end, "Sequential:add: m is 5, expected a module")
   end)
 end)
 

@@ -78,7 +78,7 @@ describe("plot input", function()
   end)
 
   it("says what was given and what was expected", function()
-    H.raises(function() ax:line(nil, "loss") end, "y is an array of numbers", "'loss'")
+    H.raises(function() ax:line(nil, "loss") end, "axes:line: y is 'loss', expected an array (N)")
     H.raises(function() ax:line(nil, { 1, "2" }) end, "y[2] is '2', expected a number")
     H.raises(function() ax:line(nil, { 1 }, { colour = "#ffffff" }) end,
       "unknown option 'colour', did you mean 'color'?", "label")

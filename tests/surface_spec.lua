@@ -115,7 +115,7 @@ describe("the surface:", function()
     vx.save(path, x)
     assert.same({ 1, 2 }, vx.load(path):totable())
     H.raises(function() vx.load(H.scratch "nowhere") end, "nowhere")
-    H.raises(function() vx.load(1) end, "load: a number, expected a path")
+    H.raises(function() vx.load(1) end, "load: path is 1, expected a path")
   end)
 
   it("quantizers", function()

@@ -22,17 +22,20 @@ local show = check.show
 
 -- -- Names ------------------------------------------------------------------------------------------------------------
 
--- Counts the letters to insert, delete or replace that turn one text into another (Levenshtein's distance).
+-- Counts the letters to insert, delete or replace, and the neighbours to exchange, that turn one text into another.
 local function distance(a, b)
-  local row = {}
+  local before, row = nil, {}
   for j = 0, #b do row[j] = j end
   for i = 1, #a do
-    local diagonal = row[0]
-    row[0] = i
+    local new = { [0] = i }
     for j = 1, #b do
       local cost = a:byte(i) == b:byte(j) and 0 or 1
-      diagonal, row[j] = row[j], math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
+      new[j] = math.min(row[j] + 1, new[j - 1] + 1, row[j - 1] + cost)
+      if before and j > 1 and a:byte(i) == b:byte(j - 1) and a:byte(i - 1) == b:byte(j) then
+        new[j] = math.min(new[j], before[j - 2] + 1)
+      end
     end
+    before, row = row, new
   end
   return row[#b]
 end
@@ -40,9 +43,10 @@ end
 --- Finds the name that a user may have meant.
 -- @param name string
 -- @param names array of strings
--- @return the nearest of the names; nil where none is within a third of the letters
-function check.nearest(name, names)
-  local best, least = nil, floor(#name / 3)
+-- @param[opt] most letters that may differ; a third of the name's
+-- @return the nearest of the names; nil where none is near enough
+function check.nearest(name, names, most)
+  local best, least = nil, most or floor(#name / 3)
   for _, other in ipairs(names) do
     local d = distance(name:lower(), other:lower())
     if d < least or d == least and not best then best, least = other, d end
@@ -101,7 +105,8 @@ end
 -- @return value
 -- @raise where it is no number from low to high, or infinite
 function check.number(who, name, value, low, high)
-  if type(value) == "number" and value >= low and value <= high and value < huge then return value end
+  if type(value) == "number" and value >= low and value <= high and value < huge and value > -huge then return value end
+  if low == -huge and high == huge then fail("%s: %s is %s, expected a finite number", who, name, show(value)) end
   if high == huge then fail("%s: %s is %s, expected a number of at least %g", who, name, show(value), low) end
   fail("%s: %s is %s, expected a number from %g to %g", who, name, show(value), low, high)
 end

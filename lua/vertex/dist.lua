@@ -123,7 +123,7 @@ end
 --- Sums a tensor over the ranks, in place: every element in the order of the ranks, in double, rounded once.
 -- Collective.
 -- @param x tensor f32 or i32, contiguous, of any shape, the same on all ranks
--- @param[opt=1] scale factor of the sums (f32): 1 / vx.dist.size() gives the mean
+-- @param[opt=1] scale number, the factor of the sums (f32): 1 / vx.dist.size() gives the mean
 -- @return x
 -- @raise where x is none of these, an i32 sum does not fit, or a rank does not come or comes with another shape
 function dist.all_reduce(x, scale)
@@ -163,7 +163,7 @@ function dist.barrier()
 end
 
 --- Ends all ranks within about two seconds, those that hang too. A single process goes on.
--- @param[opt=1] code status of the job, 1 to 255
+-- @param[opt=1] code integer, the status of the job, 1 to 255
 -- @raise where there is a launcher's job that cannot be joined
 function dist.abort(code)
   joined()
@@ -204,7 +204,7 @@ end
 function dist.gather(values) return core.rank_lists(values, joined().size) end
 
 --- Collects texts from the ranks. Collective.
--- @param text of this rank
+-- @param text text of this rank
 -- @return array of texts, that of rank r at r + 1
 -- @raise where a rank does not come
 function dist.gather_text(text)
@@ -254,7 +254,7 @@ end
 
 --- Fails unless tensors have the same bytes on all ranks. Collective.
 -- @param tensors table { name = tensor of any shape }
--- @param what they are, for the error
+-- @param what text: what they are, for the error
 -- @raise where they differ, with the ranks whose do
 function dist.expect_same(tensors, what)
   if joined().size == 1 then return end

@@ -16,6 +16,8 @@
 -- arguments, as in Torch7; indices stored in tensors (codes, neighbours) are 0-based, as in file formats and peers.
 -- Tensors are row-major; images (B,H,W,C) and sequences (B,T,C) have their channels last.
 
+local arguments = require "vertex.arguments"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local tape = require "vertex.tape"
 local ops = require "vertex.ops"
@@ -51,57 +53,66 @@ local LATER = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs"
 
 -- -- Making tensors ---------------------------------------------------------------------------------------------------
 
---- Does what the options ask for beyond core.new.
-local function finish(x, options)
-  if options and options.requires_grad then x.requires_grad = true end
+-- Options of what draws numbers, beside those of every tensor.
+local DRAWN = { generator = "table" }
+for name, kind in pairs(core.CREATION) do DRAWN[name] = kind end
+
+--- Makes a tensor as the options of the function `what` ask; fill(x, o) gives it its elements.
+local function made(what, shape, options, fill, known)
+  local o = check.options(what, options, known or core.CREATION)
+  local x = core.new(shape, o)
+  fill(x, o)
+  if o.requires_grad then x.requires_grad = true end
   return x
 end
 
 --- Makes a tensor whose elements are not set.
--- @param shape array of sizes, at most 8; {} is a scalar
+-- @param shape array of sizes, as in { 3, 4 }; at most 8, and {} is a scalar
 -- @param[opt] options { dtype = "f32" | "bf16" | "i32" | "u8", device = the default one, requires_grad = false }
 -- @return tensor of that shape
 -- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
-function vx.empty(shape, options) return finish(core.new(shape, options), options) end
+function vx.empty(shape, options) return made("empty", shape, options, function() end) end
 
 --- Makes a tensor of zeros.
--- @param shape array of sizes, at most 8; {} is a scalar
+-- @param shape array of sizes, as in { 3, 4 }; at most 8, and {} is a scalar
 -- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }
 -- @return tensor of that shape
 -- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
-function vx.zeros(shape, options) return finish(core.new(shape, options):fill(0), options) end
+function vx.zeros(shape, options) return made("zeros", shape, options, function(x) x:fill(0) end) end
 
 --- Makes a tensor of ones.
--- @param shape array of sizes, at most 8; {} is a scalar
+-- @param shape array of sizes, as in { 3, 4 }; at most 8, and {} is a scalar
 -- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }
 -- @return tensor of that shape
 -- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
-function vx.ones(shape, options) return finish(core.new(shape, options):fill(1), options) end
+function vx.ones(shape, options) return made("ones", shape, options, function(x) x:fill(1) end) end
 
 --- Makes a tensor with one value everywhere.
--- @param shape array of sizes, at most 8; {} is a scalar
+-- @param shape array of sizes, as in { 3, 4 }; at most 8, and {} is a scalar
 -- @param value number
 -- @param[opt] options { dtype = "f32", device = the default one, requires_grad = false }
 -- @return tensor of that shape
 -- @raise where a size is no integer of 0 or more, or the dtype or the device is unknown
-function vx.full(shape, value, options) return finish(core.new(shape, options):fill(value), options) end
+function vx.full(shape, value, options)
+  return made("full", shape, options, function(x) x:fill(value) end)
+end
 
 --- Draws numbers from the standard normal distribution.
--- @param shape array of sizes, at most 8; {} is a scalar
+-- @param shape array of sizes, as in { 3, 4 }; at most 8, and {} is a scalar
 -- @param[opt] options { generator = the one that vx.seed seeds, device = the default one, requires_grad = false }
 -- @return tensor f32 of that shape
 -- @raise where a size is no integer of 0 or more, or the device is unknown
 function vx.randn(shape, options)
-  return finish(ops.normal(core.new(shape, options), 0, 1, options and options.generator), options)
+  return made("randn", shape, options, function(x, o) ops.normal(x, 0, 1, o.generator) end, DRAWN)
 end
 
 --- Draws numbers that are uniform in the open interval (0, 1).
--- @param shape array of sizes, at most 8; {} is a scalar
+-- @param shape array of sizes, as in { 3, 4 }; at most 8, and {} is a scalar
 -- @param[opt] options { generator = the one that vx.seed seeds, device = the default one, requires_grad = false }
 -- @return tensor f32 of that shape
 -- @raise where a size is no integer of 0 or more, or the device is unknown
 function vx.rand(shape, options)
-  return finish(ops.uniform(core.new(shape, options), 0, 1, options and options.generator), options)
+  return made("rand", shape, options, function(x, o) ops.uniform(x, 0, 1, o.generator) end, DRAWN)
 end
 
 --- Counts: vx.arange(n) is 0, 1, ..., n - 1; vx.arange(first, stop, step) is first, first + step, ... up to but without
@@ -114,15 +125,24 @@ end
 -- @raise where one of the three is no number, or step is 0
 function vx.arange(...)
   local a = { ... }
-  local options = type(a[#a]) == "table" and table.remove(a) or nil
+  local n = select("#", ...)
+  local options = type(a[n]) == "table" and a[n] or nil
+  if options then n = n - 1 end
+  if n < 1 or n > 3 then core.fail("arange: %d numbers, expected (stop), (first, stop) or (first, stop, step)", n) end
   local first, stop, step = a[1], a[2], a[3] or 1
-  if stop == nil then first, stop = 0, first end
-  if type(first) ~= "number" or type(stop) ~= "number" or type(step) ~= "number" or step == 0 then
-    core.fail "arange: expected numbers and a step other than 0"
-  end
-  local values = {}
-  for v = first, stop - step * 1e-9, step do values[#values + 1] = v end
-  return finish(core.new({ #values }, options):fromtable(values), options)
+  if n == 1 then first, stop = 0, first end
+  check.number("arange", "first", first, -math.huge, math.huge)
+  check.number("arange", "stop", stop, -math.huge, math.huge)
+  check.number("arange", "step", step, -math.huge, math.huge)
+  if step == 0 then core.fail "arange: step is 0, expected a number of either sign" end
+  local count = math.max(0, math.ceil((stop - first) / step - 1e-9))
+  return made("arange", { count }, options, function(x)
+    for at = 0, count - 1, 2 ^ 20 do -- a table of Lua holds so many numbers well
+      local values = {}
+      for i = at, math.min(at + 2 ^ 20, count) - 1 do values[i - at + 1] = first + i * step end
+      ops.narrow(x, 1, at + 1, #values):fromtable(values)
+    end
+  end)
 end
 
 --- Draws a random order of the numbers 0, 1, ..., n - 1.
@@ -130,7 +150,10 @@ end
 -- @param[opt] options { generator = the one that vx.seed seeds, device = the default one }
 -- @return tensor i32 (n)
 -- @raise where n is no integer of 0 or more, or the device is unknown
-function vx.randperm(n, options) return ops.permutation(n, options and options.generator, options) end
+function vx.randperm(n, options)
+  local o = check.options("randperm", options, { generator = "table", device = "string" })
+  return ops.permutation(n, o.generator, { device = o.device })
+end
 
 -- -- The default generator --------------------------------------------------------------------------------------------
 
@@ -140,35 +163,68 @@ function vx.random_state() return { seed = core.default_generator.seed, drawn = 
 
 --- Puts the default generator into an earlier state: it draws the same numbers from then on.
 -- @param state table, of vx.random_state
+-- @raise where the state is none
 function vx.set_random_state(state)
-  core.default_generator.seed, core.default_generator.drawn = state.seed, state.drawn
+  local o = check.options("set_random_state", state, { seed = "whole", drawn = "whole" })
+  if not (o.seed and o.drawn) then
+    core.fail "set_random_state: expected what vx.random_state() gave, { seed = ..., drawn = ... }"
+  end
+  core.default_generator.seed, core.default_generator.drawn = o.seed, o.drawn
 end
 
 -- -- Files ------------------------------------------------------------------------------------------------------------
 
+-- First bytes of files that others write → what they are, and the line of Python that converts them.
+local FOREIGN = {
+  { "PK\3\4", "a zip file, as torch.save and numpy.savez write them", "torch.load(%q) or numpy.load(%q)" },
+  { "\128[\2-\5]", "a pickle, as torch.save wrote them before 1.6", "torch.load(%q)" },
+  { "\137HDF", "an HDF5 file", "h5py.File(%q)" },
+}
+
+--- Raises how to convert a file that another library wrote, where it is one.
+local function refuse_foreign(file)
+  local head = file:bytes(0, 8)
+  for _, kind in ipairs(FOREIGN) do
+    if head:find("^" .. kind[1]) then
+      core.fail("load %s: this is %s. Convert it in Python: tensors = %s; safetensors.torch.save_file(tensors, "
+        .. "'x.safetensors') for a dict of tensors, numpy.save('x.npy', array) for one array", file.path, kind[2],
+        (kind[3]:gsub("%%q", function() return ("'%s'"):format(file.path) end)))
+    end
+  end
+end
+
 --- Loads tensors: all of a .safetensors file, or the array of a .npy file. Floats become f32 and integers i32 where the
 -- file has others than the dtypes of tensors.
--- @param path of the file
+-- @param path path of the file
 -- @param[opt] options { device = the default one }
 -- @return table { name = tensor }; of a .npy file the tensor
 -- @return table { key = text } of a .safetensors file's metadata
--- @raise where the file is not there, is damaged or is of neither kind
+-- @raise where the file is not there, is damaged or is of neither kind: a .pt file says how to convert it
 function vx.load(path, options)
-  return core.reading(path, function(file) return (npy.is(file) and npy or safetensors).read(file, options) end)
+  local o = check.options("load", options, { device = "string" })
+  return core.reading(path, function(file)
+    if npy.is(file) then return npy.read(file, o) end
+    refuse_foreign(file)
+    return safetensors.read(file, o)
+  end)
 end
 
 --- Saves tensors: several under their names as a .safetensors file, or one as a .npy file where the path ends so. The
 -- file appears whole or not at all.
--- @param path of the file
--- @param tensors table { name = tensor }; for .npy a tensor, of any shape
+-- @param path path of the file
+-- @param tensors table { name = tensor } or, for .npy, tensor of any shape
 -- @param[opt] metadata table { key = text }; for .npy { dtype = "u16" }, which halves a file of codes
 -- @param[opt] options { u16 = { name = true } }: the i32 tensors of these names as uint16
 -- @raise where a name, a tensor or a text is none, a number does not fit into uint16, or the file cannot be written
 function vx.save(path, tensors, metadata, options)
   if type(path) == "string" and path:find "%.npy$" then
-    npy.save(path, tensors, metadata)
+    if not core.is_tensor(tensors) then core.fail("save: %s takes one tensor, not a table of them", path) end
+    npy.save(path, tensors, check.options("save", metadata, { dtype = { { "u16" } } }))
   else
-    safetensors.save(path, tensors, metadata, options)
+    if core.is_tensor(tensors) then
+      core.fail("save: %s takes a table { name = tensor }; a tensor alone goes into a .npy file", path)
+    end
+    safetensors.save(path, tensors, metadata, check.options("save", options, { u16 = "table" }))
   end
 end
 
@@ -178,20 +234,31 @@ for name, f in pairs(ops) do
   if type(f) == "function" and vx[name] == nil then vx[name] = f end
 end
 
+-- what is called with other arguments than its comment declares is refused
+for name, f in pairs(vx) do
+  if type(f) == "function" then vx[name] = arguments.checked(name, f) end
+end
+arguments.guard(vx.nn)
+arguments.guard(vx.optim)
+for _, name in ipairs { "backward", "copy", "fill", "frombytes", "fromtable", "to" } do
+  core.Tensor[name] = arguments.checked(name, core.Tensor[name])
+end
+
 local names = {} -- of what is there to be loaded, for completion
 for name, module in pairs(LATER) do names[name] = package.searchpath(module, package.path) and true end
 
 --- Loads what is asked for, raises what a name of PyTorch's is here, or gives nil for any other name.
 local function missing(t, name)
-  if not LATER[name] then return torch_names.refuse("vx." .. tostring(name)) end
+  if not LATER[name] then return torch_names.refuse("vx.", name, check.names(t)) end
   local module = require(LATER[name])
+  module = type(module) == "function" and arguments.checked(name, module) or arguments.guard(module)
   rawset(t, name, module)
   return module
 end
 
 for name, t in pairs { nn = vx.nn, optim = vx.optim } do
   setmetatable(t, { __index = function(_, key)
-    return torch_names.refuse(("vx.%s.%s"):format(name, tostring(key)))
+    return torch_names.refuse("vx." .. name .. ".", key, check.names(t))
   end })
 end
 

@@ -140,11 +140,11 @@ local function move(x, codebook, scale)
   if #empty > 0 then
     local rows = farthest(x, new, #empty, scale)
     if #rows > 0 then
-      local stays = {}
+      local stays, taken = {}, {}
       for m = 1, M do stays[m] = { 1 } end
-      for i = 1, #rows do stays[empty[i] + 1][1] = 0 end
+      for i = 1, #rows do stays[empty[i] + 1][1], taken[i] = 0, empty[i] end
       new = ops.mul(new, core.tensor(stays, { device = codebook:device() }))
-      local places = core.tensor({ unpack(empty, 1, #rows) }, { dtype = "i32", device = codebook:device() })
+      local places = core.tensor(taken, { dtype = "i32", device = codebook:device() })
       core.op.scatter_add(new, rows_of(x, rows), places)
     end
   end
@@ -166,7 +166,7 @@ local function check_options(options)
 end
 
 --- Finds a codebook by Lloyd's k-means.
--- @param x f32 rows (N,D), or vectors in files (vx.data.vectors)
+-- @param x tensor f32 (N,D), or object of vx.data.vectors for vectors in files
 -- @param codes number of codes M; fewer rows than codes: rows come again, with a little noise
 -- @param[opt] options {start = "k-means++", "random" (rows) or a tensor (M,D); iterations = 100, at most; tolerance =
 -- 1e-4: it ends when the codes' squared movement, summed, is less than that times the mean variance of a coordinate;

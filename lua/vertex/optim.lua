@@ -1,6 +1,7 @@
 --- optim.lua: AdamW and learning-rate schedules. The schedule is a plain function of the step; the optimizer takes the
 -- rate anew at every step.
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 
@@ -56,7 +57,7 @@ end
 
 --- Takes one step, all parameters of a rate in one call. Parameters without a gradient stay as they are; those
 -- with a field `rate` take that times the learning rate.
--- @param[opt] lr learning rate; else the last one
+-- @param[opt] lr number, the learning rate; else the last one
 -- @raise where parameters lie on several devices or share memory
 function AdamW:step(lr)
   self.lr = lr or self.lr
@@ -106,7 +107,9 @@ end
 -- @return function(step) -> rate
 -- @raise where there is no peak or no total
 function optim.warmup_cosine(options)
-  local peak, final, warmup, total = options.peak, options.final or 0, options.warmup or 0, options.total
+  local o = check.options("warmup_cosine", options, { peak = "number", final = { "number", 0 },
+    warmup = { "whole", 0 }, total = "whole" })
+  local peak, final, warmup, total = o.peak, o.final, o.warmup, o.total
   if not (peak and total) then fail "warmup_cosine: needs peak and total" end
   return function(step)
     if step < warmup then return peak * step / warmup end
@@ -119,5 +122,7 @@ end
 -- @param rate number
 -- @return function(step) -> rate
 function optim.constant(rate) return function() return rate end end
+
+arguments.guard_class("AdamW", AdamW)
 
 return optim

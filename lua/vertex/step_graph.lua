@@ -22,6 +22,8 @@
 -- Inside, nothing may wait for the device or come from the host: item, totable, printing, tensors from tables and
 -- copies between devices are errors. Results are the same tensors every time, overwritten by the next replay.
 
+local arguments = require "vertex.arguments"
+local check = require "vertex.check"
 local core = require "vertex.core"
 
 local Recording = {}
@@ -35,7 +37,8 @@ Recording.__index = Recording
 -- @raise where f is no function
 local function graph(f, options)
   if type(f) ~= "function" then core.fail("graph: a %s, expected a function", type(f)) end
-  return setmetatable({ f = f, device = options and options.device or core.device(), warm = false }, Recording)
+  return setmetatable({ f = f, device = check.options("graph", options, { device = "string" }).device
+    or core.device(), warm = false }, Recording)
 end
 
 --- Keeps the tensors in a value alive beyond the step.
@@ -107,7 +110,7 @@ local function advance(self, rate)
 end
 
 --- Does one step.
--- @param[opt] rate number of 0 or more, handed to the function; on a replay AdamW's learning rates inside follow it.
+-- @param[opt] rate number from 0 up, handed to the function; on a replay AdamW's learning rates inside follow it.
 -- nil: they stay as they were recorded
 -- @return what the function returned; its tensors are overwritten by the next replay
 -- @raise where the rate is no such number, or is given now and was not at the recording (or the other way round), or
@@ -144,5 +147,7 @@ function Recording:release()
   if self.recorded then self.recorded:release() end
   self.recorded, self.results, self.draws, self.counts, self.warm = nil, nil, nil, nil, false
 end
+
+arguments.guard_class("step", Recording)
 
 return graph

@@ -4,6 +4,7 @@
 -- An op's record names the words for itself in `also`; here stands what has no record, or needs a sentence.
 -- Two differences hold everywhere: dimensions are counted from 1, and images and sequences have their channels last.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local registry = require("vertex.ops").registry
 
@@ -145,6 +146,29 @@ local function op_also(name)
   end
 end
 
+-- Methods of PyTorch's modules → what does that here.
+local OF_MODULES = {
+  cuda = 'model:to "cuda:0"', cpu = 'model:to "cpu"', apply = "model:visit(f)", modules = "model:visit(f)",
+  named_modules = "model:visit(f)", children = "model:fields()", named_children = "model:fields()",
+  buffers = "model:tensors()", named_buffers = "model:tensors()", add_module = "a field: model.name = module",
+  requires_grad_ = "p.requires_grad = false for each p of model:parameters()",
+  register_buffer = "a field: model.name = vx.nn.buffer(shape)",
+  register_parameter = "a field: model.name = vx.nn.parameter(shape, init)",
+  half = 'vx.autocast "bf16"', bfloat16 = 'vx.autocast "bf16"',
+}
+
+--- Raises what a method of PyTorch's modules is here, or which method was nearly named.
+-- @param name anything, the missing field
+-- @param known array of the methods that are there
+function torch_names.refuse_of_module(name, known)
+  if type(name) ~= "string" or name:find "^_" then return end
+  if OF_MODULES[name] then
+    core.fail("module:%s: no such method; PyTorch's %s is here %s", name, name, OF_MODULES[name])
+  end
+  local nearest = #name > 3 and check.nearest(name, known, 1)
+  if nearest then core.fail("module.%s: no such field, did you mean '%s'?", name, nearest) end
+end
+
 --- Says what does the work of a name of PyTorch's here.
 -- @param name text such as "view", "torch.view", "x:view", "nn.ReLU"
 -- @return table { text = a sentence, here = the name to ask help for, or nil }; nil where the name is not known
@@ -172,12 +196,18 @@ function torch_names.note(op)
   return parts[1] and "PyTorch: " .. table.concat(parts, "; ")
 end
 
---- Raises an error where a missing name is one of PyTorch's that means something here.
--- @param full text, the name as it was asked for: "vx.view"
--- @raise with what the name is here, where it is one of PyTorch's
-function torch_names.refuse(full)
-  local hint = type(full) == "string" and torch_names.hint(full)
-  if hint then core.fail("%s: no such name; %s", full, hint.text) end
+--- Raises an error where a missing name is one of PyTorch's that means something here, or nearly one that is there.
+-- @param where text before the name: "vx."
+-- @param name anything, as it was asked for
+-- @param known array of the names that are there
+-- @param[opt] most letters that a name nearly there may differ in
+-- @raise with what the name is here, or with the nearest one
+function torch_names.refuse(where, name, known, most)
+  if type(name) ~= "string" or name:find "^_" then return end
+  local hint = torch_names.hint(where .. name)
+  if hint then core.fail("%s%s: no such name; %s", where, name, hint.text) end
+  local nearest = check.nearest(name, known, most)
+  if nearest then core.fail("%s%s: no such name, did you mean '%s'?", where, name, nearest) end
 end
 
 --- Makes a function that raises what a method of PyTorch's is here.

@@ -140,7 +140,7 @@ function devices.sync(device) call(C.vx_sync, number_of(device)) end
 -- -- Settings of the kernels ------------------------------------------------------------------------------------------
 
 --- Sets the number of CPU threads that the kernels use, or only says it. Results do not depend on it.
--- @param[opt] n an integer of 1 or more
+-- @param[opt] n integer of 1 or more
 -- @return the number in force
 -- @raise where n is no such integer
 function devices.threads(n)
@@ -193,7 +193,7 @@ function devices.memory(device)
 end
 
 --- Caps the bytes that live and cached tensors of a device may reach together.
--- @param bytes 0 goes back to the device's own size
+-- @param bytes number of bytes; 0 goes back to the device's own size
 -- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
 function devices.memory_limit(bytes, device) call(C.vx_memory_limit, number_of(device), bytes) end
 

@@ -8,7 +8,7 @@ local is_tensor, swap_scope = tensors.is_tensor, tensors.swap_scope
 local scopes = {}
 
 --- Keeps a tensor made inside vx.step alive beyond it.
--- @param x tensor of any shape; its gradient is kept too. Any other value is given back as it is
+-- @param x anything: a tensor of any shape, whose gradient is kept too; any other value is given back as it is
 -- @return x
 function scopes.keep(x)
   if is_tensor(x) then

@@ -2,6 +2,7 @@
 -- and writing. What is differentiable is built on this in lua/vertex/ops.
 
 local ffi = require "ffi"
+local check = require "vertex.check"
 local device = require "vertex.core.device"
 local dtype = require "vertex.core.dtype"
 local library = require "vertex.core.library"
@@ -121,13 +122,17 @@ local function flatten(value, depth, shape, out)
   for i = 1, #value do flatten(value[i], depth + 1, shape, out) end
 end
 
+-- The options of what makes tensors.
+tensors.CREATION = { dtype = "string", device = "string", requires_grad = { "boolean", false } }
+
 --- Makes a tensor from nested tables of numbers.
--- @param data number (shape {}), array of numbers (N), array of arrays (N,M), ...; rows of one length
+-- @param data number (shape {}), or array of numbers (N), or array of arrays (N,M), ... (x:clone() copies a tensor);
+-- rows of one length
 -- @param[opt] options { dtype = "f32" | "bf16" | "i32" | "u8", device = default, requires_grad = false }
 -- @return tensor
 -- @raise where rows differ in length, tables are nested more than 8 deep, or an element is no number
 function tensors.tensor(data, options)
-  if tensors.is_tensor(data) then fail "tensor: given a tensor; use x:clone() or x:to(device)" end
+  local o = check.options("tensor", options, tensors.CREATION)
   local shape, probe = {}, data
   while type(probe) == "table" do
     if #shape == 8 then fail "tensor: tables nested more than 8 deep (does one contain itself?)" end
@@ -136,9 +141,9 @@ function tensors.tensor(data, options)
   end
   local flat = {}
   flatten(data, 1, shape, flat)
-  local t = new(shape, options)
+  local t = new(shape, o)
   t:fromtable(flat)
-  if options and options.requires_grad then t.requires_grad = true end
+  if o.requires_grad then t.requires_grad = true end
   return t
 end
 

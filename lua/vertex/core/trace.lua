@@ -86,7 +86,7 @@ end
 
 -- -- Tracing ----------------------------------------------------------------------------------------------------------
 
-local level, totals, plain = 0, {}, {}
+local current, totals, plain = 0, {}, {}
 
 local function add_total(name, seconds, bytes, flops)
   local t = totals[name] or { name = name, calls = 0, seconds = 0, bytes = 0 }
@@ -114,7 +114,7 @@ local function traced(entry, f)
     if #tensors > 8 then shapes[9] = ("and %d more"):format(#tensors - 8) end
     local flops = flops_of(entry, tensors, values)
     add_total(entry.name, seconds, bytes, flops)
-    if level == 2 then
+    if current == 2 then
       io.stderr:write(("%-26s %9.3f ms  %s  %9s  %s\n"):format(entry.name, seconds * 1e3, rates(seconds, bytes, flops),
         size_text(bytes), table.concat(shapes, " ")))
     end
@@ -135,38 +135,38 @@ local function write_totals()
   end
 end
 
-local function set_level(new)
-  if new == level then return end
+local function set_level(level)
+  if level == current then return end
   for _, entry in ipairs(ops.op_list()) do
-    if new > 0 and level == 0 then
+    if level > 0 and current == 0 then
       plain[entry.name] = ops.op[entry.name]
       ops.op[entry.name] = traced(entry, plain[entry.name])
-    elseif new == 0 then
+    elseif level == 0 then
       ops.op[entry.name] = plain[entry.name]
     end
   end
-  level = new
+  current = level
 end
 
 --- Tells on stderr what each op costs. At level 2 every op writes a line: name, milliseconds, GB/s, GFLOP/s (where
 -- arithmetic bounds it), bytes of its tensors, and their shapes; at level 1 there are only the totals by op, the
 -- longest first, which come when f returns, when the level is set to 0, or at the program's end. VERTEX_DEBUG in the
 -- environment sets the level from the start. On a GPU every op is waited for.
--- @param new 0 (off), 1 or 2
+-- @param level integer, 0 (off), 1 or 2
 -- @param[opt] f function: the level holds while it runs, and the level before comes back
 -- @return what f returns
 -- @raise where the level is no 0, 1 or 2; what f raises
-local function debug_ops(new, f)
-  if new ~= 0 and new ~= 1 and new ~= 2 then
-    fail("debug: level is %s, expected 0 (off), 1 (totals of the ops) or 2 (a line for each)", check.show(new))
+local function debug_ops(level, f)
+  if level ~= 0 and level ~= 1 and level ~= 2 then
+    fail("debug: level is %s, expected 0 (off), 1 (totals of the ops) or 2 (a line for each)", check.show(level))
   end
   if f == nil then
-    set_level(new)
-    if new == 0 then write_totals() end
+    set_level(level)
+    if level == 0 then write_totals() end
     return
   end
-  local before = level
-  set_level(new)
+  local before = current
+  set_level(level)
   local results = { pcall(f) }
   set_level(before)
   if before == 0 then write_totals() end

@@ -13,6 +13,7 @@
 -- name go together. About 7.5 % are for validation, at least one where there are two files.
 
 local lfs = require "lfs"
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local folders = require "vertex.data.folders"
@@ -210,8 +211,8 @@ end
 
 --- Resizes an image as Pillow does, antialiased.
 -- @param x tensor u8 (H,W,3) on the CPU
--- @param height new height in pixels
--- @param width new width in pixels
+-- @param height number of pixels, the new height
+-- @param width number of pixels, the new width
 -- @param[opt="bilinear"] filter "bilinear" or "bicubic"
 -- @return tensor u8 (height,width,3)
 -- @raise where x is no such image, or the filter is unknown
@@ -220,8 +221,8 @@ function data.resize(x, height, width, filter)
 end
 
 --- Draws an image of the procedural set.
--- @param size in pixels: a number, or { height, width }
--- @param[opt=1] seed which set
+-- @param size number of pixels, or { height, width }
+-- @param[opt=1] seed integer of 0 or more: which set
 -- @param[opt=0] index number of the image, 0-based
 -- @return tensor u8 (H,W,3) on the CPU
 -- @raise where a size is no positive integer
@@ -275,5 +276,7 @@ end
 -- @return string
 -- @raise where x is no such image
 function data.png(x) return core.image_png(data.to_u8(x)) end
+
+arguments.guard_class("images", Images)
 
 return data

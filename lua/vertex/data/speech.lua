@@ -17,6 +17,7 @@
 -- such folder, of the files' names. About 7.5 % are for validation.
 
 local lfs = require "lfs"
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local folders = require "vertex.data.folders"
@@ -394,8 +395,8 @@ end
 
 --- Reads an audio file: FLAC, WAV and whatever libsndfile reads, mixed to one channel.
 -- @param path name of the file; its content decides, not its ending
--- @param[opt=16000] rate samples a second that are wanted; 0: the file's own
--- @param[opt="best"] quality of the conversion: "best" or "medium"
+-- @param[opt=16000] rate number of samples a second; 0: the file's own
+-- @param[opt="best"] quality "best" or "medium"
 -- @return tensor f32 (L) on the CPU; full scale is 1, values beyond it are kept
 -- @return table about the file: rate and frames as they are in it, channels, exact_seek
 -- @raise where the file cannot be read, is damaged, empty or no audio, or holds a NaN
@@ -407,8 +408,8 @@ end
 
 --- Resamples a wave without delay: L samples become ceil(L new_rate / rate).
 -- @param x tensor f32 (L) on the CPU
--- @param rate samples a second of x
--- @param new_rate samples a second that are wanted
+-- @param rate number of samples a second of x
+-- @param new_rate number of samples a second that are wanted
 -- @param[opt="best"] quality "best" (flat to 0.97 of half the lower rate) or "medium" (0.9, faster)
 -- @return tensor f32
 -- @raise where x is no such wave, a rate is no positive integer, or one is more than 256 times the other
@@ -419,7 +420,7 @@ function speech.resample(x, rate, new_rate, quality)
 end
 
 --- Makes an utterance of the synthetic set, 2 to 10 seconds at 16,000 samples a second.
--- @param[opt=1] seed which set
+-- @param[opt=1] seed integer of 0 or more: which set
 -- @param[opt=0] index number of the utterance, 0-based; from 2^32 on they have other voices
 -- @return tensor f32 (L) on the CPU
 -- @raise where seed or index is no integer of 0 or more
@@ -428,5 +429,7 @@ function speech.synthetic_speech(seed, index)
   check.integer("synthetic_speech", "index", index or 0, 0)
   return core.synthetic_speech(seed or 1, index or 0)
 end
+
+arguments.guard_class("speech", Speech)
 
 return speech

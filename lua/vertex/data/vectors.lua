@@ -7,6 +7,7 @@
 -- (seed, e) determines; position says how many rows were delivered, and `position =` goes on from there with the same
 -- batches.
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local npy = require "vertex.npy"
@@ -173,7 +174,7 @@ end
 
 --- Reads rows in the order of the files.
 -- @param first number of the first row, 0-based
--- @param count rows
+-- @param count number of rows
 -- @return f32 (count,D)
 -- @raise where there are not so many, or as next() does
 function Vectors:read(first, count)
@@ -210,5 +211,7 @@ function Vectors:close()
   if self.kept_order then self.kept_order:release() end
   self.rows, self.kept_order, self.order_epoch = nil, nil, nil
 end
+
+arguments.guard_class("vectors", Vectors)
 
 return vectors

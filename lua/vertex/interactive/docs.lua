@@ -7,112 +7,14 @@
 --
 -- Each thing is declared where it is: an op by its record (lua/vertex/ops/record.lua), a function by the comment that
 -- ends directly above it, a class by the comment above its constructor, a module by its file's banner, a quantizer by
--- its entry in the registry. Nothing is taken over from a neighbour. Comments have the form of LDoc [1]:
---
---     --- Adds up the rows. More about it.
---     -- @param x tensor f32 (N,D)
---     -- @param[opt=1] dim dimension, 1-based
---     -- @param[opt] options table
---     -- @param[opt] options.dtype a field of that table
---     -- @return tensor f32 (D)
---     -- @raise where x has no rows
---
--- [1] https://lunarmodules.github.io/ldoc
+-- its entry in the registry. Nothing is taken over from a neighbour. vertex/comments.lua says what form comments have.
 
+local arguments = require "vertex.arguments"
+local comments = require "vertex.comments"
 local show = require "vertex.interactive.show"
 local tape = require "vertex.tape"
 
 local docs = {}
-
--- -- Comments ---------------------------------------------------------------------------------------------------------
-
---- Cuts a text into its lines.
-local function lines_of(text)
-  local lines = {}
-  for line in ((text or "") .. "\n"):gmatch "(.-)\n" do lines[#lines + 1] = line end
-  return lines
-end
-
---- Gives the text without the space around it; nil where nothing is left.
-local function trimmed(text)
-  text = text:gsub("^%s+", ""):gsub("%s+$", "")
-  return text ~= "" and text or nil
-end
-
---- Reads one of the three tags, and what stands behind it, into a doc. Gives the table whose text goes on in the lines
--- below.
-local function read_tag(doc, tag, rest)
-  local entry = { text = rest }
-  if tag == "param" then
-    local brackets, name, text = rest:match "^(%b[])%s*(%S+)%s*(.*)$"
-    if not brackets then name, text = rest:match "^%s*(%S+)%s*(.*)$" end
-    entry.name, entry.text = name or "", text or ""
-    entry.optional = brackets ~= nil
-    entry.default = brackets and brackets:match "^%[opt=(.*)%]$"
-    doc.args[#doc.args + 1] = entry
-  elseif tag == "return" then
-    doc.returned[#doc.returned + 1] = entry
-  elseif tag == "raise" then
-    doc.raised[#doc.raised + 1] = entry
-  end
-  return entry
-end
-
---- Joins the texts of several tags of a kind; nil where there are none.
-local function joined(entries)
-  local texts = {}
-  for i, entry in ipairs(entries) do texts[i] = trimmed(entry.text) end
-  return texts[1] and table.concat(texts, "\n") or nil
-end
-
---- Reads a comment, given as its lines without their dashes.
--- @return table with text, args, returns and raises
-local function parsed(comment)
-  local doc, text, current = { args = {}, returned = {}, raised = {} }, {}, nil
-  for _, line in ipairs(comment) do
-    local tag, rest = line:match "^%s*@(%a+)(.*)$"
-    if tag then
-      current = read_tag(doc, tag, rest)
-    elseif current then
-      current.text = current.text .. (line:find "^%s%s" and "\n" or " ") .. line:gsub("^%s", "")
-    else
-      text[#text + 1] = line
-    end
-  end
-  for _, arg in ipairs(doc.args) do arg.text = trimmed(arg.text) end
-  return { text = trimmed(table.concat(text, "\n")), args = doc.args, returns = joined(doc.returned),
-    raises = joined(doc.raised) }
-end
-
-local function is_comment(line) return line:find "^%s*%-%-" ~= nil end
-local function is_ruler(line) return line:find "^%s*%-%- %-%- " ~= nil end
-local function undashed(line) return (line:gsub("^%s*%-%-%-?%s?", "", 1)) end
-
---- Gives the comment that ends directly above line n, as lines without dashes: from the last "---" on, where it has
--- one.
-local function comment_above(lines, n)
-  local first = n
-  while first > 1 and is_comment(lines[first - 1]) and not is_ruler(lines[first - 1]) do first = first - 1 end
-  for i = n - 1, first, -1 do
-    if lines[i]:find "^%s*%-%-%-" then
-      first = i
-      break
-    end
-  end
-  local out = {}
-  for i = first, n - 1 do out[#out + 1] = undashed(lines[i]) end
-  return out
-end
-
---- Gives a file's banner: the comment that it begins with, without dashes.
-local function banner(lines)
-  local at, out = lines[1] and lines[1]:find "^#!" and 2 or 1, {}
-  while lines[at] and lines[at]:find "^%-%-" do
-    out[#out + 1] = undashed(lines[at])
-    at = at + 1
-  end
-  return trimmed(table.concat(out, "\n"))
-end
 
 -- -- Functions --------------------------------------------------------------------------------------------------------
 
@@ -131,10 +33,12 @@ end
 -- @param f function
 -- @return table (see the head of this file), with `op`, the record, for an op; nil for a function in C
 function docs.of_function(session, f)
-  local op, info = tape.op_of[f], debug.getinfo(f, "S")
+  local op = tape.op_of[f]
+  f = arguments.plain(f)
+  local info = debug.getinfo(f, "S")
   if info.what == "C" then return nil end
   local doc = op and op.text and of_record(op)
-    or parsed(comment_above(lines_of(session:text(info.source)), info.linedefined))
+    or comments.parsed(comments.above(comments.lines_of(session:text(info.source)), info.linedefined))
   doc.parameters, doc.place, doc.op = show.parameters(f), show.place(f), op
   return doc
 end
@@ -154,18 +58,15 @@ end
 -- @return boolean
 function docs.is_class(t) return type(t) == "table" and rawget(t, "is_module") == true end
 
---- Reads what is declared of a class of modules: the comment above its constructor X:init, or above the line
--- `X = nn.module "X"` where the constructor follows that directly.
+--- Reads what is declared of a class of modules: the comment of its constructor (comments.above_constructor).
 -- @param session Session
 -- @param class table made by nn.module
 -- @return table (see the head of this file); what the constructor returns is the module
 function docs.of_class(session, class)
-  local init = class.init
+  local init = arguments.plain(class.init)
   local info = debug.getinfo(init, "S")
-  local lines, n = lines_of(session:text(info.source)), info.linedefined
-  local above = lines[n - 1] or ""
-  if above:find "^[%w_. ]+= *[%w_.]+ *%(?\"[%w_]+\"" then n = n - 1 end
-  local doc = parsed(comment_above(lines, n))
+  local lines = comments.lines_of(session:text(info.source))
+  local doc = comments.parsed(comments.above_constructor(lines, info.linedefined))
   doc.returns = doc.returns or ("module %s; called, it does what its :forward does"):format(class.name)
   doc.parameters, doc.place = show.parameters(init):gsub("^self,? ?", ""), show.place(init)
   return doc
@@ -177,7 +78,7 @@ end
 -- @return table with text and place
 function docs.of_module(session, name)
   local path = package.searchpath(name, package.path)
-  local text = path and banner(lines_of(session:text("@" .. path)))
+  local text = path and comments.banner(comments.lines_of(session:text("@" .. path)))
   return { text = text, args = {}, place = path and show.path(path) }
 end
 

@@ -1,6 +1,7 @@
 --- show.lua: values as text for people: what print(tensor) says (dtype, shape, device, statistics, and the corners of a
 -- large tensor), and what sessions show of any value (tables with what is in them).
 
+local arguments = require "vertex.arguments"
 local core = require "vertex.core"
 local tape = require "vertex.tape"
 
@@ -119,7 +120,7 @@ function show.parameters(f)
     for i, arg in ipairs(op.args) do names[i] = arg[1] end
     return table.concat(names, ", ")
   end
-  local own, hidden = op and op.forward or f, op and 1 or 0 -- an op's forward takes a context first
+  local own, hidden = op and op.forward or arguments.plain(f), op and 1 or 0 -- an op's forward takes a context first
   local info = debug.getinfo(own, "u")
   for i = hidden + 1, info.nparams do names[#names + 1] = debug.getlocal(own, i) end
   if info.isvararg then names[#names + 1] = "..." end
@@ -139,7 +140,7 @@ end
 -- @return text "file.lua:12"; nil for a function in C
 function show.place(f)
   local op = tape.op_of[f]
-  local info = debug.getinfo(op and op.forward or f, "S")
+  local info = debug.getinfo(op and op.forward or arguments.plain(f), "S")
   if info.what == "C" then return nil end
   local source, line = info.source, info.linedefined
   if op and op.source_file then source, line = op.source_file, op.line end

@@ -3,6 +3,7 @@
 -- A quantizer with S stages and G groups gives S x G codes per row, each of a codebook of its own: both figures are
 -- means over these codebooks.
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
@@ -70,11 +71,13 @@ function CodeUse:state() return { counts = self.counts }, {} end
 
 --- Goes on from what :state gave.
 -- @param tensors {counts = tensor on any device}, which is copied
-function CodeUse:restore(tensors) self.counts:copy(tensors.counts) end
+function CodeUse:restore(tensors, _) self.counts:copy(tensors.counts) end
+
+arguments.guard_class("counter", CodeUse)
 
 --- Makes a counter of codes on the default device.
--- @param codes codebook size M
--- @param[opt=1] columns codes per row, stages x groups: a quantizer's `columns`
+-- @param codes number of codes M
+-- @param[opt=1] columns number of codes per row, stages x groups: a quantizer's `columns`
 -- @return counter with :add(codes), :share(), :shares(), :perplexity(), :clear(); :state(), :restore() for checkpoints
 -- @raise where a number is no integer of 1 or more
 return function(codes, columns)

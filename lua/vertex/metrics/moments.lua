@@ -131,7 +131,7 @@ end
 
 --- Computes the Fréchet distance between Gaussians with these moments. With fewer rows than features it is biased
 -- upwards, strongly so with few.
--- @param other moments of as many features
+-- @param other object, moments of as many features
 -- @return number of 0 or more; what rounding puts below 0 is 0
 -- @raise where the features differ in number, or one side has fewer than two rows
 function Moments:frechet(other)
@@ -153,7 +153,7 @@ end
 local metrics = {}
 
 --- Makes an accumulator of mean and covariance in float64. It takes some 24 D^2 bytes, however many rows come.
--- @param features D, numbers of a row
+-- @param features integer D, the numbers of a row
 -- @return moments with :add(x), :count(), :mean(), :covariance(), :frechet(other)
 -- @raise where features is no integer from 1 to 32768
 function metrics.new(features)

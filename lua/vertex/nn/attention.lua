@@ -11,8 +11,8 @@ return function(nn)
   --- Lets every time step of a sequence look at every other: queries, keys and values are projections of x, `heads` of
   -- width / heads numbers each, and what the heads have found is projected once more [Vaswani et al. 2017]. Its names
   -- are those of torchaudio's self-attention.
-  -- @param width size of the last dimension of x and of the result, in elements
-  -- @param heads how many, which divides width
+  -- @param width integer of 1 or more, elements of the last dimension of x and of the result
+  -- @param heads integer of 1 or more, which divides width
   -- @param[opt] options { dropout = 0: share of the attention weights that training sets to 0; generator = vx.generator
   -- to draw from, the default one }
   -- @return module with k_proj, v_proj, q_proj and out_proj, each a Linear of width by width

@@ -8,9 +8,11 @@
 --   function Scale:forward(x) return ops.mul(x, self.gain) end
 --   local layer = Scale(16)
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
+local torch_names = require "vertex.torch_names"
 
 local nn = {}
 local is_tensor, fail = core.is_tensor, core.fail
@@ -21,6 +23,14 @@ local is_tensor, fail = core.is_tensor, core.fail
 -- keep them (runs/checkpoint.lua).
 local Module = { training = true, plain_state = {} }
 Module.__index = Module
+
+local absent = {} -- fields that were looked for in vain, as an optional bias
+setmetatable(Module, { __index = function(_, key)
+  if not absent[key] then
+    torch_names.refuse_of_module(key, check.names(Module))
+    absent[key] = true
+  end
+end })
 
 --- Says whether a value is a module, not a class of modules.
 -- @param x any value
@@ -43,6 +53,7 @@ end
 -- @param name text, for print
 -- @param[opt] parent class to inherit from; nil is the class of all modules
 -- @return class, to be given :init and :forward
+-- @raise where a module is asked for a method that is nearly one it has, or one of PyTorch's
 function nn.module(name, parent)
   local class = setmetatable({}, {
     __index = parent or Module,
@@ -214,7 +225,7 @@ local function thousands(n)
 end
 
 --- Writes what print(module) shows: the tree of modules with the numbers of their parameters.
--- @param[opt=""] indent spaces before each line but the first
+-- @param[opt=""] indent text, spaces before each line but the first
 -- @return text of several lines
 function Module:describe(indent)
   indent = indent or ""
@@ -233,19 +244,26 @@ end
 -- -- Parameters -------------------------------------------------------------------------------------------------------
 
 --- Makes a trained tensor, on the default device.
--- @param shape array of sizes
+-- @param shape array of sizes, { 3, 4 }
 -- @param init number in every element, or { "normal", standard deviation }, or { "uniform", bound }: from -bound to
 -- bound
 -- @param[opt] options { no_decay = true: weight decay skips it, as it should biases, norms and temperatures; generator
 -- = the default one }
 -- @return tensor f32 of that shape that requires a gradient
+-- @raise where init or an option is none of these
 function nn.parameter(shape, init, options)
+  local o = check.options("parameter", options, { no_decay = "boolean", generator = "table" })
+  local drawn = type(init) == "table"
+  if drawn and init[1] ~= "normal" and init[1] ~= "uniform" then
+    fail('parameter: init is { %s, ... }, expected { "normal", sd } or { "uniform", bound }', check.show(init[1]))
+  end
+  if drawn then check.number("parameter", "init[2]", init[2], 0, math.huge) end
   local p = core.keep(core.new(shape))
-  if type(init) == "number" then p:fill(init)
-  elseif init[1] == "normal" then ops.normal(p, 0, init[2], options and options.generator)
-  else ops.uniform(p, -init[2], init[2], options and options.generator) end
+  if not drawn then p:fill(init)
+  elseif init[1] == "normal" then ops.normal(p, 0, init[2], o.generator)
+  else ops.uniform(p, -init[2], init[2], o.generator) end
   p.requires_grad = true
-  p.no_decay = options and options.no_decay or nil
+  p.no_decay = o.no_decay or nil
   return p
 end
 
@@ -260,11 +278,13 @@ function nn.buffer(shape, value) return core.keep(core.new(shape)):fill(value or
 -- al. 2015, gain 1).
 local function fan_in_bound(n) return math.sqrt(3 / n) end
 
+local ACTIVATIONS = { "none", "silu", "gelu" }
+
 -- -- Layers -----------------------------------------------------------------------------------------------------------
 
 --- Multiplies the last dimension by a matrix and adds a bias: y = x wT + b. On images it is a pointwise convolution.
--- @param inputs size of the last dimension of x
--- @param outputs size of the last dimension of the result
+-- @param inputs integer of 1 or more, size of the last dimension of x
+-- @param outputs integer of 1 or more, size of the last dimension of the result
 -- @param[opt] options { bias = true }
 -- @return module with weight (outputs, inputs) and bias (outputs)
 -- @raise where inputs or outputs is no integer of 1 or more
@@ -273,7 +293,8 @@ function nn.Linear:init(inputs, outputs, options)
   check.integer("Linear", "inputs", inputs, 1)
   check.integer("Linear", "outputs", outputs, 1)
   self.weight = nn.parameter({ outputs, inputs }, { "uniform", fan_in_bound(inputs) })
-  if not (options and options.bias == false) then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
+  local o = check.options("Linear", options, { bias = { "boolean", true } })
+  if o.bias then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
 end
 
 --- Applies the layer.
@@ -288,8 +309,8 @@ function nn.Linear:summary()
 end
 
 --- Convolves images with dense 3x3 filters, stride 1, zero padding.
--- @param inputs channels of x
--- @param outputs channels of the result
+-- @param inputs integer of 1 or more, channels of x
+-- @param outputs integer of 1 or more, channels of the result
 -- @param[opt] options { output = "f32": the result is float32 under vx.autocast too }
 -- @return module with weight (3, 3, inputs, outputs) and bias (outputs)
 -- @raise where inputs or outputs is no integer of 1 or more
@@ -297,7 +318,7 @@ nn.Conv2d = nn.module "Conv2d"
 function nn.Conv2d:init(inputs, outputs, options)
   check.integer("Conv2d", "inputs", inputs, 1)
   check.integer("Conv2d", "outputs", outputs, 1)
-  self.output = options and options.output
+  self.output = check.options("Conv2d", options, { output = { { "f32" } } }).output
   self.weight = nn.parameter({ 3, 3, inputs, outputs }, { "uniform", fan_in_bound(9 * inputs) })
   self.bias = nn.parameter({ outputs }, 0, { no_decay = true })
 end
@@ -312,9 +333,9 @@ function nn.Conv2d:forward(x) return ops.conv2d(x, self.weight, self.bias, self.
 function nn.Conv2d:summary() return ("%d -> %d"):format(self.weight:size(3), self.weight:size(4)) end
 
 --- Convolves sequences over time, with zeros beyond both ends.
--- @param inputs channels of x
--- @param outputs channels of the result
--- @param kernel frames that a filter covers
+-- @param inputs integer of 1 or more, channels of x
+-- @param outputs integer of 1 or more, channels of the result
+-- @param kernel integer of 1 or more, frames that a filter covers
 -- @param[opt] options { stride = 1, padding = 0: frames of zeros at either end; groups = 1: outputs see only the
 -- channels of their own group; bias = true }
 -- @return module with weight (outputs, inputs / groups, kernel) and bias (outputs)
@@ -353,14 +374,14 @@ end
 
 --- Convolves each channel of images with a 3x3 filter of its own, zero padding, without bias: a pointwise convolution
 -- with one usually follows.
--- @param channels of x and of the result
--- @param[opt=1] stride 1 or 2
+-- @param channels integer of 1 or more, channels of x and of the result
+-- @param[opt=1] stride integer, 1 or 2
 -- @return module with weight (3, 3, channels)
 -- @raise where channels is no integer of 1 or more
 nn.DepthwiseConv2d = nn.module "DepthwiseConv2d"
 function nn.DepthwiseConv2d:init(channels, stride)
   check.integer("DepthwiseConv2d", "channels", channels, 1)
-  self.stride = stride or 1
+  self.stride = check.integer("DepthwiseConv2d", "stride", stride or 1, 1, 2)
   self.weight = nn.parameter({ 3, 3, channels }, { "uniform", fan_in_bound(9) })
 end
 
@@ -375,7 +396,7 @@ function nn.DepthwiseConv2d:summary() return ("%d, stride %d"):format(self.weigh
 
 --- Normalizes groups of channels to mean 0 and variance 1, then scales and shifts each channel [Wu and He 2018], with
 -- an activation in the same pass.
--- @param channels size of the last dimension
+-- @param channels integer of 1 or more, size of the last dimension
 -- @param[opt] groups number of groups, which divides channels; nil: up to 32 of at least 4 channels each
 -- @param[opt] options { activation = "none" | "silu" | "gelu" }
 -- @return module with weight (channels) and bias (channels)
@@ -383,12 +404,14 @@ function nn.DepthwiseConv2d:summary() return ("%d, stride %d"):format(self.weigh
 nn.GroupNorm = nn.module "GroupNorm"
 function nn.GroupNorm:init(channels, groups, options)
   check.integer("GroupNorm", "channels", channels, 1)
+  local o = check.options("GroupNorm", options, { activation = { ACTIVATIONS, "none" } })
   if not groups then
     groups = math.max(1, math.min(32, math.floor(channels / 4)))
     while channels % groups ~= 0 do groups = groups - 1 end
   end
+  check.integer("GroupNorm", "groups", groups, 1)
   if channels % groups ~= 0 then fail("GroupNorm: %d channels do not divide into %d groups", channels, groups) end
-  self.groups, self.activation = groups, options and options.activation or "none"
+  self.groups, self.activation = groups, o.activation
   self.weight = nn.parameter({ channels }, 1, { no_decay = true })
   self.bias = nn.parameter({ channels }, 0, { no_decay = true })
 end
@@ -410,8 +433,8 @@ end
 
 --- Convolves images with depthwise-separable 3x3 filters [Chollet 2017]: depthwise, then pointwise, computed as one op,
 -- zero padding.
--- @param inputs channels of x
--- @param outputs channels of the result
+-- @param inputs integer of 1 or more, channels of x
+-- @param outputs integer of 1 or more, channels of the result
 -- @param[opt] options table
 -- @param[opt=1] options.stride 1 or 2
 -- @param[opt=1] options.up 2: enlarges x twofold by nearest neighbours first
@@ -422,12 +445,13 @@ end
 -- @raise where inputs or outputs is no integer of 1 or more, or groups does not divide inputs
 nn.SeparableConv2d = nn.module "SeparableConv2d"
 function nn.SeparableConv2d:init(inputs, outputs, options)
-  options = options or {}
-  if options.activation then self.norm = nn.GroupNorm(inputs, options.groups, { activation = options.activation }) end
-  self.depthwise = nn.DepthwiseConv2d(inputs, options.stride)
+  local o = check.options("SeparableConv2d", options, { stride = "count", up = "count", activation = { ACTIVATIONS },
+    groups = "count", output = { { "f32" } } })
+  if o.activation then self.norm = nn.GroupNorm(inputs, o.groups, { activation = o.activation }) end
+  self.depthwise = nn.DepthwiseConv2d(inputs, o.stride)
   self.pointwise = nn.Linear(inputs, outputs)
-  self.how = { stride = options.stride, up = options.up, groups = self.norm and self.norm.groups,
-    activation = options.activation, output = options.output }
+  self.how = { stride = o.stride, up = o.up, groups = self.norm and self.norm.groups, activation = o.activation,
+    output = o.output }
 end
 
 --- Applies the layer.
@@ -445,7 +469,7 @@ end
 function nn.SeparableConv2d:summary() return self.how.up == 2 and "enlarging x2" or "" end
 
 --- Normalizes the last dimension to mean 0 and variance 1, then scales and shifts each element [Ba et al. 2016].
--- @param width size of the last dimension, in elements
+-- @param width integer of 1 or more, elements of the last dimension
 -- @return module with weight (width) and bias (width)
 -- @raise where width is no integer of 1 or more
 nn.LayerNorm = nn.module "LayerNorm"
@@ -498,13 +522,16 @@ function nn.Apply:forward(x) return self.f(x) end
 -- @return text
 function nn.Apply:summary() return self.label end
 
---- Applies modules one after another: vx.nn.Sequential(a, b, ...), or :add(module).
--- @param ... modules
+--- Applies modules one after another: vx.nn.Sequential(a, b, ...), vx.nn.Sequential{ a, b, ... }, or :add(module).
+-- @param ... modules, or one table of them
 -- @return module whose fields 1, 2, ... are they
 -- @raise where one is no module
 nn.Sequential = nn.module "Sequential"
 function nn.Sequential:init(...)
-  for _, m in ipairs { ... } do self:add(m) end
+  local first = ...
+  local listed = type(first) == "table" and getmetatable(first) == nil
+  local list = listed and first or { ... }
+  for i = 1, listed and #list or select("#", ...) do self:add(list[i]) end
 end
 
 --- Puts a module behind those that are there.
@@ -526,5 +553,7 @@ function nn.Sequential:forward(x)
 end
 
 require "vertex.nn.attention"(nn)
+
+arguments.guard_class("module", Module)
 
 return nn

@@ -26,8 +26,8 @@ define("attention", {
   text = "Computes attention, softmax(q k^T / sqrt(D)) v for each of H heads: every query takes a mean of the values, "
     .. "weighted by how well their keys match it. Memory grows with T, not with its square: the weights are made in "
     .. "tiles, and once more in the backward pass.",
-  args = { { "q", "queries, tensor f32 (B,T,H,D)" }, { "k", "keys, tensor f32 (B,T,H,D)" },
-    { "v", "values, tensor f32 (B,T,H,D)" },
+  args = { { "q", "tensor f32 (B,T,H,D), the queries" }, { "k", "tensor f32 (B,T,H,D), the keys" },
+    { "v", "tensor f32 (B,T,H,D), the values" },
     { "options", "{ lengths = tensor i32 (B), 0 .. T: keys at or beyond a row's length count nowhere (nil: all count); "
       .. "dropout = share of the weights that become 0, from 0 to 1, rounded to a multiple of 2^-16, while the "
       .. "others grow by 1 / (1 - dropout); generator = vx.generator to draw from (nil: the one that vx.seed "

@@ -18,7 +18,7 @@ define("span_mask", {
     .. "spans, u uniform in [0, 1), that begin at different frames of 0 .. length - span - 1 and may overlap; then "
     .. "every row loses masked frames at random, down to the fewest of any row. A row too short for a span is left "
     .. "whole, and the others are not thinned to it.",
-  args = { { "B", "number of rows" }, { "T", "frames of a row" },
+  args = { { "B", "number of rows" }, { "T", "number of frames of a row" },
     { "options", "{ lengths = i32 (B), frames of each row that count, default all; probability = 0.65; span = 10; "
       .. "least = 2, spans at least, as fairseq has it; device = that of lengths, or the default one }",
       optional = true },
@@ -49,7 +49,7 @@ define("span_mask", {
 
 define("distractors", {
   text = "Draws for each masked frame `count` others of the same row's masked frames, uniformly and with replacement.",
-  args = { { "frames", "tensor i32 (N), of span_mask" }, { "T", "frames of a row" },
+  args = { { "frames", "tensor i32 (N), of span_mask" }, { "T", "number of frames of a row" },
     { "count", "how many for each", default = 100 }, GENERATOR },
   returns = "tensor i32 (N,count), 0-based places in `frames`; no gradient",
   raises = "where a row has a single masked frame, or frames do not ascend",

@@ -11,6 +11,9 @@ local activation_number, empty_on, expect_tensor = common.activation_number, com
 local gradient_like = tape.gradient_like
 local define = record.define
 
+local SEPARABLE = { groups = { "count", 1 }, activation = { { "none", "silu", "gelu" } }, stride = { "count", 1 },
+  up = { "count", 1 }, output = "any" }
+
 local OUTPUT = { "output", '"f32": the result is f32 under vx.autocast too', optional = true }
 
 --- Gives the dtype of an image that an op makes from x: bf16 where vx.autocast says so and x's device takes it, unless
@@ -67,7 +70,7 @@ define("depthwise_conv2d", {
   text = "Convolves each channel of images with a 3x3 filter of its own, zero padding 1; output pixel (p, q) is "
     .. "centred on pixel (p stride, q stride).",
   args = { { "x", "tensor f32 (B,H,W,C)" }, { "w", "tensor f32 (3,3,C)" },
-    { "bias", "tensor f32 (C)", optional = true }, { "stride", "1 or 2", default = 1 } },
+    { "bias", "tensor f32 (C)", optional = true }, { "stride", "integer, 1 or 2", default = 1 } },
   returns = "tensor f32 (B, ceil(H / stride), ceil(W / stride), C)",
   raises = "where the shapes disagree, or stride is neither 1 nor 2",
   calls = { "depthwise_conv2d", "depthwise_conv2d_backward_input", "depthwise_conv2d_backward_weight" },
@@ -142,14 +145,14 @@ define("sepconv2d", {
   accumulates = true,
   forward = function(ctx, x, w, v, bias, gamma, beta, residual, options)
     x = contiguous(expect_tensor(x, "sepconv2d", "x"))
-    local o = options or {}
-    local s, stride, up = image_shape(x, "sepconv2d"), o.stride or 1, o.up or 1
+    local o = check.options("sepconv2d", options, SEPARABLE)
+    local s, stride, up = image_shape(x, "sepconv2d"), o.stride, o.up
     local act = activation_number(o.activation, "sepconv2d")
     local dtype = body_dtype(x, o.output, "sepconv2d")
     local y = empty_on(x, { s[1], math.ceil(s[2] * up / stride), math.ceil(s[3] * up / stride),
       expect_tensor(v, "sepconv2d", "v"):size(1) }, dtype)
     local mean, rstd
-    if gamma then mean, rstd = empty_on(x, { s[1], o.groups or 1 }), empty_on(x, { s[1], o.groups or 1 }) end
+    if gamma then mean, rstd = empty_on(x, { s[1], o.groups }), empty_on(x, { s[1], o.groups }) end
     ctx.residual_dtype = residual and residual:dtype()
     residual = residual and contiguous(residual):to(dtype)
     op.sepconv2d { y = y, mean = mean, rstd = rstd, x = x, gamma = gamma, beta = beta, w = w, v = v, bias = bias,

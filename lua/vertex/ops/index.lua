@@ -41,8 +41,8 @@ define("gather", {
   text = "Gives the rows of a table that an index names, gather(table, index); or, as PyTorch does, elements along one "
     .. "dimension, each by an index of its own, gather(x, dim, index).",
   args = { { "x", "tensor f32: a table (M,D), or of any shape" },
-    { "dim", DIM .. "; left out for the rows of a table", optional = true },
-    { "index", "tensor i32, 0-based: of any shape (...) for rows; else of x's shape but for dim" } },
+    { "dim", "dimension (1-based, negative counts from the end) or tensor i32 (...), the rows of a table" },
+    { "index", "tensor i32, 0-based: of x's shape but for dim; left out for the rows of a table", optional = true } },
   returns = "tensor f32: (...,D); or of index's shape",
   raises = "where an index is outside 0 .. M-1, or 0 .. size of dim - 1, or the shapes disagree",
   calls = { "gather", "gather_along", "scatter_add", "scatter_add_along" },
@@ -104,7 +104,7 @@ define("scatter_add", {
     .. "by an index of its own: scatter_add(x, dim, index, src). Both add in ascending order, so that the bits are "
     .. "the same every time.",
   args = { { "x", "tensor f32: a table (M,D), which is written to; or of any shape" },
-    { "dim", DIM .. "; for a table the rows to add, f32 (N,D)" },
+    { "dim", "dimension (1-based, negative counts from the end) or tensor f32 (N,D), the rows to add to a table" },
     { "index", "tensor i32, 0-based: (N); or of src's shape" },
     { "src", "tensor f32 of x's shape but for dim", optional = true } },
   returns = "the table, without a gradient; or tensor f32 of x's shape, differentiable in x and src",
@@ -177,7 +177,7 @@ define("topk", {
 
 define("one_hot", {
   text = "Gives a row for each index, with 1 at its place and 0 elsewhere.",
-  args = { { "index", "tensor i32 (...), 0-based" }, { "classes", "size of a row" } },
+  args = { { "index", "tensor i32 (...), 0-based" }, { "classes", "integer of 1 or more, size of a row" } },
   returns = "tensor f32 (...,classes); no gradient",
   raises = "where an index is outside 0 .. classes - 1",
   calls = { "scatter_add_along" },

@@ -17,7 +17,7 @@ define("group_norm", {
   args = { { "x", "tensor f32 (B,...,C)" }, { "gamma", "tensor f32 (C)" }, { "beta", "tensor f32 (C)" },
     { "groups", "number of groups, which divides C" },
     { "activation", '"none", "silu" or "gelu", in the same pass', default = "none" },
-    { "eps", "is added to the variance", default = 1e-5 },
+    { "eps", "number that is added to the variance", default = 1e-5 },
     { "lengths", "tensor i32 (B): of image b the first lengths[b] positions count, and the result is 0 from there on; "
       .. "nil: all count", optional = true } },
   returns = "tensor f32 of x's shape",
@@ -55,7 +55,7 @@ define("group_norm", {
 define("layer_norm", {
   text = "Normalizes over the last dimension: gamma (x - mean) / deviation + beta.",
   args = { { "x", "tensor f32 (...,C)" }, { "gamma", "tensor f32 (C)" }, { "beta", "tensor f32 (C)" },
-    { "eps", "is added to the variance", default = 1e-5 } },
+    { "eps", "number that is added to the variance", default = 1e-5 } },
   returns = "tensor f32 of x's shape",
   raises = "where the shapes disagree",
   calls = { "layer_norm", "layer_norm_backward" },

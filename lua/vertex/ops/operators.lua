@@ -1,5 +1,6 @@
 --- ops/operators.lua: what tensors do under Lua's operators and brackets, and the methods that are made of ops.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require("vertex.ops.record").ops
 local tape = require "vertex.tape"
@@ -37,17 +38,42 @@ Tensor.__pow = function(x, n)
   return ops.power(x, n)
 end
 
+-- Fields that a tensor may have or not; what else was looked for in vain joins them.
+local absent = { grad = true, rate = true, no_decay = true, name = true, _node = true, _slot = true, _scope = true,
+  _gradient_buffer = true, _h = true }
+
+--- Raises where a key is no field and no index: nearly the name of a field, or a table or tensor of indices.
+local function refuse_key(key)
+  if type(key) == "string" then
+    if not key:find "^_" then
+      local names = check.names(Tensor)
+      for _, name in ipairs { "grad", "requires_grad", "no_decay", "rate" } do names[#names + 1] = name end
+      local nearest = check.nearest(key, names)
+      if nearest then fail("x.%s: a tensor has no such field, did you mean '%s'?", key, nearest) end
+    end
+    absent[key] = true
+  elseif core.is_tensor(key) then
+    fail "x[tensor]: write vx.gather(x, index) for rows by an i32 index, vx.where or vx.masked_fill for a mask"
+  elseif type(key) == "table" then
+    fail "x[{ ... }]: write x[i][j], or x:narrow(dim, first, count) and x:select(dim, index), all 1-based"
+  end
+end
+
 --- x[i]: the i-th slice along the first dimension (1-based, negative from the end).
 Tensor.__index = function(x, key)
   local method = Tensor[key]
   if method ~= nil then return method end
   if type(key) == "number" then return ops.select(x, 1, key) end
+  if not absent[key] then refuse_key(key) end
   return nil
 end
 
 --- x[i] = number or tensor.
 Tensor.__newindex = function(x, key, value)
-  if type(key) ~= "number" then return rawset(x, key, value) end
+  if type(key) ~= "number" then
+    if not absent[key] then refuse_key(key) end
+    return rawset(x, key, value)
+  end
   local slice = tape.no_grad(ops.select, x, 1, key)
   if type(value) == "number" then slice:fill(value) else slice:copy(value) end
 end

@@ -77,8 +77,9 @@ define("permutation", {
   raises = "where n is no integer of 0 or more",
   calls = { "permutation" },
   forward = function(_, n, generator, options)
+    local where = check.options("permutation", options, { device = "string" }).device
     local seed, stream = next_stream(generator)
-    local x = core.new({ n }, { dtype = "i32", device = options and options.device })
+    local x = core.new({ n }, { dtype = "i32", device = where })
     op.permutation(x, seed, stream)
     return x
   end,

@@ -3,7 +3,8 @@
 --
 --   define("narrow", {
 --     text = "Gives a view of ...",                     -- a sentence or more, the first says what it does
---     args = { { "x", "tensor of any shape and dtype" },          -- name, then shape, unit, 0-based or 1-based
+--     args = { { "x", "tensor of any shape and dtype" },          -- name, then kind (vertex/arguments.lua holds calls
+--                                                                 --   to it), shape, unit, 0-based or 1-based
 --       { "keep", "...", optional = true },             -- may be nil
 --       { "groups", "...", default = 1 } },             -- may be nil, and is this then
 --     returns = "tensor; shape of x with ...",
@@ -22,6 +23,7 @@
 -- `cases` gives argument lists for the specs, where T(shape, { low, high, grad = false, dtype }) makes a random tensor;
 -- each is checked against a float64 loop (tests/ops_spec.lua), against finite differences, and twice for the same bits.
 
+local arguments = require "vertex.arguments"
 local core = require "vertex.core"
 local tape = require "vertex.tape"
 
@@ -66,7 +68,8 @@ function record.define(name, op)
   for _, called in ipairs(op.calls) do core.expect_op(called) end
   op.source_file, op.line = place()
   record.registry[#record.registry + 1], record.registry[name] = op, op
-  record.ops[name] = tape.recorded(op)
+  record.ops[name] = arguments.of_record(op, tape.recorded(op))
+  tape.op_of[record.ops[name]] = op
   if op.method then core.Tensor[name] = record.ops[name] end
 end
 

@@ -1,5 +1,6 @@
 --- ops/view.lua: other shapes of the same elements. Most copy nothing; their gradient is the view undone.
 
+local check = require "vertex.check"
 local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
@@ -84,7 +85,8 @@ end
 
 define_window("narrow", {
   text = "Gives a view of `count` elements of one dimension; nothing is copied.",
-  args = { { "x", "tensor of any shape and dtype" }, { "dim", DIM }, { "first", "place of the first of them, 1-based" },
+  args = { { "x", "tensor of any shape and dtype" }, { "dim", DIM },
+    { "first", "integer, the place of the first of them, 1-based" },
     { "count", "how many" } },
   returns = "tensor of x's shape, but of size `count` along dim",
   raises = "where first .. first + count - 1 leaves the dimension",
@@ -104,7 +106,7 @@ define_window("narrow", {
 define_window("select", {
   text = "Gives a view of one slice of x, without its dimension; nothing is copied. x[i] is x:select(1, i).",
   args = { { "x", "tensor of any shape and dtype" }, { "dim", DIM },
-    { "index", "place along it, 1-based; negative counts from the end" } },
+    { "index", "integer, the place along it, 1-based; negative counts from the end" } },
   returns = "tensor of x's shape without dim",
   raises = "where index leaves the dimension",
   window = function(x, d, index)
@@ -183,12 +185,11 @@ local join = tape.recorded {
   name = "cat",
   forward = function(ctx, d, ...)
     local parts = { ... }
-    local first = expect_tensor(parts[1], "cat", "tensor 1")
+    local first = parts[1]
     local shape = first:shape()
     d = dimension(first, d, "cat")
     local total = 0
-    for i, x in ipairs(parts) do
-      expect_tensor(x, "cat", "tensor " .. i)
+    for _, x in ipairs(parts) do
       local s = x:shape()
       total = total + (s[d] or 0)
       s[d] = shape[d]
@@ -216,22 +217,35 @@ local join = tape.recorded {
   end,
 }
 
+-- A call of Lua takes some 8,000 arguments, and what records them looks at each in turn.
+local AT_ONCE = 256
+
+--- Joins a list of any length along dimension d: so many at once, then what came out.
+local function join_all(d, list)
+  if #list <= AT_ONCE then return join(d, unpack(list)) end
+  local parts = {}
+  for i = 1, #list, AT_ONCE do parts[#parts + 1] = join(d, unpack(list, i, math.min(i + AT_ONCE - 1, #list))) end
+  return join_all(d, parts)
+end
+
 --- Gives the dimension and the array of tensors of (dim, a, b, ...), of (dim, { a, b }) and of ({ a, b }, dim = 1).
 local function parts_of(what, ...)
   local dim, list = ...
-  if type(dim) == "table" and not core.is_tensor(dim) then
+  local n
+  if type(dim) == "table" then
     dim, list = list or 1, dim
   elseif type(list) ~= "table" or core.is_tensor(list) then
-    list = { select(2, ...) }
+    list, n = { select(2, ...) }, select("#", ...) - 1
   end
-  if type(dim) ~= "number" then
-    fail("%s: dim is a %s, expected a number, as in vx.%s(1, a, b) or vx.%s({ a, b }, 1)", what, type(dim), what, what)
-  end
-  if #list == 0 then fail("%s: no tensors", what) end
+  n = n or #list
+  if type(dim) ~= "number" then fail("%s: dim is %s, expected a number after the table", what, check.show(dim)) end
+  if n == 0 then fail("%s: no tensors", what) end
+  for i = 1, n do expect_tensor(list[i], what, "tensor " .. i) end
   return dim, list
 end
 
-local DIM_FIRST = { "dim", DIM .. "; or the tensors stand first, in a table: ({ a, b }, dim = 1)" }
+local DIM_FIRST = { "dim", "dimension (1-based, negative counts from the end) or array of the tensors, which dim may "
+  .. "follow: ({ a, b }, dim = 1)" }
 
 define("cat", {
   text = "Joins tensors along one dimension.",
@@ -243,7 +257,7 @@ define("cat", {
   composite = true,
   forward = function(_, ...)
     local dim, list = parts_of("cat", ...)
-    return join(dim, unpack(list))
+    return join_all(dim, list)
   end,
   cases = function(T) return { { 1, T { 2, 3 }, T { 1, 3 } }, { -1, T { 2, 3 }, T { 2, 2 } } } end,
 })
@@ -257,19 +271,19 @@ define("stack", {
   composite = true,
   forward = function(_, ...)
     local dim, list = parts_of("stack", ...)
-    local first = expect_tensor(list[1], "stack", "tensor 1")
+    local first = list[1]
     local n, views = first:dim() + 1, {}
     local d = dim < 0 and n + dim + 1 or dim
     if d < 1 or d > n or d ~= math.floor(d) then fail("stack: dimension %s of a result with %d", tostring(dim), n) end
     for i, x in ipairs(list) do
-      local shape = expect_tensor(x, "stack", "tensor " .. i):shape()
+      local shape = x:shape()
       if shape_text(x) ~= shape_text(first) then
         fail("stack: tensor %d is %s and the first %s", i, shape_text(x), shape_text(first))
       end
       table.insert(shape, d, 1)
       views[i] = ops.reshape(x, shape)
     end
-    return join(d, unpack(views))
+    return join_all(d, views)
   end,
   cases = function(T) return { { 1, T { 2, 3 }, T { 2, 3 } }, { 2, T { 2, 3 }, T { 2, 3 }, T { 2, 3 } },
     { -1, T { 4 }, T { 4 } } } end,

@@ -12,6 +12,7 @@
 --   reversed         true where y points down
 --   picture          the picture of image
 
+local arguments = require "vertex.arguments"
 local scales = require "vertex.plot.scales"
 local marks = require "vertex.plot.marks"
 local legend = require "vertex.plot.legend"
@@ -427,5 +428,7 @@ function Axes:set(options)
   for key, value in pairs(o) do self.options[key] = value end
   return self
 end
+
+arguments.guard_class("axes", Axes)
 
 return axes

@@ -28,6 +28,7 @@
 --   canvas    what is drawn on; braille is a canvas of text
 --   colors serves them all; inputs copies the arrays and pictures that a user gives
 
+local arguments = require "vertex.arguments"
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
 local axes = require "vertex.plot.axes"
@@ -97,8 +98,8 @@ local function cell_index(fig, who, row, col)
 end
 
 --- Gives the axes at a place of the figure, and makes them when first asked for.
--- @param row row, 1-based; without col the place, 1-based, counted row by row
--- @param[opt] col column, 1-based
+-- @param row integer, the row, 1-based; without col the place, 1-based, counted row by row
+-- @param[opt] col integer, the column, 1-based
 -- @return axes
 -- @raise where the figure has no such place, or is a grid of pictures
 function Figure:axes(row, col)
@@ -109,8 +110,8 @@ end
 
 --- Gives the axes on the simplex at a place of the figure, and makes them when first asked for: a triangle with ticks
 -- on its three sides for M = 3 codes, a regular polygon for more.
--- @param row row, 1-based; without col the place, 1-based, counted row by row
--- @param[opt] col column, 1-based
+-- @param row integer, the row, 1-based; without col the place, 1-based, counted row by row
+-- @param[opt] col integer (the column, 1-based) or table, the options where there is no col
 -- @param[opt] options table, of new axes
 -- @param[opt=3] options.codes M
 -- @param[opt] options.labels array of M strings, at the vertices (e₁, e₂, ...)
@@ -212,5 +213,7 @@ function Figure.__tostring(fig)
   if fig.images then return ("figure of %d row(s) of pictures"):format(#fig.images) end
   return ("figure %g x %g pt, %d x %d axes"):format(fig.width, fig.height, fig.rows, fig.cols)
 end
+
+arguments.guard_class("figure", Figure)
 
 return plot

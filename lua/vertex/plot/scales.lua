@@ -92,8 +92,9 @@ end
 
 --- Writes a number as an axis does: 0, 0.05, 1200, 16k, 2.5M, 1e-4.
 -- @param v number
--- @param[opt] step distance to the next tick, which fixes the decimals; without it four digits are kept, zeros dropped
--- @param[opt=|v|] magnitude the largest |tick| of the axis, so that all its ticks share one unit
+-- @param[opt] step number, the distance to the next tick, which fixes the decimals; without it four digits are kept,
+-- zeros dropped
+-- @param[opt=|v|] magnitude number, the largest |tick| of the axis, so that all its ticks share one unit
 -- @return string
 function scales.format_number(v, step, magnitude)
   if v == 0 then return "0" end
@@ -115,9 +116,9 @@ end
 -- -- Ticks ------------------------------------------------------------------------------------------------------------
 
 --- Gives round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
--- @param lo lower end
--- @param hi upper end, above lo
--- @param count the most ticks wanted, at least 2
+-- @param lo number, the lower end
+-- @param hi number, the upper end, above lo
+-- @param count integer of 2 or more, the most ticks wanted, at least 2
 -- @return array of values within lo..hi, ascending
 -- @return the step
 function scales.ticks(lo, hi, count)
@@ -151,9 +152,9 @@ end
 
 --- Gives round values for a logarithmic axis: 1, 2, 5 of each decade where they fit, else decades, else every n-th
 -- decade; linear ticks where the range holds fewer than two of those.
--- @param lo lower end, above 0
--- @param hi upper end, above lo
--- @param count the most ticks wanted, at least 2
+-- @param lo number, the lower end, above 0
+-- @param hi number, the upper end, above lo
+-- @param count integer of 2 or more, the most ticks wanted, at least 2
 -- @return array of values within lo..hi, ascending
 -- @return the step where the ticks are linear, else nil
 function scales.log_ticks(lo, hi, count)

@@ -7,6 +7,7 @@
 -- Points are a tensor (N,M), on any device, or an array of N arrays of M numbers. A row that holds NaN is a gap. Rows
 -- are not negative and sum to 1, both within 1e-3.
 
+local arguments = require "vertex.arguments"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
 local tape = require "vertex.tape"
@@ -113,8 +114,9 @@ local function project(ax, p, name, who, directions)
 end
 
 --- Draws points of the simplex.
--- @param p points: tensor (N,M) or array of N arrays of M numbers
--- @param[opt] options as of axes:scatter: label, color, marker, size, alpha, values, palette, range, log, density
+-- @param p tensor (N,M) or array of N arrays of M numbers, the points
+-- @param[opt] options table, as of axes:scatter: label, color, marker, size, alpha, values, palette, range, log,
+-- density
 -- @return the axes
 -- @raise where p does not hold points of M codes, or an option is unknown or of another type
 function Ternary:scatter(p, options)
@@ -123,8 +125,8 @@ function Ternary:scatter(p, options)
 end
 
 --- Draws a curve through points of the simplex, for instance the way of one row through training.
--- @param p points: tensor (N,M) or array of N arrays of M numbers
--- @param[opt] options as of axes:line: label, color, width, dash, marker
+-- @param p tensor (N,M) or array of N arrays of M numbers, the points
+-- @param[opt] options table, as of axes:line: label, color, width, dash, marker
 -- @return the axes
 -- @raise where p does not hold points of M codes, or an option is unknown or of another type
 function Ternary:line(p, options)
@@ -133,9 +135,9 @@ function Ternary:line(p, options)
 end
 
 --- Draws arrows from points p along directions d. Of a direction only the part within the plane of the simplex shows.
--- @param p points: tensor (N,M) or array of N arrays of M numbers
--- @param d directions: tensor (N,M) or array of N arrays of M numbers
--- @param[opt] options as of axes:arrows: label, color, scale, width, head, alpha, values, palette, range, log
+-- @param p tensor (N,M) or array of N arrays of M numbers, the points
+-- @param d tensor (N,M) or array of N arrays of M numbers, the directions
+-- @param[opt] options table, as of axes:arrows: label, color, scale, width, head, alpha, values, palette, range, log
 -- @return the axes
 -- @raise where p does not hold points of M codes, d is of another shape, or an option is unknown or of another type
 function Ternary:arrows(p, d, options)
@@ -145,9 +147,9 @@ function Ternary:arrows(p, d, options)
 end
 
 --- Writes a text beside a point of the simplex.
--- @param p one point: tensor (M) or array of M numbers
+-- @param p tensor (M) or array of M numbers, the point
 -- @param text string
--- @param[opt] options as of axes:text: color, size, at
+-- @param[opt] options table, as of axes:text: color, size, at
 -- @return the axes
 -- @raise where p is not one point of M codes, text is no string, or an option is unknown or of another type
 function Ternary:text(p, text, options)
@@ -203,8 +205,8 @@ local function ask(s, source, xs, ys)
 end
 
 --- Fills the triangle with the colours of a density, with a colour bar; M = 3 only.
--- @param source function(p) -> (N) of points p (N,3) inside the triangle, for instance exp of vx.simplex.log_density;
--- or points, tensor (N,3) or array of N arrays of 3 numbers, whose density is estimated: 2 where they are uniform
+-- @param source function(p) -> (N) of points p (N,3) inside the triangle, or tensor (N,3), or array of N arrays of 3
+-- numbers: for instance exp of vx.simplex.log_density; or points whose density is estimated, 2 where they are uniform
 -- @param[opt] options table
 -- @param[opt="viridis"] options.palette "viridis", "magma", "bluered" or "gray"
 -- @param[opt] options.range { lo, hi }: the values at the ends of the palette; else the least and greatest
@@ -250,5 +252,7 @@ function Ternary:set(options)
     legend = "text", grid = "boolean", color_bar = "boolean" })
   return Axes.set(self, o)
 end
+
+arguments.guard_class("simplex axes", Ternary)
 
 return { new = new }

@@ -44,7 +44,7 @@ Quantizer.row_inputs = {}
 local MOST_CODES = 2 ^ 24
 
 --- Makes a class of quantizers.
--- @param name of the class, for print
+-- @param name name of the class, for print
 -- @return class with this one's methods, to which the family adds its own
 function Quantizer.extend(name) return nn.module(name, Quantizer) end
 
@@ -80,7 +80,7 @@ local function check_start(self)
 end
 
 --- Makes a quantizer; vx.quantizer calls it.
--- @param facts the method's entry of the registry
+-- @param facts table, the method's entry of the registry
 -- @param options table of all its options
 -- @raise where an option's value is not what it should be
 function Quantizer:init(facts, options)
@@ -151,7 +151,7 @@ end
 function Quantizer:loaded() self.warmup_left, self.started = 0, true end
 
 --- Brings what follows from a stage's codes in line with them, once `start` has fitted them; a class overrides it.
--- @param stage from 1
+-- @param stage integer from 1
 function Quantizer:fitted(stage) end -- luacheck: no unused args
 
 --- Puts the codes of all stages where rows are, as the option start says: at random rows, or by k-means. Hard methods
@@ -170,7 +170,7 @@ function Quantizer:start_from(z)
       local found = require "vertex.kmeans"(core.contiguous(ops.select(rows, 2, g)), o.codes, how)
       books[g] = ops.reshape(found.codebook, { 1, o.codes, rows:size(3) })
     end
-    local book = o.groups == 1 and books[1] or ops.cat(1, unpack(books))
+    local book = o.groups == 1 and books[1] or ops.cat(1, books)
     self:stage_codebook(s):copy(on_sphere and self.unit(book) or book)
     self:fitted(s)
     if s < self.stage_count then rest = ops.sub(rest, self:lookup(self:nearest(rest, s), s)) end
@@ -328,7 +328,7 @@ end
 --- Quantizes in training with all losses: quantize, and the entropy loss that hard methods share; a class overrides it
 -- where its parts have theirs.
 -- @param z tensor f32 (N,G,D)
--- @param given as of quantize
+-- @param given table, as of quantize
 -- @return table as quantize gives it
 function Quantizer:quantize_with_entropy(z, given)
   local output = self:quantize(z, given)
@@ -357,7 +357,7 @@ end
 -- takes one pass where quantize is ops.quantize_hard, of which the gradient to z is known; else a second one where
 -- there are losses.
 -- @param z tensor f32 (N,G,D)
--- @param given as of quantize
+-- @param given table, as of quantize
 -- @return table as quantize gives it
 function Quantizer:quantize_apart(z, given)
   local how, drawn = self.how, self.generator.drawn
@@ -391,7 +391,7 @@ end
 
 --- Changes buffers after a training forward; a class overrides it.
 -- @param z tensor f32 (N,G,D), the rows that count
--- @param output what quantize gave, with terms and reg weighted
+-- @param output table that quantize gave, with terms and reg weighted
 function Quantizer:learn(z, output) end -- luacheck: no unused args
 
 --- Quantizes rows. In training gradients reach z and the parameters; after eval() a row's result is its nearest code's
@@ -432,7 +432,7 @@ end
 -- -- Codes ------------------------------------------------------------------------------------------------------------
 
 --- Gives a stage's codebook.
--- @param[opt=1] stage from 1
+-- @param[opt=1] stage integer from 1
 -- @return tensor f32 (groups, codes, dim / groups), a view of self.codebook
 function Quantizer:stage_codebook(stage)
   if self.stage_count == 1 then return self.codebook end
@@ -442,20 +442,20 @@ end
 
 --- Gives each row the codes that inference uses; a class overrides it where it declares no metric or has another rule.
 -- @param z tensor f32 (N,G,D)
--- @param[opt=1] stage from 1
+-- @param[opt=1] stage integer from 1
 -- @return codes i32 (N,G), 0-based: the nearest of the stage's codebook by the declared metric, ties to the lowest
 function Quantizer:nearest(z, stage) return ops.assign(z, self:stage_codebook(stage), self.facts.metric) end
 
 --- Gives the rows that codes stand for; a class overrides it where they are not the codebook's as stored.
 -- @param codes i32 (N,G), 0-based
--- @param[opt=1] stage from 1
+-- @param[opt=1] stage integer from 1
 -- @return tensor f32 (N,G,D)
 function Quantizer:lookup(codes, stage) return self:take(self:stage_codebook(stage), codes) end
 
 --- Gives a tensor of fixed numbers, made once a device, so that a graph can be recorded from the second step on. It is
 -- neither a parameter nor a buffer.
--- @param name of the constant, for the next call
--- @param device where it is needed
+-- @param name name of the constant, for the next call
+-- @param device "cpu", "cuda:0", ...: where it is needed
 -- @param make function that gives its numbers as nested tables, called where the tensor is not there yet
 -- @return tensor f32
 function Quantizer:constant(name, device, make)
@@ -516,7 +516,7 @@ function Quantizer:codes_of(z)
     parts[s] = self:nearest(rest, s)
     if s < S then rest = ops.sub(rest, self:lookup(parts[s], s)) end
   end
-  return S == 1 and parts[1] or ops.cat(2, unpack(parts))
+  return S == 1 and parts[1] or ops.cat(2, parts)
 end
 
 --- Gives the rows in groups that codes stand for: the sum over the stages.

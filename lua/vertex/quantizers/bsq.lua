@@ -71,7 +71,7 @@ end
 
 --- Gives the commitment before its weight.
 -- @param y tensor f32 (N,G,bits)
--- @param q the codes' numbers, like y
+-- @param q tensor of the codes' numbers, of y's shape
 -- @return scalar: the mean over all numbers, in the authors' forms over rows alone
 function Bsq:commitment(y, q)
   return self.options.form == "package" and ops.mse(y, q) or ops.affine(ops.mse(y, q), self.options.bits, 0)

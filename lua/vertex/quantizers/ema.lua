@@ -61,7 +61,7 @@ end
 
 --- Moves the averages, and the codes to them.
 -- @param z tensor f32 (N,G,D)
--- @param output what quantize gave
+-- @param output table that quantize gave
 function Ema:learn(z, output)
   local o, x = self.options, z:detach()
   local G, M, D = o.groups, o.codes, z:size(3)

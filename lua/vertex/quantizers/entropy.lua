@@ -96,7 +96,7 @@ local recorded = tape.recorded { name = "code_entropies", outputs = 2,
           dcodes = dcodes and ops.add(dcodes, d) or d
         end
       end)
-      return #dx > 1 and ops.cat(1, unpack(dx)) or dx[1], dcodes
+      return #dx > 1 and ops.cat(1, dx) or dx[1], dcodes
     end)
   end,
 }

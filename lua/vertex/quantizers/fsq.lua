@@ -67,8 +67,8 @@ function Fsq:setup(o)
 end
 
 --- Gives a number for each of a row's numbers.
--- @param name of the constant
--- @param device where it is needed
+-- @param name name of the constant
+-- @param device "cpu", "cuda:0", ...: where it is needed
 -- @param f function of L and of the product of the levels before, that gives the number
 -- @return tensor f32 (n)
 function Fsq:per_level(name, device, f)

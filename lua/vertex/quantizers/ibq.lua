@@ -34,7 +34,7 @@ end
 local function largest(x, E)
   local parts = {}
   entropy.each_chunk(x, E, function(_, logits) parts[#parts + 1] = ops.argmax(logits) end)
-  return #parts > 1 and ops.cat(1, unpack(parts)) or parts[1]
+  return #parts > 1 and ops.cat(1, parts) or parts[1]
 end
 
 --- Rows (N,D) of codes, whose gradient reaches x (N,D) and all codes E (M,D) through the softmax of their products.
@@ -54,7 +54,7 @@ local through_indices = tape.recorded { name = "through_indices",
         parts[#parts + 1] = ops.matmul(dlogits, E)
         dE = ops.add(dE, ops.matmul(ops.transpose(dlogits, 1, 2), part))
       end)
-      return #parts > 1 and ops.cat(1, unpack(parts)) or parts[1], dE
+      return #parts > 1 and ops.cat(1, parts) or parts[1], dE
     end)
   end,
 }
@@ -66,7 +66,7 @@ local function by_group(self, z, f)
     local part = f(ops.contiguous(ops.select(z, 2, g)), ops.select(self.codebook, 1, g), g)
     parts[g] = ops.reshape(part, { z:size(1), 1, unpack(part:shape(), 2) })
   end
-  return #parts > 1 and ops.cat(2, unpack(parts)) or parts[1]
+  return #parts > 1 and ops.cat(2, parts) or parts[1]
 end
 
 --- Gives each row the code with which its product is the largest, ties to the lowest.

@@ -299,7 +299,7 @@ function registry.names(ablations)
 end
 
 --- Makes a quantizer.
--- @param name one of vx.quantizers(), or what a family makes of one, as rvq-NAME
+-- @param name name: one of vx.quantizers(), or what a family makes of one, as rvq-NAME
 -- @param options table of what registry.by_name[name].options lists; dim and codes have no default. Options of other
 -- families are accepted and ignored, so that one table can serve a whole sweep
 -- @return module with forward, encode, decode

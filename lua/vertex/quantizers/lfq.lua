@@ -99,8 +99,8 @@ function Lfq:infer(z)
 end
 
 --- Gives all codes' numbers.
--- @param device where they are needed
--- @param n bits of a code
+-- @param device "cpu", "cuda:0", ...: where they are needed
+-- @param n number of bits of a code
 -- @return tensor f32 (2^n, n)
 function Lfq:all_codes(device, n)
   local key = ("codes of %d bits %s"):format(n, device)
@@ -126,7 +126,7 @@ end
 
 --- Gives the commitment before its weight; a class overrides it.
 -- @param y tensor f32 (N,G,bits)
--- @param q the codes' numbers, like y
+-- @param q tensor of the codes' numbers, of y's shape
 -- @return scalar
 function Lfq:commitment(y, q) return ops.mse(y, q) end -- luacheck: no unused args
 

@@ -40,7 +40,7 @@ function Residual:setup(options)
 end
 
 --- Brings what follows from a stage's codes in line with them.
--- @param stage from 1
+-- @param stage integer from 1
 function Residual:fitted(stage) self.stages[stage]:fitted(1) end
 
 --- `given` for stage s: of what holds numbers for stages x groups of each row, the stage's; all else as it is.
@@ -84,38 +84,38 @@ function Residual:quantize(z, given)
     sum = sum and ops.add(sum, o.quantized) or o.quantized
     if s < S then rest = ops.sub(rest, o.quantized:detach()) end
   end
-  return { quantized = sum, codes = S == 1 and codes[1] or ops.cat(2, unpack(codes)), terms = terms, stages = outputs,
-    mean_pi = #mean_pi == S and (S == 1 and mean_pi[1] or ops.cat(1, unpack(mean_pi))) or nil,
+  return { quantized = sum, codes = S == 1 and codes[1] or ops.cat(2, codes), terms = terms, stages = outputs,
+    mean_pi = #mean_pi == S and (S == 1 and mean_pi[1] or ops.cat(1, mean_pi)) or nil,
     max_p = max_p and ops.affine(max_p, 1 / S, 0) }
 end
 
 --- Quantizes in training with all losses: the stages have theirs.
 -- @param z tensor f32 (N,G,D)
--- @param given as of quantize
+-- @param given table, as of quantize
 -- @return table as quantize gives it
 function Residual:quantize_with_entropy(z, given) return self:quantize(z, given) end
 
 --- Lets each stage learn from the rows that it was given.
 -- @param _ tensor f32 (N,G,D), the first stage's rows
--- @param output what quantize gave
+-- @param output table that quantize gave
 function Residual:learn(_, output)
   for s, stage in ipairs(output.stages) do self.stages[s]:learn(stage.rest, stage.output) end
 end
 
 --- Gives a stage's codebook.
--- @param[opt=1] stage from 1
+-- @param[opt=1] stage integer from 1
 -- @return tensor f32 (groups, codes, dim / groups)
 function Residual:stage_codebook(stage) return self.stages[stage or 1]:stage_codebook() end
 
 --- Gives each row the codes that a stage's inference uses.
 -- @param z tensor f32 (N,G,D)
--- @param[opt=1] stage from 1
+-- @param[opt=1] stage integer from 1
 -- @return codes i32 (N,G), 0-based
 function Residual:nearest(z, stage) return self.stages[stage or 1]:nearest(z) end
 
 --- Gives the rows that codes of a stage stand for.
 -- @param codes i32 (N,G), 0-based
--- @param[opt=1] stage from 1
+-- @param[opt=1] stage integer from 1
 -- @return tensor f32 (N,G,D)
 function Residual:lookup(codes, stage) return self.stages[stage or 1]:lookup(codes) end
 

@@ -81,7 +81,7 @@ local function draw_vertices(self)
     parts[g] = ops.reshape(ops.narrow(ops.permutation(o.codes, self.generator, { device = self.codebook:device() }), 1,
       1, o.vertices), { 1, o.vertices })
   end
-  return o.groups == 1 and parts[1] or ops.cat(1, unpack(parts))
+  return o.groups == 1 and parts[1] or ops.cat(1, parts)
 end
 
 --- The entropy loss {1}, the mean over the codebooks: mean entropy of the rows' pi less the entropy of their mean.
@@ -128,7 +128,7 @@ end
 
 --- Gives the logarithms of the probabilities of all codes, without noise: N x M of them, as quantize never holds.
 -- @param z tensor f32 (N,G,D)
--- @param g the codebook, from 1
+-- @param g integer, the codebook, from 1
 -- @return tensor f32 (N,M)
 function Smooth:log_pi(z, g)
   local rows, codes = self.unit(ops.select(z, 2, g)), self.unit(ops.select(self.codebook, 1, g))

@@ -121,7 +121,7 @@ local mean_distance = tape.recorded { name = "wasserstein", outputs = 1,
         core.contiguous(ops.select(codebook, 1, g)))
       sum, gradients[g] = sum + W, ops.reshape(ops.affine(gradient, 1 / G, 0), { 1, M, D })
     end
-    ctx.gradient = G == 1 and gradients[1] or ops.cat(1, unpack(gradients))
+    ctx.gradient = G == 1 and gradients[1] or ops.cat(1, gradients)
     return core.new({ 1 }, { device = codebook:device() }):fill(sum / G)
   end,
   backward = function(ctx, upstream) return ops.mul(ctx.gradient, ops.reshape(upstream, { 1, 1, 1 })) end,

@@ -14,7 +14,7 @@ local checkpoint = {}
 local fail = core.fail
 
 --- Writes a checkpoint.
--- @param path of the file
+-- @param path path of the file
 -- @param state {model = module, optimizer = vx.optim's or nil, sums = {key = vx.runs.meter or vx.metrics.code_use} or
 -- nil: what a log line tells of all steps since the last, tensors = {name = tensor} or nil}; the random generators and
 -- the plain_state of the model's modules, and the default generator, are saved with it
@@ -54,7 +54,7 @@ local function extra_of(path, metadata)
 end
 
 --- Reads the `extra` of a checkpoint, without its tensors.
--- @param path of the file
+-- @param path path of the file
 -- @return table; nil where the file does not exist
 -- @raise where the file is no checkpoint, or damaged
 function checkpoint.peek(path)
@@ -63,7 +63,7 @@ function checkpoint.peek(path)
 end
 
 --- Brings a run back to where checkpoint.save left one of the same kind.
--- @param path of the file
+-- @param path path of the file
 -- @param state {model =, optimizer =, sums =} as for checkpoint.save, made anew
 -- @return extra, as it was saved
 -- @raise where there is no such file, where it is damaged, or where its tensors are not those of this model and
@@ -109,7 +109,7 @@ function checkpoint.load(path, state)
 end
 
 --- Reads the tensors that were saved beside model and optimizer.
--- @param path of the file
+-- @param path path of the file
 -- @return table {name = tensor on the CPU}; nil where there are none
 -- @raise where the file is missing or damaged
 function checkpoint.tensors(path)

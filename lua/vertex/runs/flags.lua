@@ -31,12 +31,12 @@ function flags.refuse_name(what, name, known)
 end
 
 --- Gives an error's text without the place in the sources where it was raised, which says nothing to a user.
--- @param message what pcall returned
+-- @param message anything: what pcall returned
 -- @return text
 function flags.reason(message) return (tostring(message):gsub("^.-%.lua:%d+: ", "")) end
 
 --- Makes a folder and those above it; where that cannot be done it ends the program with the reason.
--- @param path of the folder that --out named
+-- @param path path of the folder that --out named
 function flags.make_folders(path)
   local ok, reason = core.make_folders(path)
   if not ok then refuse("--out %s: %s", path, reason) end
@@ -45,8 +45,8 @@ end
 -- -- Values -----------------------------------------------------------------------------------------------------------
 
 --- Makes a `convert` for a flag whose argument is an integer.
--- @param low the least that is allowed
--- @param high the greatest
+-- @param low integer, the least that is allowed
+-- @param high integer, the greatest
 -- @return function(text) → number, or nil and what is wrong
 function flags.integer(low, high)
   return function(text)

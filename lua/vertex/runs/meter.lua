@@ -1,5 +1,6 @@
 --- runs/meter: means of what a training loop measures, without making it wait for the device.
 
+local arguments = require "vertex.arguments"
 local core = require "vertex.core"
 
 local Meter = {}
@@ -55,6 +56,8 @@ function Meter:restore(tensors, plain)
     self.sums[name] = core.new(x:shape(), { dtype = x:dtype(), keep = true }):copy(x)
   end
 end
+
+arguments.guard_class("meter", Meter)
 
 --- Makes a meter: the means of named values between two calls of :take().
 -- @return meter with :add{name = value} and :take(); :state() and :restore() for checkpoints

@@ -1,6 +1,8 @@
 --- runs/progress: how far a loop has come: a bar that updates in place on a terminal and in a notebook, and a plain
 -- line now and then elsewhere (in a job's log, say).
 
+local arguments = require "vertex.arguments"
+local check = require "vertex.check"
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
 
@@ -22,19 +24,23 @@ local bars = 0 -- so far
 -- @param options {total = steps in all, done = those done before (0), quiet = true for none, every = seconds between
 -- plain lines (10)}
 -- @return bar with :update(done, text) and :finish(text)
+-- @raise where an option is unknown, or total is missing
 local function progress(label, options)
   bars = bars + 1
   local notebook = display.mode == "notebook"
-  return setmetatable({ label = label, total = options.total, first = options.done or 0, quiet = options.quiet,
-    notebook = notebook, tty = not notebook and core.is_tty(2), every = options.every or 10, started = core.time(),
+  local o = check.options("progress", options, { total = "whole", done = { "whole", 0 }, quiet = "boolean",
+    every = { "number", 10 } })
+  if not o.total then core.fail "progress: needs total, the steps in all" end
+  return setmetatable({ label = label, total = o.total, first = o.done, quiet = o.quiet,
+    notebook = notebook, tty = not notebook and core.is_tty(2), every = o.every, started = core.time(),
     shown = -math.huge, id = "progress " .. bars }, Progress)
 end
 
 --- Gives the bar as a line.
--- @param done steps done
--- @param text what is shown beside it
+-- @param done number of steps done
+-- @param text text, what is shown beside it
 -- @param left text: the time left
--- @param columns the most that the line may take
+-- @param columns integer: the most that the line may take
 -- @return text
 function Progress:line(done, text, left, columns)
   local tail = (" %3.0f%%  %s  left %s"):format(100 * done / self.total, text, left)
@@ -45,8 +51,8 @@ end
 
 --- Shows how far it is. Limits itself to ten times a second (where lines are printed: to one in `every` seconds, and
 -- the last), so call it as often as you like.
--- @param done steps done
--- @param text shown beside the bar
+-- @param done number of steps done
+-- @param text text beside the bar
 -- @raise in a notebook, where display.show raises
 function Progress:update(done, text)
   if self.quiet then return end
@@ -67,7 +73,7 @@ function Progress:update(done, text)
 end
 
 --- Leaves the line.
--- @param[opt] text in the bar's place; without, a terminal's bar vanishes and a notebook's stays
+-- @param[opt] text text in the bar's place; without, a terminal's bar vanishes and a notebook's stays
 -- @raise in a notebook, where display.show raises
 function Progress:finish(text)
   if self.quiet then return end
@@ -78,5 +84,7 @@ function Progress:finish(text)
   if self.drawn then io.stderr:write("\r\27[K") end
   if text then io.stderr:write(text .. "\n") end
 end
+
+arguments.guard_class("progress", Progress)
 
 return progress

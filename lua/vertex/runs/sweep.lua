@@ -169,7 +169,7 @@ local function preset_of(spec, config, methods)
 end
 
 --- Gives the options of the quantizers: an experiment's own, and over them those of --set quantizer.OPTION=VALUE.
--- @param config the run's configuration
+-- @param config table, the run's configuration
 -- @param own table of options
 -- @return new table
 local function quantizer_options(config, own)
@@ -205,7 +205,7 @@ end
 --- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
 -- is there. Ends the program with a message where help was asked for or something cannot be had; nothing has been
 -- written then. With --seeds or --grid it makes all those runs, one after the other, and ends the program.
--- @param spec the experiment's declaration (the head of runs/experiment.lua)
+-- @param spec table, the experiment's declaration (the head of runs/experiment.lua)
 -- @param argv array of texts: `arg`
 -- @return run: flags; config {preset, data, seed, batch, steps or epochs, set, and flags that decide}; preset, that of
 -- spec.presets with what --set changes; methods, array of names; out, the folder; results {method = {column = value}}
@@ -285,7 +285,7 @@ end
 
 --- Begins a method, or brings it back to where its checkpoint was written.
 -- @param method name
--- @param state what is saved and restored: {model =, optimizer =, sums =} (runs/checkpoint.lua)
+-- @param state table that is saved and restored: {model =, optimizer =, sums =} (runs/checkpoint.lua)
 -- @return table: step, the last one done (0 anew), and what else was given to run:save
 -- @raise nothing: a checkpoint that cannot be used ends the program with a message
 function Run:begin(method, state)
@@ -342,7 +342,7 @@ end
 
 --- Forgets the log lines of a method after a step: they will be made again.
 -- @param method name
--- @param step the last one that is kept
+-- @param step integer, the last one that is kept
 function Run:trim_metrics(method, step)
   local path, kept = self.out .. "/metrics.jsonl", {}
   local entries, lines, whole = read_metrics(path)
@@ -395,7 +395,7 @@ function Run:finish(result, tensors)
 end
 
 --- Says something about the run on stderr, unless --quiet was given.
--- @param text as for string.format, with its arguments
+-- @param text text, as for string.format, with its arguments
 function Run:say(text, ...)
   if not self.flags.quiet then io.stderr:write(text:format(...), "\n") end
 end

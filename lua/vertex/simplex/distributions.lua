@@ -14,8 +14,8 @@ local distributions = {}
 
 --- Draws points from a Dirichlet distribution: gamma variables (Marsaglia and Tsang 2000) over their sum. They are held
 -- as logarithms on the way, so that concentrations of 1e-3 and below still give points.
--- @param alpha concentrations: one number for all coordinates, array or tensor (M), or tensor (n,M) with a row for each
--- point
+-- @param alpha number or array or tensor of concentrations: one number for all coordinates, array or tensor (M), or
+-- tensor (n,M) with a row for each point
 -- @param n number of points
 -- @param[opt] options table
 -- @param[opt=3] options.dim M, where alpha is one number
@@ -46,7 +46,7 @@ end
 -- usual density). A coordinate of 0 counts as 2^-126, so that the result is finite on the edges too. Gradients reach p,
 -- and alpha where it is a tensor. The constant is computed in float64, but in float32 where alpha requires a gradient.
 -- @param p points, tensor f32 (N,M)
--- @param alpha concentrations: one number for all coordinates, array or tensor (M)
+-- @param alpha number or array or tensor of concentrations: one number for all coordinates, array or tensor (M)
 -- @param[opt] options table
 -- @param[opt=false] options.log true where p holds natural logarithms
 -- @return tensor f32 (N), nats
@@ -100,7 +100,7 @@ distributions.names = { "vertices", "uniform", "centered", "collapsed" }
 --   uniform     all over the simplex: Dirichlet with 1
 --   centered    around the center: Dirichlet with 20
 --   collapsed   as vertices, but around the first two thirds of them only (2 of 3)
--- @param name one of simplex.names
+-- @param name name: one of simplex.names
 -- @param n number of points
 -- @param[opt] options table
 -- @param[opt=3] options.dim M

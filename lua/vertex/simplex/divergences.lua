@@ -35,8 +35,9 @@ end
 
 --- Computes KL(Dirichlet(a) | Dirichlet(b)) = E_a ln (density of a / density of b) in closed form. Gradients reach
 -- tensors.
--- @param a concentrations: tensor (M), array of M numbers, or one number for as many coordinates as b has
--- @param b concentrations: likewise
+-- @param a number or array or tensor of concentrations: tensor (M), array of M numbers, or one number for as many
+-- coordinates as b has
+-- @param b number or array or tensor of concentrations: likewise
 -- @return scalar tensor, nats
 -- @raise where both are one number, their numbers differ, or a concentration is not positive
 function divergences.kl(a, b)

@@ -3,6 +3,7 @@
 -- A watch takes the place of the quantizer's method quantize: it looks at pi, without Gumbel noise, and then calls the
 -- method. Nothing of the training changes. Steps that vx.graph replays run no Lua, so a watch does not see them.
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
@@ -49,7 +50,7 @@ local function look(self, z)
   end
   local record = {}
   for name, parts in pairs(found) do
-    local x = #parts > 1 and ops.cat(1, unpack(parts)) or parts[1]
+    local x = #parts > 1 and ops.cat(1, parts) or parts[1]
     record[name] = (name == "claimed" and x:to "i32" or x):to "cpu"
   end
   return record
@@ -79,7 +80,8 @@ end
 --     claimed i32 (G,M)      rows whose largest coordinate is this vertex's: 0 is a code that nobody wants
 --     points f32 (G,P,M)     the first P of these rows themselves, where asked for }
 -- The training itself does not change. Looking holds R x M numbers. Steps that vx.graph replays are not seen.
--- @param quantizer a smoothed quantizer of vx.quantizer: one with a method log_pi(z (N,G,D), g) that gives (N,M)
+-- @param quantizer smoothed quantizer of vx.quantizer: one with a method log_pi(z (N,G,D), g) that gives
+-- (N,M)
 -- @param[opt] options table
 -- @param[opt=1] options.every looks at every so many-th training forward
 -- @param[opt=1024] options.rows R, evenly spaced; all rows of a smaller batch
@@ -144,7 +146,7 @@ function Watch:stack(name)
     local x = record[name]:to "f32"
     parts[i] = ops.reshape(x, { 1, unpack(x:shape()) })
   end
-  return tape.no_grad(ops.cat, 1, unpack(parts))
+  return tape.no_grad(ops.cat, 1, parts)
 end
 
 --- Writes everything recorded as a safetensors file: each name stacked, "step" i32 (T), and the watch's options as
@@ -180,5 +182,7 @@ function Watch:__tostring()
     .. "vertices claimed %.0f%%"
   return text:format(#self.records, last.step, ops.mean(last.distances):item(), 100 * used)
 end
+
+arguments.guard_class("watch", Watch)
 
 return watch
