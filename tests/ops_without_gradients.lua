@@ -92,6 +92,26 @@ function direct.argmax()
     assert.same(expected, ops.argmax(coarse):totable())
   end
   assert.same({ 2, 3 }, ops.argmax(vx.zeros { 2, 3, 4 }):shape())
+  local x = T { 3, 4, 5 }
+  local values = x:totable()
+  for d = 1, 3 do
+    local found, size = ops.argmax(x, d):totable(), x:shape()
+    size[d] = 1
+    for i = 1, size[1] do
+      for j = 1, size[2] do
+        for k = 1, size[3] do
+          local best, at = -math.huge, nil
+          for n = 1, x:size(d) do
+            local v = values[d == 1 and n or i][d == 2 and n or j][d == 3 and n or k]
+            if v > best then best, at = v, n - 1 end
+          end
+          local a, b = d == 1 and j or i, d == 3 and j or k
+          assert.equal(at, found[a][b])
+        end
+      end
+    end
+  end
+  H.raises(function() ops.argmax(x, 4) end, "argmax: dimension 4 of a tensor (3,4,5)")
   local bad = vx.zeros { 5, 3 }
   bad[4][2] = 0 / 0
   H.raises(function() ops.argmax(bad) end, "argmax", "row 3")

@@ -498,8 +498,14 @@ local function softmax(x, log)
   end
   return y
 end
-function ops.softmax(x) return softmax(x, false) end
-function ops.log_softmax(x) return softmax(x, true) end
+local function softmax_along(x, d, log)
+  local last = #x.shape
+  d = d and dimension(x, d) or last
+  if d == last then return softmax(x, log) end
+  return ops.transpose(softmax(ops.transpose(x, d, last), log), d, last)
+end
+function ops.softmax(x, d) return softmax_along(x, d, false) end
+function ops.log_softmax(x, d) return softmax_along(x, d, true) end
 
 --- Gives the place in an array of strides st of what `index` chooses along dimension d at the place `at`.
 local function place_along(st, at, d, index)

@@ -183,9 +183,9 @@ local FOREIGN = {
 
 --- Raises how to convert a file that another library wrote, where it is one.
 local function refuse_foreign(file)
-  local head = file:bytes(0, 8)
+  local head = file:bytes(0, 8) -- of a safetensors file a length, below 2^32
   for _, kind in ipairs(FOREIGN) do
-    if head:find("^" .. kind[1]) then
+    if head:find("^" .. kind[1]) and head:sub(5) ~= "\0\0\0\0" then
       core.fail("load %s: this is %s. Convert it in Python: tensors = %s; safetensors.torch.save_file(tensors, "
         .. "'x.safetensors') for a dict of tensors, numpy.save('x.npy', array) for one array", file.path, kind[2],
         (kind[3]:gsub("%%q", function() return ("'%s'"):format(file.path) end)))

@@ -166,7 +166,7 @@ local function check_options(options)
 end
 
 --- Finds a codebook by Lloyd's k-means.
--- @param x tensor f32 (N,D), or object of vx.data.vectors for vectors in files
+-- @param x tensor f32 (N,D), or table that vx.data.vectors gives, of vectors in files
 -- @param codes number of codes M; fewer rows than codes: rows come again, with a little noise
 -- @param[opt] options {start = "k-means++", "random" (rows) or a tensor (M,D); iterations = 100, at most; tolerance =
 -- 1e-4: it ends when the codes' squared movement, summed, is less than that times the mean variance of a coordinate;

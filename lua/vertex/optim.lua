@@ -108,9 +108,10 @@ end
 -- @raise where there is no peak or no total
 function optim.warmup_cosine(options)
   local o = check.options("warmup_cosine", options, { peak = "number", final = { "number", 0 },
-    warmup = { "whole", 0 }, total = "whole" })
+    warmup = { "number", 0 }, total = "number" })
   local peak, final, warmup, total = o.peak, o.final, o.warmup, o.total
   if not (peak and total) then fail "warmup_cosine: needs peak and total" end
+  for name, value in pairs(o) do check.number("warmup_cosine", name, value, 0, math.huge) end
   return function(step)
     if step < warmup then return peak * step / warmup end
     local t = math.min(1, (step - warmup) / math.max(1, total - warmup))

@@ -100,9 +100,9 @@ local DIFFERENT = {
   mean = "dimensions are counted from 1, and keepdim is the third argument",
   max = "the indices are not given: see vx.argmax",
   min = "the indices are not given",
-  softmax = "always over the last dimension",
-  log_softmax = "always over the last dimension",
-  argmax = "always over the last dimension",
+  softmax = "the dimension is counted from 1, and the last where none is named",
+  log_softmax = "the dimension is counted from 1, and the last where none is named",
+  argmax = "the dimension is counted from 1, and the last where none is named, not all; see also max",
   gather = "the same where a dimension is given, which is counted from 1; without, whole rows, as index_select gives "
     .. "them; indices are i32",
   scatter_add = "the same where a dimension is given, which is counted from 1; indices are i32",

@@ -93,6 +93,19 @@ function common.transposed(x, a, b)
   return core.view(x, s, st, 0)
 end
 
+--- Gives a contiguous tensor with dimension d of x in the last place and the last one in its; x itself where d is last.
+function common.turned(x, d)
+  local last = x:dim()
+  if d == last then return contiguous(x) end
+  return contiguous(common.transposed(x, d, last))
+end
+
+--- Gives the place of an optional dimension: the last one where d is nil, 0 for a scalar without one.
+function common.last_unless(x, d, what)
+  if d == nil then return x:dim() end
+  return common.dimension(x, d, what)
+end
+
 --- Gives x with dimensions of size 1 repeated to `shape` (new ones in front), by stride 0; nil where that cannot be.
 function common.expanded(x, shape)
   local s, st = x:shape(), x:strides()

@@ -7,7 +7,8 @@ local tape = require "vertex.tape"
 
 local op, contiguous, fail, new_like, shape_text = core.op, core.contiguous, core.fail, core.new_like, core.shape_text
 local activation_number, empty_on, expect_tensor = common.activation_number, common.empty_on, common.expect_tensor
-local product, rows, shaped = common.product, common.rows, common.shaped
+local last_unless, product, rows = common.last_unless, common.product, common.rows
+local shaped, turned = common.shaped, common.turned
 local gradient_like = tape.gradient_like
 local define = record.define
 
@@ -79,25 +80,32 @@ define("layer_norm", {
 local function define_softmax(name, log, text)
   define(name, {
     text = text,
-    args = { { "x", "tensor f32 (...,C)" } },
+    args = { { "x", "tensor f32 of any shape" },
+      { "dim", "dimension, 1-based; negative counts from the end; nil is the last", optional = true } },
     returns = "tensor f32 of x's shape",
-    raises = "where C is 0",
+    raises = "where x has no such dimension, or its size is 0",
     calls = { "softmax", "softmax_backward" },
     method = true,
-    forward = function(ctx, x)
-      local flat, s = rows(expect_tensor(x, name, "x"))
+    forward = function(ctx, x, dim)
+      local d = last_unless(expect_tensor(x, name, "x"), dim, name)
+      local flat, s = rows(turned(x, d))
       local y = new_like(flat)
       op.softmax(y, flat, log)
-      ctx.y = ctx.needs and y
-      return shaped(y, s)
+      if ctx.needs then ctx.y, ctx.d = y, d end
+      return turned(shaped(y, s), d)
     end,
     backward = function(ctx, dy)
+      local flat, s = rows(turned(dy, ctx.d))
       local dx = new_like(ctx.y)
-      op.softmax_backward(dx, (rows(dy)), ctx.y, log)
-      return shaped(dx, dy:shape())
+      op.softmax_backward(dx, flat, ctx.y, log)
+      return turned(shaped(dx, s), ctx.d)
     end,
-    cases = function(T) return { { T { 3, 5 } }, { T({ 2, 2, 33 }, { low = -3, high = 3 }) } } end,
+    cases = function(T)
+      return { { T { 3, 5 } }, { T({ 2, 2, 33 }, { low = -3, high = 3 }) }, { T { 4, 3, 2 }, 2 }, { T { 4, 3 }, 1 },
+        { T { 3, 2 }, -1 } }
+    end,
   })
 end
-define_softmax("softmax", 0, "Computes e^x over its sum along the last dimension.")
-define_softmax("log_softmax", 1, "Computes the logarithm of softmax along the last dimension: x - log sum e^x.")
+define_softmax("softmax", 0, "Computes e^x over its sum along a dimension, the last unless another is named.")
+define_softmax("log_softmax", 1,
+  "Computes the logarithm of softmax, x - log sum e^x, along a dimension, the last unless another is named.")

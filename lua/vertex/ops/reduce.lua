@@ -103,18 +103,22 @@ define("cumsum", {
 })
 
 define("argmax", {
-  text = "Finds the largest element along the last dimension; ties go to the lowest index.",
-  args = { { "x", "tensor f32 (...,C)" } },
-  returns = "tensor i32 (...) of indices along the last dimension, 0-based; no gradient",
-  raises = "where a row holds a NaN, or C is 0",
+  text = "Finds the largest element along a dimension, the last unless another is named; ties go to the lowest index.",
+  args = { { "x", "tensor f32 of any shape" },
+    { "dim", "dimension, 1-based; negative counts from the end; nil is the last", optional = true } },
+  returns = "tensor i32 of indices, 0-based, of x's shape without that dimension; no gradient",
+  raises = "where x has no such dimension, its size is 0, or a NaN is among the elements",
   calls = { "argmax" },
   method = true,
-  forward = function(_, x)
-    local flat, s = rows(expect_tensor(x, "argmax", "x"))
+  forward = function(_, x, dim)
+    local d = common.last_unless(expect_tensor(x, "argmax", "x"), dim, "argmax")
+    local flat, s = rows(common.turned(x, d))
     local index = empty_on(x, { flat:size(1) }, "i32")
     op.argmax(index, flat)
     s[#s] = nil
-    return shaped(index, s)
+    local y = shaped(index, s)
+    for i = d, #s - 1 do y = common.transposed(y, i, i + 1) end -- what was last and stands in the place of d goes back
+    return contiguous(y)
   end,
 })
 
