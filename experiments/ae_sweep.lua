@@ -77,7 +77,11 @@ local run = runs.start({
   pictures = {
     runs.curves { { field = "mse", label = "reconstruction loss (MSE)", log = true },
       { field = "code_use", label = "code use", limits = { 0, 1.02 } } },
+    runs.curves({ { field = "tau", label = "temperature τ", log = true },
+      { field = "max_p", label = "largest probability, mean over rows", limits = { 0, 1.02 }, where = "tau" } },
+      "softness.png"),
     { file = "reconstructions.png", draw = draw_reconstructions },
+    runs.code_counts,
   },
   check = function(c, methods, preset)
     for _, split in ipairs { "train", "val" } do
@@ -183,8 +187,8 @@ end
 
 local GROUP = 256 -- images, over which code use is measured beside that over the split
 
---- {rmse, psnr, code_use, code_use_256, perplexity} over the split, and the first batch with its reconstruction; nil
--- when interrupted.
+--- {rmse, psnr, code_use, code_use_256, perplexity} over the split, the first batch with its reconstruction, and how
+-- often each code was taken; nil when interrupted.
 local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
   local whole, part = count_codes(model.quantizer), count_codes(model.quantizer)
@@ -217,12 +221,12 @@ local function evaluate(model)
   if core.interrupted() then return nil end
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
   return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
-    code_use_256 = sum / groups, perplexity = whole:perplexity() }, first
+    code_use_256 = sum / groups, perplexity = whole:perplexity() }, first, whole.counts
 end
 
 --- The results of a trained model and the images for reconstructions.png; nil when interrupted.
 local function judge(model, steps)
-  local result, first = evaluate(model:eval())
+  local result, first, counts = evaluate(model:eval())
   local soft = model.quantizer.facts.kind == "smooth"
   if result and soft then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()
@@ -232,7 +236,8 @@ local function judge(model, steps)
   result.steps = steps
   local n = math.min(10, first[1]:size(1))
   local function pictures(x) return vx.data.to_u8(vx.data.denormalize(x:narrow(1, 1, n))) end
-  return result, { originals = pictures(first[1]), reconstructions = pictures(first[2]) }
+  return result, { originals = pictures(first[1]), reconstructions = pictures(first[2]),
+    code_counts = counts }
 end
 
 -- -- The sweep --------------------------------------------------------------------------------------------------------

@@ -62,6 +62,10 @@ local run = runs.start({
     runs.curves { { field = "contrastive", label = "contrastive loss (nats)" },
       { field = "code_use", label = "code use", limits = { 0, 1.02 } },
       { field = "equal", label = "distractors equal to the target", limits = { 0, 1.02 } } },
+    runs.curves({ { field = "tau", label = "temperature τ", log = true },
+      { field = "max_p", label = "largest probability, mean over rows", limits = { 0, 1.02 }, where = "tau" } },
+      "softness.png"),
+    runs.code_counts,
   },
   check = function(c, methods, preset)
     vx.step(function()
@@ -183,7 +187,7 @@ end
 
 -- -- Evaluation: the whole validation split, in crops one after the other ---------------------------------------------
 
---- The columns of a trained model; nil when interrupted.
+--- The columns of a trained model, and how often it took each code; nil when interrupted.
 local function judge(model, steps)
   model:eval()
   vx.seed(config.seed) -- of masks and distractors
@@ -208,7 +212,8 @@ local function judge(model, steps)
   if frames == 0 then core.fail("the validation split of %s has no clip that can be used", config.data) end
   local shares = used:shares()
   return { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = used:perplexity(),
-    accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps }
+    accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps },
+    { code_counts = used.counts }
 end
 
 -- -- The sweep --------------------------------------------------------------------------------------------------------

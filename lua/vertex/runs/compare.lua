@@ -5,6 +5,7 @@ local check = require "vertex.check"
 local core = require "vertex.core"
 local flags_of = require "vertex.runs.flags"
 local json = require "vertex.json"
+local line_styles = require "vertex.runs.line_styles"
 local utf8 = require "vertex.utf8"
 
 local refuse = flags_of.refuse
@@ -224,24 +225,38 @@ end
 local Comparison = {}
 Comparison.__index = Comparison
 
+--- The best mean of a column whose declaration says which is better; nil where none does.
+local function best_of(self, column)
+  local better, best = (self.declared[column] or {}).better, nil
+  for _, row in ipairs(better and self.rows or {}) do
+    local v = row.values[column] and row.values[column][1]
+    if v and (not best or better == "high" and v > best or better == "low" and v < best) then best = v end
+  end
+  return best
+end
+
 local function cells(self)
   local lines = { { "Method" } }
   if #self.groups > 1 then table.insert(lines[1], 1, "Run") end
   table.insert(lines[1], "Seeds")
-  for _, column in ipairs(self.columns) do table.insert(lines[1], column) end
   for _, row in ipairs(self.rows) do
-    local line = { row.method, tostring(row.seeds) }
-    if #self.groups > 1 then table.insert(line, 1, row.group.label) end
-    for _, column in ipairs(self.columns) do
+    lines[#lines + 1] = { row.method, tostring(row.seeds) }
+    if #self.groups > 1 then table.insert(lines[#lines], 1, row.group.label) end
+  end
+  for _, column in ipairs(self.columns) do
+    table.insert(lines[1], (self.declared[column] or {}).title or column)
+    local best = best_of(self, column)
+    for i, row in ipairs(self.rows) do
       local v = row.values[column] or {}
-      table.insert(line, show(v[1], v[2]))
+      local text = show(v[1], v[2])
+      table.insert(lines[i + 1], best and v[1] == best and "**" .. text .. "**" or text)
     end
-    lines[#lines + 1] = line
   end
   return lines
 end
 
---- Gives the table in Markdown, mean ± standard deviation over the seeds.
+--- Gives the table in Markdown, mean ± standard deviation over the seeds; the best mean of a column is bold where the
+-- experiment's declaration is known.
 -- @return text
 function Comparison:markdown()
   local lines, widths, names = cells(self), {}, #self.groups > 1 and 2 or 1
@@ -306,13 +321,18 @@ end
 function Comparison:draw(path)
   local plot, fields = require "vertex.plot", self.fields
   if #fields == 0 then return end
+  local styles = #self.groups == 1 and line_styles(self.methods) or {}
   local fig = plot.figure { width = 575 * #fields, height = 440, cols = #fields }
   for i, field in ipairs(fields) do
     local ax = fig:axes(i)
     for _, g in ipairs(self.groups) do
       for _, method in ipairs(self.methods) do
         local steps, lists = history(g, method, field)
-        if steps then ax:runs(steps, lists, { label = #self.groups > 1 and method .. " " .. g.label or method }) end
+        local style = styles[method] or {}
+        if steps then
+          ax:runs(steps, lists, { label = #self.groups > 1 and method .. " " .. g.label or method, color = style.color,
+            dash = style.dash })
+        end
       end
     end
     ax:set { title = field, xlabel = "step", legend = i == #fields and "right" or "none" }
@@ -331,8 +351,9 @@ end
 
 --- Reads runs and puts them side by side. Ends the program with a message where one is no run, or of another kind.
 -- @param folders array of paths, that --out of an experiment named
--- @param[opt] options {methods =, columns = those of results.csv, fields = those of metrics.jsonl that are drawn},
--- arrays of names; default: all, and of fields mse, loss and code_use as far as they were logged
+-- @param[opt] options {methods =, columns = those of results.csv, fields = those of metrics.jsonl that are drawn:
+-- arrays of names, spec = the experiment's checked declaration, whose table's columns and titles are taken}; default:
+-- all columns and methods, and of fields mse, loss and code_use as far as they were logged
 -- @return comparison: differences, array of what differs in the configurations; markdown, csv, draw, save
 -- @raise nothing: what is refused ends the program with its message
 return function(folders, options)
@@ -345,10 +366,17 @@ return function(folders, options)
         all[i].config.experiment)
     end
   end
-  local self = setmetatable({ differences = differing(all) }, Comparison)
+  local spec = options.spec
+  local self = setmetatable({ differences = differing(all), declared = spec and spec.column or {} }, Comparison)
   self.groups = group(all, self.differences)
   self.methods = choose("method", options.methods, union(all, methods_of))
   self.columns = choose("column", options.columns, union(all, columns_of))
+  if spec then -- those of its table that have numbers
+    local filled, shown = {}, {}
+    for _, name in ipairs(self.columns) do filled[name] = true end
+    for _, name in ipairs(spec.table.columns) do shown[#shown + 1] = filled[name] and name or nil end
+    self.columns = shown
+  end
   self.fields = choose_fields(all, options.fields)
   self.rows = collect(self.groups, self.methods, self.columns)
   return self

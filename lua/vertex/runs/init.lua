@@ -29,8 +29,10 @@ return {
   progress = require "vertex.runs.progress",
   checkpoint = require "vertex.runs.checkpoint",
   curves = require "vertex.runs.curves",
+  code_counts = require "vertex.runs.code_counts",
   table = require "vertex.runs.table",
   compare = require "vertex.runs.compare",
+  report = require "vertex.runs.report",
   flags = { graph = flags.graph, autocast = flags.autocast, integer = flags.integer },
   make_folders = flags.make_folders, refuse = flags.refuse, reason = flags.reason,
 }

@@ -4,6 +4,7 @@
 -- OUT/series.json         what it is made of
 --    /k=4,seed=2/         a run (runs/sweep.lua)
 --    /table.md, compare.csv, curves.png   over the runs that are finished (runs/compare.lua)
+--    /report.html         all of it on a page
 
 local ffi = require "ffi"
 local lfs = require "lfs"
@@ -13,6 +14,7 @@ local core = require "vertex.core"
 local flags_of = require "vertex.runs.flags"
 local json = require "vertex.json"
 local registry = require "vertex.quantizers"
+local report = require "vertex.runs.report"
 
 local refuse = flags_of.refuse
 
@@ -168,7 +170,7 @@ end
 -- -- All of it --------------------------------------------------------------------------------------------------------
 
 --- Writes and prints the comparison of the members that have results.
-local function summarize(out, members)
+local function summarize(out, members, spec)
   local folders = {}
   for _, member in ipairs(members) do
     local folder = out .. "/" .. member.name
@@ -176,8 +178,9 @@ local function summarize(out, members)
     if size and size > 0 then folders[#folders + 1] = folder end
   end
   if #folders == 0 then return end
-  local comparison = compare(folders)
+  local comparison = compare(folders, { spec = spec })
   comparison:save(out)
+  report(out)
   io.write(comparison:markdown())
 end
 
@@ -237,13 +240,13 @@ function series.run(spec, flags, argv, out, checked)
     failed, interrupted = run_members(members, { program = arg[0], arguments = arguments, out = out,
       quiet = flags.quiet })
   end)
-  summarize(out, members)
+  summarize(out, members, spec)
   if interrupted then
     io.stderr:write(("stopped; go on with: luajit %s --out %s --resume\n"):format(arg[0], out))
     return 130
   end
   for _, text in ipairs(failed) do io.stderr:write("failed: ", text, "\n") end
-  if not flags.quiet then io.stderr:write(("table.md, compare.csv, curves.png in %s\n"):format(out)) end
+  if not flags.quiet then io.stderr:write(("table.md, compare.csv, curves.png, report.html in %s\n"):format(out)) end
   return #failed > 0 and 1 or 0
 end
 

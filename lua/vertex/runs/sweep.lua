@@ -5,6 +5,8 @@
 --    /metrics.jsonl      one line per log point
 --    /results.csv        one line per finished method
 --    /table.md           the same for people; and the pictures that the experiment declares
+--    /about.json         machine, versions and command line of the last sitting
+--    /report.html        table, pictures and what they were made with, on one page
 --    /.lock              held by the process that works here
 --
 -- Nothing is written before everything that can be checked is: a refused command leaves no trace.
@@ -17,6 +19,7 @@ local experiment = require "vertex.runs.experiment"
 local flags_of = require "vertex.runs.flags"
 local json = require "vertex.json"
 local registry = require "vertex.quantizers"
+local report = require "vertex.runs.report"
 local results = require "vertex.runs.table"
 local series = require "vertex.runs.series"
 
@@ -26,6 +29,32 @@ local Run = {}
 Run.__index = Run
 
 local LOCK = ".lock" -- of an output folder: held by the process that works in it
+
+local function describe_device()
+  local name = core.device()
+  for _, device in ipairs(core.devices()) do
+    if device.name == name then return device.description end
+  end
+  return name
+end
+
+--- The commit of these sources, with a + where they were changed since; nil where git cannot tell.
+local function commit()
+  local root = core.root
+  local pipe = root and io.popen(("git -C '%s' describe --always --dirty=+ --abbrev=12 2>/dev/null"):format(
+    root:gsub("'", "'\\''")))
+  if not pipe then return nil end
+  local text = pipe:read "*l"
+  pipe:close()
+  return text
+end
+
+--- What results were made with, for people: about.json.
+local function about(argv)
+  return { device = describe_device(), threads = core.threads(), library = core.version, commit = commit(),
+    luajit = jit.version, system = jit.os .. " " .. jit.arch, date = os.date "!%Y-%m-%d %H:%M UTC",
+    command = ("luajit %s %s"):format(arg and arg[0] or "?", table.concat(argv or {}, " ")) }
+end
 
 -- -- What is asked for, and what is there -----------------------------------------------------------------------------
 
@@ -255,6 +284,7 @@ local function start(spec, argv)
   config.methods = all
   local ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
   if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
+  core.write_file(out .. "/about.json", json.encode(about(argv)) .. "\n")
   flags_of.make_folders(out .. "/checkpoints")
   remove_temporary(out)
   remove_temporary(out .. "/checkpoints")
@@ -400,14 +430,6 @@ function Run:say(text, ...)
   if not self.flags.quiet then io.stderr:write(text:format(...), "\n") end
 end
 
-local function describe_device()
-  local name = core.device()
-  for _, device in ipairs(core.devices()) do
-    if device.name == name then return device.description end
-  end
-  return name
-end
-
 --- Runs f(method) for each method that is not finished; writes and prints the table and draws the pictures when all
 -- are.
 local function run_methods(self, f)
@@ -432,8 +454,10 @@ local function run_methods(self, f)
   local files = { "results.csv", "table.md" }
   for _, picture in ipairs(spec.pictures) do
     picture.draw(self, self.out .. "/" .. picture.file)
-    files[#files + 1] = picture.file
+    if core.file_size(self.out .. "/" .. picture.file) then files[#files + 1] = picture.file end
   end
+  report(self.out)
+  files[#files + 1] = "report.html"
   self:say("%s in %s", table.concat(files, ", "), self.out)
   return 0
 end
