@@ -256,8 +256,9 @@ end
 --- Calls the function of an entry with `given` arguments in place of an object's, and returns the message.
 local function refused(entry, given, n)
   if entry.method and not tape.op_of[entry.value] then
+    local object = entry.name:find "^x:" and VALUES.tensor or VALUES.object
     return H.raises(function()
-      entry.value({}, unpack(given, 1, n))
+      entry.value(object, unpack(given, 1, n))
     end)
   end
   return H.raises(function()

@@ -77,6 +77,36 @@ describe("plot input", function()
     H.raises(function() ax:heatmap { { 1, 2 }, { 3 } } end, "rows[1] has 2 values and rows[2] has 1")
   end)
 
+  it("is drawn or refused in words at the ends of the number range", function()
+    local ends = { { 5e-324, 1e-323 }, { 2.2e-308, 1e-307 }, { -1.7e308, 1.7e308 }, { 1e308, 1.7e308 },
+      { 1, 1 + 2 ^ -52 }, { 1e300, 1e301 }, { -5e-324, 5e-324 }, { 1e-310, 1e300 }, { 0, 5e-324 }, { 0, 1.7e308 },
+      { 5e-324, 5e-324 }, { 1e15, 1e15 + 0.125 }, { 1e-20, 1 }, { 1 / 0, 1 }, { 0 / 0, 0 / 0 } }
+    local ways = {
+      function(to, d) to:line(d, d) end,
+      function(to, d) to:set { xlog = true, ylog = true }:line(d, d) end,
+      function(to, d) to:scatter({ 1, 2 }, { 1, 2 }, { values = d }) end,
+      function(to, d) to:scatter({ 1, 2 }, { 1, 2 }, { values = d, log = true }) end,
+      function(to, d) to:hist(d) end, function(to, d) to:hist({ 1, 2 }, { range = d }) end,
+      function(to, d) to:bar({ "a", "b" }, d) end, function(to, d) to:arrows(d, d, d, d) end,
+      function(to, d) to:heatmap { d, d } end, function(to, d) to:heatmap({ d, d }, { log = true }) end,
+      function(to, d) to:heatmap({ { 1 } }, { extent = { d[1], d[2], 0, 1 } }) end,
+      function(to, d) to:line(nil, { 1, 2 }, { sd = d }) end,
+      function(to, d) to:set { xlim = d }:line(nil, { 1, 2 }) end,
+    }
+    for _, way in ipairs(ways) do
+      for _, d in ipairs(ends) do
+        local fig = plot.figure { width = 200, height = 120 }
+        local ok, message = pcall(way, fig:axes(1), d)
+        if ok then fig:text() else assert.falsy(message:find("attempt to", 1, true), message) end
+      end
+    end
+    H.raises(function() plot.ticks(0, 1 / 0, 5) end, "ticks: hi is inf, expected a number")
+    H.raises(function() plot.ticks(0, 1, 1e9) end, "ticks: count is 1000000000, expected an integer from 1 to 10000")
+    H.raises(function() plot.log_ticks(0, 1, 5) end, "log_ticks: lo is 0")
+    H.raises(function() plot.format_number(3, -1) end, "format_number: step is -1, expected a positive number")
+    assert.truthy(#plot.log_ticks(1e-300, 1e300, 4) <= 4)
+  end)
+
   it("says what was given and what was expected", function()
     H.raises(function() ax:line(nil, "loss") end, "axes:line: y is 'loss', expected an array (N)")
     H.raises(function() ax:line(nil, { 1, "2" }) end, "y[2] is '2', expected a number")

@@ -141,7 +141,7 @@ local function checker(who, args, variadic)
   for i, arg in ipairs(args) do
     local value, tests = "a" .. i, {}
     if arg.object then
-      methods[1] = ("if type(%s) ~= 'table' then no_object(who, %s) end"):format(value, value)
+      methods[1] = ("if not (%s) then no_object(who, %s) end"):format(TEST_OF[arg.object]:gsub("@", value), value)
     elseif arg.text then
       arg.kinds, arg.clause = arguments.kinds(arg.text)
       for kind in pairs(arg.kinds) do
@@ -226,7 +226,7 @@ local function lines_of(path)
 end
 
 --- Gives the parameters of a function with what the comment above it declares of them.
-local function declared(f, above)
+local function declared(f, above, object)
   local info, args = debug.getinfo(f, "Su"), {}
   local by_name = {}
   local doc = comments.parsed(above(lines_of(info.source:sub(2)), info.linedefined))
@@ -234,7 +234,7 @@ local function declared(f, above)
   for i = 1, info.nparams do
     local name = debug.getlocal(f, i)
     local arg = by_name[name]
-    args[i] = { name = name, text = arg and arg.text, optional = arg and arg.optional, object = name == "self" }
+    args[i] = { name = name, text = arg and arg.text, optional = arg and arg.optional, object = name == "self" and object }
   end
   return args
 end
@@ -243,11 +243,12 @@ end
 -- @param who what messages call the function
 -- @param f function of a file of this library
 -- @param[opt] above function(lines, line) that finds the comment; comments.above
-function arguments.checked(who, f, above)
+-- @param[opt] object "tensor" or "object": what kind of value `self` is
+function arguments.checked(who, f, above, object)
   local info = debug.getinfo(f, "Su")
   if plain[f] or info.what ~= "Lua" or info.source:sub(1, 1) ~= "@" then return f end
   local checked = maker(info.nparams, info.isvararg)(f, function()
-    return checker(who, declared(f, above or comments.above), info.isvararg)
+    return checker(who, declared(f, above or comments.above, object or "object"), info.isvararg)
   end)
   plain[checked] = f
   return checked
@@ -263,6 +264,19 @@ function arguments.guard_class(name, class)
       local own = key == "init" or key == "forward"
       class[key] = arguments.checked(own and name or name .. ":" .. key, f,
         key == "init" and comments.above_constructor or nil)
+    end
+  end
+end
+
+-- Methods of tensors that ops ask all the time: they check for themselves what they are called on.
+local ASKED = { device = true, dim = true, dtype = true, is_contiguous = true, numel = true, shape = true, size = true,
+  strides = true }
+
+--- Puts functions that check their arguments in the place of the methods of tensors.
+function arguments.guard_tensor(class)
+  for key, f in pairs(class) do
+    if type(f) == "function" and not key:find "^_" and not ASKED[key] then
+      class[key] = arguments.checked(key, f, nil, "tensor")
     end
   end
 end

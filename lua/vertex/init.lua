@@ -240,9 +240,7 @@ for name, f in pairs(vx) do
 end
 arguments.guard(vx.nn)
 arguments.guard(vx.optim)
-for _, name in ipairs { "backward", "copy", "fill", "frombytes", "fromtable", "to" } do
-  core.Tensor[name] = arguments.checked(name, core.Tensor[name])
-end
+arguments.guard_tensor(core.Tensor)
 
 local names = {} -- of what is there to be loaded, for completion
 for name, module in pairs(LATER) do names[name] = package.searchpath(module, package.path) and true end

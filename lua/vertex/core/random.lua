@@ -3,6 +3,7 @@
 
 local check = require "vertex.check"
 local count = require("vertex.core.graph").count
+local fail = require("vertex.core.library").fail
 
 local random = {}
 
@@ -24,6 +25,18 @@ function Generator:stream() return self.seed, count(self, "drawn", "stream") end
 
 --- What everything random draws from unless given another generator.
 random.default_generator = random.generator(0)
+
+--- Draws the next stream of a generator.
+-- @param generator of random.generator, or a table with a method :stream(); nil is the default one
+-- @return seed and stream
+-- @raise where it is no generator
+function random.next_stream(generator)
+  generator = generator or random.default_generator
+  if type(generator) ~= "table" or type(generator.stream) ~= "function" then
+    fail("generator is %s, expected what vx.generator(seed) gives", check.show(generator))
+  end
+  return generator:stream()
+end
 
 --- Seeds the default generator, from which everything random draws unless given another.
 -- @param seed integer from 0 to 2^53

@@ -149,36 +149,43 @@ end
 
 -- -- Questions --------------------------------------------------------------------------------------------------------
 
+--- Gives the handle of the tensor that a method is called on. Ops ask these all the time: they have no other check.
+local function own(self, name)
+  if getmetatable(self) == Tensor then return self._h or handle(self) end
+  fail("%s: called on %s; a method takes its tensor before a colon, as in x:%s()", name, check.show(self), name)
+end
+
 --- Gives the number of dimensions.
 -- @return integer of 0 or more
-function Tensor:dim() return C.vx_ndim(handle(self)) end
+function Tensor:dim() return C.vx_ndim(own(self, "dim")) end
 
 --- Names the dtype.
 -- @return "f32", "bf16", "i32" or "u8"
-function Tensor:dtype() return dtype_names[C.vx_dtype(handle(self))] end
+function Tensor:dtype() return dtype_names[C.vx_dtype(own(self, "dtype"))] end
 
 --- Names the device that the elements lie on.
 -- @return "cpu", "cuda:0", ...
-function Tensor:device() return device_name(C.vx_device(handle(self))) end
+function Tensor:device() return device_name(C.vx_device(own(self, "device"))) end
 
 --- Gives the number of that device, as C counts them.
 function tensors.device_of(x) return C.vx_device(handle(x)) end
 
 --- Gives the number of elements.
 -- @return integer of 0 or more
-function Tensor:numel() return tonumber(C.vx_numel(handle(self))) end
+function Tensor:numel() return tonumber(C.vx_numel(own(self, "numel"))) end
 
 --- Says whether the elements lie in memory row by row, without holes.
 -- @return true or false
-function Tensor:is_contiguous() return C.vx_is_contiguous(handle(self)) ~= 0 end
+function Tensor:is_contiguous() return C.vx_is_contiguous(own(self, "is_contiguous")) ~= 0 end
 
 --- Gives the size of one dimension, or all sizes.
 -- @param[opt] d dimension, 1-based; negative counts from the end
 -- @return number of elements along d; without d an array of all sizes
 -- @raise where x has no dimension d
 function Tensor:size(d)
-  local n = self:dim()
+  local n = C.vx_ndim(own(self, "size"))
   if d == nil then return self:shape() end
+  if type(d) ~= "number" or d % 1 ~= 0 then fail("size: d is %s, expected a dimension, 1-based", check.show(d)) end
   local i = d < 0 and n + d or d - 1
   if i < 0 or i >= n then fail("size(%d) of a tensor with %d dimensions", d, n) end
   return tonumber(C.vx_size(self._h, i))
@@ -187,7 +194,7 @@ end
 --- Gives all sizes.
 -- @return array of the sizes, first dimension first; {} for a scalar
 function Tensor:shape()
-  local h, s = handle(self), {}
+  local h, s = own(self, "shape"), {}
   for i = 1, C.vx_ndim(h) do s[i] = tonumber(C.vx_size(h, i - 1)) end
   return s
 end
@@ -195,7 +202,7 @@ end
 --- Gives the strides: how many elements lie between neighbours along each dimension.
 -- @return array of the strides, in elements, first dimension first
 function Tensor:strides()
-  local h, s = handle(self), {}
+  local h, s = own(self, "strides"), {}
   for i = 1, C.vx_ndim(h) do s[i] = tonumber(C.vx_stride(h, i - 1)) end
   return s
 end

@@ -44,7 +44,7 @@ define("attention", {
     local o = check.options("attention", options, OPTIONS)
     local dropout = check.number("attention", "dropout", o.dropout, 0, 1)
     local lengths, s, seed, stream = lengths_beside(q, o.lengths), q:shape(), 0, 0
-    if dropout > 0 then seed, stream = (o.generator or core.default_generator):stream() end
+    if dropout > 0 then seed, stream = core.next_stream(o.generator) end
     local y, lse = new_like(q), empty_on(q, { s[1], s[2], s[3], 2 })
     op.attention(y, lse, q, k, v, lengths, dropout, seed, stream)
     if ctx.needs then

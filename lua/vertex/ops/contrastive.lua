@@ -38,8 +38,7 @@ define("span_mask", {
     if o.lengths then on.device = core.device_of(expect_tensor(o.lengths, "span_mask", "lengths")) end
     local function new(shape, dtype) return core.new(shape, { dtype = dtype, device = on.device }) end
     local mask, frames, count = new({ B, T }, "u8"), new({ B, T }, "i32"), new({ B }, "i32")
-    local gen = generator or core.default_generator
-    local seed, stream = gen:stream()
+    local seed, stream = core.next_stream(generator)
     op.span_mask(mask, frames, count, o.lengths and contiguous(o.lengths), o.probability, o.span, o.least, seed, stream)
     local n = 0
     for _, masked in ipairs(count:totable()) do n = n + masked end
@@ -59,8 +58,7 @@ define("distractors", {
     expect_tensor(frames, "distractors", "frames")
     check.integer("distractors", "T", T, 1)
     count = check.integer("distractors", "count", count or 100, 1)
-    local gen = generator or core.default_generator
-    local seed, stream = gen:stream()
+    local seed, stream = core.next_stream(generator)
     local y = empty_on(frames, { frames:numel(), count }, "i32")
     op.distractors(y, contiguous(frames), T, seed, stream)
     return y

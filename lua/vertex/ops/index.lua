@@ -19,8 +19,9 @@ local DIM = "dimension, 1-based; negative counts from the end"
 --- Checks that index has the shape of x but for dimension d, and gives both as op.gather_along takes them.
 local function along(what, x, d, index)
   local s, t = x:shape(), expect_tensor(index, what, "index"):shape()
-  t[d] = s[d]
-  if #s ~= #t or shape_text(s) ~= shape_text(t) then
+  local dims = #t
+  if d <= dims then t[d] = s[d] end
+  if d > #s or #s ~= dims or shape_text(s) ~= shape_text(t) then
     fail("%s: x %s and index %s disagree outside dimension %d", what, shape_text(x), shape_text(index), d)
   end
   return around(contiguous(x), d), around(contiguous(index), d)

@@ -54,7 +54,7 @@ define("kmeans_start", {
   forward = function(_, x, count, generator)
     x = contiguous(expect_tensor(x, "kmeans_start", "x"))
     check.integer("kmeans_start", "count", count, 1)
-    local seed, stream = (generator or core.default_generator):stream()
+    local seed, stream = core.next_stream(generator)
     local index = empty_on(x, { count }, "i32")
     op.kmeans_start(index, x, seed, stream)
     return index

@@ -6,14 +6,11 @@ local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
 
-local op, fail, shape_text = core.op, core.fail, core.shape_text
+local op, fail, shape_text, next_stream = core.op, core.fail, core.shape_text, core.next_stream
 local expanded, expect_tensor = common.expanded, common.expect_tensor
 local define = record.define
 
 local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
-
---- Gives seed and number of the next stream.
-local function next_stream(generator) return (generator or core.default_generator):stream() end
 
 -- They write to x itself, which is therefore given as it is: takes_bf16.
 

@@ -28,7 +28,7 @@ define("reshape", {
     expect_tensor(x, "reshape", "x")
     local target, unknown, known = {}, nil, 1
     for i = 1, #shape do
-      target[i] = shape[i]
+      target[i] = check.integer("reshape", ("shape[%d]"):format(i), shape[i], -1)
       if shape[i] == -1 and not unknown then unknown = i else known = known * shape[i] end
     end
     if unknown then target[unknown] = known > 0 and x:numel() / known or 0 end
@@ -53,6 +53,7 @@ define("expand", {
   method = true,
   forward = function(ctx, x, shape)
     ctx.shape = ctx.needs and x:shape()
+    for i = 1, #shape do check.integer("expand", ("shape[%d]"):format(i), shape[i], 0) end
     local y = #shape >= x:dim() and expanded(expect_tensor(x, "expand", "x"), shape)
     return y or fail("expand: x %s cannot be repeated to %s", shape_text(x), shape_text(shape))
   end,
@@ -192,7 +193,7 @@ local join = tape.recorded {
     for _, x in ipairs(parts) do
       local s = x:shape()
       total = total + (s[d] or 0)
-      s[d] = shape[d]
+      if s[d] then s[d] = shape[d] end
       if shape_text(s) ~= shape_text(shape) then
         fail("cat: %s and %s disagree outside dimension %d", shape_text(first), shape_text(x), d)
       end

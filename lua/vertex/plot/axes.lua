@@ -20,7 +20,7 @@ local colors = require "vertex.plot.colors"
 local inputs = require "vertex.plot.inputs"
 local check = require "vertex.check"
 local core = require "vertex.core"
-local floor, ceil, min, max, nan = math.floor, math.ceil, math.min, math.max, 0 / 0
+local abs, floor, ceil, min, max, nan = math.abs, math.floor, math.ceil, math.min, math.max, 0 / 0
 local fail = core.fail
 
 local Axes = {}
@@ -83,7 +83,9 @@ end
 local function check_range(who, range, arrays, positive)
   if not range then return scales.range(arrays, positive) end
   local lo, hi = range[1], range[2]
-  if type(lo) == "number" and type(hi) == "number" and lo < hi then return lo, hi end
+  if type(lo) == "number" and type(hi) == "number" and hi - lo > scales.LEAST then
+    return inputs.drawable(who, "range[1]", lo), inputs.drawable(who, "range[2]", hi)
+  end
   fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
 end
 
@@ -372,6 +374,9 @@ function Axes:heatmap(rows, options)
   if col_labels then inputs.lengths(who, "col_labels", col_labels, "rows[1]", rows[1]) end
   local e = inputs.array(who, "extent", o.extent or { 0.5, #rows[1] + 0.5, 0.5, #rows + 0.5 })
   if #e ~= 4 then fail("%s: extent is {x0, x1, y0, y1}, got %d values", who, #e) end
+  if abs(e[2] - e[1]) <= scales.LEAST or abs(e[4] - e[3]) <= scales.LEAST then
+    fail("%s: extent {%g, %g, %g, %g} has no area", who, unpack(e))
+  end
   local scale = axes.set_color_scale(self, who, o, rows)
   self.reversed, self.xlabels, self.ylabels = not o.extent, col_labels, row_labels
   return add_layer(self, "heatmap", { rows = rows, scale = scale, extent = e, tight = true,
@@ -395,8 +400,9 @@ local function check_limits(who, limits, name, log)
     if v ~= nil and not (type(v) == "number" and scales.finite(v) and (v > 0 or not log)) then
       fail("%s: %slim[%d] is a %snumber, got %s", who, name, i, log and "positive " or "", check.show(v))
     end
+    if v then inputs.drawable(who, ("%slim[%d]"):format(name, i), v) end
   end
-  if limits[1] and limits[1] == limits[2] then
+  if limits[1] and limits[2] and abs(limits[1] - limits[2]) <= scales.LEAST then
     fail("%s: %slim has no width, both ends are %g", who, name, limits[1])
   end
 end

@@ -56,6 +56,9 @@ local function check_images(who, rows, cell)
   local images, wide, high = {}, 0, 0
   for r, row in ipairs(rows) do
     images[r] = {}
+    if type(row) ~= "table" then
+      core.fail("%s: rows[%d] is %s, expected an array of images", who, r, check.show(row))
+    end
     for c = 1, #row do
       local img = row[c] and inputs.image(("%s: rows[%d][%d]"):format(who, r, c), row[c])
       images[r][c] = img

@@ -3,6 +3,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local scales = require "vertex.plot.scales"
 local fail, show = core.fail, check.show
 
 local inputs = {}
@@ -23,9 +24,17 @@ function inputs.array(who, name, v)
     local e = source[i]
     if type(e) ~= "number" then e = type(e) == "cdata" and tonumber(e) end
     if not e then fail("%s: %s[%d] is %s, expected a number (0/0 leaves a gap)", who, name, i, show(source[i])) end
-    out[i] = e
+    out[i] = inputs.drawable(who, ("%s[%d]"):format(name, i), e)
   end
   return out
+end
+
+--- Gives a number that a figure can show; NaN and infinite ones, which leave gaps, too.
+function inputs.drawable(who, name, v)
+  if math.abs(v) > scales.LARGEST and v - v == 0 then
+    fail("%s: %s is %g, beyond what a figure shows: up to %g; scale the data", who, name, v, scales.LARGEST)
+  end
+  return v
 end
 
 --- Raises where two arrays differ in length.

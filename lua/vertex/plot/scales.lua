@@ -5,18 +5,25 @@ local floor, ceil, abs, min, max, huge = math.floor, math.ceil, math.abs, math.m
 local log10 = math.log10
 local nan = 0 / 0
 
+local check = require "vertex.check"
+local fail = require("vertex.core").fail
+
 local scales = {}
 
 --- Says whether a number is neither NaN nor infinite.
 function scales.finite(v) return v - v == 0 end
 local finite = scales.finite
 
+--- The largest number that a figure shows, and the least that is not 0 to it: beyond, differences and quotients of two
+-- are no numbers any more.
+scales.LARGEST, scales.LEAST = 1e300, 1e-300
+
 -- -- Ranges -----------------------------------------------------------------------------------------------------------
 
 -- Widens lo..hi by the finite values; only positive ones count where `positive` is set.
 local function widen(lo, hi, values, positive)
   for _, v in ipairs(values) do
-    if finite(v) and (v > 0 or not positive) then lo, hi = min(lo, v), max(hi, v) end
+    if finite(v) and (v > scales.LEAST or not positive) then lo, hi = min(lo, v), max(hi, v) end
   end
   return lo, hi
 end
@@ -24,8 +31,8 @@ end
 -- Gives a range whose ends differ: an empty one becomes 0..1, a single value gets room on both sides.
 local function open_range(lo, hi)
   if lo > hi then return 0, 1 end
-  if hi - lo > 1e-12 * max(abs(lo), abs(hi)) then return lo, hi end
-  local room = lo == 0 and 1 or abs(lo) * 0.1
+  if hi - lo > max(1e-12 * max(abs(lo), abs(hi)), scales.LEAST) then return lo, hi end
+  local room = abs(lo) <= 1e3 * scales.LEAST and 1 or abs(lo) * 0.1
   return lo - room, hi + room
 end
 
@@ -96,7 +103,10 @@ end
 -- zeros dropped
 -- @param[opt=|v|] magnitude number, the largest |tick| of the axis, so that all its ticks share one unit
 -- @return string
+-- @raise where step or magnitude is no positive number
 function scales.format_number(v, step, magnitude)
+  if step then check.positive("format_number", "step", step) end
+  if magnitude then check.positive("format_number", "magnitude", magnitude) end
   if v == 0 then return "0" end
   if not finite(v) then return tostring(v) end
   magnitude = magnitude or abs(v)
@@ -115,13 +125,24 @@ end
 
 -- -- Ticks ------------------------------------------------------------------------------------------------------------
 
+-- Checks the ends of an axis and the number of ticks wanted.
+local function expect_ends(who, lo, hi, count)
+  for name, v in pairs { lo = lo, hi = hi } do
+    check.number(who, name, v, -1e4 * scales.LARGEST, 1e4 * scales.LARGEST) -- with air beside the data
+  end
+  if hi - lo <= scales.LEAST then fail("%s: from %g to %g, expected hi above lo", who, lo, hi) end
+  check.integer(who, "count", count, 1, 10000)
+end
+
 --- Gives round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
 -- @param lo number, the lower end
 -- @param hi number, the upper end, above lo
--- @param count integer of 2 or more, the most ticks wanted, at least 2
+-- @param count integer of 1 or more, the most ticks wanted
 -- @return array of values within lo..hi, ascending
 -- @return the step
+-- @raise where the ends are no numbers that a figure shows, hi is not above lo, or count is none
 function scales.ticks(lo, hi, count)
+  expect_ends("ticks", lo, hi, count)
   local raw = (hi - lo) / max(count - 1, 1)
   local e, mantissa = exponent(raw), 10
   for _, m in ipairs { 5, 2, 1 } do
@@ -154,17 +175,21 @@ end
 -- decade; linear ticks where the range holds fewer than two of those.
 -- @param lo number, the lower end, above 0
 -- @param hi number, the upper end, above lo
--- @param count integer of 2 or more, the most ticks wanted, at least 2
+-- @param count integer of 1 or more, the most ticks wanted
 -- @return array of values within lo..hi, ascending
 -- @return the step where the ticks are linear, else nil
+-- @raise as ticks, and where lo is not above 0
 function scales.log_ticks(lo, hi, count)
-  local out, stride = decades(lo, hi, { 1, 2, 5 }, 1), 1
+  expect_ends("log_ticks", lo, hi, count)
+  if lo < scales.LEAST then fail("log_ticks: lo is %g, expected a number above 0 that a figure shows", lo) end
+  local out = decades(lo, hi, { 1, 2, 5 }, 1)
   if #out >= 2 and #out <= count then return out end
   if #out >= 2 then out = decades(lo, hi, { 1 }, 1) end
   if #out < 2 then return scales.ticks(lo, hi, count) end
+  local stride = max(1, floor(#out / max(count, 2)))
   while #out > max(count, 2) do
-    stride = stride + 1
     out = decades(lo, hi, { 1 }, stride)
+    stride = stride + 1
   end
   return out
 end
