@@ -320,7 +320,7 @@ describe("what a newcomer types", function()
     raises(function() vx.log(f(2), 10) end, "log: one argument too many, 10; it takes (x)")
     raises(function() vx.layer_norm(f(2, 3)) end, "layer_norm: gamma is nil, expected a tensor f32 (C)")
     raises(function() f(2, 3):narrow(1, 1, 1.5) end, "narrow: count is 1.5, expected an integer of 0 or more")
-    raises(function() vx.nn.Linear(3, 3).forward(f(2, 3)) end, "Linear: x is nil")
+    raises(function() vx.nn.Linear(3, 3).forward(f(2, 3)) end, "Linear: called on a tensor f32 (2,3)", "x:forward(...)")
     raises(function() vx.optim.constant "1e-3" end, "constant: rate is '1e-3', expected a number")
   end)
 

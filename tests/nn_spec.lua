@@ -430,3 +430,141 @@ describe("schedules", function()
     H.raises(function() optim.warmup_cosine { peak = 1 } end, "peak and total")
   end)
 end)
+
+describe("SGD", function()
+  it("takes the steps of a float64 loop", function()
+    for _, o in ipairs { {}, { momentum = 0.9 }, { momentum = 0.9, nesterov = true }, { weight_decay = 0.1 },
+      { momentum = 0.5, weight_decay = 0.2 } } do
+      local w = vx.tensor({ 1, -2, 3 }, { requires_grad = true })
+      local expected, velocity = { 1, -2, 3 }, { 0, 0, 0 }
+      local sgd = vx.optim.SGD({ w }, { lr = 0.1, momentum = o.momentum, nesterov = o.nesterov,
+        weight_decay = o.weight_decay })
+      for step = 1, 5 do
+        sgd:zero_grad()
+        vx.step(function() (w:square() * 0.5):sum():backward() end) -- gradient w
+        sgd:step(0.1 / step)
+        for i = 1, 3 do
+          local g = expected[i] + (o.weight_decay or 0) * expected[i]
+          local mu = o.momentum or 0
+          velocity[i] = mu * velocity[i] + g
+          expected[i] = expected[i] - 0.1 / step * (o.nesterov and g + mu * velocity[i] or velocity[i])
+        end
+      end
+      H.close(w:totable(), expected, 1e-5, 1e-6, "SGD")
+      assert.equal(5, sgd.steps)
+    end
+  end)
+
+  it("says what it cannot do", function()
+    local w = vx.ones({ 2 }, { requires_grad = true })
+    H.raises(function() vx.optim.SGD({}) end, "SGD: no parameters")
+    H.raises(function() vx.optim.SGD({ w, 5 }) end, "SGD: parameters[2] is a number")
+    H.raises(function() vx.optim.SGD({ w }, { momentum = 1 }) end, "SGD: momentum is 1")
+    H.raises(function() vx.optim.SGD({ w }, { nesterov = true }) end, "SGD: nesterov needs a momentum")
+    H.raises(function() vx.optim.SGD({ w }, { momentun = 0.9 }) end, "did you mean 'momentum'?")
+  end)
+end)
+
+describe("gradients", function()
+  it("are clipped to a norm, all by one factor, and only above it", function()
+    local a, b = vx.zeros({ 2 }, { requires_grad = true }), vx.zeros({ 1, 2 }, { requires_grad = true })
+    local function gradients()
+      a:zero_grad()
+      b:zero_grad()
+      vx.step(function() ((a * 3):sum() + (b * 4):sum()):backward() end) -- norm sqrt(9 9 16 16)
+    end
+    gradients()
+    H.close({ vx.optim.clip_grad_norm({ a, b }, 1):item() }, { math.sqrt(50) }, 1e-6)
+    H.close(a.grad:totable(), { 3 / math.sqrt(50), 3 / math.sqrt(50) }, 1e-6)
+    H.close(b.grad[1]:totable(), { 4 / math.sqrt(50), 4 / math.sqrt(50) }, 1e-6)
+    gradients()
+    vx.optim.clip_grad_norm({ a, b }, 8)
+    assert.same({ 3, 3 }, a.grad:totable())
+    a:zero_grad()
+    b:zero_grad()
+    H.raises(function() vx.optim.clip_grad_norm({ a, b }, 1) end, "no parameter has a gradient")
+    H.raises(function() vx.optim.clip_grad_norm({ a, b }, 0) end, "most is 0, expected a positive number")
+  end)
+
+  it("come from an op of one's own", function()
+    local calls = 0
+    local cube = vx.custom { name = "cube", forward = function(ctx, x)
+      ctx.x = x
+      return x * x * x
+    end, backward = function(ctx, dy)
+      calls = calls + 1
+      return 3 * ctx.x:square() * dy
+    end }
+    local x = vx.tensor({ 1, -2 }, { requires_grad = true })
+    assert.truthy(vx.gradcheck(cube, { x }))
+    x:zero_grad()
+    calls = 0
+    local y = cube(x)
+    assert.same({ 1, -8 }, y:totable())
+    y:sum():backward()
+    assert.same({ 3, 12 }, x.grad:totable())
+    assert.equal(1, calls)
+    assert.is_false(vx.no_grad(cube, x).requires_grad)
+    local same = vx.custom { name = "same", forward = function(_, z) return z end,
+      backward = function(_, dy) return 2 * dy end }
+    x:zero_grad()
+    same(x):sum():backward()
+    assert.same({ 2, 2 }, x.grad:totable())
+    local wrong = vx.custom { name = "wrong", forward = function(_, z) return z * 1 end,
+      backward = function() return vx.zeros { 3 } end }
+    H.raises(function() wrong(x):sum():backward() end, "wrong: backward gives for argument 1 (3), expected a "
+      .. "tensor (2)")
+    H.raises(function() vx.custom { name = "half", forward = function() end } end, "half: needs forward and backward")
+    H.raises(function() vx.custom { forwards = function() end } end, "custom: unknown option 'forwards', did you mean")
+  end)
+end)
+
+describe("vx.debug_nonfinite", function()
+  it("names the op that makes the first NaN or Inf, forward and backward", function()
+    finally(function() vx.debug_nonfinite(false) end)
+    vx.debug_nonfinite(true)
+    local x = vx.tensor({ 0, 4, 1 }, { requires_grad = true })
+    H.raises(function() (x - 1):log():sum() end, "log: its result (3) has 2 elements that are not finite, the first "
+      .. "at 0", "x f32 (3) from -1 to 3", "After 0 backward passes")
+    x:sum():backward()
+    H.raises(function() x:sqrt():sum():backward() end, "sqrt: the gradient of x (3) has 1 elements", "After 2 backward")
+    vx.debug_nonfinite(false)
+    assert.truthy((x - 1):log()[1]:item() ~= (x - 1):log()[1]:item())
+  end)
+end)
+
+describe("schedules", function()
+  it("fall exponentially and in steps", function()
+    local e = vx.optim.exponential { rate = 0.1, factor = 0.5, every = 10 }
+    H.close({ e(0), e(10), e(5) }, { 0.1, 0.05, 0.1 * math.sqrt(0.5) }, 1e-12)
+    local s = vx.optim.steps { rate = 1, at = { 3, 5 }, factor = 0.1 }
+    H.close({ s(2), s(3), s(4), s(5), s(100) }, { 1, 0.1, 0.1, 0.01, 0.01 }, 1e-12)
+    local every = vx.optim.steps { rate = 1, at = 30 }
+    H.close({ every(29), every(30), every(60) }, { 1, 0.1, 0.01 }, 1e-12)
+    H.raises(function() vx.optim.exponential { rate = 1 } end, "exponential: needs rate and factor")
+    H.raises(function() vx.optim.steps { rate = 1, at = { 5, 3 } } end, "steps: at[2] is 3, expected a number of at "
+      .. "least 5")
+  end)
+end)
+
+describe("small layers", function()
+  it("of one's own need no constructor", function()
+    local Twice = nn.module "Twice"
+    function Twice:forward(x) return x * 2 end -- luacheck: no self
+    assert.same({ 6 }, Twice()(vx.tensor { 3 }):totable())
+    H.raises(function() Twice(5) end, "one argument too many, 5; it takes none")
+  end)
+
+  it("do what their ops do, and an embedding gives rows", function()
+    local x = vx.tensor { -1, 0, 2 }
+    for name, f in pairs { ReLU = vx.relu, GELU = vx.gelu, SiLU = vx.silu } do
+      assert.same(f(x):totable(), nn[name]()(x):totable())
+    end
+    local e = nn.Embedding(4, 3)
+    assert.same({ 2, 2, 3 }, e(vx.tensor({ { 0, 3 }, { 1, 1 } }, { dtype = "i32" })):shape())
+    assert.same(e.weight[4]:totable(), e(vx.tensor({ 3 }, { dtype = "i32" }))[1]:totable())
+    H.raises(function() e(vx.tensor({ 4 }, { dtype = "i32" })) end, "gather: ", "index 4")
+    H.raises(function() nn.Embedding(0, 3) end, "Embedding: count is 0")
+    assert.equal("Embedding(4 rows of 3)  12 parameters", tostring(e))
+  end)
+end)

@@ -83,7 +83,9 @@ local value -- value(depth): of any kind
 local function list(depth)
   local t = {}
   for i = 1, random(0, 4) do t[i] = value(depth + 1) end
-  if random(3) == 1 then t[pick { "dtype", "k", "dim", "codes", "bias", "largest", "generator", "lr" }] = value(depth + 1) end
+  if random(3) == 1 then
+    t[pick { "dtype", "k", "dim", "codes", "bias", "largest", "generator", "lr" }] = value(depth + 1)
+  end
   return t
 end
 
@@ -126,19 +128,19 @@ end
 --- Gives arguments for a call, and their number: as an op is tested with, but for one; as declared, mostly; or any.
 local function arguments_for(f)
   local op, way = tape.op_of[f], random(10)
-  local given, n = {}, 0
+  local given = {}
   if op and op.cases and way <= 4 then
     local case = pick(op.cases(function(size, o)
       local x = vx.zeros(size, { dtype = o and o.dtype })
       return (not o or not o.dtype) and vx.uniform(x, o and o.low or -1, o and o.high or 1) or x
     end))
-    n = table.maxn(case)
+    local n = table.maxn(case)
     for i = 1, n do given[i] = case[i] end
     if way <= 3 and n > 0 then given[random(n)] = value(0) end
     return given, n
   end
   local kinds = way <= 8 and kinds_of(f) or {}
-  n = math.max(#kinds, random(0, 4))
+  local n = math.max(#kinds, random(0, 4))
   for i = 1, n do
     if kinds[i] and kinds[i][1] and random(8) > 1 then given[i] = OF_KIND[pick(kinds[i])]() else given[i] = value(0) end
   end

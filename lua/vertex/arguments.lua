@@ -109,13 +109,15 @@ end
 --- Raises that a method was called without its object.
 local function no_object(who, value)
   fail("%s: called on %s; a method takes its object before a colon, as in x:%s(...)", who, shown(value),
-    who:match "[%w_]+$")
+    who:match ":?([%w_]+)$" == who and "forward" or who:match "[%w_]+$")
 end
 
 --- Raises that a call has more arguments than the function takes.
 local function too_many(who, args, value)
   local names = {}
-  for i, arg in ipairs(args) do names[i] = arg.name end
+  for _, arg in ipairs(args) do
+    if not arg.object then names[#names + 1] = arg.name end
+  end
   fail("%s: one argument too many, %s; it takes %s", who, shown(value),
     #names > 0 and "(" .. table.concat(names, ", ") .. ")" or "none")
 end
@@ -234,7 +236,8 @@ local function declared(f, above, object)
   for i = 1, info.nparams do
     local name = debug.getlocal(f, i)
     local arg = by_name[name]
-    args[i] = { name = name, text = arg and arg.text, optional = arg and arg.optional, object = name == "self" and object }
+    args[i] = { name = name, text = arg and arg.text, optional = arg and arg.optional,
+      object = name == "self" and object }
   end
   return args
 end

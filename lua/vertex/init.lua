@@ -38,6 +38,7 @@ local vx = {
   Tensor = core.Tensor, is_tensor = core.is_tensor, tensor = core.tensor,
   -- a step's memory, gradients, recorded steps: core/scope.lua, tape.lua, step_graph.lua
   step = core.step, keep = core.keep, no_grad = tape.no_grad, graph = require "vertex.step_graph",
+  debug_nonfinite = require("vertex.nonfinite").debug_nonfinite,
   -- random numbers: core/random.lua, and below
   seed = core.seed, generator = core.generator,
   -- ops, layers, optimizers
@@ -153,6 +154,56 @@ end
 function vx.randperm(n, options)
   local o = check.options("randperm", options, { generator = "table", device = "string" })
   return ops.permutation(n, o.generator, { device = o.device })
+end
+
+-- -- Ops of one's own -------------------------------------------------------------------------------------------------
+
+--- Makes an op of a function that brings its own gradient.
+--
+--     local clipped = vx.custom { name = "clipped",
+--       forward = function(ctx, x) ctx.inside = vx.lt(x:abs(), 1); return x:clamp(-1, 1) end,
+--       backward = function(ctx, dy) return dy * ctx.inside + 0.01 * dy end }
+--
+-- Inside forward and backward nothing is recorded. ctx goes from one to the other; ctx.needs[i] says whether input i
+-- wants a gradient, and is nil where none does.
+-- @param op table { name = text, forward = function(ctx, ...) that returns one tensor, or as many as outputs says;
+-- backward = function(ctx, dy, ...) that returns a gradient, or nil, for each argument of forward; outputs = 1 }
+-- @return function(...) that computes forward, with that gradient
+-- @raise where forward or backward is missing, a result is no tensor, or a gradient is not of its input's shape
+function vx.custom(op)
+  local o = check.options("custom", op, { name = "string", forward = "function", backward = "function",
+    outputs = { "count", 1 } })
+  local who = o.name or "custom"
+  if not (o.forward and o.backward) then core.fail("%s: needs forward and backward", who) end
+  local function gradients(shapes, ...)
+    for i = 1, select("#", ...) do
+      local g, shape = (select(i, ...)), shapes[i]
+      if g and not (core.is_tensor(g) and core.shape_text(g) == (shape or core.shape_text(g))) then
+        core.fail("%s: backward gives for argument %d %s, expected a tensor %s or nil", who, i, core.is_tensor(g)
+          and core.shape_text(g) or check.show(g), shape or "")
+      end
+    end
+    return ...
+  end
+  return tape.recorded { name = who, outputs = o.outputs,
+    forward = function(ctx, ...)
+      local shapes, own = {}, {} -- own: what is given; a result that is one of them needs a handle of its own
+      for i = 1, select("#", ...) do
+        local x = (select(i, ...))
+        if core.is_tensor(x) then shapes[i], own[x] = core.shape_text(x), true end
+      end
+      ctx.input_shapes = shapes
+      local results = { tape.no_grad(o.forward, ctx, ...) }
+      for i = 1, o.outputs do
+        local y = results[i]
+        if not core.is_tensor(y) then
+          core.fail("%s: forward gives %s as result %d, expected a tensor", who, check.show(y), i)
+        end
+        if own[y] or y._node then results[i] = y:detach() end
+      end
+      return unpack(results)
+    end,
+    backward = function(ctx, ...) return gradients(ctx.input_shapes, tape.no_grad(o.backward, ctx, ...)) end }
 end
 
 -- -- The default generator --------------------------------------------------------------------------------------------

@@ -1,12 +1,19 @@
---- optim.lua: AdamW and learning-rate schedules. The schedule is a plain function of the step; the optimizer takes the
--- rate anew at every step.
+--- optim.lua: AdamW, SGD, clipping of gradients, and learning-rate schedules. A schedule is a plain function of the
+-- step; the optimizer takes the rate anew at every step.
 
 local arguments = require "vertex.arguments"
 local check = require "vertex.check"
+local common = require "vertex.ops.common"
 local core = require "vertex.core"
 
 local optim = {}
-local op, fail = core.op, core.fail
+local op, VX, fail = core.op, core.VX, core.fail
+
+--- Raises where `parameters` is no array of tensors, or empty.
+local function check_parameters(who, parameters)
+  if #parameters == 0 then fail("%s: no parameters", who) end
+  for i, p in ipairs(parameters) do common.expect_tensor(p, who, ("parameters[%d]"):format(i)) end
+end
 
 -- -- AdamW [Loshchilov and Hutter 2019] -------------------------------------------------------------------------------
 
@@ -27,6 +34,7 @@ local OPTIONS = { lr = { "number", 1e-3 }, betas = { "table", { 0.9, 0.99 } }, e
 -- @return optimizer with :step(lr), :zero_grad() and :state_dict()
 -- @raise where an option is unknown or out of its range, or there are no parameters
 function optim.AdamW(parameters, options)
+  check_parameters("AdamW", parameters)
   local self = setmetatable(check.options("AdamW", options, OPTIONS), AdamW)
   self.parameters, self.steps, self.first, self.second = parameters, 0, {}, {}
   check.number("AdamW", "lr", self.lr, 0, math.huge)
@@ -36,7 +44,6 @@ function optim.AdamW(parameters, options)
   end
   check.number("AdamW", "eps", self.eps, 1e-30, 1)
   check.number("AdamW", "weight_decay", self.weight_decay, 0, 1e3)
-  if #parameters == 0 then fail "AdamW: no parameters" end
   for i, p in ipairs(parameters) do
     self.first[i] = core.new_like(p, true):zero()
     self.second[i] = core.new_like(p, true):zero()
@@ -96,6 +103,120 @@ function AdamW:state_dict()
   return state
 end
 
+-- -- SGD [Robbins and Monro 1951; Sutskever et al. 2013] --------------------------------------------------------------
+
+local SGD = {}
+SGD.__index = SGD
+
+--- Makes stochastic gradient descent, with momentum where it is not 0: v = momentum v + g, parameter -= lr v, as
+-- PyTorch has it. Parameters marked no_decay are not decayed; a parameter's field rate is a factor of its learning
+-- rate.
+-- @param parameters array of tensors f32 of any shape, on one device; each is there once, and no two share memory
+-- @param[opt] options table
+-- @param[opt=1e-2] options.lr learning rate, until a step is given another
+-- @param[opt=0] options.momentum share of the last step that goes on, in [0, 1)
+-- @param[opt=false] options.nesterov true: the step is g + momentum v
+-- @param[opt=0] options.weight_decay times the parameter is added to its gradient
+-- @return optimizer with :step(lr), :zero_grad() and :state_dict()
+-- @raise where an option is unknown or out of its range, or there are no parameters
+function optim.SGD(parameters, options)
+  check_parameters("SGD", parameters)
+  local self = setmetatable(check.options("SGD", options, { lr = { "number", 1e-2 }, momentum = { "number", 0 },
+    nesterov = { "boolean", false }, weight_decay = { "number", 0 } }), SGD)
+  check.number("SGD", "lr", self.lr, 0, math.huge)
+  check.number("SGD", "momentum", self.momentum, 0, 1 - 1e-9)
+  check.number("SGD", "weight_decay", self.weight_decay, 0, 1e3)
+  if self.nesterov and self.momentum == 0 then fail "SGD: nesterov needs a momentum" end
+  self.parameters, self.steps, self.velocity = parameters, 0, {}
+  for i, p in ipairs(parameters) do
+    self.velocity[i] = self.momentum > 0 and core.new_like(p, true):zero() or nil
+  end
+  return self
+end
+
+--- Adds alpha times x to y, in place.
+local function add_scaled(y, x, alpha) op.binary(y, y, common.scaled(core.contiguous(x), alpha), VX.ADD) end
+
+--- Takes one step. Parameters without a gradient stay as they are.
+-- @param[opt] lr number, the learning rate; else the last one
+-- @raise where a graph is being recorded: its replays would keep the rate
+function SGD:step(lr)
+  if core.is_recording() then fail "SGD: a replay of vx.graph would keep the rate; use vx.optim.AdamW in it" end
+  self.lr = lr or self.lr
+  core.count(self, "steps", "step")
+  core.step(function()
+    for i, p in ipairs(self.parameters) do
+      if p.grad then
+        local g, v = p.grad, self.velocity[i]
+        if self.weight_decay > 0 and not p.no_decay then
+          g = common.scaled(core.contiguous(g), 1)
+          add_scaled(g, p, self.weight_decay)
+        end
+        if v then
+          op.unary(v, v, VX.AFFINE, self.momentum, 0)
+          op.binary(v, v, g, VX.ADD)
+        end
+        local rate = self.lr * (p.rate or 1)
+        if v and self.nesterov then
+          add_scaled(p, g, -rate)
+          add_scaled(p, v, -rate * self.momentum)
+        else
+          add_scaled(p, v or g, -rate)
+        end
+      end
+    end
+  end)
+end
+
+--- Forgets the gradients of all parameters and keeps their memory for the next ones.
+function SGD:zero_grad()
+  for _, p in ipairs(self.parameters) do p:zero_grad() end
+end
+
+--- Gives the velocities for a checkpoint. The number of steps taken is in the field steps.
+-- @return table { name = tensor of a parameter's shape }: the tensors themselves, not copies; empty without momentum
+function SGD:state_dict()
+  local state = {}
+  for i, v in pairs(self.velocity) do state["velocity." .. i] = v end
+  return state
+end
+
+-- -- Gradients --------------------------------------------------------------------------------------------------------
+
+--- Scales all gradients by one factor where their norm, as that of one long vector, is above `most`; between backward
+-- and the optimizer's step. Nothing waits for the device, so that it may be part of a recorded step (vx.graph).
+-- @param parameters array of tensors f32 of any shape; those without a gradient do not count
+-- @param most number above 0, the largest norm that is left as it is
+-- @return tensor f32 (1), the norm before
+-- @raise where there are no parameters, none has a gradient, or most is no positive number
+function optim.clip_grad_norm(parameters, most)
+  check_parameters("clip_grad_norm", parameters)
+  check.positive("clip_grad_norm", "most", most)
+  return core.step(function()
+    local total
+    for _, p in ipairs(parameters) do
+      local g = p.grad
+      if g then
+        local squares, sum = core.new_like(g), common.empty_on(g, { 1 })
+        op.binary(squares, g, g, VX.MUL)
+        op.reduce(sum, common.shaped(squares, { squares:numel() }), VX.REDUCE_SUM)
+        total = total and common.binary("clip_grad_norm", VX.ADD, total, sum) or sum
+      end
+    end
+    if not total then fail "clip_grad_norm: no parameter has a gradient" end
+    local norm = core.new_like(total)
+    op.unary(norm, total, VX.SQRT, 1, 0)
+    -- most / max(norm, most): 1 where nothing is to be done
+    local limit = common.empty_on(norm, { 1 }):fill(most)
+    local factor = common.binary("clip_grad_norm", VX.DIV, limit, common.binary("clip_grad_norm", VX.MAX, norm, limit))
+    for _, p in ipairs(parameters) do
+      local g = p.grad
+      if g then op.binary(g, g, common.expanded(factor, g:shape()), VX.MUL) end
+    end
+    return norm
+  end)
+end
+
 -- -- Schedules: functions of the step (1, 2, ...) ---------------------------------------------------------------------
 
 --- Makes a schedule: linear warm-up from 0 to the peak, then half a cosine down to the final rate.
@@ -119,11 +240,49 @@ function optim.warmup_cosine(options)
   end
 end
 
+--- Makes a schedule that falls by the same factor over the same number of steps: rate times factor^(step / every).
+-- @param options table
+-- @param options.rate at step 0
+-- @param options.factor what the rate is multiplied with over `every` steps, above 0
+-- @param[opt=1] options.every steps
+-- @return function(step) -> rate
+-- @raise where rate or factor is missing, or one is not positive
+function optim.exponential(options)
+  local o = check.options("exponential", options, { rate = "positive", factor = "positive", every = { "positive", 1 } })
+  if not (o.rate and o.factor) then fail "exponential: needs rate and factor" end
+  return function(step) return o.rate * o.factor ^ (step / o.every) end
+end
+
+--- Makes a schedule that falls at once at some steps, each time by the same factor.
+-- @param options table
+-- @param options.rate before the first of them
+-- @param options.at array of steps, ascending, from each of which on the rate is lower; or a number: every so many
+-- @param[opt=0.1] options.factor what the rate is multiplied with there, above 0
+-- @return function(step) -> rate
+-- @raise where rate or at is missing, or a number is not positive
+function optim.steps(options)
+  local o = check.options("steps", options, { rate = "positive", at = "any", factor = { "positive", 0.1 } })
+  if not (o.rate and o.at) then fail "steps: needs rate and at" end
+  if type(o.at) ~= "table" then
+    check.positive("steps", "at", o.at)
+    return function(step) return o.rate * o.factor ^ math.floor(step / o.at) end
+  end
+  for i, at in ipairs(o.at) do check.number("steps", ("at[%d]"):format(i), at, o.at[i - 1] or 0, math.huge) end
+  return function(step)
+    local rate = o.rate
+    for _, at in ipairs(o.at) do
+      if step >= at then rate = rate * o.factor end
+    end
+    return rate
+  end
+end
+
 --- Makes a schedule of the same rate at every step.
 -- @param rate number
 -- @return function(step) -> rate
 function optim.constant(rate) return function() return rate end end
 
 arguments.guard_class("AdamW", AdamW)
+arguments.guard_class("SGD", SGD)
 
 return optim

@@ -17,8 +17,9 @@
 
 local core = require "vertex.core"
 
--- op_of: function → the op it records; cast: ops.cast; watcher: see tape.watched
-local tape = { enabled = true, op_of = {}, cast = nil, watcher = nil }
+-- op_of: function → the op it records; cast: ops.cast; watcher: see tape.watched; inspector: of nonfinite.lua,
+-- told of every op and every gradient while it is there
+local tape = { enabled = true, op_of = {}, cast = nil, watcher = nil, inspector = nil }
 
 local op, VX, is_tensor = core.op, core.VX, core.is_tensor
 local made = 0
@@ -69,9 +70,13 @@ function tape.recorded(entry)
     end
     return entry.forward(ctx, ...)
   end
-  local function recorded(...)
+  local function widened_where_needed(...)
     if entry.takes_bf16 or not core.is_autocast() then return record(...) end
     return record(widened(...))
+  end
+  local function recorded(...)
+    if tape.inspector then return tape.inspector.op(entry, widened_where_needed, ...) end
+    return widened_where_needed(...)
   end
   tape.op_of[recorded] = entry
   return recorded
@@ -211,6 +216,7 @@ function core.Tensor:backward(gradient)
     core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
   end
   gradient = gradient:to(self:dtype())
+  if tape.inspector then tape.inspector.backward() end
   lent = {} -- what an op that failed was lent is forgotten
   if not root then
     add_to_leaf(self, core.contiguous(gradient))
@@ -291,7 +297,11 @@ function core.Tensor:backward(gradient)
         end
       end
       local included = so_far(node)
-      spread(node, included, node.op.backward(node.ctx, g[1], g[2], included))
+      if tape.inspector then
+        spread(node, included, tape.inspector.gradients(node, node.op.backward(node.ctx, g[1], g[2], included)))
+      else
+        spread(node, included, node.op.backward(node.ctx, g[1], g[2], included))
+      end
       for slot = 1, outputs do
         if g[slot] then drop(g[slot]) end
       end

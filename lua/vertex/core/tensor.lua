@@ -284,12 +284,12 @@ end
 function Tensor:fromtable(flat)
   local n = self:numel()
   if #flat ~= n then fail("fromtable: %d numbers for a tensor %s", #flat, tensors.shape_text(self)) end
-  local own = self:dtype()
-  local staged = own == "bf16" and "f32" or own
+  local kind = self:dtype()
+  local staged = kind == "bf16" and "f32" or kind
   local array = dtypes[staged].array(math.max(n, 1))
   for i = 1, n do array[i - 1] = flat[i] end
   local target = self
-  if staged ~= own or not self:is_contiguous() then
+  if staged ~= kind or not self:is_contiguous() then
     target = new(self:shape(), { dtype = staged, device = "cpu" })
   end
   call(C.vx_write, target._h, 0, n, array)

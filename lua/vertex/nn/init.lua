@@ -73,7 +73,7 @@ function nn.module(name, parent)
   return class
 end
 
-function Module.init() end
+function Module:init() end -- luacheck: no self
 
 --- Iterates over the module's own fields that are tensors or modules, in the order of their assignment.
 -- @return iterator of key, value
@@ -521,6 +521,58 @@ function nn.Apply:forward(x) return self.f(x) end
 --- Writes the label, for print.
 -- @return text
 function nn.Apply:summary() return self.label end
+
+--- Sets what is below 0 to 0.
+-- @return module
+nn.ReLU = nn.module "ReLU"
+function nn.ReLU:init() end -- luacheck: no self
+
+--- Applies the layer.
+-- @param x tensor f32 of any shape
+-- @return tensor f32 of x's shape
+function nn.ReLU:forward(x) return ops.relu(x) end -- luacheck: no self
+
+--- Multiplies each element with the probability that a standard normal number is below it [Hendrycks and Gimpel 2016].
+-- @return module
+nn.GELU = nn.module "GELU"
+function nn.GELU:init() end -- luacheck: no self
+
+--- Applies the layer.
+-- @param x tensor f32 of any shape
+-- @return tensor f32 of x's shape
+function nn.GELU:forward(x) return ops.gelu(x) end -- luacheck: no self
+
+--- Multiplies each element with its sigmoid [Elfwing et al. 2017].
+-- @return module
+nn.SiLU = nn.module "SiLU"
+function nn.SiLU:init() end -- luacheck: no self
+
+--- Applies the layer.
+-- @param x tensor f32 of any shape
+-- @return tensor f32 of x's shape
+function nn.SiLU:forward(x) return ops.silu(x) end -- luacheck: no self
+
+--- Gives for each index the row of a trained table; the rows begin standard normal.
+-- @param count integer of 1 or more, the number of rows
+-- @param width integer of 1 or more, elements of a row
+-- @return module with weight (count, width)
+-- @raise where count or width is no integer of 1 or more
+nn.Embedding = nn.module "Embedding"
+function nn.Embedding:init(count, width)
+  check.integer("Embedding", "count", count, 1)
+  check.integer("Embedding", "width", width, 1)
+  self.weight = nn.parameter({ count, width }, { "normal", 1 }, { no_decay = true })
+end
+
+--- Applies the layer.
+-- @param index tensor i32 of any shape (...), 0-based
+-- @return tensor f32 (..., width)
+-- @raise where an index is outside 0 .. count - 1
+function nn.Embedding:forward(index) return ops.gather(self.weight, index) end
+
+--- Writes the sizes, for print.
+-- @return text
+function nn.Embedding:summary() return ("%d rows of %d"):format(self.weight:size(1), self.weight:size(2)) end
 
 --- Applies modules one after another: vx.nn.Sequential(a, b, ...), vx.nn.Sequential{ a, b, ... }, or :add(module).
 -- @param ... modules, or one table of them

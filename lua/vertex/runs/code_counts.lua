@@ -15,8 +15,8 @@ end
 --- Draws what finished methods kept as `code_counts`, i32 (codebooks, codes): a line a codebook over its codes, most
 -- used first, in multiples of even use (grey). A line ends where the codes are that nothing uses. Where no method kept
 -- counts nothing is drawn.
--- @param run of runs.start
--- @param path of the PNG
+-- @param run table of runs.start
+-- @param path path of the PNG
 -- @raise where the file cannot be written
 local function draw(run, path)
   local plot = require "vertex.plot"

@@ -317,7 +317,7 @@ end
 
 --- Draws what was logged over the steps, a plot a field: a line per method and configuration, a band over its seeds.
 -- Nothing is drawn where nothing was logged.
--- @param path of the PNG
+-- @param path path of the PNG
 function Comparison:draw(path)
   local plot, fields = require "vertex.plot", self.fields
   if #fields == 0 then return end

@@ -130,7 +130,7 @@ figcaption, .note { color: #555; font-size: .875rem; }
 ]]
 
 --- Writes report.html into the folder of a run or a series. Ends the program where the folder holds neither.
--- @param out the folder, with table.md
+-- @param out path of the folder, with table.md
 -- @return the file's path
 -- @raise where the file cannot be written
 return function(out)

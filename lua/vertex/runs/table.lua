@@ -15,7 +15,7 @@ local function csv_cell(v)
 end
 
 --- Writes results.csv.
--- @param run object of runs.start
+-- @param run table of runs.start
 -- @return text: a line of column names, then one per finished method
 function results.csv(run)
   local names, lines = {}, {}
@@ -70,7 +70,7 @@ local function table_rows(run, mark)
 end
 
 --- Writes table.md: the title, the table with the best of each column in bold, the footnotes.
--- @param run object of runs.start
+-- @param run table of runs.start
 -- @return text
 function results.markdown(run)
   local rows = table_rows(run, function(text) return "**" .. text .. "**" end)
@@ -90,7 +90,7 @@ local BOLD, PLAIN = "\27[1m", "\27[0m"
 local function width(text) return utf8.length((text:gsub("\27%[%d*m", ""))) end
 
 --- Writes the table for the screen; on a terminal the best of each column is bold.
--- @param run object of runs.start
+-- @param run table of runs.start
 -- @return text without a line end at the end
 function results.text(run)
   local rows = table_rows(run, core.is_tty(1) and function(text) return BOLD .. text .. PLAIN end
@@ -111,7 +111,7 @@ function results.text(run)
 end
 
 --- Writes a method's results in short: the columns that the experiment's table declares as `line`, and the time.
--- @param run object of runs.start
+-- @param run table of runs.start
 -- @param method name of a finished one
 -- @return text
 function results.line(run, method)
