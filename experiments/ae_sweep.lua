@@ -84,12 +84,14 @@ local run = runs.start({
     runs.code_counts,
   },
   check = function(c, methods, preset)
-    for _, split in ipairs { "train", "val" } do
-      if c.data then vx.data.find(c.data, split) end
+    local files = {}
+    for _, split in ipairs(c.data and { "train", "val" } or {}) do
+      for _, path in ipairs((vx.data.find(c.data, split))) do files[#files + 1] = path end
     end
     vx.step(function()
       for _, method in ipairs(methods) do new_quantizer(method, preset, c) end
     end)
+    return runs.fingerprint(files)
   end,
 }, arg)
 local config, preset = run.config, run.preset
@@ -98,7 +100,8 @@ local config, preset = run.config, run.preset
 
 local function open_images(split, options)
   options.path, options.split, options.size, options.resize = config.data, split, preset.size, preset.resize
-  options.batch, options.seed, options.strict = config.batch, config.seed, run.flags.strict
+  options.batch, options.seed, options.strict = run.batch, config.seed, run.flags.strict
+  options.shard, options.shards = run.shard, run.shards -- of several ranks (vx.dist)
   return vx.data.images(options)
 end
 
@@ -117,6 +120,7 @@ local function train(method)
 
   local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
   local now = run:begin(method, { model = model, optimizer = optimizer, sums = { used = used, meter = meter } })
+  local gradients = vx.dist.gradients(model:parameters())
   local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0,
     position = now.position })
   local steps = config.steps or math.ceil(config.epochs * images:size() / config.batch)
@@ -131,7 +135,7 @@ local function train(method)
     local mse = vx.mse(y, x)
     local loss = mse + q.reg
     optimizer:zero_grad()
-    loss:backward()
+    gradients:backward(loss)
     optimizer:step(learning_rate)
     if not q.warming then used:add(q.codes) end
     meter:add { loss = loss, mse = mse, reg = q.reg }
@@ -141,7 +145,7 @@ local function train(method)
   -- Where the device records graphs, the step is recorded once and launched as a whole. Batches then arrive in `place`,
   -- where the recording reads them, while the step before is still computed; the logged steps, whose statistics wait
   -- for the device, run op by op, with the same bits.
-  local graphs = run.flags.graph ~= "off" and core.can(vx.device(), "graphs") and quantizer.graphs
+  local graphs = run.flags.graph ~= "off" and run.shards == 1 and core.can(vx.device(), "graphs") and quantizer.graphs
   local place = graphs and core.new({ config.batch, preset.size, preset.size, 3 }, { keep = true })
   local recorded = vx.graph(function(learning_rate) return train_step(place, learning_rate) end)
 
@@ -174,9 +178,7 @@ local function train(method)
     local speed = (step - now.step) * config.batch / (core.time() - run.began)
     progress:update(step, ("%s  %.0f images/s"):format(shown, speed))
   end
-  for _, broken in ipairs(images:broken()) do
-    io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason))
-  end
+  run:skipped(images:broken())
   images:close()
   recorded:release()
   progress:finish()
@@ -188,15 +190,15 @@ end
 local GROUP = 256 -- images, over which code use is measured beside that over the split
 
 --- {rmse, psnr, code_use, code_use_256, perplexity} over the split, the first batch with its reconstruction, and how
--- often each code was taken; nil when interrupted.
+-- often each code was taken; nil when interrupted. Several ranks take a part of each batch, and sum.
 local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
   local whole, part = count_codes(model.quantizer), count_codes(model.quantizer)
   local scale = vx.tensor(vx.data.std) -- turns standardized errors into those of pixels
   local squared, pixels, count, first = 0, 0, 0, nil
-  local groups, sum, in_part = 0, 0, 0
+  local groups, sum, in_part, n = 0, 0, 0 -- n: images of a round
   repeat
-    local n, kept = vx.step(function()
+    local mine, kept = vx.step(function()
       return vx.no_grad(function()
         local x = images:next()
         if not x then return 0 end
@@ -211,17 +213,19 @@ local function evaluate(model)
       end)
     end)
     first = first or kept
+    n = vx.dist.sum({ mine })[1]
     in_part = in_part + n
     if in_part >= GROUP or (n == 0 and groups == 0) then
       groups, sum, in_part = groups + 1, sum + part:share(), 0
       part:clear()
     end
-  until n == 0
+  until n == 0 or core.interrupted()
   images:close()
+  squared, pixels, count = unpack(vx.dist.sum { squared, pixels, count })
   if core.interrupted() then return nil end
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
   return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
-    code_use_256 = sum / groups, perplexity = whole:perplexity() }, first, whole.counts
+    code_use_256 = sum / groups, perplexity = whole:perplexity() }, first, whole:total()
 end
 
 --- The results of a trained model and the images for reconstructions.png; nil when interrupted.
@@ -234,6 +238,7 @@ local function judge(model, steps)
   end
   if core.interrupted() then return nil end
   result.steps = steps
+  if not first then return result end -- a rank without an image
   local n = math.min(10, first[1]:size(1))
   local function pictures(x) return vx.data.to_u8(vx.data.denormalize(x:narrow(1, 1, n))) end
   return result, { originals = pictures(first[1]), reconstructions = pictures(first[2]),

@@ -70,21 +70,23 @@ function Mixture:size() return self.n end
 function Mixture:width() return self.d end
 function Mixture:read(first, count) return self.x:narrow(1, first + 1, count) end
 function Mixture:take(index) return vx.gather(self.x, index:to(self.x:device())) end
-function Mixture:batches(batch, seed, position)
-  local at = position or 0
-  return {
-    next = function()
-      if core.interrupted() then return nil end
-      local generator = vx.generator(seed)
-      generator.drawn = math.floor(at / self.n)
-      local order = vx.ops.permutation(self.n, generator)
-      local first = at % self.n
-      local take = math.min(batch, self.n - first)
-      at = at + take
-      return vx.gather(self.x, order:narrow(1, first + 1, take))
-    end,
-    position = function() return at end,
-  }
+--- Batches of `batch` rows, of which each of `shards` readers takes a part.
+function Mixture:batches(batch, seed, position, shard, shards)
+  local at, batches = position or 0, {}
+  function batches.next()
+    if core.interrupted() then return nil end
+    local generator = vx.generator(seed)
+    generator.drawn = math.floor(at / self.n)
+    local order = vx.ops.permutation(self.n, generator)
+    local first = at % self.n
+    local take = math.min(batch, self.n - first)
+    at = at + take
+    take = math.floor(take / shards) -- rows that do not divide are left out
+    if take == 0 then return batches.next() end
+    return vx.gather(self.x, core.contiguous(core.view(order, { take }, { shards }, first + shard)))
+  end
+  function batches.position() return at end
+  return batches
 end
 
 local function open_vectors(config, preset)
@@ -92,11 +94,12 @@ local function open_vectors(config, preset)
   return vx.data.vectors { path = config.data, tensor = config.tensor, shuffle = false }
 end
 
---- Shuffled batches of the same vectors.
-local function open_batches(set, config, position)
-  if set.batches then return set:batches(config.batch, config.seed, position) end
-  return vx.data.vectors { path = config.data, tensor = config.tensor, batch = config.batch, seed = config.seed,
-    position = position }
+--- Shuffled batches of the same vectors; several ranks (vx.dist) share each.
+local function open_batches(set, run, position)
+  local c = run.config
+  if set.batches then return set:batches(c.batch, c.seed, position, run.shard, run.shards) end
+  return vx.data.vectors { path = c.data, tensor = c.tensor, batch = run.batch, seed = c.seed, position = position,
+    shard = run.shard, shards = run.shards }
 end
 
 local function each_block(set, f)
@@ -301,7 +304,10 @@ local function fit_kmeans(method)
   for g = 1, G do
     local progress = runs.progress(method, { total = 100, quiet = run.flags.quiet })
     local found = vx.kmeans(slice(model, (g - 1) * d, d), M, { seed = config.seed, start = KMEANS[method],
-      progress = function(iteration, moved) progress:update(iteration, ("moved %.3g"):format(moved)) end })
+      progress = function(iteration, moved)
+        vx.dist.sum {} -- ranks do the same; here they agree on whether Ctrl-C came
+        progress:update(iteration, ("moved %.3g"):format(moved))
+      end })
     progress:finish()
     if core.interrupted() then return nil end
     iterations, codebooks[g] = math.max(iterations, found.iterations), found.codebook:reshape { 1, M, d }
@@ -325,7 +331,7 @@ local function fit(method)
 
   local used, meter = vx.metrics.code_use(quantizer.options.codes, quantizer.columns), runs.meter()
   local now = run:begin(method, { model = model, optimizer = optimizer or nil, sums = { used = used, meter = meter } })
-  local batches = open_batches(set, config, now.position)
+  local batches, gradients = open_batches(set, run, now.position), vx.dist.gradients(parameters)
   local steps = config.steps or math.ceil(config.epochs * set:size() / config.batch)
   local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 100, warmup = math.min(20, steps / 10),
     total = steps }
@@ -340,11 +346,9 @@ local function fit(method)
       local z, y, q = model(x)
       local mse = vx.mse(y, z)
       local loss = mse + q.reg
-      if optimizer then
-        optimizer:zero_grad()
-        if loss.requires_grad then loss:backward() end
-        optimizer:step(schedule(step))
-      end
+      if optimizer then optimizer:zero_grad() end
+      gradients:backward(loss)
+      if optimizer then optimizer:step(schedule(step)) end
       if not q.warming then used:add(q.codes) end
       meter:add { loss = loss, mse = mse }
       return true
@@ -388,7 +392,9 @@ os.exit(run:each(function(method)
   end)
   local options = {}
   for name, value in pairs(q.options) do options[name] = value end
-  write(run, method, model, codes, codebook, { method = method, options = json.encode(options), encoder = encoder })
+  if run.shard == 0 then
+    write(run, method, model, codes, codebook, { method = method, options = json.encode(options), encoder = encoder })
+  end
   result.steps, result.memory = steps, core.memory().peak / 1e6
   return result
 end), true)

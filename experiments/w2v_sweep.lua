@@ -68,6 +68,7 @@ local run = runs.start({
     runs.code_counts,
   },
   check = function(c, methods, preset)
+    local files = {}
     vx.step(function()
       for _, method in ipairs(methods) do new_quantizer(method, preset, c) end
       local small = { encoder_num_layers = 0 } -- frames do not depend on it
@@ -79,8 +80,11 @@ local run = runs.start({
       end
     end)
     for _, split in ipairs(c.data and { "train", "val" } or {}) do
-      vx.data.speech({ path = c.data, split = split }):close()
+      local set = vx.data.speech { path = c.data, split = split }
+      for _, file in ipairs(set.files) do files[#files + 1] = file.path end
+      set:close()
     end
+    return runs.fingerprint(files)
   end,
 }, arg)
 local config, preset = run.config, run.preset
@@ -88,7 +92,8 @@ local config, preset = run.config, run.preset
 -- -- Training one method ----------------------------------------------------------------------------------------------
 
 local function open_speech(split, model, options)
-  options.path, options.split, options.crop, options.batch = config.data, split, preset.crop, config.batch
+  options.path, options.split, options.crop, options.batch = config.data, split, preset.crop, run.batch
+  options.shard, options.shards = run.shard, run.shards -- of several ranks (vx.dist)
   options.seed, options.speech_seed, options.strict = config.seed, 1, run.flags.strict
   options.shortest = model:shortest()
   return vx.data.speech(options)
@@ -119,6 +124,7 @@ local function train(method)
 
   local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
   local now = run:begin(method, { model = model, optimizer = optimizer, sums = { used = used, meter = meter } })
+  local gradients = vx.dist.gradients(model:parameters())
   local speech = open_speech("train", model, { position = now.position })
   local steps = config.steps or math.ceil(config.epochs * speech:size() / config.batch)
   if type(quantizer.options.gumbel_tau) == "table" then quantizer.options.gumbel_tau.steps = steps end
@@ -133,7 +139,7 @@ local function train(method)
     local loss = out.loss + out.q.reg
     if preset.penalty > 0 then loss = loss + preset.penalty * out.penalty end
     optimizer:zero_grad()
-    loss:backward()
+    gradients:backward(loss)
     optimizer:step(rate)
     if not out.q.warming then used:add(out.q.codes) end
     meter:add { loss = loss, contrastive = out.loss, reg = out.q.reg, accuracy = out.hit:to("f32"):mean(),
@@ -177,9 +183,7 @@ local function train(method)
     local speed = (step - now.step) * config.batch / (core.time() - run.began)
     progress:update(step, ("%s  %.0f clips/s"):format(shown, speed))
   end
-  for _, broken in ipairs(speech:broken()) do
-    io.stderr:write(("skipped %s: %s\n"):format(broken.path, broken.reason))
-  end
+  run:skipped(speech:broken())
   speech:close()
   progress:finish()
   return model, steps
@@ -187,15 +191,16 @@ end
 
 -- -- Evaluation: the whole validation split, in crops one after the other ---------------------------------------------
 
---- The columns of a trained model, and how often it took each code; nil when interrupted.
+--- The columns of a trained model, and how often it took each code; nil when interrupted. Several ranks take a part of
+-- each batch, and sum.
 local function judge(model, steps)
   model:eval()
-  vx.seed(config.seed) -- of masks and distractors
+  vx.seed(vx.dist.seed(config.seed)) -- of masks and distractors
   local speech = open_speech("val", model, { place = "all", shuffle = false, epochs = 1 })
   local used = count_codes(model.quantizer)
   local loss, hits, equals, frames = 0, 0, 0, 0
   repeat
-    local n = vx.step(function()
+    local mine = vx.step(function()
       return vx.no_grad(function()
         local waves, lengths = speech:next()
         if not waves then return 0 end
@@ -206,14 +211,15 @@ local function judge(model, steps)
         return waves:size(1)
       end)
     end)
-  until n == 0
+  until vx.dist.sum({ mine })[1] == 0 or core.interrupted()
   speech:close()
+  loss, hits, equals, frames = unpack(vx.dist.sum { loss, hits, equals, frames })
   if core.interrupted() then return nil end
   if frames == 0 then core.fail("the validation split of %s has no clip that can be used", config.data) end
   local shares = used:shares()
   return { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = used:perplexity(),
     accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps },
-    { code_counts = used.counts }
+    { code_counts = used:total() }
 end
 
 -- -- The sweep --------------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ for _, name in ipairs(names) do
       local OTHER = { -- a value that is not the default
         dim = 8, codes = BITS[name] and 16 or 12, groups = 4, weight = 0.7, seed = 9, scale = 2, beta = 0.3,
         reduction = "mean", codebook_grad = false, tau = 0.2, k = 4, gumbel_tau = { from = 2, to = 0.5, steps = 3 },
-        vertices = 5, shards = 2, precision = "bf16", variance = 0.01, alpha = 0.7, symmetric = true,
+        vertices = 5, shards = 2, scope = "world", precision = "bf16", variance = 0.01, alpha = 0.7, symmetric = true,
         stages = 3, gradient = "each", bits = 3, inv_temperature = 2, entropy_weight = 0.3, diversity = 0.5,
         form = "group", group_size = 1, entropy_temperature = 0.2, neighbour = 2,
         levels = name == "fsq" and { 5, 2 } or 3,

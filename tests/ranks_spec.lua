@@ -3,25 +3,13 @@
 
 local H = require "tests.helper"
 local lfs = require "lfs"
+local mpirun = require "tests.mpirun"
 local vx = require "vertex"
 
 local scratch
 
---- Why ranks cannot be started here; nil where they can.
-local function no_ranks()
-  if select(2, H.shell "command -v mpirun") ~= 0 then return "no mpirun: apt-get install openmpi-bin" end
-  if not H.read(H.root .. "/build/libvertex_mpi.so") then return "no build/libvertex_mpi.so: ./setup.sh builds it" end
-end
-
--- A launcher's variables must not reach the launchers that these tests start.
-local CLEAN = "unset $(env | sed -nE 's/^((OMPI|PMIX|PMI|SLURM)_[A-Za-z0-9_]*)=.*/\\1/p');"
-local MPIRUN = "mpirun --allow-run-as-root --oversubscribe --bind-to none -np %d"
-
---- Runs a shell command under mpirun, with its own environment ("A=1 B=2"); returns its output and status.
-local function ranks(n, command, environment)
-  return H.shell(("%s cd '%s'; %s OMPI_MCA_btl_vader_single_copy_mechanism=none timeout --foreground 60 " .. MPIRUN
-    .. " %s < /dev/null"):format(CLEAN, scratch, environment or "", n, command))
-end
+--- Runs a command as n ranks.
+local function ranks(n, command, environment) return mpirun.run(scratch, n, command, environment) end
 
 local count = 0
 --- Writes Lua text to a file that finds the project's modules; gives the command that runs it.
@@ -30,7 +18,8 @@ local function script(text)
   local path = H.write(("%s/script%d.lua"):format(scratch, count), ([[
     package.path = "%s/lua/?.lua;%s/lua/?/init.lua;" .. package.path
     local vx = require "vertex"
-    if not os.getenv "VERTEX_TEST_DEVICE" then vx.device "cpu" end
+    local device = os.getenv "VERTEX_TEST_DEVICE" or "cpu"
+    if device ~= "any" then vx.device(device) end
     local dist, lines = vx.dist, {}
     local function say(text, ...) io.write("<", dist.rank(), "> ", text:format(...), "\n") io.flush() end
   ]]):format(H.root, H.root):gsub("\n%s*", " ") .. text)
@@ -95,7 +84,7 @@ describe("one rank", function()
   it("is told what a launcher lacks", function()
     local alone = script "local ok, message = pcall(dist.size) io.write(tostring(message))"
     local function started(environment)
-      return (H.shell(("%s VERTEX_LIB='%s/libvertex.so' %s %s"):format(CLEAN, scratch, environment, alone)))
+      return (H.shell(("%s VERTEX_LIB='%s/libvertex.so' %s %s"):format(mpirun.clean, scratch, environment, alone)))
     end
     H.write(scratch .. "/libvertex.so", H.read(os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so"))
     local output = started "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1"
@@ -112,12 +101,7 @@ describe("one rank", function()
 end)
 
 describe("ranks #ranks", function()
-  local function mpi_it(title, f)
-    it(title, function()
-      local reason = no_ranks()
-      if reason then pending(reason) else f() end
-    end)
-  end
+  local ranked = mpirun.needed(it, pending)
 
   -- element i of rank r, and its sum over n ranks in their order, rounded once
   local FORMULA = [[
@@ -129,7 +113,7 @@ describe("ranks #ranks", function()
     end
   ]]
 
-  mpi_it("sum in the order of the ranks, in double, whatever the length", function()
+  ranked("sum in the order of the ranks, in double, whatever the length", function()
     local run = script(FORMULA .. [[
       local n = dist.size()
       for _, length in ipairs { 1, 7, 1024, 1025, 4099 } do
@@ -151,7 +135,7 @@ describe("ranks #ranks", function()
     end
   end)
 
-  mpi_it("gather, broadcast and count exactly", function()
+  ranked("gather, broadcast and count exactly", function()
     expect_all(3, { "0:1:2:", "5", "6 3", "2147483645", "beyond int32", "rank 0, rank 1 and, rank 2 and and", "9 3" },
       ranks(3, script [[
       local r = dist.rank()
@@ -171,7 +155,7 @@ describe("ranks #ranks", function()
     ]]))
   end)
 
-  mpi_it("average gradients in buckets, while backward runs", function()
+  ranked("average gradients in buckets, while backward runs", function()
     local run = script [[
       local r, n = dist.rank(), dist.size()
       local function parameter(size) return vx.randn({ size, 3 }, { requires_grad = true }) end
@@ -215,11 +199,10 @@ describe("ranks #ranks", function()
     end
   end)
 
-  mpi_it("move the memory of a device by way of the host, also several on one device", function()
+  ranked("move the memory of a device by way of the host, also several on one device", function()
     local folder = H.root .. "/build"
     if not H.read(folder .. "/libvertex_emu.so") then return pending "no emulator in build/" end
     expect_all(2, { "emu:0", "3 3", "0 1", "1", "1.5 1.5 emu:0" }, ranks(2, script [[
-      vx.device "emu:0"
       local r = dist.rank()
       say(vx.device())
       local x = dist.all_reduce(vx.full({ 1500 }, r + 1))
@@ -234,7 +217,30 @@ describe("ranks #ranks", function()
     ]], "VERTEX_TEST_DEVICE=emu:0"))
   end)
 
-  mpi_it("say which rank does not come, or does something else", function()
+  ranked("take a GPU each, and say so where there are too few", function()
+    local emulator = H.read(H.root .. "/build/libvertex_emu.so")
+    if not emulator then return pending "no emulator in build/" end
+    lfs.mkdir(scratch .. "/gpus")
+    H.write(scratch .. "/gpus/libvertex_cuda.so", emulator)
+    local environment = ("VERTEX_TEST_DEVICE=any VERTEX_BACKENDS='%s/gpus' VERTEX_EMU_DEVICES="):format(scratch)
+    local run = script [[
+      local ok, message = pcall(dist.rank)
+      if not ok then
+        io.write(message, "\n")
+        os.exit(2, true)
+      end
+      say(vx.device())
+      dist.close()
+    ]]
+    local output, status = ranks(2, run, environment .. "2")
+    assert.equal(0, status, output)
+    assert.same({ [0] = { "cuda:0" }, { "cuda:1" } }, said(output))
+    output, status = ranks(2, run, environment .. "1")
+    assert.equal(2, status, output)
+    assert.truthy(output:find("2 ranks on a machine with 1 GPU, expected at most one for each", 1, true), output)
+  end)
+
+  ranked("say which rank does not come, or does something else", function()
     local began = os.time()
     local output, status = ranks(3, script [[
       if dist.rank() == 2 then dist.barrier() while true do end end
@@ -260,10 +266,80 @@ describe("ranks #ranks", function()
     assert.truthy(output:find("broken", 1, true), output)
   end)
 
-  mpi_it("are told of a launcher of another MPI", function()
+  ranked("are told of a launcher of another MPI", function()
     local output = H.shell(("%s PMI_SIZE=2 PMI_RANK=0 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 %s")
-      :format(CLEAN, script "local ok, message = pcall(dist.size) io.write(tostring(message))"))
+      :format(mpirun.clean, script "local ok, message = pcall(dist.size) io.write(tostring(message))"))
     assert.truthy(output:find("started 2 ranks, but libvertex_mpi.so is built with mpi (Open MPI", 1, true), output)
     assert.truthy(output:find("which knows of 1", 1, true), output)
+  end)
+
+  ranked("choose neighbours among all ranks' rows, exactly", function()
+    local run = script [[
+      local N, G, D, M = 48, 2, 4, 20
+      local r, R = dist.rank(), dist.size()
+      local own = N / R
+      local function numbers(shape, seed) return vx.randn(shape, { generator = vx.generator(seed) }) end
+      local function part(x) return x:narrow(1, r * own + 1, own):contiguous() end
+      local function leaf(x)
+        local y = x:clone()
+        y.requires_grad = true
+        return y
+      end
+      local function near(a, b, relative)
+        return (a - b):square():sum():item() ^ 0.5 <= relative * b:square():sum():item() ^ 0.5
+      end
+      local z, cotangent, gumbel = numbers({ N, G * D }, 1), numbers({ N, G * D }, 2), numbers({ N, G, M }, 3)
+      for _, case in ipairs { { "softmax-knn-ce" }, { "softmax-knn-l2" }, { "softmax-knn-ce", k = 20 },
+        { "sgumbel-knn-l2", vertices = 7, tau = 0.5 }, { "softmax-ppl" } } do
+        local method, options = case[1], { dim = G * D, groups = G, codes = M, k = case.k or 5, seed = 3,
+          vertices = case.vertices, tau = case.tau }
+        -- every process for itself: one rank with all rows
+        dist.size = function() return 1 end
+        local q, x = vx.quantizer(method, options), leaf(z)
+        local o = q(x, { gumbel = gumbel })
+        local loss = (o.quantized * cotangent):sum() / N + o.reg
+        loss:backward()
+        dist.size = function() return R end
+        options.scope = "world"
+        local w, y = vx.quantizer(method, options), leaf(part(z))
+        local gradients = dist.gradients(w:parameters())
+        local p = w(y, { gumbel = part(gumbel) })
+        gradients:backward((p.quantized * part(cotangent)):sum() / own + p.reg)
+        say("%s %s %s %s %s %s", method, p.codes:bytes() == part(o.codes:to "f32"):to("i32"):bytes(),
+          near(p.reg, o.reg, 1e-6), near(y.grad / R, part(x.grad), 1e-5),
+          near(w.codebook.grad, q.codebook.grad, 1e-5), near(w.log_tau.grad, q.log_tau.grad, 1e-4))
+      end
+      dist.close()
+    ]]
+    local expected = {}
+    for i, name in ipairs { "softmax-knn-ce", "softmax-knn-l2", "softmax-knn-ce", "sgumbel-knn-l2", "softmax-ppl" } do
+      expected[i] = name .. " true true true true true"
+    end
+    for n = 2, 3 do expect_all(n, expected, ranks(n, run)) end
+    if H.read(H.root .. "/build/libvertex_emu.so") then
+      expect_all(2, expected, ranks(2, run, "VERTEX_TEST_DEVICE=emu:0"))
+    end
+  end)
+
+  ranked("give each rank its share of K, as the paper's GPUs have", function()
+    expect_all(2, { "true true", "k 5 does not divide among 2 ranks" }, ranks(2, script [[
+      local r = dist.rank()
+      local z = vx.randn({ 40, 6 }, { generator = vx.generator(1) })
+      local options = { dim = 6, codes = 12, k = 4, seed = 3 }
+      local function total(scope, shards, rows)
+        options.scope, options.shards = scope, shards
+        return vx.quantizer("softmax-knn-ce", options)(rows).reg:detach()
+      end
+      local mine = dist.all_reduce(total("rank", 1, z:narrow(1, r * 20 + 1, 20):contiguous()), 0.5)
+      local size = dist.size
+      dist.size = function() return 1 end
+      local shards = total("rank", 2, z)
+      dist.size = size
+      say("%s %s", math.abs(mine:item() - shards:item()) < 1e-6, mine:item() > 0)
+      options.k = 5
+      local ok, message = pcall(total, "rank", 1, z)
+      say(message:match "k 5 does not divide among 2 ranks" or message)
+      dist.close()
+    ]]))
   end)
 end)

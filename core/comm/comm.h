@@ -50,12 +50,18 @@ VX_API int vx_comm_begin(vx_comm_work **out, vx_tensor *x, double scale);
 VX_API int vx_comm_progress(void);
 VX_API int vx_comm_end(vx_comm_work *work);
 
+/* Chooses the best of all ranks' candidates, of which each rank has K for each of L places, in descending order of
+ * their keys f32 (size, L, K). near i32 (L, K) are those of rank `rank`: what is not among the K best of all ranks becomes -1.
+ * best f32 (L, K) receives the keys of the K best, in descending order. Ties go to the lower rank. Nothing is sent; all
+ * on the CPU. */
+VX_API int vx_comm_choose(vx_tensor *near, vx_tensor *best, const vx_tensor *keys, int rank);
+
 /* Leaves the job, which ends well when all ranks have: to be called once, last, and never after an error. */
 VX_API int vx_comm_close(void);
 
-/* Ranks have to see an interrupt at the same step. While it is held back (1), vx_interrupted() tells what was agreed on:
- * 0, and 1 from vx_interrupt_agree() on. vx_interrupt_raised() tells whether this process itself got a signal: SIGINT,
- * SIGTERM, or SIGUSR1, which launchers hand on as it is and vx_interrupt_catch(1) catches like the other two. */
+/* Ranks have to see an interrupt at the same step. While it is held back (1), vx_interrupted() tells what was agreed
+ * on: 0, and 1 from vx_interrupt_agree() on. vx_interrupt_raised() tells whether this process itself got a signal:
+ * SIGINT, SIGTERM, or SIGUSR1, which launchers hand on as it is and vx_interrupt_catch(1) catches like the others. */
 VX_API int vx_interrupt_hold(int on);
 VX_API int vx_interrupt_raised(void);
 VX_API void vx_interrupt_agree(void);

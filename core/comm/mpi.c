@@ -4,8 +4,8 @@
  * add in an order that depends on the message's length, and move only while somebody is inside MPI.
  *
  * A reduction has two phases: each rank owns a slice of the elements, gets that slice of all others, adds it up, and
- * sends the sum to all. So 2 (R - 1) / R of the bytes pass each rank each way, which is the least there is. A message of
- * at most SMALL bytes goes whole to everybody in one phase: one latency.
+ * sends the sum to all. So 2 (R - 1) / R of the bytes pass each rank each way, which is the least there is. A message
+ * of at most SMALL bytes goes whole to everybody in one phase: one latency.
  *
  * A message's tag is the number of its work, counted alike on all ranks, and its phase. So works may overtake one
  * another, and a rank that does something else is noticed: the message has another size.

@@ -1,5 +1,5 @@
-/* staged.c: a device's memory by way of the host: a copy there before a verb, and back after it. It needs nothing of the
- * device but transfers, so it works wherever tensors can be read, also for several ranks on one device. */
+/* staged.c: a device's memory by way of the host: a copy there before a verb, and back after it. It needs nothing
+ * of the device but transfers, so it works wherever tensors can be read, also for several ranks on one device. */
 #include <stdlib.h>
 
 #include "staged.h"

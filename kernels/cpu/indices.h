@@ -31,15 +31,17 @@ static inline int check_indices(const char *op, const char *name, const int32_t 
     return check_range(op, name, x, rows, columns, 0, limit);
 }
 
-/* Sorts by key, stably: order (count) = 0 .. count - 1 by ascending key[i stride], 0 <= key < keys. Those of key k are
- * order[start[k]] .. order[start[k + 1] - 1], start (keys + 1). count < 2^31. */
+/* Sorts by key, stably: order (count) = 0 .. count - 1 by ascending key[i stride] < keys; those of a key below 0 are
+ * left out. Those of key k are order[start[k]] .. order[start[k + 1] - 1], start (keys + 1). count < 2^31. */
 static inline void counting_sort(const int32_t *key, int64_t stride, int64_t count, int64_t keys, int32_t *order,
                                  int32_t *start)
 {
     memset(start, 0, sizeof(int32_t) * (size_t)(keys + 1));
-    for (int64_t i = 0; i < count; i++) start[key[i * stride] + 1]++;
+    for (int64_t i = 0; i < count; i++)
+        if (key[i * stride] >= 0) start[key[i * stride] + 1]++;
     for (int64_t k = 0; k < keys; k++) start[k + 1] += start[k];
-    for (int64_t i = 0; i < count; i++) order[start[key[i * stride]]++] = (int32_t)i;
+    for (int64_t i = 0; i < count; i++)
+        if (key[i * stride] >= 0) order[start[key[i * stride]]++] = (int32_t)i;
     for (int64_t k = keys; k > 0; k--) start[k] = start[k - 1];
     start[0] = 0;
 }

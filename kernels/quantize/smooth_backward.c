@@ -12,7 +12,8 @@
  *     knn-ce        c (n_i pi_im - [m's pairs with i])                              c = dreg / (G S K)
  *     knn-l2        2c pi_im (n_i pi_im - n_i |pi_i|^2 + P_i) - 2c pi_im [pairs]
  *     ppl           pi_im (b_m - sum_m b_m pi_im)             b_m = dreg/G e^H/(N M) (1 + log mean_pi_m)
- * where a pair is a vertex with one of its K rows, n_i counts the pairs of row i, and P_i is the sum of pi over them.
+ * where a pair is a vertex with one of its K rows, n_i counts the pairs of row i, and P_i is the sum of pi over them. A
+ * row of -1 in near is no pair: that neighbour is another rank's.
  * The dense terms of both KNN losses are one multiply-add per element; the terms in [brackets] are S K sparse pairs.
  *
  * Panel by panel. Rows are cut into chunks. A chunk meets the panels of codes in order. For each panel its tiles of 24
@@ -52,6 +53,7 @@ static void weigh_pairs(const backward *b)
     const pairs *q = &b->pair;
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < c->S * c->K; j++) {
+        if (q->near[j] < 0) continue;
         if (c->regularizer == VX_REG_KNN_CE) {
             q->weight[j] = -b->knn;
             continue;
@@ -134,6 +136,7 @@ static void finish_codes(const backward *b, const int32_t *slot)
         if (b->dmix) read_code(b, b->dmix, m, dmix);
         for (int64_t k = 0; slot && slot[m] >= 0 && k < c->K; k++) { /* the sparse terms */
             int64_t pair = slot[m] * c->K + k, row = b->pair.near[pair] * c->G + b->g;
+            if (b->pair.near[pair] < 0) continue;
             float factor = b->pair.weight[pair] / b->norms[row] * b->cpu.scale;
             for (int64_t d = 0; d < D; d++) dhat[d] += factor * c->z[row * D + d];
         }
@@ -228,7 +231,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     if (!status) status = check_soft(c, soft);
     if (!status) status = smooth_cpu_of(&b.cpu, c, log_tau, precision);
     if (!status) status = check_indices(c->op, "code", b.codes, c->N, c->G, c->M);
-    if (!status && c->K) status = check_indices(c->op, "neighbour", vx_i32(near), c->G * c->S, c->K, c->N);
+    if (!status && c->K) status = check_range(c->op, "neighbour", vx_i32(near), c->G * c->S, c->K, -1, c->N);
     if (status) return status;
     const int64_t most =
         b.cpu.narrow ? NARROW_CHUNK : CHUNK_BYTES / (3 * (int64_t)sizeof(float) * b.cpu.Dp) / PANEL_ROWS * PANEL_ROWS;

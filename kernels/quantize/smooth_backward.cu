@@ -49,7 +49,8 @@ VX_KERNEL pairs_kernel(group_call c, pairs q, const float *lse, vx_data_check ou
         const int64_t i = q.near[j];
         int64_t code = q.vertices ? q.vertices[j / c.K] : j / c.K;
         if (i < 0 || i >= c.N) {
-            if (lane == 0) vx_report(outside, j), q.weight[j] = 0;
+            if (lane == 0 && i != -1) vx_report(outside, j); /* -1: another rank's */
+            if (lane == 0) q.weight[j] = 0;
             continue;
         }
         if (code < 0 || code >= c.M) code = 0;

@@ -144,6 +144,33 @@ function dist.all_gather(x)
   return all
 end
 
+--- Collects rows from all ranks, which may have different numbers of them. Collective.
+-- @param x tensor (N, ...), its rows of the same shape on all ranks
+-- @return tensor (sum of N, ...) without a gradient: the rows in the order of the ranks; for one rank x itself
+-- @raise where x is no such tensor, or a rank does not come or comes with other rows
+function dist.gather_rows(x)
+  if joined().size == 1 then return expect_tensor("gather_rows", x) end
+  local shape, most, counts = x:shape(), 0, {}
+  for r, n in ipairs(dist.gather { shape[1] }) do
+    counts[r], most = n[1], math.max(most, n[1])
+  end
+  local padded = core.contiguous(x:detach())
+  if shape[1] < most then
+    shape[1] = most
+    padded = core.new(shape, { dtype = x:dtype(), device = x:device() })
+    padded:narrow(1, 1, x:size(1)):copy(x)
+  end
+  local all, total, at = dist.all_gather(padded), 0, 1
+  for _, n in ipairs(counts) do total = total + n end
+  shape[1] = total
+  local rows = core.new(shape, { dtype = x:dtype(), device = x:device() })
+  for r, n in ipairs(counts) do
+    if n > 0 then rows:narrow(1, at, n):copy(all:select(1, r):narrow(1, 1, n)) end
+    at = at + n
+  end
+  return rows
+end
+
 --- Overwrites a tensor with that of one rank. Collective.
 -- @param x tensor of any dtype and shape, contiguous, the same shape on all ranks
 -- @param[opt=0] root number of the rank whose elements all get, 0-based
@@ -232,6 +259,19 @@ function dist.time() return joined().size == 1 and core.time() or me.clock end
 -- @return integer from 0 to 2^53
 -- @raise as rank
 function dist.seed(seed) return (seed + joined().rank * 0x9E3779B97F) % 2 ^ 53 end
+
+--- Gives a generator whose streams are this rank's own: for noise on a rank's own rows. What all ranks must draw alike
+-- (parameters, vertices) comes from the generator itself.
+-- @param generator vx.generator
+-- @return generator that advances the given one; that one itself on one rank
+-- @raise as rank
+function dist.generator(generator)
+  if joined().size == 1 then return generator end
+  return { stream = function()
+    local seed, stream = generator:stream()
+    return dist.seed(seed), stream
+  end }
+end
 
 -- -- Parameters -------------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,11 @@ function comm.rank_lists(list, size)
   return lists
 end
 
+--- Makes -1 of what is not among the best of all ranks' candidates (core/comm/comm.h).
+function comm.rank_choose(near, best, keys, rank)
+  call(C.vx_comm_choose, handle(near), handle(best), handle(keys), rank)
+end
+
 local work_out = ffi.new "vx_comm_work *[1]"
 
 --- Begins to sum x over the ranks, in place; gives what rank_end waits for.

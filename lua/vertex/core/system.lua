@@ -71,6 +71,10 @@ function system.parent() return ffi.C.getppid() end
 --- Says whether Ctrl-C or SIGTERM came, while either is caught.
 function system.interrupted() return C.vx_interrupted() ~= 0 end
 
+ffi.cdef "int usleep(unsigned);"
+--- Waits.
+function system.sleep(seconds) ffi.C.usleep(seconds * 1e6) end
+
 --- Reads a monotonic clock.
 -- @return seconds since a moment that stays the same
 function system.time() return C.vx_time() end

@@ -111,12 +111,15 @@ local Vectors = {}
 Vectors.__index = Vectors
 
 local OPTIONS = { path = "any", tensor = "any", device = "any", batch = { "count", 4096 },
-  shuffle = { "boolean", true }, seed = { "whole", 1 }, epochs = { "whole", 0 }, position = { "whole", 0 } }
+  shuffle = { "boolean", true }, seed = { "whole", 1 }, epochs = { "whole", 0 }, position = { "whole", 0 },
+  shard = { "whole", 0 }, shards = { "count", 1 } }
 
 --- Opens vectors in files.
 -- @param options {path: a .npy file, a safetensors file, or a folder of .npy files of one width; tensor: the name of a
 -- matrix in a safetensors file that holds several; batch = 4096 rows; shuffle = true; seed = 1, of the order; epochs =
--- 0, endless, or how often each row comes; position = 0, rows delivered before; device, the default one}
+-- 0, endless, or how often each row comes; position = 0, rows delivered before, to all readers; shard = 0 and shards =
+-- 1, this reader's number (0-based) among those that share the order, of which it takes every shards-th row; device,
+-- the default one}
 -- @return object with :next(), :read(first, count), :take(index), :size(), :width(), :position(), :close()
 -- @raise where there is no such file, it holds no matrix of numbers, widths differ, or an option is unknown
 local function vectors(options)
@@ -150,8 +153,9 @@ function Vectors:next()
   local rows, o = open_rows(self), self.o
   if core.interrupted() then return nil end
   local left = o.epochs > 0 and o.epochs * self.n - self.at or math.huge
-  local count = math.min(o.batch, left)
-  if count <= 0 then return nil end
+  local count = math.min(o.batch * o.shards, left) -- of all readers
+  local own = math.ceil((count - o.shard) / o.shards)
+  if own <= 0 then return nil end
   local index, filled = core.new({ count }, { dtype = "i32", device = "cpu" }), 0
   while filled < count do
     local epoch, place = math.floor((self.at + filled) / self.n), (self.at + filled) % self.n
@@ -166,7 +170,8 @@ function Vectors:next()
     end
     filled = filled + take
   end
-  local x = core.new({ count, self.d }, { device = "cpu" })
+  if o.shards > 1 then index = core.contiguous(core.view(index, { own }, { o.shards }, o.shard)) end
+  local x = core.new({ own, self.d }, { device = "cpu" })
   rows:read(x, index)
   self.at = self.at + count
   return x:to(self.device), index:to(self.device)

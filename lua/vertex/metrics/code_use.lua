@@ -1,11 +1,13 @@
 --- metrics/code_use: how many codes of a quantizer are in use, and how evenly, over any number of batches.
 --
 -- A quantizer with S stages and G groups gives S x G codes per row, each of a codebook of its own: both figures are
--- means over these codebooks.
+-- means over these codebooks. Several ranks count their own batches; the figures are of all, so that all ranks have to
+-- ask for them.
 
 local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local ops = require "vertex.ops"
 
 local CodeUse = {}
@@ -26,20 +28,29 @@ function CodeUse:add(codes, given)
   end)
 end
 
+--- Says how often each code was taken; several ranks add up.
+-- @return tensor i32 (columns,codes)
+-- @raise where a rank does not come
+function CodeUse:total()
+  return dist.size() == 1 and self.counts or dist.all_reduce(core.new_like(self.counts):copy(self.counts))
+end
+
 --- Says which share of the codes was used at least once.
 -- @return number, 0 to 1
+-- @raise where a rank does not come
 function CodeUse:share()
   return core.step(function()
     local zero = core.new({ 1 }, { device = self.counts:device() }):zero()
-    return ops.mean(ops.lt(zero, self.counts:to "f32")):item()
+    return ops.mean(ops.lt(zero, self:total():to "f32")):item()
   end)
 end
 
 --- Says for each codebook which share of its codes was used at least once.
 -- @return array of numbers, 0 to 1, one per column of codes
+-- @raise where a rank does not come
 function CodeUse:shares()
   local shares = {}
-  for i, row in ipairs(self.counts:totable()) do
+  for i, row in ipairs(self:total():totable()) do
     local used = 0
     for _, c in ipairs(row) do used = used + (c > 0 and 1 or 0) end
     shares[i] = used / #row
@@ -49,8 +60,9 @@ end
 
 --- Says how many codes would be in use if those that are were used evenly: exp of the entropy of the counts, in nats.
 -- @return number, 1 to codes; NaN where nothing was counted
+-- @raise where a rank does not come
 function CodeUse:perplexity()
-  local sum, rows = 0, self.counts:totable()
+  local sum, rows = 0, self:total():totable()
   for _, row in ipairs(rows) do
     local entropy, n = 0, 0
     for _, c in ipairs(row) do n = n + c end
@@ -65,13 +77,23 @@ end
 --- Forgets what was counted.
 function CodeUse:clear() self.counts:zero() end
 
---- Gives the counts, for a checkpoint.
+--- Gives the counts of here, for a checkpoint.
 -- @return {counts = tensor}; and a table of plain values, which is empty
 function CodeUse:state() return { counts = self.counts }, {} end
 
---- Goes on from what :state gave.
+--- Goes on from what :state gave; of several counters, one after the other, from their sum.
 -- @param tensors {counts = tensor on any device}, which is copied
-function CodeUse:restore(tensors, _) self.counts:copy(tensors.counts) end
+function CodeUse:restore(tensors, _)
+  local flat, more = {}, {}
+  for _, row in ipairs(self.counts:totable()) do
+    for _, c in ipairs(row) do flat[#flat + 1] = c end
+  end
+  for _, row in ipairs(tensors.counts:totable()) do
+    for _, c in ipairs(row) do more[#more + 1] = c end
+  end
+  for i = 1, #flat do flat[i] = flat[i] + more[i] end
+  self.counts:fromtable(flat)
+end
 
 arguments.guard_class("counter", CodeUse)
 

@@ -101,7 +101,7 @@ define("quantize_smooth", {
       .. "k = neighbours of each vertex (knn), on CUDA at most 64 of a shard; gumbel_tau = temperature of the Gumbel "
       .. "softmax; shards = parts of the batch that choose neighbours apart; seed and stream of the noise; noise = f32 "
       .. "(N,G,M) to fix it; vertices = i32 (G,S) of codes, 0-based, that knn pulls at (nil: all); stats = false: "
-      .. "mean_pi is not asked for; "
+      .. "mean_pi is not asked for; join = function of several ranks (quantizers/world.lua); "
       .. 'precision = "f32" or "bf16" }' } },
   returns = "y f32 (N,G,D); regularizer f32 (1); codes i32 (N,G), 0-based; mean_pi f32 (G,M), the mean probabilities, "
     .. "or nil; max_p f32 (1), the mean of the largest probability. The last three have no gradient",
@@ -127,6 +127,7 @@ define("quantize_smooth", {
       shards = o.shards, precision = precision, seed = o.seed, stream = o.stream,
     }
     op.smooth_forward(call)
+    ctx.factor = o.join and tape.no_grad(o.join, call) or 1
     local y, reg, codes, mean_pi, max_p = call.y, call.reg, call.codes, call.mean_pi, call.max_p
     if ctx.needs then
       call.reg, call.max_p = nil, nil
@@ -140,6 +141,7 @@ define("quantize_smooth", {
     local dz, dcodebook, dlog_tau = new_like(z), gradient_like(call.codebook), gradient_like(call.log_tau)
     call.dz, call.dcodebook, call.dlog_tau = dz, dcodebook, dlog_tau
     call.dy, call.dreg = dy or new_like(z):zero(), dreg or empty_on(z, { 1 }):zero()
+    if ctx.factor ~= 1 then call.dreg = ops.affine(call.dreg, ctx.factor, 0) end
     op.smooth_backward(call)
     return dz, dcodebook, dlog_tau
   end,

@@ -27,6 +27,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local entropy = require "vertex.quantizers.entropy"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
@@ -155,13 +156,14 @@ function Quantizer:loaded() self.warmup_left, self.started = 0, true end
 function Quantizer:fitted(stage) end -- luacheck: no unused args
 
 --- Puts the codes of all stages where rows are, as the option start says: at random rows, or by k-means. Hard methods
--- under cosine compare directions, so their rows count by these.
+-- under cosine compare directions, so their rows count by these. Several ranks take the rows of all.
 -- @param z tensor f32 (N,G,D), N of at least 1; fewer rows than codes: rows come again, with a little noise
 -- @raise where z holds a NaN or Inf
 function Quantizer:start_from(z)
   local o, facts = self.options, self.facts
   local on_sphere = facts.metric == "cosine" and facts.kind == "hard"
   local how = o.start == "data" and { start = "random", iterations = 0 } or {}
+  z = dist.gather_rows(z)
   local rest = z:detach()
   for s = 1, self.stage_count do
     local rows, books = on_sphere and self.unit(rest) or rest, {}
@@ -175,7 +177,7 @@ function Quantizer:start_from(z)
     self:fitted(s)
     if s < self.stage_count then rest = ops.sub(rest, self:lookup(self:nearest(rest, s), s)) end
   end
-  if z:size(1) < o.codes then
+  if z:size(1) < o.codes and dist.rank() == 0 then
     io.stderr:write(("%s: %d rows to start %d codes from; the others start as noisy copies\n"):format(self.label,
       z:size(1), o.codes))
   end

@@ -14,6 +14,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
 
@@ -49,7 +50,7 @@ end
 local function way(self, z, codes, given, name)
   local d = ops.sub(self:lookup(codes), z)
   local noise = given_or(self, given, name, z:shape(), function()
-    return ops.normal(core.new_like(z), 0, 1, self.generator)
+    return ops.normal(core.new_like(z), 0, 1, dist.generator(self.generator))
   end)
   local moved = ops.add(d:detach(), ops.affine(noise, math.sqrt(self.options.variance), 0))
   return ops.mul(ops.div(moved, length(moved)), length(d))

@@ -9,12 +9,14 @@
 --             under cosine scaled to unit length
 --   replace   codes of which cluster_size is below `threshold`, dead ones, become rows of the batch or copies of codes
 --             in use. They wait for 1 / (1 - decay) steps, since the averages begin at 1
+-- Counts, sums and the rows that dead codes become are those of all ranks.
 -- Agrees with the package vector-quantize-pytorch 1.32, whose default estimator is the rotation trick.
 --
 -- [1] van den Oord et al. 2017, Neural discrete representation learning   [2] Fifty et al. 2025
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
@@ -67,13 +69,18 @@ function Ema:learn(z, output)
   local G, M, D = o.groups, o.codes, z:size(3)
   if self.facts.metric == "cosine" then x = self.unit(x) end
   local sum = self.row_sums(x, self:flat_codes(output.codes), G * M)
-  approach(self.cluster_size, ops.count_codes(output.codes, M):to "f32", o.decay)
+  local counts = ops.count_codes(output.codes, M)
+  if dist.size() > 1 then
+    dist.all_reduce(sum)
+    dist.all_reduce(counts)
+  end
+  approach(self.cluster_size, counts:to "f32", o.decay)
   approach(self.embed_avg, ops.reshape(sum, { G, M, D }), o.decay)
   local total = ops.sum(self.cluster_size, 2, true)
   local smoothed = ops.mul(ops.div(ops.affine(self.cluster_size, 1, o.eps), ops.affine(total, 1, M * o.eps)), total)
   local codebook = ops.div(self.embed_avg, ops.reshape(smoothed, { G, M, 1 }))
   self.codebook:copy(self.facts.metric == "cosine" and self.unit(codebook) or codebook)
-  if o.replace and self.steps >= 1 / (1 - o.decay) then self:replace_dead(x) end
+  if o.replace and self.steps >= 1 / (1 - o.decay) then self:replace_dead(dist.gather_rows(x)) end
 end
 
 --- Draws from 0 .. n-1 without repetition.

@@ -1,8 +1,8 @@
 --- quantizers: the registry of methods, and the contract that a family of them keeps.
 --
--- Each other file of this folder but base.lua and entropy.lua is one family. It returns what is known of its methods,
--- as data, and the class that computes them; whatever needs a fact (help, sweeps, tables, benchmarks, tests) reads it
--- here, never from a method's name:
+-- Each other file of this folder but base, entropy and world.lua is one family. It returns what is known of its
+-- methods, as data, and the class that computes them; whatever needs a fact (help, sweeps, tables, benchmarks, tests)
+-- reads it here, never from a method's name:
 --   { names = { { name =, summary =, ... }, ... },   its methods, in the order of the paper's Table 1
 --     options = { { name =, default =, meaning = }, ... },   beyond the common ones below
 --     class = a class that extends vx.Quantizer (base.lua says with what),
@@ -239,7 +239,7 @@ local function add_family(family, source)
 end
 
 -- files of this folder that are no families
-local NO_FAMILY = { ["init.lua"] = true, ["base.lua"] = true, ["entropy.lua"] = true }
+local NO_FAMILY = { ["init.lua"] = true, ["base.lua"] = true, ["entropy.lua"] = true, ["world.lua"] = true }
 
 --- Adds every .lua file of a folder as a family; files read before are read again and replace what they defined.
 -- @param dir path of the folder

@@ -18,10 +18,13 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local entropy = require "vertex.quantizers.entropy"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
+local tape = require "vertex.tape"
+local world = require "vertex.quantizers.world"
 
 local Smooth = registry.Quantizer.extend "SmoothQuantizer"
 
@@ -45,8 +48,17 @@ function Smooth:setup(options)
     end
   end
   check.choice("quantizer", "precision", options.precision, { "f32", "bf16" })
-  if options.k % options.shards ~= 0 then
+  check.choice("quantizer", "scope", options.scope, { "rank", "world" })
+  local ranks = dist.size()
+  if options.scope == "rank" and math.max(options.shards, ranks) % ranks ~= 0 then
+    core.fail("quantizer: %d shards do not divide among %d ranks", options.shards, ranks)
+  end
+  if options.scope == "rank" and options.k % options.shards ~= 0 then
     core.fail("quantizer: k %d does not divide into %d shards", options.k, options.shards)
+  end
+  if options.scope == "rank" and KNN[self.facts.regularizer] and options.k % ranks ~= 0 then
+    core.fail("quantizer: k %d does not divide among %d ranks; expected a multiple, or scope = \"world\"", options.k,
+      ranks)
   end
   local g = options.gumbel_tau
   if type(g) == "table" then
@@ -71,6 +83,15 @@ function Smooth:gumbel_tau()
   end
   local t = math.min(1, (self.steps - 1) / g.steps)
   return g.from * (g.to / g.from) ^ t
+end
+
+--- Neighbours of a vertex among this rank's rows, and the parts that these are split into. All ranks together have
+-- `shards` parts, at least one each, with K / parts neighbours; under scope = "world" there is one part of all ranks.
+local function neighbours(self, rows)
+  local o, ranks = self.options, dist.size()
+  if o.scope == "world" then return ranks == 1 and o.k or math.min(o.k, rows), 1 end
+  local parts = math.max(1, o.shards / ranks)
+  return o.k / math.max(o.shards, ranks) * parts, parts
 end
 
 --- S of the M vertices of each codebook, drawn without replacement (Section 5.3).
@@ -110,12 +131,15 @@ function Smooth:quantize(z, given)
     core.fail("%s: gumbel %s, expected (%d,%d,%d)", self.label, core.is_tensor(noise) and core.shape_text(noise)
       or type(noise), z:size(1), o.groups, o.codes)
   end
+  local k, parts = neighbours(self, z:size(1))
   local y, reg, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
-    sampler = self.sampler, regularizer = self.regularizer, k = o.k, gumbel_tau = self:gumbel_tau(), shards = o.shards,
-    seed = seed, stream = stream,
+    sampler = self.sampler, regularizer = self.regularizer, k = k, gumbel_tau = self:gumbel_tau(), shards = parts,
+    seed = dist.seed(seed), stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
     vertices = o.vertices and KNN[self.regularizer] and draw_vertices(self) or nil,
     precision = o.precision, stats = self.with_stats,
+    -- without gradients nobody needs the regularizer, and ranks may have different numbers of batches
+    join = o.scope == "world" and dist.size() > 1 and tape.enabled and world.join(self.regularizer, o.k) or nil,
   })
   local term = TERMS[self.regularizer]
   local terms = term and { [term] = reg } or {}
@@ -193,7 +217,11 @@ return {
       meaning = "weight of the rows' mean entropy less the entropy of their mean" },
     { name = "vertices", meaning = "S: look only at S random vertices each step (knn-*, Section 5.3)" },
     { name = "shards", default = 1,
-      meaning = "split the batch in this many parts with K / shards neighbours each, as the paper's GPUs do" },
+      meaning = "split the batch (of all ranks) in this many parts with K / shards neighbours each, as the paper's"
+        .. " GPUs do" },
+    { name = "scope", default = "rank",
+      meaning = "of several ranks: \"rank\", K / ranks neighbours among each rank's own rows, as the paper's GPUs; or"
+        .. " \"world\", K among the rows of all ranks" },
     { name = "precision", default = "f32",
       meaning = "\"bf16\": averages and gradients of rows wider than 8 from factors rounded to bf16; logits float32" },
   },

@@ -15,6 +15,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local simplex = require "vertex.simplex"
@@ -45,7 +46,8 @@ function PerezCruzQuantizer:quantize(z, given)
     core.fail("%s: z has %d rows, expected more than neighbour = %d", self.label, z:size(1), o.neighbour)
   end
   if not prior then
-    prior = simplex.dirichlet(o.alpha, z:size(1), { dim = o.codes, generator = self.generator, device = z:device() })
+    prior = simplex.dirichlet(o.alpha, z:size(1), { dim = o.codes, generator = dist.generator(self.generator),
+      device = z:device() })
   end
   return self:quantize_with(z, "pkl", function(log_pi)
     return ops.affine(simplex.perez_cruz_kl(prior, ops.exp(log_pi), { k = o.neighbour }), 1 / (o.codes - 1), 0)

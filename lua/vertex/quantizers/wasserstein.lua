@@ -14,6 +14,7 @@
 
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local hard = require "vertex.quantizers.hard"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
@@ -134,7 +135,7 @@ local mean_distance = tape.recorded { name = "wasserstein", outputs = 1,
 -- @return table with the terms commitment, codebook and distance
 -- @raise where liblapack.so.3 is not installed
 function Wasserstein:quantize(z)
-  local output, rows = hard.class.quantize(self, z), z:detach()
+  local output, rows = hard.class.quantize(self, z), dist.gather_rows(z:detach())
   local past = math.min(self.queued, self.options.queue)
   if past > 0 then
     local queue = ops.narrow(self.queue, 1, 1, past)
@@ -149,8 +150,9 @@ end
 --- Puts the rows into the queue, in place of the oldest.
 -- @param z tensor f32 (N,G,D)
 function Wasserstein:learn(z)
+  z = dist.gather_rows(z:detach())
   local Q, N = self.options.queue, z:size(1)
-  local rows = ops.reshape(z:detach(), { N, self.options.dim })
+  local rows = ops.reshape(z, { N, self.options.dim })
   local at = math.max(0, N - Q) -- of more rows than the queue takes the last ones
   while at < N do
     local place = self.queued % Q

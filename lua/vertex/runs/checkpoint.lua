@@ -5,13 +5,53 @@
 -- The file is a safetensors one, written whole or not at all. Tensors are named model.NAME, optimizer.NAME,
 -- sums.KEY.NAME and run.NAME; metadata: vertex = "checkpoint", version, optimizer_steps, and as JSON generators (of
 -- modules, with their plain_state), sums (their plain values) and extra.
+--
+-- Several ranks save together, and rank 0 writes: all else is the same on all of them (which is checked), but the sums
+-- are each rank's own, those of rank r > 0 under sums.KEY@r.NAME. As many ranks go on with their own; any other number
+-- has their total on rank 0.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local json = require "vertex.json"
 local safetensors = require "vertex.safetensors"
 
 local checkpoint = {}
 local fail = core.fail
+
+--- The name in the file of the r-th rank's sum.
+local function key_of(key, r) return r == 1 and key or key .. "@" .. r - 1 end
+
+--- Collects what each rank sums: tensors by their names in the file, and the plain values by key.
+local function collect_sums(sums, tensors)
+  local plain = {}
+  for _, key in ipairs(check.names(sums)) do
+    local parts, own = sums[key]:state()
+    local texts = dist.gather_text(json.encode(own))
+    for _, name in ipairs(check.names(parts)) do
+      local x = parts[name]
+      if #texts == 1 then
+        tensors[("sums.%s.%s"):format(key, name)] = x
+      else
+        local all = dist.all_gather(x)
+        for r = 1, #texts do tensors[("sums.%s.%s"):format(key_of(key, r), name)] = all:select(1, r) end
+      end
+    end
+    for r, text in ipairs(texts) do plain[key_of(key, r)] = json.decode(text) end
+  end
+  return plain
+end
+
+--- Gives each rank its sums back.
+local function restore_sums(sums, parts, plain, ranks)
+  for key, values in pairs(plain) do
+    local name, r = key:match "^(.-)@(%d+)$"
+    name, r = name or key, tonumber(r) or 0
+    local mine
+    if ranks == dist.size() then mine = r == dist.rank() else mine = dist.rank() == 0 end
+    if mine and sums[name] then sums[name]:restore(parts[key] or {}, values) end
+  end
+end
 
 --- Writes a checkpoint.
 -- @param path path of the file
@@ -19,9 +59,9 @@ local fail = core.fail
 -- nil: what a log line tells of all steps since the last, tensors = {name = tensor} or nil}; the random generators and
 -- the plain_state of the model's modules, and the default generator, are saved with it
 -- @param extra table of plain values: step, position, results
--- @raise where the file cannot be written
+-- @raise where the file cannot be written, or the model is no longer the same on all ranks
 function checkpoint.save(path, state, extra)
-  local tensors, modules, sums = {}, {}, {}
+  local tensors, modules = {}, {}
   for name, x in pairs(state.model:state_dict()) do tensors["model." .. name] = x end
   state.model:visit(function(m, name)
     local own = m.generator and { seed = m.generator.seed, drawn = m.generator.drawn } or {}
@@ -30,18 +70,16 @@ function checkpoint.save(path, state, extra)
   end)
   local optimizer = state.optimizer
   for name, x in pairs(optimizer and optimizer:state_dict() or {}) do tensors["optimizer." .. name] = x end
-  for key, sum in pairs(state.sums or {}) do
-    local parts
-    parts, sums[key] = sum:state()
-    for name, x in pairs(parts) do tensors[("sums.%s.%s"):format(key, name)] = x end
-  end
+  dist.expect_same(tensors, "model and optimizer")
+  local sums = collect_sums(state.sums or {}, tensors)
+  if dist.rank() > 0 then return end
   for name, x in pairs(state.tensors or {}) do tensors["run." .. name] = x end
   local default = core.default_generator
   safetensors.save(path, tensors, {
     vertex = "checkpoint", version = core.version,
     optimizer_steps = tostring(optimizer and optimizer.steps or 0),
     generators = json.encode { modules = modules, default = { seed = default.seed, drawn = default.drawn } },
-    sums = json.encode(sums),
+    sums = json.encode(sums), ranks = tostring(dist.size()),
     extra = json.encode(extra),
   })
 end
@@ -100,9 +138,7 @@ function checkpoint.load(path, state)
       if own[field] ~= nil then m[field] = own[field] end
     end
   end)
-  for key, plain in pairs(json.decode(metadata.sums or "") or {}) do
-    if state.sums and state.sums[key] then state.sums[key]:restore(parts[key] or {}, plain) end
-  end
+  restore_sums(state.sums or {}, parts, json.decode(metadata.sums or "") or {}, tonumber(metadata.ranks or 1))
   core.default_generator.seed, core.default_generator.drawn = generators.default.seed, generators.default.drawn
   for _, x in pairs(tensors) do x:release() end
   return extra

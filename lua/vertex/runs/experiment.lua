@@ -29,7 +29,8 @@
 --         line = { name, ... } }                    the columns shown when a method is done
 --       pictures = { { file = "curves.png", draw = function(run, path) }, ... },   drawn when all is done
 --       check = function(config, methods, preset) } raises where training could not work; nothing has been written yet;
---                                                   preset: the chosen one, with what --set changes
+--                                                   preset: the chosen one, with what --set changes. It may return a
+--                                                   text that tells data apart (runs.fingerprint): ranks compare it
 
 local core = require "vertex.core"
 

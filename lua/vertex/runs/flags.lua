@@ -4,6 +4,7 @@
 local argparse = require "argparse"
 local check = require "vertex.check"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local json = require "vertex.json"
 local registry = require "vertex.quantizers"
 
@@ -11,10 +12,18 @@ local flags = {}
 
 -- -- Refusing ---------------------------------------------------------------------------------------------------------
 
+local RANK_0_FIRST = 1.5 -- seconds: a job is over that long after its first rank ended
+
 --- Ends the program: a message for the user on stderr, status 2. For what the command line asks and cannot be had.
+-- Where several ranks refuse the same, rank 0 alone says so.
 -- @param message text, as for string.format where arguments follow
 function flags.refuse(message, ...)
   if select("#", ...) > 0 then message = message:format(...) end
+  local rank = core.rank_numbers()
+  if rank > 0 then
+    core.sleep(RANK_0_FIRST)
+    message = ("rank %d: %s"):format(rank, message)
+  end
   io.stderr:write(message, "\n")
   os.exit(2, true)
 end
@@ -173,6 +182,7 @@ flags.graph = {
   name = "graph", values = { "on", "off" }, argname = "on|off",
   meaning = "Record a device's training step once and launch it as a whole; default on, where a device can.",
   check = function(value)
+    if value == "on" and dist.size() > 1 then return "--graph on: several ranks run their steps op by op" end
     if value == "on" and not core.can(core.device(), "graphs") then
       return ("--graph on: the device %s records no graphs"):format(core.device())
     end
@@ -287,6 +297,9 @@ end
 function flags.parse(spec, argv)
   load_quantizers(argv)
   local parser = make_parser(spec)
+  for _, a in ipairs(core.rank_numbers() > 0 and argv or {}) do
+    if a == "--help" or a == "-h" then os.exit(0, true) end -- rank 0 shows it
+  end
   local ok, args = parser:pparse(join_numbers(argv))
   if not ok then refuse("%s\n\n%s", args, parser:get_usage()) end
   if args.preset and not spec.presets[args.preset] then
@@ -296,11 +309,13 @@ function flags.parse(spec, argv)
   args.set = parse_settings(args.set)
   args.grid = parse_grid(args.grid)
   args.methods = args.methods and parse_methods(args.methods, spec.methods)
-  if args.threads then core.threads(args.threads) end
   if args.device then
     local found, reason = pcall(core.device, args.device)
     if not found then refuse("--device: %s", flags.reason(reason)) end
   end
+  local joined, why = pcall(dist.size) -- takes a share of the cores
+  if not joined then refuse("%s", flags.reason(why)) end
+  if args.threads then core.threads(args.threads) end
   return args
 end
 

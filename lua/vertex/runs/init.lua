@@ -25,6 +25,7 @@ local sweep = require "vertex.runs.sweep"
 
 return {
   start = sweep.start, Run = sweep.Run, quantizer_options = sweep.quantizer_options,
+  fingerprint = sweep.fingerprint,
   meter = require "vertex.runs.meter",
   progress = require "vertex.runs.progress",
   checkpoint = require "vertex.runs.checkpoint",

@@ -10,11 +10,15 @@
 --    /.lock              held by the process that works here
 --
 -- Nothing is written before everything that can be checked is: a refused command leaves no trace.
+--
+-- Several ranks (vx.dist) read and check the same, and compare what they found; rank 0 alone writes, prints and holds
+-- the lock. The folder has to be one that all of them see.
 
 local lfs = require "lfs"
 local check = require "vertex.check"
 local checkpoint = require "vertex.runs.checkpoint"
 local core = require "vertex.core"
+local dist = require "vertex.dist"
 local experiment = require "vertex.runs.experiment"
 local flags_of = require "vertex.runs.flags"
 local json = require "vertex.json"
@@ -51,7 +55,8 @@ end
 
 --- What results were made with, for people: about.json.
 local function about(argv)
-  return { device = describe_device(), threads = core.threads(), library = core.version, commit = commit(),
+  return { device = describe_device(), threads = core.threads(), ranks = dist.size(),
+    library = core.version, commit = commit(),
     luajit = jit.version, system = jit.os .. " " .. jit.arch, date = os.date "!%Y-%m-%d %H:%M UTC",
     command = ("luajit %s %s"):format(arg and arg[0] or "?", table.concat(argv or {}, " ")) }
 end
@@ -211,6 +216,14 @@ local function quantizer_options(config, own)
   return options
 end
 
+--- Ends the program where a step's batch cannot be divided among the ranks.
+local function expect_divisible(config)
+  local ranks = dist.size()
+  if config.batch and config.batch % ranks ~= 0 then
+    refuse("--batch %d does not divide among %d ranks; expected a multiple of %d", config.batch, ranks, ranks)
+  end
+end
+
 --- What a run is made of: its configuration, its methods, all methods of its folder, and its preset, all checked. Ends
 -- the program where something cannot be had; nothing is written.
 local function plan(spec, flags, stored, out)
@@ -222,13 +235,61 @@ local function plan(spec, flags, stored, out)
     local wrong = flag.check and value ~= nil and flag.check(value)
     if wrong then refuse("%s", wrong) end
   end
+  expect_divisible(config)
   return config, methods, all, preset_of(spec, config, methods)
 end
 
---- Ends the program where training could not work with these.
+--- Ends the program where training could not work with these. Gives what the experiment says of its data, if anything.
 local function expect_trainable(spec, config, methods, preset)
   local ok, message = pcall(spec.check, config, methods, preset)
   if not ok then refuse("%s", flags_of.reason(message)) end
+  return message
+end
+
+--- Ends the program where ranks were given, or found, different things: texts by their names.
+local function expect_agreement(facts)
+  if dist.size() == 1 then return end
+  local texts = dist.gather_text(json.encode(facts))
+  local first = json.decode(texts[1])
+  for r = 2, #texts do
+    local other, keys = json.decode(texts[r]), {}
+    for _, t in ipairs { first, other } do
+      for key in pairs(t) do keys[key] = true end
+    end
+    for _, key in ipairs(check.names(keys)) do
+      if first[key] ~= other[key] then
+        refuse("the ranks disagree on %s: rank 0 has %s, rank %d has %s", key, first[key] or "none", r - 1,
+          other[key] or "none")
+      end
+    end
+  end
+end
+
+--- What all ranks have to have alike.
+local function facts_of(self, data)
+  local facts = { methods = table.concat(self.methods, ","), ["the data"] = data, ["--out"] = self.out,
+    ["--checkpoint"] = tostring(self.flags.checkpoint) }
+  for key, value in pairs(self.config) do facts["--" .. key] = json.encode(value) end
+  for _, method in ipairs(self.methods) do
+    local extra = self:peek(method)
+    facts["the checkpoint of " .. method] = extra and ("one of step %d"):format(extra.step) or nil
+  end
+  return facts
+end
+
+--- Makes the output folder, and writes the configuration.
+local function open_folder(out, config, is_new, argv)
+  flags_of.make_folders(out)
+  if is_new then
+    lock(out)
+    if read_config(out) then refuse("--out %s: another process has begun an experiment there", out) end
+  end
+  local ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
+  if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
+  core.write_file(out .. "/about.json", json.encode(about(argv)) .. "\n")
+  flags_of.make_folders(out .. "/checkpoints")
+  remove_temporary(out)
+  remove_temporary(out .. "/checkpoints")
 end
 
 --- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
@@ -238,11 +299,13 @@ end
 -- @param argv array of texts: `arg`
 -- @return run: flags; config {preset, data, seed, batch, steps or epochs, set, and flags that decide}; preset, that of
 -- spec.presets with what --set changes; methods, array of names; out, the folder; results {method = {column = value}}
--- of finished methods
+-- of finished methods; and what is this rank's: shard (0-based) and shards, for readers of data, and batch
 -- @raise where the declaration lacks something
 local function start(spec, argv)
   spec = experiment(spec)
   local flags = flags_of.parse(spec, argv)
+  local rank, ranks = dist.rank(), dist.size()
+  flags.quiet = flags.quiet or rank > 0 or nil
   local out = flags.out or default_folder(spec.name,
     flags.preset or flags.data and spec.data_preset or spec.preset, flags.resume)
   out = out:gsub("(.)/+$", "%1")
@@ -250,6 +313,7 @@ local function start(spec, argv)
   if mode and mode ~= "directory" then refuse("--out %s is a %s, expected a folder", out, mode) end
   series.follow_parent()
   if series.asked(flags, out) then
+    if ranks > 1 then refuse "--seeds and --grid start a process for each run: under mpirun give one --seed a job" end
     os.exit(series.run(spec, flags, argv, out, function(arguments)
       local one = flags_of.parse(spec, arguments)
       local config, methods, _, preset = plan(spec, one)
@@ -262,32 +326,24 @@ local function start(spec, argv)
     refuse("--out %s holds an experiment already; --resume goes on with it, another --out starts anew", out)
   end
   if stored then
-    lock(out)
+    if rank == 0 then lock(out) end
     stored = read_config(out) -- another process may have added methods before it ended
   elseif mode then
     expect_empty(out)
   end
   local config, methods, all, preset = plan(spec, flags, stored, out)
   local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
-    flags = flags, spec = spec, results = {}, identity = json.encode(config) }, Run)
+    flags = flags, spec = spec, results = {}, identity = json.encode(config), shard = rank, shards = ranks,
+    batch = config.batch and config.batch / ranks }, Run)
   for _, method in ipairs(all) do
     local extra = self:peek(method)
     if extra and extra.result then self.results[method] = extra.result end
   end
-  expect_trainable(spec, config, methods, preset)
-
-  flags_of.make_folders(out)
-  if not stored then
-    lock(out)
-    if read_config(out) then refuse("--out %s: another process has begun an experiment there", out) end
-  end
+  local data = expect_trainable(spec, config, methods, preset)
+  expect_agreement(facts_of(self, data))
   config.methods = all
-  local ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
-  if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
-  core.write_file(out .. "/about.json", json.encode(about(argv)) .. "\n")
-  flags_of.make_folders(out .. "/checkpoints")
-  remove_temporary(out)
-  remove_temporary(out .. "/checkpoints")
+  if rank == 0 then open_folder(out, config, not stored, argv) end
+  if ranks > 1 then dist.barrier() end
   return self
 end
 
@@ -313,7 +369,25 @@ function Run:peek(method)
   return extra
 end
 
---- Begins a method, or brings it back to where its checkpoint was written.
+--- Where this rank's reader of the data stood: a number, or one for each rank where broken items set them apart.
+-- Another number of ranks goes on behind all of them.
+local function own_position(position)
+  if type(position) ~= "table" then return position end
+  return #position == dist.size() and position[dist.rank() + 1] or math.max(unpack(position))
+end
+
+--- Where the readers of all ranks stand.
+local function all_positions(position)
+  local all, alike = {}, true
+  for r, p in ipairs(dist.gather { position }) do
+    all[r] = p[1]
+    alike = alike and p[1] == all[1]
+  end
+  return alike and position or all
+end
+
+--- Begins a method, or brings it back to where its checkpoint was written. From here on all ranks are alike, but for
+-- the default generator.
 -- @param method name
 -- @param state table that is saved and restored: {model =, optimizer =, sums =} (runs/checkpoint.lua)
 -- @return table: step, the last one done (0 anew), and what else was given to run:save
@@ -327,8 +401,13 @@ function Run:begin(method, state)
     extra = loaded
   end
   extra = extra or { step = 0, seconds = 0 }
-  self:trim_metrics(method, extra.step)
-  self.began, self.before, self.saved = core.time(), extra.seconds, core.time()
+  extra.position = own_position(extra.position)
+  dist.broadcast_all(state.model:state_dict())
+  dist.broadcast_all(state.optimizer and state.optimizer:state_dict() or {})
+  core.default_generator.seed = dist.seed(core.default_generator.seed) -- of what is drawn for this rank's rows
+  dist.sum {} -- sets the clock
+  if dist.rank() == 0 then self:trim_metrics(method, extra.step) end
+  self.began, self.before, self.saved = core.time(), extra.seconds, dist.time()
   return extra
 end
 
@@ -341,10 +420,11 @@ function Run:seconds() return self.before + core.time() - self.began end
 -- @param[opt=false] now_and_then true: only where --checkpoint seconds have passed since the last
 -- @raise where the file cannot be written
 function Run:save(extra, now_and_then)
-  if now_and_then and core.time() - self.saved < (self.flags.checkpoint or 10) then return end
+  if now_and_then and dist.time() - self.saved < (self.flags.checkpoint or 10) then return end
+  if extra.position then extra.position = all_positions(extra.position) end
   extra.identity, extra.method, extra.seconds = self.identity, self.method, self:seconds()
   checkpoint.save(self:checkpoint_path(self.method), self.state, extra)
-  self.saved = core.time()
+  self.saved = dist.time()
 end
 
 --- Gives back the tensors that a finished method kept (run:finish).
@@ -384,10 +464,11 @@ function Run:trim_metrics(method, step)
   end
 end
 
---- Appends a line to metrics.jsonl.
+--- Appends a line to metrics.jsonl; of several ranks rank 0 does.
 -- @param entry table of plain values, at least step; method and seed are added
 -- @raise where the file cannot be written
 function Run:log(entry)
+  if dist.rank() > 0 then return end
   entry.method, entry.seed = self.method, self.config.seed
   local f, reason = io.open(self.out .. "/metrics.jsonl", "a")
   if not f then core.fail("%s/metrics.jsonl: %s", self.out, reason) end
@@ -416,25 +497,36 @@ function Run:finished(method) return self.results[method] ~= nil end
 --- Ends the method that was begun: its results go into its checkpoint and into results.csv.
 -- @param result table {column = number}, at least steps
 -- @param[opt] tensors {name = tensor} to keep in the checkpoint, for pictures (run:kept)
+-- @raise where a file cannot be written, or a rank does not come
 function Run:finish(result, tensors)
   result.method, result.seed, result.seconds = self.method, self.config.seed, self:seconds()
   self.state.tensors, self.state.sums = tensors, nil
   self:save { step = result.steps, result = result }
   self.results[self.method] = result
-  core.write_file(self.out .. "/results.csv", results.csv(self))
+  if dist.rank() == 0 then core.write_file(self.out .. "/results.csv", results.csv(self)) end
 end
 
---- Says something about the run on stderr, unless --quiet was given.
+--- Says something about the run on stderr, unless --quiet was given; of several ranks rank 0 does.
 -- @param text text, as for string.format, with its arguments
 function Run:say(text, ...)
   if not self.flags.quiet then io.stderr:write(text:format(...), "\n") end
 end
 
---- Runs f(method) for each method that is not finished; writes and prints the table and draws the pictures when all
--- are.
+--- Names the broken items that all ranks met, on stderr. Collective.
+-- @param list array of {path =, reason =}
+-- @raise where a rank does not come
+function Run.skipped(_, list)
+  local lines = {}
+  for i, broken in ipairs(list) do lines[i] = ("skipped %s: %s\n"):format(broken.path, broken.reason) end
+  local texts = dist.gather_text(table.concat(lines))
+  if dist.rank() == 0 then io.stderr:write(unpack(texts)) end
+end
+
+--- Runs f(method) for each method that is not finished. Gives false where it was interrupted.
 local function run_methods(self, f)
-  local spec = self.spec
+  local spec, ranks = self.spec, dist.about()
   self:say("%s: %s, %s → %s", spec.name, spec.table.title(self.config), describe_device(), self.out)
+  if ranks then self:say("%s", ranks) end
   for _, method in ipairs(self.methods) do
     if self:finished(method) then
       self:say("%-15s  finished before", method)
@@ -442,12 +534,18 @@ local function run_methods(self, f)
       local result, tensors = f(method)
       if not result then
         self:say("stopped; go on with: luajit %s --out %s --resume", arg and arg[0] or spec.name, self.out)
-        return 130
+        return false
       end
       self:finish(result, tensors)
       self:say("%-15s  %s", method, results.line(self, method))
     end
   end
+  return true
+end
+
+--- Writes and prints the table and draws the pictures.
+local function conclude(self)
+  local spec = self.spec
   core.write_file(self.out .. "/results.csv", results.csv(self)) -- a kill may have come between it and a checkpoint
   core.write_file(self.out .. "/table.md", results.markdown(self))
   io.write(results.text(self), "\n")
@@ -459,18 +557,46 @@ local function run_methods(self, f)
   report(self.out)
   files[#files + 1] = "report.html"
   self:say("%s in %s", table.concat(files, ", "), self.out)
+end
+
+--- All of it; gives the status for os.exit.
+local function run_all(self, f)
+  if not run_methods(self, f) then
+    dist.barrier() -- rank 0 has written; a rank that ends earlier ends the job
+    return 130
+  end
+  dist.close() -- what is left takes rank 0 alone
+  if dist.rank() == 0 then conclude(self) end
   return 0
 end
 
 --- Runs the experiment: f for each method that is not finished yet, then table.md, which is printed too, and the
--- pictures. Ctrl-C and SIGTERM only raise vx's flag meanwhile (core.interrupted); an error is printed.
+-- pictures. Ctrl-C, SIGTERM and SIGUSR1 only raise vx's flag meanwhile (core.interrupted); an error is printed, and
+-- ends all ranks.
 -- @param f function(method) → result {column = number}, at least steps, and tensors to keep; nil where interrupted. It
 -- calls run:begin, run:log and run:save
 -- @return status for os.exit: 0, 130 where interrupted, 1 after an error
+-- @raise nothing: errors are printed
 function Run:each(f)
-  local ok, status = pcall(core.catching_interrupts, run_methods, self, f)
-  if not ok then io.stderr:write(tostring(status), "\n") end
+  local ok, status = pcall(core.catching_interrupts, run_all, self, f)
+  if not ok then
+    local name = dist.size() > 1 and ("rank %d: "):format(dist.rank()) or ""
+    io.stderr:write(name .. tostring(status) .. "\n") -- in one piece: ranks write at the same time
+    dist.abort(1)
+  end
   return ok and status or 1
 end
 
-return { start = start, Run = Run, quantizer_options = quantizer_options }
+--- Describes a list of texts, as the files of a data set, in a few characters that tell lists apart.
+-- @param list array of texts
+-- @return text
+local function fingerprint(list)
+  local hash = 5381
+  for _, text in ipairs(list) do
+    for i = 1, #text do hash = (hash * 33 + text:byte(i)) % 2 ^ 32 end
+    hash = (hash * 33 + 10) % 2 ^ 32
+  end
+  return ("%d items (%08x)"):format(#list, hash)
+end
+
+return { start = start, Run = Run, quantizer_options = quantizer_options, fingerprint = fingerprint }

@@ -1,0 +1,213 @@
+-- The main job on several ranks: ae_sweep under mpirun follows the trajectory of one rank, goes on after a stop or on
+-- another number of ranks, and ends with a message where a rank fails or the ranks do not fit together.
+
+local H = require "tests.helper"
+local lfs = require "lfs"
+local json = require "vertex.json"
+local mpirun = require "tests.mpirun"
+local vx = require "vertex"
+
+local scratch
+local SWEEP = "luajit '" .. H.root .. "/experiments/ae_sweep.lua' --device cpu "
+
+local function sweep(n, arguments, more) return mpirun.run(scratch, n, SWEEP .. arguments, more) end
+local function alone(arguments)
+  return H.shell(("cd '%s'; %s VERTEX_LIB='%s' %s"):format(scratch, mpirun.clean,
+    os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so", SWEEP .. arguments))
+end
+
+local function metrics(out)
+  local list = {}
+  for line in assert(H.read(("%s/%s/metrics.jsonl"):format(scratch, out)), out):gmatch "[^\n]+" do
+    list[#list + 1] = json.decode(line)
+  end
+  return list
+end
+
+--- results.csv: { method = { column = number } }.
+local function results(out)
+  local rows, names = {}, nil
+  for line in assert(H.read(("%s/%s/results.csv"):format(scratch, out)), out):gmatch "[^\n]+" do
+    local cells = {}
+    for cell in (line .. ","):gmatch "([^,]*)," do cells[#cells + 1] = cell end
+    if names then
+      local row = {}
+      for i, name in ipairs(names) do row[name] = tonumber(cells[i]) end
+      rows[cells[1]] = row
+    else
+      names = cells
+    end
+  end
+  return rows
+end
+
+--- Bytes of the tensors of a checkpoint in one string, without what is summed.
+local function tensors(out, method)
+  local loaded, names, parts = vx.load(("%s/%s/checkpoints/%s.safetensors"):format(scratch, out, method)), {}, {}
+  for name in pairs(loaded) do
+    if not name:find "^sums%." then names[#names + 1] = name end
+  end
+  table.sort(names)
+  for i, name in ipairs(names) do parts[i] = name .. loaded[name]:bytes() end
+  return table.concat(parts)
+end
+
+--- Fails unless two runs have the same losses up to a relative error, from a step on, and the same results.
+local function expect_same_course(one, other, from)
+  local a, b = metrics(one), metrics(other)
+  assert.equal(#a, #b)
+  for i = 1, #a do
+    assert.equal(a[i].method .. a[i].step, b[i].method .. b[i].step)
+    for _, field in ipairs { "loss", "mse", "code_use" } do
+      if a[i].step >= (from or 1) then
+        assert.is_true(math.abs(a[i][field] - b[i][field]) <= 1e-4 * math.abs(a[i][field]),
+          ("%s step %d %s: %.9g, %.9g"):format(a[i].method, a[i].step, field, a[i][field], b[i][field]))
+      end
+    end
+  end
+  local c, d = results(one), results(other)
+  for method, row in pairs(c) do
+    for _, column in ipairs { "code_use", "code_use_256", "perplexity", "rmse", "psnr" } do
+      assert.is_true(math.abs(row[column] - d[method][column]) <= 1e-4 * row[column], method .. " " .. column)
+    end
+  end
+end
+
+local METHODS = "--methods ste-euclid,ema-cosine "
+local COMMON = "--batch 8 --steps 20 --checkpoint 0 --quiet "
+
+describe("ae_sweep on ranks #ranks", function()
+  local ranked = mpirun.needed(it, pending)
+
+  setup(function()
+    scratch = H.scratch "ranks_sweep"
+    assert(lfs.mkdir(scratch))
+    -- methods that go wrong on rank 1 at step 3, or wait there for ever
+    lfs.mkdir(scratch .. "/wrong")
+    H.write(scratch .. "/wrong/wrong.lua", [[
+      local dist, hard = require "vertex.dist", require "vertex.quantizers.hard"
+      local Wrong = require("vertex.quantizers").Quantizer.extend "Wrong"
+      for name, value in pairs(hard.class) do
+        if type(value) == "function" and not name:find "^__" then Wrong[name] = value end
+      end
+      function Wrong:learn()
+        if self.steps < 3 or dist.rank() ~= 1 then return end
+        if self.label == "hangs" then while true do end end
+        require("vertex.core").fail "something is wrong"
+      end
+      local names = {}
+      for _, name in ipairs { "fails", "hangs" } do
+        names[#names + 1] = { name = name, summary = "goes wrong", metric = "euclid", estimator = "ste" }
+      end
+      return { names = names, paper = "none", kind = "hard", codebook = true, options = hard.options, class = Wrong }
+    ]])
+  end)
+
+  ranked("follow one rank's trajectory, and do so to the bit twice", function()
+    local output, status = alone(METHODS .. COMMON .. "--out one")
+    assert.equal(0, status, output)
+    for _, n in ipairs { 2, 4 } do
+      output, status = sweep(n, METHODS .. COMMON .. "--out of" .. n)
+      assert.equal(0, status, output)
+      assert.equal(1, select(2, output:gsub("Method +Code use", "")), output) -- one table
+      expect_same_course("one", "of" .. n)
+    end
+    output, status = sweep(2, METHODS .. COMMON .. "--out again")
+    assert.equal(0, status, output)
+    assert.equal(H.read(scratch .. "/of2/metrics.jsonl"), H.read(scratch .. "/again/metrics.jsonl"))
+    for _, method in ipairs { "ste-euclid", "ema-cosine" } do
+      assert.equal(tensors("of2", method), tensors("again", method))
+    end
+  end)
+
+  ranked("follow it under a KNN regularizer where neighbours are those of all ranks", function()
+    local arguments = "--methods softmax-knn-ce --set quantizer.scope=world --batch 8 --steps 20 --quiet --out "
+    local output, status = alone(arguments .. "world1")
+    assert.equal(0, status, output)
+    output, status = sweep(4, arguments .. "world4")
+    assert.equal(0, status, output)
+    expect_same_course("world1", "world4")
+  end)
+
+  ranked("go on after a kill, as many to the bit, others on the same course", function()
+    local checkpoint = "killed/checkpoints/ema-cosine.safetensors"
+    local output = mpirun.run_until(scratch, 2, SWEEP .. METHODS .. COMMON .. "--out killed", checkpoint,
+      "kill -9 $pid $ranks")
+    assert.truthy(H.read(scratch .. "/" .. checkpoint), output)
+    H.shell(("cp -r '%s/killed' '%s/killed4'"):format(scratch, scratch))
+    output = sweep(2, "--out killed --resume --quiet --checkpoint 0")
+    assert.truthy(output:find("Code use", 1, true), output)
+    assert.equal(H.read(scratch .. "/of2/metrics.jsonl"), H.read(scratch .. "/killed/metrics.jsonl"))
+    assert.equal(tensors("of2", "ema-cosine"), tensors("killed", "ema-cosine"))
+    output = sweep(4, "--out killed4 --resume --quiet --checkpoint 0")
+    assert.truthy(output:find("Code use", 1, true), output)
+    expect_same_course("one", "killed4")
+  end)
+
+  ranked("stop at Ctrl-C or SIGUSR1 on mpirun, and go on to the bit", function()
+    for _, signal in ipairs { "INT", "USR1" } do
+      local out = "stopped" .. signal
+      local output, status, seconds, left = mpirun.run_until(scratch, 2, SWEEP .. METHODS
+        .. "--batch 8 --steps 20 --checkpoint 100 --out " .. out, out .. "/metrics.jsonl",
+        "kill -" .. signal .. " $pid")
+      assert.is_true(status ~= 0 and seconds < 15 and not left, output)
+      assert.truthy(H.read(scratch .. "/" .. out .. "/checkpoints/ste-euclid.safetensors"), output)
+      if signal == "USR1" then
+        assert.equal(130, status, output)
+        assert.truthy(output:find("stopped; go on with", 1, true), output)
+      end
+      output = sweep(2, ("--out %s --resume --quiet"):format(out))
+      assert.truthy(output:find("Code use", 1, true), output)
+      assert.equal(H.read(scratch .. "/of2/metrics.jsonl"), H.read(scratch .. "/" .. out .. "/metrics.jsonl"))
+    end
+  end)
+
+  ranked("end where a rank is killed, fails or hangs, and leave a checkpoint to go on from", function()
+    local output, status, seconds, left = mpirun.run_until(scratch, 2, SWEEP .. METHODS
+      .. "--batch 8 --steps 2000 --checkpoint 0 --quiet --out lost", "lost/checkpoints/ste-euclid.safetensors",
+      "kill -9 $(echo $ranks | cut -d' ' -f2)")
+    assert.is_true(seconds < 30 and not left, output)
+    assert.equal(137, status, output)
+    assert.truthy(output:find "rank 1 with PID %d+ on node %S+ exited on signal 9", output)
+    local wrong = SWEEP .. "--quantizers wrong --batch 8 --steps 20 --checkpoint 0 --quiet --out %s --methods %s"
+    output, status = mpirun.run(scratch, 2, wrong:format("failed", "fails"))
+    assert.equal(1, status, output)
+    assert.truthy(output:find "rank 1: [^\n]*something is wrong", output)
+    local began = vx.runs and os.time()
+    output, status = mpirun.run(scratch, 2, wrong:format("hung", "hangs"), "VERTEX_RANK_TIMEOUT=2")
+    assert.equal(1, status, output)
+    assert.is_true(os.time() - began < 30)
+    assert.truthy(output:find "rank 0: [^\n]*sum: rank 1 did not come within 2 s", output)
+    for _, out in ipairs { "lost", "failed", "hung" } do
+      local method = ({ lost = "ste-euclid", failed = "fails", hung = "hangs" })[out]
+      local path = ("%s/%s/checkpoints/%s.safetensors"):format(scratch, out, method)
+      assert.is_true(vx.runs.checkpoint.peek(path).step >= 1)
+    end
+  end)
+
+  ranked("refuse what cannot be trained together, say why once, and leave nothing behind", function()
+    local function refused(text, parts, more)
+      local output, status = mpirun.run(scratch, nil, parts, more)
+      assert.equal(2, status, output)
+      assert.truthy(output:find(text, 1, true), output)
+      assert.equal(1, select(2, output:gsub(text:gsub("%p", "%%%0"), "")), output)
+      assert.equal(nil, lfs.attributes(scratch .. "/refused"))
+    end
+    local command = SWEEP .. "--steps 2 --quiet --out refused "
+    refused("--batch 9 does not divide among 2 ranks; expected a multiple of 2", { 2, command .. "--batch 9" })
+    refused("the ranks disagree on --seed: rank 0 has 1, rank 1 has 2", { 1, command, 1, command .. "--seed 2" })
+    refused("the ranks disagree on methods: rank 0 has ste-cosine, rank 1 has ste-euclid",
+      { 1, command .. "--methods ste-cosine", 1, command .. "--methods ste-euclid" })
+    refused("--seeds and --grid start a process for each run", { 2, command .. "--seeds 1,2" })
+    refused("--graph on: several ranks run their steps op by op", { 2, command .. "--graph on" })
+    refused("unknown method 'x'", { 2, command .. "--methods x" })
+    for _, folder in ipairs { "here", "there", "here/photos", "there/photos" } do
+      lfs.mkdir(scratch .. "/" .. folder)
+      for i = 1, folder:find "photos" and (folder:find "^here/" and 2 or 3) or 0 do
+        vx.data.save(("%s/%s/%d.png"):format(scratch, folder, i), vx.data.procedural(40, 1, i))
+      end
+    end
+    refused("the ranks disagree on the data: rank 0 has 2 items", { 1, "-wdir here " .. command .. "--data photos", 1,
+      "-wdir there " .. command .. "--data photos" })
+  end)
+end)
