@@ -51,8 +51,7 @@
  */
 #include <omp.h>
 
-#include "smooth_select.h"
-#include "smooth_sweep.h"
+#include "smooth_near.h"
 
 enum { PARTS = 32 /* row ranges whose partial sums are added in order */ };
 
@@ -81,6 +80,11 @@ static void forward_part(const forward *f, worker *t, int64_t p)
     if (f->mean) memset(f->mean + p * f->c.Mp, 0, sizeof(float) * (size_t)f->c.Mp);
     for (int64_t first = range->first; first < range->end; first += f->block) {
         int rows = (int)vx_min64(f->block, range->end - first);
+        if (f->near) {
+            sweep_near(f, t, first, rows, range->shard, f->mean ? f->mean + p * f->c.Mp : 0);
+            max_p += finish_rows(f, t, first, rows);
+            continue;
+        }
         load_rows(f, t, first, rows);
         if (f->cpu.narrow) sweep_narrow(f, t, first, rows);
         else sweep_block(f, t, rows, first);
@@ -99,30 +103,66 @@ static void clear_lists(const forward *f, worker *t)
     for (int64_t h = 0; h < (c->K ? c->shards : 0); h++)
         for (int64_t m = 0; m < c->Mp; m++)
             t->threshold[h * c->Mp + m] = m < c->M && f->slot[m] >= 0 ? -INFINITY : INFINITY;
+    for (int64_t i = 0; f->near && c->K && i < c->shards * c->panels; i++) {
+        t->least[i] = INFINITY;
+        for (int64_t m = 0; m < PANEL; m++) t->least[i] = fminf(t->least[i], t->threshold[i * PANEL + m]);
+    }
+    for (int64_t i = 0; t->leaders && i < 2 * c->K; i++) t->leaders[i] = neighbour_none();
 }
 
-/* Merges the threads' lists into near (S,K) of the group, and fills loss (S) with the sums of each vertex's K
- * divergences. */
-static void merge_lists(const forward *f, worker *const *workers, int threads, int32_t *near, double *loss)
+/* Merges the threads' lists into those of the first; the others are empty then. */
+static void merge_lists(const forward *f, worker *const *workers, int threads)
 {
     const smooth_call *c = &f->c;
     const int64_t each = c->K / c->shards;
 #pragma omp parallel for schedule(static)
-    for (int64_t s = 0; s < c->S; s++) {
-        loss[s] = 0;
-        for (int64_t h = 0; h < c->shards; h++) {
-            uint64_t *list = workers[0]->lists + (h * c->S + s) * each;
-            for (int w = 1; w < threads; w++) {
-                const uint64_t *other = workers[w]->lists + (h * c->S + s) * each;
-                for (int64_t k = 0; k < each && other[k] > list[each - 1]; k++) neighbour_insert(list, each, other[k]);
-            }
-            for (int64_t k = 0; k < each; k++) {
-                double key = neighbour_key(list[k]);
-                loss[s] += c->regularizer == VX_REG_KNN_CE ? -LN2 * key : 1 - key;
-                near[s * c->K + h * each + k] = (int32_t)neighbour_row(list[k]);
-            }
+    for (int64_t i = 0; i < c->shards * c->S; i++) {
+        uint64_t *list = workers[0]->lists + i * each;
+        for (int w = 1; w < threads; w++) {
+            uint64_t *other = workers[w]->lists + i * each;
+            for (int64_t k = 0; k < each && other[k] > list[each - 1]; k++) neighbour_insert(list, each, other[k]);
+            for (int64_t k = 0; k < each; k++) other[k] = neighbour_none();
         }
     }
+}
+
+/* Writes the merged lists to near (S,K) of the group. Returns the mean of the vertices' divergences. */
+static double take_lists(const forward *f, const worker *t, int32_t *near, double *loss)
+{
+    const smooth_call *c = &f->c;
+    const int64_t each = c->K / c->shards;
+    double sum = 0;
+#pragma omp parallel for schedule(static)
+    for (int64_t s = 0; s < c->S; s++) {
+        loss[s] = 0;
+        for (int64_t j = 0; j < c->K; j++) {
+            const uint64_t entry = t->lists[(j / each * c->S + s) * each + j % each];
+            const double key = neighbour_key(entry);
+            loss[s] += c->regularizer == VX_REG_KNN_CE ? -LN2 * key : 1 - key;
+            near[s * c->K + j] = (int32_t)neighbour_row(entry);
+        }
+    }
+    for (int64_t s = 0; s < c->S; s++) sum += loss[s];
+    return sum / (double)(c->S * c->K);
+}
+
+/* Completes the merged lists where rows met near cells only. */
+static void complete_lists(forward *f, worker *const *workers, int threads)
+{
+    if (f->c.regularizer == VX_REG_KNN_L2) {
+        offer_leaders(f, workers, threads);
+        return;
+    }
+    find_lonely(f, workers, threads);
+    if (!f->lonely_count) return;
+#pragma omp parallel num_threads(threads)
+    {
+        unsigned denormals = vx_denormals_off();
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t p = 0; p < f->part_count; p++) lonely_part(f, workers[omp_get_thread_num()], p);
+        vx_denormals_restore(denormals);
+    }
+    merge_lists(f, workers, threads);
 }
 
 /* Adds the parts up to mean_pi (M) of the group. Returns its entropy. */
@@ -134,7 +174,7 @@ static double finish_mean(const forward *f, float *mean_pi)
         double sum = 0;
         for (int64_t p = 0; p < f->part_count; p++) sum += f->mean[p * c->Mp + m];
         sum /= (double)c->N;
-        mean_pi[m] = (float)sum;
+        mean_pi[f->near ? f->cells.cells.code[m] : m] = (float)sum;
         if (sum > 0) entropy -= sum * log(sum);
     }
     return entropy;
@@ -165,6 +205,16 @@ static void carve_forward(scratch *a, forward *f, worker **workers, int threads,
     f->max_p = carve_f64(a, f->part_count);
     f->mean = with_mean ? carve_f32(a, f->part_count * c->Mp) : 0;
     f->slot = carve_i32(a, c->Mp);
+    const int near = near_may_pay(c, &f->cpu), ce = c->regularizer == VX_REG_KNN_CE;
+    if (near) {
+        carve_cells(a, &f->cells.cells, c->M, f->cpu.narrow);
+        f->points = carve_f32(a, c->M * f->cpu.narrow);
+        f->place = carve_i32(a, c->M);
+        f->refs = ce ? carve_f32(a, c->N) : 0;
+        f->sums = ce ? carve_f32(a, c->N) : 0;
+        f->lonely = ce ? carve_i32(a, c->Mp) : 0;
+        f->lonely_hat = ce ? carve_f32(a, c->Mp * f->cpu.narrow) : 0;
+    }
     *loss = carve_f64(a, c->S);
     for (int i = 0; i < threads; i++) {
         worker *t = carve(a, 1, sizeof *t), nowhere;
@@ -181,6 +231,11 @@ static void carve_forward(scratch *a, forward *f, worker **workers, int threads,
         t->o = carve_f32(a, f->block * f->cpu.Dp);
         t->lists = carve_u64(a, c->S * c->K);
         t->threshold = carve_f32(a, c->K ? c->shards * c->Mp : 0);
+        t->far = near ? carve_f32(a, f->cells.cells.group.padded) : 0;
+        t->list = near ? carve_i32(a, c->panels) : 0;
+        t->top = near ? carve(a, c->panels, sizeof(vf)) : 0;
+        t->least = near ? carve_f32(a, c->shards * c->panels) : 0;
+        t->leaders = near && c->regularizer == VX_REG_KNN_L2 ? carve_u64(a, 2 * c->K) : 0;
     }
 }
 
@@ -188,8 +243,13 @@ static void carve_forward(scratch *a, forward *f, worker **workers, int threads,
 static void fill_slots(const forward *f)
 {
     const smooth_call *c = &f->c;
-    for (int64_t m = 0; m < c->Mp; m++) f->slot[m] = c->vertices ? -1 : (int32_t)m;
-    for (int64_t s = 0; c->vertices && s < c->S; s++) f->slot[vertex_code(c, f->g, s)] = (int32_t)s;
+    const int32_t *code = f->near ? f->cells.cells.code : 0;
+    for (int64_t i = 0; code && i < c->M; i++) f->place[code[i]] = (int32_t)i;
+    for (int64_t i = 0; i < c->Mp; i++) f->slot[i] = c->vertices ? -1 : code ? code[i] : (int32_t)i;
+    for (int64_t s = 0; c->vertices && s < c->S; s++) {
+        const int64_t m = vertex_code(c, f->g, s);
+        f->slot[code ? f->place[m] : m] = (int32_t)s;
+    }
 }
 
 int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_tensor *sumsq, vx_tensor *soft,
@@ -234,11 +294,12 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
 
     double reg_sum = 0, max_sum = 0;
     for (f.g = 0; f.g < c->G; f.g++) {
+        f.near = near_may_pay(c, &f.cpu) && choose_near(&f, workers[0]);
         fill_slots(&f);
 #pragma omp parallel num_threads(threads)
         {
             unsigned denormals = vx_denormals_off();
-            fill_codebook(c, &f.cpu, &f.codebook, f.g, 0);
+            if (!f.near) fill_codebook(c, &f.cpu, &f.codebook, f.g, 0);
 #pragma omp for schedule(static)
             for (int i = 0; i < threads; i++) clear_lists(&f, workers[i]);
 #pragma omp for schedule(dynamic, 1)
@@ -246,10 +307,9 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
             vx_denormals_restore(denormals);
         }
         if (c->K) {
-            merge_lists(&f, workers, threads, vx_i32(near) + f.g * c->S * c->K, loss);
-            double sum = 0;
-            for (int64_t s = 0; s < c->S; s++) sum += loss[s];
-            reg_sum += sum / (double)(c->S * c->K);
+            merge_lists(&f, workers, threads);
+            if (f.near) complete_lists(&f, workers, threads);
+            reg_sum += take_lists(&f, workers[0], vx_i32(near) + f.g * c->S * c->K, loss);
         }
         if (mean_pi) {
             double entropy = finish_mean(&f, vx_f32(mean_pi) + f.g * c->M);

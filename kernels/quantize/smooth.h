@@ -31,12 +31,13 @@ typedef struct smooth_cpu {
 
 /* The codes of one group, laid out for the products that read them. */
 typedef struct smooth_codebook {
-    float *hat;          /* (panels, D or narrow, 64): normalized, a panel's codes side by side */
-    float *raw;          /* (panels, narrow, 64): as stored; narrow only */
-    float *rows;         /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
-    float *norm;         /* (Mp): max(|q|, GUARD) */
-    uint32_t *rows_bf16; /* (panels, 32, Dp) bf16x2: codes m and m + 32 of a panel's `rows`; bf16 only */
-    uint32_t *hat_bf16;  /* (panels, ceil(D / 2), 64) bf16x2: elements 2d and 2d + 1 of `hat`; bf16 only, backward */
+    const int32_t *order; /* (Mp) the code at each place of a panel, where that is not its own number; else NULL */
+    float *hat;           /* (panels, D or narrow, 64): normalized, a panel's codes side by side */
+    float *raw;           /* (panels, narrow, 64): as stored; narrow only */
+    float *rows;          /* (Mp, Dp): one code after the other; as stored (forward) or normalized (backward) */
+    float *norm;          /* (Mp): max(|q|, GUARD) */
+    uint32_t *rows_bf16;  /* (panels, 32, Dp) bf16x2: codes m and m + 32 of a panel's `rows`; bf16 only */
+    uint32_t *hat_bf16;   /* (panels, ceil(D / 2), 64) bf16x2: elements 2d and 2d + 1 of `hat`; bf16 only, backward */
 } smooth_codebook;
 
 /* -- Checks -------------------------------------------------------------------------------------------------------- */
@@ -135,9 +136,10 @@ static inline void fill_codebook(const smooth_call *c, const smooth_cpu *cpu, co
 {
     const int64_t D = c->D;
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < c->Mp; m++) {
+    for (int64_t place = 0; place < c->Mp; place++) {
+        const int64_t m = b->order && place < c->M ? b->order[place] : place;
         const float *q = c->codebook + (g * c->M + m) * D;
-        const int64_t depth = cpu->narrow ? cpu->narrow : D, at = m / PANEL * PANEL * depth + m % PANEL;
+        const int64_t depth = cpu->narrow ? cpu->narrow : D, at = place / PANEL * PANEL * depth + place % PANEL;
         float *row = b->rows + m * cpu->Dp;
         double norm = m < c->M ? fmax(row_norm(q, D), GUARD) : 1;
         b->norm[m] = (float)norm;

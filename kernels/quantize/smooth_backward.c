@@ -21,6 +21,9 @@
  * small products: into the chunk's dL/dz^ and into the panel's dL/dq^ and mixture gradient, which thus stay in cache
  * for the whole chunk.
  *
+ * Narrow rows whose tau is so small that most codes have no part in them meet only cells of codes near them, another way
+ * round: smooth_near_backward.h.
+ *
  * Cost: 10 N M D flops (8 under hard Gumbel; 2 more and one power more under ppl, whose row sum needs a pass of its
  * own), N M powers. Working space: 2 M Dp floats of gradient and M (D + Dp + 1) of codebook, shared; 3 Dp floats per
  * row of a chunk, per thread; N + S K indices of the pairs, sorted by row.
@@ -36,7 +39,7 @@
 #include <sched.h>
 
 #include "cpu/indices.h"
-#include "smooth_chunk.h"
+#include "smooth_near_backward.h"
 
 enum {
     STRIPS = 32,             /* hand-overs of a panel's gradient per chunk */
@@ -119,6 +122,7 @@ static void backward_chunk(const backward *b, worker *t, int64_t chunk)
 /* Reads code m's row of dhat or dmix into out (Dp). */
 static inline void read_code(const backward *b, const float *from, int64_t m, float *out)
 {
+    m = b->near ? b->place[m] : m;
     for (int64_t d = 0; d < b->cpu.Dp; d++)
         out[d] = b->cpu.narrow ? from[(m / PANEL * b->cpu.narrow + d) * PANEL + m % PANEL] : from[m * b->cpu.Dp + d];
 }
@@ -155,7 +159,7 @@ static void finish_codes(const backward *b, const int32_t *slot)
 }
 
 /* Hands out the working memory. */
-static void carve_backward(scratch *a, backward *b, worker **workers, int threads, int32_t **slot)
+static void carve_backward(scratch *a, backward *b, worker **workers, int threads, int32_t **slot, segment *near)
 {
     const smooth_call *c = &b->c;
     const int hard = c->sampler == VX_HARD_GUMBEL, ppl = c->regularizer == VX_REG_PPL;
@@ -173,6 +177,12 @@ static void carve_backward(scratch *a, backward *b, worker **workers, int thread
     *slot = count ? carve_i32(a, c->M) : 0;
     b->code_order = hard ? carve_i32(a, c->N) : 0;
     b->code_start = hard ? carve_i32(a, c->M + 1) : 0;
+    if (near_may_pay(c, &b->cpu)) {
+        carve_cells(a, &b->cells.cells, c->M, b->cpu.narrow);
+        b->points = carve_f32(a, c->M * b->cpu.narrow);
+        b->place = carve_i32(a, c->M);
+        carve_segment(a, b, near);
+    }
     for (int i = 0; i < threads; i++) {
         worker *t = carve(a, 1, sizeof *t), nowhere;
         workers[i] = t;
@@ -243,10 +253,12 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     worker *workers[threads];
     int32_t *slot = 0;
     float *norms = 0;
+    segment rows;
+    int64_t found = 0;
     scratch memory = {.op = c->op};
     while (scratch_pass(&memory)) {
         norms = carve_f32(&memory, c->N * c->G);
-        carve_backward(&memory, &b, workers, threads, &slot);
+        carve_backward(&memory, &b, workers, threads, &slot, &rows);
     }
     if (!memory.base) return VX_ENOMEM;
     b.norms = norms;
@@ -266,13 +278,18 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         memset(b.dhat, 0, sizeof(float) * (size_t)(c->Mp * b.cpu.Dp));
         if (b.dmix) memset(b.dmix, 0, sizeof(float) * (size_t)(c->Mp * b.cpu.Dp));
         for (int64_t i = 0; i < b.chunks; i++) atomic_init(&b.turns[i].strips, 0);
+        b.near = near_may_pay(c, &b.cpu) && choose_near(&b, &rows);
+        b.codebook.order = b.near ? b.cells.cells.code : 0;
+        for (int64_t i = 0; b.near && i < c->M; i++) b.place[b.codebook.order[i]] = (int32_t)i;
 #pragma omp parallel num_threads(threads)
         {
             unsigned denormals = vx_denormals_off();
             fill_codebook(c, &b.cpu, &b.codebook, b.g, 1);
             if (c->K) weigh_pairs(&b);
+            if (b.near) backward_near(&b, &rows, &found);
+            else
 #pragma omp for schedule(monotonic : dynamic, 1)
-            for (int64_t i = 0; i < b.chunks; i++) backward_chunk(&b, workers[omp_get_thread_num()], i);
+                for (int64_t i = 0; i < b.chunks; i++) backward_chunk(&b, workers[omp_get_thread_num()], i);
             finish_codes(&b, slot);
             vx_denormals_restore(denormals);
         }

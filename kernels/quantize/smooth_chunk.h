@@ -6,7 +6,7 @@
 
 #include <stdatomic.h>
 
-#include "smooth_narrow.h"
+#include "smooth_cells.h"
 
 /* Strips that a chunk has left; alone in its cache line. */
 typedef struct turn {
@@ -46,6 +46,10 @@ typedef struct backward {
     const float *dy, *mixed, *lse, *sumsq; /* mixed = sum_m p_im q_m: y or soft */
     const int32_t *codes;
     float *dz, *dcodebook;
+    int near; /* this group's rows meet near cells only (smooth_near_backward.h); then: */
+    near_codes cells;
+    float *points;  /* (M, narrow) codes on the sphere, one after the other */
+    int32_t *place; /* (M) where a code is in hat, raw, dhat and dmix */
 } backward;
 
 /* A thread's working memory, for one chunk at a time. Rows are filled up with zeros to Dp, chunks to whole
@@ -316,6 +320,26 @@ static void choose_copies(backward *b)
     b->tail = narrow_copy(b->cpu.narrow, kind, 1);
 }
 
+/* Lets a run of rows meet a panel. */
+static inline void meet_run(const backward *b, const narrow_run *run, int64_t panel)
+{
+    const smooth_call *c = &b->c;
+    const int D = b->cpu.narrow, step = narrow_side(D) * VX_LANES;
+    for (int v = 0; v < PANEL && panel * PANEL + v < c->M; v += step) {
+        const int64_t at = panel * PANEL * D + v, filled = c->M - panel * PANEL - v;
+        const narrow_codes codes = {
+            .v = v,
+            .hat = b->codebook.hat + at,
+            .raw = b->codebook.raw + at,
+            .ppl = b->ppl ? b->ppl + panel * PANEL + v : 0,
+            .dhat = b->dhat + at,
+            .dmix = b->dmix ? b->dmix + at : 0,
+            .filled = filled,
+        };
+        (filled < step ? b->tail : b->whole)(run, &codes);
+    }
+}
+
 /* Does for narrow rows what chunk_panel() does: runs of RUN rows meet one or two vectors of codes at a time. */
 static void narrow_panel(const backward *b, worker *t, int64_t first, int64_t rows, int64_t panel)
 {
@@ -335,20 +359,7 @@ static void narrow_panel(const backward *b, worker *t, int64_t first, int64_t ro
             .rows = vx_min64(RUN, vx_ceil_div(rows - i, NARROW_ROWS) * NARROW_ROWS),
         };
         if (noisy) noise_rows(c, first + i, run.rows, b->g, panel, t->noise);
-        const int step = narrow_side(D) * VX_LANES;
-        for (int v = 0; v < PANEL && panel * PANEL + v < c->M; v += step) {
-            const int64_t at = panel * PANEL * D + v, filled = c->M - panel * PANEL - v;
-            const narrow_codes codes = {
-                .v = v,
-                .hat = b->codebook.hat + at,
-                .raw = b->codebook.raw + at,
-                .ppl = b->ppl ? b->ppl + panel * PANEL + v : 0,
-                .dhat = b->dhat + at,
-                .dmix = b->dmix ? b->dmix + at : 0,
-                .filled = filled,
-            };
-            (filled < step ? b->tail : b->whole)(&run, &codes);
-        }
+        meet_run(b, &run, panel);
     }
 }
 

@@ -22,6 +22,21 @@ VX_INLINE uint64_t panel_hits(const vf key[VECTORS], const vf threshold[VECTORS]
     return hits;
 }
 
+/* Offers a row to the lists (S, each) of a panel's vertices whose thresholds (least, as loaded) its keys pass; slots
+ * (64): the panel's vertices. Returns whether any did. */
+VX_INLINE int offer_keys(const int32_t *slots, uint64_t *lists, int64_t each, const vf key[VECTORS],
+                         const vf least[VECTORS], float *threshold, int64_t row)
+{
+    float keys[PANEL];
+    if (!vf_any_greater(VECTORS, key, least)) return 0;
+    memcpy(keys, key, sizeof keys);
+    for (uint64_t hits = panel_hits(key, least); hits; hits &= hits - 1) {
+        int m = __builtin_ctzll(hits);
+        threshold[m] = neighbour_insert(lists + slots[m] * each, each, neighbour_pack(keys[m], row));
+    }
+    return 1;
+}
+
 /* Offers the block's rows to the lists of the vertices whose thresholds their keys pass. knn-ce: key = log2 pi = s -
  * log2(sum). knn-l2: key = 2 pi - |pi|^2, which is 1 - distance. */
 static inline void select_rows(const forward *f, worker *t, int64_t first, int rows, int64_t shard)
@@ -43,20 +58,14 @@ static inline void select_rows(const forward *f, worker *t, int64_t first, int r
         for (int i = 0; i < rows; i++)
             for (int64_t panel = strip; panel < vx_min64(strip + SELECT_STRIP, c->panels); panel++) {
                 const float *x = source + i * c->Mp + panel * PANEL;
-                float *threshold = thresholds + panel * PANEL, keys[PANEL];
+                float *threshold = thresholds + panel * PANEL;
                 vf key[VECTORS], least[VECTORS];
 #pragma GCC unroll 16
                 for (int v = 0; v < VECTORS; v++) {
                     key[v] = vf_load(x + v * VX_LANES) * factor[i] + offset[i];
                     least[v] = vf_load(threshold + v * VX_LANES);
                 }
-                if (!vf_any_greater(VECTORS, key, least)) continue;
-                memcpy(keys, key, sizeof keys);
-                for (uint64_t hits = panel_hits(key, least); hits; hits &= hits - 1) {
-                    int m = __builtin_ctzll(hits);
-                    uint64_t *list = lists + f->slot[panel * PANEL + m] * each;
-                    threshold[m] = neighbour_insert(list, each, neighbour_pack(keys[m], first + i));
-                }
+                offer_keys(f->slot + panel * PANEL, lists, each, key, least, threshold, first + i);
             }
 }
 

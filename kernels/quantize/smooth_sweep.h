@@ -5,7 +5,7 @@
 #ifndef VX_SMOOTH_SWEEP_H
 #define VX_SMOOTH_SWEEP_H
 
-#include "smooth_narrow.h"
+#include "smooth_cells.h"
 
 enum {
     MOST_ROWS = 4 * PANEL_ROWS,
@@ -19,8 +19,13 @@ typedef struct part {
 
 typedef void narrow_function(narrow_row *row, const narrow_strip *strip);
 
+typedef struct forward forward;
+
+typedef void near_function(const forward *f, float start, const float *a, const int32_t *list, int64_t count, float *e,
+                           vf *top, narrow_row *row);
+
 /* A forward pass: what its threads share. */
-typedef struct forward {
+struct forward {
     smooth_call c;
     smooth_cpu cpu;
     smooth_codebook codebook;
@@ -30,7 +35,16 @@ typedef struct forward {
     int keep_logits;    /* the second sweep needs the logits */
     int keep_powers;    /* the second sweep needs 2^logit */
     const float *norms; /* (N,G) |z| */
-    int32_t *slot;      /* (Mp) the vertex that a code is, or -1 */
+    int32_t *slot;      /* (Mp) the vertex that a code, or place where near, is, or -1 */
+    int near;           /* this group's rows meet near cells only; then: */
+    near_function *near_whole, *near_tail;
+    near_codes cells;
+    float *points;      /* (M, narrow) codes on the sphere, one after the other */
+    int32_t *place;     /* (M) where a code is */
+    float *refs, *sums; /* (N) reference and sum of powers of a row */
+    float *lonely_hat;  /* (Mp, narrow) panels of the codes that all rows meet after all, */
+    int32_t *lonely;    /* (Mp) their vertices, -1 where there is none */
+    int64_t lonely_count;
     part *parts;
     int64_t part_count;
     float *mean;   /* (part_count, Mp) sums of pi over the rows of a part, or NULL */
@@ -38,7 +52,7 @@ typedef struct forward {
     /* outputs */
     float *y, *lse, *sumsq, *soft;
     int32_t *codes;
-} forward;
+};
 
 /* A thread's working memory, for one block of rows at a time. */
 typedef struct worker {
@@ -56,6 +70,14 @@ typedef struct worker {
     vf sum[MOST_ROWS], squares[MOST_ROWS], noisy_sum[MOST_ROWS]; /* of the powers, lane by lane */
     vf best[MOST_ROWS];      /* largest logit (or noisy weight) so far, lane by lane */
     vi best_code[MOST_ROWS]; /* its code; narrow: its panel */
+    /* near cells only */
+    float *far;        /* (padded groups) a row's squared distances from the groups */
+    int32_t *list;     /* (panels) the cells that it meets, */
+    vf *top;           /* (panels) the largest of its logits with each, lane by lane */
+    float *least;      /* (shards, panels) least threshold of a panel */
+    uint64_t *leaders; /* knn-l2 (shards, 2 K / shards) rows of least |pi|^2, by -|pi|^2 */
+    float near_best[NARROW_BLOCK];
+    int64_t near_code[NARROW_BLOCK];
 } worker;
 
 /* -- Rows of any width --------------------------------------------------------------------------------------------- */
@@ -398,6 +420,10 @@ VX_INLINE int64_t find_narrow(const int D, const forward *f, worker *t, int64_t 
 /* Returns row i's code, and its logit (or weight) in *value. */
 static int64_t find_code(const forward *f, worker *t, int64_t first, int i, float *value)
 {
+    if (f->near) {
+        *value = t->near_best[i];
+        return t->near_code[i];
+    }
     switch (f->cpu.narrow) {
     case 3: return find_narrow(3, f, t, first, i, value);
     case 4: return find_narrow(4, f, t, first, i, value);
