@@ -30,6 +30,22 @@ describe("a session on a pipe", function()
     assert.equal(0, status)
   end)
 
+  it("keeps its own names: every global of Lua's is the user's to assign", function()
+    local names = { "assert", "collectgarbage", "debug", "error", "getfenv", "getmetatable", "io", "ipairs", "jit",
+      "loadstring", "math", "next", "os", "pairs", "pcall", "rawget", "rawset", "require", "select", "setfenv",
+      "setmetatable", "string", "table", "tonumber", "tostring", "type", "unpack", "xpcall", "package", "print" }
+    local lines = {}
+    for i, name in ipairs(names) do lines[i] = name .. " = 5" end
+    local out, errors, status = piped(table.concat(lines, "\n") .. "\n1 + 1\ntype + table\n?softmax-ppl\n"
+      .. "vx.tensor { 1, 2 } + 1\nvx.nn.Linear(2, 3)\nvx.matmul(1)\n{ 1, 2 }\n")
+    assert.truthy(out:find("2\n10\n", 1, true), out .. errors)
+    assert.truthy(out:find("vx.quantizer(\"softmax-ppl\", options)", 1, true), out .. errors)
+    assert.truthy(out:find("[2., 3.]", 1, true) and out:find("Linear(2 -> 3)", 1, true), out .. errors)
+    assert.truthy(errors:find("matmul: a is 1, expected a tensor", 1, true), errors)
+    assert.equal("{ 1, 2 }\n", out:sub(-9))
+    assert.equal(1, status)
+  end)
+
   it("takes the last line without its end", function() assert.equal("2\n", (piped "1 + 1")) end)
 
   it("keeps locals, and keeps quiet after a semicolon", function()

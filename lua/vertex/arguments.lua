@@ -132,7 +132,9 @@ local function parameters(n)
 end
 
 --- Makes a chunk of this file's name, so that errors point at who called.
-local function compiled(code) return assert(loadstring(code, debug.getinfo(1, "S").source)) end
+local function compiled(code)
+  return setfenv(assert(loadstring(code, debug.getinfo(1, "S").source)), getfenv(1))
+end
 
 --- Makes the function that checks the arguments of a call.
 -- @param who what messages call the function

@@ -14,3 +14,14 @@ if root then -- not so where the modules are installed
   places[3], places[4] = root .. "/experiments/?.lua", root .. "/experiments/bench/?.lua"
 end
 package.path = table.concat(places, ";") .. ";" .. package.path
+
+-- The library's files keep the names that Lua came with: what a session's user assigns to `table` or `print` is theirs.
+local own = { _G = _G }
+for name, value in pairs(_G) do own[name] = value end
+setmetatable(own, { __index = _G })
+local search = package.loaders[2]
+package.loaders[2] = function(name)
+  local found = search(name)
+  if type(found) == "function" and (name == "vertex" or name:sub(1, 7) == "vertex.") then setfenv(found, own) end
+  return found
+end

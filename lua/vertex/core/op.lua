@@ -151,7 +151,8 @@ local function function_of(entry)
     given = joined(entry.all, "(@ ~= nil and 1 or 0)", " + ") }
   local code = CALL:gsub("%$(%w+)", words)
   -- under this file's name, so that errors point at who called
-  return assert(loadstring(code, debug.getinfo(1, "S").source))(C, handle, recover, refuse, refuse_name, entry)
+  local chunk = assert(loadstring(code, debug.getinfo(1, "S").source))
+  return setfenv(chunk, getfenv(1))(C, handle, recover, refuse, refuse_name, entry)
 end
 
 --- Makes the function of an op on lists: tensors and the numbers of each are arrays of Lua, of one length.

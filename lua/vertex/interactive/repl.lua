@@ -46,7 +46,7 @@ local unfinished = false -- whether the cursor stands behind text that an input 
 --- Notes what is written to standard output, so that a prompt never follows text on its line.
 local function watch_output()
   local files = getmetatable(io.stdout).__index
-  local write, plain_print = files.write, print
+  local write = files.write
   local function note(...)
     for i = select("#", ...), 1, -1 do
       local text = (select(i, ...))
@@ -65,9 +65,11 @@ local function watch_output()
     if file == io.stdout then note(...) end
     return write(file, ...)
   end
-  function _G.print(...)
+  function _G.print(...) -- Lua's own asks the global tostring, which the user may have given another value
     unfinished = false
-    return plain_print(...)
+    local parts = { ... }
+    for i = 1, select("#", ...) do parts[i] = tostring(parts[i]) end
+    write(io.stdout, table.concat(parts, "\t"), "\n")
   end
 end
 
@@ -101,7 +103,7 @@ local function show_values(values)
   fresh_line()
   local line
   local function flush()
-    if line then print(line) end
+    if line then io.write(line, "\n") end
     line = nil
   end
   for i = 1, values.n do
@@ -162,7 +164,7 @@ local function evaluate(session, text, interactive)
   if question then
     local answer, reason = KEYS, nil
     if question:find "%S" then answer, reason = help.about(session, question, width()) end
-    print(answer or reason)
+    io.write(answer or reason, "\n")
     return not answer and "failed" or nil
   elseif command then
     unfinished = os.execute(command) % 128 == 2 -- ended by Ctrl-C, of which the terminal wrote "^C"
