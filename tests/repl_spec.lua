@@ -195,7 +195,7 @@ function Terminal:wait(text, seconds)
     if n <= 0 then error(("%q did not come after %q; in all %q"):format(text, self.seen, self.all), 2) end
     local bytes = ffi.string(buffer, n)
     self.all = self.all .. bytes
-    self.seen = (self.seen .. bytes):gsub("\27%[[%d;]*%a", "") -- moves of the cursor
+    self.seen = (self.seen .. bytes):gsub("\27%[%??[%d;]*%a", "") -- moves of the cursor
   end
 end
 
@@ -233,6 +233,24 @@ describe("a session on a terminal", function()
     t:enter("_ + 1", "\n43\r\n")
     t:enter("_ + 1;", "\r\n")
     t:enter("_", "\n44\r\n")
+    assert.equal(0, t:leave())
+  end)
+
+  it("takes pasted text as it is, and brings an input of several lines back as one", function()
+    local t = terminal()
+    t:wait "> "
+    t:type "\27[200~text = 'a\tb'\r\27[201~"
+    t:wait "> "
+    t:enter("#text .. '!'", '\n"3!"\r\n')
+    t:wait "> "
+    t:type "\27[200~function twice(n)\r\treturn 2 * n\rend\rtwice(21)\r\27[201~"
+    t:wait "\n42\r\n"
+    t:wait "> "
+    t:type "function t\27[A"
+    t:wait "wice(n) return 2 * n end"
+    t:type "\r"
+    t:wait "> "
+    t:enter("twice(4)", "\n8\r\n")
     assert.equal(0, t:leave())
   end)
 

@@ -157,10 +157,60 @@ local function suspend(self)
   libedit.el_set(self.el, EL_REFRESH)
 end
 
+-- What terminals send around pasted text where they were asked to, behind an escape, and what asks them.
+local PASTE_BEGINS, PASTE_ENDS = "[200~", "[201~"
+local ASK_FOR_PASTE, NO_PASTE = "\27[?2004h", "\27[?2004l"
+local ESCAPE, LITERAL = 27, 22 -- Ctrl-V: libedit takes the next key as it is
+local WAIT_FOR_SEQUENCE = 30 -- milliseconds: of an escape sequence the rest is there at once
+
+--- Reads on behind an escape. Gives whether `sequence` followed; what was read is in the queue.
+local function follows(self, sequence)
+  local queue = self.queue
+  for i = 1, #sequence do
+    if C.poll(stdin, 1, WAIT_FOR_SEQUENCE) <= 0 then return false end
+    local code = next_character(self)
+    if not code then return false end
+    queue[#queue + 1] = code
+    if code ~= sequence:byte(i) then return false end
+  end
+  return true
+end
+
+--- Reads pasted text to its end into the queue: no character of it does what its key would, but for the ends of lines.
+local function read_paste(self)
+  local keys = {}
+  local function add(code)
+    if code == 13 or code == 10 then
+      keys[#keys + 1] = 10
+    else
+      if code < 32 or code == 127 then keys[#keys + 1] = LITERAL end
+      keys[#keys + 1] = code
+    end
+  end
+  while true do
+    local code = next_character(self)
+    if not code then break end
+    if code == ESCAPE then
+      self.queue = {}
+      if follows(self, PASTE_ENDS) then break end
+      add(code)
+      for _, other in ipairs(self.queue) do add(other) end
+    else
+      add(code)
+    end
+  end
+  self.queue = keys
+end
+
 --- Gives libedit the next key: whether there is one, and which.
 local function next_key(self)
   if self.interrupted then return false end -- the cursor is at the end now
+  if self.queue[1] then return true, table.remove(self.queue, 1) end
   local code = next_character(self)
+  if code == ESCAPE and follows(self, PASTE_BEGINS) then
+    read_paste(self)
+    return next_key(self)
+  end
   if code == 3 or not code and core.interrupted() then
     self.interrupted = true
     return true, END_OF_LINE
@@ -243,7 +293,8 @@ function edit.open(options)
   local el, history = libedit.el_init("vertex", C.stdin, C.stdout, C.stderr), libedit.history_init()
   if el == nil or history == nil then core.fail "edit: libedit cannot use this terminal" end
   local self = setmetatable({ el = el, history = history, event = ffi.new "struct { int number; const char *text; }",
-    path = options.history, complete = options.complete, columns = core.terminal_columns() }, Editor)
+    path = options.history, complete = options.complete, columns = core.terminal_columns(),
+    queue = {} }, Editor) -- keys that were read ahead
 
   function self.idle() follow_window(self) end
 
@@ -288,8 +339,15 @@ function Editor:line(prompt)
   self.prompt = ffi.new("char[?]", #prompt + 1, prompt)
   self.interrupted = false
   libedit.el_set(self.el, EL_PREP_TERM, ffi.new("int", 1)) -- before the prompt is there: who sees it may type any key
+  io.write(ASK_FOR_PASTE)
+  io.flush()
   local text = libedit.el_gets(self.el, ffi.new "int[1]")
-  if self.interrupted then return nil, "interrupted" end
+  io.write(NO_PASTE)
+  io.flush()
+  if self.interrupted then
+    self.queue = {}
+    return nil, "interrupted"
+  end
   if text == nil then return nil, "end" end
   return (ffi.string(text):gsub("[\r\n]+$", ""))
 end

@@ -228,6 +228,8 @@ function repl.run()
         pending, text = text .. "\n", nil
       end
       if text then
+        local whole = pending ~= "" and Session.on_one_line(text)
+        if whole then remember(whole) end
         pending = ""
         if interactive and (text == "exit" or text == "quit") and rawget(_G, text) == nil then break end
         local failed = evaluate(session, text, interactive)

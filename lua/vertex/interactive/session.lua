@@ -100,6 +100,19 @@ local function without_locals(text)
   return table.concat(out)
 end
 
+--- Writes an input of several lines on one; nil where it has a comment, or a text of several lines, which that would
+-- change.
+-- @param text string
+-- @return string without line ends, or nil
+function Session.on_one_line(text)
+  local fits = true
+  tokens(text, function(kind, first, last)
+    fits = last ~= nil and kind ~= "comment" and not (kind == "string" and text:sub(first, last):find("\n", 1, true))
+    return fits
+  end)
+  return fits and (text:gsub("%s*\n%s*", " ")) or nil
+end
+
 -- -- Compiling --------------------------------------------------------------------------------------------------------
 
 --- Makes a session.
