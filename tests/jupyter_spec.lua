@@ -247,6 +247,45 @@ describe("a notebook's process", function()
     assert.same({ 1, "first_of_three = 1" }, { #reply.history, reply.history[1][3] })
   end)
 
+  it("searches its history in a time that no pattern makes long", function()
+    run(("x"):rep(3000) .. " = 1")
+    local reply = answer(ask("history_request", { hist_access_type = "search", pattern = ("*x"):rep(60) .. "y" }))
+    assert.equal(0, #reply.history)
+  end)
+
+  it("does not run a message that came before", function()
+    local sent
+    local to = client.shell
+    local send = to.send
+    rawset(to, "send", function(socket, frames)
+      sent = frames
+      return send(socket, frames)
+    end)
+    run "runs = (runs or 0) + 1"
+    rawset(to, "send", nil)
+    send(to, sent)
+    local _, published = run "runs"
+    assert.equal("1", published[1][2].data["text/plain"])
+    assert.truthy(H.read(client.folder .. "/log"):find("a message that came before", 1, true))
+  end)
+
+  it("outlives messages that are nested deep, and assignments to Lua's own names", function()
+    for _, depth in ipairs { 500, 990 } do
+      local deep = {}
+      for _ = 1, depth do deep = { deep } end
+      for _, kind in ipairs { "execute_request", "history_request", "complete_request" } do
+        answer(ask(kind, { code = deep, pattern = deep, hist_access_type = "search", user_expressions = deep }))
+      end
+    end
+    run "saved = {}; for name, value in pairs(_G) do saved[name] = value end"
+    run "table = 5; type = 5; string = 5; pairs = 5; tostring = 5; pcall = 5; error = 5; io = 5"
+    local _, published = run "1 + 1"
+    assert.equal("2", published[1][2].data["text/plain"])
+    _, published = run "vx.tensor { 1, 2 }"
+    assert.truthy(published[1][2].data["text/plain"]:find("[1., 2.]", 1, true))
+    run "for name, value in saved.pairs(saved) do saved._G[name] = value end"
+  end)
+
   it("shows pictures and text, and replaces what has an id", function()
     local _, published = run [[
       display = require "vertex.interactive.display"

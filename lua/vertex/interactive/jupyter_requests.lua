@@ -174,17 +174,35 @@ end
 
 -- -- History ----------------------------------------------------------------------------------------------------------
 
+--- Says whether a text is what a pattern stands for, in which * is any text and ? any character. It goes back to the
+-- last * only, so that no pattern takes longer than the product of both lengths.
+local function fits(text, pattern)
+  local t, p, star, from = 1, 1, nil, nil
+  while t <= #text do
+    local c = pattern:sub(p, p)
+    if c == "*" then
+      star, from, p = p, t, p + 1
+    elseif p <= #pattern and (c == "?" or c == text:sub(t, t)) then
+      t, p = t + 1, p + 1
+    elseif star then
+      from = from + 1
+      t, p = from, star + 1
+    else
+      return false
+    end
+  end
+  return not pattern:find("[^*]", p)
+end
+
 --- Answers with the inputs so far, each as Jupyter wants it: { 0, count, input }.
 function requests.history_request(server, message)
   local ask, found = message.content, {}
-  local pattern = ask.hist_access_type == "search"
-    and "^" .. tostring(ask.pattern or "*"):gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0")
-    :gsub("[*?]", { ["*"] = ".*", ["?"] = "." }) .. "$"
+  local pattern = ask.hist_access_type == "search" and tostring(ask.pattern or "*")
   local seen = {}
   for _, entry in ipairs(server.history) do
     local inside = ask.hist_access_type ~= "range" or entry[1] >= (tonumber(ask.start) or 0)
       and entry[1] < (tonumber(ask.stop) or math.huge)
-    if inside and (not pattern or entry[2]:find(pattern)) and not (ask.unique and seen[entry[2]]) then
+    if inside and (not pattern or fits(entry[2], pattern)) and not (ask.unique and seen[entry[2]]) then
       seen[entry[2]] = true
       found[#found + 1] = json.array { 0, entry[1], ask.output and json.array { entry[2], "" } or entry[2] }
     end

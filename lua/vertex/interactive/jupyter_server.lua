@@ -80,9 +80,16 @@ local function answer(self, message)
   self:publish("status", { execution_state = "idle" })
 end
 
+--- Answers one request; says what went wrong where even its failure could not be answered.
+local function answered(self, message)
+  local ok, problem = xpcall(answer, debug.traceback, self, message)
+  if not ok then self:complain(("%s could not be answered: %s"):format(message.kind, tostring(problem))) end
+end
+
 --- Takes the next message of a socket; nil where none is there, or none of ours.
 local function next_message(self, socket)
-  local message, problem = self.talk:receive(socket)
+  local ok, message, problem = pcall(self.talk.receive, self.talk, socket)
+  if not ok then message, problem = nil, "a message that cannot be read: " .. tostring(message) end
   if problem then self:complain(problem) end
   if message then message.socket = socket end
   return message
@@ -108,10 +115,10 @@ local function serve(self)
     core.session_interrupts() -- an interrupt while nothing runs is over here
     for _, socket in ipairs { self.control, self.shell } do
       local message = ready[socket] and not self.over and next_message(self, socket)
-      if message then answer(self, message) end
+      if message then answered(self, message) end
     end
     local message = table.remove(self.waiting, 1)
-    if message then answer(self, message) end
+    if message then answered(self, message) end
   end
 end
 
@@ -146,7 +153,8 @@ function Server.run(connection)
   display.mode, display.backend = "notebook", function(bundle, options) self.out:display(bundle, options) end
   self.out:redirect()
   self:publish("status", { execution_state = "starting" })
-  serve(self)
+  local served, problem = xpcall(serve, debug.traceback, self)
+  if not served then self:complain("ended: " .. tostring(problem)) end
   for _, socket in ipairs { self.shell, self.control, self.stdin, self.iopub } do socket:close() end
   wire.terminate(context)
   wire.shut_down(beat)

@@ -197,7 +197,8 @@ Talk.__index = Talk
 -- @param username text in the headers of what is sent
 -- @return Talk
 function wire.talk(key, username)
-  return setmetatable({ key = key, session = wire.identifier(), username = username }, Talk)
+  return setmetatable({ key = key, session = wire.identifier(), username = username, seen = {}, before = {},
+    count = 0 }, Talk)
 end
 
 --- Sends a message.
@@ -222,6 +223,16 @@ function Talk:send(socket, idents, kind, content, parent, metadata)
   return id
 end
 
+local REMEMBERED = 2 ^ 15 -- signatures, and as many of those before
+
+--- Says whether a signature came before, and remembers it.
+local function came_before(self, text)
+  if self.seen[text] or self.before[text] then return true end
+  if self.count == REMEMBERED then self.seen, self.before, self.count = {}, self.seen, 0 end
+  self.seen[text], self.count = true, self.count + 1
+  return false
+end
+
 --- Takes the next message of a socket, without waiting.
 -- @param socket Socket
 -- @return table { idents, header, parent, metadata, content, json = the header as it came, kind = its msg_type }; nil
@@ -235,6 +246,7 @@ function Talk:receive(socket)
   if not at or #frames < at + 5 then return nil, "a message without the frames of Jupyter's protocol" end
   local body = { unpack(frames, at + 2, at + 5) }
   if frames[at + 1] ~= signature(self.key, table.concat(body)) then return nil, "a message with a wrong signature" end
+  if self.key ~= "" and came_before(self, frames[at + 1]) then return nil, "a message that came before" end
   local message = { idents = { unpack(frames, 1, at - 1) }, json = body[1] }
   for i, part in ipairs { "header", "parent", "metadata", "content" } do
     local value = json.decode(body[i])
