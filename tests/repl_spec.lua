@@ -401,7 +401,7 @@ describe("?name", function()
 
   it("shows modules by their banner and what is in them, classes by their comment, values as they are", function()
     about("vx", "a workbench for vector quantization", "quantizer ")
-    about("vx.optim", "AdamW and learning-rate schedules.", ".AdamW(parameters, options)",
+    about("vx.optim", "and learning-rate schedules. A schedule", ".AdamW(parameters, options)",
       "AdamW over a list of parameters.")
     about("vx.nn.Linear", "Linear(inputs, outputs, options)", "y = x wT + b")
     session:run "n = 3 t = vx.zeros{2}"
