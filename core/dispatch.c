@@ -19,6 +19,13 @@ static int not_implemented(const char *op, int device)
     return vx_fail(VX_ENOSUP, "%s: not implemented on %s", op, name);
 }
 
+static int record(const char *op, const char *contract, vx_tensor *const *tensors, int count)
+{
+    const int outputs = vx_output_count(contract);
+    int status = vx_record_op(op, tensors, outputs, true);
+    return status ? status : vx_record_op(op, tensors + outputs, count - outputs, false);
+}
+
 /* The arrays hold one unused entry at the end, since C has no empty ones. The first tensor decides the device; the
  * contract has made sure that it is there and that the others agree. */
 #define VX_OP(op, contract, text, tensors, numbers)                                                                    \
@@ -29,7 +36,7 @@ static int not_implemented(const char *op, int device)
         const double given[] = {0 VX_MAP_AFTER(VX_DOUBLE_NUMBER, VX_UNWRAP numbers)};                                  \
         int status = vx_check(#op, contract, all, COUNT(all), names + 1, given + 1, COUNT(given) - 1);                 \
         if (status) return status;                                                                                     \
-        if (vx_recording >= 0 && (status = vx_record_op(#op, all, COUNT(all)))) return status;                         \
+        if (vx_recording >= 0 && (status = record(#op, contract, all, COUNT(all)))) return status;                     \
         int ordinal;                                                                                                   \
         const vx_backend *backend = vx_backend_of(all[0]->device, &ordinal);                                           \
         if (!backend->op) return not_implemented(#op, all[0]->device);                                                 \
@@ -55,7 +62,7 @@ static int not_implemented(const char *op, int device)
         }                                                                                                              \
         int status = vx_check_lists(#op, contract, lists, COUNT(lists), count), ordinal;                               \
         for (int k = 0; !status && vx_recording >= 0 && k < COUNT(lists); k++)                                         \
-            status = vx_record_op(#op, lists[k], count);                                                               \
+            status = vx_record_op(#op, lists[k], count, k < vx_output_count(contract));                                \
         if (status) return status;                                                                                     \
         const vx_backend *backend = vx_backend_of(lists[0][0]->device, &ordinal);                                      \
         if (!backend->op) return not_implemented(#op, lists[0][0]->device);                                            \

@@ -16,7 +16,10 @@ struct vx_graph {
     const vx_backend *backend;
     void *captured; /* the backend's graph */
     vx_arena *arena;
-    vx_storage **kept;
+    struct kept {
+        vx_storage *storage;
+        bool written; /* by a recorded op, and so by every launch */
+    } * kept;
     int count, room;
 };
 
@@ -78,7 +81,7 @@ int vx_graph_end(int device, vx_graph **out)
     return status;
 }
 
-int vx_record_op(const char *op, vx_tensor *const *tensors, int count)
+int vx_record_op(const char *op, vx_tensor *const *tensors, int count, bool written)
 {
     vx_graph *g = open_graph;
     char here[64], there[64];
@@ -91,17 +94,22 @@ int vx_record_op(const char *op, vx_tensor *const *tensors, int count)
                 "%s: on %s, while a graph of %s is being recorded, which has room for that device's work alone", op,
                 name_of(x->device, here, sizeof here), name_of(vx_recording, there, sizeof there));
         vx_storage *s = x->storage;
-        if (s->kept == g || s->arena == g->arena) continue;
+        if (s->arena == g->arena) continue;
+        if (s->kept == g) {
+            g->kept[s->kept_at].written |= written;
+            continue;
+        }
         if (g->count == g->room) {
             int room = g->room ? 2 * g->room : 64;
-            vx_storage **more = realloc(g->kept, sizeof(vx_storage *) * (size_t)room);
+            struct kept *more = realloc(g->kept, sizeof *more * (size_t)room);
             if (!more) return vx_fail(VX_ENOMEM, "%s: no memory to record it", op);
             g->kept = more;
             g->room = room;
         }
         atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
         s->kept = g;
-        g->kept[g->count++] = s;
+        s->kept_at = g->count;
+        g->kept[g->count++] = (struct kept){s, written};
     }
     return VX_OK;
 }
@@ -123,6 +131,9 @@ int vx_graph_launch(vx_graph *g, float rate, int64_t steps, const vx_draw *draws
         return vx_fail(VX_EINVAL, "graph: rate %g, expected a finite number of 0 or more", (double)rate);
     if (steps < 0)
         return vx_fail(VX_EINVAL, "graph: %lld steps after the recording, expected 0 or more", (long long)steps);
+    for (int i = 0; i < g->count; i++)
+        if (g->kept[i].written) g->kept[i].storage->writes++, g->kept[i].storage->writer = "a graph's launch";
+    vx_arena_launched(g->arena);
     return g->backend->graph_launch(g->captured, rate, steps, draws);
 }
 
@@ -132,8 +143,9 @@ void vx_graph_free(vx_graph *g)
     if (g->captured) g->backend->graph_free(g->captured);
     vx_arena_free(g->arena);
     for (int i = 0; i < g->count; i++) {
-        if (g->kept[i]->kept == g) g->kept[i]->kept = NULL; /* another graph may come to lie at this address */
-        vx_storage_drop(g->kept[i]);
+        vx_storage *s = g->kept[i].storage;
+        if (s->kept == g) s->kept = NULL; /* another graph may come to lie at this address */
+        vx_storage_drop(s);
     }
     free(g->kept);
     free(g);

@@ -34,15 +34,27 @@ void vx_pool_free(int device, void *data, size_t bytes);
 int vx_storage_new(vx_storage **out, int device, size_t bytes);
 void vx_storage_drop(vx_storage *storage); /* one reference less */
 
+/* Counts a write to x's storage by what is called `op`, a text that stays; NULL is fine. vx_check() counts those of an
+ * op's outputs; whatever else writes calls this itself. */
+static inline void vx_wrote(const char *op, vx_tensor *x)
+{
+    if (x) x->storage->writes++, x->storage->writer = op;
+}
+
+/* Says whether elements of x share memory, as a repeated view's do (tensor.c). */
+bool vx_shares_elements(const vx_tensor *x);
+
 /* An arena is the memory of a graph: what is freed between begin and end. One recording at a time. */
 typedef struct vx_arena vx_arena;
 vx_arena *vx_arena_begin(int device); /* NULL without memory */
 void vx_arena_end(vx_arena *arena);
+void vx_arena_launched(vx_arena *arena);          /* all of its memory may have been written to */
+int64_t vx_arena_launches(const vx_arena *arena); /* how often; 0 for NULL */
 void vx_arena_free(vx_arena *arena); /* its blocks go to the pool, and those of tensors that still live when they end */
 
 /* -- Contracts (schema.c) ------------------------------------------------------------------------------------------ */
 
-/* Checks a call against its contract. */
+/* Checks a call against its contract. Where it holds, a write to each output is counted. */
 int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count,
              const char *const *number_names, const double *numbers, int number_count);
 
@@ -75,8 +87,11 @@ int vx_check_lists(const char *op, const char *contract, vx_tensor *const *const
 
 extern int vx_recording; /* the device on which a graph is recorded, or -1 */
 
-/* Keeps the tensors of an op for the graph that is recorded; NULL among them is fine. */
-int vx_record_op(const char *op, vx_tensor *const *tensors, int count);
+/* Keeps the tensors of an op for the graph that is recorded; NULL among them is fine. written: they are outputs. */
+int vx_record_op(const char *op, vx_tensor *const *tensors, int count, bool written);
+
+/* Returns how many outputs a contract has; they come first. */
+int vx_output_count(const char *contract);
 
 /* -- Libraries beside this one (host.c) ---------------------------------------------------------------------------- */
 

@@ -36,6 +36,7 @@ struct vx_arena {
     block *free_list[CLASSES];
     block *exact;     /* blocks of no class, each used once */
     int device, refs; /* the graph's, and one per living tensor that was made during the recording */
+    int64_t launches; /* of the graph */
     bool closed;      /* the graph is gone: what still comes goes to the pool */
 };
 
@@ -225,6 +226,9 @@ void vx_arena_end(vx_arena *arena)
     pools[arena->device].arena = NULL;
     pthread_mutex_unlock(&mutex);
 }
+
+void vx_arena_launched(vx_arena *arena) { arena->launches++; }
+int64_t vx_arena_launches(const vx_arena *arena) { return arena ? arena->launches : 0; }
 
 void vx_arena_free(vx_arena *arena)
 {

@@ -303,6 +303,14 @@ static argument next_argument(const char **contract)
     return a;
 }
 
+int vx_output_count(const char *contract)
+{
+    const char *arrow = strstr(contract, "<-");
+    int count = 0;
+    for (const char *s = contract; s < arrow; s++) count += *s == '(';
+    return count;
+}
+
 int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count,
              const char *const *number_names, const double *numbers, int number_count)
 {
@@ -325,6 +333,9 @@ int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, in
         if (!a.strided && !x->contiguous)
             return vx_fail(VX_EINVAL, "%s: %.*s %s is a strided view, expected a contiguous tensor", op, a.length,
                            a.name, vx_shape_text(x, text, sizeof text));
+        if (a.output && !x->contiguous && tensor_count > 1 && vx_shares_elements(x))
+            return vx_fail(VX_EINVAL, "%s: elements of %.*s %s share memory, expected a tensor or view whose do not",
+                           op, a.length, a.name, vx_shape_text(x, text, sizeof text));
         if (!first) first = x, of_first = a;
         if (x->device != first->device) {
             char there[64], here[64];
@@ -335,7 +346,9 @@ int vx_check(const char *op, const char *contract, vx_tensor *const *tensors, in
         }
     }
     s = strchr(s, ':');
-    return s ? check_conditions(&c, s + 1) : VX_OK;
+    int status = s ? check_conditions(&c, s + 1) : VX_OK;
+    for (int i = 0, outputs = vx_output_count(contract); !status && i < outputs; i++) vx_wrote(op, tensors[i]);
+    return status;
 }
 
 int vx_check_host(const char *op, const char *contract, vx_tensor *const *tensors, int tensor_count,

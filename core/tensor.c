@@ -126,6 +126,8 @@ int64_t vx_numel(const vx_tensor *x) { return x ? x->numel : -1; }
 int64_t vx_size(const vx_tensor *x, int dim) { return x && dim >= 0 && dim < x->ndim ? x->shape[dim] : -1; }
 int64_t vx_stride(const vx_tensor *x, int dim) { return x && dim >= 0 && dim < x->ndim ? x->stride[dim] : 0; }
 int vx_is_contiguous(const vx_tensor *x) { return x && x->contiguous; }
+int64_t vx_writes(const vx_tensor *x) { return x ? x->storage->writes + vx_arena_launches(x->storage->arena) : 0; }
+const char *vx_last_writer(const vx_tensor *x) { return x && x->storage->writer ? x->storage->writer : ""; }
 int vx_same_storage(const vx_tensor *a, const vx_tensor *b) { return a && b && a->storage == b->storage; }
 
 /* -- Moving data --------------------------------------------------------------------------------------------------- */
@@ -158,7 +160,75 @@ int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host)
     if (status || count == 0) return status;
     size_t item = vx_dtype_bytes(x->dtype);
     const vx_backend *backend = vx_backend_of(x->device, &ordinal);
+    vx_wrote("write", x);
     return backend->transfer(ordinal, x->data + (size_t)first * item, host, (size_t)count * item, VX_TO_DEVICE);
+}
+
+/* Finds the bytes from x's first element in memory to its last. */
+static void reach(const vx_tensor *x, const char **begin, const char **end)
+{
+    const int64_t item = (int64_t)vx_dtype_bytes(x->dtype);
+    *begin = *end = x->data;
+    for (int i = 0; i < x->ndim; i++) {
+        const int64_t bytes = x->stride[i] * (x->shape[i] - 1) * item;
+        if (bytes < 0) *begin += bytes;
+        else *end += bytes;
+    }
+    *end += item;
+}
+
+/* Visits every element of x, of which dimensions 0 .. dim - 1 are at `at`; says whether one was seen before. */
+static bool seen_before(const vx_tensor *x, int dim, int64_t at, unsigned char *seen)
+{
+    if (dim == x->ndim) {
+        const bool before = seen[at / 8] >> at % 8 & 1;
+        seen[at / 8] |= (unsigned char)(1 << at % 8);
+        return before;
+    }
+    for (int64_t i = 0; i < x->shape[dim]; i++)
+        if (seen_before(x, dim + 1, at + i * x->stride[dim], seen)) return true;
+    return false;
+}
+
+bool vx_shares_elements(const vx_tensor *x)
+{
+    int64_t extent = 0, least = -1; /* of the dimensions with strides up to `least` */
+    if (x->contiguous || x->numel < 2) return false;
+    for (;;) {
+        int next = -1;
+        for (int i = 0; i < x->ndim; i++) {
+            const int64_t stride = llabs(x->stride[i]);
+            if (x->shape[i] > 1 && stride > least && (next < 0 || stride < llabs(x->stride[next]))) next = i;
+        }
+        if (next < 0) return false;
+        least = llabs(x->stride[next]);
+        if (least <= extent) break;
+        int here = 0;
+        for (int i = 0; i < x->ndim; i++)
+            if (x->shape[i] > 1 && llabs(x->stride[i]) == least) extent += (x->shape[i] - 1) * least, here++;
+        if (here > 1) return true;
+    }
+    if (least == 0) return true;
+    const char *begin, *end; /* strides that interlock: only a look at all elements tells */
+    reach(x, &begin, &end);
+    const int64_t item = (int64_t)vx_dtype_bytes(x->dtype);
+    unsigned char *seen = calloc((size_t)((end - begin) / item) / 8 + 1, 1);
+    const bool shares = !seen || seen_before(x, 0, (x->data - begin) / item, seen);
+    free(seen);
+    return shares;
+}
+
+/* Says whether dst and src share memory other than element by element at the same place. */
+static bool interferes(const vx_tensor *dst, const vx_tensor *src)
+{
+    const char *to, *to_end, *from, *from_end;
+    if (dst->storage != src->storage || !dst->numel) return false;
+    reach(dst, &to, &to_end);
+    reach(src, &from, &from_end);
+    if (to_end <= from || from_end <= to) return false;
+    bool same = dst->data == src->data && dst->dtype == src->dtype;
+    for (int i = 0; same && i < dst->ndim; i++) same = dst->shape[i] == 1 || dst->stride[i] == src->stride[i];
+    return !same;
 }
 
 /* Makes a contiguous tensor of x's shape, dtype, device and elements; gives x itself where it is one, not *owned. */
@@ -220,5 +290,18 @@ int vx_copy(vx_tensor *dst, const vx_tensor *src)
     if (!same)
         return vx_fail(VX_EINVAL, "copy: dst %s and src %s disagree on their shape", vx_shape_text(dst, a, sizeof a),
                        vx_shape_text(src, b, sizeof b));
-    return dst->device == src->device ? vx_convert(dst, (vx_tensor *)src) : copy_across(dst, src);
+    if (vx_shares_elements(dst))
+        return vx_fail(VX_EINVAL, "copy: elements of dst %s share memory, expected a tensor or view whose do not",
+                       vx_shape_text(dst, a, sizeof a));
+    vx_tensor *before = NULL; /* src as it is now */
+    int status = VX_OK;
+    if (interferes(dst, src)) {
+        status = vx_new(&before, src->device, src->dtype, src->ndim, src->shape);
+        if (!status) status = vx_convert(before, (vx_tensor *)src);
+        src = before;
+    }
+    if (!status) status = dst->device == src->device ? vx_convert(dst, (vx_tensor *)src) : copy_across(dst, src);
+    if (!status) vx_wrote("copy", dst);
+    vx_free(before);
+    return status;
 }

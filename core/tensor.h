@@ -18,7 +18,10 @@ typedef struct vx_storage {
     size_t bytes, held;     /* asked for, and taken from the pool */
     void *data;             /* a device pointer where the device's memory is not the host's */
     struct vx_arena *arena; /* of the graph during whose recording it was made, or NULL (memory.c) */
-    struct vx_graph *kept;  /* the last graph that keeps it (graph.c) */
+    struct vx_graph *kept;  /* the last graph that keeps it (graph.c), */
+    int kept_at;            /* and where */
+    int64_t writes;         /* how often it was written to: vx_wrote() */
+    const char *writer;     /* by what last */
 } vx_storage;
 #endif
 

@@ -203,16 +203,20 @@ VX_API int vx_view(vx_tensor **out, const vx_tensor *x, int ndim, const int64_t 
 VX_API void vx_free(vx_tensor *x); /* NULL is fine; storage goes with its last tensor */
 
 /* Questions that cannot fail; what a NULL x or a dim outside 0 .. ndim - 1 gives stands behind. */
-VX_API int vx_ndim(const vx_tensor *x);                             /* -1 */
-VX_API int vx_dtype(const vx_tensor *x);                            /* -1 */
-VX_API int vx_device(const vx_tensor *x);                           /* -1 */
-VX_API int64_t vx_numel(const vx_tensor *x);                        /* -1 */
-VX_API int64_t vx_size(const vx_tensor *x, int dim);                /* -1 */
-VX_API int64_t vx_stride(const vx_tensor *x, int dim);              /* elements; 0 */
-VX_API int vx_is_contiguous(const vx_tensor *x);                    /* 0 */
+VX_API int vx_ndim(const vx_tensor *x);                /* -1 */
+VX_API int vx_dtype(const vx_tensor *x);               /* -1 */
+VX_API int vx_device(const vx_tensor *x);              /* -1 */
+VX_API int64_t vx_numel(const vx_tensor *x);           /* -1 */
+VX_API int64_t vx_size(const vx_tensor *x, int dim);   /* -1 */
+VX_API int64_t vx_stride(const vx_tensor *x, int dim); /* elements; 0 */
+VX_API int vx_is_contiguous(const vx_tensor *x);       /* 0 */
+/* Counts the writes to x's storage so far, through whatever tensor shares it, and names the last one's op. */
+VX_API int64_t vx_writes(const vx_tensor *x);                       /* 0 */
+VX_API const char *vx_last_writer(const vx_tensor *x);              /* "" */
 VX_API int vx_same_storage(const vx_tensor *a, const vx_tensor *b); /* 0 */
 
-/* Copies src to dst: same shape, any dtype, strides and device on either side. */
+/* Copies src to dst: same shape, any dtype, strides and device on either side. Where both share memory, dst becomes what
+ * src was before. A dst whose elements share memory is refused. */
 VX_API int vx_copy(vx_tensor *dst, const vx_tensor *src);
 /* Read elements first .. first + count - 1 of a contiguous tensor to host memory, or write them; raw, little-endian. */
 VX_API int vx_read(const vx_tensor *x, int64_t first, int64_t count, void *host);

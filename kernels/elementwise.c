@@ -469,7 +469,8 @@ VX_INLINE vf unary_backward_vector(int kind, vf dy, vf x, vf y, vf alpha, vf bet
     case VX_LGAMMA: return dy * digamma_vector(x);
     case VX_DIGAMMA: return dy * trigamma_vector(x);
     case VX_TRIGAMMA: return dy * tetragamma_vector(x);
-    default: return dy * (alpha * power(x, alpha - one));
+    default: /* of x^0, also at 0, it is 0 */
+        return vf_select(alpha == zero, zero, dy * (alpha * power(x, alpha - one)));
     }
 }
 

@@ -383,7 +383,7 @@ template <bool gamma> VX_DEVICE float unary_backward(int kind, float dy, float x
     case VX_ROUND:
     case VX_FLOOR:
     case VX_SIGN: return 0.0f;
-    default: return dy * (alpha * powf(x, alpha - 1.0f));
+    default: /* of x^0, also at 0, it is 0 */ return alpha == 0.0f ? 0.0f : dy * (alpha * powf(x, alpha - 1.0f));
     }
 }
 

@@ -214,6 +214,7 @@ static int check_sum(const char *op, const vx_tensor *x, double scale)
 /* Lets w work on x in place, or on a copy on the host. */
 static int attach(vx_comm_work *w, vx_tensor *x, vx_tensor *all)
 {
+    vx_wrote(w->name, all ? all : x);
     w->item = (int64_t)vx_dtype_bytes(x->dtype);
     w->count = x->numel;
     if (!vx_device_has(x->device, VX_CAN_HOST)) return vx_stage(w, x, all);

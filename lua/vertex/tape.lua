@@ -12,7 +12,9 @@
 --      copied into.
 --   5. An op that says `accumulates = true` is given, after two dy, the gradient that its first input has got so far
 --      (or nil); the gradient it returns for that input includes it.
---   6. Under vx.autocast an op that does not say `takes_bf16 = true` is given float32 in place of bf16. A gradient has
+--   6. What lies in ctx, or in a table in it, must be unchanged when backward runs: a write to a tensor that is kept
+--      there is an error then, which names op and tensor. So an op keeps no tensor that its backward does not read.
+--   7. Under vx.autocast an op that does not say `takes_bf16 = true` is given float32 in place of bf16. A gradient has
 --      its tensor's dtype.
 
 local core = require "vertex.core"
@@ -38,12 +40,52 @@ local function widened(...)
   return ...
 end
 
+-- -- Memory that an op's gradient reads must not change in between ----------------------------------------------------
+
+--- Appends the tensors of a table, their writes so far and their names to `saved`.
+local function note(saved, values, deeper)
+  for name, x in pairs(values) do
+    if is_tensor(x) then
+      local n = #saved
+      saved[n + 1], saved[n + 2], saved[n + 3] = x, core.writes(x), name
+    elseif deeper and type(x) == "table" and name ~= "needs" then
+      note(saved, x, false)
+    end
+  end
+end
+
+--- Names tensor x, which a node kept under the name `key`: as its op's records name its inputs.
+local function name_of(node, x, key)
+  local args = node.op.args
+  for i = 1, node.inputs.n do
+    local input = node.inputs[i]
+    if is_tensor(input) and not core.is_released(input) and core.same_storage(input, x) then
+      return args and args[i] and args[i][1] or tostring(key)
+    end
+  end
+  return "its result"
+end
+
+--- Raises where memory that a node's gradient needs was written to since its op ran.
+local function expect_unchanged(node)
+  local saved = node.saved
+  for i = 1, #saved, 3 do
+    local x = saved[i]
+    if not core.is_released(x) and core.writes(x) ~= saved[i + 1] then
+      core.fail("backward: %s needs %s %s as it was, and %s has written to its memory since; compute the loss again "
+        .. "after the write, or write to a copy (x:clone())", node.op.name, name_of(node, x, saved[i + 2]),
+        core.shape_text(x), core.last_writer(x))
+    end
+  end
+end
+
 --- Wraps an op {name, outputs (differentiable ones, default 1), forward, backward} into a function that records it.
 function tape.recorded(entry)
   local outputs = entry.outputs or 1
   local function finish(ctx, inputs, ...)
     made = made + 1
-    local node = { op = entry, ctx = ctx, inputs = inputs, id = made }
+    local node = { op = entry, ctx = ctx, inputs = inputs, id = made, saved = {} }
+    note(node.saved, ctx, true)
     for slot = 1, outputs do
       local y = (select(slot, ...))
       if y then
@@ -108,6 +150,7 @@ local function nodes_before(root)
       core.fail("backward: the tape behind '%s' was already used by an earlier backward; compute the loss again",
         node.op.name)
     end
+    expect_unchanged(node)
     for i = 1, node.inputs.n do
       local x = node.inputs[i]
       local before = is_tensor(x) and x._node
@@ -196,13 +239,14 @@ end
 -- long.
 function tape.set_buffer(leaf, buffer) leaf._gradient_buffer, leaf.grad = buffer, nil end
 
---- Forgets the gradient and keeps its memory for the next one.
+--- Forgets the gradient and keeps its memory for the next one, which is written to the tensor that .grad was.
 function core.Tensor:zero_grad() self.grad = nil end
 
---- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. What was recorded is used up.
+--- Adds d(self)/d(leaf) to the .grad of every leaf that requires a gradient. What was recorded is used up. A leaf has
+-- one tensor for its gradient: after zero_grad the next backward fills the same one, so keep w.grad:clone().
 -- @param[opt=1] gradient tensor of self's shape, d(loss)/d(self); needed where self has more than one element
--- @raise where self depends on no leaf that requires a gradient, its record was used up already, or a gradient of its
--- shape is needed
+-- @raise where self depends on no leaf that requires a gradient, its record was used up already, a gradient of its
+-- shape is needed, or a tensor that an op's gradient reads was written to since; then no gradient has changed
 function core.Tensor:backward(gradient)
   local root = self._node
   if not self.requires_grad then core.fail "backward: of a tensor that does not depend on any that requires_grad" end
@@ -307,7 +351,7 @@ function core.Tensor:backward(gradient)
       end
     end
     local inputs = node.inputs
-    node.inputs, node.ctx, node.gradients = nil, nil, nil
+    node.inputs, node.ctx, node.gradients, node.saved = nil, nil, nil, nil
     if watcher then tell_watcher(watcher, uses, inputs) end
   end
 end

@@ -86,7 +86,7 @@ end
 function check.files(folder)
   local names = {}
   for name in require("lfs").dir(folder) do
-    if name:match "%.safetensors$" then names[#names + 1] = name end
+    if name:match "%.[%w%-]+%.safetensors$" then names[#names + 1] = name end
   end
   table.sort(names)
   return names

@@ -170,6 +170,15 @@ function Tensor:device() return device_name(C.vx_device(own(self, "device"))) en
 --- Gives the number of that device, as C counts them.
 function tensors.device_of(x) return C.vx_device(handle(x)) end
 
+--- Counts the writes to x's memory so far, through whatever tensor shares it.
+function tensors.writes(x) return tonumber(C.vx_writes(handle(x))) end
+
+--- Names what wrote to x's memory last: an op, "copy", "write".
+function tensors.last_writer(x) return ffi.string(C.vx_last_writer(handle(x))) end
+
+--- Says whether two tensors share their memory.
+function tensors.same_storage(a, b) return C.vx_same_storage(handle(a), handle(b)) ~= 0 end
+
 --- Gives the number of elements.
 -- @return integer of 0 or more
 function Tensor:numel() return tonumber(C.vx_numel(own(self, "numel"))) end
@@ -277,12 +286,34 @@ function Tensor:bytes()
   return ffi.string(buffer, n * item)
 end
 
+--- Gives the input of the op that made x whose memory x shares: that of which x is a view; nil where there is none.
+local function viewed(x)
+  local inputs = x._node.inputs
+  for i = 1, inputs.n do
+    if tensors.is_tensor(inputs[i]) and C.vx_same_storage(inputs[i]._h, handle(x)) ~= 0 then return inputs[i] end
+  end
+end
+
+--- Raises where x is a result on the tape: a write to it would be one that gradients do not see. Leaves, views of them,
+-- and results whose record was used up may be written to.
+local function expect_writable(x, what)
+  while type(x) == "table" and rawget(x, "_node") and x._node.inputs do
+    x = viewed(x)
+    if not x then
+      fail("%s: of a result that gradients flow through, which would not see the write: use vx.where, vx.cat or "
+        .. "masked_fill, or write to x:detach()", what)
+    end
+  end
+end
+tensors.expect_writable = expect_writable
+
 --- Overwrites all elements.
 -- @param flat array of as many numbers as x has elements, row-major
 -- @return the tensor itself
 -- @raise where the counts differ
 function Tensor:fromtable(flat)
   local n = self:numel()
+  expect_writable(self, "fromtable")
   if #flat ~= n then fail("fromtable: %d numbers for a tensor %s", #flat, tensors.shape_text(self)) end
   local kind = self:dtype()
   local staged = kind == "bf16" and "f32" or kind
@@ -306,6 +337,7 @@ end
 -- @raise where the string is of another length, or x is not contiguous
 function Tensor:frombytes(bytes)
   local item = dtypes[self:dtype()].bytes
+  expect_writable(self, "frombytes")
   if #bytes ~= self:numel() * item then
     fail("frombytes: %d bytes for a %s tensor %s", #bytes, self:dtype(), tensors.shape_text(self))
   end
@@ -319,6 +351,7 @@ end
 -- @raise where the shapes differ
 function Tensor:copy(source)
   if not tensors.is_tensor(source) then fail("copy: a %s, expected a tensor", type(source)) end
+  expect_writable(self, "copy")
   call(C.vx_copy, handle(self), handle(source))
   return self
 end
@@ -327,13 +360,17 @@ end
 -- @param value number
 -- @return the tensor itself
 function Tensor:fill(value)
+  expect_writable(self, "fill")
   op.fill(self, value)
   return self
 end
 
 --- Sets all elements to 0.
 -- @return the tensor itself
-function Tensor:zero() return self:fill(0) end
+function Tensor:zero()
+  expect_writable(self, "zero")
+  return self:fill(0)
+end
 
 --- Copies the tensor to a device, or into a dtype. No gradient flows through.
 -- @param where "cpu", "cuda:0", ... or "f32", "bf16", "i32", "u8"

@@ -17,7 +17,8 @@ local OPERANDS = { { "a", "tensor f32 of any shape, or a number" },
   { "b", "tensor f32 of a shape that broadcasts with a's, or a number" } }
 
 --- Defines y = a (kind) b, or b (kind) a where o.swapped is set. o.gradient(dy, a, b, y, needs) gives da and db, of y's
--- shape; o.low, o.high: what the cases are drawn from.
+-- shape, from what o.keeps(needs) says it reads of a, b and y (nil: nothing); o.low, o.high: what the cases are drawn
+-- from.
 local function define_binary(name, kind, o)
   local gradient, range = o.gradient, { low = o.low, high = o.high }
   define(name, {
@@ -35,12 +36,17 @@ local function define_binary(name, kind, o)
         a, b = b, a
       end
       local y = binary(name, kind, a, b)
-      if ctx.needs then ctx.a, ctx.b, ctx.y = a, b, y end
+      if ctx.needs and gradient then
+        local of_a, of_b, of_y = false, false, false
+        if o.keeps then of_a, of_b, of_y = o.keeps(ctx.needs) end
+        ctx.a, ctx.b, ctx.y = of_a and a or nil, of_b and b or nil, of_y and y or nil
+        ctx.a_shape, ctx.b_shape = a:shape(), b:shape()
+      end
       return y
     end,
     backward = gradient and function(ctx, dy)
       local needs, da, db = ctx.needs, gradient(dy, ctx.a, ctx.b, ctx.y, ctx.needs)
-      return needs[1] and sum_to(da, ctx.a:shape()), needs[2] and sum_to(db, ctx.b:shape())
+      return needs[1] and sum_to(da, ctx.a_shape), needs[2] and sum_to(db, ctx.b_shape)
     end,
     cases = function(T)
       return { { T({ 3, 4 }, range), T({ 3, 4 }, range) }, { T({ 3, 4 }, range), T({ 4 }, range) },
@@ -62,6 +68,7 @@ define_binary("sub", VX.SUB, {
 define_binary("mul", VX.MUL, {
   text = "Multiplies elementwise: a * b, which is how it is written.",
   also = { "multiply" },
+  keeps = function(needs) return needs[2], needs[1] end,
   gradient = function(dy, a, b, _, needs)
     return needs[1] and binary("mul", VX.MUL, dy, b), needs[2] and binary("mul", VX.MUL, dy, a)
   end,
@@ -69,6 +76,7 @@ define_binary("mul", VX.MUL, {
 define_binary("div", VX.DIV, {
   text = "Divides elementwise: a / b, which is how it is written.",
   also = { "divide", "true_divide" },
+  keeps = function(needs) return false, true, needs[2] end,
   gradient = function(dy, _, b, y, needs)
     local over = binary("div", VX.DIV, dy, b)
     return over, needs[2] and scaled(binary("mul", VX.MUL, over, y), -1)
@@ -87,12 +95,14 @@ define_binary("maximum", VX.MAX, {
   text = "Gives the larger of two elements; the gradient goes to it, to a on a tie.",
   also = { "fmax" },
   method = true,
+  keeps = function() return true, false, true end,
   gradient = chosen,
 })
 define_binary("minimum", VX.MIN, {
   text = "Gives the smaller of two elements; the gradient goes to it, to a on a tie.",
   also = { "fmin" },
   method = true,
+  keeps = function() return true, false, true end,
   gradient = chosen,
 })
 
@@ -210,9 +220,12 @@ local function expect_numbers(name, args, ...)
   end
 end
 
---- Defines y = f(x) by its kind. o.parameters: { name, meaning } of alpha and beta; o.values: theirs in the cases;
+--- Defines y = f(x) by its kind. o.keeps: what its gradient reads, "x" (where nothing is said), "y", "both" or
+-- "neither"; o.parameters: { name, meaning } of alpha and beta; o.values: theirs in the cases;
 -- o.low, o.high: what x is drawn from in the cases.
 local function define_unary(name, kind, o)
+  local keeps_x = o.keeps == nil or o.keeps == "x" or o.keeps == "both"
+  local keeps_y = o.keeps == "y" or o.keeps == "both"
   local range, values, args = { low = o.low, high = o.high }, o.values or {}, { { "x", "tensor f32 of any shape" } }
   for _, parameter in ipairs(o.parameters or {}) do args[#args + 1] = parameter end
   define(name, {
@@ -229,12 +242,15 @@ local function define_unary(name, kind, o)
       if #args > 1 then expect_numbers(name, args, alpha, beta) end
       local y = new_like(x)
       op.unary(y, x, kind, alpha or 1, beta or 0)
-      if ctx.needs then ctx.x, ctx.y, ctx.alpha, ctx.beta = x, y, alpha or 1, beta or 0 end
+      if ctx.needs then
+        ctx.x, ctx.y, ctx.alpha, ctx.beta = keeps_x and x or nil, keeps_y and y or nil, alpha or 1, beta or 0
+      end
       return y
     end,
     backward = function(ctx, dy)
       local dx = new_like(dy)
-      op.unary_backward(dx, dy, ctx.x, ctx.y, kind, ctx.alpha, ctx.beta)
+      local x, y = ctx.x or ctx.y or dy, ctx.y or ctx.x or dy -- the op wants both, and looks at what it needs
+      op.unary_backward(dx, dy, x, y, kind, ctx.alpha, ctx.beta)
       return dx
     end,
     cases = function(T) return { { T({ 3, 5 }, range), unpack(values) }, { T({ 33 }, range), unpack(values) } } end,
@@ -246,20 +262,23 @@ define_unary("affine", VX.AFFINE, {
   parameters = { { "alpha", "number", default = 1 }, { "beta", "number", default = 0 } },
   values = { 2.5, -1 },
   method = false,
+  keeps = "neither",
 })
-define_unary("exp", VX.EXP, { text = "Computes e^x." })
+define_unary("exp", VX.EXP, { text = "Computes e^x.", keeps = "y" })
 define_unary("log", VX.LOG, { text = "Computes the natural logarithm; -inf at 0, NaN below.", low = 0.3, high = 3 })
-define_unary("sqrt", VX.SQRT, { text = "Computes the square root; NaN below 0.", low = 0.3, high = 3 })
+define_unary("sqrt", VX.SQRT, { text = "Computes the square root; NaN below 0.", low = 0.3, high = 3,
+  keeps = "y" })
 define_unary("abs", VX.ABS, { text = "Computes |x|; its gradient at 0 is 0.", low = 0.2, high = 2 })
 define_unary("square", VX.SQUARE, { text = "Computes x^2." })
 define_unary("relu", VX.RELU, { text = "Computes max(x, 0); its gradient at 0 is 0.", low = 0.2, high = 2 })
-define_unary("silu", VX.SILU, { text = "Computes x sigmoid(x), which is also called swish.", also = { "swish" } })
+define_unary("silu", VX.SILU, { text = "Computes x sigmoid(x), which is also called swish.", also = { "swish" },
+  keeps = "both" })
 define_unary("gelu", VX.GELU, {
   text = "Computes x Phi(x), Phi the normal distribution function, by erf: PyTorch's gelu without approximation.",
   source = "Hendrycks and Gimpel 2016",
 })
-define_unary("sigmoid", VX.SIGMOID, { text = "Computes 1 / (1 + e^-x).", also = { "expit" } })
-define_unary("tanh", VX.TANH, { text = "Computes the hyperbolic tangent." })
+define_unary("sigmoid", VX.SIGMOID, { text = "Computes 1 / (1 + e^-x).", also = { "expit" }, keeps = "y" })
+define_unary("tanh", VX.TANH, { text = "Computes the hyperbolic tangent.", keeps = "y" })
 define_unary("clamp", VX.CLAMP, {
   text = "Limits x to the interval [low, high]; its gradient is 0 outside.",
   parameters = { { "low", "number" }, { "high", "number" } },
@@ -278,11 +297,14 @@ define_unary("power", VX.POWER, {
 define_unary("round", VX.ROUND, {
   text = "Rounds to the nearest integer, halves to the even one; the gradient is 0.",
   low = -0.45, high = 0.45,
+  keeps = "neither",
 })
-define_unary("floor", VX.FLOOR, { text = "Rounds down to an integer; the gradient is 0.", low = 1.05, high = 1.95 })
+define_unary("floor", VX.FLOOR, { text = "Rounds down to an integer; the gradient is 0.", low = 1.05, high = 1.95,
+  keeps = "neither" })
 define_unary("sign", VX.SIGN, {
   text = "Gives -1, 0 or 1 by the sign of x, and NaN of NaN; the gradient is 0.",
   also = { "sgn" },
+  keeps = "neither",
   low = 0.2, high = 2,
 })
 define_unary("lgamma", VX.LGAMMA, {

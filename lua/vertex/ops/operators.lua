@@ -30,8 +30,10 @@ Tensor.__sub = arithmetic(ops.sub, function(x, n) return ops.affine(x, 1, -n) en
   function(x, n) return ops.affine(x, -1, n) end)
 Tensor.__mul = arithmetic(ops.mul, function(x, n) return ops.affine(x, n, 0) end,
   function(x, n) return ops.affine(x, n, 0) end)
-Tensor.__div = arithmetic(ops.div, function(x, n) return ops.affine(x, 1 / n, 0) end,
-  function(x, n) return ops.affine(ops.power(x, -1), n, 0) end)
+Tensor.__div = arithmetic(ops.div, function(x, n)
+  if math.abs(math.frexp(n)) == 0.5 then return ops.affine(x, 1 / n, 0) end -- a power of two: the same bits, sooner
+  return ops.div(x, n)
+end, function(x, n) return ops.div(n, x) end)
 Tensor.__unm = function(x) return ops.affine(x, -1, 0) end
 Tensor.__pow = function(x, n)
   if type(n) ~= "number" then fail("x ^ n: the exponent is a %s, expected a number", type(n)) end
@@ -73,6 +75,11 @@ Tensor.__newindex = function(x, key, value)
   if type(key) ~= "number" then
     if not absent[key] then refuse_key(key) end
     return rawset(x, key, value)
+  end
+  core.expect_writable(x, "x[i] = ...")
+  if tape.enabled and core.is_tensor(value) and value.requires_grad then
+    fail("x[i] = ...: a value that gradients flow through, which would be lost: use vx.cat, vx.stack or vx.where, or "
+      .. "write value:detach()")
   end
   local slice = tape.no_grad(ops.select, x, 1, key)
   if type(value) == "number" then slice:fill(value) else slice:copy(value) end

@@ -24,6 +24,7 @@ define("uniform", {
   also = { "rand_like", "uniform_" },
   takes_bf16 = true,
   forward = function(_, x, low, high, generator)
+    core.expect_writable(x, "uniform")
     local seed, stream = next_stream(generator)
     op.uniform(x, seed, stream, low or 0, high or 1)
     return x
@@ -40,6 +41,7 @@ define("normal", {
   also = { "randn_like", "normal_" },
   takes_bf16 = true,
   forward = function(_, x, mean, deviation, generator)
+    core.expect_writable(x, "normal")
     local seed, stream = next_stream(generator)
     op.normal(x, seed, stream, mean or 0, deviation or 1)
     return x
@@ -56,6 +58,7 @@ define("dirichlet", {
   calls = { "dirichlet" },
   takes_bf16 = true,
   forward = function(_, p, alpha, log, generator)
+    core.expect_writable(p, "dirichlet")
     expect_tensor(p, "dirichlet", "p")
     expect_tensor(alpha, "dirichlet", "alpha")
     local a = expanded(alpha, p:shape())
