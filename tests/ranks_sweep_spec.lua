@@ -210,4 +210,13 @@ describe("ae_sweep on ranks #ranks", function()
     refused("the ranks disagree on the data: rank 0 has 2 items", { 1, "-wdir here " .. command .. "--data photos", 1,
       "-wdir there " .. command .. "--data photos" })
   end)
+
+  ranked("are measured by bench/scaling", function()
+    local output, status = mpirun.run(scratch, 2, "luajit '" .. H.root
+      .. "/experiments/bench/scaling.lua' --rounds 1 --steps 1 --preset tiny --batch 4 --parts ae")
+    assert.equal(0, status, output)
+    assert.truthy(output:find "strong: [%d.]+ of 1 x 2 %b()   weak: [%d.]+ of 1 x 1", output)
+    output, status = mpirun.run(scratch, 3, "luajit '" .. H.root .. "/experiments/bench/scaling.lua'")
+    assert.truthy(status ~= 0 and output:find("scaling: 3 ranks; start it by mpirun -np 2", 1, true), output)
+  end)
 end)

@@ -2,7 +2,7 @@
 -- and what scope = "world" costs. Medians over rounds; the machine should do nothing else.
 --
 --   mpirun -np 2 --bind-to none luajit experiments/bench/scaling.lua [--rounds 7] [--steps 10] [--parts ae,w2v,scope]
---     [--preset small] [--method softmax-knn-ce] [--batch 16]
+--     [--preset small] [--method softmax-knn-ce] [--batch 16] [--images 4]
 --   luajit experiments/bench/scaling.lua --model      what 4 to 64 GPUs are calculated to do (no measurement)
 --
 --   strong   1 rank x 2 threads with all of the batch, against 2 ranks x 1 thread with half of it each
@@ -26,6 +26,7 @@ parser:option("--steps", "Steps per round."):default "10":convert(tonumber)
 parser:option("--preset", "Of the autoencoder."):default "small"
 parser:option("--method"):default "softmax-knn-ce"
 parser:option("--batch", "Images, or clips, of all ranks."):default "16":convert(tonumber)
+parser:option("--images", "Of a rank, where scopes are compared."):default "4":convert(tonumber)
 parser:option("--parts"):argname "A,B":default "ae,w2v,scope"
 parser:flag("--model", "Calculate 4 to 64 GPUs.")
 local flags = parser:parse()
@@ -159,7 +160,7 @@ end
 local function scope_cost()
   local name = "64x64x3-8192"
   local steps = {}
-  for i, scope in ipairs { "rank", "world" } do steps[i] = ae_step(name, 1, true, { scope = scope, shards = 1 }) end
+  for i, scope in ipairs { "rank", "world" } do steps[i] = ae_step(name, flags.images, true, { scope = scope, shards = 1 }) end
   local ratios, times = {}, { {}, {} }
   local before = flags.steps
   flags.steps = 1
@@ -174,7 +175,8 @@ local function scope_cost()
   end
   flags.steps = before
   local p = autoencoder.presets[name]
-  say("scope, %s, %s, 1 image (4,096 rows) on each of 2 ranks x 1 thread, K = %d", name, flags.method, p.k)
+  say("scope, %s, %s, %d images (%d rows) on each of 2 ranks x 1 thread, K = %d", name, flags.method, flags.images,
+    4096 * flags.images, p.k)
   say("  rank %.3f s, world %.3f s a step: %+.1f %% (%+.1f .. %+.1f); gathered: %.2f MB from each rank",
     median(times[1]), median(times[2]), 100 * (median(ratios) - 1), 100 * (math.min(unpack(ratios)) - 1),
     100 * (math.max(unpack(ratios)) - 1), p.codes * p.k * 4e-6)
@@ -212,6 +214,7 @@ Calculated, not measured: no step has run on a GPU here. Assumptions:
   - A GPU does its part of a step in 0.1 s or 0.3 s, whatever R (weak scaling); backward is %.0f %% of that, and hides
     as much of the gradients' way. Nothing hides the keys of scope = "world", which each GPU gets of all others.
   - Data are there in time, and no rank waits for a slower one: both cost more than the links do, where they fail.
+  - core/comm waits for the device before it hands a bucket to NCCL; what that costs the queue is not counted.
   Efficiency: the step of one GPU over that of R, with scope = "rank", and with "world".
 ]]):format(LATENCY * 1e6, 100 * HIDDEN))
   local cases = {}

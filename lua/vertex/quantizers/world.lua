@@ -22,9 +22,10 @@ local function keys_of(call, g, near, l2)
   local flat = ops.reshape(near, { S * K })
   local codes = ops.select(call.codebook, 1, g)
   if call.vertices then codes = ops.gather(codes, ops.select(call.vertices, 1, g)) end
-  local rows = ops.reshape(unit(ops.gather(core.contiguous(ops.select(call.z, 2, g)), flat)), { S, K, D })
-  local cosine = ops.sum(ops.mul(rows, ops.reshape(unit(codes), { S, 1, D })), 3)
-  local logit = ops.mul(cosine, ops.exp(ops.affine(call.log_tau, -1, 0)))
+  -- what can be done once a row or a code is not done once a pair
+  local rows = ops.reshape(ops.gather(unit(core.contiguous(ops.select(call.z, 2, g))), flat), { S, K, D })
+  codes = ops.mul(unit(codes), ops.exp(ops.affine(call.log_tau, -1, 0)))
+  local logit = ops.sum(ops.mul(rows, ops.reshape(codes, { S, 1, D })), 3)
   local function of_rows(x) return ops.reshape(ops.gather(core.contiguous(x), flat), { S, K }) end
   local lse = ops.narrow(ops.select(call.lse, 2, g), 2, 1, 1) -- (N,1)
   local log_pi = ops.sub(logit, of_rows(lse))
