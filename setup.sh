@@ -3,12 +3,13 @@
 # done. Without apt it lists what is missing and stops.
 #
 #   ./setup.sh         to use Vertex and to run its tests
+#   ./setup.sh --cpu   without CUDA kernels and their emulator, which the tests need: half of the time
 #   ./setup.sh --ci    also what .ci/run checks sources with
 set -euo pipefail
 cd "$(dirname "$0")"
 case "$*" in
-  '' | --ci) ;;
-  *) sed -n '5,6s/^# *//p' "$0" >&2; exit 2 ;;
+  '' | --ci | --cpu) ;;
+  *) sed -n '5,7s/^# *//p' "$0" >&2; exit 2 ;;
 esac
 
 # name of a Debian package, and a command that succeeds where it is there already
@@ -63,6 +64,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     "${missing[@]}" libc6-dev >/dev/null
 fi
 
-cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release | grep -E "^-- (CUDA|NCCL|MPI)" || true
+[ "$*" = --cpu ] && cuda=OFF || cuda=ON
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DVERTEX_CUDA=$cuda | grep -E "^-- (CUDA|NCCL|MPI)" || true
 cmake --build build
+if [ $cuda = OFF ]; then
+  rm -f build/libvertex_cuda.so build/libvertex_emu.so # of an earlier ./setup.sh: they would not fit for long
+  echo "CUDA and the tests' emulator are left out; ./setup.sh without --cpu adds them"
+fi
+luajit lua/vertex/interactive/reference.lua build/reference.md
 echo "ready: luajit experiments/ae_sweep.lua"

@@ -413,3 +413,49 @@ describe("a name of PyTorch's", function()
     assert.is_nil(vx.nn.NoSuchLayer)
   end)
 end)
+
+describe("a word", function()
+  local function about(name) return (help.about(session, name)) end
+
+  it("finds what lies deeper, what Lua has too, and texts that hold it", function()
+    for word, head in pairs { Linear = "vx.nn.Linear(inputs, outputs, options)", AdamW = "vx.optim.AdamW(parameters",
+      encode = "vx.Quantizer:encode(z)", load = "vx.load(path, options)", clip_grad_norm = "vx.optim.clip_grad_norm(",
+      warmup_cosine = "vx.optim.warmup_cosine(options)" } do
+      local text = assert(about(word), word)
+      assert.equal(head, text:sub(1, #head))
+    end
+    local text = assert(help.about(session, "state_dict"))
+    for _, name in ipairs { "AdamW:state_dict", "module:state_dict", "module:load_state_dict" } do
+      assert.truthy(text:find(name, 1, true), text)
+    end
+    assert.truthy(about("straight"):find("ste-euclid", 1, true), about "straight")
+    assert.same({ nil, "nothing is known of 'softmx', did you mean 'softmax'?" }, { help.about(session, "softmx") })
+    assert.is_nil(help.about(session, "Linear", nil, true))
+  end)
+
+  it("is completed to an option inside the table of options", function()
+    for text, expected in pairs { ["vx.nn.Conv1d(3, 4, 3, { st"] = "stride = ", ["vx.data.images { si"] = "size = ",
+      ["vx.quantizer(\"softmax-knn-ce\", { codes = 3, di"] = "dim = ", ["vx.zeros({ 2 }, { dt"] = "dtype = ",
+      ["vx.optim.AdamW(p, { betas = { 1, 2 }, w"] = "weight_decay = " } do
+      local _, list = session:complete(text)
+      assert.same({ expected }, list)
+    end
+    local _, list = session:complete "vx.nn.Linear(3, 4, { bias = tru"
+    assert.same({ "true" }, list)
+  end)
+end)
+
+describe("the reference", function()
+  it("holds every public name", function()
+    local path = H.scratch "reference.md"
+    local out, status = H.shell("luajit lua/vertex/interactive/reference.lua " .. path)
+    assert.truthy(status == 0 or status == true, out)
+    local page = H.read(path)
+    for _, entry in ipairs(public) do
+      local name = tape.op_of[entry.value] and "vx." .. entry.name:match "[%w_]+$" or entry.name
+      local own = name:find "^vx%." and not name:find "^vx%.Quantizer:" and not name:find "^vx%.ops%."
+      assert.truthy(not own or page:find("### " .. name .. "\n", 1, true), name)
+    end
+    assert.truthy(page:find("### vx.nn.Linear\n\n```text\nvx.nn.Linear(inputs, outputs, options)", 1, true))
+  end)
+end)

@@ -23,6 +23,9 @@ setmetatable(_G, {
 local lfs = require "lfs"
 local vx = require "vertex"
 local core = require "vertex.core"
+if not lfs.attributes((core.library_path:gsub("[^/]+$", "libvertex_emu.so"))) then
+  error("the tests need the emulator of CUDA, which is not in build/: ./setup.sh (without --cpu) builds it", 0)
+end
 vx.device "cpu"
 vx.threads(2)
 

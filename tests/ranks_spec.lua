@@ -73,12 +73,40 @@ describe("one rank", function()
   end)
 
   it("refuses what is no tensor of the right kind", function()
-    H.raises(function() vx.dist.all_reduce(3) end, "all_reduce: a number, expected a tensor")
+    H.raises(function() vx.dist.all_reduce(3) end, "all_reduce: x is 3, expected a tensor")
     H.raises(function() vx.dist.all_reduce(vx.zeros({ 2 }, { dtype = "u8" })) end, "x is u8, expected f32 or i32")
     H.raises(function() vx.dist.all_reduce(vx.zeros({ 2 }, { dtype = "i32" }), 0.5) end, "scale 0.5 of i32")
     H.raises(function() vx.dist.all_reduce(vx.zeros({ 2, 3 }):transpose(1, 2)) end, "strided view")
     H.raises(function() vx.dist.broadcast(vx.zeros { 2 }, 1) end, "root 1, of 0 .. 0")
     H.raises(function() vx.dist.gradients { vx.zeros { 2 } } end, "parameter 1 is none")
+  end)
+
+  it("opens NCCL where it is asked to, and is told that there is no GPU", function()
+    local folder = H.root .. "/build"
+    local nccl, emulator = H.read(folder .. "/libvertex_nccl.so"), H.read(folder .. "/libvertex_emu.so")
+    if not nccl or not emulator then return pending "no build/libvertex_nccl.so: NCCL was not found" end
+    -- the emulator under the name of the real thing: its memory is no GPU's, which NCCL has to find out
+    lfs.mkdir(scratch .. "/nccl")
+    H.write(scratch .. "/nccl/libvertex_cuda.so", emulator)
+    H.write(scratch .. "/nccl/libvertex_nccl.so", nccl)
+    local command = "%s CUDA_VISIBLE_DEVICES= VERTEX_NCCL=1 VERTEX_BACKENDS='%s/nccl' VERTEX_TEST_DEVICE=cuda:0 %s"
+    local output = H.shell(command:format(mpirun.clean, scratch, script [[
+        local ok, message = pcall(dist.all_reduce, vx.ones { 4 })
+        io.write(tostring(message))
+      ]]))
+    assert.truthy(output:find("nccl: CUDA says: ", 1, true), output)
+  end)
+
+  it("reduces and gathers over NCCL, of one rank #cuda", function()
+    if not H.read(H.root .. "/build/libvertex_nccl.so") then return pending "no build/libvertex_nccl.so" end
+    local output = H.shell(("%s VERTEX_NCCL=1 VERTEX_TEST_DEVICE=cuda:0 %s"):format(mpirun.clean, script [[
+      local x = dist.all_reduce(vx.full({ 3000 }, 3), 0.5)
+      say("%g %s", x:mean():item(), dist.name())
+      say("%g %g", dist.all_gather(x):sum():item(), dist.broadcast(x):sum():item())
+      dist.close()
+    ]]))
+    assert.truthy(output:find "<0> 1.5 self, nccl 2", output)
+    assert.truthy(output:find("<0> 4500 4500", 1, true), output)
   end)
 
   it("is told what a launcher lacks", function()
@@ -215,6 +243,14 @@ describe("ranks #ranks", function()
       say("%g %g %s", w.grad[1]:item(), w.grad[2000]:item(), w.grad:device())
       dist.close()
     ]], "VERTEX_TEST_DEVICE=emu:0"))
+  end)
+
+  ranked("share a card by way of the host #cuda", function()
+    expect_all(2, { "3 3 cuda:0" }, ranks(2, script [[
+      local x = dist.all_reduce(vx.full({ 3000 }, dist.rank() + 1))
+      say("%g %g %s", x[1]:item(), x[3000]:item(), x:device())
+      dist.close()
+    ]], "VERTEX_TEST_DEVICE=cuda:0"))
   end)
 
   ranked("take a GPU each, and say so where there are too few", function()

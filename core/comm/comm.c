@@ -17,8 +17,9 @@ static struct {
     bool open;
     int rank, size;
     char name[96];
-    const vx_comm_group *group;
-    vx_comm_work *first; /* works under way, in the order of their beginning */
+    const vx_comm_group *group; /* of the host's memory */
+    const vx_comm_group *nccl;  /* of CUDA devices', once it was asked for */
+    vx_comm_work *first;        /* works under way, in the order of their beginning */
     vx_comm_host host;
 } comm = {.size = 1, .name = "self", .group = &vx_comm_self};
 
@@ -94,6 +95,8 @@ static int open_mpi(const struct launcher *l)
     return VX_OK;
 }
 
+static int gather_bytes(void *all, const void *own, int64_t bytes);
+
 int vx_comm_open(void)
 {
     if (comm.open) return VX_OK;
@@ -101,7 +104,7 @@ int vx_comm_open(void)
     const double patience = seconds && *seconds ? atof(seconds) : 25;
     if (!(patience > 0 && patience < 1e9))
         return vx_fail(VX_EINVAL, "VERTEX_RANK_TIMEOUT is '%s', expected seconds", seconds);
-    comm.host = (vx_comm_host){vx_fail, patience};
+    comm.host = (vx_comm_host){.fail = vx_fail, .patience = patience, .gather = gather_bytes};
     const struct launcher *l = find_launcher();
     if (!l && number_in("SLURM_STEP_NUM_TASKS") > 1 && number_in("SLURM_PROCID") >= 0)
         return vx_fail(
@@ -118,7 +121,7 @@ int vx_comm_open(void)
 
 int vx_comm_progress(void)
 {
-    for (vx_comm_work *w = comm.first; w; w = w->next) comm.group->progress(w);
+    for (vx_comm_work *w = comm.first; w; w = w->next) w->group->progress(w);
     return VX_OK;
 }
 
@@ -139,14 +142,14 @@ static int wait_for(vx_comm_work *w)
     double since = vx_time();
     for (int spins = 0; !w->done && !w->failed; spins += spins < 2 * SPINS) {
         int moved = 0;
-        for (vx_comm_work *other = comm.first; other; other = other->next) moved += comm.group->progress(other);
+        for (vx_comm_work *other = comm.first; other; other = other->next) moved += other->group->progress(other);
         if (w->done || w->failed) break;
         if (moved) {
             since = vx_time();
             spins = 0;
         } else if (vx_time() - since > comm.host.patience) {
             char ranks[128];
-            comm.group->missing(w, ranks, sizeof ranks);
+            w->group->missing(w, ranks, sizeof ranks);
             return vx_fail(VX_ERANK, "%s: rank %s did not come within %.0f s", w->name, ranks, comm.host.patience);
         }
         pause_a_little(spins);
@@ -167,7 +170,8 @@ static int begin(vx_comm_work *w)
     while (*at) at = &(*at)->next;
     *at = w;
     w->next = NULL;
-    int status = comm.group->start(w);
+    if (!w->group) w->group = comm.group;
+    int status = w->group->start(w);
     if (status) unlink_work(w);
     return status;
 }
@@ -211,16 +215,50 @@ static int check_sum(const char *op, const vx_tensor *x, double scale)
     return status;
 }
 
+/* Joins the ranks' GPUs, on first use. */
+static int open_nccl(int device)
+{
+    if (comm.nccl) return VX_OK;
+    void *entry = NULL;
+    vx_backend_of(device, &comm.host.ordinal);
+    int status = vx_library_entry("nccl", "comm", vx_comm_signature(), &entry);
+    if (status) return vx_fail_because(status, "VERTEX_NCCL is set");
+    const vx_comm_group *(*get)(const vx_comm_host *);
+    memcpy(&get, &entry, sizeof get);
+    const vx_comm_group *group = get(&comm.host);
+    char name[32], both[sizeof comm.name];
+    status = group->open(&comm.rank, &comm.size, name, sizeof name);
+    if (status) return status;
+    comm.nccl = group;
+    snprintf(both, sizeof both, "%.60s, %s", comm.name, name);
+    snprintf(comm.name, sizeof comm.name, "%s", both);
+    return VX_OK;
+}
+
+/* Says whether NCCL is to move a device's memory: it has never run, so somebody has to ask for it. */
+static bool wants_nccl(int device)
+{
+    const char *asked = getenv("VERTEX_NCCL");
+    char name[40] = "";
+    if (!asked || strcmp(asked, "1") || vx_device_name(device, name, sizeof name)) return false;
+    return !strncmp(name, "cuda:", 5);
+}
+
 /* Lets w work on x in place, or on a copy on the host. */
 static int attach(vx_comm_work *w, vx_tensor *x, vx_tensor *all)
 {
     vx_wrote(w->name, all ? all : x);
     w->item = (int64_t)vx_dtype_bytes(x->dtype);
     w->count = x->numel;
-    if (!vx_device_has(x->device, VX_CAN_HOST)) return vx_stage(w, x, all);
+    const bool nccl = wants_nccl(x->device);
+    if (!nccl && !vx_device_has(x->device, VX_CAN_HOST)) return vx_stage(w, x, all);
     w->data = x->data;
     w->all = all ? all->data : NULL;
-    return VX_OK;
+    if (!nccl) return VX_OK;
+    int status = open_nccl(x->device);
+    if (!status) status = vx_sync(x->device); /* NCCL has a stream of its own */
+    w->group = comm.nccl;
+    return status;
 }
 
 int vx_comm_all_reduce(vx_tensor *x, double scale)
@@ -320,6 +358,13 @@ int vx_comm_gather(double *all, const double *x, int64_t count)
     return run(&w);
 }
 
+static int gather_bytes(void *all, const void *own, int64_t bytes)
+{
+    vx_comm_work w = {.verb = VX_COMM_GATHER, .name = "gather"};
+    w.data = (void *)(uintptr_t)own, w.all = all, w.count = bytes, w.item = 1;
+    return run(&w);
+}
+
 int vx_comm_barrier(void)
 {
     double nothing = 0;
@@ -339,6 +384,7 @@ int vx_comm_close(void)
 {
     if (!comm.open) return VX_OK;
     int status = vx_comm_barrier();
+    if (!status && comm.nccl) status = comm.nccl->close();
     if (!status) status = comm.group->close();
     comm.open = false;
     return status;

@@ -51,9 +51,9 @@ VX_API int vx_comm_progress(void);
 VX_API int vx_comm_end(vx_comm_work *work);
 
 /* Chooses the best of all ranks' candidates, of which each rank has K for each of L places, in descending order of
- * their keys f32 (size, L, K). near i32 (L, K) are those of rank `rank`: what is not among the K best of all ranks becomes -1.
- * best f32 (L, K) receives the keys of the K best, in descending order. Ties go to the lower rank. Nothing is sent; all
- * on the CPU. */
+ * their keys f32 (size, L, K). near i32 (L, K) are those of rank `rank`: what is not among the K best of all ranks
+ * becomes -1. best f32 (L, K) receives the keys of the K best, in descending order. Ties go to the lower rank. Nothing
+ * is sent; all on the CPU. */
 VX_API int vx_comm_choose(vx_tensor *near, vx_tensor *best, const vx_tensor *keys, int rank);
 
 /* Leaves the job, which ends well when all ranks have: to be called once, last, and never after an error. */

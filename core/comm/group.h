@@ -1,6 +1,7 @@
-/* group.h: what joins the ranks: a group is a table of functions that move host memory. self.c is the group of one
- * rank. libvertex_mpi.so brings another (mpi.c): it links nothing of this library, is handed what it needs as a
- * vx_comm_host, and exports the two functions at the end.
+/* group.h: what joins the ranks: a group is a table of functions that move memory. self.c is the group of one rank.
+ * libvertex_mpi.so brings another (mpi.c), for the host's memory, and libvertex_nccl.so (nccl.c) one for that of CUDA
+ * devices. Both link nothing of this library, are handed what they need as a vx_comm_host, and export the two functions
+ * at the end.
  */
 #ifndef VX_GROUP_H
 #define VX_GROUP_H
@@ -26,6 +27,7 @@ struct vx_comm_work {
     int failed; /* a status: it will never be done */
     void *state;
     /* comm.c's */
+    const struct vx_comm_group *group;
     vx_tensor *tensor; /* staged: where the result goes */
     bool staged;
     struct vx_comm_work *next;
@@ -35,10 +37,14 @@ struct vx_comm_work {
 typedef struct vx_comm_host {
     int (*fail)(int status, const char *format, ...) __attribute__((format(printf, 2, 3))); /* vx_fail */
     double patience; /* seconds that a wait may last */
+    /* For a group of devices: gathers `bytes` of each rank's host memory, and the device's number among its kind. */
+    int (*gather)(void *all, const void *own, int64_t bytes);
+    int ordinal;
 } vx_comm_host;
 
 /* Every int result is a status, with vx_error() set, unless its line says otherwise. */
 typedef struct vx_comm_group {
+    /* Joins. The host's group tells rank and size, one of devices is told. */
     int (*open)(int *rank, int *size, char *name, size_t name_size);
     int (*start)(vx_comm_work *work);
     /* Moves what can be moved without waiting. Returns how many pieces have arrived since it was asked last. */

@@ -160,7 +160,9 @@ end
 local function scope_cost()
   local name = "64x64x3-8192"
   local steps = {}
-  for i, scope in ipairs { "rank", "world" } do steps[i] = ae_step(name, flags.images, true, { scope = scope, shards = 1 }) end
+  for i, scope in ipairs { "rank", "world" } do
+    steps[i] = ae_step(name, flags.images, true, { scope = scope, shards = 1 })
+  end
   local ratios, times = {}, { {}, {} }
   local before = flags.steps
   flags.steps = 1

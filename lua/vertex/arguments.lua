@@ -15,7 +15,8 @@ local check = require "vertex.check"
 local comments = require "vertex.comments"
 local core = require "vertex.core"
 
-local arguments = {}
+-- classes: name in messages → class whose methods are checked; help finds its methods there
+local arguments = { classes = {} }
 
 local Tensor, fail = core.Tensor, core.fail
 
@@ -263,6 +264,7 @@ end
 -- @param name what messages call the class
 -- @param class table
 function arguments.guard_class(name, class)
+  arguments.classes[name] = class
 
   for key, f in pairs(class) do
     if type(f) == "function" and type(key) == "string" and not key:find "^_" then

@@ -114,6 +114,25 @@ function docs.of_quantizer(session, item)
     place = item.source and show.path(item.source) }
 end
 
+--- Lists the options that a function or a class declares: of each argument that is a table of them, those named
+-- `options.NAME` in its comment, or NAME in "{ NAME = ..., ... }".
+-- @param doc table (see the head of this file)
+-- @return array of names
+function docs.options(doc)
+  local list, seen = {}, {}
+  local function add(name)
+    if not seen[name] then list[#list + 1], seen[name] = name, true end
+  end
+  for _, arg in ipairs(doc.args or {}) do
+    local option = arg.name:match "^[%w_]+%.([%w_]+)$"
+    if option then add(option) end
+    for braces in (not option and arg.text or ""):gmatch "%b{}" do
+      for name in braces:gsub('"[^"]*"', ""):gmatch "[{,;]%s*([%a_][%w_]*)%s*[=:]" do add(name) end
+    end
+  end
+  return list
+end
+
 --- Reads what is declared of a value of any kind.
 -- @param session Session
 -- @param value any value

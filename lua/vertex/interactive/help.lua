@@ -1,9 +1,11 @@
 --- help.lua: what `?name` says in a session: finds what a name means and prints what docs.lua knows of it, with the
 -- contract of the C ops behind an op and, for a name of PyTorch's, what does its work here.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local docs = require "vertex.interactive.docs"
 local nn = require "vertex.nn"
+local public_names = require "vertex.interactive.names"
 local registry = require "vertex.quantizers"
 local show = require "vertex.interactive.show"
 local torch_names = require "vertex.torch_names"
@@ -205,10 +207,56 @@ local function about_torch(session, name, width)
   return here and text .. "\n\n" .. here or text
 end
 
+--- Writes all about a function, a class or a module under a name.
+-- @param session Session
+-- @param value function or table
+-- @param name text that it is called
+-- @param width columns that a line may have
+-- @return text
+function help.of_value(session, value, name, width)
+  if type(value) == "function" then return about_function(session, value, name, width) end
+  return about_table(session, value, name, width)
+end
+
+local FOUND = 20 -- names of a search that are listed
+
+--- Writes what a search for a word finds: the help of the only name that ends in it, or a list; else nil.
+local function searched(session, word, width)
+  if not word:find "^[%a_][%w_]*$" or #word < 2 then return nil end
+  local list, same = public_names.find(session, require "vertex", word)
+  for _, item in ipairs(registry.list) do
+    if (item.name .. " " .. item.summary):lower():find(word:lower(), 1, true) then
+      list[#list + 1] = { name = item.name, doc = { text = item.summary .. "." }, quantizer = true }
+    end
+  end
+  if #list == 0 then return nil end
+  if #list == 1 and list[1].quantizer then return about_quantizer(session, list[1].name, width) end
+  if same == 1 or #list == 1 then return help.of_value(session, list[1].value, list[1].name, width) end
+  local rows = {}
+  for i = 1, math.min(#list, FOUND) do
+    local text = list[i].doc and list[i].doc.text
+    rows[i] = { list[i].name, text and docs.first_sentence(text) or "" }
+  end
+  local longest = 0
+  for _, row in ipairs(rows) do longest = math.max(longest, #row[1]) end
+  for i, row in ipairs(rows) do
+    local line = ("  %-" .. longest .. "s  %s"):format(row[1], row[2])
+    rows[i] = #line > width and line:sub(1, width - 4) .. " ..." or line
+  end
+  if #list > FOUND then rows[#rows + 1] = ("  and %d more"):format(#list - FOUND) end
+  return ("found for '%s':\n%s"):format(word, table.concat(rows, "\n"))
+end
+
+--- Says whether a value is a function or a table of Lua itself.
+local function is_of_lua(value, name)
+  return value ~= nil and value == rawget(_G, name) and not show.module_name(value)
+end
+
 --- Writes all about a name; nil and why not where nothing is known of it.
-local function about(session, name, width)
+local function about(session, name, width, exact)
   if registry.by_name[name] then return about_quantizer(session, name, width) end
   local object = session:lookup(name)
+  if is_of_lua(object, name) and session:lookup("vx." .. name) ~= nil then object = nil end -- ?load is vx.load
   if object == nil then
     local other, full = elsewhere(session, name)
     if other ~= nil then object, name = other, full end
@@ -219,9 +267,10 @@ local function about(session, name, width)
   for _, op in ipairs(core.op_list()) do
     if op.name == name then return c_op_text(op, width) end
   end
-  local text = about_torch(session, name, width)
+  local text = about_torch(session, name, width) or not exact and searched(session, name, width)
   if text then return text end
-  return nil, ("nothing is known of '%s'"):format(name)
+  local meant = check.nearest(name, public_names.last_parts(require "vertex"))
+  return nil, ("nothing is known of '%s'%s"):format(name, meant and (", did you mean '%s'?"):format(meant) or "")
 end
 
 --- Explains a name: of a variable, `vx.nn.Linear`, `x:sum`, a quantizer, an op in Lua or in C, a name of the library
@@ -229,11 +278,12 @@ end
 -- @param session Session, whose variables the name may mean
 -- @param name text; a "?" before it and a call's "(" behind it are ignored
 -- @param[opt=120] width columns that a line may have
+-- @param[opt=false] exact true: a name that there is not is not looked for in others and in their texts
 -- @return text; or nil and why there is none
-function help.about(session, name, width)
+function help.about(session, name, width, exact)
   name = name:gsub("^[%s%?]+", ""):gsub("%s*[%(%?].*$", ""):gsub("%s+$", "")
   if name == "" then return nil, "no name" end
-  return about(session, name, width or WIDTH)
+  return about(session, name, width or WIDTH, exact)
 end
 
 --- Explains a name in one line: its parameters and its first sentence.

@@ -167,7 +167,7 @@ end
 function requests.inspect_request(server, message)
   local code, cursor = code_and_cursor(message)
   local before, after = code:sub(1, cursor):match "[%w_.:%-]*$", code:sub(cursor + 1):match "^[%w_]*"
-  local text = help.about(server.session, (before .. after):gsub("^[.:%-]+", "") .. "")
+  local text = help.about(server.session, (before .. after):gsub("^[.:%-]+", "") .. "", nil, true)
   server:reply(message, "inspect_reply", { found = text ~= nil,
     data = text and output.bundle { ["text/plain"] = text } or json.object(), metadata = json.object() })
 end

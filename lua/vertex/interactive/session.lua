@@ -429,8 +429,38 @@ local function files_like(part)
   return list
 end
 
---- Lists what may stand where the cursor is: variables, fields and methods; in quotes the names of quantizers, where
--- the text begins like one, otherwise files.
+--- Lists the options of the function whose table of options is open at the end of a text, where a new key begins.
+-- @return table name → true; nil where there is none
+local function options_at(self, text)
+  local open = {} -- places of the brackets that are open
+  tokens(text, function(kind, first, last)
+    local sign = kind == "sign" and text:sub(first, last)
+    if sign == "(" or sign == "{" or sign == "[" then open[#open + 1] = first end
+    if sign == ")" or sign == "}" or sign == "]" then open[#open] = nil end
+  end)
+  local brace = open[#open]
+  if not brace or text:sub(brace, brace) ~= "{" or not text:find "[{,;]%s*[%a_]?[%w_]*$" then return nil end
+  local before = text:sub(1, brace - 1)
+  local call = open[#open - 1]
+  local direct = before:find "[%w_]%s*$" -- f{ ... }
+  if not direct and call and text:sub(call, call) == "(" then before = text:sub(1, call - 1) end
+  local docs = require "vertex.interactive.docs"
+  local object, chain = self:object_before((before:gsub("%s+$", "")))
+  local method = chain and before:match "quantizer%s*$" and text:sub(#before + 1):match "[\"']([%w-]+)[\"']"
+  local item = method and registry.by_name[method]
+  local found = {}
+  if item then
+    for _, option in ipairs(item.options) do found[option.name] = true end
+    return found
+  end
+  local doc = object ~= nil and docs.of_value(self, object)
+  if not doc then return nil end
+  for _, name in ipairs(docs.options(doc)) do found[name] = true end
+  return next(found) and found
+end
+
+--- Lists what may stand where the cursor is: variables, fields and methods; options in a table of them; in quotes the
+-- names of quantizers, where the text begins like one, otherwise files.
 -- @param text string
 -- @param[opt] cursor number of bytes before the cursor; nil means all
 -- @return byte with which the word to replace begins, 1-based
@@ -465,7 +495,18 @@ function Session:complete(text, cursor)
       chain = path and path .. separator
     else
       part = text:match(text:find "^%s*%?" and "[%a_][%w_%-]*$" or "[%a_][%w_]*$") or ""
-      candidates, chain = names_of(self.env), ""
+      local options = options_at(self, text)
+      candidates, chain = options or names_of(self.env), ""
+      if options then
+        first = #text - #part + 1
+        local list = {}
+        for name in pairs(options) do
+          if name:sub(1, #part) == part then list[#list + 1] = name .. " = " end
+        end
+        table.sort(list)
+        if #list > 0 then return first, list end
+        candidates = names_of(self.env)
+      end
       if self.env ~= _G then for name in pairs(names_of(_G)) do candidates[name] = true end end
       for _, word_of_lua in ipairs(KEYWORDS) do candidates[word_of_lua] = true end
       if text:find "^%s*%?" then for _, name in ipairs(registry.names(true)) do candidates[name] = true end end
