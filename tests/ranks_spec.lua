@@ -219,10 +219,24 @@ describe("ranks #ranks", function()
         end
       end
       dist.expect_same({ p[1].grad, p[2].grad, p[3].grad, p[4].grad, p[5].grad }, "gradients")
+      -- how many buckets are on their way when backward is over
+      local core, begun, at_end = require "vertex.core", 0, nil
+      local begin, gradients, mine = core.rank_begin, dist.gradients({ p[1], p[2], p[3] }, { bucket = 1 }), loss(r)
+      core.rank_begin = function(...)
+        begun = begun + 1
+        return begin(...)
+      end
+      rawset(mine, "backward", function(self)
+        vx.Tensor.backward(self)
+        at_end = begun
+      end)
+      for i = 1, 6 do p[i]:zero_grad() end
+      gradients:backward(mine)
+      say("%d of %d", at_end, begun)
       dist.close()
     ]]
     for n = 2, 3 do
-      expect_all(n, { "6 true nil", "6 true nil", "5 true nil", "5 true nil", "1 true nil", "1 true nil" },
+      expect_all(n, { "6 true nil", "6 true nil", "5 true nil", "5 true nil", "1 true nil", "1 true nil", "3 of 3" },
         ranks(n, run))
     end
   end)

@@ -98,7 +98,7 @@ describe("an experiment of another modality", function()
     assert.truthy(text:find(("**%.3f**"):format(math.min(rows[1][1], rows[2][1])), 1, true), text)
     assert.truthy(text:find(("**%d**"):format(math.max(rows[1][2], rows[2][2])), 1, true), text)
     assert.truthy(output:find("Method +Distance +Codes +Time\n"), output)
-    assert.truthy(output:find("results.csv, table.md, curves.png in v", 1, true), output)
+    assert.truthy(output:find("results.csv, table.md, curves.png, report.html in v", 1, true), output)
     assert.equal("\137PNG", read("v/curves.png"):sub(1, 4))
     assert.same({ batch = 32, experiment = "vectors", methods = { "ste-euclid", "softmax-knn-ce" }, noise = 0.2,
       preset = "small", seed = 1, steps = 20 }, json.decode(read "v/config.json"))

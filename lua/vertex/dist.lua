@@ -309,7 +309,7 @@ end
 
 -- -- Gradients --------------------------------------------------------------------------------------------------------
 
-local BUCKET = 2 ^ 18 -- elements: 1 MB
+local LEAST, MOST = 2 ^ 14, 2 ^ 18 -- elements of a bucket: 64 KB, 1 MB
 local ALIGN = 16      -- elements: 64 bytes
 
 local Gradients = {}
@@ -331,12 +331,12 @@ local function make_buckets(parameters, most)
   return buckets
 end
 
---- Makes what averages the gradients of parameters over the ranks. They lie in flat buckets of about 1 MB; a bucket
+--- Makes what averages the gradients of parameters over the ranks. They lie in flat buckets of at most 1 MB; a bucket
 -- starts on its way as soon as backward has made all of it. The gradient of a parameter that a rank's loss does not
 -- depend on counts as 0; one that no rank's does stays nil.
 -- @param parameters array of tensors f32 of any shape that require a gradient, the same on all ranks
 -- @param[opt] options table
--- @param[opt=2^18] options.bucket elements of a bucket
+-- @param[opt] options.bucket number of elements in a bucket; a quarter of all, from 2^14 to 2^18
 -- @return gradients with :backward(loss)
 -- @raise where parameters is no array of such tensors
 function dist.gradients(parameters, options)
@@ -346,7 +346,10 @@ function dist.gradients(parameters, options)
     if not core.is_tensor(p) or not p.requires_grad then fail("gradients: parameter %d is none", i) end
   end
   if m.size == 1 then return self end
-  self.buckets, self.leaf_of = make_buckets(parameters, options and options.bucket or BUCKET), {}
+  local total = 0
+  for _, p in ipairs(parameters) do total = total + p:numel() end
+  local most = options and options.bucket or math.max(LEAST, math.min(MOST, math.ceil(total / 4)))
+  self.buckets, self.leaf_of = make_buckets(parameters, most), {}
   for _, bucket in ipairs(self.buckets) do
     bucket.flat = core.new({ bucket.count }, { device = bucket.device, keep = true }):zero()
     for _, leaf in ipairs(bucket.leaves) do

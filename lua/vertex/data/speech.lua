@@ -314,7 +314,7 @@ function speech.speech(options)
     if #self.files == 0 then
       fail("speech: none of %d files in %s can be used; the first: %s: %s", #paths, o.path, first.path, first.reason)
     end
-    say_resampled(o, self.files)
+    if core.rank_numbers() == 0 then say_resampled(o, self.files) end
     stream = core.audio_stream(self.files, o)
   end
   self.stream, self.count = stream, stream:items()
