@@ -90,13 +90,18 @@ describe("ae_sweep on ranks #ranks", function()
       for name, value in pairs(hard.class) do
         if type(value) == "function" and not name:find "^__" then Wrong[name] = value end
       end
+      function Wrong:setup(options)
+        hard.class.setup(self, options)
+        self.extra = require("vertex.nn").buffer { 2 }
+      end
       function Wrong:learn()
         if self.steps < 3 or dist.rank() ~= 1 then return end
         if self.label == "hangs" then while true do end end
+        if self.label == "drifts" then return self.extra:fill(0.5) end
         require("vertex.core").fail "something is wrong"
       end
       local names = {}
-      for _, name in ipairs { "fails", "hangs" } do
+      for _, name in ipairs { "fails", "hangs", "drifts" } do
         names[#names + 1] = { name = name, summary = "goes wrong", metric = "euclid", estimator = "ste" }
       end
       return { names = names, paper = "none", kind = "hard", codebook = true, options = hard.options, class = Wrong }
@@ -110,6 +115,7 @@ describe("ae_sweep on ranks #ranks", function()
       output, status = sweep(n, METHODS .. COMMON .. "--out of" .. n)
       assert.equal(0, status, output)
       assert.equal(1, select(2, output:gsub("Method +Code use", "")), output) -- one table
+      assert.equal(nil, output:find "\27") -- for no terminal
       expect_same_course("one", "of" .. n)
     end
     output, status = sweep(2, METHODS .. COMMON .. "--out again")
@@ -178,8 +184,11 @@ describe("ae_sweep on ranks #ranks", function()
     assert.equal(1, status, output)
     assert.is_true(os.time() - began < 30)
     assert.truthy(output:find "rank 0: [^\n]*sum: rank 1 did not come within 2 s", output)
-    for _, out in ipairs { "lost", "failed", "hung" } do
-      local method = ({ lost = "ste-euclid", failed = "fails", hung = "hangs" })[out]
+    output, status = mpirun.run(scratch, 2, wrong:format("drifted", "drifts"))
+    assert.equal(1, status, output)
+    assert.truthy(output:find("model and optimizer of rank 1 are no longer those of rank 0", 1, true), output)
+    for _, out in ipairs { "lost", "failed", "hung", "drifted" } do
+      local method = ({ lost = "ste-euclid", failed = "fails", hung = "hangs", drifted = "drifts" })[out]
       local path = ("%s/%s/checkpoints/%s.safetensors"):format(scratch, out, method)
       assert.is_true(vx.runs.checkpoint.peek(path).step >= 1)
     end
@@ -209,6 +218,31 @@ describe("ae_sweep on ranks #ranks", function()
     end
     refused("the ranks disagree on the data: rank 0 has 2 items", { 1, "-wdir here " .. command .. "--data photos", 1,
       "-wdir there " .. command .. "--data photos" })
+  end)
+
+  ranked("share the vectors of vq_sweep and the clips of w2v_sweep", function()
+    local function run(n, name, arguments)
+      local command = ("luajit '%s/experiments/%s.lua' --device cpu --quiet %s"):format(H.root, name, arguments)
+      local output, status
+      if n == 1 then
+        output, status = H.shell(("cd '%s'; %s VERTEX_LIB='%s' %s"):format(scratch, mpirun.clean,
+          os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so", command))
+      else
+        output, status = mpirun.run(scratch, n, command)
+      end
+      assert.equal(0, status, output)
+    end
+    local vectors = "--batch 512 --steps 8 --methods ema-euclid,softmax-knn-ce,kmeans"
+      .. " --set quantizer.scope=world --out vq"
+    for _, n in ipairs { 1, 2 } do run(n, "vq_sweep", vectors .. n) end
+    local one, two = results "vq1", results "vq2"
+    for method, row in pairs(one) do
+      for _, column in ipairs { "error", "code_use", "perplexity" } do
+        assert.is_true(math.abs(row[column] - two[method][column]) <= 1e-4 * row[column], method .. " " .. column)
+      end
+    end
+    run(2, "w2v_sweep", "--batch 4 --steps 2 --methods ema-euclid --out w2v2")
+    assert.is_true(results("w2v2")["ema-euclid"].code_use > 0)
   end)
 
   ranked("are measured by bench/scaling", function()

@@ -79,8 +79,11 @@ function system.sleep(seconds) ffi.C.usleep(seconds * 1e6) end
 -- @return seconds since a moment that stays the same
 function system.time() return C.vx_time() end
 
---- Says whether a file descriptor is a terminal: 0 standard input, 1 output, 2 errors.
-function system.is_tty(fd) return C.vx_is_tty(fd) ~= 0 end
+--- Says whether a file descriptor is a terminal: 0 standard input, 1 output, 2 errors. mpirun gives ranks a terminal as
+-- their output, also where it goes into a file; that one has no width.
+function system.is_tty(fd)
+  return C.vx_is_tty(fd) ~= 0 and (C.vx_comm_size() == 1 or C.vx_terminal_columns() > 0)
+end
 
 --- Gives the terminal's width.
 -- @return number of columns; 0 where neither output nor errors go to a terminal
