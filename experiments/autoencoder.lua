@@ -21,7 +21,7 @@ local Autoencoder = nn.module "Autoencoder"
 --- channels: Table 3's row, e.g. {128, 64, 32, 3}; quantizer: of the last one's width, or nil for none.
 function Autoencoder:init(channels, quantizer)
   local n = #channels
-  self.encoder = nn.Sequential(nn.Conv2d(3, channels[1]))
+  self.encoder = nn.Sequential(nn.Conv2d(3, channels[1], 3, { padding = 1 }))
   for i = 2, n - 1 do
     self.encoder:add(nn.SeparableConv2d(channels[i - 1], channels[i], { stride = 2 }))
     self.encoder:add(Residual(channels[i]))
@@ -33,7 +33,7 @@ function Autoencoder:init(channels, quantizer)
     self.decoder:add(nn.SeparableConv2d(channels[i], channels[i - 1], { up = 2 }))
     self.decoder:add(Residual(channels[i - 1]))
   end
-  self.decoder:add(nn.Conv2d(channels[1], 3, { output = "f32" }))
+  self.decoder:add(nn.Conv2d(channels[1], 3, 3, { padding = 1, output = "f32" }))
 end
 
 --- images (B,H,W,3), standardized → reconstruction of the same shape, and the quantizer's output (nil without one).

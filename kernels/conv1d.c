@@ -435,21 +435,6 @@ static void add_windows(float *c, const outer *z, const float *a, const float *b
     }
 }
 
-/* Sums the rows of dy (rows,O), in parts by their number. partial: (PARTS,O). */
-static void sum_bias(float *dbias, const float *dy, float *partial, int64_t rows, int64_t O)
-{
-    const int64_t parts = vx_max64(vx_min64(rows / 64, PARTS), 1);
-    memset(partial, 0, sizeof(float) * (size_t)(parts * O));
-#pragma omp parallel for schedule(static) if (rows * O > SERIAL_BELOW)
-    for (int64_t part = 0; part < parts; part++) {
-        const int64_t first = part * rows / parts, end = (part + 1) * rows / parts;
-        add_rows(partial + part * O, dy + first * O, end - first, O);
-    }
-    for (int64_t part = 1; part < parts; part++)
-        for (int64_t o = 0; o < O; o++) partial[o] += partial[part * O + o];
-    memcpy(dbias, partial, sizeof(float) * (size_t)O);
-}
-
 /* Computes dw (O,D,K) and dbias (O) from x (B,L,C) and dy (B,T,O). The factor whose width wastes less of the tile
  * stands on the right. */
 int VX_CPU(conv1d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy, int stride,
@@ -467,7 +452,7 @@ int VX_CPU(conv1d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
     while (scratch_pass(&memory)) {
         partial = carve_f32(&memory, parts * q.groups * size);
         copy = carve_f32(&memory, spread_floats(q.B, q.L, q.C, q.groups, q.padding, q.padding));
-        bias_parts = carve_f32(&memory, dbias ? PARTS * q.O : 0);
+        bias_parts = carve_f32(&memory, dbias ? SUM_ROWS_PARTS * q.O : 0);
     }
     if (!memory.base) return VX_ENOMEM;
     const frames in = frames_of(copy, vx_f32(x), q.B, q.L, q.C, q.groups, q.padding, q.padding);
@@ -505,7 +490,7 @@ int VX_CPU(conv1d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x
                 }
         }
     }
-    if (dbias) sum_bias(vx_f32(dbias), vx_f32(dy), bias_parts, windows, q.O);
+    if (dbias) sum_rows(vx_f32(dbias), vx_f32(dy), bias_parts, windows, q.O);
     scratch_free(&memory);
     return VX_OK;
 }

@@ -1,313 +1,320 @@
-/* conv2d.c: dense 3x3 convolution (stride 1, zero padding 1) with its gradients.
+/* conv2d.c: convolution of images, channels last, with any kernel, stride, zero padding and groups, and its gradients.
  *
- *   y[h][w][o]     = bias[o] + sum_{i,j,c} x[h + i - 1][w + j - 1][c] w[i][j][c][o]
- *   dx             = the same with w turned by 180 degrees and its channels swapped
- *   dw[i][j][c][o] = sum_{h,w} x[h + i - 1][w + j - 1][c] dy[h][w][o]
+ *   y[p][q][o]     = bias[o] + sum_{k,l,c} x[p s + k - padding][q s + l - padding][c] w[o][c][k][l]
+ *   dx[h][w][c]    = sum over the windows that pixel (h, w) lies in of dy w
+ *   dw[o][c][k][l] = sum_{p,q} dy[p][q][o] x[p s + k - padding][q s + l - padding][c]
  *
- * No im2col: within a row of pixels, padded by one zero pixel at either end, the 3 C numbers that meet one row of taps
- * are contiguous, and the next output pixel's begin C further on. Three such overlapping matrices, of rows h - 1, h and
- * h + 1, are the segments of one product in gemm.c's tile; a thread keeps the three padded rows in its cache. 18 C O
- * flops per pixel against 4 (C + O) bytes: bound by arithmetic, with two exceptions.
+ * A block of pixels of the result is a product of the windows they see, a row each, with the weights. The windows are
+ * gathered to scratch in L2, BLOCK_DEPTH numbers of each at a time: a copy of 4 bytes for O multiply-adds. A pointwise
+ * convolution without stride reads x where it lies.
  *
- * Where O is 3 or so, most of a vector would be padding. Then every pixel of x is multiplied once with all nine taps,
- * C x 9 O, and the results are added up in place of the inputs (narrow()).
+ * dx is the same: the pixels whose row and column have the same remainder by the stride see the same taps of w, and the
+ * dy under them lie side by side. So each of these phases is a convolution of dy, of stride 1, with taps of its own.
  *
- * In the gradient of w the side with fewer channels supplies the window (rows of the tile), the other one the vectors.
- * Rows are cut into parts by size alone; each is summed in order, and the parts are added in order.
+ * Weights (O,C/G,K,L), as PyTorch has them, are packed once a call as the right factor, GEMM_COLUMNS of it at a time.
+ * The sum over pixels in dw is cut into parts by size alone; parts are added in order.
  */
 #include <omp.h>
 
 #include "cpu/add_rows.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/scratch.h"
+#include "shared/conv2d.h"
 
 enum {
     SERIAL_BELOW = 20000,   /* multiply-adds that are not worth waking a thread for */
-    STRIP = 8,              /* rows of a task; two more are copied */
-    RUN = 3,                /* rows of one product in the gradient of w: the segments there are */
-    SLOTS = RUN + 2,        /* for a run and the rows around it */
-    STRIP_NARROW = 32,      /* rows of a task; two more are multiplied */
-    PARTS = 64,             /* most parts of the weight gradient */
-    PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB, if four parts fit */
+    BLOCK_PIXELS = 96,      /* pixels of a task: 16 register tiles */
+    BLOCK_DEPTH = 512,      /* numbers of a window gathered at a time */
+    SUM_PIXELS = 64,        /* pixels added to dw at a time */
+    PARTS = 64,             /* most parts of dw */
+    PART_PIXELS = 512,      /* fewest pixels of a part */
+    PARTS_FLOATS = 4 << 20, /* most scratch for them: 16 MiB, if one part fits */
 };
 
 /* Returns columns, rounded up to whole vectors. */
 static int64_t padded(int64_t columns) { return vx_ceil_div(columns, VX_LANES) * VX_LANES; }
 
-/* -- A few rows in flight ------------------------------------------------------------------------------------------ */
+/* -- Windows ------------------------------------------------------------------------------------------------------- */
 
-/* Rows h - 1 .. h + n, n <= RUN, of an image of H rows: row r is in slot r mod SLOTS, with C zeros before and after
- * it. */
-typedef struct window {
-    float *slot;
-    int64_t H, W, C;
-    const float *image;
-} window;
+/* A number of a window's pixels: tap t is `row` rows and `column` columns from where the window begins. */
+typedef struct tap {
+    int32_t row, column;
+    int32_t k, l; /* its place in w */
+} tap;
 
-static int64_t window_floats(int64_t W, int64_t C) { return SLOTS * (W + 2) * C; }
-static float *window_at(const window *q, int64_t r) { return q->slot + (r + SLOTS) % SLOTS * (q->W + 2) * q->C; }
-static int window_has(const window *q, int64_t r) { return r >= 0 && r < q->H; }
+/* Windows over images (B,H,W,C), of which D channels from `first` on are seen: window (u, v), of rows x columns in an
+ * image, begins at pixel (u step_h, v step_w). Its numbers are D for each tap. */
+typedef struct windows {
+    const float *x;
+    int64_t H, W, C, D, first;
+    int64_t rows, columns, step_h, step_w;
+    const tap *taps;
+    int64_t count;
+} windows;
 
-/* Makes a window in slot, its margins zero; it holds no rows yet. */
-static window window_new(float *slot, int64_t H, int64_t W, int64_t C)
+/* Copies numbers from .. from + depth - 1 of windows i .. i + n - 1 to `to` (n,depth); 0 off the image. */
+static void gather(float *to, const windows *s, int64_t i, int64_t n, int64_t from, int64_t depth)
 {
-    for (int i = 0; i < SLOTS; i++) {
-        float *at = slot + i * (W + 2) * C;
-        memset(at, 0, sizeof(float) * (size_t)C);
-        memset(at + (W + 1) * C, 0, sizeof(float) * (size_t)C);
-    }
-    return (window){slot, H, W, C, 0};
-}
-
-/* Copies row r, if there is one, to its slot. */
-static void window_load(window *q, int64_t r)
-{
-    if (window_has(q, r))
-        memcpy(window_at(q, r) + q->C, q->image + r * q->W * q->C, sizeof(float) * (size_t)(q->W * q->C));
-}
-
-/* Loads what is missing of rows h - 1 .. h + n: all of them where first is 1, else those from h + 1 on. */
-static void window_advance(window *q, const float *image, int64_t h, int64_t n, int first)
-{
-    q->image = image;
-    if (first) window_load(q, h - 1), window_load(q, h);
-    for (int64_t i = 1; i <= n; i++) window_load(q, h + i);
-}
-
-/* -- Forward and gradient of the input ----------------------------------------------------------------------------- */
-
-/* Packs w, GEMM_COLUMNS of it at a time, as (9 C, padded width). flip: as the gradient of the input reads it; w is
- * (3,3,O,C) then. */
-static void pack(float *packed, const float *w, int64_t C, int64_t O, int flip)
-{
-    for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
-        const int columns = (int)vx_min64(GEMM_COLUMNS, O - j);
-        for (int tap = 0; tap < 9; tap++)
-            packed += C * (flip ? VX_CPU(gemm_pack)(packed, w + (8 - tap) * C * O + j * C, C, columns, 1, C)
-                                : VX_CPU(gemm_pack)(packed, w + tap * C * O + j, C, columns, O, 1));
-    }
-}
-
-/* Computes rows h0 .. of a strip of y; buffer: the window's. */
-static void wide(float *y, const float *x, const float *packed, const float *bias, float *buffer, int64_t H, int64_t W,
-                 int64_t C, int64_t O, int64_t h0, int stream)
-{
-    window in = window_new(buffer, H, W, C);
-    for (int64_t h = h0; h < vx_min64(h0 + STRIP, H); h++) {
-        window_advance(&in, x, h, 1, h == h0);
-        const float *columns_of_w = packed;
-        for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
-            const int columns = (int)vx_min64(GEMM_COLUMNS, O - j);
-            const int64_t width = padded(columns);
-            gemm_product q = {.k = 3 * C,
-                              .row_stride = C,
-                              .k_stride = 1,
-                              .b_stride = width,
-                              .c = y + h * W * O + j,
-                              .c_stride = O,
-                              .alpha = 1,
-                              .bias = bias ? bias + j : 0,
-                              .stream = stream};
-            for (int i = 0; i < 3; i++)
-                if (window_has(&in, h + i - 1)) {
-                    q.a[q.segments] = window_at(&in, h + i - 1);
-                    q.b[q.segments++] = columns_of_w + i * 3 * C * width;
-                }
-            VX_CPU(gemm_multiply)(&q, W, columns);
-            columns_of_w += 9 * C * width;
+    if (!depth) return;
+    for (int64_t j = i; j < i + n; j++) {
+        const int64_t v = j % s->columns * s->step_w, u = j / s->columns % s->rows * s->step_h;
+        const float *image = s->x + j / (s->columns * s->rows) * s->H * s->W * s->C + s->first;
+        int64_t t = from / s->D, c = from % s->D;
+        for (int64_t left = depth, count; left > 0; left -= count, t++, c = 0) {
+            const int64_t h = u + s->taps[t].row, w = v + s->taps[t].column;
+            count = vx_min64(left, s->D - c);
+            if (h >= 0 && h < s->H && w >= 0 && w < s->W)
+                memcpy(to, image + (h * s->W + w) * s->C + c, sizeof(float) * (size_t)count);
+            else memset(to, 0, sizeof(float) * (size_t)count);
+            to += count;
         }
     }
 }
 
-/* Packs w as one matrix (C, 9 O), GEMM_COLUMNS of it at a time; column = tap O + o. buffer: (C, 9 O). */
-static void pack_narrow(float *packed, float *buffer, const float *w, int64_t C, int64_t O, int flip)
+/* Says whether each window is D numbers that lie at (its number) times C. */
+static int lies_as_rows(const windows *s)
 {
-    for (int64_t c = 0; c < C; c++)
-        for (int64_t tap = 0; tap < 9; tap++)
-            for (int64_t o = 0; o < O; o++)
-                buffer[c * 9 * O + tap * O + o] = flip ? w[((8 - tap) * O + o) * C + c] : w[(tap * C + c) * O + o];
-    for (int64_t j = 0; j < 9 * O; j += GEMM_COLUMNS)
-        packed += C * VX_CPU(gemm_pack)(packed, buffer + j, C, (int)vx_min64(GEMM_COLUMNS, 9 * O - j), 9 * O, 1);
+    return s->count == 1 && !s->taps[0].row && !s->taps[0].column && s->step_h == 1 && s->step_w == 1 &&
+           s->rows == s->H && s->columns == s->W;
 }
 
-/* Multiplies a row of x with all taps, into taps (W + 2, stride); the outer two pixels stay zero. */
-static void narrow_row(float *taps, const float *x, const float *packed, int64_t W, int64_t C, int64_t O,
-                       int64_t stride)
+/* A right factor (depth,columns), packed: GEMM_COLUMNS of it at a time, the last ones padded to whole vectors. */
+static float *packed_at(float *packed, int64_t depth, int64_t columns, int64_t p, int64_t n)
 {
-    for (int64_t j = 0; j < 9 * O; j += GEMM_COLUMNS) {
-        const int columns = (int)vx_min64(GEMM_COLUMNS, 9 * O - j);
-        const int64_t width = padded(columns);
-        const gemm_product q = {.segments = 1,
-                                .k = C,
-                                .a = {x},
-                                .row_stride = C,
-                                .k_stride = 1,
-                                .b = {packed},
-                                .b_stride = width,
-                                .c = taps + stride + j,
-                                .c_stride = stride,
-                                .alpha = 1};
-        VX_CPU(gemm_multiply)(&q, W, columns);
-        packed += C * width;
+    const int64_t panel = n / GEMM_COLUMNS * GEMM_COLUMNS;
+    return packed + depth * panel + p * vx_min64(GEMM_COLUMNS, padded(columns) - panel) + (n - panel);
+}
+
+/* Computes c (n,E) = windows i .. i + n - 1 times `packed`, + bias. buffer: (BLOCK_PIXELS,BLOCK_DEPTH). */
+static void multiply(float *c, int64_t c_stride, const windows *s, int64_t i, int64_t n, float *packed, int64_t E,
+                     const float *bias, float *buffer)
+{
+    const int64_t depth = s->count * s->D, direct = lies_as_rows(s);
+    for (int64_t p = 0; p == 0 || p < depth; p += BLOCK_DEPTH) {
+        const int64_t some = vx_min64(BLOCK_DEPTH, depth - p);
+        if (!direct) gather(buffer, s, i, n, p, some);
+        for (int64_t j = 0; j < E; j += GEMM_COLUMNS) {
+            const int columns = (int)vx_min64(GEMM_COLUMNS, E - j);
+            const gemm_product q = {.segments = 1,
+                                    .k = some,
+                                    .a = {direct ? s->x + s->first + i * s->C + p : buffer},
+                                    .row_stride = direct ? s->C : some,
+                                    .k_stride = 1,
+                                    .b = {packed_at(packed, depth, E, p, j)},
+                                    .b_stride = padded(columns),
+                                    .c = c + j,
+                                    .c_stride = c_stride,
+                                    .alpha = 1,
+                                    .beta = p ? 1 : 0,
+                                    .bias = bias && !p ? bias + j : 0};
+            VX_CPU(gemm_multiply)(&q, n, columns);
+        }
     }
 }
 
-/* Computes rows h0 .. of a strip of y where O is small; taps: three rows of products, row r in slot r mod 3. */
-static void narrow(float *y, const float *x, const float *packed, const float *bias, float *taps, int64_t H, int64_t W,
-                   int64_t C, int64_t O, int64_t h0)
+/* Returns how many pixels a task has: fewer than BLOCK_PIXELS where there would be few tasks. */
+static int64_t block_of(int64_t pixels)
 {
-    const int64_t stride = padded(9 * O), row = (W + 2) * stride;
-    memset(taps, 0, sizeof(float) * (size_t)(3 * row));
-    for (int64_t h = h0 - 1; h <= vx_min64(h0 + STRIP_NARROW, H); h++) {
-        if (h >= 0 && h < H) narrow_row(taps + (h + 3) % 3 * row, x + h * W * C, packed, W, C, O, stride);
-        if (h <= h0) continue;
-        for (int64_t w = 0; w < W; w++)
-            for (int64_t o = 0; o < O; o++) {
-                float sum = bias ? bias[o] : 0;
-                for (int i = 0; i < 3; i++) {
-                    const int64_t from = h - 2 + i;
-                    if (from < 0 || from >= H) continue;
-                    const float *t = taps + (from + 3) % 3 * row + w * stride + 3 * i * O + o;
-                    sum += t[0] + t[stride + O] + t[2 * (stride + O)];
-                }
-                y[((h - 1) * W + w) * O + o] = sum;
-            }
-    }
+    enum { LEAST = 24, TASKS = 16 };
+    return vx_min64(vx_max64(vx_ceil_div(pixels, TASKS), LEAST), BLOCK_PIXELS);
 }
 
-/* Computes y (B,H,W,O) from x (B,H,W,C) and w (3,3,C,O). flip: w is (3,3,O,C), read as the gradient of the input
- * does. */
-static int convolve(const char *op, float *y, const float *x, const float *w, const float *bias, int64_t B, int64_t H,
-                    int64_t W, int64_t C, int64_t O, int flip)
+/* -- Forward ------------------------------------------------------------------------------------------------------- */
+
+/* Lists the taps of a forward window, row by row; gives their number. */
+static int64_t all_taps(tap *taps, const window_sizes *q)
 {
-    if (B * H * W * O == 0) return VX_OK;
-    const int is_narrow = 10 * padded(9 * O) <= 6 * 9 * padded(O);
-    const int64_t strip = is_narrow ? STRIP_NARROW : STRIP, strips = vx_ceil_div(H, strip);
-    const int64_t buffer = padded(is_narrow ? 3 * (W + 2) * padded(9 * O) : window_floats(W, C));
-    float *packed = 0, *in_order = 0, *buffers = 0;
-    scratch memory = {.op = op};
+    int64_t count = 0;
+    for (int64_t k = 0; k < q->K; k++)
+        for (int64_t l = 0; l < q->L; l++)
+            taps[count++] = (tap){(int32_t)(k - q->padding_h), (int32_t)(l - q->padding_w), (int32_t)k, (int32_t)l};
+    return count;
+}
+
+/* Computes y (B,P,Q,O) = x (B,H,W,C) * w (O,D,K,L) + bias (O). */
+int VX_CPU(conv2d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias, int stride_h, int stride_w, int padding_h,
+                   int padding_w, int groups)
+{
+    const window_sizes q = window_sizes_of(x, y, w->shape[2], w->shape[3], stride_h, stride_w, padding_h, padding_w);
+    const int64_t O = y->shape[3], E = O / groups, D = q.C / groups, depth = q.K * q.L * D, each = depth * padded(E);
+    const int64_t pixels = q.B * q.P * q.Q, block = block_of(pixels), blocks = vx_ceil_div(pixels, block);
+    float *packed = 0, *buffers = 0;
+    tap *taps = 0;
+    scratch memory = {.op = "conv2d"};
     while (scratch_pass(&memory)) {
-        packed = carve_f32(&memory, is_narrow ? C * padded(9 * O) : 9 * C * padded(O));
-        in_order = carve_f32(&memory, is_narrow ? C * 9 * O : 0);
-        buffers = carve_f32(&memory, omp_get_max_threads() * buffer);
+        packed = carve_f32(&memory, groups * each);
+        buffers = carve_f32(&memory, (int64_t)omp_get_max_threads() * BLOCK_PIXELS * BLOCK_DEPTH);
+        taps = carve(&memory, q.K * q.L, sizeof(tap));
     }
     if (!memory.base) return VX_ENOMEM;
-    if (is_narrow) pack_narrow(packed, in_order, w, C, O, flip);
-    else pack(packed, w, C, O, flip);
-    const int stream = !is_narrow && vf_streams(y, B * H * W * O, O);
-#pragma omp parallel for schedule(static) if (9 * B * H * W * C * O > SERIAL_BELOW)
-    for (int64_t task = 0; task < B * strips; task++) {
-        const int64_t image = task / strips, h0 = task % strips * strip;
-        float *own = buffers + omp_get_thread_num() * buffer;
-        if (is_narrow) narrow(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0);
-        else wide(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0, stream);
-        if (stream) vf_stream_end();
+    const int64_t count = all_taps(taps, &q), vectors = padded(E) / VX_LANES;
+#pragma omp parallel if (pixels * O * depth > SERIAL_BELOW)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < groups * vectors; i++) {
+            const int64_t g = i / vectors, o = i % vectors * VX_LANES;
+            const float *from = vx_f32(w) + (g * E + o) * depth;
+            for (int64_t c = 0; c < D; c++)
+                for (int64_t t = 0; t < count; t++) {
+                    float *to = packed_at(packed + g * each, depth, E, t * D + c, o);
+                    for (int n = 0; n < VX_LANES; n++) to[n] = o + n < E ? from[n * depth + c * count + t] : 0;
+                }
+        }
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < groups * blocks; task++) {
+            const int64_t g = task % groups, i = task / groups * block;
+            const windows s = {vx_f32(x), q.H, q.W, q.C, D, g * D, q.P, q.Q, q.stride_h, q.stride_w, taps, count};
+            multiply(vx_f32(y) + i * O + g * E, O, &s, i, vx_min64(block, pixels - i), packed + g * each, E,
+                     bias ? vx_f32(bias) + g * E : 0,
+                     buffers + (int64_t)omp_get_thread_num() * BLOCK_PIXELS * BLOCK_DEPTH);
+        }
     }
     scratch_free(&memory);
     return VX_OK;
 }
 
-/* Computes y (B,H,W,O) = x (B,H,W,C) * w (3,3,C,O) + bias (O). */
-int VX_CPU(conv2d)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias)
+/* -- Gradient of the input ----------------------------------------------------------------------------------------- */
+
+/* Lists the taps under which pixels (r + i stride) of x have met dy: tap k where r + padding - k is a multiple of the
+ * stride. */
+static int64_t phase_taps(tap *taps, const window_sizes *q, int64_t r_h, int64_t r_w)
 {
-    return convolve("conv2d", vx_f32(y), vx_f32(x), vx_f32(w), vx_f32(bias), x->shape[0], x->shape[1], x->shape[2],
-                    x->shape[3], y->shape[3], 0);
+    int64_t count = 0;
+    for (int64_t k = (r_h + q->padding_h) % q->stride_h; k < q->K; k += q->stride_h)
+        for (int64_t l = (r_w + q->padding_w) % q->stride_w; l < q->L; l += q->stride_w)
+            taps[count++] = (tap){(int32_t)((r_h + q->padding_h - k) / q->stride_h),
+                                  (int32_t)((r_w + q->padding_w - l) / q->stride_w), (int32_t)k, (int32_t)l};
+    return count;
 }
 
-/* Computes dx (B,H,W,C) from dy (B,H,W,O). */
-int VX_CPU(conv2d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
+/* Computes dx (B,H,W,C) from dy (B,P,Q,O) and w (O,D,K,L). */
+int VX_CPU(conv2d_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w, int stride_h, int stride_w, int padding_h,
+                                  int padding_w, int groups)
 {
-    return convolve("conv2d_backward_input", vx_f32(dx), vx_f32(dy), vx_f32(w), 0, dx->shape[0], dx->shape[1],
-                    dx->shape[2], dy->shape[3], dx->shape[3], 1);
+    const window_sizes q = window_sizes_of(dx, dy, w->shape[2], w->shape[3], stride_h, stride_w, padding_h, padding_w);
+    const int64_t O = dy->shape[3], E = O / groups, D = q.C / groups, KL = q.K * q.L, each = KL * E * padded(D);
+    const int64_t tile = BLOCK_PIXELS * (BLOCK_DEPTH + padded(D));
+    float *packed = 0, *buffers = 0;
+    tap *taps = 0;
+    scratch memory = {.op = "conv2d_backward_input"};
+    while (scratch_pass(&memory)) {
+        packed = carve_f32(&memory, groups * each);
+        buffers = carve_f32(&memory, omp_get_max_threads() * tile);
+        taps = carve(&memory, KL, sizeof(tap));
+    }
+    if (!memory.base) return VX_ENOMEM;
+    for (int64_t phase = 0; phase < q.stride_h * q.stride_w; phase++) {
+        const int64_t r_h = phase / q.stride_w, r_w = phase % q.stride_w;
+        if (r_h >= q.H || r_w >= q.W) continue;
+        const int64_t rows = vx_ceil_div(q.H - r_h, q.stride_h), columns = vx_ceil_div(q.W - r_w, q.stride_w);
+        const int64_t pixels = q.B * rows * columns, block = block_of(pixels), blocks = vx_ceil_div(pixels, block);
+        const int64_t count = phase_taps(taps, &q, r_h, r_w), depth = count * E;
+#pragma omp parallel if (pixels * q.C * vx_max64(depth, 1) > SERIAL_BELOW)
+        {
+            float *own = buffers + omp_get_thread_num() * tile, *sums = own + BLOCK_PIXELS * BLOCK_DEPTH;
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < groups * E; i++) {
+                const int64_t g = i / E, o = i % E;
+                for (int64_t t = 0; t < count; t++)
+                    for (int64_t c = 0; c < padded(D); c++)
+                        *packed_at(packed + g * each, depth, D, t * E + o, c) =
+                            c < D ? vx_f32(w)[((i * D + c) * q.K + taps[t].k) * q.L + taps[t].l] : 0;
+            }
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < groups * blocks; task++) {
+                const int64_t g = task % groups, i = task / groups * block, n = vx_min64(block, pixels - i);
+                const windows s = {vx_f32(dy), q.P, q.Q, O, E, g * E, rows, columns, 1, 1, taps, count};
+                multiply(sums, padded(D), &s, i, n, packed + g * each, D, 0, own);
+                for (int64_t j = i; j < i + n; j++) {
+                    const int64_t v = j % columns, u = j / columns % rows, b = j / (columns * rows);
+                    float *to = vx_f32(dx) + ((b * q.H + r_h + u * q.stride_h) * q.W + r_w + v * q.stride_w) * q.C;
+                    memcpy(to + g * D, sums + (j - i) * padded(D), sizeof(float) * (size_t)D);
+                }
+            }
+        }
+    }
+    scratch_free(&memory);
+    return VX_OK;
 }
 
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
 
-/* Adds rows h .. h + n - 1, n <= RUN, to partial (9 S, L): the window of `few` (S channels, padded rows) against `many`
- * (n, W, L). */
-static void weight_rows(float *partial, const window *few, const float *many, float *packed, int64_t h, int64_t n,
-                        int64_t L)
+/* Adds windows i .. i + n - 1 (of SUM_PIXELS at most), numbers p .. of them, times dy to sum (depth,E). buffer:
+ * (SUM_PIXELS,BLOCK_DEPTH) and (SUM_PIXELS,GEMM_COLUMNS). */
+static void add_windows(float *sum, const windows *s, const float *dy, int64_t O, int64_t E, int64_t i, int64_t n,
+                        int64_t p, int64_t some, int is_first, float *buffer)
 {
-    const int64_t S = few->C, W = few->W, share = vx_ceil_div(n * W * GEMM_COLUMNS, 3);
-    const float *next = many + n * W * L; /* comes into the cache meanwhile */
-    for (int64_t j = 0; j < L; j += GEMM_COLUMNS) {
-        const int columns = (int)vx_min64(GEMM_COLUMNS, L - j);
-        const float *b = many + j;
-        int64_t b_stride = L;
-        if (columns % VX_LANES) b_stride = VX_CPU(gemm_pack)(packed, b, n * W, columns, L, 1), b = packed;
-        for (int i = 0; i < 3; i++) {
-            gemm_product q = {.k = W,
-                              .row_stride = 1,
-                              .k_stride = S,
-                              .b_stride = b_stride,
-                              .c = partial + 3 * i * S * L + j,
-                              .c_stride = L,
-                              .alpha = 1,
-                              .beta = 1,
-                              .in_l2 = 1};
-            for (int64_t r = 0; r < n; r++)
-                if (window_has(few, h + r + i - 1)) {
-                    q.a[q.segments] = window_at(few, h + r + i - 1);
-                    q.b[q.segments++] = b + r * W * b_stride;
-                }
-            for (const float *end = next + share; next < end; next += 64 / sizeof(float)) __builtin_prefetch(next);
-            VX_CPU(gemm_multiply)(&q, 3 * S, columns);
-        }
+    float *packed = buffer + SUM_PIXELS * BLOCK_DEPTH;
+    gather(buffer, s, i, n, p, some);
+    for (int64_t j = 0; j < E; j += GEMM_COLUMNS) {
+        const int columns = (int)vx_min64(GEMM_COLUMNS, E - j);
+        const float *b = dy + i * O + j;
+        int64_t b_stride = O;
+        if (columns % VX_LANES) b_stride = VX_CPU(gemm_pack)(packed, b, n, columns, O, 1), b = packed;
+        const gemm_product q = {.segments = 1,
+                                .k = n,
+                                .a = {buffer},
+                                .row_stride = 1,
+                                .k_stride = some,
+                                .b = {b},
+                                .b_stride = b_stride,
+                                .c = sum + p * E + j,
+                                .c_stride = E,
+                                .alpha = 1,
+                                .beta = is_first ? 0 : 1,
+                                .in_l2 = 1};
+        VX_CPU(gemm_multiply)(&q, some, columns);
     }
 }
 
-/* Computes dw (3,3,C,O) and dbias (O) from x (B,H,W,C) and dy (B,H,W,O). */
-int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy)
+/* Computes dw (O,D,K,L) and dbias (O) from x (B,H,W,C) and dy (B,P,Q,O). */
+int VX_CPU(conv2d_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy, int stride_h,
+                                   int stride_w, int padding_h, int padding_w, int groups)
 {
-    const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], O = dy->shape[3];
-    const int swap = O < C;
-    const float *few = vx_f32(swap ? dy : x), *many = vx_f32(swap ? x : dy), *grad = vx_f32(dy);
-    const int64_t S = swap ? O : C, L = swap ? C : O, each = padded(9 * S * L + O);
-    const int64_t image_rows = W ? B * H : 0, fit = vx_max64(PARTS_FLOATS / vx_max64(each, 1), 4);
-    const int64_t parts = vx_max64(vx_min64(vx_min64(image_rows, PARTS), fit), 1);
-    const int64_t buffer = padded(window_floats(W, S)) + RUN * W * GEMM_COLUMNS;
-    float *partial = 0, *buffers = 0;
+    const window_sizes q = window_sizes_of(x, dy, dw->shape[2], dw->shape[3], stride_h, stride_w, padding_h, padding_w);
+    const int64_t O = dy->shape[3], E = O / groups, D = q.C / groups, KL = q.K * q.L, depth = KL * D, size = depth * E;
+    const int64_t pixels = q.B * q.P * q.Q, pieces = vx_ceil_div(depth, BLOCK_DEPTH);
+    const int64_t fit = vx_max64(PARTS_FLOATS / vx_max64(groups * size, 1), 1);
+    const int64_t parts = vx_max64(vx_min64(vx_min64(pixels / PART_PIXELS, PARTS), fit), 1);
+    const int64_t tile = SUM_PIXELS * (BLOCK_DEPTH + GEMM_COLUMNS);
+    float *partial = 0, *buffers = 0, *bias_parts = 0;
+    tap *taps = 0;
     scratch memory = {.op = "conv2d_backward_weight"};
     while (scratch_pass(&memory)) {
-        partial = carve_f32(&memory, parts * each);
-        buffers = carve_f32(&memory, omp_get_max_threads() * buffer);
+        partial = carve_f32(&memory, parts * groups * size);
+        buffers = carve_f32(&memory, omp_get_max_threads() * tile);
+        bias_parts = carve_f32(&memory, dbias ? SUM_ROWS_PARTS * O : 0);
+        taps = carve(&memory, KL, sizeof(tap));
     }
     if (!memory.base) return VX_ENOMEM;
-    const int serial = 9 * image_rows * W * C * O <= SERIAL_BELOW;
-#pragma omp parallel if (!serial)
+    const int64_t count = all_taps(taps, &q);
+    if (!pixels) memset(partial, 0, sizeof(float) * (size_t)(groups * size));
+#pragma omp parallel if (pixels * O * depth > SERIAL_BELOW)
     {
-        float *own = buffers + omp_get_thread_num() * buffer;
+        float *own = buffers + omp_get_thread_num() * tile;
 #pragma omp for schedule(static)
-        for (int64_t part = 0; part < parts; part++) {
-            window around = window_new(own, H, W, S);
-            float *sum = partial + part * each;
-            memset(sum, 0, sizeof(float) * (size_t)each);
-            const int64_t first = part * image_rows / parts, end = (part + 1) * image_rows / parts;
-            for (int64_t r = first, n; r < end; r += n) {
-                const int64_t h = r % H;
-                n = vx_min64(RUN, vx_min64(end - r, H - h));
-                window_advance(&around, few + (r - h) * W * S, h, n, r == first || h == 0);
-                weight_rows(sum, &around, many + r * W * L, own + padded(window_floats(W, S)), h, n, L);
-                add_rows(sum + 9 * S * L, grad + r * W * O, n * W, O);
-            }
+        for (int64_t task = 0; task < parts * groups * pieces; task++) {
+            const int64_t part = task / (groups * pieces), g = task / pieces % groups, p = task % pieces * BLOCK_DEPTH;
+            const int64_t first = part * pixels / parts, end = (part + 1) * pixels / parts;
+            const windows s = {vx_f32(x), q.H, q.W, q.C, D, g * D, q.P, q.Q, q.stride_h, q.stride_w, taps, count};
+            for (int64_t i = first; i < end; i += SUM_PIXELS)
+                add_windows(partial + (part * groups + g) * size, &s, vx_f32(dy) + g * E, O, E, i,
+                            vx_min64(SUM_PIXELS, end - i), p, vx_min64(BLOCK_DEPTH, depth - p), i == first, own);
         }
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < 9 * S; i++) {
-            float *sum = partial + i * L;
+        for (int64_t i = 0; i < groups * depth; i++) {
+            float *sum = partial + i * E;
             for (int64_t part = 1; part < parts; part++)
-                for (int64_t j = 0; j < L; j++) sum[j] += partial[part * each + i * L + j];
-            const int64_t tap = i / S, s = i % S;
-            if (swap)
-                for (int64_t j = 0; j < L; j++) vx_f32(dw)[((8 - tap) * C + j) * O + s] = sum[j];
-            else memcpy(vx_f32(dw) + i * O, sum, sizeof(float) * (size_t)O);
+                for (int64_t o = 0; o < E; o++) sum[o] += partial[part * groups * size + i * E + o];
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < O; i++) {
+            const float *sum = partial + i / E * size + i % E;
+            for (int64_t c = 0; c < D; c++)
+                for (int64_t t = 0; t < KL; t++) vx_f32(dw)[(i * D + c) * KL + t] = sum[(t * D + c) * E];
         }
     }
-    if (dbias) {
-        float *sum = partial + 9 * S * L;
-        for (int64_t part = 1; part < parts; part++)
-            for (int64_t o = 0; o < O; o++) sum[o] += sum[part * each + o];
-        memcpy(vx_f32(dbias), sum, sizeof(float) * (size_t)O);
-    }
+    if (dbias) sum_rows(vx_f32(dbias), vx_f32(dy), bias_parts, pixels, O);
     scratch_free(&memory);
     return VX_OK;
 }

@@ -482,7 +482,7 @@ describe("vx.debug", function()
       vx.debug(2, function() q:encode(z) end)
     ]]
     assert.equal(0, status, out)
-    for _, name in ipairs { "gemm", "conv2d_backward_weight", "sepconv2d", "sepconv2d_backward", "knn", "assign",
+    for _, name in ipairs { "gemm", "conv3x3_backward_weight", "sepconv2d", "sepconv2d_backward", "knn", "assign",
       "smooth_forward", "smooth_backward", "depthwise_conv2d" } do
       assert.truthy(out:find("\n" .. name .. " +[%d.]+ ms +[%d.]+ GB/s +[%d.]+ GFLOP/s +[%d.]+ k?B  %("), name)
     end

@@ -425,7 +425,7 @@ local function specs(device, tag)
         local function results(input, weight, setting, output, gradient)
           vx.autocast(setting)
           local a, v, c = trained { input:detach(), weight:detach(), b:detach() }
-          local y = ops.conv2d(a, v, c, output)
+          local y = ops.conv3x3(a, v, c, output)
           y:backward(gradient)
           return { y, a.grad, v.grad, c.grad }
         end
@@ -434,7 +434,7 @@ local function specs(device, tag)
         for _, kind in ipairs { { "f32", "bf16" }, { "bf16", "bf16" }, { "f32", "bf16", "f32" },
           { "bf16", "bf16", "f32" }, { "bf16", "f32" } } do
           local input, setting, output = x:to(kind[1]), kind[2], kind[3]
-          local what = ("conv2d %s of %s, autocast %s, to %s"):format(table.concat(s, " "), kind[1], setting,
+          local what = ("conv3x3 %s of %s, autocast %s, to %s"):format(table.concat(s, " "), kind[1], setting,
             output or "what it says")
           local got = results(input, w, setting, output, dy)
           assert.same({ output or setting, kind[1], "f32", "f32" }, { got[1]:dtype(), got[2]:dtype(), got[3]:dtype(),
@@ -452,7 +452,7 @@ local function specs(device, tag)
       -- not to be read in eights
       local odd, weight = core.view(random(1, 400):to "bf16", { 1, 5, 6, 8 }, { 240, 48, 8, 1 }, 1),
         random(2, 3, 3, 8, 3)
-      within(ops.conv2d(odd:to "f32", rounded(weight)), ops.conv2d(odd, weight), "conv2d of an image at an odd place")
+      within(ops.conv3x3(odd:to "f32", rounded(weight)), ops.conv3x3(odd, weight), "conv3x3 of an image at an odd place")
 
       -- sepconv2d: every pair of types, and a residual of another than the result's; against float32 on the CPU
       for i, o in ipairs { {}, { groups = 2, activation = "silu" }, { stride = 2 },
@@ -507,7 +507,7 @@ local function specs(device, tag)
       local x, w = random(11, 2, 4, 4, 6), random(12, 3, 3, 6, 6)
       local function chain(where)
         local a, v = trained { rounded(x):detach():to(where), w:detach():to(where) }
-        local y = ops.conv2d(a, v)
+        local y = ops.conv3x3(a, v)
         local part = ops.narrow(y, 4, 2, 3)
         local loss = ops.sum(ops.silu(y)) + ops.sum(ops.square(ops.reshape(part, { 2, -1 }))) + ops.sum(y * 2)
           + ops.sum(ops.transpose(y, 2, 3)[1])
@@ -530,7 +530,7 @@ local function specs(device, tag)
       ops.sum(ops.cast(leaf, "f32")):backward()
       assert.equal("bf16", leaf.grad:dtype())
 
-      H.raises(function() ops.conv2d(x, w, nil, "bf16") end, "conv2d: output 'bf16'")
+      H.raises(function() ops.conv3x3(x, w, nil, "bf16") end, "conv3x3: output 'bf16'")
       H.raises(function() ops.cast(x, "i32") end, "cast: 'i32', expected f32 or bf16")
       H.raises(function() ops.cast(x:to "u8", "f32") end, "cast: x (2,4,4,6) is u8")
       local other, w9, v = x:to "bf16", random(14, 3, 3, 6), random(15, 6, 6)
@@ -540,7 +540,7 @@ local function specs(device, tag)
       vx.autocast "f32"
       vx.device "cpu"
       local here = x:to("cpu"):to "bf16"
-      H.raises(function() ops.conv2d(here, w:to "cpu") end, "conv2d: x (2,4,4,6) is bf16, expected f32")
+      H.raises(function() ops.conv3x3(here, w:to "cpu") end, "conv3x3: x (2,4,4,6) is bf16, expected f32")
       H.raises(function() return here + here end, "binary: a (2,4,4,6) is bf16, expected f32")
     end)
 

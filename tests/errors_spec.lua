@@ -36,11 +36,35 @@ describe("a shape mismatch names the op and both shapes:", function()
     raises(function() ops.linear(f(5, 4), f(3, 6)) end, "linear: ", "x (5,4)", "w (3,6)")
     raises(function() ops.linear(f(5, 4), f(3, 4), f(2)) end, "linear: ", "w (3,4)", "bias (2)")
   end)
+  it("conv3x3", function()
+    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(3, 3, 5, 2)) end, "conv3x3: ", "(1,4,4,3)", "(3,3,5,2)")
+    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(3, 3, 3, 2), f(4)) end, "conv3x3: ", "(4)")
+    raises(function() ops.conv3x3(f(1, 4, 4, 3), f(5, 5, 3, 2)) end, "conv3x3: ", "(5,5,3,2)", "(3,3,")
+    raises(function() ops.conv3x3(f(4, 4, 3), f(3, 3, 3, 2)) end, "conv3x3: ", "(4,4,")
+  end)
   it("conv2d", function()
-    raises(function() ops.conv2d(f(1, 4, 4, 3), f(3, 3, 5, 2)) end, "conv2d: ", "(1,4,4,3)", "(3,3,5,2)")
-    raises(function() ops.conv2d(f(1, 4, 4, 3), f(3, 3, 3, 2), f(4)) end, "conv2d: ", "(4)")
-    raises(function() ops.conv2d(f(1, 4, 4, 3), f(5, 5, 3, 2)) end, "conv2d: ", "(5,5,3,2)", "(3,3,")
-    raises(function() ops.conv2d(f(4, 4, 3), f(3, 3, 3, 2)) end, "conv2d: ", "(4,4,")
+    raises(function() ops.conv2d(f(4, 4, 3), f(2, 3, 3, 3)) end, "conv2d: ", "x (4,4,3)", "(B,H,W,C)")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 3)) end, "conv2d: ", "weight (2,3,3)", "(O,C/groups,kh,kw)")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 5, 3, 3)) end, "conv2d: ", "x (1,4,4,3)", "weight (2,5,3,3)",
+      "(O,3,kh,kw)")
+    raises(function() ops.conv2d(f(1, 4, 4, 6), f(3, 3, 3, 3), nil, { groups = 2 }) end, "conv2d: ", "multiple of 2")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 3, 2), f(3)) end, "conv2d: ", "bias (3)")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 3, 3), f(3), { padding = 1 }) end, "conv3x3: ", "bias (3)")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 5, 7), nil, { padding = { 1, 1 } }) end, "conv2d: ",
+      "images of 6 x 6 pixels", "kernel's 5 x 7")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 3, 3), nil, { stride = 0 }) end, "conv2d: stride is 0")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 3, 3), nil, { stride = { 1 } }) end, "conv2d: stride has 1")
+    raises(function() ops.conv2d(f(1, 4, 4, 3), f(2, 3, 3, 3), nil, { dilation = 2 }) end, "conv2d: unknown option",
+      "dilation")
+  end)
+  it("max_pool2d and avg_pool2d", function()
+    for name, pool in pairs { max_pool2d = ops.max_pool2d, avg_pool2d = ops.avg_pool2d } do
+      raises(function() pool(f(4, 4, 3), 2) end, name .. ": ", "x (4,4,3)", "(B,H,W,C)")
+      raises(function() pool(f(1, 4, 4, 3), 5) end, name .. ": ", "images of 4 x 4 pixels", "kernel's 5 x 5")
+      raises(function() pool(f(1, 4, 4, 3), 2, { padding = 2 }) end, name .. ": padding 2, 2", "half", "2 x 2")
+      raises(function() pool(f(1, 4, 4, 3), 0) end, name .. ": kernel is 0")
+      raises(function() pool(f(1, 4, 4, 3), 2, { ceil_mode = true }) end, name .. ": unknown option 'ceil_mode'")
+    end
   end)
   it("conv1d", function()
     raises(function() ops.conv1d(f(4, 3), f(2, 3, 3)) end, "conv1d: ", "x (4,3)", "(B,L,C)")
@@ -332,7 +356,7 @@ describe("what a newcomer types", function()
       ["arange: unknown option 'type'"] = function() vx.arange(3, { type = "i32" }) end,
       ["load: unknown option 'devcie', did"] = function() vx.load("x.npy", { devcie = "cpu" }) end,
       ["Linear: unknown option 'bais', did you mean 'bias'?"] = function() vx.nn.Linear(3, 3, { bais = false }) end,
-      ["Conv2d: unknown option 'stride'; known: output"] = function() vx.nn.Conv2d(3, 4, { stride = 2 }) end,
+      ["Conv2d: unknown option 'strid', did you mean 'stride'?"] = function() vx.nn.Conv2d(3, 4, 3, { strid = 2 }) end,
       ["GroupNorm: unknown option 'eps'"] = function() vx.nn.GroupNorm(4, 2, { eps = 1e-5 }) end,
       ["SeparableConv2d: unknown option 'strides'"] = function() vx.nn.SeparableConv2d(3, 3, { strides = 2 }) end,
       ["warmup_cosine: unknown option 'paek'"] = function() vx.optim.warmup_cosine { paek = 1, total = 3 } end,

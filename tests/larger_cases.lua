@@ -56,12 +56,26 @@ local larger = {
     return { { T { 513, 64 }, T { 17, 64 }, T { 17 } }, { T { 2, 9, 11, 3 }, T { 128, 3 } },
       { T { 2500, 17 }, T { 64, 17 }, T { 64 } } }
   end,
-  conv2d = function(T)
+  conv3x3 = function(T)
     return { { T { 1, 37, 6, 3 }, T { 3, 3, 3, 64 }, T { 64 } }, { T { 1, 10, 9, 64 }, T { 3, 3, 64, 17 } },
       { T { 1, 9, 8, 64 }, T { 3, 3, 64, 64 }, T { 64 } },
       { T { 2, 35, 5, 17 }, T { 3, 3, 17, 3 }, T { 3 } }, { T { 1, 5, 4, 17 }, T { 3, 3, 17, 128 } },
         { T { 3, 2, 70, 3 }, T { 3, 3, 3, 3 }, T { 3 } },
       { T { 2, 1, 1, 5 }, T { 3, 3, 5, 70 }, T { 70 } } }
+  end,
+  conv2d = function(T)
+    return { { T { 2, 19, 17, 33 }, T { 48, 33, 3, 3 }, T { 48 }, { stride = 2 } },
+      { T { 1, 17, 17, 65 }, T { 70, 65, 1, 7 }, nil, { padding = { 0, 3 } } },
+      { T { 3, 9, 8, 40 }, T { 33, 40, 1, 1 }, T { 33 } }, { T { 1, 13, 11, 24 }, T { 16, 6, 5, 5 }, T { 16 },
+        { padding = 2, groups = 4 } },
+      { T { 1, 12, 10, 7 }, T { 9, 7, 2, 2 }, nil, { stride = { 3, 4 }, padding = { 1, 0 } } },
+      { T { 2, 40, 30, 3 }, T { 32, 3, 3, 3 }, T { 32 }, { stride = 2 } },
+      { T { 1, 8, 8, 130 }, T { 20, 130, 3, 1 }, T { 20 }, { padding = { 1, 0 } } } }
+  end,
+  max_pool2d = function(T) return { { T { 2, 35, 33, 17 }, 3, { stride = 2 } }, { T { 1, 40, 40, 3 }, 4 } } end,
+  avg_pool2d = function(T)
+    return { { T { 2, 35, 33, 17 }, 3, { stride = 1, padding = 1, count_include_pad = false } },
+      { T { 1, 40, 40, 3 }, 4 } }
   end,
   conv1d = function(T)
     return { { T { 2, 611, 1 }, T { 70, 1, 10 }, T { 70 }, { stride = 5 } },

@@ -11,7 +11,12 @@ describe("a layer", function()
     for _, case in ipairs {
       { nn.Linear(5, 7), 5 * 7 + 7, { 4, 5 }, { 4, 7 } },
       { nn.Linear(5, 7, { bias = false }), 5 * 7, { 2, 3, 5 }, { 2, 3, 7 } },
-      { nn.Conv2d(3, 8), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
+      { nn.Conv2d(3, 8, 3, { padding = 1 }), 9 * 3 * 8 + 8, { 2, 6, 5, 3 }, { 2, 6, 5, 8 } },
+      { nn.Conv2d(4, 6, { 1, 7 }, { padding = { 0, 3 }, groups = 2, bias = false }), 6 * 2 * 7, { 2, 6, 5, 4 },
+        { 2, 6, 5, 6 } },
+      { nn.Conv2d(3, 8, 3, { stride = 2 }), 9 * 3 * 8 + 8, { 2, 7, 5, 3 }, { 2, 3, 2, 8 } },
+      { nn.MaxPool2d(3, { stride = 2 }), 0, { 2, 7, 5, 3 }, { 2, 3, 2, 3 } },
+      { nn.AvgPool2d(3, { stride = 1, padding = 1 }), 0, { 2, 7, 5, 3 }, { 2, 7, 5, 3 } },
       { nn.Conv1d(6, 8, 3), 6 * 8 * 3 + 8, { 2, 9, 6 }, { 2, 7, 8 } },
       { nn.Conv1d(6, 8, 4, { stride = 2, padding = 1, groups = 2, bias = false }), 3 * 8 * 4, { 2, 9, 6 },
         { 2, 4, 8 } },
@@ -124,7 +129,11 @@ describe("a layer", function()
   it("refuses sizes that are none", function()
     H.raises(function() nn.Linear(0, 3) end, "Linear", "inputs is 0")
     H.raises(function() nn.Linear(3) end, "Linear", "outputs is nil")
-    H.raises(function() nn.Conv2d(3, 1.5) end, "Conv2d", "1.5")
+    H.raises(function() nn.Conv2d(3, 1.5, 3) end, "Conv2d", "1.5")
+    H.raises(function() nn.Conv2d(3, 2, 3, { groups = 2 }) end, "Conv2d: 3 and 2 channels do not divide into 2 groups")
+    H.raises(function() nn.Conv2d(3, 2) end, "Conv2d: kernel is nil")
+    H.raises(function() nn.Conv2d(3, 2, { 3 }) end, "Conv2d: kernel has 1 numbers, expected an integer or { rows,")
+    H.raises(function() nn.MaxPool2d(0) end, "MaxPool2d: kernel is 0")
     H.raises(function() nn.GroupNorm(10, 3) end, "GroupNorm", "10 channels", "3 groups")
     H.raises(function() nn.LayerNorm "x" end, "LayerNorm")
     H.raises(function() nn.MultiHeadAttention(10, 3) end, "MultiHeadAttention", "3 heads", "width of 10")

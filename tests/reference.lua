@@ -355,7 +355,7 @@ function ops.linear(x, w, bias)
   return y
 end
 
-function ops.conv2d(x, w, bias)
+function ops.conv3x3(x, w, bias)
   local B, H, W, C, O = x.shape[1], x.shape[2], x.shape[3], x.shape[4], w.shape[4]
   local y = array { B, H, W, O }
   local xv, wv, yv = x.v, w.v, y.v
@@ -378,6 +378,72 @@ function ops.conv2d(x, w, bias)
         end
       end
     end
+  end
+  return y
+end
+
+local function both(value) return type(value) == "table" and value or { value, value } end
+
+--- Calls f(y's place, x's place, i, j) for each window's pixel inside its image, channel by channel of x; gives y's
+-- shape. kernel, stride, padding: { rows, columns }.
+local function each_window_pixel(x, kernel, stride, padding, f)
+  local B, H, W = x.shape[1], x.shape[2], x.shape[3]
+  local P = math.floor((H + 2 * padding[1] - kernel[1]) / stride[1]) + 1
+  local Q = math.floor((W + 2 * padding[2] - kernel[2]) / stride[2]) + 1
+  for b = 0, B - 1 do
+    for p = 0, P - 1 do
+      for q = 0, Q - 1 do
+        for i = 0, kernel[1] - 1 do
+          for j = 0, kernel[2] - 1 do
+            local h, w = p * stride[1] + i - padding[1], q * stride[2] + j - padding[2]
+            if h >= 0 and h < H and w >= 0 and w < W then f((b * P + p) * Q + q, (b * H + h) * W + w, i, j) end
+          end
+        end
+      end
+    end
+  end
+  return P, Q
+end
+
+function ops.conv2d(x, w, bias, options)
+  local o = options or {}
+  local groups, C, O = o.groups or 1, x.shape[4], w.shape[1]
+  local D, E, kernel = C / groups, O / groups, { w.shape[3], w.shape[4] }
+  local sums = {}
+  local P, Q = each_window_pixel(x, kernel, both(o.stride or 1), both(o.padding or 0), function(to, from, i, j)
+    for n = 0, O - 1 do
+      local s = sums[to * O + n] or 0
+      for c = 0, D - 1 do
+        s = s + x.v[from * C + math.floor(n / E) * D + c] * w.v[((n * D + c) * kernel[1] + i) * kernel[2] + j]
+      end
+      sums[to * O + n] = s
+    end
+  end)
+  local y = array { x.shape[1], P, Q, O }
+  for i = 0, y.n - 1 do y.v[i] = (sums[i] or 0) + (bias and bias.v[i % O] or 0) end
+  return y
+end
+
+function ops.max_pool2d(x, kernel, options)
+  local o, C, best = options or {}, x.shape[4], {}
+  local P, Q = each_window_pixel(x, both(kernel), both(o.stride or kernel), both(o.padding or 0), function(to, from)
+    for c = 0, C - 1 do best[to * C + c] = math.max(best[to * C + c] or -math.huge, x.v[from * C + c]) end
+  end)
+  local y = array { x.shape[1], P, Q, C }
+  for i = 0, y.n - 1 do y.v[i] = best[i] end
+  return y
+end
+
+function ops.avg_pool2d(x, kernel, options)
+  local o, C, sums, seen = options or {}, x.shape[4], {}, {}
+  local size = both(kernel)
+  local P, Q = each_window_pixel(x, size, both(o.stride or kernel), both(o.padding or 0), function(to, from)
+    seen[to] = (seen[to] or 0) + 1
+    for c = 0, C - 1 do sums[to * C + c] = (sums[to * C + c] or 0) + x.v[from * C + c] end
+  end)
+  local y = array { x.shape[1], P, Q, C }
+  for i = 0, y.n - 1 do
+    y.v[i] = sums[i] / (o.count_include_pad == false and seen[math.floor(i / C)] or size[1] * size[2])
   end
   return y
 end

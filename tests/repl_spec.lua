@@ -380,7 +380,7 @@ describe("?name", function()
     about("vx.matmul", "vx.matmul(a, b)", "Differentiable.")
     about("matmul", "vx.matmul(a, b)")
     about("x:sum", "x:sum(dims, keep)")
-    about("conv2d_backward_input", "dx:body(B,H,W,C) <- dy:body(B,H,W,O)")
+    about("conv3x3_backward_input", "dx:body(B,H,W,C) <- dy:body(B,H,W,O)")
   end)
 
   it("shows a comment above the definition, of inputs too", function()

@@ -96,6 +96,21 @@ function check.integer(who, name, value, low, high)
   fail("%s: %s is %s, expected an integer of %d or more", who, name, show(value), low)
 end
 
+--- Checks a size along both sides of an image.
+-- @param who name of the asking function
+-- @param name what the message calls the value
+-- @param value anything
+-- @param low the least that it may be
+-- @return array { rows, columns }
+-- @raise where it is neither an integer from low on, which means both, nor an array of two
+function check.pair(who, name, value, low)
+  if type(value) ~= "table" then value = { value, value } end
+  if #value ~= 2 then
+    fail("%s: %s has %d numbers, expected an integer or { rows, columns }", who, name, #value)
+  end
+  return { check.integer(who, name, value[1], low), check.integer(who, name, value[2], low) }
+end
+
 --- Checks a finite number.
 -- @param who name of the asking function
 -- @param name what the message calls the value

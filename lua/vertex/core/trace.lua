@@ -18,7 +18,9 @@ local fail = library.fail
 -- Floating point operations by the letters of the op's contract and its numbers (core/ops.def). A power counts as one.
 local FLOPS = {
   gemm = "2*B*M*N*K",
-  conv2d = "18*B*H*W*C*O", conv2d_backward_input = "18*B*H*W*C*O", conv2d_backward_weight = "18*B*H*W*C*O",
+  conv3x3 = "18*B*H*W*C*O", conv3x3_backward_input = "18*B*H*W*C*O", conv3x3_backward_weight = "18*B*H*W*C*O",
+  conv2d = "2*B*P*Q*O*D*K*L", conv2d_backward_input = "2*B*P*Q*O*D*K*L",
+  conv2d_backward_weight = "2*B*P*Q*O*D*K*L",
   conv1d = "2*B*T*O*D*K", conv1d_backward_input = "2*B*T*O*D*K", conv1d_backward_weight = "2*B*T*O*D*K",
   depthwise_conv2d = "18*B*P*Q*C", depthwise_conv2d_backward_input = "18*B*P*Q*C",
   depthwise_conv2d_backward_weight = "18*B*P*Q*C",

@@ -308,29 +308,88 @@ function nn.Linear:summary()
   return ("%d -> %d%s"):format(self.weight:size(2), self.weight:size(1), self.bias and "" or ", no bias")
 end
 
---- Convolves images with dense 3x3 filters, stride 1, zero padding.
+--- Writes a pair for print: "3" or "1 x 7".
+local function pair_text(p) return p[1] == p[2] and tostring(p[1]) or p[1] .. " x " .. p[2] end
+
+--- Convolves images, with zeros around.
 -- @param inputs integer of 1 or more, channels of x
 -- @param outputs integer of 1 or more, channels of the result
--- @param[opt] options { output = "f32": the result is float32 under vx.autocast too }
--- @return module with weight (3, 3, inputs, outputs) and bias (outputs)
--- @raise where inputs or outputs is no integer of 1 or more
+-- @param kernel integer of 1 or more, pixels of a filter's side, or array { rows, columns }
+-- @param[opt] options { stride = 1, padding = 0: pixels of zeros around, each a number or { rows, columns }; groups =
+-- 1: outputs see only the channels of their own group; bias = true; output = "f32": the result is float32 under
+-- vx.autocast too }
+-- @return module with weight (outputs, inputs / groups, rows, columns) and bias (outputs)
+-- @raise where a number is no integer of 1 or more (padding: of 0 or more), or the groups do not divide inputs and
+-- outputs
 nn.Conv2d = nn.module "Conv2d"
-function nn.Conv2d:init(inputs, outputs, options)
+function nn.Conv2d:init(inputs, outputs, kernel, options)
   check.integer("Conv2d", "inputs", inputs, 1)
   check.integer("Conv2d", "outputs", outputs, 1)
-  self.output = check.options("Conv2d", options, { output = { { "f32" } } }).output
-  self.weight = nn.parameter({ 3, 3, inputs, outputs }, { "uniform", fan_in_bound(9 * inputs) })
-  self.bias = nn.parameter({ outputs }, 0, { no_decay = true })
+  kernel = check.pair("Conv2d", "kernel", kernel, 1)
+  local o = check.options("Conv2d", options, { stride = { "any", 1 }, padding = { "any", 0 }, groups = { "count", 1 },
+    bias = { "boolean", true }, output = { { "f32" } } })
+  if inputs % o.groups ~= 0 or outputs % o.groups ~= 0 then
+    fail("Conv2d: %d and %d channels do not divide into %d groups", inputs, outputs, o.groups)
+  end
+  self.how = { stride = check.pair("Conv2d", "stride", o.stride, 1),
+    padding = check.pair("Conv2d", "padding", o.padding, 0), groups = o.groups, output = o.output }
+  local seen = inputs / o.groups
+  self.weight = nn.parameter({ outputs, seen, kernel[1], kernel[2] }, { "uniform",
+    fan_in_bound(seen * kernel[1] * kernel[2]) })
+  if o.bias then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
 end
 
 --- Applies the layer.
 -- @param x tensor f32 (B, H, W, inputs)
--- @return tensor f32 (B, H, W, outputs), on a GPU bf16 under vx.autocast
-function nn.Conv2d:forward(x) return ops.conv2d(x, self.weight, self.bias, self.output) end
+-- @return tensor f32 (B, floor((H + 2 padding - rows) / stride) + 1, the same of W, outputs); on a GPU bf16 under
+-- vx.autocast where the kernel is 3 with padding 1, stride 1 and one group
+-- @raise where the padded image is smaller than the kernel
+function nn.Conv2d:forward(x) return ops.conv2d(x, self.weight, self.bias, self.how) end
 
 --- Writes the sizes, for print.
 -- @return text
-function nn.Conv2d:summary() return ("%d -> %d"):format(self.weight:size(3), self.weight:size(4)) end
+function nn.Conv2d:summary()
+  local how, w = self.how, self.weight
+  local stride, padding = pair_text(how.stride), pair_text(how.padding)
+  return ("%d -> %d, kernel %s%s%s%s%s"):format(w:size(2) * how.groups, w:size(1), pair_text { w:size(3), w:size(4) },
+    stride ~= "1" and ", stride " .. stride or "", padding ~= "0" and ", padding " .. padding or "",
+    how.groups ~= 1 and ", groups " .. how.groups or "", self.bias and "" or ", no bias")
+end
+
+--- Takes the largest number of each window of images, channel by channel.
+-- @param kernel integer of 1 or more, pixels of a window's side, or array { rows, columns }
+-- @param[opt] options { stride = kernel, padding = 0, each a number or { rows, columns } }
+-- @return module without parameters
+-- @raise where kernel is no integer of 1 or more
+nn.MaxPool2d = nn.module "MaxPool2d"
+function nn.MaxPool2d:init(kernel, options)
+  self.kernel, self.how = check.pair("MaxPool2d", "kernel", kernel, 1), options
+end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, H, W, C)
+-- @return tensor f32 (B, floor((H + 2 padding - rows) / stride) + 1, the same of W, C)
+function nn.MaxPool2d:forward(x) return ops.max_pool2d(x, self.kernel, self.how) end
+
+--- Writes the size, for print.
+-- @return text
+function nn.MaxPool2d:summary() return "kernel " .. pair_text(self.kernel) end
+
+--- Averages each window of images, channel by channel.
+-- @param kernel integer of 1 or more, pixels of a window's side, or array { rows, columns }
+-- @param[opt] options { stride = kernel, padding = 0, each a number or { rows, columns }; count_include_pad = true: the
+-- padding counts among the pixels that a sum is divided by }
+-- @return module without parameters
+-- @raise where kernel is no integer of 1 or more
+nn.AvgPool2d = nn.module("AvgPool2d", nn.MaxPool2d)
+function nn.AvgPool2d:init(kernel, options)
+  self.kernel, self.how = check.pair("AvgPool2d", "kernel", kernel, 1), options
+end
+
+--- Applies the layer.
+-- @param x tensor f32 (B, H, W, C)
+-- @return tensor f32 (B, floor((H + 2 padding - rows) / stride) + 1, the same of W, C)
+function nn.AvgPool2d:forward(x) return ops.avg_pool2d(x, self.kernel, self.how) end
 
 --- Convolves sequences over time, with zeros beyond both ends.
 -- @param inputs integer of 1 or more, channels of x

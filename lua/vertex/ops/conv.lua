@@ -1,4 +1,5 @@
---- ops/conv.lua: convolutions, channels last: of images (B,H,W,C), 3x3 with zero padding 1, and of sequences (B,L,C).
+--- ops/conv.lua: convolutions, channels last: of images (B,H,W,C) and of sequences (B,L,C); pooling over windows of
+-- images. What stands before the general conv2d is tuned: 3x3 with zero padding 1, for networks that are trained.
 
 local check = require "vertex.check"
 local common = require "vertex.ops.common"
@@ -30,21 +31,21 @@ local function image_shape(x, what)
   return s
 end
 
-define("conv2d", {
+define("conv3x3", {
   text = "Convolves images with dense 3x3 filters, stride 1, zero padding 1.",
   args = { { "x", "tensor f32 (B,H,W,C), or bf16 on a GPU" }, { "w", "tensor f32 (3,3,C,O)" },
     { "bias", "tensor f32 (O)", optional = true }, OUTPUT },
   returns = "tensor f32 (B,H,W,O); bf16 on a GPU under vx.autocast",
   raises = "where the shapes disagree",
-  calls = { "conv2d", "conv2d_backward_input", "conv2d_backward_weight" },
+  calls = { "conv3x3", "conv3x3_backward_input", "conv3x3_backward_weight" },
   takes_bf16 = true,
   forward = function(ctx, x, w, bias, output)
-    x = contiguous(expect_tensor(x, "conv2d", "x"))
-    expect_tensor(w, "conv2d", "w")
+    x = contiguous(expect_tensor(x, "conv3x3", "x"))
+    expect_tensor(w, "conv3x3", "w")
     local s = x:shape()
     s[#s] = w:size(-1)
-    local y = empty_on(x, s, body_dtype(x, output, "conv2d"))
-    op.conv2d(y, x, w, bias)
+    local y = empty_on(x, s, body_dtype(x, output, "conv3x3"))
+    op.conv3x3(y, x, w, bias)
     if ctx.needs then ctx.x, ctx.w, ctx.bias = x, w, bias end
     return y
   end,
@@ -52,11 +53,11 @@ define("conv2d", {
     local needs, dx, dw, db = ctx.needs, nil, nil, nil
     if needs[1] then
       dx = new_like(ctx.x)
-      op.conv2d_backward_input(dx, dy, ctx.w)
+      op.conv3x3_backward_input(dx, dy, ctx.w)
     end
     if needs[2] or needs[3] then
       dw, db = gradient_like(ctx.w), ctx.bias and gradient_like(ctx.bias)
-      op.conv2d_backward_weight(dw, db, ctx.x, dy)
+      op.conv3x3_backward_weight(dw, db, ctx.x, dy)
     end
     return dx, dw, db
   end,
@@ -179,6 +180,195 @@ define("sepconv2d", {
       { T { 1, 5, 4, 17 }, T { 3, 3, 17 }, T { 4, 17 }, nil, nil, nil, nil, { stride = 2 } },
       { T { 3, 2, 3, 4 }, T { 3, 3, 4 }, T { 5, 4 }, T { 5 }, T { 4 }, T { 4 }, nil,
         { up = 2, groups = 1, activation = "gelu" } } }
+  end,
+})
+
+-- -- Windows of any kind ----------------------------------------------------------------------------------------------
+
+--- Reads an option that is a number for rows and columns, or { rows, columns }.
+-- @return rows, columns
+local function pair(...) return unpack(check.pair(...)) end
+
+--- Gives how many windows there are along both sides of images x, or raises.
+local function window_counts(who, x, k, l, how)
+  local height, width = x:size(2) + 2 * how.padding_h, x:size(3) + 2 * how.padding_w
+  if height < k or width < l then
+    fail("%s: x %s with padding %d, %d has images of %d x %d pixels, smaller than the kernel's %d x %d", who,
+      shape_text(x), how.padding_h, how.padding_w, height, width, k, l)
+  end
+  return math.floor((height - k) / how.stride_h) + 1, math.floor((width - l) / how.stride_w) + 1
+end
+
+local CONV2D = { stride = { "any", 1 }, padding = { "any", 0 }, groups = { "count", 1 }, output = { { "f32" } } }
+
+--- Reads the options of conv2d: { stride_h, stride_w, padding_h, padding_w, groups, output }.
+local function conv2d_options(options)
+  local o = check.options("conv2d", options, CONV2D)
+  local how = { groups = o.groups, output = o.output }
+  how.stride_h, how.stride_w = pair("conv2d", "stride", o.stride, 1)
+  how.padding_h, how.padding_w = pair("conv2d", "padding", o.padding, 0)
+  return how
+end
+
+local NUMBERS = { "stride_h", "stride_w", "padding_h", "padding_w", "groups" }
+
+--- Calls an op of conv2d with the numbers of `how`.
+local function call_conv2d(f, how, arguments)
+  for _, name in ipairs(NUMBERS) do arguments[name] = how[name] end
+  f(arguments)
+end
+
+local general_conv2d = tape.recorded { name = "conv2d", outputs = 1,
+  forward = function(ctx, x, weight, bias, how)
+    local p, q = window_counts("conv2d", x, weight:size(3), weight:size(4), how)
+    x, weight = contiguous(x), contiguous(weight)
+    local y = empty_on(x, { x:size(1), p, q, weight:size(1) })
+    call_conv2d(op.conv2d, how, { y = y, x = x, w = weight, bias = bias })
+    if ctx.needs then ctx.x, ctx.weight, ctx.bias, ctx.how = x, weight, bias, how end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local needs, dx, dw, db = ctx.needs, nil, nil, nil
+    if needs[1] then
+      dx = new_like(ctx.x)
+      call_conv2d(op.conv2d_backward_input, ctx.how, { dx = dx, dy = dy, w = ctx.weight })
+    end
+    if needs[2] or needs[3] then
+      dw, db = gradient_like(ctx.weight), ctx.bias and gradient_like(ctx.bias)
+      call_conv2d(op.conv2d_backward_weight, ctx.how, { dw = dw, dbias = db, x = ctx.x, dy = dy })
+    end
+    return dx, dw, db
+  end }
+
+--- Says whether a convolution is the one that conv3x3 is tuned for.
+local function is_3x3(weight, how)
+  return weight:size(3) == 3 and weight:size(4) == 3 and how.stride_h == 1 and how.stride_w == 1 and how.padding_h == 1
+    and how.padding_w == 1 and how.groups == 1
+end
+
+define("conv2d", {
+  text = "Convolves images: y[p][q][o] = bias[o] + sum over k, l and c of x[p stride + k - padding][q stride + l - "
+    .. "padding][c] weight[o][c][k][l], zeros around. 3x3 with stride 1, padding 1 and one group is conv3x3.",
+  args = { { "x", "tensor f32 (B,H,W,C); bf16 on a GPU where it is conv3x3" },
+    { "weight", "tensor f32 (O,C/groups,kh,kw)" }, { "bias", "tensor f32 (O)", optional = true },
+    { "options", "{ stride = 1, padding = 0: pixels of zeros around; each a number or { rows, columns }; groups = 1: "
+      .. 'outputs see only the channels of their own group; output = "f32": the result is f32 under vx.autocast too }',
+      optional = true } },
+  returns = "tensor f32 (B, floor((H + 2 padding - kh) / stride) + 1, floor((W + 2 padding - kw) / stride) + 1, O); "
+    .. "bf16 on a GPU under vx.autocast where it is conv3x3",
+  raises = "where the shapes disagree, the groups do not divide them, or the padded image is smaller than the kernel",
+  calls = { "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "conv3x3", "conv3x3_backward_input",
+    "conv3x3_backward_weight" },
+  composite = true,
+  forward = function(_, x, weight, bias, options)
+    expect_tensor(x, "conv2d", "x")
+    expect_tensor(weight, "conv2d", "weight")
+    local how = conv2d_options(options)
+    if x:dim() ~= 4 then fail("conv2d: x %s should have the shape (B,H,W,C)", shape_text(x)) end
+    if weight:dim() ~= 4 then fail("conv2d: weight %s should have the shape (O,C/groups,kh,kw)", shape_text(weight)) end
+    local C, O = x:size(4), weight:size(1)
+    if weight:size(2) * how.groups ~= C or O % how.groups ~= 0 or weight:size(3) * weight:size(4) == 0 then
+      fail("conv2d: x %s and weight %s do not fit in %d group%s, expected a weight (O,%s,kh,kw) with O a multiple of "
+        .. "%d", shape_text(x), shape_text(weight), how.groups, how.groups == 1 and "" or "s", C / how.groups,
+        how.groups)
+    end
+    if is_3x3(weight, how) then
+      local t, w = record.ops.transpose, weight -- (O,C,3,3)
+      w = t(t(t(w, 1, 4), 1, 3), 2, 3) -- (3,3,C,O)
+      return record.ops.conv3x3(x, record.ops.contiguous(w), bias, how.output)
+    end
+    return general_conv2d(x, weight, bias, how)
+  end,
+  cases = function(T)
+    return { { T { 2, 5, 6, 3 }, T { 4, 3, 3, 3 }, T { 4 }, { stride = 2 } },
+      { T { 1, 6, 7, 4 }, T { 6, 2, 1, 3 }, nil, { padding = { 0, 1 }, groups = 2 } },
+      { T { 1, 4, 5, 2 }, T { 3, 2, 4, 2 }, T { 3 }, { stride = { 1, 3 }, padding = { 2, 1 } } },
+      { T { 2, 3, 4, 5 }, T { 4, 5, 1, 1 }, T { 4 } },
+      { T { 1, 4, 3, 2 }, T { 3, 2, 3, 3 }, T { 3 }, { padding = 1 } } }
+  end,
+})
+
+local POOL = { stride = "any", padding = { "any", 0 } }
+local AVG_POOL = { stride = "any", padding = { "any", 0 }, count_include_pad = { "boolean", true } }
+
+--- Checks the arguments of a pooling; gives the numbers of its op by name, and the windows along both sides.
+local function pool_sizes(who, x, kernel, options, known)
+  expect_tensor(x, who, "x")
+  if x:dim() ~= 4 then fail("%s: x %s should have the shape (B,H,W,C)", who, shape_text(x)) end
+  local o = check.options(who, options, known)
+  local how = {}
+  how.kernel_h, how.kernel_w = pair(who, "kernel", kernel, 1)
+  how.stride_h, how.stride_w = pair(who, "stride", o.stride or kernel, 1)
+  how.padding_h, how.padding_w = pair(who, "padding", o.padding, 0)
+  if 2 * how.padding_h > how.kernel_h or 2 * how.padding_w > how.kernel_w then
+    fail("%s: padding %d, %d is more than half of the kernel's %d x %d", who, how.padding_h, how.padding_w,
+      how.kernel_h, how.kernel_w)
+  end
+  if known == AVG_POOL then how.include_pad = o.count_include_pad and 1 or 0 end
+  local p, q = window_counts(who, x, how.kernel_h, how.kernel_w, how)
+  return how, { x:size(1), p, q, x:size(4) }
+end
+
+--- Joins the numbers of an op with its tensors.
+local function with_numbers(how, tensors)
+  for name, x in pairs(how) do tensors[name] = x end
+  return tensors
+end
+
+local KERNEL = { "kernel", "integer of 1 or more, pixels of a window's side, or array { rows, columns }" }
+local POOL_OPTIONS = "{ stride = that of the kernel; padding = 0, at most half of the kernel, "
+
+define("max_pool2d", {
+  text = "Takes the largest number of each window of images, channel by channel. A NaN is larger than any number; the "
+    .. "gradient goes to the first of equals.",
+  args = { { "x", "tensor f32 (B,H,W,C)" }, KERNEL, { "options", POOL_OPTIONS
+    .. "which is never the largest; each a number or { rows, columns } }", optional = true } },
+  returns = "tensor f32 (B, floor((H + 2 padding - kernel) / stride) + 1, the same of W, C)",
+  raises = "where x has another number of dimensions, or the padded image is smaller than the kernel",
+  calls = { "max_pool2d", "max_pool2d_backward" },
+  forward = function(ctx, x, kernel, options)
+    local how, shape = pool_sizes("max_pool2d", x, kernel, options, POOL)
+    x = contiguous(x)
+    local y, index = empty_on(x, shape), ctx.needs and empty_on(x, shape, "i32") or nil
+    op.max_pool2d(with_numbers(how, { y = y, index = index, x = x }))
+    if ctx.needs then ctx.index, ctx.how, ctx.shape = index, how, x:shape() end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local dx = empty_on(dy, ctx.shape)
+    op.max_pool2d_backward(with_numbers(ctx.how, { dx = dx, dy = dy, index = ctx.index }))
+    return dx
+  end,
+  cases = function(T)
+    return { { T { 2, 6, 5, 3 }, 2 }, { T { 1, 7, 8, 5 }, 3, { stride = 2 } },
+      { T { 1, 5, 4, 2 }, { 2, 3 }, { stride = { 2, 1 }, padding = { 1, 0 } } } }
+  end,
+})
+
+define("avg_pool2d", {
+  text = "Averages each window of images, channel by channel.",
+  args = { { "x", "tensor f32 (B,H,W,C)" }, KERNEL, { "options", POOL_OPTIONS .. "each a number or { rows, columns }; "
+    .. "count_include_pad = true: sums are divided by the window's size, and by the number of its pixels in the image "
+    .. "where false }", optional = true } },
+  returns = "tensor f32 (B, floor((H + 2 padding - kernel) / stride) + 1, the same of W, C)",
+  raises = "where x has another number of dimensions, or the padded image is smaller than the kernel",
+  calls = { "avg_pool2d", "avg_pool2d_backward" },
+  forward = function(ctx, x, kernel, options)
+    local how, shape = pool_sizes("avg_pool2d", x, kernel, options, AVG_POOL)
+    x = contiguous(x)
+    local y = empty_on(x, shape)
+    op.avg_pool2d(with_numbers(how, { y = y, x = x }))
+    if ctx.needs then ctx.how, ctx.shape = how, x:shape() end
+    return y
+  end,
+  backward = function(ctx, dy)
+    local dx = empty_on(dy, ctx.shape)
+    op.avg_pool2d_backward(with_numbers(ctx.how, { dx = dx, dy = dy }))
+    return dx
+  end,
+  cases = function(T)
+    return { { T { 2, 6, 5, 3 }, 2 }, { T { 1, 7, 8, 5 }, 3, { stride = 2, padding = 1 } },
+      { T { 1, 5, 4, 2 }, { 2, 3 }, { stride = { 2, 1 }, padding = { 1, 1 }, count_include_pad = false } } }
   end,
 })
 
