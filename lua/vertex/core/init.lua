@@ -15,6 +15,7 @@
 --   data      images, audio, and streams of samples
 --   trace     what each op costs
 --   lapack    matrices of float64 (core.float64), eigenvectors of symmetric ones
+--   sha256    the SHA-256 of files
 
 local library = require "vertex.core.library"
 
@@ -25,7 +26,7 @@ local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks 
   at_end = true }
 
 for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
-  "comm", "data", "trace", "lapack" } do
+  "comm", "data", "trace", "lapack", "sha256" } do
   if part ~= "library" then library.check_uses(library.directory .. "/core/" .. part .. ".lua") end
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)
