@@ -39,6 +39,17 @@ local function draw_reconstructions(of, path)
   end)
 end
 
+local network -- an Inception V3, where --inception names its weights
+
+local INCEPTION = { name = "inception", argname = "FILE", decides = true,
+  meaning = "Weights of an Inception V3 in safetensors, torchvision's or the FID network's, for FID and IS of the "
+    .. "reconstructions; README says where they come from.",
+  check = function(path)
+    local ok, found = pcall(vx.models.inception_v3, { file = path })
+    if not ok then return "--inception " .. runs.flags.reason(found) end
+    network = found
+  end }
+
 local function percent(v) return ("%.1f%%"):format(100 * v) end
 
 local HARD = "validation split, hard codes"
@@ -48,30 +59,37 @@ local run = runs.start({
   presets = autoencoder.presets, preset = "tiny",
   words = { data = "Folder of images, with train/ and val/ or flat; default: made on the fly.",
     batch = "Images per step.", epochs = "Passes over the images instead of steps." },
-  flags = { runs.flags.graph, runs.flags.autocast,
+  flags = { runs.flags.graph, runs.flags.autocast, INCEPTION,
     { name = "strict", meaning = "A broken file in --data ends the run instead of being skipped." } },
   columns = {
     { name = "code_use", title = "Code use", format = percent, better = "high", from = HARD, unit = "used codes / M" },
     { name = "perplexity", title = "Perplexity", format = "%.1f", better = "high", from = HARD, unit = "codes" },
     { name = "rmse", title = "rMSE", format = "%.3f", better = "low", from = HARD, unit = "standardized" },
     { name = "psnr", title = "PSNR", format = "%.2f", better = "high", from = HARD, unit = "dB of [0,1] pixels" },
-    { name = "fid_tv", title = "FID", format = "%.2f", better = "low", from = HARD .. ", Inception weights" },
-    { name = "is_tv", title = "IS", format = "%.2f", better = "high", from = HARD .. ", Inception weights" },
+    { name = "fid_tv", title = "FID", format = "%.2f", better = "low", from = HARD .. ", --inception torchvision's" },
+    { name = "is_tv", title = "IS", format = "%.2f", better = "high", from = HARD .. ", --inception torchvision's" },
     "steps", "seconds",
     { name = "code_use_256", title = "of 256", format = percent, better = "high", from = HARD,
       unit = "used codes / M, mean over groups of 256 images" },
     { name = "rmse_soft", title = "rMSE soft", format = "%.3f", from = "validation split, quantizers of training",
       unit = "standardized" },
+    { name = "fid_tf", title = "FID (TF)", format = "%.2f", better = "low", optional = true,
+      from = HARD .. ", --inception the FID network's" },
+    { name = "is_tf", title = "IS (TF)", format = "%.2f", better = "high", optional = true,
+      from = HARD .. ", --inception the FID network's" },
+    { name = "inception", title = "Inception", format = "%s", optional = true,
+      from = "--inception: SHA-256 of the file, its first 16 digits" },
   },
   table = {
     title = function(c) return ("%s, %s"):format(c.preset, c.data or "procedural images") end,
-    columns = { "code_use", "code_use_256", "perplexity", "rmse", "rmse_soft", "psnr", "fid_tv", "is_tv", "seconds" },
+    columns = { "code_use", "code_use_256", "perplexity", "rmse", "rmse_soft", "psnr", "fid_tv", "is_tv", "fid_tf",
+      "is_tf", "inception", "seconds" },
     line = { "code_use", "rmse" },
     footnotes = {
       "Code use: used codes / M over the whole split (beside it the mean over groups of 256 images)."
         .. " rMSE in standardized units after hard",
       "quantization; rMSE soft: the same with the training-time quantizers. PSNR in [0,1] pixels."
-        .. " FID and IS need Inception weights.",
+        .. " FID and IS need --inception.",
     },
   },
   pictures = {
@@ -228,9 +246,58 @@ local function evaluate(model)
     code_use_256 = sum / groups, perplexity = whole:perplexity() }, first, whole:total()
 end
 
+--- Calls f(x) for each batch of the validation split; false when interrupted.
+local function over_validation(f)
+  local images, goes_on = open_images("val", { crop = "center", shuffle = false, epochs = 1 }), nil
+  repeat
+    goes_on = vx.step(function()
+      return vx.no_grad(function()
+        local x = images:next()
+        if x then f(x) end
+        return x ~= nil
+      end)
+    end)
+  until not goes_on
+  images:close()
+  return not core.interrupted()
+end
+
+--- What the network makes of standardized images, which are rounded to bytes as if they had been saved.
+local function inception_features(x)
+  return network:features(vx.data.to_u8(vx.data.denormalize(x)):to(vx.device()))
+end
+
+local originals -- moments of the originals' features, the same for every method
+
+--- FID and IS of the model's reconstructions, as columns; nil when interrupted.
+local function inception_result(model)
+  if not originals then
+    local moments = vx.metrics.moments(2048)
+    if not over_validation(function(x) moments:add((inception_features(x))) end) then return nil end
+    originals = moments
+    if moments:count() <= 2048 then
+      run:say("FID over %d images is biased upwards: it wants more than its 2048 features", moments:count())
+    end
+  end
+  local count, made = originals:count(), vx.metrics.moments(2048)
+  local scores = vx.metrics.inception_scores(count, { splits = math.min(10, count) })
+  local whole = over_validation(function(x)
+    local features, logits = inception_features((model(x)))
+    made:add(features)
+    scores:add(logits)
+  end)
+  if not whole then return nil end
+  local suffix = network.is_fid and "_tf" or "_tv"
+  return { ["fid" .. suffix] = originals:frechet(made), ["is" .. suffix] = (scores:score()),
+    inception = network.hash:sub(1, 16) }
+end
+
 --- The results of a trained model and the images for reconstructions.png; nil when interrupted.
 local function judge(model, steps)
   local result, first, counts = evaluate(model:eval())
+  if result and network then
+    for name, value in pairs(inception_result(model) or {}) do result[name] = value end
+  end
   local soft = model.quantizer.facts.kind == "smooth"
   if result and soft then -- the gap between training's soft quantizers and inference's hard ones
     model.quantizer:train()

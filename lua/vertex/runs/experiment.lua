@@ -19,11 +19,12 @@
 --         check             function(value) → what is wrong with it on this machine, or nil
 --       columns = { ... },  of results.csv, behind method and seed. Each is the name of one of the runs' own ("steps",
 --                           "seconds"; those not named come last) or
---         { name =, title =, unit =, format =, better =, from = }:
+--         { name =, title =, unit =, format =, better =, optional =, from = }:
 --         name              under which the training function returns it; what is not returned is left empty
 --         title             in the table
 --         format            of the table: text for string.format, or function(value) → text
 --         better            "high" or "low": the best is marked; nil: nothing is
+--         optional          true: the table has it only where a method has a value
 --         unit, from        texts for --help: what it is measured in, and what it is computed from
 --       table = { title = function(config) → text, columns = { name, ... }, footnotes = { line, ... },
 --         line = { name, ... } }                    the columns shown when a method is done

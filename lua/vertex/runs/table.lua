@@ -50,19 +50,29 @@ local function best_text(run, column)
   return best and show(column, best)
 end
 
+--- The columns that the table shows: all, but optional ones without any value.
+local function shown_columns(run)
+  local shown = {}
+  for _, name in ipairs(run.spec.table.columns) do
+    local column, has_value = run.spec.column[name], false
+    for _, r in pairs(run.results) do has_value = has_value or r[name] ~= nil end
+    if has_value or not column.optional then shown[#shown + 1] = column end
+  end
+  return shown
+end
+
 --- The head of the table and a row of texts per finished method; mark(text) is the best of its column (all that look
 -- the same are).
 local function table_rows(run, mark)
-  local rows = { { "Method" } }
-  for c, name in ipairs(run.spec.table.columns) do rows[1][c + 1] = run.spec.column[name].title end
+  local rows, columns = { { "Method" } }, shown_columns(run)
+  for c, column in ipairs(columns) do rows[1][c + 1] = column.title end
   for _, method in ipairs(run.config.methods) do
     if run.results[method] then rows[#rows + 1] = { method } end
   end
-  for c, name in ipairs(run.spec.table.columns) do
-    local column = run.spec.column[name]
+  for c, column in ipairs(columns) do
     local best = best_text(run, column)
     for i = 2, #rows do
-      local text = show(column, run.results[rows[i][1]][name])
+      local text = show(column, run.results[rows[i][1]][column.name])
       rows[i][c + 1] = text == best and mark(text) or text
     end
   end
