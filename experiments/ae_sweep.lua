@@ -46,7 +46,7 @@ local INCEPTION = { name = "inception", argname = "FILE", decides = true,
     .. "reconstructions; README says where they come from.",
   check = function(path)
     local ok, found = pcall(vx.models.inception_v3, { file = path })
-    if not ok then return "--inception " .. runs.flags.reason(found) end
+    if not ok then return "--inception " .. runs.reason(found) end
     network = found
   end }
 
@@ -116,10 +116,10 @@ local config, preset = run.config, run.preset
 
 -- -- Training one method ----------------------------------------------------------------------------------------------
 
-local function open_images(split, options)
+local function open_images(split, options, whole)
   options.path, options.split, options.size, options.resize = config.data, split, preset.size, preset.resize
   options.batch, options.seed, options.strict = run.batch, config.seed, run.flags.strict
-  options.shard, options.shards = run.shard, run.shards -- of several ranks (vx.dist)
+  if not whole then options.shard, options.shards = run.shard, run.shards end -- of several ranks (vx.dist)
   return vx.data.images(options)
 end
 
@@ -246,11 +246,11 @@ local function evaluate(model)
     code_use_256 = sum / groups, perplexity = whole:perplexity() }, first, whole:total()
 end
 
---- Calls f(x) for each batch of the validation split; false when interrupted.
+--- Calls f(x) for each batch of the validation split, of which every rank takes all; false when interrupted.
 local function over_validation(f)
-  local images, goes_on = open_images("val", { crop = "center", shuffle = false, epochs = 1 }), nil
+  local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 }, true)
   repeat
-    goes_on = vx.step(function()
+    local goes_on = vx.step(function()
       return vx.no_grad(function()
         local x = images:next()
         if x then f(x) end

@@ -1,4 +1,5 @@
-/* conv3x3.cu: dense 3x3 convolution, stride 1, zero padding 1, with its gradients on CUDA; the formulas are in conv3x3.c.
+/* conv3x3.cu: dense 3x3 convolution, stride 1, zero padding 1, with its gradients on CUDA; the formulas are in
+ * conv3x3.c.
  *
  * In float32. Forward is a product (pixels, 9 C) times (9 C, O) whose first factor is never stored: a block gathers 64
  * pixels by 32 of the 9 C numbers into shared memory at a time and multiplies them with 64 outputs in registers. The

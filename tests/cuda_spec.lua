@@ -452,7 +452,8 @@ local function specs(device, tag)
       -- not to be read in eights
       local odd, weight = core.view(random(1, 400):to "bf16", { 1, 5, 6, 8 }, { 240, 48, 8, 1 }, 1),
         random(2, 3, 3, 8, 3)
-      within(ops.conv3x3(odd:to "f32", rounded(weight)), ops.conv3x3(odd, weight), "conv3x3 of an image at an odd place")
+      within(ops.conv3x3(odd:to "f32", rounded(weight)), ops.conv3x3(odd, weight),
+        "conv3x3 of an image at an odd place")
 
       -- sepconv2d: every pair of types, and a residual of another than the result's; against float32 on the CPU
       for i, o in ipairs { {}, { groups = 2, activation = "silu" }, { stride = 2 },

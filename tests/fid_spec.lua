@@ -5,7 +5,7 @@ local vx = H.vx
 
 local json = require "vertex.json"
 
-local set, meta = vx.load(H.root .. "/tests/golden/frechet.safetensors")
+local set, meta = vx.load(H.root .. "/tests/golden/fid/frechet.safetensors")
 
 --- Gives the numbers of nested tables as one list.
 local function flat(t)
@@ -70,6 +70,22 @@ describe("moments", function()
   end)
 end)
 
+describe("the effective rank", function()
+  it("is the participation ratio of the covariance's eigenvalues", function()
+    local covariance = vx.metrics.moments(24):add(set["ill.a"]):covariance()
+    local values = require("vertex.core").symmetric_eigen(covariance)
+    local sum, squares = 0, 0
+    for _, v in ipairs(values) do sum, squares = sum + v, squares + v * v end
+    H.close({ vx.metrics.effective_rank(set["ill.a"]) }, { sum * sum / squares }, 1e-12, 0)
+    local even = vx.tensor { { 1, 0, 0 }, { -1, 0, 0 }, { 0, 1, 0 }, { 0, -1, 0 }, { 0, 0, 1 }, { 0, 0, -1 } }
+    H.close({ vx.metrics.effective_rank(even) }, { 3 }, 1e-12, 0)
+    H.close({ vx.metrics.effective_rank(vx.tensor { { 1, 2 }, { 2, 4 }, { 5, 10 } }) }, { 1 }, 1e-12, 0)
+    assert.equal(0, vx.metrics.effective_rank(vx.ones { 4, 3 }))
+    H.raises(function() vx.metrics.effective_rank(vx.ones { 4 }) end, "effective_rank: x (4) should have the shape")
+    H.raises(function() vx.metrics.effective_rank(vx.ones { 1, 4 }) end, "a covariance of 1 row")
+  end)
+end)
+
 describe("the Fréchet distance", function()
   for name in pairs(meta) do
     local case = name:match "^(.*)%.frechet$"
@@ -100,7 +116,7 @@ describe("the Fréchet distance", function()
     H.raises(function() vx.metrics.frechet(x, vx.randn { 5, 4 }) end, "frechet: a (5,3) and b (5,4) disagree")
     H.raises(function() vx.metrics.frechet(x, vx.randn { 3 }) end, "frechet: x (3), expected a tensor (N,D)")
     H.raises(function() vx.metrics.frechet(x, vx.randn { 1, 3 }) end, "frechet: moments of 1 rows, expected 2")
-    H.raises(function() vx.metrics.frechet(x, 1) end, "frechet: a number, expected a tensor")
+    H.raises(function() vx.metrics.frechet(x, 1) end, "frechet: b is 1, expected a tensor")
     H.raises(function() vx.metrics.moments(3):frechet(vx.metrics.moments(4)) end, "of 3 features and of 4")
     H.raises(function() vx.metrics.moments(3):frechet(x) end, "frechet: a table, expected moments")
   end)

@@ -1,11 +1,11 @@
 -- Inception V3 against torchvision's and pytorch-fid's networks: weights made by a formula, features, logits and the
--- statistics of every stage (golden/inception.safetensors; its metadata states the rule).
+-- statistics of every stage (golden/fid/inception.safetensors; its metadata states the rule).
 
 local H = require "tests.helper"
 local bit = require "bit"
 local vx = H.vx
 
-local golden = vx.load(H.root .. "/tests/golden/inception.safetensors")
+local golden = vx.load(H.root .. "/tests/golden/fid/inception.safetensors")
 
 -- -- The weights that the formula gives -------------------------------------------------------------------------------
 

@@ -49,6 +49,38 @@ describe("ae_sweep", function()
     assert(lfs.mkdir(scratch))
   end)
 
+  it("adds FID and IS where --inception names weights", function()
+    for _, split in ipairs { "train", "val" } do
+      vx.runs.make_folders(scratch .. "/few/" .. split)
+      for i = 1, 3 do vx.data.save(("%s/few/%s/%d.png"):format(scratch, split, i), vx.data.procedural(32, i, 1)) end
+    end
+    local state = vx.models.inception_v3({ num_classes = 1008 }):state_dict()
+    vx.save(scratch .. "/fid.safetensors", state)
+    local line = "--data few --steps 2 --batch 3 --methods ste-euclid --inception fid.safetensors --out "
+    local output, status = sweep(line .. "judged")
+    assert.equal(0, status, output)
+    assert.truthy(output:find("FID over 3 images is biased upwards", 1, true), output)
+    local names, values = read("judged/results.csv"):match "^([^\n]+)\n([^\n]+)\n$"
+    local row, at = {}, 0
+    local columns = {}
+    for name in names:gmatch "[^,]+" do columns[#columns + 1] = name end
+    for value in (values .. ","):gmatch "([^,]*)," do
+      at = at + 1
+      row[columns[at]] = value
+    end
+    assert.equal(H.shell("sha256sum '" .. scratch .. "/fid.safetensors'"):sub(1, 16), row.inception)
+    assert.equal("", row.fid_tv)
+    assert.is_true(tonumber(row.fid_tf) > 0)
+    assert.is_true(tonumber(row.is_tf) >= 1)
+    assert.truthy(read("judged/table.md"):find("FID (TF)", 1, true))
+    state["fc.weight"] = vx.zeros { 1008, 7 }
+    vx.save(scratch .. "/fid.safetensors", state)
+    output, status = sweep(line .. "refused")
+    assert.equal(2, status, output)
+    assert.truthy(output:find("'fc.weight' is (1008,7) in the file, (1008,2048) in the module", 1, true), output)
+    assert.is_nil(lfs.attributes(scratch .. "/refused"))
+  end)
+
   it("trains, evaluates and leaves every file", function()
     local output, status = sweep "--steps 3 --batch 4 --out a/b --methods softmax-knn-ce,ste-euclid"
     assert.equal(0, status, output)

@@ -1,5 +1,5 @@
-/* conv2d.h: the sizes of a convolution and of pooling over windows of images, for C and CUDA alike. Window (p, q) begins
- * at pixel (p stride - padding, q stride - padding) of its image.
+/* conv2d.h: the sizes of a convolution and of pooling over windows of images, for C and CUDA alike. Window (p, q)
+ * begins at pixel (p stride - padding, q stride - padding) of its image.
  */
 #ifndef VX_CONV2D_H
 #define VX_CONV2D_H

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes frechet.safetensors: sets of features, their moments, Fréchet distances and Inception Scores by NumPy and SciPy.
+"""Makes fid/frechet.safetensors: features, their moments, Fréchet distances and an Inception Score by NumPy and SciPy.
 
     python3 tests/golden/make_frechet.py           needs numpy and scipy; their versions are kept
 
@@ -91,5 +91,5 @@ for name, x in tensors.items():
     at += x.nbytes
 text = json.dumps(header).encode()
 text += b" " * (-len(text) % 8)
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "frechet.safetensors"), "wb") as f:
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "fid", "frechet.safetensors"), "wb") as f:
     f.write(struct.pack("<Q", len(text)) + text + b"".join(x.tobytes() for x in tensors.values()))

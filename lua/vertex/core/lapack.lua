@@ -160,6 +160,18 @@ function lapack.trace(m)
   return sum
 end
 
+--- Sums the squares of a symmetric matrix's elements.
+-- @param s symmetric matrix
+-- @return number
+function lapack.sum_of_squares(s)
+  local sum, n = 0, s.columns
+  for i = 0, n - 1 do
+    sum = sum + s.data[i * (n + 1)] ^ 2
+    for j = i + 1, n - 1 do sum = sum + 2 * s.data[i * n + j] ^ 2 end
+  end
+  return sum
+end
+
 --- Averages the rows of a matrix.
 -- @param m matrix
 -- @return matrix of one row

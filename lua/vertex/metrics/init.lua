@@ -3,5 +3,6 @@
 local moments = require "vertex.metrics.moments"
 local score = require "vertex.metrics.inception_score"
 
-return { code_use = require "vertex.metrics.code_use", moments = moments.new, frechet = moments.frechet,
+return { code_use = require "vertex.metrics.code_use", effective_rank = require "vertex.metrics.effective_rank",
+  moments = moments.new, frechet = moments.frechet,
   inception_score = score.inception_score, inception_scores = score.new }

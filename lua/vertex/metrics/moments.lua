@@ -108,6 +108,16 @@ function Moments:mean() return float64.to_tables(joined(self).mean)[1] end
 -- @raise where fewer than two rows came
 function Moments:covariance() return float64.to_tables(scaled_sum(self), true) end
 
+--- Says over how many directions the rows spread: the participation ratio of the covariance's eigenvalues,
+-- (sum l)^2 / sum l^2.
+-- @return number from 1 to D; 0 where all rows are the same
+-- @raise where fewer than two rows came
+function Moments:effective_rank()
+  local s = scaled_sum(self)
+  local trace, squares = float64.trace(s), float64.sum_of_squares(s)
+  return squares > 0 and trace * trace / squares or 0
+end
+
 --- The sum of the roots of the eigenvalues of S_1 S_2.
 local function trace_of_root(a, b)
   local rows_a, rows_b = few_rows(a), few_rows(b)
@@ -171,9 +181,7 @@ end
 -- @raise where the shapes do not fit, a set has fewer than two rows, or a row holds a NaN or Inf
 function metrics.frechet(a, b)
   for _, x in ipairs { a, b } do
-    if not core.is_tensor(x) or x:dim() ~= 2 or x:size(2) == 0 then
-      fail("frechet: %s, expected a tensor (N,D)", core.is_tensor(x) and "x " .. shape_text(x) or "a " .. type(x))
-    end
+    if x:dim() ~= 2 or x:size(2) == 0 then fail("frechet: x %s, expected a tensor (N,D)", shape_text(x)) end
   end
   if a:size(2) ~= b:size(2) then
     fail("frechet: a %s and b %s disagree on the number of features", shape_text(a), shape_text(b))
