@@ -93,13 +93,13 @@ int vx_device_can(int number, const char *capability, int *can)
     if (status) return status;
     char known[128] = "";
     for (size_t i = 0, used = 0; i < sizeof capabilities / sizeof *capabilities; i++) {
-        if (!strcmp(capability, capabilities[i].name)) {
+        if (capability && !strcmp(capability, capabilities[i].name)) {
             *can = vx_device_has(number, capabilities[i].bit);
             return VX_OK;
         }
         used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", capabilities[i].name);
     }
-    return vx_fail(VX_EINVAL, "device can: '%.40s', expected one of %s", capability, known);
+    return vx_fail(VX_EINVAL, "device can: '%.40s', expected one of %s", capability ? capability : "", known);
 }
 
 int vx_sync(int number)

@@ -207,6 +207,7 @@ static int open_device(const char *text, int *number)
 
 int vx_device_open(const char *name, int *number)
 {
+    if (!name) return vx_fail(VX_EINVAL, "device: no name, expected \"cpu\" or \"cuda:0\", \"cuda:1\", ...");
     pthread_mutex_lock(&mutex);
     int status = open_device(name, number);
     pthread_mutex_unlock(&mutex);
@@ -219,6 +220,7 @@ const char *vx_backends(void) { return "cpu\ncuda\n"; }
 static int backend_named(const char *name, const vx_backend **out)
 {
     char checked[NAME], wanted[96];
+    if (!name) return vx_fail(VX_EINVAL, "backend: no name, expected \"cpu\", \"cuda\", ...");
     snprintf(wanted, sizeof wanted, "backend '%.40s'", name);
     if (split_name(name, checked) || strcmp(name, checked))
         return vx_fail(VX_EINVAL, "%s: expected \"cpu\", \"cuda\", ...", wanted);
@@ -242,6 +244,7 @@ int vx_backend_has(const char *name, const char *op, int *there)
     *there = 0;
     int status = backend_named(name, &backend);
     if (status) return status;
+    if (!op) return vx_fail(VX_EINVAL, "backend has: no op's name");
 #define VX_OP(known, contract, text, tensors, numbers)                                                                 \
     if (!strcmp(op, #known)) {                                                                                         \
         *there = backend->known != NULL;                                                                               \

@@ -517,6 +517,68 @@ describe("memory", function()
     raises(function() vx.memory_limit(-1) end, "memory_limit: bytes is -1, expected an integer of 0 or more")
   end)
 
+  it("a text of C that is nil", function()
+    local list = { ["core.writer"] = "no path", ["core.reader"] = "expected a path", ["core.lock"] = "no path",
+      ["vx.save"] = "path is nil", ["vx.load"] = "path is nil" }
+    for name, words in pairs(list) do
+      local out, ok = H.child(([[
+        local vx, core = require "vertex", require "vertex.core"
+        print(core ~= nil, pcall(%s, nil, { x = vx.zeros { 1 } }))]]):format(name))
+      assert.is_true(ok, name .. ": " .. out)
+      assert.is_truthy(out:find(words, 1, true), name .. ": " .. out)
+    end
+    -- and each function of C that takes one, called with NULL
+    local out, ok = H.child [[
+      local ffi = require "ffi"
+      require "vertex"
+      local C = require("vertex.core.library").C
+      local number, long, text = ffi.new "int[1]", ffi.new "int64_t[2]", ffi.new "const char *[1]"
+      local tensor, yes, info = ffi.new "vx_tensor *[1]", ffi.new "bool[1]", ffi.new "vx_audio_info[1]"
+      local paths, stream = ffi.new "const char *[2]", ffi.new "vx_data_stream *[1]"
+      local options, images = ffi.new "vx_data_stream_options", ffi.new "vx_image_options"
+      local sounds, writer, reader = ffi.new "vx_audio_options", ffi.new "vx_writer *[1]", ffi.new "vx_reader *[1]"
+      local x = require("vertex").zeros { 4 }
+      local function call(...) return { n = select("#", ...), ... } end
+      local calls = {
+        call(C.vx_backend_has, "cpu", nil, number), call(C.vx_backend_has, nil, "fill", number),
+        call(C.vx_device_open, nil, number), call(C.vx_device_can, 0, nil, number),
+        call(C.vx_device_count, nil, number),
+        call(C.vx_writer_open, writer, nil), call(C.vx_reader_open, reader, nil), call(C.vx_lock, nil, number),
+        call(C.vx_audio_kind, nil, text, yes), call(C.vx_audio_stamp, nil, long, long + 1),
+        call(C.vx_audio_open, tensor, nil, 0, "medium", info), call(C.vx_audio_open, tensor, "x", 0, nil, info),
+        call(C.vx_audio_scan, paths, 2, info), call(C.vx_audio_resample, tensor, x._h, 8000, 16000, nil),
+        call(C.vx_audio_stream, stream, paths, info, 1, options, sounds), call(C.vx_image_kind, nil, text),
+        call(C.vx_image_open, tensor, nil), call(C.vx_image_resize, x._h, x._h, nil),
+        call(C.vx_image_save_png, nil, x._h),
+        call(C.vx_image_stream, stream, paths, 1, options, images), call(C.vx_image_decode, tensor, nil, 5),
+      }
+      for i, c in ipairs(calls) do
+        assert(c[1](unpack(c, 2, c.n)) ~= 0, i)
+        assert(#ffi.string(C.vx_error()) > 5)
+      end
+      assert(C.vx_file_size(nil) == -1)
+      print "all refused"]]
+    assert.is_true(ok, out)
+    assert.equal("all refused\n", out)
+  end)
+
+  it("a number that does not fit its dtype, by its place", function()
+    for _, case in ipairs { { 300, "u8" }, { -1, "u8" }, { 1.5, "u8" }, { 0 / 0, "u8" }, { 2 ^ 31, "i32" },
+      { 0.5, "i32" }, { 1 / 0, "i32" }, { 1e39, "f32" }, { -1e39, "bf16" } } do
+      local value, dtype = unpack(case)
+      raises(function() vx.tensor({ 1, value }, { dtype = dtype }) end, "element 2 is", dtype .. " does not hold")
+      raises(function() vx.full({ 2 }, value, { dtype = dtype }) end, dtype .. " does not hold")
+      local x = vx.tensor({ 1, 2 }, { dtype = dtype })
+      raises(function() x:fill(value) end, "fill: ", dtype .. " does not hold")
+      raises(function() x[1] = value end, dtype .. " does not hold")
+      raises(function() x:fromtable { value, 1 } end, "element 1 is", dtype .. " does not hold")
+      assert.same({ 1, 2 }, x:totable())
+    end
+    assert.same({ 255, 0, 2, 0 }, vx.tensor({ 300, -5, 1.5, 0 / 0 }):to("u8"):totable()) -- asked for
+    local ends = vx.tensor({ 3.4028234e38, -1 / 0, 1e-50 }):totable()
+    assert.is_true(ends[1] > 3.4e38 and ends[2] == -1 / 0 and ends[3] == 0)
+  end)
+
   it("runs out inside an op without harm", function()
     finally(function() vx.memory_limit(0) end)
     local a, b = vx.ones { 700, 700 }, vx.ones { 700, 700 }

@@ -6,6 +6,20 @@ local nn, ops, optim = vx.nn, vx.ops, vx.optim
 
 local function data(seed, shape) return H.generator(seed)(shape, { grad = false }) end
 
+describe("tied parameters", function()
+  it("are listed once, keep both names in the state, and stay one tensor on another device", function()
+    local m = vx.nn.Sequential(vx.nn.Linear(3, 3), vx.nn.Linear(3, 3))
+    m[2].weight = m[1].weight
+    assert.equal(3, #m:parameters())
+    assert.equal(3 * 3 + 3 + 3, m:parameter_count())
+    local state = m:state_dict()
+    assert.equal(state["0.weight"] or state["1.weight"], state["1.weight"])
+    m:to "emu:0"
+    assert.equal(m[1].weight, m[2].weight)
+    assert.equal(3, #m:parameters())
+  end)
+end)
+
 describe("a layer", function()
   it("has the parameters its formula needs", function()
     for _, case in ipairs {

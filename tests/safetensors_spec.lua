@@ -95,6 +95,27 @@ describe("a file", function()
     assert.same({ "u8", { 0, 1 } }, { t.b:dtype(), t.b:totable() })
   end)
 
+  it("one tensor of a dtype that is not read does not hide the others, and is told where it is asked for", function()
+    local whole = file('{"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+      .. '"q":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[4,8]},'
+      .. '"z":{"dtype":"U64","shape":[1],"data_offsets":[8,16]}}', "\0\0\128\63" .. ("\1"):rep(12))
+    local t, metadata = load(whole)
+    assert.same({ 1, {} }, { t.a:item(), metadata })
+    local names = {}
+    for name in pairs(t) do names[#names + 1] = name end
+    assert.same({ "a" }, names)
+    assert.is_nil(t.other)
+    H.raises(function() return t.q end, "'q' has dtype F8_E4M3", "read are")
+    H.write(path, whole)
+    assert.equal(1, vx.load(path, { names = { "a" } }).a:item())
+    H.raises(function() vx.load(path, { names = { "a", "z" } }) end, "'z' has dtype U64")
+    H.raises(function() vx.load(path, { names = { "b" } }) end, "there is no 'b' in it", "a, q, z")
+    H.write(path, file('{"q":{"dtype":"F8_E4M3","shape":[3],"data_offsets":[0,4]}}', ONE))
+    H.raises(function() vx.load(path) end, "needs 3 bytes")
+    H.write(path, file('{"q":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}', ONE))
+    H.raises(function() vx.load(path) end, "'q' has dtype F8_E4M3")
+  end)
+
   it("keeps unicode names and metadata, and whatever else a text can hold", function()
     local t, meta = {}, {}
     for _, name in ipairs { "größe", "τ", "日本語", "🙂", 'quote"', "back\\slash", "line\nbreak", "tab\t", "a/b.c", " ",
@@ -242,7 +263,7 @@ describe("a broken file is refused by name:", function()
   end)
 
   it("with unknown dtypes", function()
-    for _, bad in ipairs { "F8_E4M3", "f32", "", "C64", "U64", ">F32", "constructor" } do
+    for _, bad in ipairs { "F8_E4", "f32", "", "C65", "u64", ">F32", "constructor" } do
       refused(file("{" .. entry("a", bad, "[1]", 0, 4) .. "}", ONE), "'a'", "F32")
     end
     refused(file('{"a":{"dtype":5,"shape":[1],"data_offsets":[0,4]}}', ONE), "'a'")
@@ -278,7 +299,7 @@ describe("a broken file is refused by name:", function()
   end)
 
   it("with metadata that is no text", function()
-    for _, bad in ipairs { "5", "[]", '["a"]', '{"a":5}', '{"a":null}', '{"a":{}}', '"x"', "null" } do
+    for _, bad in ipairs { "5", "[]", '["a"]', '{"a":5}', '{"a":null}', '{"a":{}}', '"x"', "true" } do
       refused(file('{"__metadata__":' .. bad .. "," .. entry("a", "F32", "[1]", 0, 4) .. "}", ONE), "__metadata__")
     end
   end)

@@ -45,6 +45,7 @@ static int64_t microseconds(const struct stat *about)
 int vx_audio_stamp(const char *path, int64_t *bytes, int64_t *modified)
 {
     struct stat about;
+    if (!path) return vx_fail(VX_EINVAL, "audio_stamp: no path");
     if (stat(path, &about)) return vx_fail(VX_EIO, "%s: %s", path, strerror(errno));
     *bytes = about.st_size;
     *modified = microseconds(&about);
@@ -344,6 +345,7 @@ int vx_audio_open(vx_tensor **out, const char *path, int64_t rate, const char *q
     vx_bytes work = {0};
     int q;
     *out = NULL;
+    if (!path) return vx_fail(VX_EINVAL, "audio_open: no path");
     int status =
         VX_CHECK_HOST("audio_open", ": rate >= 0 && rate <= most", (), (("rate", rate), ("most", VX_SOUND_MAX_RATE)));
     if (!status) status = vx_check_choice("audio_open", "quality", quality, vx_qualities, &q);
@@ -363,6 +365,8 @@ int vx_audio_open(vx_tensor **out, const char *path, int64_t rate, const char *q
 
 int vx_audio_scan(const char *const *paths, int64_t count, vx_audio_info *out)
 {
+    for (int64_t i = 0; i < count; i++)
+        if (!paths || !paths[i]) return vx_fail(VX_EINVAL, "audio_scan: no path %lld", (long long)i);
     int fatal = VX_OK;
     char text[256] = "";
 #pragma omp parallel

@@ -158,6 +158,7 @@ int vx_audio_kind(const char *path, const char **kind, bool *readable)
 {
     uint8_t head[VX_AUDIO_HEAD];
     struct stat about;
+    if (!path) return vx_fail(VX_EINVAL, "audio_kind: no path");
     int fd, status = vx_open_regular(path, &fd, &about);
     if (status) return vx_fail_because(status, "%s", path);
     int64_t got = vx_read_all(fd, head, VX_AUDIO_HEAD);

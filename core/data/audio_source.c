@@ -300,10 +300,10 @@ int vx_audio_stream(vx_data_stream **out, const char *const *paths, const vx_aud
     if (!paths || !infos || count < 1) return vx_fail(VX_EINVAL, "audio: no files");
     audio_source *s = new_source("audio files", count);
     if (!s) return VX_ENOMEM;
-    s->paths = vx_paths_copy(s->base.name, paths, count);
-    if (!s->paths) {
+    int status = vx_paths_copy(&s->paths, s->base.name, paths, count);
+    if (status) {
         free_source(&s->base);
-        return VX_ENOMEM;
+        return status;
     }
     return start(out, s, infos, stream, options);
 }

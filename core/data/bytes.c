@@ -37,6 +37,7 @@ void vx_bytes_release(vx_bytes *b)
 
 int vx_open_regular(const char *path, int *fd, struct stat *about)
 {
+    if (!path) return vx_fail(VX_EINVAL, "no path");
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0) return vx_fail(VX_EIO, "%s", strerror(errno));
     if (fstat(*fd, about)) {

@@ -104,6 +104,7 @@ int vx_image_kind(const char *path, const char **kind)
     const char *name;
     struct stat about;
     int fd;
+    if (!path) return vx_fail(VX_EINVAL, "image_kind: no path");
     int status = vx_open_regular(path, &fd, &about);
     if (status) return vx_fail_because(status, "%s", path);
     int64_t got = vx_read_all(fd, head, HEAD);
@@ -472,6 +473,8 @@ int vx_image_open(vx_tensor **out, const char *path)
 {
     vx_decoder d = {0};
     vx_pixels p = {0};
+    *out = NULL;
+    if (!path) return vx_fail(VX_EINVAL, "image_open: no path");
     int status = decoded(out, vx_decoder_file(&d, path, &p), &p);
     if (status) vx_fail_because(status, "%s", path);
     vx_decoder_release(&d);
@@ -483,6 +486,8 @@ int vx_image_decode(vx_tensor **out, const void *bytes, size_t count)
 {
     vx_decoder d = {0};
     vx_pixels p = {0};
+    *out = NULL;
+    if (!bytes && count) return vx_fail(VX_EINVAL, "image_decode: no bytes");
     int status = decoded(out, vx_decoder_bytes(&d, bytes, count, &p), &p);
     if (status) vx_fail_because(status, "image_decode");
     vx_decoder_release(&d);

@@ -236,10 +236,7 @@ static int new_source(image_source **out, const char *const *paths, int64_t coun
     s->picture = paths ? open_picture : draw_picture;
     int status = set_options(s, options);
     if (!status) status = vx_cache_init(&s->cache, "images", count, options->cache_bytes);
-    if (!status && paths) {
-        s->base.paths = vx_paths_copy("images", paths, count);
-        if (!s->base.paths) status = VX_ENOMEM;
-    }
+    if (!status && paths) status = vx_paths_copy(&s->base.paths, "images", paths, count);
     if (status) free_source(&s->base);
     else *out = s;
     return status;

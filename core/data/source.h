@@ -47,8 +47,8 @@ static inline int64_t vx_below(vx_philox4 r, int pair, int64_t n)
     return (int64_t)((unsigned __int128)bits * (uint64_t)n >> 64);
 }
 
-/* Copies paths into one block, for free(); NULL and vx_error() where there is no memory. */
-const char *const *vx_paths_copy(const char *op, const char *const *paths, int64_t count);
+/* Copies paths into one block, for free(). */
+int vx_paths_copy(const char *const **out, const char *op, const char *const *paths, int64_t count);
 
 /* Starts a stream. source is owned by it, also where it fails. */
 int vx_data_stream_new(vx_data_stream **out, vx_source *source, const vx_data_stream_options *options);

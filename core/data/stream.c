@@ -137,22 +137,24 @@ static void *work(void *argument)
 
 /* -- Life ---------------------------------------------------------------------------------------------------------- */
 
-const char *const *vx_paths_copy(const char *op, const char *const *paths, int64_t count)
+int vx_paths_copy(const char *const **out, const char *op, const char *const *paths, int64_t count)
 {
     size_t bytes = 0;
-    for (int64_t i = 0; i < count; i++) bytes += strlen(paths[i]) + 1;
-    const char **copy = malloc(sizeof *copy * (size_t)count + bytes);
-    if (!copy) {
-        vx_fail(VX_ENOMEM, "%s: out of memory for %lld paths", op, (long long)count);
-        return NULL;
+    *out = NULL;
+    for (int64_t i = 0; i < count; i++) {
+        if (!paths[i]) return vx_fail(VX_EINVAL, "%s: no path %lld", op, (long long)i);
+        bytes += strlen(paths[i]) + 1;
     }
+    const char **copy = malloc(sizeof *copy * (size_t)count + bytes);
+    if (!copy) return vx_fail(VX_ENOMEM, "%s: out of memory for %lld paths", op, (long long)count);
     char *text = (char *)(copy + count);
     for (int64_t i = 0; i < count; i++) {
         size_t length = strlen(paths[i]) + 1;
         copy[i] = memcpy(text, paths[i], length);
         text += length;
     }
-    return copy;
+    *out = copy;
+    return VX_OK;
 }
 
 static int check_options(const vx_source *source, const vx_data_stream_options *o)

@@ -247,14 +247,19 @@ end
 --- Loads tensors: all of a .safetensors file, or the array of a .npy file. Floats become f32 and integers i32 where the
 -- file has others than the dtypes of tensors.
 -- @param path path of the file
--- @param[opt] options { device = the default one }
--- @return table { name = tensor }; of a .npy file the tensor
+-- @param[opt] options { device = the default one, names = array of names: those tensors of a .safetensors file alone }
+-- @return table { name = tensor }; of a .npy file the tensor. A tensor of a dtype that is not read is left out, and
+-- raises what it is where it is asked for
 -- @return table { key = text } of a .safetensors file's metadata
--- @raise where the file is not there, is damaged or is of neither kind: a .pt file says how to convert it
+-- @raise where the file is not there, is damaged or is of neither kind: a .pt file says how to convert it; where a
+-- number does not fit into f32 or i32, or there is no tensor of a name
 function vx.load(path, options)
-  local o = check.options("load", options, { device = "string" })
+  local o = check.options("load", options, { device = "string", names = "table" })
   return core.reading(path, function(file)
-    if npy.is(file) then return npy.read(file, o) end
+    if npy.is(file) then
+      if o.names then core.fail("load %s: names are of a .safetensors file, and this is a .npy file", path) end
+      return npy.read(file, o)
+    end
     refuse_foreign(file)
     return safetensors.read(file, o)
   end)

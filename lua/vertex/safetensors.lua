@@ -12,6 +12,9 @@ local fail = core.fail
 
 local RANK = { F32 = 1, I32 = 2, BF16 = 3, U16 = 4, U8 = 5 } -- wide first, as the reference writer has it
 local MAX_HEADER = 100e6
+-- Dtypes of the format that no tensor is made of, and the bits of an element.
+local UNREAD = { U64 = 64, C64 = 64, F8_E4M3 = 8, F8_E4M3FNUZ = 8, F8_E5M2 = 8, F8_E5M2FNUZ = 8, F8_E8M0 = 8,
+  F6_E2M3 = 6, F6_E3M2 = 6, F4 = 4 }
 
 -- -- JSON, as far as a header needs it --------------------------------------------------------------------------------
 
@@ -178,6 +181,12 @@ end
 local function is_index(v) return type(v) == "number" and v < 2 ^ 53 end
 local function is_array(x) return getmetatable(x) == Array end
 
+--- Raises that a tensor's dtype is none of those that are read.
+local function refuse_dtype(path, name, entry)
+  fail("load %s: '%s' has dtype %s; read are %s", path, name, tostring(entry.dtype),
+    table.concat(core.stored_dtypes(), " "))
+end
+
 --- Reads and checks the header of an open file: entries {name = {dtype, shape, data_offsets}}, metadata, and the byte
 -- where data starts.
 local function read_header(file)
@@ -197,6 +206,7 @@ local function read_header(file)
   if not ok then fail("load %s: not a safetensors file (in its JSON header: %s)", path, header) end
   local metadata = header.__metadata__
   header.__metadata__ = nil
+  if getmetatable(metadata) == Other and metadata.text == "null" then metadata = nil end
   if metadata ~= nil then
     if getmetatable(metadata) ~= Object then fail("load %s: __metadata__ is not an object", path) end
     for _, v in pairs(metadata) do
@@ -208,10 +218,9 @@ local function read_header(file)
   for name, entry in pairs(header) do
     if getmetatable(entry) ~= Object then fail("load %s: entry '%s' is not an object", path, name) end
     local format = type(entry.dtype) == "string" and core.stored_dtype(entry.dtype)
-    if not format or format.name ~= entry.dtype then
-      fail("load %s: '%s' has dtype %s; read are %s", path, name, tostring(entry.dtype),
-        table.concat(core.stored_dtypes(), " "))
-    end
+    entry.unread = UNREAD[entry.dtype] ~= nil
+    if not entry.unread and (not format or format.name ~= entry.dtype) then refuse_dtype(path, name, entry) end
+    local element = entry.unread and UNREAD[entry.dtype] / 8 or format.bytes
     local shape, offsets, count = entry.shape, entry.data_offsets, 1
     if not is_array(shape) or #shape > 8 then fail("load %s: '%s' has no shape of at most 8 sizes", path, name) end
     for i = 1, #shape do
@@ -224,9 +233,9 @@ local function read_header(file)
       or offsets[1] > offsets[2] or offsets[2] > bytes then
       fail("load %s: '%s' has offsets outside the file's %d bytes of data", path, name, bytes)
     end
-    if count * format.bytes ~= offsets[2] - offsets[1] then
+    if count * element ~= offsets[2] - offsets[1] then
       fail("load %s: '%s' %s %s needs %.0f bytes, its offsets span %.0f", path, name, entry.dtype,
-        core.shape_text(shape), count * format.bytes,
+        core.shape_text(shape), count * element,
         offsets[2] - offsets[1])
     end
     spans[#spans + 1] = { offsets[1], offsets[2], name }
@@ -249,27 +258,60 @@ end
 
 --- Reads and checks a file's header alone.
 -- @param file a core.reader
--- @return {name = {dtype (as stored), shape, offset (bytes before its first element)}}
+-- @return {name = {dtype (as stored), shape, offset (bytes before its first element), unread (true: its dtype is none
+-- that is read)}}
 -- @raise where the file is no safetensors file
 function safetensors.header(file)
   local header, _, start = read_header(file)
   local entries = {}
   for name, entry in pairs(header) do
-    entries[name] = { dtype = entry.dtype, shape = entry.shape, offset = start + entry.data_offsets[1] }
+    entries[name] = { dtype = entry.dtype, shape = entry.shape, offset = start + entry.data_offsets[1],
+      unread = entry.unread }
   end
   return entries
 end
 
---- Loads the tensors of an open file: {name = tensor}, {key = text}. F64 and F16 become f32, I64 becomes i32. options
--- {device}.
+--- Gives the entries of a header under the given names, all where names is nil.
+local function chosen(path, header, names)
+  if not names then return header end
+  local entries = {}
+  for _, name in ipairs(names) do
+    local entry = header[name]
+    if not entry then
+      local known = {}
+      for other in pairs(header) do known[#known + 1] = other end
+      table.sort(known)
+      if #known > 20 then known = { unpack(known, 1, 20) } known[21] = "..." end
+      fail("load %s: there is no '%s' in it; it holds %s", path, tostring(name), table.concat(known, ", "))
+    end
+    if entry.unread then refuse_dtype(path, name, entry) end
+    entries[name] = entry
+  end
+  return entries
+end
+
+--- Loads the tensors of an open file: {name = tensor}, {key = text}. F64 and F16 become f32, I64 becomes i32; a number
+-- that does not fit is an error. A tensor of a dtype that is not read is left out; asking the table for it raises what
+-- it is. options {device, names}.
 function safetensors.read(file, options)
   local header, metadata, start = read_header(file)
-  local tensors = {}
-  for name, entry in pairs(header) do
-    local x = core.new(entry.shape,
-      { dtype = core.stored_dtype(entry.dtype).dtype, device = options and options.device })
-    file:tensor(x, start + entry.data_offsets[1], entry.dtype)
-    tensors[name] = x
+  local tensors, unread = {}, nil
+  for name, entry in pairs(chosen(file.path, header, options and options.names)) do
+    if entry.unread then
+      unread = unread or {}
+      unread[name] = entry
+    else
+      local x = core.new(entry.shape,
+        { dtype = core.stored_dtype(entry.dtype).dtype, device = options and options.device })
+      file:tensor(x, start + entry.data_offsets[1], entry.dtype)
+      tensors[name] = x
+    end
+  end
+  if unread and next(tensors) == nil then refuse_dtype(file.path, next(unread)) end
+  if unread then
+    setmetatable(tensors, { __index = function(_, name)
+      if unread[name] then refuse_dtype(file.path, name, unread[name]) end
+    end })
   end
   return tensors, metadata
 end

@@ -18,4 +18,25 @@ end
 -- @return "f32, bf16, i32 or u8"
 local function known() return table.concat(names, ", ", 1, #names - 1) .. " or " .. names[#names] end
 
-return { dtypes = dtypes, dtype_names = by_number, known_dtypes = known }
+-- What a dtype holds: whole numbers of low .. high; or those that round to a finite float, below 2^128 by half of the
+-- last place, and NaN and the infinities.
+local RANGES = { i32 = { low = -2 ^ 31, high = 2 ^ 31 - 1 }, u8 = { low = 0, high = 255 },
+  f32 = { below = 2 ^ 128 * (1 - 2 ^ -25) }, bf16 = { below = 2 ^ 128 * (1 - 2 ^ -9) } }
+
+--- Says whether a dtype holds a number, but for rounding.
+local function fits(name, value)
+  local range = RANGES[name]
+  if range.low then return value >= range.low and value <= range.high and value == math.floor(value) end
+  return value ~= value or math.abs(value) < range.below or math.abs(value) == math.huge
+end
+
+--- Says in words what a dtype holds, for error texts.
+local function range_text(name)
+  local range = RANGES[name]
+  if range.low then
+    return ("whole numbers of %.0f .. %.0f; x:to(%q) rounds, and takes the nearest"):format(range.low, range.high, name)
+  end
+  return ("numbers below %.4g"):format(range.below)
+end
+
+return { fits = fits, range_text = range_text, dtypes = dtypes, dtype_names = by_number, known_dtypes = known }

@@ -10,7 +10,7 @@ local ops = require "vertex.core.op"
 
 local handle, op = ops.handle, ops.op
 local C, call, fail = library.C, library.call, library.fail
-local dtypes, dtype_names = dtype.dtypes, dtype.dtype_names
+local dtypes, dtype_names, fits = dtype.dtypes, dtype.dtype_names, dtype.fits
 local account, device_name, device_number, number_of = device.account, device.device_name, device.device_number,
   device.number_of
 
@@ -307,10 +307,18 @@ local function expect_writable(x, what)
 end
 tensors.expect_writable = expect_writable
 
+--- Raises where x's dtype does not hold a number: the i-th of those that `what` was given, or the only one.
+local function expect_fits(what, kind, value, i)
+  if dtype.fits(kind, value) then return end
+  fail("%s: %s%.10g, which %s does not hold, but %s", what, i and ("element %d is "):format(i) or "", value, kind,
+    dtype.range_text(kind))
+end
+
 --- Overwrites all elements.
 -- @param flat array of as many numbers as x has elements, row-major
 -- @return the tensor itself
--- @raise where the counts differ
+-- @raise where the counts differ, or a number does not fit the dtype: a fraction or one out of range in integers, one
+-- beyond f32
 function Tensor:fromtable(flat)
   local n = self:numel()
   expect_writable(self, "fromtable")
@@ -318,7 +326,12 @@ function Tensor:fromtable(flat)
   local kind = self:dtype()
   local staged = kind == "bf16" and "f32" or kind
   local array = dtypes[staged].array(math.max(n, 1))
-  for i = 1, n do array[i - 1] = flat[i] end
+  for i = 1, n do
+    local value = flat[i]
+    if type(value) ~= "number" then fail("fromtable: element %d is a %s, expected a number", i, type(value)) end
+    if not fits(kind, value) then expect_fits("fromtable", kind, value, i) end
+    array[i - 1] = value
+  end
   local target = self
   if staged ~= kind or not self:is_contiguous() then
     target = new(self:shape(), { dtype = staged, device = "cpu" })
@@ -359,8 +372,10 @@ end
 --- Sets all elements to one number.
 -- @param value number
 -- @return the tensor itself
+-- @raise where the number does not fit the dtype, as in fromtable
 function Tensor:fill(value)
   expect_writable(self, "fill")
+  if type(value) == "number" then expect_fits("fill", self:dtype(), value) end
   op.fill(self, value)
   return self
 end
@@ -372,7 +387,8 @@ function Tensor:zero()
   return self:fill(0)
 end
 
---- Copies the tensor to a device, or into a dtype. No gradient flows through.
+--- Copies the tensor to a device, or into a dtype: integers get the nearest they have (a half rounds to even, a NaN
+-- becomes 0). No gradient flows through.
 -- @param where "cpu", "cuda:0", ... or "f32", "bf16", "i32", "u8"
 -- @return tensor of x's shape; x itself where nothing changes
 -- @raise where there is no such device

@@ -36,7 +36,7 @@ end
 local function safetensors_part(file, name)
   local header, names = safetensors.header(file), {}
   for n, entry in pairs(header) do
-    if #entry.shape == 2 then names[#names + 1] = n end
+    if #entry.shape == 2 and not entry.unread then names[#names + 1] = n end
   end
   table.sort(names)
   if name == nil and #names == 1 then name = names[1] end
@@ -45,6 +45,10 @@ local function safetensors_part(file, name)
     fail("vectors: %s %s; it holds the matrices %s", file.path,
       name and ("has no tensor '%s'"):format(name) or "holds several tensors: say which by `tensor`",
       #names > 0 and table.concat(names, ", ") or "(none)")
+  end
+  if entry.unread then
+    fail("vectors: %s: '%s' has dtype %s; read are %s", file.path, name, entry.dtype,
+      table.concat(core.stored_dtypes(), " "))
   end
   return part(file, entry.shape, entry.dtype, entry.offset, false, name)
 end

@@ -113,17 +113,19 @@ function Module:tensors()
   return list
 end
 
---- Lists the tensors that require a gradient, with their names.
+--- Lists the tensors that require a gradient, with their names; one that has several places (tied weights) once, under
+-- its first name.
 -- @return array of { name, tensor }
 function Module:named_parameters()
-  local list = {}
+  local list, seen = {}, {}
   for _, entry in ipairs(self:tensors()) do
-    if entry[2].requires_grad then list[#list + 1] = { entry[1], entry[2] } end
+    local x = entry[2]
+    if x.requires_grad and not seen[x] then list[#list + 1], seen[x] = { entry[1], x }, true end
   end
   return list
 end
 
---- Lists the tensors that require a gradient, as optimizers take them.
+--- Lists the tensors that require a gradient, each once, as optimizers take them.
 -- @return array of tensors
 function Module:parameters()
   local list = {}
@@ -152,16 +154,20 @@ function Module:train() return set_training(self, true) end
 -- @return the module itself
 function Module:eval() return set_training(self, false) end
 
---- Moves all tensors to a device, in place.
+--- Moves all tensors to a device, in place. What is one tensor in several places stays one.
 -- @param device "cpu", "cuda:0", ...
 -- @return the module itself
 function Module:to(device)
+  local moved = {} -- tensor → the one on the device
   self:visit(function(m)
     for key, x in m:fields() do
       if is_tensor(x) and x:device() ~= device then
-        local y = core.keep(x:to(device))
-        y.requires_grad, y.no_decay, y.rate = x.requires_grad, x.no_decay, x.rate
-        rawset(m, key, y)
+        if not moved[x] then
+          local y = core.keep(x:to(device))
+          y.requires_grad, y.no_decay, y.rate = x.requires_grad, x.no_decay, x.rate
+          moved[x] = y
+        end
+        rawset(m, key, moved[x])
       end
     end
   end)
