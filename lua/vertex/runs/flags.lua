@@ -260,6 +260,7 @@ local function make_parser(spec)
   end
   parser:flag("--resume",
     "Go on with what --out (or the newest folder of this preset) holds; anew where it holds nothing.")
+  parser:flag("--tensorboard", "Write what is logged for TensorBoard too, into tensorboard/ of --out.")
   parser:flag("--quiet", "Only the final table.")
   return parser
 end

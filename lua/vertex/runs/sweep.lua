@@ -6,6 +6,7 @@
 --    /results.csv        one line per finished method
 --    /table.md           the same for people; and the pictures that the experiment declares
 --    /about.json         machine, versions and command line of the last sitting
+--    /tensorboard/M/     metrics.jsonl for TensorBoard, with --tensorboard
 --    /report.html        table, pictures and what they were made with, on one page
 --    /.lock              held by the process that works here
 --
@@ -15,6 +16,7 @@
 -- the lock. The folder has to be one that all of them see.
 
 local lfs = require "lfs"
+local alarms = require "vertex.runs.alarms"
 local check = require "vertex.check"
 local checkpoint = require "vertex.runs.checkpoint"
 local core = require "vertex.core"
@@ -26,6 +28,7 @@ local registry = require "vertex.quantizers"
 local report = require "vertex.runs.report"
 local results = require "vertex.runs.table"
 local series = require "vertex.runs.series"
+local tensorboard = require "vertex.runs.tensorboard"
 
 local refuse = flags_of.refuse
 
@@ -389,11 +392,15 @@ end
 --- Begins a method, or brings it back to where its checkpoint was written. From here on all ranks are alike, but for
 -- the default generator.
 -- @param method name
--- @param state table that is saved and restored: {model =, optimizer =, sums =} (runs/checkpoint.lua)
+-- @param state table that is saved and restored: {model =, optimizer =, sums =} (runs/checkpoint.lua); the run's alarms
+-- are added to its sums
 -- @return table: step, the last one done (0 anew), and what else was given to run:save
 -- @raise nothing: a checkpoint that cannot be used ends the program with a message
 function Run:begin(method, state)
   self.method, self.state = method, state
+  self.alarms = alarms(state.model:named_parameters())
+  state.sums = state.sums or {}
+  state.sums.alarms = self.alarms
   local extra = self:peek(method)
   if extra then
     local ok, loaded = pcall(checkpoint.load, self:checkpoint_path(method), state)
@@ -406,7 +413,11 @@ function Run:begin(method, state)
   dist.broadcast_all(state.optimizer and state.optimizer:state_dict() or {})
   core.default_generator.seed = dist.seed(core.default_generator.seed) -- of what is drawn for this rank's rows
   dist.sum {} -- sets the clock
-  if dist.rank() == 0 then self:trim_metrics(method, extra.step) end
+  if dist.rank() == 0 then
+    self:trim_metrics(method, extra.step)
+    self.board = self.flags.tensorboard
+      and tensorboard(("%s/tensorboard/%s"):format(self.out, method), self:history(method)) or nil
+  end
   self.began, self.before, self.saved = core.time(), extra.seconds, dist.time()
   return extra
 end
@@ -464,16 +475,27 @@ function Run:trim_metrics(method, step)
   end
 end
 
---- Appends a line to metrics.jsonl; of several ranks rank 0 does.
--- @param entry table of plain values, at least step; method and seed are added
--- @raise where the file cannot be written
-function Run:log(entry)
-  if dist.rank() > 0 then return end
+--- Appends an entry to metrics.jsonl.
+local function append(self, entry)
   entry.method, entry.seed = self.method, self.config.seed
   local f, reason = io.open(self.out .. "/metrics.jsonl", "a")
   if not f then core.fail("%s/metrics.jsonl: %s", self.out, reason) end
   f:write(json.encode(entry), "\n")
   f:close()
+end
+
+--- Appends a line to metrics.jsonl; and where something has gone wrong with the method, a line that says so, which is
+-- said on stderr too. Of several ranks rank 0 does.
+-- @param entry table of plain values, at least step; method and seed are added
+-- @raise where the file cannot be written
+function Run:log(entry)
+  if dist.rank() > 0 then return end
+  append(self, entry)
+  if self.board then self.board:add(entry) end
+  for _, alarm in ipairs(self.alarms:see(entry)) do
+    append(self, { step = entry.step, event = alarm.event, text = alarm.text })
+    self:say("\n%-15s step %d: %s", self.method, entry.step, alarm.text)
+  end
 end
 
 --- Gives what was logged of a method.
