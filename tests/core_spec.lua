@@ -334,6 +334,43 @@ describe("vx.step", function()
     assert.equal(before, live())
   end)
 
+  it("refuses a coroutine that would yield out of it, and leaves the state of others alone", function()
+    for name, around in pairs { step = vx.step, no_grad = vx.no_grad,
+      debug = function(f) return vx.debug(0, f) end } do
+      local inside
+      local co = coroutine.create(function()
+        around(function()
+          inside = vx.ones { 2 }
+          coroutine.yield(1)
+        end)
+      end)
+      local ok, message = coroutine.resume(co)
+      assert.is_false(ok)
+      assert.truthy(message:find("core_spec.lua:%d+: " .. name .. ": a coroutine cannot yield inside of it"), message)
+      local mine = vx.ones({ 2 }, { requires_grad = true })
+      local y = mine * 2
+      assert.is_true(y.requires_grad)
+      assert.equal(4, y:sum():item())
+      assert.truthy(inside)
+    end
+    -- what makes a coroutine inside is free to yield in it
+    local sum = 0
+    vx.step(function()
+      for x in coroutine.wrap(function() for i = 1, 3 do coroutine.yield(vx.full({ 1 }, i)) end end) do
+        sum = sum + x:item()
+      end
+    end)
+    assert.equal(6, sum)
+    -- steps of two coroutines in turn
+    local function steps()
+      return coroutine.wrap(function()
+        for i = 1, 3 do coroutine.yield(vx.step(function() return (vx.full({ 1 }, i) * 2):item() end)) end
+      end)
+    end
+    local a, b = steps(), steps()
+    assert.same({ 2, 2, 4, 4 }, { a(), b(), a(), b() })
+  end)
+
   it("spares what vx.keep names, and what was made before", function()
     local old, kept = vx.ones { 10 }, nil
     vx.step(function()

@@ -275,7 +275,7 @@ local function graph_specs(device, tag)
       collectgarbage()
       collectgarbage()
       assert.equal(live, vx.memory(device).live)
-      H.raises(function() vx.graph(3) end, "graph: a number, expected a function")
+      H.raises(function() vx.graph(3) end, "graph: f is 3, expected a function")
       H.raises(function() vx.graph(function() end, { device = device }):replay(-1) end,
         "replay: rate -1, expected a number of 0 or more")
     end)

@@ -128,7 +128,7 @@ end
 -- @param f function
 -- @param ... its arguments
 -- @return what it returns
--- @raise what it raises
+-- @raise what it raises; where a coroutine yields inside of it
 function tape.no_grad(f, ...)
   local before = tape.enabled
   tape.enabled = false
@@ -137,7 +137,7 @@ function tape.no_grad(f, ...)
     if not ok then error((...), 0) end
     return ...
   end
-  return done(pcall(f, ...))
+  return done(core.sealed("no_grad", f, ...))
 end
 
 --- All nodes that lead to `root`, latest first.
@@ -207,7 +207,7 @@ function tape.watched(final, between, f, ...)
     if not ok then error((...), 0) end
     return ...
   end
-  return done(pcall(f, ...))
+  return done(core.sealed("tape.watched", f, ...))
 end
 
 --- Counts the uses of each leaf by nodes.

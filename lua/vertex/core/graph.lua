@@ -53,7 +53,7 @@ function graphs.record(device, rate, f, ...)
     check(C.vx_graph_end(number, out))
     return setmetatable({ g = ffi.gc(out[0], C.vx_graph_free), counts = mine }, Graph), ...
   end
-  return done(pcall(f, ...))
+  return done(library.sealed("graph", f, ...))
 end
 
 --- Lists the pairs that recorded random ops draw from, in the order in which :launch takes them anew.

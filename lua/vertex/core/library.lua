@@ -102,4 +102,21 @@ local function call(f, ...)
 end
 library.call, library.check = call, check
 
+local YIELD = "attempt to yield across C%-call boundary$"
+
+--- Calls f(...) as pcall does, where no coroutine can yield out of f: what `who` sets while f runs (a step, recording)
+-- is the whole program's, and would stay with whatever runs meanwhile. A yield is an error that says so, at its line.
+-- @return as of pcall
+function library.sealed(who, f, ...)
+  local n, given, results = select("#", ...), { ... }, nil
+  local function keep(...) results = { n = select("#", ...), ... } end
+  -- LuaJIT lets nothing yield out of a function that a function in C has called
+  string.gsub("x", "x", function() keep(pcall(f, unpack(given, 1, n))) end)
+  local message = results[2]
+  if not results[1] and type(message) == "string" and message:find(YIELD) then
+    results[2] = message:gsub(YIELD, who .. ": a coroutine cannot yield inside of it; yield before it or behind it")
+  end
+  return unpack(results, 1, results.n)
+end
+
 return library

@@ -1,6 +1,7 @@
 --- core/scope.lua: the step scope. LuaJIT's collector does not see tensor memory; vx.step(f) frees what f made the
 -- moment f is over, also when it fails, except what f returns or keeps.
 
+local sealed = require("vertex.core.library").sealed
 local tensors = require "vertex.core.tensor"
 
 local is_tensor, swap_scope = tensors.is_tensor, tensors.swap_scope
@@ -55,11 +56,11 @@ end
 -- @param f function
 -- @param ... its arguments
 -- @return what f returns; its tensors are cut from the tape that made them
--- @raise what f raises
+-- @raise what f raises; where a coroutine yields inside of f
 function scopes.step(f, ...)
   local mine = {}
   local around = swap_scope(mine)
-  return leave(mine, around, pcall(f, ...))
+  return leave(mine, around, sealed("step", f, ...))
 end
 
 return scopes

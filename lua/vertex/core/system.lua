@@ -22,7 +22,7 @@ function system.catching_interrupts(f, ...)
     if not ok then error((...), 0) end
     return ...
   end
-  return done(pcall(f, ...))
+  return done(library.sealed("catching_interrupts", f, ...))
 end
 
 --- Begins a session: from now on Ctrl-C only raises the flag, however often. Calling it again lowers the flag.

@@ -169,7 +169,7 @@ local function debug_ops(level, f)
   end
   local before = current
   set_level(level)
-  local results = { pcall(f) }
+  local results = { library.sealed("debug", f) }
   set_level(before)
   if before == 0 then write_totals() end
   if not results[1] then error(results[2], 0) end
