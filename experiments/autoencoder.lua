@@ -69,4 +69,10 @@ local function quantizer_options(preset, seed)
     seed = seed }
 end
 
-return { new = Autoencoder, presets = presets, quantizer_options = quantizer_options }
+--- The model of a finished run, untrained (vx.restore).
+local function of_run(config, method, preset)
+  local options = vx.runs.quantizer_options(config, quantizer_options(preset, config.seed))
+  return Autoencoder(preset.channels, vx.quantizer(method, options))
+end
+
+return { new = Autoencoder, presets = presets, quantizer_options = quantizer_options, of_run = of_run }

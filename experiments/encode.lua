@@ -13,42 +13,20 @@ ffi.cdef "char *realpath(const char *path, char *out);"
 dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/" .. "lua/vertex/start.lua")
 
 local vx = require "vertex"
-local core, json, runs = require "vertex.core", require "vertex.json", vx.runs
+local core, runs = require "vertex.core", vx.runs
 
--- -- Checkpoints ------------------------------------------------------------------------------------------------------
+-- By experiment: the function that makes codes of a file, i32 of any shape, and a picture or nil.
+local ENCODERS = {}
 
---- The preset of a run with what its --set changed.
-local function preset_of(presets, config, path)
-  local preset = {}
-  for name, value in pairs(presets[config.preset] or core.fail("%s: no preset '%s' any more", path, config.preset)) do
-    preset[name] = value
-  end
-  for name, value in pairs(config.set or {}) do
-    if preset[name] ~= nil then preset[name] = value end
-  end
-  return preset
-end
-
--- By experiment: what makes its model, and how a file becomes codes, i32 of any shape, and a picture or nil.
-local KINDS = {}
-
-KINDS.w2v_sweep = function(config, method, path)
-  local wav2vec = require "wav2vec"
-  local preset = preset_of(wav2vec.presets, config, path)
-  local options = runs.quantizer_options(config, wav2vec.quantizer_options(preset, method, 1, config.seed))
-  local model = wav2vec.new(preset, vx.quantizer(method, options))
-  return model, function(file)
+function ENCODERS.w2v_sweep(model)
+  return function(file)
     local wave = vx.data.open_audio(file):to(vx.device())
     return model:encode(wave:reshape { 1, wave:size(1) })
   end
 end
 
-KINDS.ae_sweep = function(config, method, path)
-  local autoencoder = require "autoencoder"
-  local preset = preset_of(autoencoder.presets, config, path)
-  local options = runs.quantizer_options(config, autoencoder.quantizer_options(preset, config.seed))
-  local model = autoencoder.new(preset.channels, vx.quantizer(method, options))
-  return model, function(file)
+function ENCODERS.ae_sweep(model, preset)
+  return function(file)
     local images = vx.data.images { files = { file }, size = preset.size, resize = preset.resize, batch = 1,
       shuffle = false, epochs = 1, workers = 1, strict = true }
     local x = images:next() or core.fail "interrupted"
@@ -58,24 +36,6 @@ KINDS.ae_sweep = function(config, method, path)
     local y = model.decoder(model.quantizer:decode(codes):reshape(z:shape()))
     return codes:reshape { z:size(2), z:size(3), codes:size(2) }, vx.data.to_u8(vx.data.denormalize(y))[1]
   end
-end
-
---- The model of a checkpoint, ready to encode, and its function.
-local function restore(path)
-  local extra = runs.checkpoint.peek(path) or core.fail("%s: no such file", path)
-  local config = json.decode(extra.identity or "")
-  local kind = type(config) == "table" and KINDS[config.experiment]
-  if not kind then core.fail("%s is a checkpoint of neither w2v_sweep nor ae_sweep", path) end
-  local model, encode = kind(config, extra.method, path)
-  local state = {}
-  for name, x in pairs(vx.load(path)) do
-    local own = name:match "^model%.(.+)$"
-    if own then state[own] = x end
-  end
-  local fits, reason = pcall(model.load_state_dict, model, state)
-  if not fits then core.fail("%s is of another model than the preset '%s': %s", path, config.preset,
-    runs.reason(reason)) end
-  return model:eval(), encode
 end
 
 -- -- Files ------------------------------------------------------------------------------------------------------------
@@ -108,7 +68,8 @@ local function program()
   local args = parser:parse()
   if args.device then vx.device(args.device) end
   local names = names_of(args.files)
-  local model, encode = restore(args.checkpoint)
+  local model, run = vx.restore(args.checkpoint)
+  local encode = ENCODERS[run.config.experiment](model, run.preset)
   runs.make_folders(args.out)
   local narrow = (model.quantizer.options.codes or math.huge) <= 65536 and { dtype = "u16" } or nil
   local lines, skipped = {}, 0

@@ -141,4 +141,10 @@ local function quantizer_options(p, method, steps, seed)
     gumbel_tau = moves and { from = p.gumbel_from, to = p.gumbel_to, steps = steps } or p.gumbel_from }
 end
 
-return { new = Pretraining, presets = presets, quantizer_options = quantizer_options }
+--- The model of a finished run, untrained (vx.restore).
+local function of_run(config, method, p)
+  local options = vx.runs.quantizer_options(config, quantizer_options(p, method, 1, config.seed))
+  return Pretraining(p, vx.quantizer(method, options))
+end
+
+return { new = Pretraining, presets = presets, quantizer_options = quantizer_options, of_run = of_run }

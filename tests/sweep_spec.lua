@@ -283,6 +283,22 @@ describe("ae_sweep", function()
     end
   end)
 
+  it("gives its model back from a checkpoint alone", function()
+    local output, status = sweep "--steps 2 --batch 4 --quiet --methods ste-euclid --set codes=64 --out restored"
+    assert.equal(0, status, output)
+    local path = scratch .. "/restored/checkpoints/ste-euclid.safetensors"
+    local model, run = vx.restore(path)
+    assert.same({ "ste-euclid", 2, 64, false }, { run.method, run.step, run.preset.codes, model.training })
+    local stored = vx.load(path)
+    for name, x in pairs(model:state_dict()) do assert.equal(stored["model." .. name]:bytes(), x:bytes(), name) end
+    assert.equal(model, model:load_state_dict(stored)) -- a whole checkpoint, too
+    local codes = vx.no_grad(function() return model.quantizer:encode(model.encoder(vx.zeros { 2, 32, 32, 3 })) end)
+    assert.same({ 2 * 8 * 8, 1 }, codes:shape())
+    H.raises(function() vx.restore(scratch .. "/nowhere") end, "restore: ", "no such file")
+    vx.save(scratch .. "/other.safetensors", { x = vx.zeros { 1 } })
+    H.raises(function() vx.restore(scratch .. "/other.safetensors") end, "is no checkpoint of this project")
+  end)
+
   it("stops cleanly at Ctrl-C and goes on", function()
     -- once, to the child alone
     local output, status = sweep("--steps 400000 --batch 4 --out stopped --methods softmax-ppl",

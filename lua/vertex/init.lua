@@ -50,7 +50,7 @@ local vx = {
 -- What is loaded when it is first asked for: an experiment with a quantizer needs neither cairo nor an image library.
 local LATER = { data = "vertex.data", plot = "vertex.plot", runs = "vertex.runs", simplex = "vertex.simplex",
   metrics = "vertex.metrics", models = "vertex.models", dist = "vertex.dist", display = "vertex.interactive.display",
-  gradcheck = "vertex.gradcheck", kmeans = "vertex.kmeans" }
+  gradcheck = "vertex.gradcheck", kmeans = "vertex.kmeans", restore = "vertex.runs.restore" }
 
 -- -- Making tensors ---------------------------------------------------------------------------------------------------
 

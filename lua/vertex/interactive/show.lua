@@ -19,15 +19,18 @@ local function number_format(dtype)
   end
 end
 
---- Lists the indices (1-based) that are shown of a dimension of size n; 0 stands for "...".
-local function shown(n)
-  local list = {}
-  if n <= FEW then
+--- Lists the indices (1-based) that are shown of dimension d of a shape; 0 stands for "...". Of four dimensions and
+-- more the first ones, as the pictures of a batch, are shown by their first and last alone.
+local function shown(shape, d)
+  local list, n = {}, shape[d]
+  local outer = #shape > 3 and d < #shape - 1
+  local edge = outer and 1 or EDGE
+  if n <= (outer and 2 or FEW) then
     for i = 1, n do list[i] = i end
   else
-    for i = 1, EDGE do list[i] = i end
-    list[EDGE + 1] = 0
-    for i = n - EDGE + 1, n do list[#list + 1] = i end
+    for i = 1, edge do list[i] = i end
+    list[edge + 1] = 0
+    for i = n - edge + 1, n do list[#list + 1] = i end
   end
   return list
 end
@@ -39,7 +42,7 @@ local function values(x)
   local function collect(view, d)
     if d == #shape then
       local row, out = d == 0 and { view:item() } or view:totable(), {}
-      for _, i in ipairs(d == 0 and { 1 } or shown(shape[d])) do
+      for _, i in ipairs(d == 0 and { 1 } or shown(shape, d)) do
         local text = i == 0 and "..." or format(row[i])
         out[#out + 1] = text
         width = math.max(width, #text)
@@ -47,7 +50,7 @@ local function values(x)
       return out
     end
     local out = {}
-    for _, i in ipairs(shown(shape[d])) do out[#out + 1] = i == 0 and "..." or collect(view[i], d + 1) end
+    for _, i in ipairs(shown(shape, d)) do out[#out + 1] = i == 0 and "..." or collect(view[i], d + 1) end
     return out
   end
   local cells = collect(x, #shape == 0 and 0 or 1)

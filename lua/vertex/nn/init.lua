@@ -187,12 +187,26 @@ function Module:state_dict()
   return state
 end
 
+--- Gives the model's tensors of a whole checkpoint (runs/checkpoint.lua), under their own names; any other state as it
+-- is.
+local function model_of(state, own)
+  local first = next(own)
+  if not first or state[first] or not state["model." .. first] then return state end
+  local model = {}
+  for name, x in pairs(state) do
+    local rest = name:match "^model%.(.+)$"
+    if rest then model[rest] = x end
+  end
+  return model
+end
+
 --- Copies tensors of the same names and shapes in.
--- @param state table { name = tensor }, as vx.load gives it
+-- @param state table { name = tensor }, as vx.load gives it, also of a whole checkpoint of a run
 -- @return the module itself
 -- @raise where a name is missing or unknown, or a shape differs; nothing was changed then
 function Module:load_state_dict(state)
   local own = self:state_dict()
+  state = model_of(state, own)
   for name, x in pairs(own) do
     if not state[name] then fail("load_state_dict: '%s' is missing", name) end
     if core.shape_text(state[name]) ~= core.shape_text(x) then

@@ -29,6 +29,7 @@ return {
   meter = require "vertex.runs.meter",
   progress = require "vertex.runs.progress",
   checkpoint = require "vertex.runs.checkpoint",
+  restore = require "vertex.runs.restore",
   curves = require "vertex.runs.curves",
   code_counts = require "vertex.runs.code_counts",
   table = require "vertex.runs.table",
