@@ -73,6 +73,16 @@ local run = runs.start({
       unit = "used codes / M, mean over groups of 256 images" },
     { name = "rmse_soft", title = "rMSE soft", format = "%.3f", from = "validation split, quantizers of training",
       unit = "standardized" },
+    { name = "perplexity_share", title = "Perplexity / M", format = percent, better = "high", from = HARD,
+      unit = "perplexity over that of even use" },
+    { name = "rank_latents", title = "Rank of latents", format = "%.1f", from = HARD .. ", a run on one rank",
+      unit = "effective rank, 1 to the latents' width" },
+    { name = "rank_codebook", title = "Rank of codes", format = "%.1f", from = "the codebook, mean over groups",
+      unit = "effective rank, 1 to the codes' width" },
+    { name = "peak_mb", title = "Peak", format = "%.0f MB", better = "low", from = "training, the last sitting",
+      unit = "MB that tensors held at most" },
+    { name = "step_ms", title = "Step", format = "%.1f ms", better = "low", from = "training, the last sitting",
+      unit = "ms, images and log included" },
     { name = "fid_tf", title = "FID (TF)", format = "%.2f", better = "low", optional = true,
       from = HARD .. ", --inception the FID network's" },
     { name = "is_tf", title = "IS (TF)", format = "%.2f", better = "high", optional = true,
@@ -125,7 +135,7 @@ end
 
 local function count_codes(quantizer) return vx.metrics.code_use(quantizer.options.codes, quantizer.columns) end
 
---- Trains a method from where it stands; returns its model and the number of steps, or nil where Ctrl-C came.
+--- Trains a method from where it stands; returns its model and { steps, peak_mb, step_ms }, or nil where Ctrl-C came.
 local function train(method)
   vx.seed(config.seed)
   local quantizer = new_quantizer(method, preset, config)
@@ -138,6 +148,7 @@ local function train(method)
 
   local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
   local now = run:begin(method, { model = model, optimizer = optimizer, sums = { used = used, meter = meter } })
+  vx.reset_peak()
   local gradients = vx.dist.gradients(model:parameters())
   local images = open_images("train", { crop = "random", flip = true, shuffle = true, epochs = 0,
     position = now.position })
@@ -196,23 +207,29 @@ local function train(method)
     local speed = (step - now.step) * config.batch / (core.time() - run.began)
     progress:update(step, ("%s  %.0f images/s"):format(shown, speed))
   end
+  local done = steps - now.step
+  local cost = { steps = steps, peak_mb = vx.memory().peak / 1e6,
+    step_ms = done > 0 and 1e3 * (core.time() - run.began) / done or nil }
   run:skipped(images:broken())
   images:close()
   recorded:release()
   progress:finish()
-  return model, steps
+  return model, cost
 end
 
 -- -- Evaluation: the whole validation split ---------------------------------------------------------------------------
 
 local GROUP = 256 -- images, over which code use is measured beside that over the split
 
---- {rmse, psnr, code_use, code_use_256, perplexity} over the split, the first batch with its reconstruction, and how
--- often each code was taken; nil when interrupted. Several ranks take a part of each batch, and sum.
+--- {rmse, psnr, code_use, code_use_256, perplexity, perplexity_share, rank_latents} over the split, the first batch
+-- with its reconstruction, and how often each code was taken; nil when interrupted. Several ranks take a part of each
+-- batch, and sum.
 local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
   local whole, part = count_codes(model.quantizer), count_codes(model.quantizer)
   local scale = vx.tensor(vx.data.std) -- turns standardized errors into those of pixels
+  local width = model.quantizer.options.dim
+  local latents = vx.dist.size() == 1 and vx.metrics.moments(width) -- false from the first NaN on
   local squared, pixels, count, first = 0, 0, 0, nil
   local groups, sum, in_part, n = 0, 0, 0 -- n: images of a round
   repeat
@@ -220,7 +237,9 @@ local function evaluate(model)
       return vx.no_grad(function()
         local x = images:next()
         if not x then return 0 end
-        local y, q = model(x)
+        local y, q, z = model(x)
+        z = z:reshape { -1, width }
+        latents = latents and vx.nonfinite(z) == 0 and latents:add(z)
         local d = y - x
         squared = squared + d:square():sum():item()
         pixels = pixels + (d * scale):square():sum():item()
@@ -242,8 +261,21 @@ local function evaluate(model)
   squared, pixels, count = unpack(vx.dist.sum { squared, pixels, count })
   if core.interrupted() then return nil end
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
+  local perplexity = whole:perplexity()
   return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
-    code_use_256 = sum / groups, perplexity = whole:perplexity() }, first, whole:total()
+    code_use_256 = sum / groups, perplexity = perplexity, perplexity_share = perplexity / model.quantizer.options.codes,
+    rank_latents = latents and latents:effective_rank() or nil }, first, whole:total()
+end
+
+--- The effective rank of a codebook (G,M,D), mean over its groups; nil where there is none, or it is not finite.
+local function codebook_rank(codebook)
+  if not codebook or codebook:dim() ~= 3 or codebook:size(2) < 2 then return nil end
+  local sum, groups = 0, codebook:size(1)
+  for g = 1, groups do
+    if vx.nonfinite(codebook[g]) > 0 then return nil end
+    sum = sum + vx.metrics.effective_rank(codebook[g])
+  end
+  return sum / groups
 end
 
 --- Calls f(x) for each batch of the validation split, of which every rank takes all; false when interrupted.
@@ -293,7 +325,7 @@ local function inception_result(model)
 end
 
 --- The results of a trained model and the images for reconstructions.png; nil when interrupted.
-local function judge(model, steps)
+local function judge(model, cost)
   local result, first, counts = evaluate(model:eval())
   if result and network then
     for name, value in pairs(inception_result(model) or {}) do result[name] = value end
@@ -304,7 +336,8 @@ local function judge(model, steps)
     result.rmse_soft = (evaluate(model) or {}).rmse
   end
   if core.interrupted() then return nil end
-  result.steps = steps
+  for name, value in pairs(cost) do result[name] = value end
+  result.rank_codebook = codebook_rank(model.quantizer.codebook)
   if not first then return result end -- a rank without an image
   local n = math.min(10, first[1]:size(1))
   local function pictures(x) return vx.data.to_u8(vx.data.denormalize(x:narrow(1, 1, n))) end
@@ -317,6 +350,6 @@ end
 if config.autocast then vx.autocast(config.autocast) end
 
 os.exit(run:each(function(method)
-  local model, steps = train(method)
-  if model then return judge(model, steps) end
+  local model, cost = train(method)
+  if model then return judge(model, cost) end
 end), true)

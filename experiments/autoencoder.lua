@@ -36,12 +36,13 @@ function Autoencoder:init(channels, quantizer)
   self.decoder:add(nn.Conv2d(channels[1], 3, 3, { padding = 1, output = "f32" }))
 end
 
---- images (B,H,W,3), standardized → reconstruction of the same shape, and the quantizer's output (nil without one).
+--- images (B,H,W,3), standardized → reconstruction of the same shape, the quantizer's output (nil without one), and
+-- the latents that it was given.
 function Autoencoder:forward(images)
   local z = self.encoder(images)
-  if not self.quantizer then return self.decoder(z) end
+  if not self.quantizer then return self.decoder(z), nil, z end
   local q = self.quantizer(z)
-  return self.decoder(q.quantized), q
+  return self.decoder(q.quantized), q, z
 end
 
 --- size: of the image; channels: of each stage; codes: M; k: neighbours per vertex (the paper's count per GPU times

@@ -27,8 +27,9 @@ local LEFT_OUT = { ["vx.dist"] = true, ["vx.runs"] = true, ["vx.display"] = true
   ["vx.models"] = true, ["vx.keep"] = true, ["vx.device"] = true, ["vx.nn.Module"] = true }
 
 -- Layers that are called, and what they are made with.
-local LAYERS = { Linear = { 3, 4 }, Conv2d = { 3, 4 }, Conv1d = { 3, 4, 3 }, DepthwiseConv2d = { 3 }, GroupNorm = { 4 },
-  LayerNorm = { 4 }, SeparableConv2d = { 3, 4 }, MultiHeadAttention = { 4, 2 }, Dropout = { 0.5 }, Sequential = {} }
+local LAYERS = { Linear = { 3, 4 }, Conv2d = { 3, 4, 3 }, Conv1d = { 3, 4, 3 }, DepthwiseConv2d = { 3 },
+  MaxPool2d = { 2 }, AvgPool2d = { 2 }, GroupNorm = { 4 }, LayerNorm = { 4 }, SeparableConv2d = { 3, 4 },
+  MultiHeadAttention = { 4, 2 }, Dropout = { 0.5 }, Sequential = {} }
 
 local targets = {} -- array of { name, f }
 

@@ -19,17 +19,18 @@ end
 local function read(path) return assert(H.read(scratch .. "/" .. path), path) end
 local function write(path, text) H.write(scratch .. "/" .. path, text) end
 
---- results.csv without the column that depends on the clock.
+--- results.csv without the columns that depend on the clock, or on when a run was cut in two.
 local function results(out)
-  local lines, skip = {}, nil
+  local lines, kept = {}, {}
   for line in read(out .. "/results.csv"):gmatch "[^\n]+" do
     local cells = {}
     for c in (line .. ","):gmatch "([^,]*)," do cells[#cells + 1] = c end
+    local row = {}
     for i, c in ipairs(cells) do
-      if c == "seconds" then skip = i end
+      if #lines == 0 then kept[i] = c ~= "seconds" and c ~= "step_ms" and c ~= "peak_mb" end
+      if kept[i] then row[#row + 1] = c end
     end
-    table.remove(cells, skip)
-    lines[#lines + 1] = table.concat(cells, ",")
+    lines[#lines + 1] = table.concat(row, ",")
   end
   return table.concat(lines, "\n")
 end
@@ -72,6 +73,12 @@ describe("ae_sweep", function()
     assert.equal("", row.fid_tv)
     assert.is_true(tonumber(row.fid_tf) > 0)
     assert.is_true(tonumber(row.is_tf) >= 1)
+    local rank = tonumber(row.rank_latents)
+    assert.is_true(rank >= 1 and rank <= 32, row.rank_latents)
+    rank = tonumber(row.rank_codebook)
+    assert.is_true(rank > 20 and rank <= 32, row.rank_codebook) -- 256 normal codes of width 32
+    H.close({ tonumber(row.perplexity_share) }, { tonumber(row.perplexity) / 256 }, 1e-6, 0)
+    assert.is_true(tonumber(row.peak_mb) > 1 and tonumber(row.step_ms) > 0)
     assert.truthy(read("judged/table.md"):find("FID (TF)", 1, true))
     state["fc.weight"] = vx.zeros { 1008, 7 }
     vx.save(scratch .. "/fid.safetensors", state)
