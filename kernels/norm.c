@@ -214,7 +214,11 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
     q.lengths = lengths ? vx_i32(lengths) : 0;
     q.gamma = vx_f32(gamma), q.beta = vx_f32(beta), q.out = vx_f32(y), q.mean = vx_f32(mean), q.rstd = vx_f32(rstd),
     q.act = act;
-    if (!q.B || !q.C) return VX_OK;
+    if (!q.B || !q.C) { /* no channels: no deviation */
+        memset(q.mean, 0, sizeof(float) * (size_t)mean->numel);
+        memset(q.rstd, 0, sizeof(float) * (size_t)rstd->numel);
+        return VX_OK;
+    }
     scratch memory = {.op = "group_norm"};
     group_scratch(&q, &memory);
     if (!memory.base) return VX_ENOMEM;
@@ -248,6 +252,11 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 
 int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps)
 {
+    if (!C) {
+        memset(mean, 0, sizeof(float) * (size_t)G);
+        memset(rstd, 0, sizeof(float) * (size_t)G);
+        return VX_OK;
+    }
     vx_tensor like = {.shape = {1, S, C}}, groups = {.shape = {1, G}};
     group q = group_of(&like, &groups);
     scratch memory = {.op = "group_norm"};

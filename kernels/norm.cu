@@ -287,7 +287,11 @@ int vx_cuda_group_norm(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
                        vx_tensor *lengths, int act, float eps)
 {
     const int64_t B = x->shape[0], S = x->shape[1], C = x->shape[2], G = mean->shape[1];
-    if (!B || !C) return VX_OK;
+    if (!B || !C) { /* no channels: no deviation */
+        if (mean->numel) VX_CUDA(cudaMemsetAsync(mean->data, 0, sizeof(float) * (size_t)mean->numel, vx_stream()));
+        if (rstd->numel) VX_CUDA(cudaMemsetAsync(rstd->data, 0, sizeof(float) * (size_t)rstd->numel, vx_stream()));
+        return vx_status();
+    }
     const bool fours =
         C % 4 == 0 && vx_aligned(x, 16) && vx_aligned(y, 16) && vx_aligned(gamma, 16) && vx_aligned(beta, 16);
     const layout q = layout_of(B, S, C, G, fours ? 4 : 1, checked_lengths(lengths, S));

@@ -35,6 +35,7 @@ static range windows_of(int64_t h, int64_t stride, int64_t padding, int64_t kern
 int VX_CPU(max_pool2d)(vx_tensor *y, vx_tensor *index, vx_tensor *x, int kernel_h, int kernel_w, int stride_h,
                        int stride_w, int padding_h, int padding_w)
 {
+    if (check_pixels("max_pool2d", x, y)) return VX_EINVAL;
     const window_sizes s = window_sizes_of(x, y, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w);
 #pragma omp parallel for schedule(static) if (y->numel * s.K * s.L > SERIAL_BELOW)
     for (int64_t i = 0; i < s.B * s.P * s.Q; i++) {

@@ -102,6 +102,7 @@ VX_KERNEL avg_backward_kernel(float *dx, const float *dy, window_sizes s, int in
 int vx_cuda_max_pool2d(vx_tensor *y, vx_tensor *index, vx_tensor *x, int kernel_h, int kernel_w, int stride_h,
                        int stride_w, int padding_h, int padding_w)
 {
+    if (check_pixels("max_pool2d", x, y)) return VX_EINVAL;
     if (!y->numel) return VX_OK;
     const window_sizes s = window_sizes_of(x, y, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w);
     VX_LAUNCH(max_kernel, vx_grid(y->numel, BLOCK), BLOCK, 0, vx_f32(y), index ? vx_i32(index) : nullptr, vx_f32(x), s);

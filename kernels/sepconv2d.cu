@@ -263,9 +263,13 @@ int vx_cuda_sepconv2d(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     s.act = act, s.stride = stride, s.up = up, s.bias = vx_f32(bias), s.residual = residual ? residual->data : NULL;
     if (describe(&s, "sepconv2d", x, y, gamma, beta, mean, rstd, w, v)) return VX_EINVAL;
     if (residual && check_one_dtype("sepconv2d", "residual", residual, "y", y)) return VX_EINVAL;
-    if (!y->numel) return VX_OK;
-    if (s.norm)
+    if (s.norm && !x->numel && mean->numel) {
+        VX_CUDA(cudaMemsetAsync(s.mean, 0, sizeof(float) * (size_t)mean->numel, vx_stream()));
+        VX_CUDA(cudaMemsetAsync(s.rstd, 0, sizeof(float) * (size_t)rstd->numel, vx_stream()));
+    }
+    if (s.norm && x->numel)
         VX_TYPED(vx_is_bf16(x), X, vx_group_statistics(s.mean, s.rstd, (const X *)s.x, s.B, s.H * s.W, s.C, s.G, eps));
+    if (!y->numel) return vx_status(); /* the statistics are there for the gradient all the same */
     const bool whole = s.C % 4 == 0 && vx_aligned(v, 16);
     const int how = (s.O > TILE_COLUMNS) + 2 * (up == 2) + 4 * (stride == 2);
     static void (*const kinds[])(const sepconv2d *, const vx_tensor *, const vx_tensor *,

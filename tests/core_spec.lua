@@ -169,6 +169,20 @@ describe("the library", function()
     assert.is_truthy(out:find("VERTEX_SIMD=fastest: expected one of " .. table.concat(names, ", "), 1, true), out)
   end)
 
+  it("ends with another status than 0 where what it printed could not be written", function()
+    for _, program in ipairs { "print(1)", "for i = 1, 5000 do print(i) end", "print(1) os.exit(0, true)" } do
+      local text = "require 'vertex' " .. program
+      local path = H.write(H.scratch "printing.lua", text)
+      local run = "LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' luajit '" .. path .. "'"
+      local out, status = H.shell(run .. " > /dev/full")
+      assert.is_true(status ~= 0, program)
+      assert.is_truthy(out:find("standard output: ", 1, true), out)
+      assert.equal(0, (select(2, H.shell(run .. " > /dev/null"))))
+    end
+    local out, status = H.shell "luajit experiments/vq_sweep.lua --help > /dev/full"
+    assert.is_true(status ~= 0, out)
+  end)
+
   it("says what a device can do, and what may be asked", function()
     assert.is_true(core.can("cpu", "host"))
     for _, what in ipairs { "bf16", "graphs", "peers" } do

@@ -25,4 +25,12 @@ static inline window_sizes window_sizes_of(const vx_tensor *x, const vx_tensor *
     return s;
 }
 
+/* Checks that an image has pixels where its output has some: padding alone has no largest. */
+static inline int check_pixels(const char *op, const vx_tensor *x, const vx_tensor *y)
+{
+    if (!y->numel || x->numel) return VX_OK;
+    char a[128];
+    return vx_fail(VX_EINVAL, "%s: x %s has no pixels, only padding", op, vx_shape_text(x, a, sizeof a));
+}
+
 #endif

@@ -89,4 +89,21 @@ end
 -- @return number of columns; 0 where neither output nor errors go to a terminal
 function system.terminal_columns() return C.vx_terminal_columns() end
 
+-- -- The end of the process -------------------------------------------------------------------------------------------
+
+ffi.cdef "int ferror(void *stream); void _exit(int status);"
+local stdout, stderr, libc = io.stdout, io.stderr, ffi.C
+
+--- Ends the process with status 1 where what was printed has not arrived: the disk under it is full, say.
+local function check_output()
+  local open, flushed, why = pcall(stdout.flush, stdout)
+  if not open or (flushed and libc.ferror(stdout) == 0) then return end
+  stderr:write("standard output: ", tostring(why or "not all of it could be written"), "\n")
+  libc._exit(1)
+end
+
+local at_exit = newproxy(true)
+getmetatable(at_exit).__gc = check_output
+system.at_exit = at_exit -- lives as long as the state
+
 return system

@@ -298,8 +298,11 @@ end
 function flags.parse(spec, argv)
   load_quantizers(argv)
   local parser = make_parser(spec)
-  for _, a in ipairs(core.rank_numbers() > 0 and argv or {}) do
-    if a == "--help" or a == "-h" then os.exit(0, true) end -- rank 0 shows it
+  for _, a in ipairs(argv) do
+    if a == "--help" or a == "-h" then
+      if core.rank_numbers() == 0 then print(parser:get_help()) end
+      os.exit(0, true) -- argparse's own help ends without a look at whether it could be written
+    end
   end
   local ok, args = parser:pparse(join_numbers(argv))
   if not ok then refuse("%s\n\n%s", args, parser:get_usage()) end
