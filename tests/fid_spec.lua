@@ -86,6 +86,24 @@ describe("the effective rank", function()
   end)
 end)
 
+describe("tightness", function()
+  it("is of the largest probabilities, and of the way to the vertices", function()
+    local p = vx.tensor { { 1, 0, 0 }, { 0.2, 0.8, 0 }, { 0.5, 0.25, 0.25 }, { 0.1, 0.1, 0.8 } }
+    local t = vx.metrics.tightness(p)
+    H.close({ t.mean, t.min, t.q05, t.q25, t.median, t.q75, t.q95 }, { 0.775, 0.5, 0.5, 0.5, 0.8, 0.8, 1 }, 1e-6, 0)
+    H.close({ t.gap }, { (0 + 0.08 + 0.375 + 0.06) / 4 }, 1e-6, 0)
+    H.raises(function() vx.metrics.tightness(vx.zeros { 0, 3 }) end, "tightness: p (0,3) should have the shape (N,M)")
+    H.raises(function() vx.metrics.tightness(vx.full({ 2, 3 }, 0 / 0)) end, "2 rows hold a NaN or Inf")
+  end)
+
+  it("says which share of the rows no vertex selects", function()
+    local p = vx.tensor { { 0.9, 0.1 }, { 0.8, 0.2 }, { 0.3, 0.7 }, { 0.6, 0.4 }, { 0.05, 0.95 } }
+    H.close({ vx.metrics.unselected(p, { k = 1 }), vx.metrics.unselected(p, { k = 2, metric = "l2" }),
+      vx.metrics.unselected(p, { k = 5 }) }, { 0.6, 0.2, 0 }, 1e-6, 1e-7)
+    H.raises(function() vx.metrics.unselected(p, { k = 6 }) end, "unselected: k is 6, expected an integer from 1 to 5")
+  end)
+end)
+
 describe("the Fréchet distance", function()
   for name in pairs(meta) do
     local case = name:match "^(.*)%.frechet$"
