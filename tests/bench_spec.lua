@@ -2,6 +2,7 @@
 -- errors against float64. And the steps of kernels/lab, which only have to agree with float64 here.
 
 local H = require "tests.helper"
+local core = require "vertex.core"
 local shell = H.shell
 
 local function bench(arguments) return shell("luajit experiments/bench/quantizer.lua " .. arguments) end
@@ -28,8 +29,8 @@ describe("the quantizer's benchmark", function()
   it("names its sections, shapes and baselines under --help", function()
     local text, status = bench "--help"
     assert.equal(0, status)
-    for _, word in ipairs { "op ", "regularizer ", "gumbel ", "assign ", "sweep ", "large ", "NxDxMxK", "naive",
-      "cdist", "--python", "--memory" } do
+    for _, word in ipairs { "op ", "regularizer ", "gumbel ", "assign ", "sweep ", "large ", "late ", "NxDxMxK",
+      "naive", "cdist", "faiss", "sklearn", "--python", "--memory", "--against", "--latents" } do
       assert.is_truthy(text:find(word, 1, true), word)
     end
   end)
@@ -41,6 +42,7 @@ describe("the quantizer's benchmark", function()
       ["--shapes 4x8x16x5"] = { "K at most N" },
       ["--methods softmax-knn"] = { "unknown method 'softmax-knn'", "softmax-knn-ce" },
       ["--rounds 0"] = { "--rounds", "above 0" },
+      ["--clock processor --threads 2"] = { "--clock processor", "--threads 1" },
     } do
       local text, status = bench(arguments .. " --python none --out " .. H.scratch "refused")
       assert.equal(2, status, text)
@@ -84,6 +86,41 @@ describe("the quantizer's benchmark", function()
     assert.equal(0, status, text)
     assert.equal(8, #rows_of(csv), "a section that runs again takes the place of what it wrote")
     assert.is_true(H.read(csv) ~= again)
+  end)
+end)
+
+describe("the quantizer's benchmark late in training", function()
+  local library = os.getenv "VERTEX_LIB" or core.root .. "/build/libvertex.so"
+  local small = "--sections late --python none --rounds 1 --seconds 0.01 --methods softmax-knn-ce --against " .. library
+
+  it("runs rows near codes at each temperature, and another build beside each", function()
+    local text, status = bench(small .. " --shapes 300x3x80x4 --taus 0.1,0.01 --threads 1 --clock processor --out "
+      .. H.scratch "late")
+    assert.equal(0, status, text)
+    local seen = {}
+    for _, row in ipairs(rows_of(text:match "(%S+%.csv)")) do
+      seen[row.method .. " " .. row.tau .. " " .. (row.side:match "^build" or row.side)] = true
+      assert.is_true(tonumber(row.ms) > 0)
+      if row.side == "vertex" then assert.equal("0", row.codes_differ) end
+    end
+    for _, tau in ipairs { 0.1, 0.01 } do
+      assert.is_true(seen[("softmax-knn-ce %g vertex"):format(tau)] and seen[("softmax-knn-ce %g build"):format(tau)])
+    end
+    assert.is_true(seen["euclid 0.01 vertex"] and seen["cosine 0.01 build"])
+  end)
+
+  it("takes the rows of a run, and says what a file of them lacks", function()
+    local file, vx = H.scratch "late.safetensors", H.vx
+    vx.save(file, { z = vx.randn { 200, 1, 3 }, codebook = vx.randn { 1, 70, 3 },
+      log_tau = vx.tensor { math.log(0.02) } })
+    local text, status = bench(small .. " --latents " .. file .. " --neighbours 3 --out " .. H.scratch "latents")
+    assert.equal(0, status, text)
+    local row = rows_of(text:match "(%S+%.csv)")[1]
+    assert.is_true(row.N == "200" and row.M == "70" and row.K == "3" and math.abs(row.tau - 0.02) < 1e-6)
+    vx.save(file, { z = vx.randn { 200, 1, 3 } })
+    text, status = bench(small .. " --latents " .. file .. " --out " .. H.scratch "latents")
+    assert.equal(2, status, text)
+    assert.is_truthy(text:find("has no codebook", 1, true), text)
   end)
 end)
 

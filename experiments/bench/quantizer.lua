@@ -44,7 +44,8 @@ local SHAPES = { -- N rows, D wide, M codes, K neighbours
 }
 local SMOOTH_BASELINES = { "naive", "trans", "chunk", "filter", "compile" }
 local NEAREST_BASELINES = { "cdist", "mm", "chunk", "vqp" }
-local SECTIONS = { "op", "regularizer", "gumbel", "assign", "sweep", "large" }
+local KMEANS_BASELINES = { "faiss", "sklearn" } -- nearest.py's
+local SECTIONS = { "op", "regularizer", "gumbel", "assign", "sweep", "large", "late" }
 
 local parser = require "argparse"("quantizer",
   "The quantizer's ops against PyTorch, float64 and the machine's ceilings."):epilog [[
@@ -55,9 +56,11 @@ sections:
   assign       nearest code, euclid and cosine, against cdist and vector-quantize-pytorch
   sweep        step time and memory against M from 1,024 to 65,536 at N = 8 M, K = 8, for D = 3 and 32
   large        N = 524,288, M = 65,536, K = 8, D = 3
+  late         late in training: --methods and both nearest codes with rows near codes (normal numbers off a code by
+               0.02 of normal numbers), the methods at each of --taus; or with the rows of --latents
 shapes: S 4096x32x1024x2, M 16384x32x8196x8, B 65536x3x8196x8, C 65536x32x8196x8, W 25000x256x1024x2, or any NxDxMxK
 baselines: naive, trans, chunk, filter, compile for the smoothed methods; cdist, mm, chunk, vqp for the nearest code
-(quantizer.py describes them)]]
+(quantizer.py describes them), and faiss, sklearn (nearest.py)]]
 parser:usage_max_width(100):help_max_width(120):help_description_margin(28)
 parser:option("--sections", "Comma-separated."):argname "A,B":default "op,regularizer,gumbel,assign"
 parser:option("--shapes",
@@ -74,6 +77,14 @@ parser:option("--baselines",
 parser:option("--python", "Interpreter with torch; 'none' leaves PyTorch out."):argname "P":default "python3"
 parser:option("--environment",
   "PyTorch's: tuned (large arrays in huge pages, kept from step to step) or stock."):default "tuned"
+parser:option("--against",
+  "The library of another build of Vertex in its checkout, CHECKOUT/build/libvertex.so: one more side of op, assign "
+  .. "and late."):argname "LIB"
+parser:option("--taus", "Temperatures of section late."):argname "T,..":default "0.1,0.03,0.01,0.003,0.001"
+parser:option("--latents",
+  "Section late: rows from a run, .safetensors with z (N,1,D), codebook (1,M,D) and log_tau (1); their own tau, K of "
+  .. "--neighbours."):argname "FILE"
+parser:option("--neighbours", "K of --latents."):argname "K":default "8":convert(tonumber)
 parser:option("--rounds", "Pairs of runs, at most."):argname "N":default "9":convert(tonumber)
 parser:option("--seconds",
   "For the pairs of one comparison; there is always one pair."):argname "T":default "30":convert(tonumber)
@@ -81,6 +92,9 @@ parser:option("--limit",
   "Sweep: no PyTorch step that is expected to take longer, in seconds."):argname "T":default "120":convert(tonumber)
 parser:option("--memory", "GB that PyTorch may take; default: what is free less 2."):argname "GB":convert(tonumber)
 parser:option("--threads"):argname "N":default "2":convert(tonumber)
+parser:option("--clock",
+  "wall, or processor: the time that the processor gave to the process, for a machine that is never quiet. With one "
+  .. "thread, since idle threads take time too; PyTorch is left out."):argname "C":default "wall"
 parser:option("--device", "Of both sides: cpu, cuda:0, ..."):argname "D":default "cpu"
 parser:option("--tau", "Temperature."):default "0.1":convert(tonumber)
 parser:option("--errors", "yes; no; or auto: where N x M is at most 2^30."):default "auto"
@@ -97,13 +111,14 @@ local function words(text, known, what)
   return list
 end
 
-for _, name in ipairs { "rounds", "seconds", "limit", "threads", "tau", "memory" } do
+for _, name in ipairs { "neighbours", "rounds", "seconds", "limit", "threads", "tau", "memory" } do
   local value = flags[name]
   if value ~= nil and not (type(value) == "number" and value > 0) or value == nil and name ~= "memory" then
     exit_with("--%s: expected a number above 0", name)
   end
 end
-for name, values in pairs { environment = { "tuned", "stock" }, errors = { "yes", "no", "auto" } } do
+for name, values in pairs { environment = { "tuned", "stock" }, errors = { "yes", "no", "auto" },
+  clock = { "wall", "processor" } } do
   words(flags[name], values, "--" .. name)
 end
 
@@ -143,15 +158,20 @@ end
 local sections = words(flags.sections, SECTIONS, "section")
 local methods = words(flags.methods, known_methods, "method")
 local baselines = flags.baselines and words(flags.baselines, { "naive", "trans", "chunk", "filter", "compile", "cdist",
-  "mm", "vqp" }, "baseline")
+  "mm", "vqp", "faiss", "sklearn" }, "baseline")
 local opened, why = pcall(vx.device, flags.device)
 if not opened then exit_with("--device: %s", (tostring(why):gsub("^[^:]*:%d+: ", ""))) end
 local on_gpu = not core.can(vx.device(), "host")
 local memory_limit = flags.memory and flags.memory * 1e9 or (on_gpu and vx.memory().limit or tools.free_memory()) - 2e9
 
+if flags.clock == "processor" and (on_gpu or flags.threads ~= 1) then
+  exit_with("--clock processor: expected --threads 1 and the CPU")
+end
+local clock = flags.clock == "processor" and os.clock or core.time -- seconds
+
 --- Those of `known` that were asked for; `default` where none were named.
 local function chosen(known, default)
-  if flags.python == "none" then return {} end
+  if flags.python == "none" or flags.clock == "processor" and known ~= KMEANS_BASELINES then return {} end
   local list = {}
   for _, name in ipairs(baselines or default or known) do
     for _, k in ipairs(known) do list[#list + 1] = k == name and name or nil end
@@ -191,8 +211,9 @@ say("ceilings of this run: %s", #measured > 0 and table.concat(measured, ", ") o
 --- Adds a result to the file and shows it as a line; returns it.
 local function add(section, shape, method, side, row)
   row.section, row.shape, row.method, row.side = section, shape.name, method, side
+  if flags.clock == "processor" then row.note = row.note or "processor time" end
   row.N, row.D, row.M, row.K, row.tau, row.threads, row.processor, row.simd = shape.N, shape.D, shape.M, shape.K,
-    flags.tau, flags.threads,
+    shape.tau or flags.tau, flags.threads,
     processor.name, processor.simd
   for name, value in pairs(ceilings) do row[name] = value end
   results:add(row)
@@ -233,16 +254,28 @@ end
 
 local inputs_of = {}
 
---- z, codebook, dy, log_tau and dreg of a shape: normal numbers, dy over N as a mean's gradient is.
+--- z and codebook of a shape, normal numbers; shape.near: rows near codes; shape.latents: those of a file.
+local function vectors(shape)
+  if shape.latents then return shape.latents.z, shape.latents.codebook end
+  local z, codebook = vx.randn { shape.N, 1, shape.D }, vx.randn { 1, shape.M, shape.D }
+  if not shape.near then return z, codebook end
+  local index = vx.ops.floor(vx.ops.affine(vx.rand { shape.N }, shape.M, 0)):to "i32"
+  local codes = vx.ops.gather(codebook:reshape { shape.M, shape.D }, index):reshape(z:shape())
+  return vx.ops.add(codes, vx.ops.affine(z, 0.02, 0)), codebook
+end
+
+--- z, codebook, dy, log_tau and dreg of a shape: dy over N as a mean's gradient is.
 local function inputs(shape)
-  local id = ("%dx%dx%d"):format(shape.N, shape.D, shape.M)
+  local tau = shape.tau or flags.tau
+  local id = ("%dx%dx%d %g %s"):format(shape.N, shape.D, shape.M, tau, tostring(shape.near or shape.latents))
   if inputs_of.id ~= id then
     inputs_of = {}
     collectgarbage()
     vx.seed(1)
-    inputs_of = { id = id, z = vx.randn { shape.N, 1, shape.D }, codebook = vx.randn { 1, shape.M, shape.D },
-      dy = vx.ops.affine(vx.randn { shape.N, 1, shape.D }, 1 / shape.N, 0), log_tau = vx.tensor { math.log(flags.tau) },
-        dreg = vx.tensor { 1 } }
+    local z, codebook = vectors(shape)
+    inputs_of = { id = id, z = z, codebook = codebook,
+      dy = vx.ops.affine(vx.randn { shape.N, 1, shape.D }, 1 / shape.N, 0), log_tau = vx.tensor { math.log(tau) },
+      dreg = vx.tensor { 1 } }
     inputs_of.file = tools.scratch "inputs"
     local w = core.writer(inputs_of.file)
     for _, name in ipairs { "z", "codebook", "dy", "log_tau" } do w:tensor(inputs_of[name]) end
@@ -263,15 +296,15 @@ end
 local function pass(shape, method)
   local i, facts = inputs(shape), tools.facts(method)
   local ctx = { needs = { true, true, true } }
-  local start = core.time()
+  local start = clock()
   local y, reg, codes = smooth.forward(ctx, i.z, i.codebook, i.log_tau,
     { sampler = facts.sampler, regularizer = facts.regularizer, k = shape.K, gumbel_tau = 1, shards = 1, seed = SEED,
       stream = STREAM, stats = false })
   finish_device()
-  local middle = core.time()
+  local middle = clock()
   local dz, dcodebook, dlog_tau = smooth.backward(ctx, i.dy, i.dreg)
   finish_device()
-  local finish = core.time()
+  local finish = clock()
   return { y = y, reg = reg, codes = codes, near = ctx.call.near, dz = dz, dcodebook = dcodebook, dlog_tau = dlog_tau },
     middle - start, finish - middle
 end
@@ -400,12 +433,60 @@ local function against_torch(section, shape, method, baseline, own)
   return add(section, shape, method, side, row)
 end
 
+--- Pairs of our runs with those of another build (--against): adds its row.
+local function against_build(section, shape, method, own)
+  if not flags.against or on_gpu then return end
+  local root, facts = flags.against:match "^(.*)/build/[^/]+$", tools.facts(method)
+  if not root then exit_with("--against %s: expected CHECKOUT/build/libvertex.so", flags.against) end
+  local row = { against = "vertex" }
+  local worker, reason = tools.worker("luajit", here .. "/other_build.lua",
+    { root, facts.sampler or "nearest", facts.regularizer or facts.metric, shape.N, shape.D, shape.M, shape.K,
+      flags.threads, inputs(shape).file, flags.clock }, { environment = "VERTEX_LIB=" .. flags.against })
+  if not worker then exit_with("--against %s: %s", flags.against, reason) end
+  local a, b = tools.pair(limits, own, function()
+    local forward, backward = (worker:ask "run" or ""):match "(%S+) (%S+)"
+    return tonumber(forward), tonumber(backward)
+  end)
+  worker:close()
+  if not b then exit_with("--against %s: it ended in the middle of a run", flags.against) end
+  times(b, row)
+  compare_times(row, a, b)
+  row.version = worker.version
+  add(section, shape, method, "build " .. tools.revision(root), row)
+end
+
+--- Pairs of our runs with nearest.py's: adds its row.
+local function against_kmeans(section, shape, method, baseline, own)
+  local row, result = { against = "vertex" }, tools.scratch "nearest"
+  local worker, reason = tools.worker(flags.python, here .. "/nearest.py",
+    { baseline, method, shape.N, shape.D, shape.M, flags.threads, inputs(shape).file, result, flags.clock }, {})
+  if not worker then
+    row.note = "did not start: " .. reason
+    return add(section, shape, method, baseline, row)
+  end
+  local a, b = tools.pair(limits, own, function()
+    local forward, backward = (worker:ask "run" or ""):match "(%S+) (%S+)"
+    return tonumber(forward), tonumber(backward)
+  end)
+  row.version = baseline .. " " .. worker.version
+  if b then
+    times(b, row)
+    compare_times(row, a, b)
+    row.extra_bytes = math.max(0, tonumber(worker:ask "memory") - 4 * shape.N)
+    if wants_errors(shape) and worker:ask "save" then compare_exactly(row, shape, method, result) end
+  else
+    row.note = "ended in the middle of a run"
+  end
+  worker:close()
+  add(section, shape, method, baseline, row)
+end
+
 -- -- Sections ---------------------------------------------------------------------------------------------------------
 
 --- Our own row of a smoothed method, with floor, memory and errors; s: its summary.
 local function add_ours(section, shape, method, s)
   local row = times(s)
-  row.floor_ms = tools.floor_ms(shape, tools.facts(method), ceilings)
+  row.floor_ms = section ~= "late" and tools.floor_ms(shape, tools.facts(method), ceilings) or nil -- of all pairs
   row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
   row.extra_bytes, row.rss_bytes = our_memory(function()
     local r = pass(shape, method)
@@ -429,6 +510,7 @@ function run.op()
         add("op", shape, method, "vertex graph", row)
         graph:release()
       end
+      against_build("op", shape, method, ours(shape, method))
       for _, baseline in ipairs(chosen(SMOOTH_BASELINES)) do
         local facts = tools.facts(method)
         local fits = baseline == "naive" or baseline == "compile" or facts.sampler == "softmax" and
@@ -471,34 +553,65 @@ function run.gumbel()
   end
 end
 
-function run.assign()
-  for _, shape in ipairs(shapes "S,M,B,C,W") do
-    for _, metric in ipairs { "euclid", "cosine" } do
-      local i = inputs(shape)
-      local function own()
-        local start = core.time()
-        vx.step(function()
-          vx.ops.assign(i.z, i.codebook, metric)
-          finish_device()
-        end)
-        return (core.time() - start) * 1e3, 0
-      end
-      local row = times((tools.pair(limits, own)))
-      row.floor_ms = tools.floor_ms(shape, tools.facts(metric), ceilings)
-      row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
-      row.extra_bytes, row.rss_bytes = our_memory(function() return { vx.ops.assign(i.z, i.codebook, metric) } end)
-      if wants_errors(shape) then
-        local file = tools.scratch "ours"
-        vx.step(function()
-          local w = core.writer(file)
-          w:tensor(vx.ops.assign(i.z, i.codebook, metric))
-          w:commit()
-        end)
-        compare_exactly(row, shape, metric, file)
-      end
-      add("assign", shape, metric, "vertex", row)
-      for _, baseline in ipairs(chosen(NEAREST_BASELINES)) do against_torch("assign", shape, metric, baseline, own) end
+--- The nearest codes of a shape's rows, by both metrics, and all sides that were asked for.
+local function assign(section, shape)
+  for _, metric in ipairs { "euclid", "cosine" } do
+    local i = inputs(shape)
+    local function own()
+      local start = clock()
+      vx.step(function()
+        vx.ops.assign(i.z, i.codebook, metric)
+        finish_device()
+      end)
+      return (clock() - start) * 1e3, 0
     end
+    local row = times((tools.pair(limits, own)))
+    row.floor_ms = section ~= "late" and tools.floor_ms(shape, tools.facts(metric), ceilings) or nil
+    row.floor_percent = row.floor_ms and 100 * row.floor_ms / row.ms
+    row.extra_bytes, row.rss_bytes = our_memory(function() return { vx.ops.assign(i.z, i.codebook, metric) } end)
+    if wants_errors(shape) then
+      local file = tools.scratch "ours"
+      vx.step(function()
+        local w = core.writer(file)
+        w:tensor(vx.ops.assign(i.z, i.codebook, metric))
+        w:commit()
+      end)
+      compare_exactly(row, shape, metric, file)
+    end
+    add(section, shape, metric, "vertex", row)
+    against_build(section, shape, metric, own)
+    for _, baseline in ipairs(chosen(NEAREST_BASELINES)) do against_torch(section, shape, metric, baseline, own) end
+    for _, baseline in ipairs(chosen(KMEANS_BASELINES, {})) do against_kmeans(section, shape, metric, baseline, own) end
+  end
+end
+
+function run.assign()
+  for _, shape in ipairs(shapes "S,M,B,C,W") do assign("assign", shape) end
+end
+
+--- The shape of --latents.
+local function latents()
+  local file = vx.load(flags.latents)
+  for _, name in ipairs { "z", "codebook", "log_tau" } do
+    if not core.is_tensor(file[name]) then exit_with("--latents %s: has no %s", flags.latents, name) end
+  end
+  local N, D, M = file.z:size(1), file.z:size(3), file.codebook:size(2)
+  return { name = ("latents %dx%dx%d"):format(N, D, M), N = N, D = D, M = M, K = flags.neighbours, latents = file,
+    tau = math.exp(file.log_tau:totable()[1]) }
+end
+
+function run.late()
+  local list = flags.latents and { latents() } or shapes "65536x3x8192x8"
+  for _, shape in ipairs(list) do
+    shape.near = not shape.latents
+    for _, tau in ipairs(shape.latents and { shape.tau } or words(flags.taus)) do
+      shape.tau = tonumber(tau) or exit_with("--taus: '%s' is no number", tau)
+      for _, method in ipairs(methods) do
+        add_ours("late", shape, method, (tools.pair(limits, ours(shape, method))))
+        against_build("late", shape, method, ours(shape, method))
+      end
+    end
+    assign("late", shape)
   end
 end
 
@@ -546,5 +659,5 @@ function run.large()
 end
 
 for _, section in ipairs(sections) do run[section]() end
-require "report"(results, path, processor)
+require "quantizer_tables"(results, path, processor)
 say("%s.csv, .txt and .png", path)

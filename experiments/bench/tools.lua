@@ -85,6 +85,12 @@ function tools.execute(program, ...)
   return output
 end
 
+--- The commit that a checkout is at, as seven digits; the folder's name where git knows nothing of it.
+function tools.revision(root)
+  local output, ok = capture(("git -C %s rev-parse --short=7 HEAD 2> /dev/null"):format(quote(root)))
+  return ok and output:match "%x+" or root:match "[^/]+$"
+end
+
 --- What the machine can do at best, as roofline.c measures it: {fma, exp2, compare, read, copy} in units of 1e9 a
 -- second.
 function tools.ceilings(folder, simd, threads)

@@ -3,7 +3,7 @@
 #
 #   kernels/lab/run.sh [--quick] [assign] [forward] [backward]
 #
-# runs all three where none is named, forward and backward at D = 32 and D = 3. VERTEX_SIMD (one of
+# runs all three where none is named, at D = 32 and D = 3. VERTEX_SIMD (one of
 # kernels/cpu/variants.def) chooses the vectors, as it does for the library, of which build/ must hold a current one;
 # OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
 set -euo pipefail
@@ -51,8 +51,8 @@ start() { "$folder/$1" "${@:2}" ${roof:+"$roof"} || status=1; }
 for program in "${programs[@]}"; do
   compile "$program"
   case $program-$quick in # N D M K
-    assign-) start assign 9216 32 8192 0 ;;
-    assign-quick) start assign 192 32 256 0 ;;
+    assign-) start assign 9216 32 8192 0; start assign 73728 3 8192 0 ;;
+    assign-quick) start assign 192 32 256 0; start assign 3072 3 640 0 ;;
     *-) start "$program" 9216 32 4096 8; start "$program" 18432 3 8192 8 ;;
     *-quick) start "$program" 192 32 256 4; start "$program" 192 3 256 4 ;;
   esac

@@ -21,8 +21,8 @@
  * small products: into the chunk's dL/dz^ and into the panel's dL/dq^ and mixture gradient, which thus stay in cache
  * for the whole chunk.
  *
- * Narrow rows whose tau is so small that most codes have no part in them meet only cells of codes near them, another way
- * round: smooth_near_backward.h.
+ * Narrow rows whose tau is so small that most codes have no part in them meet only cells of codes near them, another
+ * way round: smooth_near_backward.h.
  *
  * Cost: 10 N M D flops (8 under hard Gumbel; 2 more and one power more under ppl, whose row sum needs a pass of its
  * own), N M powers. Working space: 2 M Dp floats of gradient and M (D + Dp + 1) of codebook, shared; 3 Dp floats per

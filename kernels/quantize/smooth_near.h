@@ -36,7 +36,7 @@ VX_INLINE float near_largest(const int D, const near_codes *n, const float *u, c
     return vf_maximum(x[0]);
 }
 
-/* -- A row ---------------------------------------------------------------------------------------------------------- */
+/* -- A row --------------------------------------------------------------------------------------------------------- */
 
 /* Lets row a (D) meet the listed cells, and adds up what row accumulates. Fills top (count) with the largest logits
  * lane by lane, and where keep has KEEP_E e (count, 64) with the powers. As in narrow_forward() short loops with a
@@ -214,7 +214,7 @@ static void sweep_near(const forward *f, worker *t, int64_t first, int rows, int
         }
 }
 
-/* -- The group ------------------------------------------------------------------------------------------------------ */
+/* -- The group ----------------------------------------------------------------------------------------------------- */
 
 /* Lays group g's codes out by cells and says whether its rows should meet near cells only. */
 static int choose_near(forward *f, worker *t)

@@ -127,8 +127,8 @@ static int choose_near(backward *b, const segment *s)
     return fixed + (double)met / NEAR_TRIAL * (one + 150) < 0.9 * all;
 }
 
-/* Lists the pairs of a segment that begins at chunk `first`, of at most `chunks` chunks. Returns how many chunks it has.
- * All threads of a parallel region call it together. */
+/* Lists the pairs of a segment that begins at chunk `first`, of at most `chunks` chunks. Returns how many chunks it
+ * has. All threads of a parallel region call it together. */
 static int64_t list_pairs(const backward *b, const segment *s, int64_t first, int64_t chunks, int64_t *found)
 {
     const smooth_call *c = &b->c;

@@ -21,6 +21,7 @@ local TITLES = {
   assign = "Nearest code, milliseconds",
   sweep = "Step time and memory against the codebook's size, N = 8 M, K = 8",
   large = "N = 524,288, M = 65,536, K = 8, D = 3",
+  late = "Late in training: rows near codes, or of a run",
 }
 
 local function percent(floor, ms) return floor and ("%.0f %%"):format(100 * floor / ms) or "" end
@@ -33,7 +34,8 @@ local function lines_of(rows, best)
       "codes", "near", "note" } }
   for _, r in ipairs(rows) do
     local floor = r.floor_ms and tools.floor_ms(r, tools.facts(r.method), best)
-    lines[#lines + 1] = { r.shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side,
+    local shape = r.section == "late" and ("%s, tau %.3g"):format(r.shape, r.tau) or r.shape
+    lines[#lines + 1] = { shape, r.method, r.against and r.side == "vertex" and "over " .. r.against or r.side,
       short(r.forward_ms), short(r.backward_ms),
       short(r.ms), short(r.ms_min), short(r.ms_max), short(floor), percent(floor, r.ms),
       percent(floor, r.ms_min), short(r.ratio), short(r.ratio_min), short(r.ratio_max),
@@ -65,6 +67,7 @@ local function before(a, b)
     if a.D ~= b.D then return a.D < b.D end
     return a.M < b.M
   end
+  if a.shape == b.shape and a.tau ~= b.tau then return a.tau > b.tau end
   for _, column in ipairs { "shape", "method", "side" } do
     if a[column] ~= b[column] then
       local i, j = ORDER[a[column]] or math.huge, ORDER[b[column]] or math.huge
@@ -103,7 +106,7 @@ local function write_tables(results, path, processor)
   text[3] = "The columns are explained at the head of quantizer.lua, its rows are in the .csv beside this file."
   local best = {}
   for name, r in pairs(ranges) do best[name] = r[2] end
-  for _, section in ipairs { "op", "regularizer", "gumbel", "assign", "sweep", "large" } do
+  for _, section in ipairs { "op", "regularizer", "gumbel", "assign", "sweep", "large", "late" } do
     local rows = {}
     for _, r in ipairs(results.rows) do rows[#rows + 1] = r.section == section and r or nil end
     table.sort(rows, before)
