@@ -47,6 +47,8 @@ local run = runs.start({
     { name = "equal", title = "Equal", format = percent, better = "low", from = HIDDEN,
       unit = "distractors equal to the target" },
     "steps", "seconds",
+    { name = "perplexity_share", title = "Perplexity / M", format = percent, better = "high", from = ALL,
+      unit = "perplexity over that of even use" },
   },
   table = {
     title = function(c) return ("%s, %s"):format(c.preset, c.data or "synthetic speech") end,
@@ -216,8 +218,9 @@ local function judge(model, steps)
   loss, hits, equals, frames = unpack(vx.dist.sum { loss, hits, equals, frames })
   if core.interrupted() then return nil end
   if frames == 0 then core.fail("the validation split of %s has no clip that can be used", config.data) end
-  local shares = used:shares()
-  return { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = used:perplexity(),
+  local shares, perplexity = used:shares(), used:perplexity()
+  return { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = perplexity,
+    perplexity_share = perplexity / model.quantizer.options.codes,
     accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps },
     { code_counts = used:total() }
 end

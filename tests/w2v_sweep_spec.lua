@@ -74,6 +74,7 @@ describe("w2v_sweep", function()
       for _, name in ipairs { "code_use_1", "code_use_2", "code_use", "accuracy", "equal" } do
         assert.is_true(r[name] >= 0 and r[name] <= 1, method .. " " .. name)
       end
+      H.close({ r.perplexity_share }, { r.perplexity / 64 }, 1e-6, 0)
       assert.is_true(math.abs((r.code_use_1 + r.code_use_2) / 2 - r.code_use) < 1e-6)
       assert.is_true(r.perplexity >= 1 and r.perplexity <= 64 and r.loss >= 0 and r.steps == 3)
     end
