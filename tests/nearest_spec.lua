@@ -208,6 +208,22 @@ local function specs(device, tag)
 end
 
 describe("nearest", function()
+  it("assign is as exact as knn for codes in clusters far apart, on the CPU", function()
+    for _, case in ipairs { { 100, 3 }, { 1000, 3 }, { 1e5, 3 }, { 1000, 40 }, { 1000, 1 } } do
+      local far, D = unpack(case)
+      local x, y = cloud(20, 500, D, 0, 1, "cpu"), cloud(21, 300, D, 0, 1, "cpu")
+      x:narrow(1, 1, 250):copy(x:narrow(1, 1, 250) + far)
+      y:narrow(1, 1, 150):copy(y:narrow(1, 1, 150) + far)
+      local codes, rows, book = assign(x, y), x:totable(), y:totable()
+      for i = 1, 500 do
+        local least = math.huge
+        for m = 1, 300 do least = math.min(least, squared(rows[i], book[m])) end
+        local chosen = squared(rows[i], book[codes[i] + 1])
+        assert.is_true(chosen <= least * (1 + 1e-5), ("%d dimensions, %g apart: row %d"):format(D, far, i))
+      end
+    end
+  end)
+
   specs("cpu", "")
   specs("emu:0", "")
   if pcall(core.device_number, "cuda:0") then specs("cuda:0", " #cuda") end

@@ -30,7 +30,9 @@
  * Accuracy: under VX_EUCLID rows and codes are moved to the middle of the codes and scaled first (frame.h), and what is
  * said above of q and a is said of them there. A score is a float32 sum, so of two codes whose distances differ by less
  * than about D 2^-23 (|z| |q| + |q|^2 / 2), lengths from that middle, either may be named; with small integers every
- * score is exact. A row or code with NaN or Inf is an error and nothing is written.
+ * score is exact. Codes in clusters that lie farther apart than that allows, which a look at a few of them tells, have
+ * scores -|z - q|^2 of differences instead, as in knn.c, at twice the operations. A row or code with NaN or Inf is an
+ * error and nothing is written.
  */
 #include <float.h>
 #include <omp.h>
@@ -48,6 +50,7 @@ enum {
     TILE_CODES = VECTORS * VX_LANES,
     BLOCK_ROWS = 4 * TILE_ROWS, /* rows that pass a tile while it is in the L1 cache, and that a trial takes */
     FEW = 8,                    /* dimensions in which cells are small in any case */
+    LOOKS = 3,                  /* codes whose nearest neighbours are looked for */
 };
 
 #define LARGEST 1e15 /* norm of rows and codes whose scores are surely finite */
@@ -62,6 +65,7 @@ typedef struct assign_call {
     float *low, *high;  /* (D) the least and the largest of each coordinate, working space of the frame */
     double *centre;     /* (D) of the frame of the group's codes, and */
     double scale;       /* its scale, under VX_EUCLID */
+    int direct;         /* scores are -|z - q|^2 */
     int32_t *codes;
     /* near cells */
     code_cells cells;
@@ -88,6 +92,33 @@ static void find_frame(assign_call *c, int64_t g)
     c->scale = 1 / grid;
 }
 
+/* Says whether most codes of group g have a neighbour so near, next to the size of the whole, that products would lose
+ * the difference. Equal codes are no neighbours. */
+static int is_crowded(const assign_call *c, int64_t g)
+{
+    const float *q = c->codebook + g * c->M * c->D;
+    double nearest[LOOKS], size = 0;
+    int crowded = 0;
+    for (int i = 0; i < LOOKS; i++) nearest[i] = INFINITY;
+#pragma omp parallel for schedule(static) reduction(min : nearest[:LOOKS]) if (c->M * c->D > 1 << 18)
+    for (int64_t m = 0; m < c->M; m++)
+        for (int i = 0; i < LOOKS; i++) {
+            const float *other = q + i * c->M / LOOKS * c->D;
+            double squares = 0;
+            for (int64_t d = 0; d < c->D; d++) {
+                const double x = ((double)q[m * c->D + d] - other[d]) * c->scale;
+                squares += x * x;
+            }
+            if (squares > 0 && squares < nearest[i]) nearest[i] = squares;
+        }
+    for (int64_t d = 0; d < c->D; d++) {
+        const double x = ((double)c->high[d] - c->low[d]) / 2 * c->scale;
+        size += x * x;
+    }
+    for (int i = 0; i < LOOKS; i++) crowded += nearest[i] < 200 * 0x1p-23 * size;
+    return 2 * crowded > LOOKS;
+}
+
 /* Writes code m of group g as a column: its numbers `step` apart. Returns what its score starts from. */
 static inline float fill_column(const assign_call *c, int64_t g, int64_t m, float *column, int64_t step)
 {
@@ -104,7 +135,7 @@ static inline float fill_column(const assign_call *c, int64_t g, int64_t m, floa
     float x[c->D];
     for (int64_t d = 0; d < c->D; d++) column[d * step] = x[d] = frame_of(q[d], c->centre[d], c->scale);
     const double norm = row_norm(x, c->D);
-    return (float)(-0.5 * norm * norm);
+    return c->direct ? 0 : (float)(-0.5 * norm * norm);
 }
 
 /* Lays out group g's codes. All threads of a parallel region call it together. */
@@ -135,6 +166,21 @@ typedef struct assign_best {
     vi code[BLOCK_ROWS];
 } assign_best;
 
+/* Takes the squared differences of TILE_ROWS rows of a and a tile off their scores. */
+static void tile_differences(vf score[12][4], const float *a, const float *column, int64_t D)
+{
+    for (int64_t d = 0; d < D; d++, column += TILE_CODES)
+#pragma GCC unroll 6
+        for (int r = 0; r < TILE_ROWS; r++) {
+            const vf x = vf_set1(a[r * D + d]);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                const vf difference = x - vf_load(column + v * VX_LANES);
+                score[r][v] -= difference * difference;
+            }
+        }
+}
+
 /* Lets rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D) meet a tile. */
 static void meet_tile(const assign_call *c, const float *a, assign_best *best, int i, int64_t tile)
 {
@@ -147,8 +193,9 @@ static void meet_tile(const assign_call *c, const float *a, assign_best *best, i
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) score[r][v] = vf_load(offset + v * VX_LANES);
-    tile_product(TILE_ROWS, VECTORS, score, a + i * c->D, c->D, 1, c->columns + tile * TILE_CODES * c->D, TILE_CODES,
-                 c->D);
+    const float *column = c->columns + tile * TILE_CODES * c->D;
+    if (c->direct) tile_differences(score, a + i * c->D, column, c->D);
+    else tile_product(TILE_ROWS, VECTORS, score, a + i * c->D, c->D, 1, column, TILE_CODES, c->D);
 #pragma GCC unroll 6
     for (int r = 0; r < TILE_ROWS; r++) {
         vf most = best->score[i + r];
@@ -432,7 +479,9 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     }
     for (int64_t g = 0; g < c.G; g++) {
         if (metric == VX_EUCLID) find_frame(&c, g);
-        if (cells_may_pay(&c) && assign_near(&c, g, blocks, far)) continue;
+        c.direct = metric == VX_EUCLID && is_crowded(&c, g);
+        if (c.direct) memset(c.centre, 0, sizeof(double) * (size_t)c.D); /* differences lose nothing where they are */
+        if (!c.direct && cells_may_pay(&c) && assign_near(&c, g, blocks, far)) continue;
 #pragma omp parallel
         {
             fill_columns(&c, g);
