@@ -43,7 +43,7 @@ static frames frames_of(const float *x, int64_t B, int64_t N, int64_t C, int64_t
 
 static void fill_frames(const frames &f, const float *x, int64_t B, int64_t N, int64_t C, int64_t G, int64_t before)
 {
-    if (f.copied)
+    if (f.copied && C)
         VX_LAUNCH(spread_kernel, vx_grid(B * G * f.pitch, BLOCK), BLOCK, 0, f.data, x, B, N, C, G, before,
                   f.pitch / (C / G));
 }

@@ -112,7 +112,10 @@ int vx_cuda_span_mask(vx_tensor *mask, vx_tensor *frames, vx_tensor *count, vx_t
 {
     const int64_t B = mask->shape[0], T = mask->shape[1];
     const vx_random random = vx_draws(seed, stream);
-    if (!mask->numel) return VX_OK;
+    if (!mask->numel) {
+        if (B) VX_CUDA(cudaMemsetAsync(count->data, 0, sizeof(int32_t) * (size_t)B, vx_stream()));
+        return vx_status();
+    }
     const vx_data_check outside =
         vx_data_check_of(VX_EINVAL, 1, "the length of row %%lld is outside 0 .. %lld", (long long)T);
     uint32_t *words = VX_SCRATCH(uint32_t, B * T);

@@ -218,6 +218,10 @@ int vx_cuda_smooth_backward(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
         check_soft(&c, soft))
         return VX_EINVAL;
     const vx_random random = vx_draws(seed, stream);
+    if (!c.G) { /* no codebook, no logit */
+        VX_CUDA(cudaMemsetAsync(dlog_tau->data, 0, sizeof(float), vx_stream()));
+        return vx_status();
+    }
     const bool knn = smooth_is_knn(regularizer), ppl = regularizer == VX_REG_PPL;
     const int64_t ranges = cut_ranges(c.N, c.panels, 2 * c.Mp * c.depth * 4), pair_count = c.S * c.K;
 
