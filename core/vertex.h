@@ -215,8 +215,8 @@ VX_API int64_t vx_writes(const vx_tensor *x);                       /* 0 */
 VX_API const char *vx_last_writer(const vx_tensor *x);              /* "" */
 VX_API int vx_same_storage(const vx_tensor *a, const vx_tensor *b); /* 0 */
 
-/* Copies src to dst: same shape, any dtype, strides and device on either side. Where both share memory, dst becomes what
- * src was before. A dst whose elements share memory is refused. */
+/* Copies src to dst: same shape, any dtype, strides and device on either side. Where both share memory, dst becomes
+ * what src was before. A dst whose elements share memory is refused. */
 VX_API int vx_copy(vx_tensor *dst, const vx_tensor *src);
 /* Read elements first .. first + count - 1 of a contiguous tensor to host memory, or write them; raw, little-endian. */
 VX_API int vx_read(const vx_tensor *x, int64_t first, int64_t count, void *host);
