@@ -153,6 +153,17 @@ describe("the smoothed quantizer by cells", function()
     compare(z, vx.ones { 1, 700, 3 }, 0.003, { regularizer = "none", ties = 0 }, "one point")
   end)
 
+  it("keeps a crowd of codes of which each has hardly any part", function()
+    -- one code where the rows are, 2047 at 0.317 rad from it: p = 2^-24 each, 2^-13 together
+    local book, z = {}, {}
+    local noise, around = vx.randn({ 2047, 2 }):totable(), vx.randn({ 1500, 2 }):totable()
+    for m, e in ipairs(noise) do book[m] = { math.cos(0.317), math.sin(0.317) + 2e-3 * e[1], 2e-3 * e[2] } end
+    for i, e in ipairs(around) do z[i] = { { 1, 1e-3 * e[1], 1e-3 * e[2] } } end
+    table.insert(book, 700, { 1, 0, 0 })
+    local r = compare(vx.tensor(z), vx.tensor { book }, 0.003, { regularizer = "none", ties = 0 }, "a crowd")
+    assert.is_true(math.abs(r.max_p:item() - (1 - 2 ^ -13)) < 2 ^ -14)
+  end)
+
   it("finds float64's neighbours", function()
     local N, M, K, tau = 1500, 640, 4, 0.004
     local z, book = near_codes(N, 1, 3, M, 0.03, 500)
