@@ -221,7 +221,9 @@ function dist.sum(values)
   local sums = core.rank_sum(list)
   if sums[1] > 0 then core.rank_agree() end
   m.clock = sums[2]
-  return { unpack(sums, 3) }
+  local totals = {}
+  for i = 1, #values do totals[i] = sums[i + 2] end
+  return totals
 end
 
 --- Collects numbers from the ranks. Collective.
@@ -235,9 +237,11 @@ function dist.gather(values) return core.rank_lists(values, joined().size) end
 -- @return array of texts, that of rank r at r + 1
 -- @raise where a rank does not come
 function dist.gather_text(text)
+  if joined().size == 1 then return { text } end
   local most, lengths = 0, dist.gather { #text }
   for _, n in ipairs(lengths) do most = math.max(most, n[1]) end
-  local bytes = { text:byte(1, -1) }
+  local bytes = {}
+  for i = 1, #text do bytes[i] = text:byte(i) end
   for i = #text + 1, most do bytes[i] = 0 end
   local texts = {}
   for r, list in ipairs(dist.gather(bytes)) do
