@@ -121,7 +121,7 @@ describe("audio files", function()
     H.raises(function() vx.data.open_audio(pipe) end, "a device or pipe, not a file")
     H.raises(function() vx.data.open_audio(folder) end, "a folder, not a file")
     H.raises(function() vx.data.open_audio "no/such.wav" end, "no/such.wav: No such file or directory")
-    H.raises(function() vx.data.open_audio(3) end, "the path is a number")
+    H.raises(function() vx.data.open_audio(3) end, "path is 3, expected")
   end)
 end)
 

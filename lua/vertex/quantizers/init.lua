@@ -300,13 +300,12 @@ end
 
 --- Makes a quantizer.
 -- @param name name: one of vx.quantizers(), or what a family makes of one, as rvq-NAME
--- @param options table of what registry.by_name[name].options lists; dim and codes have no default. Options of other
--- families are accepted and ignored, so that one table can serve a whole sweep
+-- @param options table of dim, codes and what else registry.by_name[name].options lists; dim and codes have no
+-- default. Options of other families are accepted and ignored, so that one table can serve a whole sweep
 -- @return module with forward, encode, decode
 -- @raise where the name or an option is unknown, or an option's value is not what it should be
 function registry.quantizer(name, options)
   local item = registry.by_name[check.name("quantizer", "method", name, registry.by_name)]
-  if type(options) ~= "table" then fail("quantizer: '%s' needs options, at least {dim = ..., codes = ...}", name) end
   local full, own, known = {}, {}, {} -- own: options of this method; known: of any
   for _, o in ipairs(item.options) do
     own[o.name] = true
