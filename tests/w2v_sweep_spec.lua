@@ -105,7 +105,7 @@ describe("w2v_sweep", function()
       local entry = json.decode(line)
       if entry.event then events[#events + 1] = { entry.step, entry.event, entry.method } end
     end
-    assert.same({ { 1, "collapsed", "ste-euclid" } }, events)
+    assert.same({ { 1, "collapsed", "ste-euclid" }, { 1, "collapse", "ste-euclid" } }, events)
     local r = results("one")["ste-euclid"]
     assert.same({ 1, 0, 0 }, { r.equal, r.loss, r.accuracy })
   end)
