@@ -1,4 +1,5 @@
---- core/system.lua: interrupts and the hooks that carry them into running Lua, threads, the clock, the terminal.
+--- core/system.lua: interrupts and the hooks that carry them into running Lua, threads, other processes, the clock, the
+-- terminal.
 
 local ffi = require "ffi"
 local library = require "vertex.core.library"
@@ -105,5 +106,71 @@ end
 local at_exit = newproxy(true)
 getmetatable(at_exit).__gc = check_output
 system.at_exit = at_exit -- lives as long as the state
+
+-- -- Other processes --------------------------------------------------------------------------------------------------
+
+ffi.cdef [[
+  int posix_spawnp(int *pid, const char *file, const void *actions, const void *attributes, const char **argv,
+    char **environment);
+  int waitpid(int pid, int *status, int options);
+  int kill(int pid, int signal);
+  int poll(void *fds, unsigned long n, int milliseconds);
+  int getpid(void);
+  int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+  int posix_spawnattr_init(void *attributes);
+  int posix_spawnattr_setflags(void *attributes, short flags);
+  int posix_spawnattr_setpgroup(void *attributes, int group);
+  int setenv(const char *name, const char *value, int overwrite);
+  int unsetenv(const char *name);
+  extern char **environ;
+]]
+local SIGTERM, WNOHANG, PR_SET_PDEATHSIG, SPAWN_SETPGROUP = 15, 1, 1, 2
+
+--- For a process that system.run_program started: ends it with the one that did, however that ends.
+-- @param variable of the environment, as system.run_program was given
+function system.follow_parent(variable)
+  local parent = tonumber(os.getenv(variable) or "")
+  if not parent then return end
+  ffi.C.unsetenv(variable) -- this one's, not that of what it may start
+  ffi.C.prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
+  if system.parent() ~= parent then os.exit(1, true) end
+end
+
+--- Runs a program until it ends, its standard output left out. It is in a group of its own: Ctrl-C at the terminal
+-- comes here, and is passed on once.
+-- @param arguments array of texts, the program first
+-- @param variable of its environment, which tells it what process this is (system.follow_parent)
+-- @return its exit status, or 128 + the signal that ended it
+-- @raise where no process can be started
+function system.run_program(arguments, variable)
+  local words = { "sh", "-c", 'exec "$0" "$@" >/dev/null', unpack(arguments) }
+  local argv = ffi.new("const char *[?]", #words + 1)
+  for i, word in ipairs(words) do argv[i - 1] = word end
+  local attributes = ffi.new "uint64_t[64]" -- a posix_spawnattr_t takes 336 bytes
+  ffi.C.posix_spawnattr_init(attributes)
+  ffi.C.posix_spawnattr_setflags(attributes, SPAWN_SETPGROUP)
+  ffi.C.posix_spawnattr_setpgroup(attributes, 0)
+  ffi.C.setenv(variable, tostring(ffi.C.getpid()), 1)
+  local pid, status = ffi.new "int[1]", ffi.new "int[1]"
+  local failed = ffi.C.posix_spawnp(pid, "sh", nil, attributes, argv, ffi.C.environ)
+  ffi.C.unsetenv(variable)
+  if failed ~= 0 then library.fail("run_program: no process could be started (error %d)", failed) end
+  local told = false
+  while ffi.C.waitpid(pid[0], status, WNOHANG) == 0 do
+    if system.interrupted() and not told then
+      ffi.C.kill(-pid[0], SIGTERM)
+      told = true
+    end
+    ffi.C.poll(nil, 0, 20)
+  end
+  local signal = status[0] % 128
+  return signal == 0 and math.floor(status[0] / 256) % 256 or 128 + signal
+end
+
+--- Gives the bytes of a number as C holds it.
+-- @param ctype "float", "double", "uint64_t"
+-- @param x number
+-- @return string
+function system.number_bytes(ctype, x) return ffi.string(ffi.new(ctype .. "[1]", x), ffi.sizeof(ctype)) end
 
 return system

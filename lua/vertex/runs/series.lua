@@ -6,7 +6,6 @@
 --    /table.md, compare.csv, curves.png   over the runs that are finished (runs/compare.lua)
 --    /report.html         all of it on a page
 
-local ffi = require "ffi"
 local lfs = require "lfs"
 local check = require "vertex.check"
 local compare = require "vertex.runs.compare"
@@ -114,58 +113,10 @@ end
 
 -- -- One process a run ------------------------------------------------------------------------------------------------
 
-ffi.cdef [[
-  int posix_spawnp(int *pid, const char *file, const void *actions, const void *attributes, const char **argv,
-    char **environment);
-  int waitpid(int pid, int *status, int options);
-  int kill(int pid, int signal);
-  int poll(void *fds, unsigned long n, int milliseconds);
-  int getpid(void);
-  int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
-  int posix_spawnattr_init(void *attributes);
-  int posix_spawnattr_setflags(void *attributes, short flags);
-  int posix_spawnattr_setpgroup(void *attributes, int group);
-  int setenv(const char *name, const char *value, int overwrite);
-  int unsetenv(const char *name);
-  extern char **environ;
-]]
-local SIGTERM, WNOHANG, PR_SET_PDEATHSIG, SPAWN_SETPGROUP = 15, 1, 1, 2
 local PARENT = "VERTEX_SERIES" -- in a run's environment: the process that makes the series
 
 --- For a run's process: ends it with the one that makes the series, however that ends.
-function series.follow_parent()
-  local parent = tonumber(os.getenv(PARENT) or "")
-  if not parent then return end
-  ffi.C.unsetenv(PARENT) -- this one's, not that of what it may start
-  ffi.C.prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
-  if core.parent() ~= parent then os.exit(1, true) end
-end
-
---- Runs a program until it ends, its standard output left out. It is in a group of its own: Ctrl-C at the terminal
--- comes here, and is passed on once. Gives its exit status, or 128 + the signal that ended it.
-local function run_program(arguments)
-  local words = { "sh", "-c", 'exec "$0" "$@" >/dev/null', unpack(arguments) }
-  local argv = ffi.new("const char *[?]", #words + 1)
-  for i, word in ipairs(words) do argv[i - 1] = word end
-  local attributes = ffi.new "uint64_t[64]" -- a posix_spawnattr_t takes 336 bytes
-  ffi.C.posix_spawnattr_init(attributes)
-  ffi.C.posix_spawnattr_setflags(attributes, SPAWN_SETPGROUP)
-  ffi.C.posix_spawnattr_setpgroup(attributes, 0)
-  ffi.C.setenv(PARENT, tostring(ffi.C.getpid()), 1)
-  local pid, status = ffi.new "int[1]", ffi.new "int[1]"
-  local failed = ffi.C.posix_spawnp(pid, "sh", nil, attributes, argv, ffi.C.environ)
-  if failed ~= 0 then core.fail("series: no process could be started (error %d)", failed) end
-  local told = false
-  while ffi.C.waitpid(pid[0], status, WNOHANG) == 0 do
-    if core.interrupted() and not told then
-      ffi.C.kill(-pid[0], SIGTERM)
-      told = true
-    end
-    ffi.C.poll(nil, 0, 20)
-  end
-  local signal = status[0] % 128
-  return signal == 0 and math.floor(status[0] / 256) % 256 or 128 + signal
-end
+function series.follow_parent() core.follow_parent(PARENT) end
 
 -- -- All of it --------------------------------------------------------------------------------------------------------
 
@@ -191,7 +142,7 @@ local function run_members(members, options)
     local arguments = { arg and arg[-1] or "luajit", options.program, unpack(options.arguments) }
     for _, a in ipairs(member.arguments) do arguments[#arguments + 1] = a end
     for _, a in ipairs { "--out", options.out .. "/" .. member.name, "--resume" } do arguments[#arguments + 1] = a end
-    local status = run_program(arguments)
+    local status = core.run_program(arguments, PARENT)
     if status == 130 or core.interrupted() then return failed, true end
     if status ~= 0 then
       failed[#failed + 1] = ("%s: %s"):format(member.name,

@@ -6,7 +6,6 @@
 -- Summary { repeated Value value = 1 }, Value { string tag = 1; float simple_value = 2 }.
 
 local bit = require "bit"
-local ffi = require "ffi"
 local check = require "vertex.check"
 local core = require "vertex.core"
 
@@ -39,7 +38,7 @@ local function varint(n)
   return table.concat(bytes)
 end
 
-local function number(ctype, x) return ffi.string(ffi.new(ctype .. "[1]", x), ffi.sizeof(ctype)) end
+local number = core.number_bytes
 
 -- Field numbers with their wire types: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
 local function bytes_field(field, bytes) return string.char(field * 8 + 2) .. varint(#bytes) .. bytes end
