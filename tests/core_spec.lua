@@ -506,7 +506,8 @@ describe("vx.debug", function()
   --- Runs a script in a process of its own → what it wrote to stderr, its status.
   local function child(script, environment)
     local path = H.write(H.scratch "debug.lua", script)
-    return H.shell(("cd '%s' && LUA_PATH='./?.lua;./lua/?.lua;./lua/?/init.lua;;' VERTEX_LIB='%s' %s luajit '%s' 2>&1")
+    local set = "LUA_PATH='./?.lua;./lua/?.lua;./lua/?/init.lua;;' VERTEX_LIB='%s' %s timeout 60 luajit '%s' 2>&1"
+    return H.shell(("cd '%s' && " .. set)
       :format(H.root, os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so", environment or "", path))
   end
 
@@ -559,6 +560,15 @@ describe("vx.debug", function()
     assert.equal("", (child(script, "VERTEX_DEBUG=0")))
     out = child(script, "VERTEX_DEBUG=yes")
     assert.truthy(out:find("VERTEX_DEBUG is 'yes', expected 0 (off), 1", 1, true), out)
+  end)
+
+  it("lets the process end, also where LuaJIT has compiled its loops", function()
+    local script = [[
+      jit.opt.start "hotloop=3"
+      local vx = require "vertex"
+      local x = vx.ones { 3 }
+      for _ = 1, tonumber(os.getenv "CALLS") do vx.debug(2, function() return (x:fill(1) + x):sum() end) end ]]
+    for calls = 1, 12 do assert.equal(0, select(2, child(script, "CALLS=" .. calls)), calls .. " calls") end
   end)
 
   it("holds while its function runs, and hands on what that returns and raises", function()

@@ -270,9 +270,10 @@ end
 --- The checkout, as an absolute path: children run elsewhere.
 H.root = (core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root):gsub("/%.$", "")
 
---- Runs a shell command; returns its output (both streams) and exit status.
+--- Runs a shell command for 300 seconds at most; returns its output (both streams) and exit status (124: not ended).
 function H.shell(command)
-  local pipe = assert(io.popen(("{ (%s) 2>&1; echo rc=$?; } 2>/dev/null"):format(command)))
+  local quoted = "'" .. command:gsub("'", "'\\''") .. "'"
+  local pipe = assert(io.popen("{ timeout 300 sh -c " .. quoted .. " 2>&1; echo rc=$?; } 2>/dev/null"))
   local output, status = pipe:read("*a"):match "^(.*)rc=(%d+)\n$"
   pipe:close()
   return output, tonumber(status)

@@ -95,17 +95,25 @@ function system.terminal_columns() return C.vx_terminal_columns() end
 ffi.cdef "int ferror(void *stream); void _exit(int status);"
 local stdout, stderr, libc = io.stdout, io.stderr, ffi.C
 
---- Ends the process with status 1 where what was printed has not arrived: the disk under it is full, say.
-local function check_output()
+local at_exit = {} -- live as long as the state
+
+--- Calls a function when the state closes. It is never compiled: in a finalizer LuaJIT 2.1.0-beta3 may enter a compiled
+-- loop over pairs and leave it again for ever.
+-- @param f function(); what it calls must hold no loop over pairs either
+function system.at_exit(f)
+  jit.off(f, true)
+  local object = newproxy(true)
+  getmetatable(object).__gc = f
+  at_exit[#at_exit + 1] = object
+end
+
+-- Ends the process with status 1 where what was printed has not arrived: the disk under it is full, say.
+system.at_exit(function()
   local open, flushed, why = pcall(stdout.flush, stdout)
   if not open or (flushed and libc.ferror(stdout) == 0) then return end
   stderr:write("standard output: ", tostring(why or "not all of it could be written"), "\n")
   libc._exit(1)
-end
-
-local at_exit = newproxy(true)
-getmetatable(at_exit).__gc = check_output
-system.at_exit = at_exit -- lives as long as the state
+end)
 
 -- -- Other processes --------------------------------------------------------------------------------------------------
 

@@ -176,8 +176,7 @@ local function debug_ops(level, f)
   return unpack(results, 2, table.maxn(results))
 end
 
-local at_end = newproxy(true)
-getmetatable(at_end).__gc = write_totals
+system.at_exit(write_totals)
 
 local asked = os.getenv "VERTEX_DEBUG"
 if asked and asked ~= "" then
@@ -187,4 +186,4 @@ if asked and asked ~= "" then
   set_level(tonumber(asked))
 end
 
-return { debug = debug_ops, at_end = at_end }
+return { debug = debug_ops }
