@@ -83,6 +83,7 @@ local run = runs.start({
       unit = "MB that tensors held at most" },
     { name = "step_ms", title = "Step", format = "%.1f ms", better = "low", from = "training, the last sitting",
       unit = "ms, images and log included" },
+    "tightness", "tightness_q05", "tightness_q50", "tightness_q95", "gap", "unselected", "contested",
     { name = "fid_tf", title = "FID (TF)", format = "%.2f", better = "low", optional = true,
       from = HARD .. ", --inception the FID network's" },
     { name = "is_tf", title = "IS (TF)", format = "%.2f", better = "high", optional = true,
@@ -221,8 +222,9 @@ end
 
 local GROUP = 256 -- images, over which code use is measured beside that over the split
 
---- {rmse, psnr, code_use, code_use_256, perplexity, perplexity_share, rank_latents} over the split, the first batch
--- with its reconstruction, and how often each code was taken; nil when interrupted. Several ranks take a part of each
+--- {rmse, psnr, code_use, code_use_256, perplexity, perplexity_share, rank_latents} over the split, those of
+-- vx.metrics.smoothing of its first batch, that batch with its reconstruction, and how often each code was taken; nil
+-- when interrupted. Several ranks take a part of each
 -- batch, and sum.
 local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
@@ -230,7 +232,7 @@ local function evaluate(model)
   local scale = vx.tensor(vx.data.std) -- turns standardized errors into those of pixels
   local width = model.quantizer.options.dim
   local latents = vx.dist.size() == 1 and vx.metrics.moments(width) -- false from the first NaN on
-  local squared, pixels, count, first = 0, 0, 0, nil
+  local squared, pixels, count, first, smoothing = 0, 0, 0, nil, nil
   local groups, sum, in_part, n = 0, 0, 0 -- n: images of a round
   repeat
     local mine, kept = vx.step(function()
@@ -239,6 +241,7 @@ local function evaluate(model)
         if not x then return 0 end
         local y, q, z = model(x)
         z = z:reshape { -1, width }
+        if latents and not smoothing then smoothing = vx.metrics.smoothing(model.quantizer, z) end
         latents = latents and vx.nonfinite(z) == 0 and latents:add(z)
         local d = y - x
         squared = squared + d:square():sum():item()
@@ -262,9 +265,11 @@ local function evaluate(model)
   if core.interrupted() then return nil end
   if count == 0 then core.fail("the validation split of %s has no image", config.data) end
   local perplexity = whole:perplexity()
-  return { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
+  local result = { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
     code_use_256 = sum / groups, perplexity = perplexity, perplexity_share = perplexity / model.quantizer.options.codes,
-    rank_latents = latents and latents:effective_rank() or nil }, first, whole:total()
+    rank_latents = latents and latents:effective_rank() or nil }
+  for name, value in pairs(smoothing or {}) do result[name] = value end
+  return result, first, whole:total()
 end
 
 --- The effective rank of a codebook (G,M,D), mean over its groups; nil where there is none, or it is not finite.

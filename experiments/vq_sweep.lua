@@ -44,10 +44,13 @@ end
 
 function Model:normalize(x) return (x - self.mean) / self.scale end
 
+--- Normalized vectors (B,D) → what the quantizer is given.
+function Model:encode(z) return self.encoder and self.encoder(z) or z end
+
 --- Vectors (B,D) → normalized vectors, their reconstruction, and the quantizer's output.
 function Model:forward(x)
   local z = self:normalize(x)
-  local q = self.quantizer(self.encoder and self.encoder(z) or z)
+  local q = self.quantizer(self:encode(z))
   return z, self.decoder and self.decoder(q.quantized) or q.quantized, q
 end
 
@@ -247,12 +250,14 @@ local run = runs.start({
       unit = "used codes / M" },
     { name = "perplexity", title = "Perplexity", format = "%.1f", better = "high", from = "all vectors",
       unit = "codes" },
+    "tightness", "tightness_q05", "tightness_q50", "tightness_q95", "gap", "unselected", "contested",
     "steps", "seconds",
     { name = "memory", title = "Memory", format = "%.0f MB", better = "low", from = "tensors at their peak",
       unit = "MB" },
   },
   table = {
     title = function(c) return ("%s, %s"):format(c.preset, c.data or "a mixture of Gaussians") end,
+    columns = { "error", "code_use", "perplexity", "tightness", "unselected", "seconds", "memory" },
     line = { "error", "code_use" },
     footnotes = { "Error: sum of |x - q(x)|^2 over that of |x - mean|^2. Memory: tensors; files are mapped.",
       "The mixture's own centers have an error of spread^2 / (1 + spread^2): about 0.0099.",
@@ -396,5 +401,10 @@ os.exit(run:each(function(method)
     write(run, method, model, codes, codebook, { method = method, options = json.encode(options), encoder = encoder })
   end
   result.steps, result.memory = steps, core.memory().peak / 1e6
+  vx.step(function() -- of as many rows as a step of training has
+    local x = set:read(0, math.min(config.batch, set:size()))
+    local z = vx.no_grad(function() return model:encode(model:normalize(x)) end)
+    for name, value in pairs(vx.metrics.smoothing(q, z)) do result[name] = value end
+  end)
   return result
 end), true)

@@ -49,6 +49,7 @@ local run = runs.start({
     "steps", "seconds",
     { name = "perplexity_share", title = "Perplexity / M", format = percent, better = "high", from = ALL,
       unit = "perplexity over that of even use" },
+    "tightness", "tightness_q05", "tightness_q50", "tightness_q95", "gap", "unselected", "contested",
   },
   table = {
     title = function(c) return ("%s, %s"):format(c.preset, c.data or "synthetic speech") end,
@@ -200,7 +201,7 @@ local function judge(model, steps)
   vx.seed(vx.dist.seed(config.seed)) -- of masks and distractors
   local speech = open_speech("val", model, { place = "all", shuffle = false, epochs = 1 })
   local used = count_codes(model.quantizer)
-  local loss, hits, equals, frames = 0, 0, 0, 0
+  local loss, hits, equals, frames, smoothing = 0, 0, 0, 0, nil
   repeat
     local mine = vx.step(function()
       return vx.no_grad(function()
@@ -210,6 +211,7 @@ local function judge(model, steps)
         loss, frames = loss + out.each:sum():item(), frames + out.each:numel()
         hits, equals = hits + out.hit:to("f32"):sum():item(), equals + out.equal:to("f32"):sum():item()
         used:add(model:codes(out.rows, out.frames))
+        if run.shards == 1 and not smoothing then smoothing = vx.metrics.smoothing(model.quantizer, out.z) end
         return waves:size(1)
       end)
     end)
@@ -219,10 +221,11 @@ local function judge(model, steps)
   if core.interrupted() then return nil end
   if frames == 0 then core.fail("the validation split of %s has no clip that can be used", config.data) end
   local shares, perplexity = used:shares(), used:perplexity()
-  return { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = perplexity,
+  local result = { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = perplexity,
     perplexity_share = perplexity / model.quantizer.options.codes,
-    accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps },
-    { code_counts = used:total() }
+    accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps }
+  for name, value in pairs(smoothing or {}) do result[name] = value end
+  return result, { code_counts = used:total() }
 end
 
 -- -- The sweep --------------------------------------------------------------------------------------------------------

@@ -42,20 +42,21 @@ function Pretraining:features(waves, lengths)
 end
 
 --- waves (B,L), lengths i32 (B) → { loss = mean over the hidden frames in nats, each = of each frame (N), equal = how
--- many distractors of each equal its target (N), hit = whether its target came first (N), q = the quantizer's output,
--- penalty = mean square of the features, rows = features (B T,C), frames = those of each clip, i32 (B) }. A clip is to
--- have self:shortest() samples at least.
+-- many distractors of each equal its target (N), hit = whether its target came first (N), z = the quantizer's rows
+-- (N,dim), q = its output, penalty = mean square of the features, rows = features (B T,C), frames = those of each clip,
+-- i32 (B) }. A clip is to have self:shortest() samples at least.
 function Pretraining:forward(waves, lengths)
   local x, rows, frames = self:features(waves, lengths)
   local B, T = x:size(1), x:size(2)
   local mask, places = vx.span_mask(B, T, { lengths = frames, probability = self.probability, span = self.span })
-  local q = self.quantizer(self:targets(vx.gather(rows, places)))
+  local z = self:targets(vx.gather(rows, places))
+  local q = self.quantizer(z)
   local context = self.wav2vec2:encode(x, frames, { mask = mask, embedding = self.mask_embedding })
   local y = self.project_y(vx.gather(context:reshape { B * T, context:size(3) }, places))
   local distractors = vx.distractors(places, T, self.distractors)
   local loss, each, _, equal, hit = vx.contrastive_loss(y, q.quantized, distractors, { temperature = self.temperature })
-  return { loss = loss, each = each, equal = equal, hit = hit, q = q, penalty = rows:square():mean(), rows = rows,
-    frames = frames }
+  return { loss = loss, each = each, equal = equal, hit = hit, z = z, q = q, penalty = rows:square():mean(),
+    rows = rows, frames = frames }
 end
 
 --- Codes i32 (N, codebooks), 0-based, of all frames that count, row after row; rows (B T,C) and frames i32 (B) or nil

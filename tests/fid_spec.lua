@@ -102,6 +102,41 @@ describe("tightness", function()
       vx.metrics.unselected(p, { k = 5 }) }, { 0.6, 0.2, 0 }, 1e-6, 1e-7)
     H.raises(function() vx.metrics.unselected(p, { k = 6 }) end, "unselected: k is 6, expected an integer from 1 to 5")
   end)
+
+  it("says which share of the vertices is contested", function()
+    local p = vx.tensor { { 0.9, 0.1, 0 }, { 0.45, 0.35, 0.2 }, { 0.4, 0.3, 0.3 }, { 0.1, 0.1, 0.8 } }
+    -- K = 1: rows 0, 1, 3; K = 2: 0 and 1, 1 and 2, 3 and 2; K = 4: all of them are everybody's
+    H.close({ vx.metrics.contested(p, { k = 1 }), vx.metrics.contested(p, { k = 2 }),
+      vx.metrics.contested(p, { k = 4 }) }, { 0, 1, 1 }, 1e-6, 1e-7)
+    local q = vx.tensor { { 0.9, 0.1, 0 }, { 0.8, 0.2, 0 }, { 0, 0.1, 0.9 } } -- K = 1: 0, 1, 2
+    H.close({ vx.metrics.contested(q, { k = 1 }) }, { 0 }, 1e-6, 1e-7)
+    local r = vx.tensor { { 0.9, 0.8, 0 }, { 0, 0.2, 0 }, { 0, 0.1, 0.9 } } -- K = 1: rows 0, 0, 2
+    H.close({ vx.metrics.contested(r, { k = 1 }) }, { 2 / 3 }, 1e-6, 1e-7)
+    H.raises(function() vx.metrics.contested(p, { k = 5 }) end, "contested: k is 5, expected an integer from 1 to 4")
+  end)
+
+  it("of a quantizer is that of its own probabilities, codebook by codebook and shard by shard", function()
+    local options = { dim = 6, codes = 5, groups = 2, k = 4, shards = 2, seed = 3 }
+    vx.seed(4)
+    local z = vx.randn { 30, 6 }
+    local q = vx.quantizer("softmax-knn-l2", options)
+    local found, expected = vx.metrics.smoothing(q, z), { tightness = 0, gap = 0, unselected = 0, contested = 0 }
+    for g = 1, 2 do
+      local p = vx.exp(q:log_pi(z:reshape { 30, 2, 3 }, g))
+      local t = vx.metrics.tightness(p)
+      expected.tightness, expected.gap = expected.tightness + t.mean / 2, expected.gap + t.gap / 2
+      for h = 0, 1 do
+        local part, how = p:narrow(1, 15 * h + 1, 15), { k = 2, metric = "l2" }
+        expected.unselected = expected.unselected + vx.metrics.unselected(part, how) / 4
+        expected.contested = expected.contested + vx.metrics.contested(part, how) / 4
+      end
+    end
+    for name, value in pairs(expected) do H.close({ found[name] }, { value }, 1e-5, 1e-6) end
+    assert.is_true(found.tightness_q05 <= found.tightness_q50 and found.tightness_q50 <= found.tightness_q95)
+    assert.is_nil(vx.metrics.smoothing(vx.quantizer("softmax-knn-ce", { dim = 6, codes = 5, k = 31 }), z).unselected)
+    assert.same({}, vx.metrics.smoothing(vx.quantizer("ste-euclid", { dim = 6, codes = 5 }), z))
+    H.raises(function() vx.metrics.smoothing(q, vx.zeros { 3, 4 }) end, "smoothing: z (3,4)", "width 6")
+  end)
 end)
 
 describe("the Fréchet distance", function()

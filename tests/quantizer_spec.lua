@@ -726,6 +726,17 @@ describe("a subset of vertices", function()
     local whole = vx.quantizer("softmax-knn-ce", options { groups = 2 }):forward(z).reg:item()
     local all = vx.quantizer("softmax-knn-ce", options { groups = 2, vertices = 10 }):forward(z).reg:item()
     H.close({ all }, { whole }, 1e-6, 0)
+    -- as a share of the codes
+    local codes = options().codes
+    for share, count in pairs { [0.3] = math.floor(0.3 * codes + 0.5), [1e-6] = 1 } do
+      local by_share = vx.quantizer("softmax-knn-ce", options { vertices = share }):forward(z).reg:item()
+      if count > 1 then
+        assert.equal(vx.quantizer("softmax-knn-ce", options { vertices = count }):forward(z).reg:item(), by_share)
+      end
+    end
+    assert.equal(whole, vx.quantizer("softmax-knn-ce", options { groups = 2, vertices = 1 }):forward(z).reg:item())
+    H.raises(function() vx.quantizer("softmax-knn-ce", options { vertices = 2.5 }) end, "vertices is 2.5",
+      "expected an integer")
     -- the mean over subsets is the whole
     local sum, many = 0, vx.quantizer("softmax-knn-ce", options { vertices = 5 })
     for _ = 1, 400 do sum = sum + vx.step(function() return many:forward(z).reg:item() end) end

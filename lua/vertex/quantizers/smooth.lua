@@ -33,6 +33,17 @@ local TERMS = { ppl = "ppl", ["knn-l2"] = "knn", ["knn-ce"] = "knn" } -- a regul
 
 Smooth.row_inputs = { "gumbel" }
 
+--- How many vertices the regularizer looks at each step: the option's number, or its share of the codes; nil for all.
+local function vertices_of(options)
+  local v, M = options.vertices, options.codes
+  if v == nil then return nil end
+  check.positive("quantizer", "vertices", v)
+  if v <= 1 then v = math.max(1, math.floor(v * M + 0.5)) end
+  check.integer("quantizer", "vertices", v, 1)
+  if v > M then core.fail("quantizer: vertices %d of %d codes", v, M) end
+  return v < M and v or nil
+end
+
 --- Checks the options and makes log_tau {1}, the logarithm of the temperature.
 -- @param options table of the method's options
 -- @raise where one is not what it should be
@@ -41,12 +52,7 @@ function Smooth:setup(options)
   check.integer("quantizer", "shards", options.shards, 1)
   check.positive("quantizer", "tau", options.tau)
   check.number("quantizer", "entropy_weight", options.entropy_weight, 0, math.huge)
-  if options.vertices ~= nil then
-    check.integer("quantizer", "vertices", options.vertices, 1)
-    if options.vertices > options.codes then
-      core.fail("quantizer: vertices %d of %d codes", options.vertices, options.codes)
-    end
-  end
+  self.vertices = vertices_of(options)
   check.choice("quantizer", "precision", options.precision, { "f32", "bf16" })
   check.choice("quantizer", "scope", options.scope, { "rank", "world" })
   local ranks = dist.size()
@@ -85,9 +91,11 @@ function Smooth:gumbel_tau()
   return g.from * (g.to / g.from) ^ t
 end
 
---- Neighbours of a vertex among this rank's rows, and the parts that these are split into. All ranks together have
--- `shards` parts, at least one each, with K / parts neighbours; under scope = "world" there is one part of all ranks.
-local function neighbours(self, rows)
+--- Says how a KNN regularizer looks at this rank's rows. All ranks together have `shards` parts, at least one each,
+-- with K / parts neighbours; under scope = "world" there is one part of all ranks.
+-- @param rows how many there are
+-- @return neighbours of a vertex among this rank's rows, and the parts that these are split into
+function Smooth:neighbours(rows)
   local o, ranks = self.options, dist.size()
   if o.scope == "world" then return ranks == 1 and o.k or math.min(o.k, rows), 1 end
   local parts = math.max(1, o.shards / ranks)
@@ -100,7 +108,7 @@ local function draw_vertices(self)
   local parts = {}
   for g = 1, o.groups do
     parts[g] = ops.reshape(ops.narrow(ops.permutation(o.codes, self.generator, { device = self.codebook:device() }), 1,
-      1, o.vertices), { 1, o.vertices })
+      1, self.vertices), { 1, self.vertices })
   end
   return o.groups == 1 and parts[1] or ops.cat(1, parts)
 end
@@ -131,12 +139,12 @@ function Smooth:quantize(z, given)
     core.fail("%s: gumbel %s, expected (%d,%d,%d)", self.label, core.is_tensor(noise) and core.shape_text(noise)
       or type(noise), z:size(1), o.groups, o.codes)
   end
-  local k, parts = neighbours(self, z:size(1))
+  local k, parts = self:neighbours(z:size(1))
   local y, reg, codes, mean_pi, max_p = ops.quantize_smooth(z, self.codebook, self.log_tau, {
     sampler = self.sampler, regularizer = self.regularizer, k = k, gumbel_tau = self:gumbel_tau(), shards = parts,
     seed = dist.seed(seed), stream = stream,
     noise = noise and self.sampler ~= "softmax" and ops.reshape(noise, { z:size(1), o.groups, o.codes }) or nil,
-    vertices = o.vertices and KNN[self.regularizer] and draw_vertices(self) or nil,
+    vertices = self.vertices and KNN[self.regularizer] and draw_vertices(self) or nil,
     precision = o.precision, stats = self.with_stats,
     -- without gradients nobody needs the regularizer, and ranks may have different numbers of batches
     join = o.scope == "world" and dist.size() > 1 and tape.enabled and world.join(self.regularizer, o.k) or nil,
@@ -215,7 +223,9 @@ return {
     { name = "gumbel_tau", default = 1, meaning = "Gumbel temperature, or a schedule {from = 2, to = 0.5, steps = n}" },
     { name = "entropy_weight", default = 0,
       meaning = "weight of the rows' mean entropy less the entropy of their mean" },
-    { name = "vertices", meaning = "S: look only at S random vertices each step (knn-*, Section 5.3)" },
+    { name = "vertices",
+      meaning = "look only at this many random vertices each step, or at this share of them where it is 1 (all) or less"
+        .. " (knn-*, Section 5.3)" },
     { name = "shards", default = 1,
       meaning = "split the batch (of all ranks) in this many parts with K / shards neighbours each, as the paper's"
         .. " GPUs do" },

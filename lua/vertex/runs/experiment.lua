@@ -18,7 +18,7 @@
 --         decides           true: results depend on it, so it is kept in config.json and must not change on --resume
 --         check             function(value) → what is wrong with it on this machine, or nil
 --       columns = { ... },  of results.csv, behind method and seed. Each is the name of one of the runs' own ("steps",
---                           "seconds"; those not named come last) or
+--                           "seconds", which come last where not named; those of metrics.smoothing) or
 --         { name =, title =, unit =, format =, better =, optional =, from = }:
 --         name              under which the training function returns it; what is not returned is left empty
 --         title             in the table
@@ -42,6 +42,20 @@ local OWN = {
   seconds = { name = "seconds", title = "Time", unit = "s", format = "%.0f s",
     from = "training and evaluation, all sittings together" },
 }
+
+-- What metrics.smoothing gives.
+local FIRST = "smoothed methods, without noise, rows of the evaluation's first batch; a run on one rank"
+for name, of in pairs { tightness = { "Tightness", "largest probability, mean" },
+  tightness_q05 = { "Tightness 5%", "largest probability, 5 % of the rows below" },
+  tightness_q50 = { "Tightness 50%", "largest probability, median" },
+  tightness_q95 = { "Tightness 95%", "largest probability, 5 % of the rows above" },
+  gap = { "Soft-hard gap", "squared distance from a row to its vertex, mean" },
+  unselected = { "Unselected", "rows that are no vertex's K nearest" },
+  contested = { "Contested", "vertices of whose K nearest rows another has one" } } do
+  local share = name == "unselected" or name == "contested"
+  OWN[name] = { name = name, title = of[1], unit = of[2], from = FIRST, optional = true,
+    format = share and function(v) return ("%.1f%%"):format(100 * v) end or "%.3f" }
+end
 
 local function is_text(x) return type(x) == "string" and x ~= "" end
 
