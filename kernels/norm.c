@@ -4,7 +4,8 @@
  *   dz = dy act'(z);  dx = rstd (gamma dz - A - xhat D);  dgamma = sum dz xhat, dbeta = sum dz
  * mean and rstd = 1 / sqrt(variance + eps) are over the S positions and C / G channels of a group, or over the C
  * channels of a row; A and D are the means of gamma dz and of gamma dz xhat there. With lengths, the positions of an
- * image from its length on count nowhere; y and dx are 0 there.
+ * image from its length on count nowhere; y and dx are 0 there. The rstd of a single number is set to 0: then dx is 0
+ * as it should be, and not the rounding of gamma dz - A times 1 / sqrt(eps).
  *
  * Group norm reads x twice, its gradient x and dy twice. Of an image that fits the L2 cache the second reading, which
  * runs backwards, is free: a thread does whole images where there are enough of them. The activation costs more than
@@ -157,7 +158,7 @@ static void merge_chunks(const group *q, int64_t b, float eps)
     for (int64_t g = 0; g < q->G; g++) {
         double total = 0;
         for (int64_t c = g * D; c < (g + 1) * D; c++) total += squares[c];
-        const float rstd = (float)(1 / sqrt(total / size + eps));
+        const float rstd = size > 1 ? (float)(1 / sqrt(total / size + eps)) : 0;
         q->mean[b * q->G + g] = (float)sum[g * D];
         q->rstd[b * q->G + g] = rstd;
         for (int64_t c = g * D; c < (g + 1) * D; c++) mean[c] = (float)sum[c], scale[c] = rstd * q->gamma[c];
@@ -460,7 +461,7 @@ int VX_CPU(layer_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
         }
         const float residual = vf_sum(r), m = rough + residual * share;
         const float variance = (vf_sum(q) - residual * (residual * share)) * share;
-        const float inverse = 1.0f / sqrtf((variance > 0 ? variance : variance < 0 ? 0 : variance) + eps);
+        const float inverse = C > 1 ? 1.0f / sqrtf((variance > 0 ? variance : variance < 0 ? 0 : variance) + eps) : 0;
         vx_f32(mean)[i] = m;
         vx_f32(rstd)[i] = inverse;
         for (int64_t c = 0; c < full; c += VX_LANES)

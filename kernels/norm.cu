@@ -172,7 +172,10 @@ VX_KERNEL __launch_bounds__(BLOCK)
             }
         }
         squares = vx_block_sum(squares, shared);
-        if (threadIdx.x == 0) mean[item] = (float)centre, rstd[item] = (float)(1 / sqrt(squares / size + eps));
+        if (threadIdx.x == 0) {
+            mean[item] = (float)centre;
+            rstd[item] = size > 1 ? (float)(1 / sqrt(squares / size + eps)) : 0;
+        }
         __syncthreads();
     }
 }
@@ -511,7 +514,7 @@ VX_KERNEL VX_HOT __launch_bounds__(ROWS_BLOCK)
         }
         residual = vx_warp_sum(residual), squares = vx_warp_sum(squares);
         const float centre = rough + residual * share, variance = (squares - residual * (residual * share)) * share;
-        const float inverse = 1.0f / sqrtf((variance < 0 ? 0 : variance) + eps);
+        const float inverse = C > 1 ? 1.0f / sqrtf((variance < 0 ? 0 : variance) + eps) : 0;
         if (threadIdx.x % 32 == 0) mean[i] = centre, rstd[i] = inverse;
         for (int64_t c = threadIdx.x % 32 * V; c < C; c += 32 * V) {
             const vec<V> z = load<V>(row + c), scale = load<V>(gamma + c), shift = load<V>(beta + c);

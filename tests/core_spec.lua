@@ -515,8 +515,8 @@ describe("vx.debug", function()
     local out, status = child [[
       local H = require "tests.helper"
       local vx = require "vertex"
-      for number, op in ipairs(vx.ops.registry) do
-        for i, args in ipairs(op.cases and op.cases(H.generator(number)) or {}) do
+      for _, op in ipairs(vx.ops.registry) do
+        for i, args in ipairs(op.cases and op.cases(H.generator(H.number_of(op.name))) or {}) do
           local function run()
             return vx.step(function()
               local y = vx.ops[op.name](unpack(args, 1, table.maxn(args)))

@@ -72,6 +72,13 @@ function H.generator(seed)
   end
 end
 
+--- Gives a number for an op's random cases, which does not change when ops are added.
+function H.number_of(name)
+  local n = 0
+  for i = 1, #name do n = (n * 31 + name:byte(i)) % 10061 end
+  return 1000 * n
+end
+
 -- -- AdamW: the op takes lists ----------------------------------------------------------------------------------------
 
 --- Runs one step of the op on all of an array of { p, m, v, g, decay }. A false in place of a tensor stands for a
@@ -140,6 +147,47 @@ function H.check_sepconv2d_addend(device)
     local dy, before = T(y:shape(), { grad = false }):to(device), T(here[1]:shape(), { grad = false }):to(device)
     local dx = op.backward(y._node.ctx, dy)
     require("luassert").equal((before + dx):bytes(), op.backward(y._node.ctx, dy, nil, before):bytes(), "case " .. i)
+  end
+end
+
+--- Fails unless one number that is normalized by itself has a gradient of 0: nothing is left of two roundings times
+-- 1 / sqrt(eps), or over a small norm.
+function H.check_single_numbers(device)
+  local T, ops = H.generator(23), vx.ops
+  local function one(channels, ...) return { T { channels }, T { channels }, ... } end
+  local function check(what, gradient)
+    for _, g in ipairs(H.flat(gradient)) do
+      if g ~= 0 then error(("%s on %s: a gradient of %g"):format(what, device, g), 3) end
+    end
+  end
+  for _, method in ipairs { "ste-cosine", "re-cosine" } do
+    local q = vx.quantizer(method, { dim = 3, groups = 3, codes = 5, seed = 2 }):to(device)
+    local z = T({ 40, 3 }, { low = -1e-5, high = 1e-5 }):to(device)
+    z.requires_grad = true
+    local o = q(z)
+    ops.add(ops.sum(ops.mul(o.quantized, T({ 40, 3 }, { grad = false }):to(device))), o.reg):backward()
+    check(method, z.grad)
+    check(method .. ": codebook", q.codebook.grad)
+  end
+  for _, c in ipairs { 1, 3, 8, 70 } do
+    local lengths = vx.tensor({ 1, 0 }, { dtype = "i32" })
+    for name, case in pairs {
+      group_norm = { ops.group_norm, { 9, 1, c }, one(c, c) },
+      ["group_norm, silu"] = { ops.group_norm, { 9, 1, c }, one(c, c, "silu") },
+      ["group_norm, lengths"] = { ops.group_norm, { 2, 5, c }, one(c, c, "gelu", nil, lengths) },
+      layer_norm = { ops.layer_norm, { 40 * c, 1 }, one(1) },
+      sepconv2d = { ops.sepconv2d, { 9, 1, 1, c }, { T { 3, 3, c }, T { 5, c }, nil, T { c }, T { c }, nil,
+        { groups = c, activation = "silu" } } } } do
+      local x, rest = T(case[2]):to(device), {}
+      for i = 1, table.maxn(case[3]) do
+        rest[i] = case[3][i]
+        if vx.is_tensor(rest[i]) then rest[i] = rest[i]:to(device) end
+      end
+      x.requires_grad = true
+      local y = case[1](x, unpack(rest, 1, table.maxn(case[3])))
+      y:backward(T(y:shape(), { grad = false }):to(device))
+      check(("%s of %d channels"):format(name, c), x.grad)
+    end
   end
 end
 

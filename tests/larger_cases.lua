@@ -110,8 +110,7 @@ local larger = {
     return { { T { 2, 300, 64 }, T { 64 }, T { 64 }, 16, "silu" },
       { T { 1, 31, 33, 17 }, T { 17 }, T { 17 }, 17 }, { T { 5, 40, 128 }, T { 128 }, T { 128 }, 32, "gelu" },
       { T { 1, 3000, 3 }, T { 3 }, T { 3 }, 1, "silu" }, { T { 9, 4, 6 }, T { 6 }, T { 6 }, 2, "none", 1e-3 },
-      -- the gradient of a group of one number is 0, but for rounding times 1 / sqrt(eps)
-      { T { 4, 700, 36 }, T { 36 }, T { 36 }, 36, "gelu", 1e-2, vx.tensor({ 699, 227, 1, 700 }, { dtype = "i32" }) },
+      { T { 4, 700, 36 }, T { 36 }, T { 36 }, 36, "gelu", nil, vx.tensor({ 699, 227, 1, 700 }, { dtype = "i32" }) },
       { T { 3, 130, 70 }, T { 70 }, T { 70 }, 70, "none", nil, vx.tensor({ 117, 0, 30 }, { dtype = "i32" }) } }
   end,
   sepconv2d = function(T)

@@ -10,13 +10,6 @@ local core = require "vertex.core"
 local ops = vx.ops
 local direct = require "tests.ops_without_gradients" -- name of an op → its spec
 
---- A number for an op's random cases, which does not change when ops are added.
-local function number_of(name)
-  local n = 0
-  for i = 1, #name do n = (n * 31 + name:byte(i)) % 10061 end
-  return 1000 * n
-end
-
 -- -- Machinery --------------------------------------------------------------------------------------------------------
 
 local function count(args) -- arguments up to the last one given, since some in between are nil
@@ -191,7 +184,8 @@ describe("ops", function()
         return f(...)
       end
     end
-    for number, op in ipairs(ops.registry) do
+    for _, op in ipairs(ops.registry) do
+      local number = H.number_of(op.name)
       if op.cases then
         called = {}
         for _, args in ipairs(op.cases(H.generator(number))) do run(op.name, args, number) end
@@ -231,7 +225,7 @@ describe("ops", function()
 
   for _, op in ipairs(ops.registry) do
     local name = op.name
-    local number = number_of(name)
+    local number = H.number_of(name)
     if op.cases then
       it(name .. ": values are those of a float64 loop", function()
         for i, args in ipairs(op.cases(H.generator(100 + number))) do
@@ -584,6 +578,7 @@ describe("ops without gradients", function()
     function() H.check_adamw_lists "cpu" end)
 
   it("sepconv2d adds what x's gradient is so far", function() H.check_sepconv2d_addend "cpu" end)
+  it("one number normalized by itself has a gradient of 0", function() H.check_single_numbers "cpu" end)
 
   it("and those with: together they are all of ops.def", function()
     local callers = {}

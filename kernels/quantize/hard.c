@@ -92,13 +92,15 @@ static void rotate_back(float *g, const float *dy, const float *u, const float *
     for (int64_t d = 0; d < D; d++) g[d] = lambda * (dy[d] - of_r * (u[d] + v[d]) + 2 * u[d] * along_v);
 }
 
-/* Takes g back through the division by the norm, in place: (I - u u') g / divided, u = x / divided. */
+/* Takes g back through the division by the norm, in place: (I - u u') g / divided, u = x / divided. Of a single number,
+ * which is 1 or -1 there, nothing is left: not the rounding of g - u u g over a small norm. */
 static void leave_sphere(float *g, const float *x, float divided, int64_t D)
 {
     float along = 0;
     for (int64_t d = 0; d < D; d++) along += g[d] * x[d] / divided;
     if (divided <= (float)GUARD) along = 0; /* the guard is a constant */
-    for (int64_t d = 0; d < D; d++) g[d] = (g[d] - along * (x[d] / divided)) / divided;
+    const float share = D == 1 && divided > (float)GUARD ? 0 : 1 / divided;
+    for (int64_t d = 0; d < D; d++) g[d] = (g[d] - along * (x[d] / divided)) * share;
 }
 
 /* Computes dz of row i (= n G + g); u, v: working space of D elements. */

@@ -116,6 +116,9 @@ VX_KERNEL code_norms_kernel(float *from_q, const float *codebook, int64_t codes,
     }
 }
 
+/* Returns what (I - u u') g is multiplied by: 1 over the norm; 0 for a single number, whose u u' is 1. */
+VX_DEVICE float share_of(float divided, int64_t D) { return D == 1 && divided > (float)GUARD ? 0 : 1 / divided; }
+
 /* Makes dz and from_z. dz holds the gradient on the sphere while a row's projection is summed: each element is read
  * again by the thread that wrote it. */
 VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_rows_kernel(float *dz, hard_call c, vx_data_check outside)
@@ -165,7 +168,8 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK) hard_rows_kernel(float *dz, hard_call 
         if (c.metric == VX_COSINE) { /* (I - u u') / |z|; where the guard divides, it is a constant */
             along = (float)vx_lanes_sum((double)along, c.lanes);
             if (divided <= (float)GUARD) along = 0;
-            for (int64_t d = at; d < D; d += c.lanes) out[d] = (out[d] - along * (z[d] / divided)) / divided;
+            const float share = share_of(divided, D);
+            for (int64_t d = at; d < D; d += c.lanes) out[d] = (out[d] - along * (z[d] / divided)) * share;
         }
         if (i < rows && code < 0)
             for (int64_t d = at; d < c.D; d += c.lanes) out[d] = NAN;
@@ -203,7 +207,8 @@ VX_KERNEL hard_codes_kernel(float *dcodebook, hard_call c)
         for (int64_t d = lane; d < c.D; d += 32) along += dq[d] * q[d] / divided;
         along = vx_warp_sum(along);
         if (divided <= (float)GUARD) along = 0;
-        for (int64_t d = lane; d < c.D; d += 32) dq[d] = (dq[d] - along * (q[d] / divided)) / divided;
+        const float share = share_of(divided, c.D);
+        for (int64_t d = lane; d < c.D; d += 32) dq[d] = (dq[d] - along * (q[d] / divided)) * share;
     }
 }
 
