@@ -32,9 +32,10 @@ local function draw_reconstructions(of, path)
       local kept = of:kept(method)
       if kept then
         if #rows == 0 then add(kept.originals, "original") end
-        add(kept.reconstructions, method)
+        add(kept.reconstructions, ("%s  rMSE %.3f"):format(method, of.results[method].rmse))
       end
     end
+    if #rows == 0 then return end
     vx.plot.image_grid(rows, { row_labels = labels, cell = 72, gap = 3 }):save(path)
   end)
 end
@@ -69,7 +70,7 @@ local run = runs.start({
     { name = "fid_tv", title = "FID", format = "%.2f", better = "low", from = HARD .. ", --inception torchvision's" },
     { name = "is_tv", title = "IS", format = "%.2f", better = "high", from = HARD .. ", --inception torchvision's" },
     "steps", "seconds",
-    { name = "code_use_256", title = "of 256", format = percent, better = "high", from = HARD,
+    { name = "code_use_256", title = "per 256 images", format = percent, better = "high", from = HARD,
       unit = "used codes / M, mean over groups of 256 images" },
     { name = "rmse_soft", title = "rMSE soft", format = "%.3f", from = "validation split, quantizers of training",
       unit = "standardized" },
@@ -120,7 +121,7 @@ local run = runs.start({
     vx.step(function()
       for _, method in ipairs(methods) do new_quantizer(method, preset, c) end
     end)
-    return runs.fingerprint(files)
+    return c.data and runs.fingerprint(files)
   end,
 }, arg)
 local config, preset = run.config, run.preset
@@ -158,7 +159,7 @@ local function train(method)
     total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
   local shown = ""
-  local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
+  local progress = run:progress(steps, now.step)
 
   local function train_step(x, learning_rate)
     local y, q = model(x)

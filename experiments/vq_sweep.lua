@@ -266,7 +266,7 @@ local run = runs.start({
   pictures = { runs.curves { { field = "mse", label = "error of a batch", log = true },
     { field = "code_use", label = "code use", limits = { 0, 1.02 } } } },
   check = function(config, methods, preset)
-    vx.step(function()
+    return vx.step(function()
       local set = config.data and vx.data.vectors { path = config.data, tensor = config.tensor }
       local width = set and set:width() or preset.width
       if not width then core.fail("--preset %s needs --data", config.preset) end
@@ -277,7 +277,9 @@ local run = runs.start({
       for _, method in ipairs(methods) do
         if not KMEANS[method] then vx.quantizer(method, options) end
       end
+      local found = set and ("%d vectors of width %d"):format(set:size(), width)
       if set then set:close() end
+      return found
     end)
   end,
 }, arg)
@@ -307,7 +309,7 @@ local function fit_kmeans(method)
   run:begin(method, { model = model })
   local iterations, codebooks = 0, {}
   for g = 1, G do
-    local progress = runs.progress(method, { total = 100, quiet = run.flags.quiet })
+    local progress = run:progress(100)
     local found = vx.kmeans(slice(model, (g - 1) * d, d), M, { seed = config.seed, start = KMEANS[method],
       progress = function(iteration, moved)
         vx.dist.sum {} -- ranks do the same; here they agree on whether Ctrl-C came
@@ -341,7 +343,7 @@ local function fit(method)
   local schedule = vx.optim.warmup_cosine { peak = rate, final = rate / 100, warmup = math.min(20, steps / 10),
     total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
-  local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
+  local progress = run:progress(steps, now.step)
   local shown = ""
 
   for step = now.step + 1, steps do

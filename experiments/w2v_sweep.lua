@@ -87,7 +87,7 @@ local run = runs.start({
       for _, file in ipairs(set.files) do files[#files + 1] = file.path end
       set:close()
     end
-    return runs.fingerprint(files)
+    return c.data and runs.fingerprint(files)
   end,
 }, arg)
 local config, preset = run.config, run.preset
@@ -135,7 +135,7 @@ local function train(method)
     warmup = math.min(preset.warmup, steps / 4), total = steps }
   local log_every = math.max(1, math.floor(steps / 100))
   local named, shown = now.named or {}, "" -- named: at which step a degenerate value was said last
-  local progress = runs.progress(("%-15s"):format(method), { total = steps, done = now.step, quiet = run.flags.quiet })
+  local progress = run:progress(steps, now.step)
 
   local function train_step(waves, lengths, rate)
     local out = model(waves, lengths)

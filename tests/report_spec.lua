@@ -69,12 +69,24 @@ describe("a report", function()
   end)
 
   it("is made again by its command, and refused where there is nothing to report", function()
-    local before = read "run/report.html"
-    os.remove(scratch .. "/run/report.html")
+    local before, curves = read "run/report.html", read "run/curves.png"
+    for _, file in ipairs { "report.html", "table.md", "curves.png" } do os.remove(scratch .. "/run/" .. file) end
     local out, status = luajit("experiments/report.lua", "run/")
     assert.equal(0, status, out)
-    assert.equal("run/report.html\n", out)
+    assert.truthy(out:find("report.html in run", 1, true), out)
     assert.equal(before, read "run/report.html")
+    assert.equal(curves, read "run/curves.png")
+    before = read "a<b/report.html"
+    os.remove(scratch .. "/a<b/report.html") -- a series of a program that is not in experiments/: its page alone
+    out, status = luajit("experiments/report.lua", "'a<b'")
+    assert.equal(0, status, out)
+    assert.equal("a<b/report.html\n", out)
+    assert.equal(before, read "a<b/report.html")
+    os.remove(scratch .. "/a<b/compare.csv")
+    out, status = luajit("tests/fixtures/experiments/vectors.lua", "--report --out 'a<b'") -- which does all of it
+    assert.equal(0, status, out)
+    assert.equal(before, read "a<b/report.html")
+    assert.truthy(read "a<b/compare.csv")
     lfs.mkdir(scratch .. "/empty")
     for folder, expected in pairs { empty = "empty holds no run (config.json) and no series (series.json)",
       nowhere = "nowhere holds no run" } do

@@ -132,15 +132,17 @@ describe("an experiment of another modality", function()
       .. " until [ -e shared/checkpoints/re-cosine.safetensors ]; do sleep 0.005; done;"
       .. " luajit '%s' %s --resume; echo status $?; kill -9 $pid; wait $pid"
     local output = H.shell(command:format(scratch, library, script, flags, script, flags))
-    local refusal = "--out shared is in use by another process; nothing was changed\nstatus 2"
-    assert.truthy(output:find(refusal, 1, true), output)
+    local who = output:match "^%-%-out shared is in use by (.-); nothing was changed\nstatus 2"
+    assert.truthy(who, output)
+    who = who:match "^process %d+ on %S+, since [%d%-]+ [%d:]+ UTC: (.*)$"
+    assert.equal(("luajit %s %s"):format(script, flags), who)
     for _, name in ipairs { "curves.png", "checkpoints/re-cosine.safetensors" } do
       H.write(("%s/shared/%s.4711.tmp"):format(scratch, name), "half")
     end
     local status
     output, status = vectors "--methods re-cosine --out shared --resume --steps 3"
     assert.equal(2, status, output) -- refused, but as another experiment: the folder is free
-    assert.truthy(output:find("holds another experiment", 1, true), output)
+    assert.truthy(output:find("its steps is 100000, asked for is 3 (it may grow)", 1, true), output)
     local config = read "shared/config.json"
     H.write(scratch .. "/shared/config.json", (config:gsub("100000", "3")))
     os.remove(scratch .. "/shared/checkpoints/re-cosine.safetensors")
@@ -149,6 +151,82 @@ describe("an experiment of another modality", function()
     for _, folder in ipairs { "shared", "shared/checkpoints" } do
       for entry in lfs.dir(scratch .. "/" .. folder) do assert.falsy(entry:find "tmp$", entry) end
     end
+  end)
+
+  it("lets --steps grow: the same bits as that many from the start, where no schedule says otherwise", function()
+    local common = "--methods sgumbel-knn-ce,re-cosine --noise 0.5 --out "
+    local output, status = vectors(common .. "long --steps 30")
+    assert.equal(0, status, output)
+    for _, steps in ipairs { 10, 20, 30 } do
+      output, status = vectors(("%sgrown --resume --steps %d"):format(common, steps))
+      assert.equal(0, status, output)
+      assert.equal(steps == 10, not output:find("steps at first; on to", 1, true), output)
+    end
+    local function entries(out)
+      local list = {}
+      for line in read(out .. "/metrics.jsonl"):gmatch "[^\n]+" do list[#list + 1] = line end
+      table.sort(list)
+      return list
+    end
+    assert.same(entries "long", entries "grown")
+    local function without_time(out) return (read(out .. "/results.csv"):gsub(",[%d.e-]+\n", "\n")) end
+    assert.equal(without_time "long", without_time "grown")
+    assert.same({ 10, 20 }, setmetatable(json.decode(read "grown/config.json").lengthened_from, nil))
+    assert.truthy(read("grown/table.md"):find("Trained for 10, 20 steps at first, and on to 30 with the schedule of 30",
+      1, true))
+    for arguments, expected in pairs {
+      ["--steps 40 --methods re-cosine"] = "go on from 30 together, and --methods leaves out sgumbel-knn-ce",
+      ["--steps 20"] = "its steps is 30, asked for is 20 (it may grow)",
+      ["--steps 40 --noise 2"] = "its noise is 0.5, asked for is 2" } do
+      output, status = vectors("--out grown --resume " .. arguments)
+      assert.equal(2, status, output)
+      assert.truthy(output:find(expected, 1, true), output)
+    end
+  end)
+
+  it("leaves table and pictures of what is finished at Ctrl-C, and draws them again at any time", function()
+    local flags = "--methods ste-euclid,re-cosine --steps 3000 --checkpoint 0 --out cut"
+    local script = H.root .. "/tests/fixtures/experiments/vectors.lua"
+    local command = "cd '%s' && export VERTEX_LIB='%s'; luajit '%s' %s >cut.txt 2>&1 & pid=$!;"
+      .. " until [ -e cut/checkpoints/re-cosine.safetensors ]; do sleep 0.005; done;"
+      .. " luajit '%s' --report --out cut; mv cut/table.md cut/curves.png .; kill -INT $pid; wait $pid; echo status $?"
+    local output = H.shell(command:format(scratch, library, script, flags, script))
+    assert.truthy(output:find("status 130", 1, true), output)
+    local said = read "cut.txt"
+    local files = "results.csv, table.md, curves.png, report.html in cut\n"
+    assert.truthy(said:find(files .. "stopped; go on with: luajit ", 1, true), said)
+    assert.equal(read "table.md", read "cut/table.md") -- of the finished method, while the next was trained and after
+    assert.truthy(read("table.md"):find("| ste-euclid |", 1, true) and not read("table.md"):find("re-cosine", 1, true))
+    assert.equal("\137PNG", read("curves.png"):sub(1, 4))
+    local status
+    os.remove(scratch .. "/cut/table.md")
+    output, status = vectors "--report --out cut"
+    assert.equal(0, status, output)
+    assert.equal(read "table.md", read "cut/table.md")
+    for folder, expected in pairs { nowhere = "--report: nowhere holds no run" } do
+      output, status = vectors("--report --out " .. folder)
+      assert.equal(2, status, output)
+      assert.truthy(output:find(expected, 1, true), output)
+    end
+  end)
+
+  it("shows how far all methods are, in what the terminal has room for", function()
+    local function line(columns, text)
+      local bar = vx.runs.progress(("%-15s"):format "re-cosine", { total = 8, quiet = true })
+      return bar:line(2, text, "left 0:12  method 2 of 3, total left 1:30", columns)
+    end
+    local text = "loss 0.4521  codes 100%  ppl 245  1640 images/s"
+    assert.equal("re-cosine       ━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  25%  loss 0.4521  left 0:12  method 2 of 3, total left 1:30",
+      line(98, "loss 0.4521"))
+    for columns = 70, 160 do
+      local shown = line(columns, text)
+      assert.is_true(require("vertex.utf8").length(shown) < columns, shown)
+      assert.truthy(shown:find("25%%  .*left 0:12  method 2 of 3, total left 1:30$"), shown)
+    end
+    assert.truthy(line(160, text):find(text, 1, true))
+    local output, status = vectors "--methods ste-euclid,re-cosine --out watched"
+    assert.equal(0, status, output)
+    assert.truthy(output:find("re%-cosine +%d+/20 .- left 0:%d+  method 2 of 2, total left 0:%d+\n"), output)
   end)
 
   it("has its own words and flags, and none of another's", function()

@@ -112,9 +112,9 @@ describe("ae_sweep", function()
     local output, status = sweep "--steps 3 --batch 4 --out a/b"
     assert.equal(2, status)
     assert.truthy(output:find("holds an experiment already", 1, true), output)
-    output, status = sweep "--steps 4 --out a/b --resume"
+    output, status = sweep "--steps 2 --out a/b --resume"
     assert.equal(2, status)
-    assert.truthy(output:find("its steps is 3, asked for is 4", 1, true), output)
+    assert.truthy(output:find("its steps is 3, asked for is 2 (it may grow)", 1, true), output)
     assert.equal(before, read "a/b/config.json")
     lfs.mkdir(scratch .. "/other")
     write("other/thesis.txt", "words")
@@ -304,6 +304,43 @@ describe("ae_sweep", function()
     H.raises(function() vx.restore(scratch .. "/nowhere") end, "restore: ", "no such file")
     vx.save(scratch .. "/other.safetensors", { x = vx.zeros { 1 } })
     H.raises(function() vx.restore(scratch .. "/other.safetensors") end, "is no checkpoint of this project")
+  end)
+
+  it("goes on for more steps where the shorter run stood, with the schedule of the longer", function()
+    local command = "--batch 4 --methods hgumbel-knn-l2 --out grown --resume --steps "
+    for _, steps in ipairs { 4, 6 } do
+      local output, status = sweep(command .. steps)
+      assert.equal(0, status, output)
+    end
+    local schedule = vx.optim.warmup_cosine { peak = 1e-3, final = 5e-4, warmup = 6 / 4, total = 6 }
+    local before, steps = vx.optim.warmup_cosine { peak = 1e-3, final = 5e-4, warmup = 1, total = 4 }, 0
+    for line in read("grown/metrics.jsonl"):gmatch "[^\n]+" do
+      local entry = json.decode(line)
+      steps = steps + 1
+      assert.equal(steps, entry.step)
+      H.close({ entry.lr }, { (steps <= 4 and before or schedule)(steps) }, 1e-6, 0)
+    end
+    assert.equal(6, steps)
+    assert.truthy(read("grown/results.csv"):find("\nhgumbel%-knn%-l2,1,[^\n]*,6,"))
+    local extra = vx.runs.checkpoint.peek(scratch .. "/grown/checkpoints/hgumbel-knn-l2.safetensors")
+    assert.equal(6 * 4, extra.position) -- every image in its turn, none twice
+  end)
+
+  it("refuses other data than those it was begun with", function()
+    for _, split in ipairs { "train", "val" } do
+      vx.runs.make_folders(scratch .. "/album/" .. split)
+      for i = 1, 4 do vx.data.save(("%s/album/%s/%d.png"):format(scratch, split, i), vx.data.procedural(32, i, 1)) end
+    end
+    local command = "--data album --preset tiny --steps 2 --batch 4 --methods ste-euclid --out albums --resume"
+    local output, status = sweep(command)
+    assert.equal(0, status, output)
+    output, status = sweep(command)
+    assert.equal(0, status, output)
+    vx.data.save(scratch .. "/album/train/5.png", vx.data.procedural(32, 5, 1))
+    output, status = sweep(command)
+    assert.equal(2, status, output)
+    local said = "%-%-out albums was begun with other data: album held 8 items %(%x+%) then, now 9 items %(%x+%)"
+    assert.truthy(output:find(said), output)
   end)
 
   it("stops cleanly at Ctrl-C and goes on", function()

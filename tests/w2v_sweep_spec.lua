@@ -148,9 +148,9 @@ describe("w2v_sweep", function()
   end)
 
   it("refuses a checkpoint of another configuration", function()
-    local out, status = run("w2v_sweep", SMALL .. "--steps 4 --out a --resume")
+    local out, status = run("w2v_sweep", SMALL .. "--steps 2 --out a --resume")
     assert.equal(2, status)
-    assert.truthy(out:find("its steps is 3, asked for is 4", 1, true), out)
+    assert.truthy(out:find("its steps is 3, asked for is 2 (it may grow)", 1, true), out)
   end)
 
   it("trains on a folder, and names and counts what it skips", function()

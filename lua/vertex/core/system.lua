@@ -65,9 +65,18 @@ end
 -- @param f cdata, a pointer to the function; never a callback into Lua
 function system.thread(f, a, b, c) call(C.vx_thread, ffi.cast("int (*)(void *, void *, void *)", f), a, b, c) end
 
-ffi.cdef "int getppid(void);"
+ffi.cdef "int getppid(void); int getpid(void);"
 --- Gives the number of the process that started this one; it changes when that process ends.
 function system.parent() return ffi.C.getppid() end
+
+--- Names this process for people: its number and its machine.
+-- @return text, as "4711 on node3"
+function system.process()
+  local f = io.open "/proc/sys/kernel/hostname"
+  local host = f and f:read "*l"
+  if f then f:close() end
+  return ("%d on %s"):format(ffi.C.getpid(), host or "this machine")
+end
 
 --- Says whether Ctrl-C or SIGTERM came, while either is caught.
 function system.interrupted() return C.vx_interrupted() ~= 0 end
@@ -123,7 +132,6 @@ ffi.cdef [[
   int waitpid(int pid, int *status, int options);
   int kill(int pid, int signal);
   int poll(void *fds, unsigned long n, int milliseconds);
-  int getpid(void);
   int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
   int posix_spawnattr_init(void *attributes);
   int posix_spawnattr_setflags(void *attributes, short flags);

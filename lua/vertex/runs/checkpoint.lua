@@ -53,32 +53,40 @@ local function restore_sums(sums, parts, plain, ranks)
   end
 end
 
---- Writes a checkpoint.
--- @param path path of the file
--- @param state {model = module, optimizer = vx.optim's or nil, sums = {key = vx.runs.meter or vx.metrics.code_use} or
--- nil: what a log line tells of all steps since the last, tensors = {name = tensor} or nil}; the random generators and
--- the plain_state of the model's modules, and the default generator, are saved with it
--- @param extra table of plain values: step, position, results
--- @raise where the file cannot be written, or the model is no longer the same on all ranks
-function checkpoint.save(path, state, extra)
-  local tensors, modules = {}, {}
-  for name, x in pairs(state.model:state_dict()) do tensors["model." .. name] = x end
-  state.model:visit(function(m, name)
+--- Describes the random generators and the plain_state of a model's modules, and the default generator, as they are.
+-- @param model module
+-- @return text
+-- @raise where a module's plain_state names what is not plain
+function checkpoint.generators(model)
+  local modules, default = {}, core.default_generator
+  model:visit(function(m, name)
     local own = m.generator and { seed = m.generator.seed, drawn = m.generator.drawn } or {}
     for _, field in ipairs(m.plain_state) do own[field] = m[field] end
     if next(own) then modules[name] = own end
   end)
+  return json.encode { modules = modules, default = { seed = default.seed, drawn = default.drawn } }
+end
+
+--- Writes a checkpoint.
+-- @param path path of the file
+-- @param state {model = module, optimizer = vx.optim's or nil, sums = {key = vx.runs.meter or vx.metrics.code_use} or
+-- nil: what a log line tells of all steps since the last, tensors = {name = tensor} or nil, generators = what
+-- checkpoint.generators gave at an earlier moment, or nil for as they are}
+-- @param extra table of plain values: step, position, results
+-- @raise where the file cannot be written, or the model is no longer the same on all ranks
+function checkpoint.save(path, state, extra)
+  local tensors = {}
+  for name, x in pairs(state.model:state_dict()) do tensors["model." .. name] = x end
   local optimizer = state.optimizer
   for name, x in pairs(optimizer and optimizer:state_dict() or {}) do tensors["optimizer." .. name] = x end
   dist.expect_same(tensors, "model and optimizer")
   local sums = collect_sums(state.sums or {}, tensors)
   if dist.rank() > 0 then return end
   for name, x in pairs(state.tensors or {}) do tensors["run." .. name] = x end
-  local default = core.default_generator
   safetensors.save(path, tensors, {
     vertex = "checkpoint", version = core.version,
     optimizer_steps = tostring(optimizer and optimizer.steps or 0),
-    generators = json.encode { modules = modules, default = { seed = default.seed, drawn = default.drawn } },
+    generators = state.generators or checkpoint.generators(state.model),
     sums = json.encode(sums), ranks = tostring(dist.size()),
     extra = json.encode(extra),
   })

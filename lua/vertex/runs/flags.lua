@@ -242,7 +242,7 @@ local function make_parser(spec)
     "A,B")
   local presets = table.concat(check.names(spec.presets), ", ")
   option("preset", ("One of %s; default %s."):format(presets, spec.preset), "NAME")
-  option("steps", "Training steps per method.", "N", integer(1, 1e9))
+  option("steps", "Training steps per method; may grow on --resume.", "N", integer(1, 1e9))
   option("epochs", spec.words.epochs, "N", integer(1, 1e6))
   option("batch", spec.words.batch, "N", integer(1, 65536))
   option("threads", "CPU threads; results do not depend on it.", "N", integer(1, 4096))
@@ -260,6 +260,7 @@ local function make_parser(spec)
   end
   parser:flag("--resume",
     "Go on with what --out (or the newest folder of this preset) holds; anew where it holds nothing.")
+  parser:flag("--report", "Draw table, pictures and report of what --out holds again, and train nothing.")
   parser:flag("--tensorboard", "Write what is logged for TensorBoard too, into tensorboard/ of --out.")
   parser:flag("--quiet", "Only the final table.")
   return parser

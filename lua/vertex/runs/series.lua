@@ -87,8 +87,9 @@ local function arguments_of(spec, preset, name, value)
     near and (", did you mean '%s'?"):format(near) or "")
 end
 
---- The runs: array of {name = of its folder, arguments = beside the shared ones}, seeds innermost.
-local function members_of(spec, preset, seeds, grid)
+--- The runs: array of {name = of its folder, arguments = beside the shared ones}, seeds innermost. arguments(name,
+-- value) gives those of a name of the grid.
+local function members_of(seeds, grid, arguments_for)
   local list = { { parts = {}, arguments = {} } }
   local function multiply(values, name, arguments)
     local longer = {}
@@ -104,7 +105,7 @@ local function members_of(spec, preset, seeds, grid)
     list = longer
   end
   for _, axis in ipairs(grid) do
-    multiply(axis.values, axis.name, function(value) return arguments_of(spec, preset, axis.name, value) end)
+    multiply(axis.values, axis.name, function(value) return arguments_for(axis.name, value) end)
   end
   if #seeds > 0 then multiply(seeds, "seed", function(seed) return { "--seed", ("%d"):format(seed) } end) end
   for _, member in ipairs(list) do member.name = table.concat(member.parts, ",") end
@@ -133,6 +134,18 @@ local function summarize(out, members, spec)
   comparison:save(out)
   report(out)
   io.write(comparison:markdown())
+end
+
+--- Makes the comparison again, of what is finished by now.
+-- @param spec a checked declaration (runs/experiment.lua)
+-- @param out the folder
+-- @return false where it holds no series
+function series.draw_again(spec, out)
+  local stored = read(out)
+  if not stored then return false end
+  if stored.experiment ~= spec.name then refuse("--report: %s holds a series of %s", out, stored.experiment) end
+  summarize(out, members_of(stored.seeds, stored.grid, function() return {} end), spec)
+  return true
 end
 
 local function run_members(members, options)
@@ -173,7 +186,7 @@ function series.run(spec, flags, argv, out, checked)
   end
   local preset = checked(arguments)
   local seeds, grid = flags.seeds or {}, flags.grid or {}
-  local members = members_of(spec, preset, seeds, grid)
+  local members = members_of(seeds, grid, function(name, value) return arguments_of(spec, preset, name, value) end)
   for _, member in ipairs(members) do
     local all = { unpack(arguments) }
     for _, a in ipairs(member.arguments) do all[#all + 1] = a end

@@ -1,7 +1,7 @@
 --- runs/sweep: one experiment over a list of methods: its output folder, what is resumed, and its results.
 --
 -- OUT/config.json        what decides the results; a folder with another one is refused
---    /checkpoints/M.safetensors   per method: everything to go on, and once finished its results
+--    /checkpoints/M.safetensors   per method: everything to go on, also when it is finished, and then its results
 --    /metrics.jsonl      one line per log point
 --    /results.csv        one line per finished method
 --    /table.md           the same for people; and the pictures that the experiment declares
@@ -24,6 +24,7 @@ local dist = require "vertex.dist"
 local experiment = require "vertex.runs.experiment"
 local flags_of = require "vertex.runs.flags"
 local json = require "vertex.json"
+local progress = require "vertex.runs.progress"
 local registry = require "vertex.quantizers"
 local report = require "vertex.runs.report"
 local results = require "vertex.runs.table"
@@ -58,7 +59,7 @@ end
 
 --- What results were made with, for people: about.json.
 local function about(argv)
-  return { device = describe_device(), threads = core.threads(), ranks = dist.size(),
+  return { device = describe_device(), threads = core.threads(), ranks = dist.size(), process = core.process(),
     library = core.version, commit = commit(),
     luajit = jit.version, system = jit.os .. " " .. jit.arch, date = os.date "!%Y-%m-%d %H:%M UTC",
     command = ("luajit %s %s"):format(arg and arg[0] or "?", table.concat(argv or {}, " ")) }
@@ -100,11 +101,17 @@ local function expect_empty(out)
   end
 end
 
---- Keeps other processes out of a folder until this one ends. Ends the program where one is in it already.
+--- Keeps other processes out of a folder until this one ends. Ends the program where one is in it already, and says
+-- which.
 local function lock(out)
   local ok, free = pcall(core.lock, out .. "/" .. LOCK)
   if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(free)) end
-  if not free then refuse("--out %s is in use by another process; nothing was changed", out) end
+  if free then return end
+  local f = io.open(out .. "/about.json", "r")
+  local owner = f and json.decode(f:read "*a")
+  if f then f:close() end
+  refuse("--out %s is in use by %s; nothing was changed", out, type(owner) == "table" and owner.process
+    and ("process %s, since %s: %s"):format(owner.process, owner.date, owner.command) or "another process")
 end
 
 --- Removes what killed runs left half written in a locked folder.
@@ -132,6 +139,7 @@ local function config_of(spec, flags, stored)
   config.batch = given "batch" or preset.batch
   config.steps, config.epochs = given "steps", given "epochs"
   if flags.steps then config.epochs = nil elseif flags.epochs then config.steps = nil end
+  config.lengthened_from = stored.lengthened_from
   if not config.steps and not config.epochs then config.steps, config.epochs = preset.steps, preset.epochs end
   for _, flag in ipairs(spec.flags) do
     local value = given(flag.name)
@@ -140,16 +148,62 @@ local function config_of(spec, flags, stored)
   return config
 end
 
+-- Kept in config.json, and no part of what decides a method's results: their list may grow, and of the data a text.
+local BESIDE = { methods = true, data_files = true }
+
+--- What decides the results, as a text: checkpoints carry it.
+local function identity_of(config)
+  local own = {}
+  for key, value in pairs(config) do own[key] = not BESIDE[key] and value or nil end
+  return json.encode(own)
+end
+
+--- Lets --steps or --epochs of a stored run grow: every method goes on from where it stands, with the schedule of the
+-- new length from there on. config.lengthened_from keeps the lengths before.
+local function lengthen(out, config, stored, flags)
+  for _, key in ipairs { "steps", "epochs" } do
+    local before, now = stored[key], config[key]
+    if before and now and now > before then
+      local asked = {}
+      for _, method in ipairs(flags.methods or stored.methods) do asked[method] = true end
+      for _, method in ipairs(stored.methods) do
+        if not asked[method] then
+          refuse("--%s %d: all methods of --out %s go on from %d together, and --methods leaves out %s", key, now, out,
+            before, method)
+        end
+      end
+      config.lengthened_from = { unpack(stored.lengthened_from or {}) }
+      table.insert(config.lengthened_from, before)
+    end
+  end
+end
+
+--- What checkpoints of a configuration may carry: {identity = "now"}, and "before" for those of its shorter lengths.
+local function identities_of(config)
+  local known, key = { [identity_of(config)] = "now" }, config.steps and "steps" or "epochs"
+  local own, lengths = {}, config.lengthened_from or {}
+  for name, value in pairs(config) do own[name] = value end
+  for i = 1, #lengths do
+    own[key], own.lengthened_from = lengths[i], i > 1 and { unpack(lengths, 1, i - 1) } or nil
+    known[identity_of(own)] = "before"
+  end
+  return known
+end
+
 --- Ends the program where the stored configuration is that of other results.
 local function expect_same(out, config, stored)
   local keys = {}
   for key in pairs(config) do keys[key] = true end
-  for key in pairs(stored) do keys[key] = key ~= "methods" or nil end
+  for key in pairs(stored) do keys[key] = not BESIDE[key] or nil end
+  if config.lengthened_from ~= stored.lengthened_from then
+    keys.steps, keys.epochs, keys.lengthened_from = nil, nil, nil -- they grow
+  end
   local function text(value) return value == nil and "not set" or json.encode(value) end
   for _, key in ipairs(check.names(keys)) do
     if text(config[key]) ~= text(stored[key]) then
-      refuse("--out %s holds another experiment: its %s is %s, asked for is %s", out, key, text(stored[key]),
-        text(config[key]))
+      local length = (key == "steps" or key == "epochs") and stored[key] and config[key]
+      refuse("--out %s holds another experiment: its %s is %s, asked for is %s%s", out, key, text(stored[key]),
+        text(config[key]), length and " (it may grow)" or "")
     end
   end
 end
@@ -231,7 +285,10 @@ end
 -- the program where something cannot be had; nothing is written.
 local function plan(spec, flags, stored, out)
   local config = config_of(spec, flags, stored)
-  if stored then expect_same(out, config, stored) end
+  if stored then
+    lengthen(out, config, stored, flags)
+    expect_same(out, config, stored)
+  end
   local methods, all = methods_of(spec, flags, stored)
   for _, flag in ipairs(spec.flags) do
     local value = flag.decides and config[flag.name] or flags[flag.name]
@@ -247,6 +304,14 @@ local function expect_trainable(spec, config, methods, preset)
   local ok, message = pcall(spec.check, config, methods, preset)
   if not ok then refuse("%s", flags_of.reason(message)) end
   return message
+end
+
+--- Ends the program where the data are no longer those that a stored run was begun with.
+local function expect_same_data(out, config, stored, data)
+  if stored and stored.data_files and data and data ~= stored.data_files then
+    refuse("--out %s was begun with other data: %s held %s then, now %s", out, config.data or "the data set",
+      stored.data_files, data)
+  end
 end
 
 --- Ends the program where ranks were given, or found, different things: texts by their names.
@@ -269,10 +334,12 @@ local function expect_agreement(facts)
 end
 
 --- What all ranks have to have alike.
-local function facts_of(self, data)
-  local facts = { methods = table.concat(self.methods, ","), ["the data"] = data, ["--out"] = self.out,
-    ["--checkpoint"] = tostring(self.flags.checkpoint) }
-  for key, value in pairs(self.config) do facts["--" .. key] = json.encode(value) end
+local function facts_of(self)
+  local facts = { methods = table.concat(self.methods, ","), ["the data"] = self.config.data_files,
+    ["--out"] = self.out, ["--checkpoint"] = tostring(self.flags.checkpoint) }
+  for key, value in pairs(self.config) do
+    if not BESIDE[key] then facts["--" .. key] = json.encode(value) end
+  end
   for _, method in ipairs(self.methods) do
     local extra = self:peek(method)
     facts["the checkpoint of " .. method] = extra and ("one of step %d"):format(extra.step) or nil
@@ -295,9 +362,36 @@ local function open_folder(out, config, is_new, argv)
   remove_temporary(out .. "/checkpoints")
 end
 
+--- Makes a run of a checked configuration, with the results of its finished methods.
+local function new_run(spec, flags, out, config, methods, all, preset)
+  local rank, ranks = dist.rank(), dist.size()
+  local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
+    flags = flags, spec = spec, results = {}, identity = identity_of(config), identities = identities_of(config),
+    shard = rank, shards = ranks, batch = config.batch and config.batch / ranks }, Run)
+  for _, method in ipairs(all) do
+    local extra = self:peek(method)
+    if extra and extra.result then self.results[method] = extra.result end
+  end
+  config.methods = all
+  return self
+end
+
+--- Draws again what a folder holds, also while another process works in it, and ends the program.
+local function draw_again(spec, flags, out)
+  if series.draw_again(spec, out) then os.exit(0, true) end
+  local stored = read_config(out)
+  if not stored then refuse("--report: %s holds no run", out) end
+  if stored.experiment ~= spec.name then refuse("--report: %s holds a run of %s", out, stored.experiment) end
+  local methods = stored.methods
+  local self = new_run(spec, flags, out, stored, methods, methods, spec.presets[stored.preset] or {})
+  self:conclude()
+  os.exit(0, true)
+end
+
 --- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
 -- is there. Ends the program with a message where help was asked for or something cannot be had; nothing has been
--- written then. With --seeds or --grid it makes all those runs, one after the other, and ends the program.
+-- written then. With --seeds or --grid it makes all those runs, one after the other, and with --report it draws again
+-- what the folder holds; both end the program.
 -- @param spec table, the experiment's declaration (the head of runs/experiment.lua)
 -- @param argv array of texts: `arg`
 -- @return run: flags; config {preset, data, seed, batch, steps or epochs, set, and flags that decide}; preset, that of
@@ -324,6 +418,7 @@ local function start(spec, argv)
       return preset
     end), true)
   end
+  if flags.report then draw_again(spec, flags, out) end
   local stored = mode and read_config(out)
   if stored and not flags.resume then
     refuse("--out %s holds an experiment already; --resume goes on with it, another --out starts anew", out)
@@ -335,16 +430,10 @@ local function start(spec, argv)
     expect_empty(out)
   end
   local config, methods, all, preset = plan(spec, flags, stored, out)
-  local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
-    flags = flags, spec = spec, results = {}, identity = json.encode(config), shard = rank, shards = ranks,
-    batch = config.batch and config.batch / ranks }, Run)
-  for _, method in ipairs(all) do
-    local extra = self:peek(method)
-    if extra and extra.result then self.results[method] = extra.result end
-  end
-  local data = expect_trainable(spec, config, methods, preset)
-  expect_agreement(facts_of(self, data))
-  config.methods = all
+  local self = new_run(spec, flags, out, config, methods, all, preset)
+  config.data_files = expect_trainable(spec, config, methods, preset)
+  expect_same_data(out, config, stored, config.data_files)
+  expect_agreement(facts_of(self))
   if rank == 0 then open_folder(out, config, not stored, argv) end
   if ranks > 1 then dist.barrier() end
   return self
@@ -366,8 +455,16 @@ function Run:peek(method)
   local path = self:checkpoint_path(method)
   local ok, extra = pcall(checkpoint.peek, path)
   if not ok then refuse("%s\nMove %s away to train %s anew.", flags_of.reason(extra), path, method) end
-  if extra and (extra.identity ~= self.identity or extra.method ~= method) then
+  if not extra then return nil end
+  local known = self.identities[extra.identity]
+  if not known or extra.method ~= method then
     refuse("%s belongs to another experiment; nothing was changed", path)
+  end
+  if known == "before" and extra.result then
+    if not extra.goes_on then
+      refuse("%s was finished by a version whose checkpoints cannot go on; --steps cannot grow here", path)
+    end
+    extra.result = nil -- that of fewer steps
   end
   return extra
 end
@@ -397,7 +494,7 @@ end
 -- @return table: step, the last one done (0 anew), and what else was given to run:save
 -- @raise nothing: a checkpoint that cannot be used ends the program with a message
 function Run:begin(method, state)
-  self.method, self.state = method, state
+  self.method, self.state, self.last = method, state, nil
   self.alarms = alarms(state.model:named_parameters())
   state.sums = state.sums or {}
   state.sums.alarms = self.alarms
@@ -426,6 +523,13 @@ end
 -- @return seconds
 function Run:seconds() return self.before + core.time() - self.began end
 
+--- Writes the checkpoint of the method that was begun, which says whose it is.
+local function write_checkpoint(self, extra)
+  extra.identity, extra.method, extra.seconds = self.identity, self.method, self:seconds()
+  checkpoint.save(self:checkpoint_path(self.method), self.state, extra)
+  self.saved = dist.time()
+end
+
 --- Writes the checkpoint of the method that was begun.
 -- @param extra table of plain values, at least step
 -- @param[opt=false] now_and_then true: only where --checkpoint seconds have passed since the last
@@ -433,9 +537,9 @@ function Run:seconds() return self.before + core.time() - self.began end
 function Run:save(extra, now_and_then)
   if now_and_then and dist.time() - self.saved < (self.flags.checkpoint or 10) then return end
   if extra.position then extra.position = all_positions(extra.position) end
-  extra.identity, extra.method, extra.seconds = self.identity, self.method, self:seconds()
-  checkpoint.save(self:checkpoint_path(self.method), self.state, extra)
-  self.saved = dist.time()
+  self.state.generators = checkpoint.generators(self.state.model) -- for run:finish too, when evaluation has drawn more
+  self.last = extra
+  write_checkpoint(self, extra)
 end
 
 --- Gives back the tensors that a finished method kept (run:finish).
@@ -516,14 +620,18 @@ end
 -- @return boolean
 function Run:finished(method) return self.results[method] ~= nil end
 
---- Ends the method that was begun: its results go into its checkpoint and into results.csv.
+--- Ends the method that was begun: its results go into its checkpoint, beside what its last run:save said, so that
+-- --steps may grow later, and into results.csv.
 -- @param result table {column = number}, at least steps
 -- @param[opt] tensors {name = tensor} to keep in the checkpoint, for pictures (run:kept)
 -- @raise where a file cannot be written, or a rank does not come
 function Run:finish(result, tensors)
   result.method, result.seed, result.seconds = self.method, self.config.seed, self:seconds()
-  self.state.tensors, self.state.sums = tensors, nil
-  self:save { step = result.steps, result = result }
+  self.state.tensors = tensors
+  local extra = { step = result.steps }
+  for name, value in pairs(self.last or {}) do extra[name] = value end -- where training stood, not its evaluation
+  extra.result, extra.goes_on = result, true
+  write_checkpoint(self, extra)
   self.results[self.method] = result
   if dist.rank() == 0 then core.write_file(self.out .. "/results.csv", results.csv(self)) end
 end
@@ -549,15 +657,18 @@ local function run_methods(self, f)
   local spec, ranks = self.spec, dist.about()
   self:say("%s: %s, %s → %s", spec.name, spec.table.title(self.config), describe_device(), self.out)
   if ranks then self:say("%s", ranks) end
+  local from = self.config.lengthened_from
+  if from then
+    self:say("trained for %s %s at first; on to %d with the schedule of %d from there", table.concat(from, ", "),
+      self.config.steps and "steps" or "epochs", self.config.steps or self.config.epochs,
+      self.config.steps or self.config.epochs)
+  end
   for _, method in ipairs(self.methods) do
     if self:finished(method) then
       self:say("%-15s  finished before", method)
     else
       local result, tensors = f(method)
-      if not result then
-        self:say("stopped; go on with: luajit %s --out %s --resume", arg and arg[0] or spec.name, self.out)
-        return false
-      end
+      if not result then return false end
       self:finish(result, tensors)
       self:say("%-15s  %s", method, results.line(self, method))
     end
@@ -565,31 +676,62 @@ local function run_methods(self, f)
   return true
 end
 
---- Writes and prints the table and draws the pictures.
-local function conclude(self)
-  local spec = self.spec
-  core.write_file(self.out .. "/results.csv", results.csv(self)) -- a kill may have come between it and a checkpoint
-  core.write_file(self.out .. "/table.md", results.markdown(self))
-  io.write(results.text(self), "\n")
-  local files = { "results.csv", "table.md" }
+--- Writes and prints the table of the finished methods, and draws the pictures of what there is. (Rank 0.)
+-- @raise where a file cannot be written
+function Run:conclude()
+  local spec, files = self.spec, {}
+  local any = next(self.results) ~= nil
+  if any then
+    core.write_file(self.out .. "/results.csv", results.csv(self)) -- a kill may have come between it and a checkpoint
+    core.write_file(self.out .. "/table.md", results.markdown(self))
+    io.write(results.text(self), "\n")
+    files = { "results.csv", "table.md" }
+  end
   for _, picture in ipairs(spec.pictures) do
     picture.draw(self, self.out .. "/" .. picture.file)
     if core.file_size(self.out .. "/" .. picture.file) then files[#files + 1] = picture.file end
   end
-  report(self.out)
-  files[#files + 1] = "report.html"
-  self:say("%s in %s", table.concat(files, ", "), self.out)
+  if any then
+    report(self.out)
+    files[#files + 1] = "report.html"
+  else
+    self:say("no method is finished")
+  end
+  if #files > 0 then self:say("%s in %s", table.concat(files, ", "), self.out) end
 end
 
 --- All of it; gives the status for os.exit.
 local function run_all(self, f)
   if not run_methods(self, f) then
+    if dist.rank() == 0 then self:conclude() end
+    self:say("stopped; go on with: luajit %s --out %s --resume; draw again with --report in its place",
+      arg and arg[0] or self.spec.name, self.out)
     dist.barrier() -- rank 0 has written; a rank that ends earlier ends the job
     return 130
   end
   dist.close() -- what is left takes rank 0 alone
-  if dist.rank() == 0 then conclude(self) end
+  if dist.rank() == 0 then self:conclude() end
   return 0
+end
+
+--- Makes the progress bar of the method that was begun; behind what is left of it stands what is left of all methods.
+-- @param total integer, steps of the method in all
+-- @param[opt=0] done integer, those done before
+-- @return bar (vx.runs.progress)
+function Run:progress(total, done)
+  local place, todo = 0, 0
+  for i, method in ipairs(self.methods) do
+    if method == self.method then place = i end
+    if place > 0 and i > place and not self:finished(method) then todo = todo + 1 end
+  end
+  local count = #self.methods
+  return progress(("%-15s"):format(self.method), { total = total, done = done, quiet = self.flags.quiet,
+    place = count > 1 and ("method %d of %d"):format(place, count) or nil,
+    overall = count > 1 and function(left)
+      local sum, n = 0, 0
+      for _, result in pairs(self.results) do sum, n = sum + result.seconds, n + 1 end
+      return left + todo * (n > 0 and sum / n or self:seconds() + left)
+    end or nil })
 end
 
 --- Runs the experiment: f for each method that is not finished yet, then table.md, which is printed too, and the

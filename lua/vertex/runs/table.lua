@@ -89,7 +89,13 @@ function results.markdown(run)
     lines[#lines + 1] = "| " .. table.concat(row, " | ") .. " |"
     if i == 1 then lines[#lines + 1] = "|:--|" .. ("--:|"):rep(#row - 1) end
   end
-  if #run.spec.table.footnotes > 0 then lines[#lines + 1] = "" end
+  local config = run.config
+  local from, unit = config.lengthened_from, config.steps and "steps" or "epochs"
+  if #run.spec.table.footnotes > 0 or from then lines[#lines + 1] = "" end
+  if from then
+    lines[#lines + 1] = ("Trained for %s %s at first, and on to %d with the schedule of %d."):format(
+      table.concat(from, ", "), unit, config[unit], config[unit])
+  end
   for _, line in ipairs(run.spec.table.footnotes) do lines[#lines + 1] = line end
   return table.concat(lines, "\n") .. "\n"
 end
