@@ -49,7 +49,8 @@ local run = runs.start({
     "steps", "seconds",
     { name = "perplexity_share", title = "Perplexity / M", format = percent, better = "high", from = ALL,
       unit = "perplexity over that of even use" },
-    "tightness", "tightness_q05", "tightness_q50", "tightness_q95", "gap", "unselected", "contested",
+    "peak_mb", "step_ms", "tightness", "tightness_q05", "tightness_q50", "tightness_q95", "gap", "unselected",
+    "contested",
   },
   table = {
     title = function(c) return ("%s, %s"):format(c.preset, c.data or "synthetic speech") end,
@@ -117,7 +118,7 @@ local function degenerate(out)
   return distance < 0.01 and "stuck" or nil
 end
 
---- Trains a method from where it stands; returns its model and the number of steps, or nil where Ctrl-C came.
+--- Trains a method from where it stands; returns its model and { steps, peak_mb, step_ms }, or nil where Ctrl-C came.
 local function train(method)
   vx.seed(config.seed)
   local quantizer = new_quantizer(method, preset, config)
@@ -127,6 +128,7 @@ local function train(method)
 
   local used, meter = count_codes(quantizer), runs.meter() -- since the last log line
   local now = run:begin(method, { model = model, optimizer = optimizer, sums = { used = used, meter = meter } })
+  vx.reset_peak()
   local gradients = vx.dist.gradients(model:parameters())
   local speech = open_speech("train", model, { position = now.position })
   local steps = config.steps or math.ceil(config.epochs * speech:size() / config.batch)
@@ -186,17 +188,20 @@ local function train(method)
     local speed = (step - now.step) * config.batch / (core.time() - run.began)
     progress:update(step, ("%s  %.0f clips/s"):format(shown, speed))
   end
+  local done = steps - now.step
+  local cost = { steps = steps, peak_mb = vx.memory().peak / 1e6,
+    step_ms = done > 0 and 1e3 * (core.time() - run.began) / done or nil }
   run:skipped(speech:broken())
   speech:close()
   progress:finish()
-  return model, steps
+  return model, cost
 end
 
 -- -- Evaluation: the whole validation split, in crops one after the other ---------------------------------------------
 
 --- The columns of a trained model, and how often it took each code; nil when interrupted. Several ranks take a part of
 -- each batch, and sum.
-local function judge(model, steps)
+local function judge(model, cost)
   model:eval()
   vx.seed(vx.dist.seed(config.seed)) -- of masks and distractors
   local speech = open_speech("val", model, { place = "all", shuffle = false, epochs = 1 })
@@ -223,7 +228,8 @@ local function judge(model, steps)
   local shares, perplexity = used:shares(), used:perplexity()
   local result = { code_use_1 = shares[1], code_use_2 = shares[2], code_use = used:share(), perplexity = perplexity,
     perplexity_share = perplexity / model.quantizer.options.codes,
-    accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors, steps = steps }
+    accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors }
+  for name, value in pairs(cost) do result[name] = value end
   for name, value in pairs(smoothing or {}) do result[name] = value end
   return result, { code_counts = used:total() }
 end
@@ -233,6 +239,6 @@ end
 if config.autocast then vx.autocast(config.autocast) end
 
 os.exit(run:each(function(method)
-  local model, steps = train(method)
-  if model then return judge(model, steps) end
+  local model, cost = train(method)
+  if model then return judge(model, cost) end
 end), true)

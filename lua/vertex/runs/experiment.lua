@@ -18,7 +18,7 @@
 --         decides           true: results depend on it, so it is kept in config.json and must not change on --resume
 --         check             function(value) → what is wrong with it on this machine, or nil
 --       columns = { ... },  of results.csv, behind method and seed. Each is the name of one of the runs' own ("steps",
---                           "seconds", which come last where not named; those of metrics.smoothing) or
+--                           "seconds", which come last where not named; "peak_mb", "step_ms"; those of metrics.smoothing) or
 --         { name =, title =, unit =, format =, better =, optional =, from = }:
 --         name              under which the training function returns it; what is not returned is left empty
 --         title             in the table
@@ -41,6 +41,10 @@ local OWN = {
   steps = { name = "steps", title = "Steps", format = "%d", from = "training" },
   seconds = { name = "seconds", title = "Time", unit = "s", format = "%.0f s",
     from = "training and evaluation, all sittings together" },
+  peak_mb = { name = "peak_mb", title = "Peak", format = "%.0f MB", better = "low",
+    from = "training, the last sitting", unit = "MB that tensors held at most" },
+  step_ms = { name = "step_ms", title = "Step", format = "%.1f ms", better = "low",
+    from = "training, the last sitting", unit = "ms, data and log included" },
 }
 
 -- What metrics.smoothing gives.
