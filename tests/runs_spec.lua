@@ -9,11 +9,12 @@ local vx = require "vertex"
 
 local scratch, library
 
-local function luajit(script, arguments)
-  return H.shell(("cd '%s' && VERTEX_LIB='%s' luajit '%s' %s"):format(scratch, library, script, arguments))
+local function luajit(script, arguments, before)
+  return H.shell(("cd '%s' && VERTEX_LIB='%s' %s luajit '%s' %s"):format(scratch, library, before or "", script,
+    arguments))
 end
 
-local function vectors(arguments) return luajit(H.root .. "/tests/fixtures/experiments/vectors.lua", arguments) end
+local function vectors(...) return luajit(H.root .. "/tests/fixtures/experiments/vectors.lua", ...) end
 local function read(path) return assert(H.read(scratch .. "/" .. path), path) end
 
 setup(function()
@@ -123,6 +124,35 @@ describe("an experiment of another modality", function()
     assert.equal(read "whole/metrics.jsonl", read "killed/metrics.jsonl")
     local function without_time(out) return (read(out .. "/results.csv"):gsub(",[%d.e-]+\n", "\n")) end
     assert.equal(without_time "whole", without_time "killed")
+  end)
+
+  it("goes on with the next method where one fails, and says so in the table and at the end", function()
+    lfs.mkdir(scratch .. "/q")
+    H.write(scratch .. "/q/fragile.lua", [[
+      local core, registry = require "vertex.core", require "vertex.quantizers"
+      local Fragile = registry.Quantizer.extend "Fragile"
+      function Fragile:quantize(z)
+        if self.steps > 2 and not os.getenv "MENDED" then core.fail "no | third step" end
+        return { quantized = z, codes = core.new({ z:size(1), self.columns }, { dtype = "i32" }):zero(), terms = {} }
+      end
+      return { order = 90, kind = "hard", metric = "cosine", codebook = true, class = Fragile, options = {},
+        names = { { name = "fragile", summary = "breaks", paper = "none" } } }
+    ]])
+    local flags = "--quantizers q --methods ste-euclid,fragile,re-cosine --steps 4 --out fails"
+    local output, status = vectors(flags)
+    assert.equal(1, status, output)
+    assert.truthy(output:find("\nfragile +failed: no | third step\n"), output)
+    assert.truthy(read("fails/table.md"):find("\n| fragile | failed: no ¦ third step |  |  |\n", 1, true),
+      read "fails/table.md")
+    local csv = read "fails/results.csv"
+    assert.truthy(csv:find "\nste%-euclid," and csv:find "\nre%-cosine," and not csv:find "fragile", csv)
+    output, status = vectors(flags .. " --resume", "MENDED=1")
+    assert.equal(0, status, output)
+    assert.truthy(output:find "ste%-euclid +finished before", output)
+    assert.truthy(read("fails/results.csv"):find "\nfragile,1,")
+    output, status = vectors "--quantizers q --methods fragile --steps 4 --out alone"
+    assert.equal(1, status, output)
+    assert.truthy(read("alone/report.html"):find("failed: no ¦ third step", 1, true))
   end)
 
   it("keeps a second process out of its folder, and clears away what a killed one left", function()

@@ -18,7 +18,8 @@
 --         decides           true: results depend on it, so it is kept in config.json and must not change on --resume
 --         check             function(value) → what is wrong with it on this machine, or nil
 --       columns = { ... },  of results.csv, behind method and seed. Each is the name of one of the runs' own ("steps",
---                           "seconds", which come last where not named; "peak_mb", "step_ms"; those of metrics.smoothing) or
+--                           "seconds", which come last where not named; "peak_mb", "step_ms"; those of
+--                           metrics.smoothing) or
 --         { name =, title =, unit =, format =, better =, optional =, from = }:
 --         name              under which the training function returns it; what is not returned is left empty
 --         title             in the table

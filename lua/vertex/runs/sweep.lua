@@ -366,8 +366,8 @@ end
 local function new_run(spec, flags, out, config, methods, all, preset)
   local rank, ranks = dist.rank(), dist.size()
   local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
-    flags = flags, spec = spec, results = {}, identity = identity_of(config), identities = identities_of(config),
-    shard = rank, shards = ranks, batch = config.batch and config.batch / ranks }, Run)
+    flags = flags, spec = spec, results = {}, failed = {}, identity = identity_of(config),
+    identities = identities_of(config), shard = rank, shards = ranks, batch = config.batch and config.batch / ranks }, Run)
   for _, method in ipairs(all) do
     local extra = self:peek(method)
     if extra and extra.result then self.results[method] = extra.result end
@@ -396,7 +396,8 @@ end
 -- @param argv array of texts: `arg`
 -- @return run: flags; config {preset, data, seed, batch, steps or epochs, set, and flags that decide}; preset, that of
 -- spec.presets with what --set changes; methods, array of names; out, the folder; results {method = {column = value}}
--- of finished methods; and what is this rank's: shard (0-based) and shards, for readers of data, and batch
+-- of finished methods; failed {method = reason} of this sitting; and what is this rank's: shard (0-based) and shards,
+-- for readers of data, and batch
 -- @raise where the declaration lacks something
 local function start(spec, argv)
   spec = experiment(spec)
@@ -652,6 +653,17 @@ function Run.skipped(_, list)
   if dist.rank() == 0 then io.stderr:write(unpack(texts)) end
 end
 
+--- Calls f(method). Where it raises, that is said, the method has failed, and nothing comes back; of several ranks the
+-- others would wait for this one, so that there it ends the job.
+local function train(self, f, method)
+  if dist.size() > 1 then return false, f(method) end
+  local ok, result, tensors = pcall(f, method)
+  if ok then return false, result, tensors end
+  io.stderr:write(("\n%s failed: %s\n"):format(method, tostring(result)))
+  self.failed[method] = flags_of.reason(result):match "^[^\n]*"
+  return true
+end
+
 --- Runs f(method) for each method that is not finished. Gives false where it was interrupted.
 local function run_methods(self, f)
   local spec, ranks = self.spec, dist.about()
@@ -667,20 +679,23 @@ local function run_methods(self, f)
     if self:finished(method) then
       self:say("%-15s  finished before", method)
     else
-      local result, tensors = f(method)
-      if not result then return false end
-      self:finish(result, tensors)
-      self:say("%-15s  %s", method, results.line(self, method))
+      local failed, result, tensors = train(self, f, method)
+      if not failed then
+        if not result then return false end
+        self:finish(result, tensors)
+        self:say("%-15s  %s", method, results.line(self, method))
+      end
     end
   end
   return true
 end
 
---- Writes and prints the table of the finished methods, and draws the pictures of what there is. (Rank 0.)
+--- Writes and prints the table of the finished methods and of those that failed, and draws the pictures of what there
+-- is. (Rank 0.)
 -- @raise where a file cannot be written
 function Run:conclude()
   local spec, files = self.spec, {}
-  local any = next(self.results) ~= nil
+  local any = next(self.results) ~= nil or next(self.failed) ~= nil
   if any then
     core.write_file(self.out .. "/results.csv", results.csv(self)) -- a kill may have come between it and a checkpoint
     core.write_file(self.out .. "/table.md", results.markdown(self))
@@ -711,7 +726,7 @@ local function run_all(self, f)
   end
   dist.close() -- what is left takes rank 0 alone
   if dist.rank() == 0 then self:conclude() end
-  return 0
+  return next(self.failed) and 1 or 0
 end
 
 --- Makes the progress bar of the method that was begun; behind what is left of it stands what is left of all methods.
@@ -735,11 +750,11 @@ function Run:progress(total, done)
 end
 
 --- Runs the experiment: f for each method that is not finished yet, then table.md, which is printed too, and the
--- pictures. Ctrl-C, SIGTERM and SIGUSR1 only raise vx's flag meanwhile (core.interrupted); an error is printed, and
--- ends all ranks.
+-- pictures. Ctrl-C, SIGTERM and SIGUSR1 only raise vx's flag meanwhile (core.interrupted). An error is printed and ends
+-- its method, of which the table has the reason (--resume tries it again); of several ranks it ends all.
 -- @param f function(method) → result {column = number}, at least steps, and tensors to keep; nil where interrupted. It
 -- calls run:begin, run:log and run:save
--- @return status for os.exit: 0, 130 where interrupted, 1 after an error
+-- @return status for os.exit: 0, 130 where interrupted, 1 where a method failed or after another error
 -- @raise nothing: errors are printed
 function Run:each(f)
   local ok, status = pcall(core.catching_interrupts, run_all, self, f)

@@ -61,19 +61,26 @@ local function shown_columns(run)
   return shown
 end
 
---- The head of the table and a row of texts per finished method; mark(text) is the best of its column (all that look
--- the same are).
+--- The head of the table and a row of texts per method that is finished or failed; of the latter `failed` is set and
+-- the last text is the reason. mark(text) is the best of its column (all that look the same are).
 local function table_rows(run, mark)
   local rows, columns = { { "Method" } }, shown_columns(run)
   for c, column in ipairs(columns) do rows[1][c + 1] = column.title end
   for _, method in ipairs(run.config.methods) do
-    if run.results[method] then rows[#rows + 1] = { method } end
+    local reason = run.failed[method]
+    if run.results[method] then
+      rows[#rows + 1] = { method }
+    elseif reason then
+      rows[#rows + 1] = { method, "failed: " .. reason, failed = true }
+    end
   end
   for c, column in ipairs(columns) do
     local best = best_text(run, column)
     for i = 2, #rows do
-      local text = show(column, run.results[rows[i][1]][column.name])
-      rows[i][c + 1] = text == best and mark(text) or text
+      if not rows[i].failed then
+        local text = show(column, run.results[rows[i][1]][column.name])
+        rows[i][c + 1] = text == best and mark(text) or text
+      end
     end
   end
   return rows
@@ -86,7 +93,12 @@ function results.markdown(run)
   local rows = table_rows(run, function(text) return "**" .. text .. "**" end)
   local lines = { "# " .. run.spec.table.title(run.config), "" }
   for i, row in ipairs(rows) do
-    lines[#lines + 1] = "| " .. table.concat(row, " | ") .. " |"
+    local cells = { unpack(row) }
+    if row.failed then
+      cells[2] = cells[2]:gsub("|", "¦") -- as | would end the cell
+      for c = 3, #rows[1] do cells[c] = "" end
+    end
+    lines[#lines + 1] = "| " .. table.concat(cells, " | ") .. " |"
     if i == 1 then lines[#lines + 1] = "|:--|" .. ("--:|"):rep(#row - 1) end
   end
   local config = run.config
@@ -113,12 +125,14 @@ function results.text(run)
     or function(text) return text end)
   local widths, lines = {}, {}
   for _, row in ipairs(rows) do
-    for i, text in ipairs(row) do widths[i] = math.max(widths[i] or 0, width(text)) end
+    for i, text in ipairs(row) do
+      if i == 1 or not row.failed then widths[i] = math.max(widths[i] or 0, width(text)) end
+    end
   end
   for r, row in ipairs(rows) do
     local cells = {}
     for i, text in ipairs(row) do
-      local padding = (" "):rep(widths[i] - width(text))
+      local padding = (" "):rep(math.max(0, (widths[i] or 0) - width(text)))
       cells[i] = i == 1 and text .. padding or padding .. text
     end
     lines[r] = table.concat(cells, "  ")
