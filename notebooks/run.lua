@@ -3,12 +3,14 @@
 --
 --   luajit notebooks/run.lua notebooks/02-collapse-and-cure.ipynb
 --   luajit notebooks/run.lua --set steps=20 notebooks/*.ipynb     turns the first `steps = ...` of each into steps = 20
+--   luajit notebooks/run.lua --pictures out notebooks/*.ipynb     keeps the pictures as out/NOTEBOOK-1.png, ...
 
 local ffi = require "ffi"
 ffi.cdef "char *realpath(const char *path, char *out);"
 dofile(ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)notebooks/" .. "lua/vertex/start.lua")
 
 local lfs = require "lfs"
+local core = require "vertex.core"
 local vx = require "vertex"
 local display = require "vertex.interactive.display"
 local json = require "vertex.json"
@@ -17,7 +19,7 @@ local show = require "vertex.interactive.show"
 
 --- Ends the program with a message and status 2.
 local function usage(message)
-  io.stderr:write(message, "\nusage: luajit notebooks/run.lua [--set NAME=VALUE] FILE.ipynb ...\n")
+  io.stderr:write(message, "\nusage: luajit notebooks/run.lua [--set NAME=VALUE] [--pictures DIR] FILE.ipynb ...\n")
   os.exit(2)
 end
 
@@ -36,12 +38,22 @@ local function code_cells(file)
   return sources
 end
 
---- Writes what a notebook would show as text, and of a picture its size.
+local ENDINGS = { ["image/png"] = "png", ["image/svg+xml"] = "svg", ["image/jpeg"] = "jpg" }
+
+local keep -- of --pictures: { folder, name of the notebook, number of pictures so far }
+
+--- Writes what a notebook would show as text, and of a picture its size, or where it is kept.
 local function write_bundle(bundle)
   local pictures = 0
   for form, bytes in pairs(bundle) do
     if form:find "^image/" then
-      io.write(("[%s, %d bytes]\n"):format(form, #bytes))
+      local path
+      if keep and ENDINGS[form] then
+        keep.count = keep.count + 1
+        path = ("%s/%s-%d.%s"):format(keep.folder, keep.name, keep.count, ENDINGS[form])
+        core.write_file(path, bytes)
+      end
+      io.write(("[%s, %d bytes%s]\n"):format(form, #bytes, path and ": " .. path or ""))
       pictures = pictures + 1
     end
   end
@@ -71,11 +83,17 @@ local function with_settings(source, settings, used)
 end
 
 --- Runs a notebook's cells.
-local function run(file, settings)
+local function run(file, settings, pictures)
   local session = Session.new { env = setmetatable({ vx = vx }, { __index = _G }),
     name = function(n) return ("%s[%d]"):format(file, n) end }
   local sources, here = code_cells(file), lfs.currentdir()
   local used = {}
+  if pictures then
+    local made, reason = core.make_folders(pictures)
+    if not made then usage(("--pictures %s: %s"):format(pictures, reason)) end
+    local folder = pictures:sub(1, 1) == "/" and pictures or here .. "/" .. pictures
+    keep = { folder = folder, name = file:match "([^/]+)$":gsub("%.ipynb$", ""), count = 0 }
+  end
   lfs.chdir(file:match "^(.*)/[^/]*$" or ".")
   for _, source in ipairs(sources) do
     source = with_settings(source, settings, used)
@@ -100,12 +118,14 @@ local function run(file, settings)
   lfs.chdir(here)
 end
 
-local settings, files, i = {}, {}, 1
+local settings, files, pictures, i = {}, {}, nil, 1
 while arg[i] do
   if arg[i] == "--set" then
     local name, value = (arg[i + 1] or ""):match "^([%a_][%w_]*)=(.+)$"
     if not name then usage "--set: expected NAME=VALUE" end
     settings[name], i = value, i + 1
+  elseif arg[i] == "--pictures" then
+    pictures, i = arg[i + 1] or usage "--pictures: expected a folder", i + 1
   elseif arg[i]:find "^%-" then
     usage("unknown option " .. arg[i])
   else
@@ -116,4 +136,5 @@ end
 if #files == 0 then usage "which notebook?" end
 display.mode, display.backend = "notebook", backend
 Session.interpret_files()
-for _, file in ipairs(files) do run(file, settings) end
+Session.watch_programs()
+for _, file in ipairs(files) do run(file, settings, pictures) end

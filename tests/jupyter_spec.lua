@@ -198,16 +198,30 @@ describe("a notebook's process", function()
 
   it("is interrupted again and again, and lives on", function()
     for _, code in ipairs { "while true do end", "while true do pcall(function() while true do end end) end",
-      "vx.step(function() local y = vx.zeros { 64, 64 } while true do y = vx.matmul(y, y) end end)" } do
+      "vx.step(function() local y = vx.zeros { 64, 64 } while true do y = vx.matmul(y, y) end end)",
+      "io.stdout:flush() while true do pcall(os.execute, 'sleep 60') end" } do
       local id = execute("print 'on the way' " .. code)
       wait_for_output(id)
       signal "INT"
       local reply
-      reply = answer(id)
+      local fine; fine, reply = pcall(answer, id)
+      if not fine then print(code) os.execute("ps -ef | grep -v grep | grep -a \"sleep 60\\|jupyter.lua\"") end
       assert.same({ "error", "Interrupted" }, { reply.status, reply.ename }, code)
     end
     signal "INT" -- while nothing runs
     assert.equal("ok", run("x").status)
+  end)
+
+  it("shows a batch of pictures as one, of two pixels to the point", function()
+    local _, published = run "vx.rand { 4, 16, 16, 3 }"
+    local content = published[#published][2]
+    assert.equal("iVBOR", content.data["image/png"]:sub(1, 5))
+    assert.truthy(content.metadata["image/png"].width > 4 * 64)
+    assert.truthy(content.data["text/plain"]:find("\n4 pictures of 16 x 16 in 3 channels, 0 to 1$"))
+    _, published = run "x = vx.zeros { 2 }; #x" -- which is no warning yet: x is made here
+    assert.equal("execute_result: 0", texts(published))
+    _, published = run "#x"
+    assert.truthy(texts(published):find("#x: x is a tensor and no table: # gives 0", 1, true), texts(published))
   end)
 
   it("completes, with places in characters", function()

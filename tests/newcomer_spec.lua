@@ -1,9 +1,10 @@
 -- What a user of PyTorch types on the first evening, and what must be said to it: a table of inputs, each run as a
--- session runs it.
+-- session runs it, and once more each typed into a terminal.
 
 local H = require "tests.helper"
 local help = require "vertex.interactive.help"
 local Session = require "vertex.interactive.session"
+local terminals = require "tests.terminal"
 local show = require "vertex.interactive.show"
 local vx = H.vx
 
@@ -70,8 +71,24 @@ local ERRORS = {
   ["vx.restore 'nowhere'"] = "restore: nowhere: no such file",
 }
 
+-- input → how it is warned of what Lua takes without a word
+local WARNINGS = {
+  ["#x"] = "#x: x is a tensor and no table: # gives 0; its sizes are x:size(1) and x:shape()",
+  ["n = #m.weight"] = "#m.weight: m.weight is a tensor and no table: # gives 0",
+  ["for i, row in ipairs(x) do print(row) end"] = "ipairs(x): x is a tensor and no table: it has no elements for that; "
+    .. "write for i = 1, x:size(1) do ... x[i]",
+  ["for k in pairs(x) do k = 1 end"] = "pairs(x): x is a tensor and no table",
+}
+
+-- inputs without a warning: what is counted is no tensor
+local UNWARNED = { "#'x'", "#pt", "#x:shape()", "function f(x) return #x end", "local x = { 1 }; n = #x",
+  "for _, x in ipairs { {} } do n = #x end", "-- #x", "n = '#x'", "#{ x }",
+  "for i, p in ipairs(m:parameters()) do end",
+  "#vx.devices()", "#x[1]:shape()" }
+
 -- word → how its help begins
 local HELP = { Linear = "vx.nn.Linear(inputs", AdamW = "vx.optim.AdamW(parameters", encode = "vx.Quantizer:encode(z)",
+  len = "PyTorch's len is here x:size(1); Lua's #x is 0",
   load = "vx.load(path", state_dict = "found for 'state_dict':", view = "PyTorch's view is here", relu = "vx.relu(x)" }
 
 -- text → what TAB makes of its last word
@@ -90,6 +107,62 @@ describe("a newcomer", function()
       assert.truthy(problem.message:find("^%[%d+%]:1: "), problem.message) -- the line that was typed
     end)
   end
+
+  it("is told the same on a terminal", function()
+    local t = terminals.open("", 400)
+    finally(terminals.close_all)
+    t:wait "> "
+    for line in SETUP:gmatch "[^\n]+" do t:enter(line, "\n> ") end
+    for _, input in ipairs(show.names(setmetatable({}, { __names = ERRORS }))) do
+      t:enter(input, "\r\n[")
+      local said = t:wait "\n> "
+      assert.truthy(said:find(ERRORS[input], 1, true), input .. ": " .. said)
+    end
+    for input, warning in pairs(WARNINGS) do
+      t:enter(input, "\r\n" .. warning)
+      t:wait "\n> "
+    end
+  end)
+
+  it("is warned of lengths and loops of tensors that are no tables", function()
+    local warnings = {}
+    local own = Session.new { env = setmetatable({ vx = vx }, { __index = _G }),
+      warn = function(text) warnings[#warnings + 1] = text end }
+    assert(own:run(SETUP))
+    for input, warning in pairs(WARNINGS) do
+      warnings = {}
+      assert.truthy(own:run(input), input)
+      assert.equal(1, #warnings, input)
+      assert.equal(warning, warnings[1]:sub(1, #warning))
+    end
+    warnings = {}
+    for _, input in ipairs(UNWARNED) do assert.same({}, own:warnings(input), input) end
+    assert.same({}, warnings)
+  end)
+
+  it("sees a batch of pictures as pictures", function()
+    local function text(input) return tostring(session:run(input)[1]) end
+    local standardized = "vx.data.images({ size = 16, batch = 3 }):next()"
+    for input, line in pairs {
+      [standardized] = "3 pictures of 16 x 16 in 3 channels, standardized",
+      ["vx.data.denormalize((" .. standardized .. "))"] = "3 pictures of 16 x 16 in 3 channels, 0 to 1",
+      ["vx.rand { 1, 8, 9, 1 }"] = "1 picture of 8 x 9 in 1 channel, 0 to 1",
+      ["vx.zeros({ 65, 8, 8, 3 }, { dtype = 'u8' })"] =
+        "65 pictures of 8 x 8 in 3 channels, bytes; the first 64 are shown",
+      ["vx.data.procedural(16, 1, 1)"] = "1 picture of 16 x 16 in 3 channels, bytes" } do
+      assert.equal(line, text(input):match "\n(.*)$", input)
+    end
+    for _, input in ipairs { "vx.randn { 4, 16, 16, 3 }", "vx.rand { 4, 16, 16, 2 }", "vx.rand { 2, 4, 4, 3 }",
+      "vx.zeros { 2, 8, 8, 3 }", "vx.rand { 8, 8, 3 }", "vx.rand { 2, 8, 8, 3 } / 0" } do
+      assert.truthy(text(input):find "\n%[%[", input)
+    end
+    local bundle, metadata = require("vertex.interactive.display").mime(session:run(standardized)[1])
+    assert.equal("\137PNG", bundle["image/png"]:sub(1, 4))
+    local width = 0
+    for i = 17, 20 do width = width * 256 + bundle["image/png"]:byte(i) end
+    assert.equal(2 * metadata["image/png"].width, width) -- sharp on a screen of two pixels to the point
+    assert.is_nil(require("vertex.interactive.display").mime(vx.zeros { 3 })["image/png"])
+  end)
 
   it("finds help by the word", function()
     for word, head in pairs(HELP) do assert.equal(head, (help.about(session, word) or ""):sub(1, #head)) end

@@ -93,6 +93,15 @@ describe("the runner", function()
     assert.truthy(out:find("[image/png, 5 bytes]", 1, true), out)
   end)
 
+  it("keeps the pictures where --pictures says", function()
+    local out, rc = run("--pictures kept/all " .. notebook("local function p(s) return setmetatable({}, { __mime = "
+      .. "function() return { ['image/png'] = s, ['text/plain'] = 'x' } end }) end\np '12345'", "p 'second'"))
+    assert.equal(0, rc, out)
+    assert.truthy(out:find("%[image/png, 5 bytes: [^\n]*/kept/all/test%-1%.png%]"), out)
+    assert.same({ "12345", "second" }, { H.read(checkout .. "/kept/all/test-1.png"),
+      H.read(checkout .. "/kept/all/test-2.png") })
+  end)
+
   it("ends with the first error, at its line", function()
     local path = notebook("x = 1", "local y = x\n\nlocal z = y.a.b", "print 'never'")
     local out, rc = run(path)
@@ -113,7 +122,7 @@ describe("the runner", function()
   it("explains wrong arguments", function()
     local text = H.write(H.scratch "text.ipynb", "no json")
     for arguments, expected in pairs { [""] = "which notebook?", ["--fast"] = "unknown option --fast",
-      ["--set steps"] = "expected NAME=VALUE",
+      ["--set steps"] = "expected NAME=VALUE", ["--pictures"] = "expected a folder",
       ["nowhere.ipynb"] = "nowhere.ipynb: No such file", [text] = "is no notebook" } do
       local out, rc = run(arguments)
       assert.equal(2, rc, arguments)

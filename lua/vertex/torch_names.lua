@@ -25,6 +25,8 @@ local ELSEWHERE = {
   split = { "narrow", "x:narrow(dim, first, count), once for each part" },
   T = { "x:t", "x:t()" },
   mT = { "x:t", "x:t()" },
+  len = { "x:size", "x:size(1); Lua's #x is 0, and ipairs(x) visits nothing: for i = 1, x:size(1) do ... x[i]" },
+  iter = { "x:size", "for i = 1, x:size(1) do ... x[i] end; Lua's ipairs(x) visits nothing" },
   ndim = { "x:dim", "x:dim()" },
   tolist = { "x:totable", "x:totable()" },
   numpy = { "save", "x:totable(), or vx.save(\"x.npy\", x) and numpy.load" },

@@ -140,7 +140,7 @@ ffi.cdef [[
   int unsetenv(const char *name);
   extern char **environ;
 ]]
-local SIGTERM, WNOHANG, PR_SET_PDEATHSIG, SPAWN_SETPGROUP = 15, 1, 1, 2
+local SIGINT, SIGTERM, WNOHANG, PR_SET_PDEATHSIG, SPAWN_SETPGROUP = 2, 15, 1, 1, 2
 
 --- For a process that system.run_program started: ends it with the one that did, however that ends.
 -- @param variable of the environment, as system.run_program was given
@@ -150,6 +150,35 @@ function system.follow_parent(variable)
   ffi.C.unsetenv(variable) -- this one's, not that of what it may start
   ffi.C.prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
   if system.parent() ~= parent then os.exit(1, true) end
+end
+
+local EARLY = 0.1 -- seconds: a program that began so short a time ago may have missed Ctrl-C
+
+--- Runs a command of the shell in a session, as os.execute does. Ctrl-C is the command's (the terminal, or Jupyter,
+-- sends it to both): where the command ends of it, the flag is up afterwards, otherwise it is not.
+-- @param command text
+-- @return status, as of os.execute: the signal that ended it, or 256 times its exit status
+-- @return whether Ctrl-C ended it
+-- @raise where no process can be started
+function system.execute(command)
+  local words, pid, status = { "sh", "-c", command }, ffi.new "int[1]", ffi.new "int[1]"
+  local argv = ffi.new("const char *[4]", words)
+  if ffi.C.posix_spawnp(pid, "sh", nil, nil, argv, ffi.C.environ) ~= 0 then
+    library.fail("os.execute: no process could be started for %s", command)
+  end
+  local began, pause, told = system.time(), 1, false
+  while ffi.C.waitpid(pid[0], status, WNOHANG) == 0 do
+    if system.interrupted() and not told then
+      told = true
+      if system.time() - began < EARLY then ffi.C.kill(pid[0], SIGINT) end
+    end
+    ffi.C.poll(nil, 0, pause)
+    pause = math.min(20, pause + 1)
+  end
+  local stopped = status[0] % 128 == SIGINT or status[0] == 256 * (128 + SIGINT)
+  if not stopped and system.interrupted() then system.session_interrupts() end -- the command has dealt with it
+  if stopped and not system.interrupted() then ffi.C.kill(ffi.C.getpid(), SIGINT) end
+  return status[0], stopped
 end
 
 --- Runs a program until it ends, its standard output left out. It is in a group of its own: Ctrl-C at the terminal

@@ -2,7 +2,7 @@
 --
 --     local data = require "vertex.data.images"               -- also vx.data
 --     local set = data.images { path = "photos", size = 64, crop = "random", flip = true, batch = 16, seed = 1 }
---     local x, index = set:next()       -- (16,64,64,3) standardized, and (16) numbers of set.files, 0-based
+--     local x, index = set:next()       -- (16,64,64,3) standardized, and (16) i32, 0-based: of set.files[i + 1]
 --     local seen = set:broken()         -- { { path, reason }, ... }: met, named, left out
 --
 -- Decoding happens ahead, in threads of the C core (core/data/stream.c). The batches depend on the options and the

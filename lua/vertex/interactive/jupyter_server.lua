@@ -149,6 +149,7 @@ function Server.run(connection)
   self.session = Session.new { name = function(n) return ("In[%d]"):format(n) end }
   self.session.tick = function() self.out:tick() end
   Session.interpret_files()
+  Session.watch_programs()
   rawset(_G, "vx", require "vertex")
   display.mode, display.backend = "notebook", function(bundle, options) self.out:display(bundle, options) end
   self.out:redirect()

@@ -167,8 +167,11 @@ local function evaluate(session, text, interactive)
     io.write(answer or reason, "\n")
     return not answer and "failed" or nil
   elseif command then
-    unfinished = os.execute(command) % 128 == 2 -- ended by Ctrl-C, of which the terminal wrote "^C"
-    return nil
+    local _, stopped = core.execute(command)
+    if not stopped then return nil end
+    core.session_interrupts() -- it was the command's
+    unfinished = interactive -- behind the terminal's "^C"
+    return "interrupted"
   end
   local began = core.time()
   local values, shown = session:run(text)
@@ -202,12 +205,13 @@ end
 function repl.run()
   _G.vx = require "vertex"
   _G._ = nil
-  local session = Session.new()
+  local session = Session.new { warn = say }
   local pending = "" -- lines of an input that goes on
   local interactive = core.is_tty(0)
   local status = 0
   display.mode = "terminal"
   Session.interpret_files()
+  Session.watch_programs()
   watch_output()
   core.session_interrupts()
   local read, remember, edits = reader(function(line)

@@ -117,12 +117,12 @@ end
 
 --- Makes a session.
 -- @param[opt] options { env = table of its global variables (default _G), name = function(n) → what its n-th input is
--- called in messages (default "[n]") }
+-- called in messages (default "[n]"), warn = function(text): says something about an input (default: on stderr) }
 -- @return Session
 function Session.new(options)
   options = options or {}
   return setmetatable({ env = options.env or _G, name = options.name or function(n) return "[" .. n .. "]" end,
-    count = 0, inputs = {} }, Session)
+    warn = options.warn or function(text) io.stderr:write(text, "\n") end, count = 0, inputs = {} }, Session)
 end
 
 -- "return nil, f()" rather than "return f()": a tail call would leave no frame that errors could point at.
@@ -263,6 +263,60 @@ function Session.error_text(problem)
   return table.concat(lines, "\n")
 end
 
+-- -- What Lua takes without a word ------------------------------------------------------------------------------------
+
+--- The names that a text binds itself: locals, parameters, variables of loops, what it assigns to.
+local function bound_names(text)
+  local bound, before, state = {}, nil, nil
+  tokens(text, function(kind, first, last)
+    if kind == "comment" or not last then return end
+    local word = text:sub(first, last)
+    if kind == "name" and (state == "list" or state == "parameters") then bound[word] = true end
+    if word == "local" or word == "for" then state = "list"
+    elseif word == "function" then state = "function"
+    elseif state == "function" and word == "(" then state = "parameters"
+    elseif word == "=" or word == "in" or word == ")" or kind == "name" and state == "list" and before ~= ","
+      and before ~= "local" and before ~= "for" then state = nil end
+    if word == "=" and before and text:sub(last + 1, last + 1) ~= "=" and before:find "^[%a_]" then
+      bound[before] = true
+    end
+    before = word
+  end)
+  return bound
+end
+
+--- Finds where a text asks a tensor for what only tables have: Lua 5.1 counts the fields of the object then, 0, and
+-- iterates over none. Names that the text binds itself are left alone.
+-- @param text string
+-- @return array of warnings
+function Session:warnings(text)
+  local list, bound = {}, nil
+  local function check(chain, asked, says)
+    local root = chain:match "^[%a_][%w_]*"
+    bound = bound or bound_names(text)
+    if bound[root] then return end
+    local x = self:lookup(chain)
+    if core.is_tensor(x) then
+      list[#list + 1] = ("%s: %s is a tensor and no table: %s"):format(asked, chain, says:gsub("@", chain))
+    end
+  end
+  tokens(text, function(kind, first, last)
+    if kind == "sign" and text:sub(first, last) == "#" then
+      local chain, after = text:match("^#%s*([%a_][%w_.]*)%s*()", first)
+      if chain and not text:find("^[%[(:{\"']", after) then
+        check(chain, "#" .. chain, "# gives 0; its sizes are @:size(1) and @:shape()")
+      end
+    elseif kind == "name" and text:sub(first, last):find "^i?pairs$" then
+      local chain = text:match("^%s*%(%s*([%a_][%w_.]*)%s*%)", last + 1)
+      if chain then
+        check(chain, ("%s(%s)"):format(text:sub(first, last), chain),
+          "it has no elements for that; write for i = 1, @:size(1) do ... @[i]")
+      end
+    end
+  end)
+  return list
+end
+
 -- -- Running ----------------------------------------------------------------------------------------------------------
 
 --- Packs what a chunk returned. valued: a nil stands in front of its values.
@@ -292,6 +346,7 @@ function Session:run(text)
   end
   jit.off(chunk, true)
   setfenv(chunk, self.env)
+  for _, warning in ipairs(self:warnings(text)) do self.warn(warning) end
 
   local function hook()
     local info = core.interrupted() and debug.getinfo(2, "S")
@@ -342,6 +397,19 @@ function Session.interpret_files()
   end
   local search = package.loaders[2]
   package.loaders[2] = function(name) return interpreted(search(name)) end
+end
+
+local watches_programs = false
+
+--- Makes Ctrl-C stop what comes after os.execute too: Lua's own leaves it to the program that runs.
+function Session.watch_programs()
+  if watches_programs then return end
+  watches_programs = true
+  local execute = os.execute
+  rawset(os, "execute", function(command)
+    if type(command) ~= "string" then return execute(command) end
+    return (core.execute(command))
+  end)
 end
 
 -- -- Completion -------------------------------------------------------------------------------------------------------

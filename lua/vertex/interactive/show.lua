@@ -6,6 +6,7 @@ local core = require "vertex.core"
 local tape = require "vertex.tape"
 
 local EDGE, FEW = 3, 8 -- of a dimension longer than FEW, the first EDGE and the last EDGE are shown
+local CELL = 9 -- characters that most numbers take, with what stands between them
 
 --- Gives the function that writes a number of a dtype.
 local function number_format(dtype)
@@ -20,12 +21,13 @@ local function number_format(dtype)
 end
 
 --- Lists the indices (1-based) that are shown of dimension d of a shape; 0 stands for "...". Of four dimensions and
--- more the first ones, as the pictures of a batch, are shown by their first and last alone.
-local function shown(shape, d)
+-- more the first ones are shown by their first and last alone; of the last dimension up to `most` are.
+local function shown(shape, d, most)
   local list, n = {}, shape[d]
   local outer = #shape > 3 and d < #shape - 1
-  local edge = outer and 1 or EDGE
-  if n <= (outer and 2 or FEW) then
+  local edge, few = outer and 1 or EDGE, outer and 2 or FEW
+  if d == #shape then edge, few = math.max(1, math.floor((most - 1) / 2)), most end
+  if n <= few then
     for i = 1, n do list[i] = i end
   else
     for i = 1, edge do list[i] = i end
@@ -35,14 +37,16 @@ local function shown(shape, d)
   return list
 end
 
---- Writes the shown corners of x; reads only those rows.
-local function values(x)
+--- Writes the shown corners of x, of a row as much as the terminal has room for; reads only those rows.
+local function values(x, most)
   local format, shape = number_format(x:dtype()), x:shape()
+  local room = core.is_tty(1) and core.terminal_columns() - 2 * #shape - 1 or 0
+  most = most or math.max(FEW, math.floor(room / CELL))
   local width = 0
   local function collect(view, d)
     if d == #shape then
       local row, out = d == 0 and { view:item() } or view:totable(), {}
-      for _, i in ipairs(d == 0 and { 1 } or shown(shape, d)) do
+      for _, i in ipairs(d == 0 and { 1 } or shown(shape, d, most)) do
         local text = i == 0 and "..." or format(row[i])
         out[#out + 1] = text
         width = math.max(width, #text)
@@ -50,11 +54,13 @@ local function values(x)
       return out
     end
     local out = {}
-    for _, i in ipairs(shown(shape, d)) do out[#out + 1] = i == 0 and "..." or collect(view[i], d + 1) end
+    for _, i in ipairs(shown(shape, d, most)) do out[#out + 1] = i == 0 and "..." or collect(view[i], d + 1) end
     return out
   end
   local cells = collect(x, #shape == 0 and 0 or 1)
   if #shape == 0 then return cells[1] end
+  local fitting = math.max(FEW, math.floor(room / (width + 2)))
+  if fitting < most and fitting < shape[#shape] then return values(x, fitting) end
   local function render(level, d)
     if type(level) == "string" then return level end
     local parts = {}
@@ -63,6 +69,64 @@ local function values(x)
     return "[" .. table.concat(parts, between) .. "]"
   end
   return render(cells, 1)
+end
+
+-- -- Pictures ---------------------------------------------------------------------------------------------------------
+
+local SMALLEST, PICTURES, COLUMNS = 8, 64, 8 -- pixels of a side; pictures that are drawn, and beside each other
+
+--- Gives one picture of bytes, (H,W,1) or (H,W,3), as a batch; other tensors as they are.
+local function as_batch(x)
+  return x:dim() == 3 and x:dtype() == "u8" and x:reshape { 1, unpack(x:shape()) } or x
+end
+
+--- Says whether a tensor is a batch of pictures, (N,H,W,1) or (N,H,W,3): bytes, f32 from 0 to 1, or standardized as
+-- vx.data.images gives them.
+-- @param x tensor
+-- @return "bytes", "0 to 1" or "standardized"; nil for other tensors
+local function picture_values(x)
+  local shape, dtype = x:shape(), x:dtype()
+  local channels = shape[4]
+  if #shape ~= 4 or (channels ~= 1 and channels ~= 3) or shape[1] < 1 or math.min(shape[2], shape[3]) < SMALLEST then
+    return nil
+  end
+  if dtype == "u8" then return "bytes" end
+  if dtype ~= "f32" or require("vertex.ops").nonfinite(x:reshape { -1, channels }) > 0 then return nil end
+  local least, most = x:min():item(), x:max():item()
+  if least >= 0 and most <= 1 then return most > least and "0 to 1" or nil end
+  if channels ~= 3 then return nil end
+  local data = require "vertex.data"
+  for c = 1, 3 do
+    local channel = x:narrow(4, c, 1)
+    local low, high = -data.mean[c] / data.std[c], (1 - data.mean[c]) / data.std[c]
+    if channel:min():item() < low - 1e-3 or channel:max():item() > high + 1e-3 then return nil end
+  end
+  return "standardized"
+end
+
+--- Writes what a batch of pictures is, in a line.
+local function pictures_text(x, kind)
+  local shape = x:shape()
+  return ("%d picture%s of %d x %d in %d channel%s, %s%s"):format(shape[1], shape[1] == 1 and "" or "s", shape[2],
+    shape[3], shape[4], shape[4] == 1 and "" or "s", kind,
+    shape[1] > PICTURES and ("; the first %d are shown"):format(PICTURES) or "")
+end
+
+--- Draws a batch of pictures.
+-- @return figure
+local function draw_pictures(x, kind)
+  local shape = x:shape()
+  local n, rows = math.min(shape[1], PICTURES), {}
+  x = x:narrow(1, 1, n):to "cpu"
+  if kind == "standardized" then x = require("vertex.data").denormalize(x) end
+  if shape[4] == 1 then x = require("vertex.ops").cat(4, x, x, x) end
+  local columns = math.min(COLUMNS, n)
+  for i = 1, n do
+    local r = math.ceil(i / columns)
+    rows[r] = rows[r] or {}
+    table.insert(rows[r], x[i])
+  end
+  return require("vertex.plot").image_grid(rows, { cell = math.max(64, math.min(128, shape[2], shape[3])), gap = 3 })
 end
 
 --- Writes mean, standard deviation, extremes and the number of values that are not finite.
@@ -90,7 +154,11 @@ local function describe(x)
   if x:numel() == 0 then return head .. "  (no elements)" end
   local text
   core.step(function()
-    text = tape.no_grad(function() return head .. statistics(x) .. "\n" .. values(x) end)
+    text = tape.no_grad(function()
+      local batch = as_batch(x)
+      local kind = picture_values(batch)
+      return head .. statistics(x) .. "\n" .. (kind and pictures_text(batch, kind) or values(x))
+    end)
   end)
   return text
 end
@@ -98,6 +166,26 @@ end
 core.Tensor.__tostring = function(x)
   local ok, text = pcall(describe, x)
   return ok and text or "tensor (" .. tostring(text) .. ")"
+end
+
+--- Gives a batch of pictures as a picture, and other tensors as text alone.
+core.Tensor.__mime = function(x)
+  local bundle, drawn = { ["text/plain"] = tostring(x) }, nil
+  local display = require "vertex.interactive.display"
+  if core.is_released(x) or display.mode == "terminal" and not display.protocol() then return bundle end
+  local fine, size = pcall(core.step, function()
+    return tape.no_grad(function()
+      local batch = as_batch(x)
+      local kind = picture_values(batch)
+      if not kind then return nil end
+      local figure = draw_pictures(batch, kind)
+      drawn = figure:png()
+      return { width = math.ceil(figure.width), height = math.ceil(figure.height) }
+    end)
+  end)
+  if not (fine and drawn) then return bundle end -- without libcairo: the text
+  bundle["image/png"] = drawn
+  return bundle, { ["image/png"] = size }
 end
 
 -- -- Any value --------------------------------------------------------------------------------------------------------
