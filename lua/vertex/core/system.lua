@@ -154,8 +154,17 @@ end
 
 local EARLY = 0.1 -- seconds: a program that began so short a time ago may have missed Ctrl-C
 
---- Runs a command of the shell in a session, as os.execute does. Ctrl-C is the command's (the terminal, or Jupyter,
--- sends it to both): where the command ends of it, the flag is up afterwards, otherwise it is not.
+--- Attributes for posix_spawn: a process group of its own.
+local function own_group()
+  local attributes = ffi.new "uint64_t[64]" -- a posix_spawnattr_t takes 336 bytes
+  ffi.C.posix_spawnattr_init(attributes)
+  ffi.C.posix_spawnattr_setflags(attributes, SPAWN_SETPGROUP)
+  ffi.C.posix_spawnattr_setpgroup(attributes, 0)
+  return attributes
+end
+
+--- Runs a command of the shell in a session, as os.execute does. Ctrl-C is the command's: a terminal sends it to both,
+-- elsewhere it is passed on. Where the command ends of it, the flag is up afterwards, otherwise it is not.
 -- @param command text
 -- @return status, as of os.execute: the signal that ended it, or 256 times its exit status
 -- @return whether Ctrl-C ended it
@@ -163,14 +172,15 @@ local EARLY = 0.1 -- seconds: a program that began so short a time ago may have 
 function system.execute(command)
   local words, pid, status = { "sh", "-c", command }, ffi.new "int[1]", ffi.new "int[1]"
   local argv = ffi.new("const char *[4]", words)
-  if ffi.C.posix_spawnp(pid, "sh", nil, nil, argv, ffi.C.environ) ~= 0 then
+  local alone = not system.is_tty(0)
+  if ffi.C.posix_spawnp(pid, "sh", nil, alone and own_group() or nil, argv, ffi.C.environ) ~= 0 then
     library.fail("os.execute: no process could be started for %s", command)
   end
   local began, pause, told = system.time(), 1, false
   while ffi.C.waitpid(pid[0], status, WNOHANG) == 0 do
     if system.interrupted() and not told then
       told = true
-      if system.time() - began < EARLY then ffi.C.kill(pid[0], SIGINT) end
+      if alone then ffi.C.kill(-pid[0], SIGINT) elseif system.time() - began < EARLY then ffi.C.kill(pid[0], SIGINT) end
     end
     ffi.C.poll(nil, 0, pause)
     pause = math.min(20, pause + 1)
@@ -191,13 +201,9 @@ function system.run_program(arguments, variable)
   local words = { "sh", "-c", 'exec "$0" "$@" >/dev/null', unpack(arguments) }
   local argv = ffi.new("const char *[?]", #words + 1)
   for i, word in ipairs(words) do argv[i - 1] = word end
-  local attributes = ffi.new "uint64_t[64]" -- a posix_spawnattr_t takes 336 bytes
-  ffi.C.posix_spawnattr_init(attributes)
-  ffi.C.posix_spawnattr_setflags(attributes, SPAWN_SETPGROUP)
-  ffi.C.posix_spawnattr_setpgroup(attributes, 0)
   ffi.C.setenv(variable, tostring(ffi.C.getpid()), 1)
   local pid, status = ffi.new "int[1]", ffi.new "int[1]"
-  local failed = ffi.C.posix_spawnp(pid, "sh", nil, attributes, argv, ffi.C.environ)
+  local failed = ffi.C.posix_spawnp(pid, "sh", nil, own_group(), argv, ffi.C.environ)
   ffi.C.unsetenv(variable)
   if failed ~= 0 then library.fail("run_program: no process could be started (error %d)", failed) end
   local told = false
