@@ -108,6 +108,7 @@ local run = runs.start({
       { field = "max_p", label = "largest probability, mean over rows", limits = { 0, 1.02 }, where = "tau" } },
       "softness.png"),
     { file = "reconstructions.png", draw = draw_reconstructions },
+    runs.code_maps,
     runs.code_counts,
   },
   check = function(c, methods, preset)
@@ -221,9 +222,8 @@ end
 local GROUP = 256 -- images, over which code use is measured beside that over the split
 
 --- {rmse, psnr, code_use, code_use_256, perplexity, perplexity_share, rank_latents} over the split, those of
--- vx.metrics.smoothing of its first batch, that batch with its reconstruction, and how often each code was taken; nil
--- when interrupted. Several ranks take a part of each
--- batch, and sum.
+-- vx.metrics.smoothing of its first batch; that batch, its reconstruction and its codes (B,h,w); and how often each
+-- code was taken; nil when interrupted. Several ranks take a part of each batch, and sum.
 local function evaluate(model)
   local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
   local whole, part = count_codes(model.quantizer), count_codes(model.quantizer)
@@ -238,6 +238,7 @@ local function evaluate(model)
         local x = images:next()
         if not x then return 0 end
         local y, q, z = model(x)
+        local B, rows, columns = unpack(z:shape())
         z = z:reshape { -1, width }
         if latents and not smoothing then smoothing = vx.metrics.smoothing(model.quantizer, z) end
         latents = latents and vx.nonfinite(z) == 0 and latents:add(z)
@@ -247,7 +248,8 @@ local function evaluate(model)
         count = count + x:numel()
         whole:add(q.codes)
         part:add(q.codes)
-        return x:size(1), not first and { x, y } or nil
+        local maps = not first and q.codes:narrow(2, 1, 1):reshape { B, rows, columns } -- of the first codebook
+        return B, not first and { x, y, maps } or nil
       end)
     end)
     first = first or kept
@@ -345,7 +347,7 @@ local function judge(model, cost)
   local n = math.min(10, first[1]:size(1))
   local function pictures(x) return vx.data.to_u8(vx.data.denormalize(x:narrow(1, 1, n))) end
   return result, { originals = pictures(first[1]), reconstructions = pictures(first[2]),
-    code_counts = counts }
+    code_maps = first[3]:narrow(1, 1, n):contiguous(), code_counts = counts }
 end
 
 -- -- The sweep --------------------------------------------------------------------------------------------------------

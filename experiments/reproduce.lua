@@ -24,15 +24,15 @@ local lfs = require "lfs"
 local core, json, runs = require "vertex.core", require "vertex.json", vx.runs
 local declared = require "studies"
 
-local MARGIN = 0.85 -- of a share that is planned with: methods differ in their cost
+local MARGIN = 0.9 -- of a share that is planned with: methods differ in their cost
 local SEEDS_FROM = 30 -- minutes, from which on everything is made with three seeds
-local LEAST_STEPS = 30 -- of a method; where they do not fit, methods are left out
 
--- Presets of each program, the largest first: how much more a step costs than one of the last, about, and how many
--- steps it takes at least to see anything.
+-- Presets of each program, the largest first: how much more a step costs than one of the last, about; how many steps it
+-- takes at least to see anything, or else methods are left out; and how many steps tell what one costs.
 local LADDER = {
-  ae_sweep = { { "64x64x3-8192", 512, 20000 }, { "16x16x32-1024", 512, 20000 }, { "small", 4.5, 1500 }, { "tiny", 1 } },
-  w2v_sweep = { { "1x1024", 2000, 20000 }, { "small", 10, 1000 }, { "tiny", 1 } },
+  ae_sweep = { { "64x64x3-8192", 512, 20000, 2 }, { "16x16x32-1024", 512, 20000, 2 }, { "small", 4.5, 1500, 8 },
+    { "tiny", 1, 100, 40 } },
+  w2v_sweep = { { "1x1024", 2000, 20000, 2 }, { "small", 10, 1000, 4 }, { "tiny", 1, 100, 16 } },
 }
 
 -- -- What is asked for ------------------------------------------------------------------------------------------------
@@ -147,13 +147,15 @@ local function first_row(folder)
   return row
 end
 
---- What a preset costs here, in seconds: { start = of a process, fixed = of a method beside its steps, step }.
-local function cost_of(program, preset)
+--- What a rung of the ladder costs here, in seconds: { start = of a process, fixed = of a method beside its steps,
+-- step }.
+local function cost_of(program, rung)
+  local preset = rung[1]
   local key = program .. " " .. preset
   if not plan.costs[key] then
     local folder, before = ("%s/runs/first-step-%s-%s"):format(out, program, preset), core.time()
     local status = run_sweep(program, { "--preset", preset, "--methods", "softmax-knn-ce", "--steps",
-      preset == "tiny" and plan.minutes >= 1 and 16 or 2, "--out", folder })
+      plan.minutes >= 1 and rung[4] or 2, "--out", folder })
     if status ~= 0 then core.fail("the first steps of %s ended with status %d", program, status) end
     local row = first_row(folder)
     local step = row.step_ms / 1000
@@ -164,10 +166,9 @@ local function cost_of(program, preset)
   return plan.costs[key]
 end
 
---- Steps and methods that fit into seconds at a preset; nil where the fewest do not.
-local function fit(group, preset, least, seconds, members)
-  local cost = cost_of(group.program, preset)
-  local methods = #group.methods
+--- How many steps and methods fit into seconds at a rung; fewer methods where the steps would be less than its least.
+local function fit(group, rung, seconds, members)
+  local cost, least, methods = cost_of(group.program, rung), rung[3], #group.methods
   local function steps_of(count)
     return math.floor(((seconds - cost.start * (members + 1)) / members / count - cost.fixed) / cost.step)
   end
@@ -180,15 +181,14 @@ local function decide(group, seconds)
   local seeds = plan.minutes >= SEEDS_FROM and 3 or 1
   local members = (group.grid and #group.grid[2] or 1) * seeds
   local ladder = LADDER[group.program]
-  local smallest = cost_of(group.program, ladder[#ladder][1])
+  local smallest = cost_of(group.program, ladder[#ladder])
   for i, rung in ipairs(ladder) do
-    local preset, factor, least = rung[1], rung[2], rung[3]
-    local expected = least and factor * least * smallest.step * members * #group.methods
-    if i == #ladder or expected <= seconds then
-      local steps, methods = fit(group, preset, least or LEAST_STEPS, seconds, members)
+    local factor, least = rung[2], rung[3]
+    if i == #ladder or factor * least * smallest.step * members * #group.methods <= seconds then
+      local steps, methods = fit(group, rung, seconds, members)
       if i == #ladder or steps >= least then
         steps = math.max(2, steps > 50 and steps - steps % 10 or steps)
-        return { preset = preset, steps = steps, seeds = seeds, methods = { unpack(group.methods, 1, methods) } }
+        return { preset = rung[1], steps = steps, seeds = seeds, methods = { unpack(group.methods, 1, methods) } }
       end
     end
   end
@@ -213,12 +213,12 @@ local function read_rows(folder, x)
     for column, v in pairs(row.values) do one.values[column], one.sd[column] = v[1], v[2] end
     rows[#rows + 1] = one
   end
-  if x then
-    table.sort(rows, function(a, b)
-      if a.method ~= b.method then return a.method < b.method end
-      return a.x < b.x
-    end)
-  end
+  local place = {}
+  for i, known in ipairs(vx.quantizers()) do place[known.name] = i end
+  table.sort(rows, function(a, b)
+    if a.method ~= b.method then return place[a.method] < place[b.method] end
+    return (a.x or 0) < (b.x or 0)
+  end)
   return rows
 end
 
@@ -260,43 +260,46 @@ local function share_of(todo, weight)
   return math.max(0, left()) * weight / math.max(sum, weight)
 end
 
+--- The rows of a plot by method, in their order: array of { method =, x =, y =, sd = }.
+local function lines_of(rows, column)
+  local list, by_method = {}, {}
+  for _, row in ipairs(rows) do
+    if row.values[column] then
+      local line = by_method[row.method]
+      if not line then
+        line = { method = row.method, x = {}, y = {}, sd = {} }
+        list[#list + 1], by_method[row.method] = line, line
+      end
+      local n = #line.y + 1
+      line.x[n], line.y[n], line.sd[n] = row.x, row.values[column], row.sd[column] or 0
+    end
+  end
+  return list
+end
+
+--- The figure of a study: lines over the grid's values, or a bar for each method, KNN-regularized ones in a colour of
+-- their own.
 local function draw(study, rows, path)
-  local fig = vx.plot.figure { width = (study.x and 380 or 620) * #study.plots, height = study.x and 340 or 400,
-    cols = #study.plots }
+  local count = #study.plots
+  local fig = vx.plot.figure(study.x and { width = 380 * count, height = 340, cols = count }
+    or { width = 1250, height = 260 * count, rows = count })
   for i, one in ipairs(study.plots) do
-    local column, ax, methods, lists = one[1], fig:axes(i), {}, {}
-    for _, row in ipairs(rows) do
-      if row.values[column] then
-        if not lists[row.method] then
-          methods[#methods + 1], lists[row.method] = row.method, { x = {}, y = {}, sd = {} }
-        end
-        local list = lists[row.method]
-        list.x[#list.x + 1], list.y[#list.y + 1] = row.x or row.method, row.values[column]
-        list.sd[#list.sd + 1] = row.sd[column] or 0
-      end
-    end
+    local ax, list = fig:axes(i), lines_of(rows, one[1])
     if study.x then
-      for _, method in ipairs(methods) do
-        local list = lists[method]
-        ax:line(list.x, list.y, { label = method, sd = not one.ylog and list.sd or nil,
-          marker = #list.x <= 20 and "circle" or nil })
+      for _, line in ipairs(list) do
+        ax:line(line.x, line.y, { label = line.method, sd = not one.ylog and line.sd or nil,
+          marker = #line.x <= 20 and "circle" or nil })
       end
-      ax:set { title = one[2], xlabel = study.x, xlog = study.xlog, ylog = one.ylog,
-        legend = #methods > 1 and "auto" or "none" }
-    else -- names do not fit below bars: a line for each, turned round
-      local values, errors = {}, {}
-      for k, method in ipairs(methods) do values[k], errors[k] = lists[method].y[1], lists[method].sd[1] end
-      for k, method in ipairs(methods) do
-        ax:line({ 0, values[k] }, { -k, -k }, { width = 9, color = method:find "knn" and 1 or 2 })
-        ax:text(values[k], -k, ("%s  %.3g"):format(method, values[k]), { at = "right" })
-        if errors[k] > 0 then
-          ax:line({ values[k] - errors[k], values[k] + errors[k] }, { -k, -k }, { width = 1.5, color = "#222222" })
-        end
+    else
+      local names, values, errors, colors = {}, {}, {}, {}
+      for k, line in ipairs(list) do
+        names[k], values[k], errors[k] = line.method, line.y[1], line.sd[1]
+        colors[k] = line.method:find "knn" and 1 or 2
       end
-      local most = 0
-      for _, v in ipairs(values) do most = math.max(most, v) end
-      ax:set { title = one[2], legend = "none", xlim = { 0, 1.5 * math.max(most, 1e-6) }, ylim = { -#methods - 1, 0 } }
+      ax:bar(names, values, { errors = errors, colors = colors })
     end
+    ax:set { title = one[2], xlabel = study.x, xlog = study.xlog, ylog = one.ylog,
+      legend = study.x and #list > 1 and "auto" or "none" }
   end
   fig:save(path)
 end

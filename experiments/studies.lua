@@ -381,7 +381,7 @@ local studies = {
             percent(first.values.code_use)),
         ("The least rMSE, %s, is that of %d codes%s."):format(number(best.values.rmse), best.x,
           beside_seeds(rows, "rmse")),
-        ("From %d to %d codes a step %s ms."):format(first.x, last.x,
+        ("From %d to %d codes the time of a step %s ms."):format(first.x, last.x,
           course(first.values.step_ms, last.values.step_ms, number)),
       }
     end },

@@ -2,6 +2,7 @@
 
 local H = require "tests.helper"
 local lfs = require "lfs"
+local vx = require "vertex"
 
 local scratch = H.scratch "report"
 local library = os.getenv "VERTEX_LIB" or H.root .. "/build/libvertex.so"
@@ -47,7 +48,7 @@ describe("a report", function()
       assert.equal(read("run/" .. name), read "one.png", name)
       pictures = pictures + 1
     end
-    assert.equal(4, pictures) -- curves, code_use, reconstructions, softness
+    assert.equal(5, pictures) -- curves, code_maps, code_use, reconstructions, softness
     for _, text in ipairs { "<b>", "procedural images", "luajit ", "--steps 2", "LuaJIT 2" } do
       assert.truthy(html:find(text, 1, true), text)
     end
@@ -66,6 +67,26 @@ describe("a report", function()
       if tonumber(rows[i][4]:match "^[%d.]+") < tonumber(rows[best][4]:match "^[%d.]+") then best = i end
     end
     assert.truthy(html:find("<td><b>" .. rows[best][4] .. "</b></td>", 1, true), "the least distance is bold")
+  end)
+
+  it("shows which region took which code, a colour a code", function()
+    for _, method in ipairs { "softmax-knn-ce", "ste-euclid" } do
+      local kept = vx.load(("%s/run/checkpoints/%s.safetensors"):format(scratch, method))
+      local maps
+      for name, x in pairs(kept) do maps = name:find "code_maps$" and x or maps end
+      assert.same({ 10, 8, 8 }, maps:shape())
+      local picture, color_of, code_of = vx.runs.code_maps.picture(maps[1]:totable()), {}, {}
+      assert.same({ 8, 8, 3 * 64 }, { picture.width, picture.height, #picture.rgb })
+      for y, row in ipairs(maps[1]:totable()) do
+        for x, code in ipairs(row) do
+          local at = 3 * ((y - 1) * 8 + x - 1) + 1
+          local color = picture.rgb:sub(at, at + 2)
+          assert.equal(color_of[code] or color, color)
+          assert.equal(code_of[color] or code, code)
+          color_of[code], code_of[color] = color, code
+        end
+      end
+    end
   end)
 
   it("is made again by its command, and refused where there is nothing to report", function()

@@ -32,6 +32,7 @@ return {
   restore = require "vertex.runs.restore",
   curves = require "vertex.runs.curves",
   code_counts = require "vertex.runs.code_counts",
+  code_maps = require "vertex.runs.code_maps",
   table = require "vertex.runs.table",
   compare = require "vertex.runs.compare",
   report = require "vertex.runs.report",

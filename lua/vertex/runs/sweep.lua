@@ -367,7 +367,8 @@ local function new_run(spec, flags, out, config, methods, all, preset)
   local rank, ranks = dist.rank(), dist.size()
   local self = setmetatable({ out = out, methods = methods, config = config, preset = preset,
     flags = flags, spec = spec, results = {}, failed = {}, identity = identity_of(config),
-    identities = identities_of(config), shard = rank, shards = ranks, batch = config.batch and config.batch / ranks }, Run)
+    identities = identities_of(config), shard = rank, shards = ranks,
+    batch = config.batch and config.batch / ranks }, Run)
   for _, method in ipairs(all) do
     local extra = self:peek(method)
     if extra and extra.result then self.results[method] = extra.result end
