@@ -4,7 +4,7 @@ local H = require "tests.helper"
 local json = require "vertex.json"
 
 local root, shell = H.root, H.shell
-local NAMES = { "01-the-simplex", "02-collapse-and-cure", "03-your-own-quantizer" }
+local NAMES = { "01-the-simplex", "02-collapse-and-cure", "03-your-own-quantizer", "04-what-was-trained" }
 
 --- A copy of the checkout, as far as notebooks see it, in which they may leave files.
 local checkout
@@ -62,6 +62,18 @@ describe("the notebooks", function()
     assert.truthy(out:find "\nste%-knn +[%d.]+%% +[%d.]+%% ", out)
     assert.truthy(out:find("ste-knn: z (512,15) should have width 16", 1, true), out)
     assert.truthy(H.read(checkout .. "/notebooks/out/notebook-03/results.csv"):find("\nste-knn,1,", 1, true))
+  end)
+
+  it("run: using what was trained, codes and codebook to NumPy's files and back", function()
+    local out, rc = run "--set steps=2 notebooks/04-what-was-trained.ipynb"
+    assert.equal(0, rc, out)
+    assert.equal(2, select(2, out:gsub("%[image/png, %d+ bytes%]", "")))
+    assert.equal(2, select(2, out:gsub("max%(%):item%(%)\n0\n", ""))) -- codes and pictures are the same
+    local vx = H.vx
+    local folder = checkout .. "/notebooks/out/notebook-04/"
+    assert.same({ 8 * 8 * 8, 1 }, vx.load(folder .. "codes.npy"):shape())
+    local stored = vx.load(folder .. "checkpoints/softmax-knn-ce.safetensors")
+    assert.equal(stored["model.quantizer.codebook"]:bytes(), vx.load(folder .. "codebook.npy"):bytes())
   end)
 
   it("run in Jupyter #slow", function()

@@ -205,6 +205,29 @@ describe("encode", function()
     assert.equal(0, status, out)
     assert.same({ 8, 8, 1 }, vx.load(scratch .. "/pictures/photo.npy"):shape())
     assert.same({ 32, 32, 3 }, vx.data.open(scratch .. "/pictures/photo.png"):shape())
+    vx.runs.make_folders(scratch .. "/album/deeper")
+    for i, name in ipairs { "a", "deeper/a", "b" } do
+      vx.data.save(("%s/album/%s.png"):format(scratch, name), vx.data.procedural({ 40, 40 }, 1, i))
+    end
+    out, status = run("encode", "images/checkpoints/ste-euclid.safetensors album photo.png --out whole/codes.npy "
+      .. "--images decoded --device cpu")
+    assert.equal(0, status, out)
+    local files, all = read "whole/codes.txt", vx.load(scratch .. "/whole/codes.npy")
+    local row = 0
+    for file in files:gmatch "[^\n]+" do
+      row = row + 1
+      if file == "photo.png" then
+        assert.same(vx.load(scratch .. "/pictures/photo.npy"):totable(), all[row]:totable())
+      end
+    end
+    assert.same({ 4, 8, 8, 1 }, all:shape())
+    assert.same({ 4, 3 }, { row, select(2, files:gsub("album/", "")) })
+    for _, name in ipairs { "a", "deeper_a", "b", "photo" } do
+      assert.same({ 32, 32, 3 }, vx.data.open(("%s/decoded/%s.png"):format(scratch, name)):shape())
+    end
+    out, status = run("encode", "images/checkpoints/ste-euclid.safetensors album --out x.npy --format text")
+    assert.equal(2, status, out)
+    assert.truthy(out:find("--out x.npy: --format text wants a folder", 1, true), out)
   end)
 
   it("refuses what it cannot use", function()
