@@ -126,10 +126,10 @@ local config, preset = run.config, run.preset
 
 -- -- Training one method ----------------------------------------------------------------------------------------------
 
-local function open_images(split, options, whole)
+local function open_images(split, options)
   options.path, options.split, options.size, options.resize = config.data, split, preset.size, preset.resize
   options.batch, options.seed, options.strict = run.batch, config.seed, run.flags.strict
-  if not whole then options.shard, options.shards = run.shard, run.shards end -- of several ranks (vx.dist)
+  options.shard, options.shards = run.shard, run.shards -- of several ranks (vx.dist)
   return vx.data.images(options)
 end
 
@@ -283,25 +283,49 @@ local function codebook_rank(codebook)
   return sum / groups
 end
 
---- Calls f(x) for each batch of the validation split, of which every rank takes all; false when interrupted.
-local function over_validation(f)
-  local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 }, true)
-  repeat
-    local goes_on = vx.step(function()
-      return vx.no_grad(function()
-        local x = images:next()
-        if x then f(x) end
-        return x ~= nil
-      end)
-    end)
-  until not goes_on
-  images:close()
-  return not core.interrupted()
-end
-
 --- What the network makes of standardized images, which are rounded to bytes as if they had been saved.
 local function inception_features(x)
   return network:features(vx.data.to_u8(vx.data.denormalize(x)):to(vx.device()))
+end
+
+--- Rows of all ranks, as one rank would have them: image i of a round is row i / ranks of rank i % ranks.
+local function in_order(rows, counts)
+  if #counts == 1 then return rows end
+  local order, before, most = {}, {}, 0
+  for r, n in ipairs(counts) do
+    before[r] = r == 1 and 0 or before[r - 1] + counts[r - 1][1]
+    most = math.max(most, n[1])
+  end
+  for i = 0, most - 1 do
+    for r, n in ipairs(counts) do
+      if i < n[1] then order[#order + 1] = before[r] + i end
+    end
+  end
+  return vx.gather(vx.dist.gather_rows(rows), vx.tensor(order, { dtype = "i32", device = rows:device() }))
+end
+
+--- Calls add(features, logits) with those of of(x) for each batch x of the validation split, on every rank with those
+-- of all ranks, of which each computes its part; false when interrupted.
+local function over_validation(of, add)
+  local images = open_images("val", { crop = "center", shuffle = false, epochs = 1 })
+  local n
+  repeat
+    vx.step(function()
+      vx.no_grad(function()
+        local x = images:next()
+        local features, logits
+        if x then features, logits = inception_features(of(x)) end
+        local counts = vx.dist.gather { x and x:size(1) or 0 }
+        n = 0
+        for _, count in ipairs(counts) do n = n + count[1] end
+        if n == 0 then return end
+        add(in_order(features or vx.empty { 0, 2048 }, counts),
+          in_order(logits or vx.empty { 0, network.fc.weight:size(1) }, counts))
+      end)
+    end)
+  until n == 0 or core.interrupted()
+  images:close()
+  return not core.interrupted()
 end
 
 local originals -- moments of the originals' features, the same for every method
@@ -310,7 +334,8 @@ local originals -- moments of the originals' features, the same for every method
 local function inception_result(model)
   if not originals then
     local moments = vx.metrics.moments(2048)
-    if not over_validation(function(x) moments:add((inception_features(x))) end) then return nil end
+    local whole = over_validation(function(x) return x end, function(features) moments:add(features) end)
+    if not whole then return nil end
     originals = moments
     if moments:count() <= 2048 then
       run:say("FID over %d images is biased upwards: it wants more than its 2048 features", moments:count())
@@ -318,8 +343,7 @@ local function inception_result(model)
   end
   local count, made = originals:count(), vx.metrics.moments(2048)
   local scores = vx.metrics.inception_scores(count, { splits = math.min(10, count) })
-  local whole = over_validation(function(x)
-    local features, logits = inception_features((model(x)))
+  local whole = over_validation(function(x) return (model(x)) end, function(features, logits)
     made:add(features)
     scores:add(logits)
   end)

@@ -108,6 +108,27 @@ describe("ae_sweep on ranks #ranks", function()
     ]])
   end)
 
+  ranked("share the images of FID and IS, which are those of one rank, also where one has none left", function()
+    for split, count in pairs { train = 4, val = 13 } do
+      vx.runs.make_folders(("%s/few/%s"):format(scratch, split))
+      for i = 1, count do
+        vx.data.save(("%s/few/%s/%02d.png"):format(scratch, split, i), vx.data.procedural(32, i, 1))
+      end
+    end
+    vx.seed(1)
+    local state = vx.models.inception_v3({ num_classes = 1008 }):state_dict()
+    state["fc.weight"] = state["fc.weight"] * 1e4 -- else all images are of all classes, and the order does not matter
+    vx.save(scratch .. "/fid.safetensors", state)
+    local line = "--data few --steps 1 --batch 4 --methods ste-euclid --inception fid.safetensors --out "
+    local output, status = alone(line .. "fid1")
+    assert.equal(0, status, output)
+    output, status = sweep(2, line .. "fid2")
+    assert.equal(0, status, output)
+    local one, two = results("fid1")["ste-euclid"], results("fid2")["ste-euclid"]
+    assert.is_true(one.is_tf > 1.001, one.is_tf)
+    H.close({ two.fid_tf, two.is_tf - 1 }, { one.fid_tf, one.is_tf - 1 }, 1e-2, 0)
+  end)
+
   ranked("follow one rank's trajectory, and do so to the bit twice", function()
     local output, status = alone(METHODS .. COMMON .. "--out one")
     assert.equal(0, status, output)
