@@ -2,6 +2,7 @@
  * is. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,11 +16,25 @@
 
 #include "comm/comm.h"
 
+/* Holds the numbers of standard input, output and errors where they are closed: else the next files opened, a lock or a
+ * log, get them and what is printed is written there. Reading and writing them fail as before. */
+__attribute__((constructor)) static void hold_standard_files(void)
+{
+    for (int file = 0; file < 3; file++) {
+        const bool closed = fcntl(file, F_GETFD) < 0 && errno == EBADF;
+        if (closed && open("/dev/null", file == 0 ? O_WRONLY : O_RDONLY) < 0) return;
+    }
+}
+
 /* -- Interrupts ---------------------------------------------------------------------------------------------------- */
 
+/* What is caught: in a session the first alone. Launchers and Slurm send SIGUSR1 to stop; SIGHUP, when a terminal
+ * closes, may come several times. */
+static const int SIGNALS[] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP};
+enum { SIGNAL_COUNT = sizeof SIGNALS / sizeof *SIGNALS };
 static volatile sig_atomic_t interrupted;
 static bool held, agreed; /* several ranks: what vx_interrupted() tells */
-static struct sigaction before_int, before_term, before_usr1;
+static struct sigaction before[SIGNAL_COUNT];
 static int catching;
 static struct {
     int (*volatile f)(void *, void *, int, int);
@@ -30,7 +45,7 @@ static struct {
 
 static void on_signal(int number)
 {
-    if (interrupted && catching == 1) {
+    if (interrupted && catching == 1 && number != SIGHUP) {
         signal(number, SIG_DFL);
         raise(number);
     }
@@ -48,20 +63,19 @@ static void on_signal(int number)
 int vx_interrupt_catch(int how)
 {
     if (how < 0 || how > 2) return vx_fail(VX_EINVAL, "interrupt_catch: %d, expected 0, 1 or 2", how);
-    if (catching && how != catching) {
-        sigaction(SIGINT, &before_int, NULL);
-        if (catching == 1) sigaction(SIGTERM, &before_term, NULL);
-        if (catching == 1) sigaction(SIGUSR1, &before_usr1, NULL);
-    }
+    if (catching && how != catching)
+        for (int i = 0; i < (catching == 1 ? SIGNAL_COUNT : 1); i++) sigaction(SIGNALS[i], &before[i], NULL);
     interrupted = 0;
     agreed = false;
     if (how && how != catching) {
         struct sigaction action;
         memset(&action, 0, sizeof action);
         action.sa_handler = on_signal;
-        sigaction(SIGINT, &action, &before_int);
-        if (how == 1) sigaction(SIGTERM, &action, &before_term);
-        if (how == 1) sigaction(SIGUSR1, &action, &before_usr1); /* what launchers and Slurm send to stop */
+        for (int i = 0; i < (how == 1 ? SIGNAL_COUNT : 1); i++) {
+            sigaction(SIGNALS[i], &action, &before[i]);
+            const bool nohup = SIGNALS[i] == SIGHUP && before[i].sa_handler == SIG_IGN;
+            if (nohup) sigaction(SIGHUP, &before[i], NULL);
+        }
     }
     catching = how;
     return VX_OK;

@@ -275,9 +275,9 @@ VX_API void vx_rows_free(vx_rows *rows);           /* NULL is fine */
 
 /* -- Interrupts ---------------------------------------------------------------------------------------------------- */
 
-/* From vx_interrupt_catch(1) on, Ctrl-C (SIGINT) and SIGTERM only raise a flag that vx_interrupted() reads; a second
- * signal ends the process at once. vx_interrupt_catch(2) is for sessions: SIGINT only raises the flag, however often.
- * Every call lowers the flag; vx_interrupt_catch(0) also restores the handlers found. */
+/* From vx_interrupt_catch(1) on SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP, unless ignored, only raise a flag that
+ * vx_interrupted() reads; a second one but SIGHUP ends the process at once. vx_interrupt_catch(2) is for sessions:
+ * SIGINT only raises it, however often. Every call lowers it; vx_interrupt_catch(0) also restores what it found. */
 VX_API int vx_interrupt_catch(int how);
 VX_API int vx_interrupted(void);
 /* Has a session's handler also call f(a, b, c, d), on the thread that called this; f must be safe in a signal handler,

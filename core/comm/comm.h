@@ -61,7 +61,7 @@ VX_API int vx_comm_close(void);
 
 /* Ranks have to see an interrupt at the same step. While it is held back (1), vx_interrupted() tells what was agreed
  * on: 0, and 1 from vx_interrupt_agree() on. vx_interrupt_raised() tells whether this process itself got a signal:
- * SIGINT, SIGTERM, or SIGUSR1, which launchers hand on as it is and vx_interrupt_catch(1) catches like the others. */
+ * SIGINT, SIGTERM, SIGHUP, or SIGUSR1, which launchers hand on as it is; vx_interrupt_catch(1) catches them alike. */
 VX_API int vx_interrupt_hold(int on);
 VX_API int vx_interrupt_raised(void);
 VX_API void vx_interrupt_agree(void);

@@ -97,7 +97,7 @@ end
 --- Lets core.interrupted() tell what the ranks agreed on, not what this process got.
 function comm.rank_hold_interrupts(on) call(C.vx_interrupt_hold, on and 1 or 0) end
 
---- Says whether this process itself got Ctrl-C, SIGTERM or SIGUSR1.
+--- Says whether this process itself got Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP.
 function comm.rank_interrupted() return C.vx_interrupt_raised() ~= 0 end
 
 --- Makes core.interrupted() true.

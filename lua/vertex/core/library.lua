@@ -10,12 +10,18 @@ local library = {}
 library.directory = debug.getinfo(1, "S").source:match "^@(.*)/core/[^/]*$" or ".." -- .../lua/vertex
 library.root = library.directory:match "^(.*)/lua/vertex$" or library.directory .. "/../.."
 
+local function exists(path)
+  local file = io.open(path)
+  return file and file:close()
+end
+
 local function open_library()
   local tried, candidates = {}, {}
   if os.getenv "VERTEX_LIB" then
     candidates = { os.getenv "VERTEX_LIB" }
-  else
+  elseif exists(library.root .. "/CMakeLists.txt") then -- a checkout never takes an installed library
     candidates[1] = library.root .. "/build/libvertex.so"
+  else
     -- installed: PREFIX/lib/lua/5.1/vertex/libvertex.so
     local prefix = library.directory:match "^(.*)/share/lua/5.1/vertex$"
     candidates[#candidates + 1] = prefix and prefix .. "/lib/lua/5.1/vertex/libvertex.so"

@@ -10,8 +10,9 @@ local system = {}
 
 local in_session = false
 
---- Runs a function with Ctrl-C and SIGTERM turned into a flag that core.interrupted() reads. Within a session its
--- Ctrl-C stays in force, which raises the same flag.
+--- Runs a function with Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP (a terminal that closes; unless nohup has it ignored)
+-- turned into a flag that core.interrupted() reads. Within a session its Ctrl-C stays in force, which raises the same
+-- flag.
 -- @param f function
 -- @param ... its arguments
 -- @return what f returns
@@ -78,7 +79,7 @@ function system.process()
   return ("%d on %s"):format(ffi.C.getpid(), host or "this machine")
 end
 
---- Says whether Ctrl-C or SIGTERM came, while either is caught.
+--- Says whether Ctrl-C or another of these signals came, while they are caught.
 function system.interrupted() return C.vx_interrupted() ~= 0 end
 
 ffi.cdef "int usleep(unsigned);"

@@ -751,8 +751,8 @@ function Run:progress(total, done)
 end
 
 --- Runs the experiment: f for each method that is not finished yet, then table.md, which is printed too, and the
--- pictures. Ctrl-C, SIGTERM and SIGUSR1 only raise vx's flag meanwhile (core.interrupted). An error is printed and ends
--- its method, of which the table has the reason (--resume tries it again); of several ranks it ends all.
+-- pictures. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP only raise vx's flag meanwhile (core.interrupted). An error is printed
+-- and ends its method, of which the table has the reason (--resume tries it again); of several ranks it ends all.
 -- @param f function(method) → result {column = number}, at least steps, and tensors to keep; nil where interrupted. It
 -- calls run:begin, run:log and run:save
 -- @return status for os.exit: 0, 130 where interrupted, 1 where a method failed or after another error
