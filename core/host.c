@@ -74,8 +74,11 @@ static int no_library(const char *name, const char *wanted, const char *folder)
     list_folder(folder, there, sizeof there);
     return vx_fail(VX_ENOSUP,
                    "%s: expected \"cpu\", or \"NAME:0\" of a backend library; there is no libvertex_%s.so in %s%s%s "
-                   "(backends there: %s)",
-                   wanted, name, more ? more : "", more ? ", " : "", folder, there[0] ? there + 2 : "none");
+                   "(backends there: %s)%s",
+                   wanted, name, more ? more : "", more ? ", " : "", folder, there[0] ? there + 2 : "none",
+                   !strcmp(name, "cuda")  ? "; ./setup.sh without --cpu builds it where nvcc is found"
+                   : !strcmp(name, "emu") ? "; ./setup.sh without --cpu builds it"
+                                          : "");
 }
 
 /* Writes the first declaration in which two signatures differ, as `ours` has it. */

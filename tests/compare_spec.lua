@@ -35,6 +35,7 @@ describe("compare", function()
     run("other", { seed = 1, set = { k = 8 } }, "a,1,9,10,\n", { 5, 2 })
     run("foreign", { seed = 1, experiment = "theirs" }, "a,1,9,10,\n")
     run("again", { seed = 2 }, "a,2,2.5,10,\n")
+    run("more", { seed = 3 }, "b,3,0.5,10,\n")
     assert(lfs.mkdir(scratch .. "/empty"))
   end)
 
@@ -50,6 +51,12 @@ describe("compare", function()
     assert.is_true(core.file_size(scratch .. "/kept/curves.png") > 1000)
   end)
 
+  it("puts methods of one experiment beside each other that lie in several folders", function()
+    local out, status = compare "three more --columns error"
+    assert.equal(0, status, out)
+    assert.truthy(out:find("| a      | 1     | 3.5   |\n| b      | 1     | 0.5   |", 1, true), out)
+  end)
+
   it("says what differs beside the seed, and keeps such runs apart", function()
     local out, status = compare "one two other --columns error --methods a"
     assert.equal(0, status, out)
@@ -63,7 +70,7 @@ describe("compare", function()
       ["one empty"] = "empty holds no run (config.json)",
       ["one nowhere"] = "nowhere holds no run",
       ["one foreign"] = 'one is a run of "mine", foreign of "theirs"',
-      ["one two again"] = "two and again are the same experiment with the same seed",
+      ["one two again"] = "two and again are the same experiment: a, seed 2",
       ["one --columns errors"] = "no run has the column 'errors'; there are error, steps",
       ["one --methods c"] = "no run has the method 'c'; there are a, b",
       ["one --out refused --fields loss"] = "no run has logged 'loss'",

@@ -77,6 +77,9 @@ local function differing(all)
       for _, other in ipairs(all) do names[name] = names[name] or other.config[name] ~= run.config[name] or nil end
     end
   end
+  for _, run in ipairs(all) do
+    if not run.config.data_files then names.data_files = nil end -- of a version that did not keep it
+  end
   names.seed = nil
   return check.names(names)
 end
@@ -97,14 +100,15 @@ local function group(all, differences)
     end
     local label = table.concat(parts, " ")
     if not by_label[label] then
-      by_label[label] = { label = label, runs = {}, seeds = {} }
+      by_label[label] = { label = label, runs = {}, taken = {} }
       groups[#groups + 1] = by_label[label]
     end
     local g = by_label[label]
-    if g.seeds[run.config.seed] then
-      refuse("%s and %s are the same experiment with the same seed", g.seeds[run.config.seed], run.folder)
+    for _, row in ipairs(run.rows) do -- other methods of the same experiment may lie in another folder
+      local one = ("%s, seed %s"):format(row.method, run.config.seed)
+      if g.taken[one] then refuse("%s and %s are the same experiment: %s", g.taken[one], run.folder, one) end
+      g.taken[one] = run.folder
     end
-    g.seeds[run.config.seed] = run.folder
     g.runs[#g.runs + 1] = run
   end
   return groups
