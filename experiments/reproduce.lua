@@ -176,10 +176,20 @@ local function fit(group, rung, seconds, members)
   return steps_of(methods), methods
 end
 
---- Decides preset, steps, methods and seeds of a group of runs.
+--- The values of a group's grid that are worth trying in these minutes; nil where it has none.
+local function values_of(grid)
+  if not grid then return nil end
+  local values = {}
+  for _, v in ipairs(grid[2]) do
+    if plan.minutes >= (grid.minutes and grid.minutes[v] or 0) then values[#values + 1] = v end
+  end
+  return values
+end
+
+--- Decides preset, steps, methods, seeds and the grid's values of a group of runs.
 local function decide(group, seconds)
-  local seeds = plan.minutes >= SEEDS_FROM and 3 or 1
-  local members = (group.grid and #group.grid[2] or 1) * seeds
+  local seeds, values = plan.minutes >= SEEDS_FROM and 3 or 1, values_of(group.grid)
+  local members = (values and #values or 1) * seeds
   local ladder = LADDER[group.program]
   local smallest = cost_of(group.program, ladder[#ladder])
   for i, rung in ipairs(ladder) do
@@ -188,7 +198,8 @@ local function decide(group, seconds)
       local steps, methods = fit(group, rung, seconds, members)
       if i == #ladder or steps >= least then
         steps = math.max(2, steps > 50 and steps - steps % 10 or steps)
-        return { preset = rung[1], steps = steps, seeds = seeds, methods = { unpack(group.methods, 1, methods) } }
+        return { preset = rung[1], steps = steps, seeds = seeds, values = values,
+          methods = { unpack(group.methods, 1, methods) } }
       end
     end
   end
@@ -232,12 +243,12 @@ local function run_group(name, seconds)
     write_json(out .. "/plan.json", plan)
     local own = plan.groups[name]
     say("%s: %s, %d steps, %d methods, %d runs each, for %.0f s", name, own.preset, own.steps, #own.methods,
-      (group.grid and #group.grid[2] or 1) * own.seeds, seconds)
+      (own.values and #own.values or 1) * own.seeds, seconds)
     local arguments = { "--preset", own.preset, "--steps", own.steps, "--methods", table.concat(own.methods, ","),
       "--seeds", own.seeds > 1 and "1-" .. own.seeds or "1", "--out", folder }
     if group.grid then
       arguments[#arguments + 1] = "--grid"
-      arguments[#arguments + 1] = group.grid[1] .. "=" .. table.concat(group.grid[2], ",")
+      arguments[#arguments + 1] = group.grid[1] .. "=" .. table.concat(own.values, ",")
     end
     local status = run_sweep(group.program, arguments)
     ran[name] = status ~= 0 and ("%s ended with status %d"):format(group.program, status)

@@ -5,7 +5,7 @@
 --   weight       its share of the minutes, beside those of the others
 --   program      of experiments/, without .lua
 --   methods      those worth most first: where minutes are few the last are left out, but `keep` of them
---   grid         { name, values }, as --grid; a run a value
+--   grid         { name, values, minutes = { [value] = minutes from which on it is tried } }, as --grid; a run a value
 -- A study:
 --   question     a sentence
 --   of           the group of runs that it looks at; or
@@ -172,7 +172,7 @@ local runs = {
   subset = { weight = 3, program = "ae_sweep", methods = KNN_CE, grid = { "vertices", { 0.25, 1 } } },
   shards = { weight = 4, program = "ae_sweep", methods = KNN_CE, grid = { "shards", { 1, 2, 4 } } },
   ["codebook-size"] = { weight = 6, program = "ae_sweep", methods = KNN_CE,
-    grid = { "codes", { 64, 256, 1024, 4096 } } },
+    grid = { "codes", { 64, 256, 1024, 4096, 16384, 65536 }, minutes = { [16384] = 15, [65536] = 60 } } },
 }
 
 -- -- The studies ------------------------------------------------------------------------------------------------------
