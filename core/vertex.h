@@ -132,9 +132,9 @@ VX_API int vx_device_describe(int device, char *text, size_t size); /* the proce
  * a device's number or name. */
 VX_API int vx_device_can(int device, const char *capability, int *can);
 VX_API int vx_device_count(const char *backend, int *count); /* "cpu", "cuda", ...; VX_ENOSUP says why there is none */
-/* The SIMD variants of the CPU kernels, the poorest first, a line each: "name\tflags\truns\n": what VERTEX_SIMD calls
- * it, what the compiler was told, and 1 where this processor can run it, else 0. The last that runs is used, unless the
- * environment's VERTEX_SIMD names another; where it names none that runs, the CPU is VX_ENOSUP. */
+/* The SIMD variants of the CPU kernels, the poorest first, a line each, "name\tflags\truns\tchosen\n": its name,
+ * the compiler's flags, 1 where this processor runs it and 1 where it is chosen unasked, else 0. The last with both is
+ * used, unless the environment's VERTEX_SIMD names another; where it names none that runs, the CPU is VX_ENOSUP. */
 VX_API const char *vx_cpu_variants(void);
 VX_API int vx_sync(int device);         /* wait for all work of the device */
 VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our kernels; now: the number in force */

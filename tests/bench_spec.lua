@@ -204,4 +204,14 @@ describe("kernels/lab", function()
     local steps = select(2, text:gsub("\n *%d+ %w", ""))
     assert.equal(7 + 6 + 8 + 5 + 7, steps, text)
   end)
+
+  for _, variant in ipairs(core.cpu_variants()) do
+    if variant.name:find "^amx" and variant.runs then
+      it("finds the products of AMX tiles as exact as float32's, with VERTEX_SIMD=" .. variant.name, function()
+        local text, status = shell(("VERTEX_SIMD=%s kernels/lab/run.sh --quick amx"):format(variant.name))
+        assert.equal(0, status, text)
+        assert.equal(5, select(2, text:gsub("\n *%d+ +%d+%.%d+ ", "")), text)
+      end)
+    end
+  end
 end)

@@ -67,6 +67,9 @@ describe("golden file", function()
       assert.is_true(ok, out)
       assert.is_truthy(out:find("all agree", 1, true), out)
       assert.is_truthy(out:find(simd .. " kernels", 1, true), out)
+      out, ok = H.shell(("VERTEX_SIMD=%s busted --filter wide.rows tests/quantizer_spec.lua 2>&1"):format(simd))
+      assert.equal(0, ok, out)
+      assert.is_truthy(out:find("2 successes", 1, true), out)
     end) end
   end
 end)
@@ -210,6 +213,39 @@ describe("quantize_smooth", function()
       end)
     end
   end
+
+  it("has the gradient it declares on wide rows", function()
+    local T = H.generator(31)
+    for _, D in ipairs { 32, 45, 70 } do -- where the variants with AMX tiles take them (kernels/cpu/amx.h)
+      for _, sampler in ipairs { "softmax", "sgumbel", "hgumbel" } do
+        for _, regularizer in ipairs { "ppl", "knn-ce", "knn-l2" } do
+          against_surrogate("quantize_smooth", { T { 5, 1, D }, T { 1, 4, D },
+            vx.tensor({ math.log(0.15) }, { requires_grad = true }),
+            { sampler = sampler, regularizer = regularizer, k = 3, gumbel_tau = 0.8, shards = 1, seed = 3, stream = 4,
+              noise = sampler ~= "softmax" and T({ 5, 1, 4 }, { low = -1, high = 3, grad = false }) or nil } },
+            ("%s-%s D %d"):format(sampler, regularizer, D))
+        end
+      end
+    end
+  end)
+
+  it("gives wide rows the mixture of float64, and assign their codes, in whole blocks and panels and more", function()
+    for _, s in ipairs { { 101, 70, 33, 0.1 }, { 40, 130, 64, 0.003 }, { 97, 65, 150, 0.03 } } do
+      local N, M, D, tau = unpack(s)
+      local T = H.generator(N)
+      local z, book = T { N, 1, D }, T { 1, M, D }
+      local o = { sampler = "softmax", regularizer = "knn-ce", k = 3, gumbel_tau = 1, shards = 1, seed = 3, stream = 4 }
+      local y, reg, codes = ops.quantize_smooth(z, book, vx.tensor { math.log(tau) }, o)
+      local ry, rreg, rcodes = R.ops.quantize_smooth(R.from(z), R.from(book), R.from(vx.tensor { math.log(tau) }), o)
+      H.close(H.flat(y), R.list(ry), 1e-6 / tau, 1e-6 / tau)
+      H.close(H.flat(reg), R.list(rreg), 1e-5, 1e-5)
+      assert.same(R.list(rcodes), H.flat(codes))
+      assert.same(R.list(rcodes), H.flat(ops.assign(z, book, "cosine")))
+      local _, _, nearest = R.ops.quantize_hard(R.from(z), R.from(book), { metric = "euclid", estimator = "ste",
+        beta = 1, reduction = "sum", codebook_grad = true })
+      assert.same(R.list(nearest), H.flat(ops.assign(z, book, "euclid")))
+    end
+  end)
 
   -- bfloat16 has 8 significant bits: a factor is off by at most 2^-8 of itself, a product by 2^-7 and a little. So y is
   -- off by at most 2^-7 sum_m p_m |q_m|, and |q| < 1 here. A gradient is a sum of products whose factor x is itself

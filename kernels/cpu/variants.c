@@ -1,61 +1,133 @@
 /* variants.c: chooses the CPU kernels' SIMD variant, and gives its table the host's memory functions. Compiled once.
  *
- * The best variant of variants.def that this processor runs is taken at the first use. VERTEX_SIMD=name forces another;
+ * The best variant of variants.def that this processor runs is taken at the first use, if it is one of those to choose
+ * from. VERTEX_SIMD=name forces another;
  * where it names none, or one that this processor cannot run, there is no CPU device, and whoever asks for it is told
  * so.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "core/backend.h"
 
-#define VX_SIMD(name, flags, runs) extern const vx_backend vx_cpu_##name##_table;
+#define VX_SIMD(name, flags) extern const vx_backend vx_cpu_##name##_table;
+#define VX_SIMD_AMX(variant, flags, base)                                                                              \
+    extern __typeof__(*((vx_backend *)0)->assign) cpu_##variant##_assign;                                              \
+    extern __typeof__(*((vx_backend *)0)->smooth_forward) cpu_##variant##_smooth_forward;                              \
+    extern __typeof__(*((vx_backend *)0)->smooth_backward) cpu_##variant##_smooth_backward;                            \
+    static void take_##variant(vx_backend *table)                                                                      \
+    {                                                                                                                  \
+        *table = vx_cpu_##base##_table;                                                                                \
+        table->name = #variant;                                                                                        \
+        table->assign = cpu_##variant##_assign;                                                                        \
+        table->smooth_forward = cpu_##variant##_smooth_forward;                                                        \
+        table->smooth_backward = cpu_##variant##_smooth_backward;                                                      \
+    }
 #include "variants.def"
 #undef VX_SIMD
+#undef VX_SIMD_AMX
 
 static vx_backend cpu; /* the chosen variant's table; its name is NULL where the choice was refused */
-static char refusal[256], list[1024];
+static char refusal[512], list[1024];
+
+#ifdef __x86_64__
+/* Says whether this processor has AMX's tiles and their bfloat16 product (CPUID 7.0 EDX 24, 22). */
+static bool has_amx(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 22 & 1;
+}
+
+/* Asks Linux for AMX's tiles, without which the first tile instruction ends the process. Where it refuses, as it does
+ * where a thread's alternate signal stack is too small for their state, writes why to `refusal` and returns false. */
+static bool permit_amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILE_DATA = 18 };
+    if (!syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILE_DATA)) return true;
+    snprintf(refusal, sizeof refusal, "VERTEX_SIMD=amx: Linux does not let this process use AMX's tiles: %s",
+             strerror(errno));
+    return false;
+}
+#else
+static bool permit_amx(void) { return true; }
+#endif
+
+/* Writes the features that `flags` name and this processor lacks to `lacks`, with commas. */
+static void find_lacks(const char *flags, char *lacks, size_t size)
+{
+    *lacks = 0;
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    const struct {
+        const char *flag, *name;
+        bool there;
+    } features[] = {
+        {"-march=x86-64-v2", "x86-64-v2", __builtin_cpu_supports("x86-64-v2")},
+        {"-march=x86-64-v3", "x86-64-v3 (AVX2, FMA)", __builtin_cpu_supports("x86-64-v3")},
+        {"-march=x86-64-v4", "x86-64-v4 (AVX-512)", __builtin_cpu_supports("x86-64-v4")},
+        {"-mavx512bf16", "AVX512_BF16", __builtin_cpu_supports("avx512bf16")},
+        {"-mamx-bf16", "AMX_BF16", has_amx()},
+    };
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+        const size_t used = strlen(lacks);
+        if (strstr(flags, features[i].flag) && !features[i].there)
+            snprintf(lacks + used, size - used, "%s%s", used ? ", " : "", features[i].name);
+    }
+#else
+    (void)flags, (void)size;
+#endif
+}
 
 static void choose_variant(void)
 {
-#ifdef __x86_64__
-    __builtin_cpu_init();
-#endif
-#define HAS(feature) __builtin_cpu_supports(feature)
-#define VX_SIMD(name, flags, runs) {#name, flags, runs, &vx_cpu_##name##_table},
+#define VX_SIMD(name, flags) {#name, flags, &vx_cpu_##name##_table, 0},
+#define VX_SIMD_AMX(name, flags, base) {#name, flags, 0, take_##name},
     const struct {
         const char *name, *flags;
-        bool runs;
-        const vx_backend *table;
+        const vx_backend *chosen;   /* its table, where it may be chosen by itself, */
+        void (*take)(vx_backend *); /* or what makes the table */
     } variants[] = {
 #include "variants.def"
     };
 #undef VX_SIMD
-#undef HAS
+#undef VX_SIMD_AMX
     enum { COUNT = sizeof variants / sizeof *variants };
     const char *forced = getenv("VERTEX_SIMD");
-    char known[128] = "", usable[128] = "";
+    char known[128] = "", usable[128] = "", lacks[128], lacking[128] = "";
     bool there = false;
     if (forced && !*forced) forced = 0;
     for (int i = 0; i < COUNT; i++) {
-        const bool named = forced && !strcmp(forced, variants[i].name), runs = variants[i].runs;
+        const bool named = forced && !strcmp(forced, variants[i].name);
+        find_lacks(variants[i].flags, lacks, sizeof lacks);
+        const bool runs = !*lacks;
+        if (named) memcpy(lacking, lacks, sizeof lacking);
         size_t used = strlen(list);
-        snprintf(list + used, sizeof list - used, "%s\t%s\t%d\n", variants[i].name, variants[i].flags, runs);
+        snprintf(list + used, sizeof list - used, "%s\t%s\t%d\t%d\n", variants[i].name, variants[i].flags, runs,
+                 variants[i].chosen != 0);
         used = strlen(known);
         snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", variants[i].name);
         used = strlen(usable);
         if (runs) snprintf(usable + used, sizeof usable - used, "%s%s", used ? ", " : "", variants[i].name);
         there = there || named;
-        if (runs && (!forced || named)) cpu = *variants[i].table;
+        if (!runs || (forced && !named)) continue;
+        if (variants[i].chosen) cpu = *variants[i].chosen;
+        else if (named && (!strstr(variants[i].flags, "-mamx") || permit_amx())) variants[i].take(&cpu);
     }
-    if (cpu.name) return;
-    if (there) snprintf(refusal, sizeof refusal, "VERTEX_SIMD=%s: this processor runs %s only", forced, usable);
+    if (cpu.name || *refusal) return;
+    if (there)
+        snprintf(refusal, sizeof refusal, "VERTEX_SIMD=%s: this processor runs %s only; it lacks %s", forced, usable,
+                 lacking);
     else snprintf(refusal, sizeof refusal, "VERTEX_SIMD=%.40s: expected one of %s", forced, known);
 }
 

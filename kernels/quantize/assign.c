@@ -4,7 +4,8 @@
  *     VX_COSINE  argmax_m <z, q_m> / (|z| |q_m|)
  *
  * Both are one product whose columns start from an offset. There are two ways through the codes, of which a look at a
- * few rows chooses; both compute a score by the same operations in the same order, so that they give the same codes:
+ * few rows chooses; both compute a score by the same operations in the same order, so that they give the same codes.
+ * (Where scores are products of AMX tiles, which round otherwise, all codes are met: cpu/amx.h.)
  *
  * All codes. An argmax that stays in registers: tiles of 64 codes (4 vectors of 16 lanes) against 6 rows, 24 rows per
  * visit of a tile. The codes are laid out once as (tiles, D, 64), so that a tile's column is a vector load. Ties,
@@ -39,6 +40,7 @@
 
 #include "cells.h"
 #include "frame.h"
+#include "cpu/amx.h"
 #include "cpu/row_tile.h"
 
 #if VX_LANES == 16
@@ -48,9 +50,11 @@ enum { TILE_ROWS = 6, VECTORS = 2 };
 #endif
 enum {
     TILE_CODES = VECTORS * VX_LANES,
-    BLOCK_ROWS = 4 * TILE_ROWS, /* rows that pass a tile while it is in the L1 cache, and that a trial takes */
-    FEW = 8,                    /* dimensions in which cells are small in any case */
-    LOOKS = 3,                  /* codes whose nearest neighbours are looked for */
+    /* rows that pass a tile while it is in the L1 cache, and that a trial takes; whole AMX tiles */
+    BLOCK_ROWS = VX_AMX ? 48 : 4 * TILE_ROWS,
+    PANEL = 64, /* codes that meet rows in AMX tiles */
+    FEW = 8,    /* dimensions in which cells are small in any case */
+    LOOKS = 3,  /* codes whose nearest neighbours are looked for */
 };
 
 #define LARGEST 1e15 /* norm of rows and codes whose scores are surely finite */
@@ -65,6 +69,8 @@ typedef struct assign_call {
     float *low, *high;  /* (D) the least and the largest of each coordinate, working space of the frame */
     double *centre;     /* (D) of the frame of the group's codes, and */
     double scale;       /* its scale, under VX_EUCLID */
+    int64_t amx_steps;  /* of D, where all codes are met in AMX tiles; else 0; then: */
+    uint32_t *terms;    /* (tiles) columns for AMX tiles */
     int direct;         /* scores are -|z - q|^2 */
     int32_t *codes;
     /* near cells */
@@ -145,6 +151,11 @@ static void fill_columns(const assign_call *c, int64_t g)
     for (int64_t m = 0; m < c->tiles * TILE_CODES; m++)
         c->offset[m] =
             fill_column(c, g, m, c->columns + m / TILE_CODES * TILE_CODES * c->D + m % TILE_CODES, TILE_CODES);
+    if (!VX_AMX || !c->amx_steps) return;
+#pragma omp for schedule(static)
+    for (int64_t tile = 0; tile < c->tiles; tile++)
+        amx_split_columns(c->terms + tile * amx_words(TILE_CODES, c->amx_steps), c->columns + tile * TILE_CODES * c->D,
+                          TILE_CODES, TILE_CODES, c->D);
 }
 
 /* Loads the row of z with number `row` into a (D). */
@@ -210,6 +221,31 @@ static void meet_tile(const assign_call *c, const float *a, assign_best *best, i
     }
 }
 
+/* Lets BLOCK_ROWS rows, as terms, meet PANEL codes from tile `tile` on in AMX tiles; scores (BLOCK_ROWS, PANEL):
+ * working space. */
+static void meet_panel(const assign_call *c, const uint32_t *a, float *scores, assign_best *best, int rows,
+                       int64_t tile)
+{
+    const float *offset = c->offset + tile * TILE_CODES;
+    vi lane;
+    for (int l = 0; l < VX_LANES; l++) lane[l] = l;
+    lane += (int32_t)(tile * TILE_CODES);
+    amx_product(0, scores, PANEL, BLOCK_ROWS, PANEL, a, c->terms + tile * amx_words(TILE_CODES, c->amx_steps),
+                c->amx_steps);
+    for (int i = 0; i < rows; i++) {
+        vf most = best->score[i];
+        vi code = best->code[i];
+#pragma GCC unroll 16
+        for (int v = 0; v < PANEL; v += VX_LANES) {
+            const vf score = vf_load(scores + i * PANEL + v) + vf_load(offset + v);
+            code = vi_where_greater(score, most, lane + v, code);
+            most = vf_max(score, most);
+        }
+        best->score[i] = most;
+        best->code[i] = code;
+    }
+}
+
 /* Returns the lowest code among the lanes with the largest score. */
 static inline int32_t best_code(const assign_best *best, int i)
 {
@@ -241,20 +277,36 @@ static int32_t far_code(const assign_call *c, int64_t g, const float *z)
     return code;
 }
 
-/* Finds the codes of BLOCK_ROWS rows, every `step`-th from row `first` on; a: working space (BLOCK_ROWS, D). */
+/* Returns the floats of a thread's working space for BLOCK_ROWS rows: the rows, and for AMX tiles their terms and
+ * scores. */
+static int64_t block_floats(const assign_call *c)
+{
+    return BLOCK_ROWS * c->D + (c->amx_steps ? amx_words(BLOCK_ROWS, c->amx_steps) + BLOCK_ROWS * PANEL : 0);
+}
+
+/* Finds the codes of BLOCK_ROWS rows, every `step`-th from row `first` on; a: working space (block_floats()). */
 static void assign_block(const assign_call *c, int64_t g, int64_t first, int64_t step, float *a)
 {
     const int rows = (int)vx_min64(BLOCK_ROWS, vx_ceil_div(c->N - first, step));
     assign_best best;
-    uint32_t far = 0; /* a bit for each row */
+    uint64_t far = 0; /* a bit for each row */
     for (int i = 0; i < BLOCK_ROWS; i++) {
         load_row(c, (first + (i < rows ? i * step : 0)) * c->G + g, a + i * c->D);
-        if (largest_of(a + i * c->D, c->D) > FRAME_REACH) far |= UINT32_C(1) << i;
+        if (largest_of(a + i * c->D, c->D) > FRAME_REACH) far |= UINT64_C(1) << i;
         best.score[i] = vf_set1(-INFINITY);
         best.code[i] = (vi){0};
     }
-    for (int64_t tile = 0; tile < c->tiles; tile++)
-        for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, &best, i, tile);
+    if (VX_AMX && c->amx_steps && !c->direct) {
+        uint32_t *terms = (uint32_t *)(a + BLOCK_ROWS * c->D);
+        float *scores = a + block_floats(c) - BLOCK_ROWS * PANEL;
+        amx_split_rows(terms, a, c->D, BLOCK_ROWS, c->D);
+        amx_begin();
+        for (int64_t tile = 0; tile < c->tiles; tile += PANEL / TILE_CODES)
+            meet_panel(c, terms, scores, &best, rows, tile);
+        amx_end();
+    } else
+        for (int64_t tile = 0; tile < c->tiles; tile++)
+            for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, &best, i, tile);
     for (int i = 0; i < rows; i++) {
         const int64_t row = (first + i * step) * c->G + g;
         c->codes[row] = far >> i & 1 ? far_code(c, g, c->z + row * c->D) : best_code(&best, i);
@@ -360,7 +412,10 @@ static int64_t near_rows(const assign_call *c, int64_t g, int64_t first, int64_t
 }
 
 /* Says whether cells are worth a trial: there must be work that they could save, a hundred times what they take. */
-static int cells_may_pay(const assign_call *c) { return c->M >= 8 * CELL && c->N >= (c->D > FEW ? 8192 : 2048); }
+static int cells_may_pay(const assign_call *c)
+{
+    return !c->amx_steps && c->M >= 8 * CELL && c->N >= (c->D > FEW ? 8192 : 2048);
+}
 
 /* Lays out group g's codes by cells. All threads of a parallel region call it together. */
 static void fill_near_columns(const assign_call *c, int64_t g)
@@ -429,7 +484,7 @@ static int assign_near(assign_call *c, int64_t g, float *rows, float *far)
 #pragma omp parallel for schedule(dynamic, 4)
     for (int64_t first = 0; first < N; first += ROWS) {
         const int thread = omp_get_thread_num();
-        near_rows(c, g, first, vx_min64(ROWS, N - first), 1, rows + thread * BLOCK_ROWS * D,
+        near_rows(c, g, first, vx_min64(ROWS, N - first), 1, rows + thread * block_floats(c),
                   far + thread * c->cells.group.padded);
     }
     return 1;
@@ -448,13 +503,15 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         .codebook = vx_f32(codebook),
         .codes = vx_i32(codes),
     };
-    c.tiles = vx_ceil_div(c.M, TILE_CODES);
-    const int64_t rows = c.N * c.G, block = BLOCK_ROWS * c.D;
+    c.amx_steps = amx_steps(c.D);
+    c.tiles = c.amx_steps ? vx_ceil_div(c.M, PANEL) * PANEL / TILE_CODES : vx_ceil_div(c.M, TILE_CODES);
+    const int64_t rows = c.N * c.G, block = block_floats(&c);
     float *norms = 0, *blocks = 0, *far = 0;
     scratch memory = {.op = "assign"};
     while (scratch_pass(&memory)) {
         c.columns = carve_f32(&memory, vx_ceil_div(c.M, CELL) * CELL * c.D);
         c.offset = carve_f32(&memory, vx_ceil_div(c.M, CELL) * CELL);
+        c.terms = c.amx_steps ? carve_u32(&memory, amx_words(c.tiles * TILE_CODES, c.amx_steps)) : 0;
         norms = carve_f32(&memory, rows);
         c.low = carve_f32(&memory, c.D);
         c.high = carve_f32(&memory, c.D);

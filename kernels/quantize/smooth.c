@@ -221,6 +221,7 @@ static void carve_forward(scratch *a, forward *f, worker **workers, int threads,
         workers[i] = t;
         if (!a->base) t = &nowhere;
         t->a = carve_f32(a, f->block * (f->cpu.narrow ? f->cpu.narrow : c->D));
+        t->a_terms = f->cpu.amx_steps ? carve_u32(a, amx_words(f->block, f->cpu.amx_steps)) : 0;
         t->s = f->keep_logits ? carve_f32(a, f->block * c->Mp) : 0;
         t->e = !f->keep_powers                                    ? 0
                : c->regularizer == VX_REG_KNN_CE || f->cpu.narrow ? carve_f32(a, f->block * c->Mp)
@@ -299,11 +300,13 @@ int VX_CPU(smooth_forward)(vx_tensor *y, vx_tensor *codes, vx_tensor *lse, vx_te
 #pragma omp parallel num_threads(threads)
         {
             unsigned denormals = vx_denormals_off();
+            if (f.cpu.amx_steps) amx_begin();
             if (!f.near) fill_codebook(c, &f.cpu, &f.codebook, f.g, 0);
 #pragma omp for schedule(static)
             for (int i = 0; i < threads; i++) clear_lists(&f, workers[i]);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t p = 0; p < f.part_count; p++) forward_part(&f, workers[omp_get_thread_num()], p);
+            if (f.cpu.amx_steps) amx_end();
             vx_denormals_restore(denormals);
         }
         if (c->K) {

@@ -11,20 +11,23 @@
 
 #include "smooth_call.h"
 #include "gumbel.h"
+#include "cpu/amx.h"
 #include "cpu/row_norms.h"
 #include "cpu/row_tile.h"
 #include "cpu/scratch.h"
 
 enum {
-    PANEL_ROWS = 24,            /* rows that meet a panel at once */
-    VECTORS = PANEL / VX_LANES, /* vectors of a panel */
+    PANEL_ROWS = VX_AMX ? 32 : 24, /* rows that meet a panel at once; a step of AMX tiles */
+    VECTORS = PANEL / VX_LANES,    /* vectors of a panel */
+    AMX_PANEL = PANEL / AMX_DEPTH, /* steps of a panel's codes */
 };
 
 /* What the CPU derives from a call. It knows tau before the work begins. */
 typedef struct smooth_cpu {
-    int64_t Dp; /* D, filled up with zeros to whole vectors, or to `narrow` */
-    int narrow; /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
-    int bf16;   /* the products that smooth.c names take factors in bfloat16 */
+    int64_t Dp;        /* D, filled up with zeros to whole vectors, or to `narrow` */
+    int narrow;        /* D as smooth_narrow.h pads it (3, 4 or 8), where its loops are used; else 0 */
+    int bf16;          /* the products that smooth.c names take factors in bfloat16 */
+    int64_t amx_steps; /* of D, where products are made in AMX tiles (amx.h); else 0 */
     float tau;
     float scale; /* log2(e) / tau */
 } smooth_cpu;
@@ -38,6 +41,9 @@ typedef struct smooth_codebook {
     float *norm;          /* (Mp): max(|q|, GUARD) */
     uint32_t *rows_bf16;  /* (panels, 32, Dp) bf16x2: codes m and m + 32 of a panel's `rows`; bf16 only */
     uint32_t *hat_bf16;   /* (panels, ceil(D / 2), 64) bf16x2: elements 2d and 2d + 1 of `hat`; bf16 only, backward */
+    /* Operands of AMX tiles, where amx_steps: (Mp) columns of `hat`, and for each panel, over whose codes its sum runs,
+     * (Dp) columns of `rows`, the latter where not bf16. */
+    uint32_t *hat_terms, *rows_terms;
 } smooth_codebook;
 
 /* -- Checks -------------------------------------------------------------------------------------------------------- */
@@ -78,7 +84,9 @@ static inline int smooth_cpu_of(smooth_cpu *cpu, const smooth_call *c, const vx_
     cpu->scale = (float)(LOG2E / tau);
     cpu->bf16 = precision == VX_BF16 && c->D > 8;
     cpu->narrow = c->D > 8 || c->noise_kind == NOISE_LOGS ? 0 : c->D <= 3 ? 3 : c->D <= 4 ? 4 : 8;
-    cpu->Dp = cpu->narrow ? cpu->narrow : vx_ceil_div(c->D, VX_LANES) * VX_LANES;
+    cpu->amx_steps = amx_steps(c->D);
+    const int64_t whole = cpu->amx_steps ? AMX_DEPTH : VX_LANES;
+    cpu->Dp = cpu->narrow ? cpu->narrow : vx_ceil_div(c->D, whole) * whole;
     if (!smooth_tau_fits(tau))
         return vx_fail(VX_ENONFINITE, "%s: tau = exp(log_tau) is %g, of 1e-7 .. 1e7", c->op, tau);
     return VX_OK;
@@ -115,6 +123,8 @@ static inline void carve_codebook(scratch *a, const smooth_call *c, const smooth
     b->norm = carve_f32(a, c->Mp);
     b->rows_bf16 = cpu->bf16 ? carve_u32(a, c->Mp / 2 * cpu->Dp) : 0;
     b->hat_bf16 = cpu->bf16 && backward ? carve_u32(a, vx_ceil_div(c->D, 2) * c->Mp) : 0;
+    b->hat_terms = cpu->amx_steps ? carve_u32(a, amx_words(c->Mp, cpu->amx_steps)) : 0;
+    b->rows_terms = cpu->amx_steps && !cpu->bf16 ? carve_u32(a, c->panels * amx_words(cpu->Dp, AMX_PANEL)) : 0;
 }
 
 /* Rounds x (count, columns) to out (ceil(count / 2), columns) bf16x2: rows 2i and 2i + 1 in one; a last, odd row goes
@@ -151,6 +161,15 @@ static inline void fill_codebook(const smooth_call *c, const smooth_cpu *cpu, co
             if (d < cpu->Dp) row[d] = backward ? hat : x;
         }
     }
+    if (cpu->amx_steps)
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < c->panels; panel++) {
+            amx_split_columns(b->hat_terms + panel * amx_words(PANEL, cpu->amx_steps), b->hat + panel * PANEL * D,
+                              PANEL, PANEL, D);
+            if (b->rows_terms)
+                amx_split_columns(b->rows_terms + panel * amx_words(cpu->Dp, AMX_PANEL),
+                                  b->rows + panel * PANEL * cpu->Dp, cpu->Dp, cpu->Dp, PANEL);
+        }
     if (!cpu->bf16) return;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < c->panels; panel++) {
@@ -163,7 +182,9 @@ static inline void fill_codebook(const smooth_call *c, const smooth_cpu *cpu, co
 
 /* -- Products of small tiles --------------------------------------------------------------------------------------- */
 
-#if VX_LANES == 16
+#if VX_AMX
+enum { LOGIT_ROWS = 4, LOGIT_VECTORS = PANEL / VX_LANES == 4 ? 4 : 2, MIX_ROWS = 4, COLLECT_ROWS = 4, BF16_ROWS = 4 };
+#elif VX_LANES == 16
 enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 4, MIX_ROWS = 12, COLLECT_ROWS = 8, BF16_ROWS = 8 };
 #else
 enum { LOGIT_ROWS = 6, LOGIT_VECTORS = 2, MIX_ROWS = 6, COLLECT_ROWS = 4, BF16_ROWS = 4 };
@@ -182,6 +203,24 @@ static inline void tile_logits(float *s, int64_t ld, int rows, const float *star
                               hat + d * PANEL + v, PANEL, vx_min64(SLICE, D - d));
 }
 
+/* Computes s (rows,64; ld) = start[row] + a hat for a panel, from a (rows,D; lda), or from its terms where products are
+ * made in AMX tiles: there `start` comes last, so that the sum's parts are rounded at their own size. start NULL: 0. */
+static inline void panel_product(const smooth_call *c, const smooth_cpu *cpu, const smooth_codebook *b, int64_t panel,
+                                 float *s, int64_t ld, int rows, const float *start, const float *a, int64_t lda,
+                                 const uint32_t *a_terms)
+{
+    static const float zero[PANEL_ROWS];
+    const int64_t depth = cpu->narrow ? cpu->narrow : c->D;
+    if (!VX_AMX || !cpu->amx_steps) {
+        tile_logits(s, ld, rows, start ? start : zero, a, lda, b->hat + panel * PANEL * depth, depth);
+        return;
+    }
+    amx_product(0, s, ld, rows, PANEL, a_terms, b->hat_terms + panel * amx_words(PANEL, cpu->amx_steps),
+                cpu->amx_steps);
+    for (int i = 0; start && i < rows; i++)
+        for (int v = 0; v < PANEL; v += VX_LANES) vf_store(s + i * ld + v, vf_load(s + i * ld + v) + start[i]);
+}
+
 /* Adds p (rows,64) q (64,Dp) to o (rows,Dp); rows a multiple of MIX_ROWS. */
 static inline void tile_mix(float *o, int rows, const float *p, const float *q, int64_t Dp)
 {
@@ -192,6 +231,19 @@ static inline void tile_mix(float *o, int rows, const float *p, const float *q, 
     if (d < Dp)
         for (int i = 0; i < rows; i += MIX_ROWS)
             tile_multiply(MIX_ROWS, 1, o + i * Dp + d, Dp, 0, p + i * PANEL, PANEL, 1, q + d, Dp, PANEL);
+}
+
+/* Adds p (PANEL_ROWS,64) times a panel of `rows` to o (PANEL_ROWS,Dp). */
+static inline void panel_mix(const smooth_cpu *cpu, const smooth_codebook *b, int64_t panel, float *o, const float *p)
+{
+    if (!VX_AMX || !cpu->amx_steps) {
+        tile_mix(o, PANEL_ROWS, p, b->rows + panel * PANEL * cpu->Dp, cpu->Dp);
+        return;
+    }
+    uint32_t terms[AMX_TERMS * PANEL_ROWS * PANEL / 2] __attribute__((aligned(64)));
+    amx_split_rows(terms, p, PANEL, PANEL_ROWS, PANEL);
+    amx_product(1, o, cpu->Dp, PANEL_ROWS, cpu->Dp, terms, b->rows_terms + panel * amx_words(cpu->Dp, AMX_PANEL),
+                AMX_PANEL);
 }
 
 /* Adds x' a to w (64,Dp), from x (rows,64) and a (rows,Dp). */

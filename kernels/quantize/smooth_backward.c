@@ -124,7 +124,8 @@ static inline void read_code(const backward *b, const float *from, int64_t m, fl
 {
     m = b->near ? b->place[m] : m;
     for (int64_t d = 0; d < b->cpu.Dp; d++)
-        out[d] = b->cpu.narrow ? from[(m / PANEL * b->cpu.narrow + d) * PANEL + m % PANEL] : from[m * b->cpu.Dp + d];
+        out[d] = b->cpu.narrow || b->by_panels ? from[(m / PANEL * b->cpu.Dp + d) * PANEL + m % PANEL]
+                                               : from[m * b->cpu.Dp + d];
 }
 
 /* Computes dcodebook of the group. All threads of a parallel region call it together. */
@@ -190,6 +191,10 @@ static void carve_backward(scratch *a, backward *b, worker **workers, int thread
         t->z = carve_f32(a, b->chunk * b->cpu.Dp);
         t->dy = carve_f32(a, b->chunk * b->cpu.Dp);
         t->dhat = carve_f32(a, b->chunk * b->cpu.Dp);
+        t->z_terms = b->cpu.amx_steps ? carve_u32(a, amx_words(b->chunk, b->cpu.amx_steps)) : 0;
+        t->dy_terms = b->cpu.amx_steps ? carve_u32(a, amx_words(b->chunk, b->cpu.amx_steps)) : 0;
+        t->z_across = b->by_panels ? carve_u32(a, b->chunk / AMX_DEPTH * amx_words(b->cpu.Dp, 1)) : 0;
+        t->dy_across = b->by_panels ? carve_u32(a, b->chunk / AMX_DEPTH * amx_words(b->cpu.Dp, 1)) : 0;
         t->start = carve_f32(a, b->chunk);
         t->mix_offset = carve_f32(a, b->chunk);
         t->pi_factor = carve_f32(a, b->chunk);
@@ -204,7 +209,6 @@ static void carve_backward(scratch *a, backward *b, worker **workers, int thread
         t->tile_bf16 = b->cpu.bf16 ? carve_u32(a, b->block * PANEL / 2) : 0;
         t->noise = carve_f32(a, (b->cpu.narrow ? RUN : b->block) * PANEL);
         t->narrow_dhat = b->cpu.narrow ? carve(a, b->chunk * (b->cpu.narrow + 1), sizeof(vf)) : 0;
-        if (a->base) memset(t->zero, 0, sizeof t->zero);
     }
 }
 
@@ -249,6 +253,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
     b.chunks = vx_ceil_div(c->N, b.chunk);
     b.strip = vx_ceil_div(c->panels, STRIPS);
     b.block = PANEL_ROWS;
+    b.by_panels = b.cpu.amx_steps && !b.cpu.bf16;
     const int threads = omp_get_max_threads();
     worker *workers[threads];
     int32_t *slot = 0;
@@ -284,6 +289,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
 #pragma omp parallel num_threads(threads)
         {
             unsigned denormals = vx_denormals_off();
+            if (b.cpu.amx_steps) amx_begin();
             fill_codebook(c, &b.cpu, &b.codebook, b.g, 1);
             if (c->K) weigh_pairs(&b);
             if (b.near) backward_near(&b, &rows, &found);
@@ -291,6 +297,7 @@ int VX_CPU(smooth_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dlog
 #pragma omp for schedule(monotonic : dynamic, 1)
                 for (int64_t i = 0; i < b.chunks; i++) backward_chunk(&b, workers[omp_get_thread_num()], i);
             finish_codes(&b, slot);
+            if (b.cpu.amx_steps) amx_end();
             vx_denormals_restore(denormals);
         }
     }

@@ -40,7 +40,8 @@ typedef struct backward {
     float *ppl; /* (Mp) b of the banner, or NULL */
     /* (Mp, Dp), narrow (panels, narrow, 64): the sum over rows i of x_im times scaled row i, which is the dense part of
      * log2(e) dL/dq^; and laid out likewise the sum of p_im dy_i, NULL under hard Gumbel. */
-    float *dhat, *dmix;
+    float *dhat, *dmix;                    /* likewise (panels, Dp, 64) where by_panels */
+    int by_panels;                         /* the sums over rows are made in AMX tiles */
     int32_t *code_order, *code_start;      /* hard Gumbel: rows sorted by code */
     const float *norms;                    /* (N,G) |z| */
     const float *dy, *mixed, *lse, *sumsq; /* mixed = sum_m p_im q_m: y or soft */
@@ -56,6 +57,9 @@ typedef struct backward {
  * tiles. */
 typedef struct worker {
     float *z, *dy, *dhat;         /* (chunk, Dp): scaled row, dy, sum over m of x_im q^_m */
+    uint32_t *z_terms, *dy_terms; /* (chunk) rows of z and dy for AMX tiles; where amx_steps */
+    /* For each tile of rows, over which its sum runs, (Dp) rows of z' and dy' for AMX tiles; where by_panels */
+    uint32_t *z_across, *dy_across;
     float *start;                 /* (chunk) -log2 sum 2^l, so that a tile's logits start as log2 pi */
     float *mix_offset;            /* (chunk) what is added to <dy, q_m> */
     float *pi_factor, *pi_offset; /* (chunk) x += pi (pi_factor pi + pi_offset) */
@@ -66,10 +70,20 @@ typedef struct worker {
     uint32_t *dy_bf16_along;      /* (chunk, ceil(D / 2)) bf16x2 of elements 2d and 2d + 1 */
     uint32_t *tile_bf16;          /* (block,32) a tile's p or x as bf16x2, along the codes or the rows */
     vf *narrow_dhat;              /* narrow (chunk, narrow + 1): dhat and x_sum, lane by lane */
-    float zero[PANEL_ROWS];
 } worker;
 
 /* -- Rows of any width --------------------------------------------------------------------------------------------- */
+
+/* Splits x (32, Dp) into `out` as an operand's rows: x', whose product is a sum over x's rows. */
+static void split_across(uint32_t *out, const float *x, int64_t Dp)
+{
+    float across[AMX_SIDE * AMX_DEPTH];
+    for (int64_t d = 0; d < Dp; d += AMX_SIDE) {
+        for (int64_t i = 0; i < AMX_DEPTH; i++)
+            for (int64_t j = 0; j < AMX_SIDE; j++) across[j * AMX_DEPTH + i] = x[i * Dp + d + j];
+        amx_split_rows(out + amx_words(d, 1), across, AMX_DEPTH, AMX_SIDE, AMX_DEPTH);
+    }
+}
 
 /* Loads rows first .. first + rows - 1, and begins their dz^ with its sparse terms. */
 static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows)
@@ -90,6 +104,13 @@ static void load_chunk(const backward *b, worker *t, int64_t first, int64_t rows
             for (int64_t d = 0; d < D; d++) t->dhat[i * Dp + d] += b->pair.weight[pair] * hat[d];
         }
     }
+    for (int64_t i = 0; b->by_panels && i < filled; i += AMX_DEPTH) {
+        split_across(t->z_across + i / AMX_DEPTH * amx_words(Dp, 1), t->z + i * Dp, Dp);
+        split_across(t->dy_across + i / AMX_DEPTH * amx_words(Dp, 1), t->dy + i * Dp, Dp);
+    }
+    if (!b->cpu.amx_steps) return;
+    amx_split_rows(t->z_terms, t->z, Dp, filled, D);
+    amx_split_rows(t->dy_terms, t->dy, Dp, filled, D);
 }
 
 /* Rounds the chunk's factors to bfloat16. */
@@ -137,9 +158,8 @@ static void load_row_numbers(const backward *b, worker *t, int64_t first, int64_
 static inline void log_pi_tile(const backward *b, worker *t, int64_t i, int64_t panel)
 {
     const smooth_call *c = &b->c;
-    const int64_t depth = b->cpu.narrow ? b->cpu.narrow : c->D;
-    tile_logits(t->p, PANEL, b->block, t->start + i, t->z + i * b->cpu.Dp, b->cpu.Dp,
-                b->codebook.hat + panel * PANEL * depth, depth);
+    panel_product(c, &b->cpu, &b->codebook, panel, t->p, PANEL, b->block, t->start + i, t->z + i * b->cpu.Dp, b->cpu.Dp,
+                  t->z_terms + amx_words(i, b->cpu.amx_steps));
     if (c->M < (panel + 1) * PANEL) pad_tile(t->p, PANEL, b->block, c->M - panel * PANEL);
 }
 
@@ -214,8 +234,8 @@ static void inner_tile(const backward *b, worker *t, int64_t i, int64_t panel)
         tile_product_bf16x2(t->x, PANEL, b->block, t->dy_bf16_along + i * half, half, 1,
                             b->codebook.hat_bf16 + panel * half * PANEL, PANEL, half);
     } else
-        tile_logits(t->x, PANEL, b->block, t->zero, t->dy + i * b->cpu.Dp, b->cpu.Dp,
-                    b->codebook.hat + panel * PANEL * c->D, c->D);
+        panel_product(c, &b->cpu, &b->codebook, panel, t->x, PANEL, b->block, 0, t->dy + i * b->cpu.Dp, b->cpu.Dp,
+                      t->dy_terms + amx_words(i, b->cpu.amx_steps));
 }
 
 /* Adds what the tile's p and x bring to the gradients. */
@@ -223,7 +243,18 @@ static void add_tile(const backward *b, worker *t, int64_t i, int64_t panel)
 {
     float *dhat = b->dhat + panel * PANEL * b->cpu.Dp, *dmix = b->dmix ? b->dmix + panel * PANEL * b->cpu.Dp : 0;
     if (!b->cpu.bf16) {
-        tile_mix(t->dhat + i * b->cpu.Dp, b->block, t->x, b->codebook.rows + panel * PANEL * b->cpu.Dp, b->cpu.Dp);
+        panel_mix(&b->cpu, &b->codebook, panel, t->dhat + i * b->cpu.Dp, t->x);
+        if (VX_AMX && b->by_panels) {
+            uint32_t terms[AMX_TERMS * PANEL_ROWS * PANEL / 2] __attribute__((aligned(64)));
+            amx_split_columns(terms, t->x, PANEL, PANEL, PANEL_ROWS);
+            amx_product(1, dhat, PANEL, b->cpu.Dp, PANEL, t->z_across + i / AMX_DEPTH * amx_words(b->cpu.Dp, 1), terms,
+                        1);
+            if (!dmix) return;
+            amx_split_columns(terms, t->p, PANEL, PANEL, PANEL_ROWS);
+            amx_product(1, dmix, PANEL, b->cpu.Dp, PANEL, t->dy_across + i / AMX_DEPTH * amx_words(b->cpu.Dp, 1), terms,
+                        1);
+            return;
+        }
         tile_collect(dhat, t->x, b->block, t->z + i * b->cpu.Dp, b->cpu.Dp);
         if (dmix) tile_collect(dmix, t->p, b->block, t->dy + i * b->cpu.Dp, b->cpu.Dp);
         return;

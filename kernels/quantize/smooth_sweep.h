@@ -8,7 +8,7 @@
 #include "smooth_cells.h"
 
 enum {
-    MOST_ROWS = 4 * PANEL_ROWS,
+    MOST_ROWS = 96,
     NARROW_STRIP = 16, /* panels that two rows meet before the next two do, from the L1 cache */
 };
 
@@ -56,15 +56,16 @@ struct forward {
 
 /* A thread's working memory, for one block of rows at a time. */
 typedef struct worker {
-    float *a;         /* (block, D or narrow) rows of z, normalized, times scale */
-    float *s;         /* (block, Mp) logits relative to ref */
-    float *e;         /* (block, Mp) 2^s, where keep_powers; takes the place of s where nobody needs s later */
-    float *w;         /* (PANEL_ROWS, 64) weights of one panel */
-    uint32_t *w_bf16; /* (PANEL_ROWS, 32) w as bf16x2 */
-    float *noise;     /* (PANEL_ROWS, 64); narrow (NARROW_STRIP, 2, 64) */
-    float *o;         /* (block, Dp) sum of weight times code */
-    uint64_t *lists;  /* (shards, S, K/shards) */
-    float *threshold; /* (shards, Mp) */
+    float *a;          /* (block, D or narrow) rows of z, normalized, times scale */
+    uint32_t *a_terms; /* (block) rows of a for AMX tiles; where amx_steps */
+    float *s;          /* (block, Mp) logits relative to ref */
+    float *e;          /* (block, Mp) 2^s, where keep_powers; takes the place of s where nobody needs s later */
+    float *w;          /* (PANEL_ROWS, 64) weights of one panel */
+    uint32_t *w_bf16;  /* (PANEL_ROWS, 32) w as bf16x2 */
+    float *noise;      /* (PANEL_ROWS, 64); narrow (NARROW_STRIP, 2, 64) */
+    float *o;          /* (block, Dp) sum of weight times code */
+    uint64_t *lists;   /* (shards, S, K/shards) */
+    float *threshold;  /* (shards, Mp) */
     float ref[MOST_ROWS], negative_ref[MOST_ROWS];
     float noisy_ref[MOST_ROWS]; /* the noisy logits' own reference, where noise_kind is NOISE_LOGS */
     vf sum[MOST_ROWS], squares[MOST_ROWS], noisy_sum[MOST_ROWS]; /* of the powers, lane by lane */
@@ -106,6 +107,7 @@ static void load_rows(const forward *f, worker *t, int64_t first, int rows)
         for (int64_t d = c->D; d < f->cpu.narrow; d++) a[d] = 0;
         t->ref[i] = t->negative_ref[i] = 0;
     }
+    if (f->cpu.amx_steps) amx_split_rows(t->a_terms, t->a, c->D, f->block, c->D);
     clear_sums(f, t);
 }
 
@@ -117,6 +119,13 @@ static inline float row_maximum(const float *s)
     return vf_maximum(top);
 }
 
+/* Computes relative logits s (PANEL_ROWS,64; ld) of the block's rows `from` and on with a panel. */
+static void compute_logits(const forward *f, const worker *t, int from, int64_t panel, float *s, int64_t ld)
+{
+    panel_product(&f->c, &f->cpu, &f->codebook, panel, s, ld, PANEL_ROWS, t->negative_ref + from, t->a + from * f->c.D,
+                  f->c.D, t->a_terms + amx_words(from, f->cpu.amx_steps));
+}
+
 /* Finds the largest of each row's relative logits in the panels before `end`. */
 static void find_maxima(const forward *f, worker *t, int64_t end, float *largest)
 {
@@ -124,8 +133,7 @@ static void find_maxima(const forward *f, worker *t, int64_t end, float *largest
     for (int i = 0; i < f->block; i++) largest[i] = -INFINITY;
     for (int64_t panel = 0; panel < end; panel++)
         for (int from = 0; from < f->block; from += PANEL_ROWS) {
-            tile_logits(t->w, PANEL, PANEL_ROWS, t->negative_ref + from, t->a + from * c->D, c->D,
-                        f->codebook.hat + panel * PANEL * c->D, c->D);
+            compute_logits(f, t, from, panel, t->w, PANEL);
             if (c->M < (panel + 1) * PANEL) pad_tile(t->w, PANEL, PANEL_ROWS, c->M - panel * PANEL);
             for (int i = 0; i < PANEL_ROWS; i++)
                 largest[from + i] = fmaxf(largest[from + i], row_maximum(t->w + i * PANEL));
@@ -241,8 +249,7 @@ static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int6
 {
     const smooth_call *c = &f->c;
     float *s = t->s + panel * PANEL;
-    tile_logits(s + from * c->Mp, c->Mp, PANEL_ROWS, t->negative_ref + from, t->a + from * c->D, c->D,
-                f->codebook.hat + panel * PANEL * c->D, c->D);
+    compute_logits(f, t, from, panel, s + from * c->Mp, c->Mp);
     if (c->M < (panel + 1) * PANEL) pad_tile(s + from * c->Mp, c->Mp, PANEL_ROWS, c->M - panel * PANEL);
     if (exceeds_limit(f, t, from, panel)) return 0;
     if (c->noise_kind != NOISE_NONE) noise_rows(c, first + from, PANEL_ROWS, f->g, panel, t->noise);
@@ -257,7 +264,7 @@ static int sweep_tile(const forward *f, worker *t, int64_t first, int from, int6
         bf16x2_codes(t->w_bf16, t->w, PANEL_ROWS);
         tile_product_bf16x2(t->o + from * f->cpu.Dp, f->cpu.Dp, PANEL_ROWS, t->w_bf16, PANEL / 2, 1,
                             f->codebook.rows_bf16 + panel * PANEL / 2 * f->cpu.Dp, f->cpu.Dp, PANEL / 2);
-    } else tile_mix(t->o + from * f->cpu.Dp, PANEL_ROWS, t->w, f->codebook.rows + panel * PANEL * f->cpu.Dp, f->cpu.Dp);
+    } else panel_mix(&f->cpu, &f->codebook, panel, t->o + from * f->cpu.Dp, t->w);
     return 1;
 }
 

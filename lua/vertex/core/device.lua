@@ -99,13 +99,14 @@ function devices.devices()
   return list
 end
 
---- Lists the SIMD variants of the CPU kernels, the poorest first. The last that runs is used, unless the environment's
--- VERTEX_SIMD names another.
--- @return array of { name, flags, runs }: the compiler's flags, and whether this processor can run it
+--- Lists the SIMD variants of the CPU kernels, the poorest first. The last that runs and may be chosen is used, unless
+-- the environment's VERTEX_SIMD names another.
+-- @return array of { name, flags, runs, chosen }: the compiler's flags, whether this processor can run it, and whether
+-- it may be chosen by itself
 function devices.cpu_variants()
   local list = {}
-  for name, flags, runs in ffi.string(C.vx_cpu_variants()):gmatch "([^\t]*)\t([^\t]*)\t(%d)\n" do
-    list[#list + 1] = { name = name, flags = flags, runs = runs == "1" }
+  for name, flags, runs, chosen in ffi.string(C.vx_cpu_variants()):gmatch "([^\t]*)\t([^\t]*)\t(%d)\t(%d)\n" do
+    list[#list + 1] = { name = name, flags = flags, runs = runs == "1", chosen = chosen == "1" }
   end
   return list
 end
