@@ -578,6 +578,13 @@ describe("ops without gradients", function()
     function() H.check_adamw_lists "cpu" end)
 
   it("sepconv2d adds what x's gradient is so far", function() H.check_sepconv2d_addend "cpu" end)
+  it("matmul takes and refuses matrices without rows, whose strides say nothing", function()
+    local flipped = vx.no_grad(vx.transpose, vx.zeros { 1, 0, 3 }, 1, -1)
+    for _, a in ipairs { vx.zeros { 3, 0, 1 }, flipped } do
+      H.raises(function() vx.matmul(a, vx.zeros { 4, 5 }) end, "(3,0,1)", "(4,5)", "inner size")
+      assert.same({ 3, 0, 2 }, vx.matmul(a, vx.zeros { 1, 2 }):shape())
+    end
+  end)
   it("one number normalized by itself has a gradient of 0", function() H.check_single_numbers "cpu" end)
 
   it("and those with: together they are all of ops.def", function()

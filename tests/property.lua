@@ -4,7 +4,8 @@
 --
 --   luajit tests/property.lua [CALLS] [SEED]
 --
--- It ends with the number of calls and of answers; with a status of 1 where one was told something from inside.
+-- It ends with the number of calls and of answers; with a status of 1 where one was told something from inside, or
+-- tensors were left.
 
 package.path = "./?.lua;lua/?.lua;lua/?/init.lua;" .. package.path
 local arguments = require "vertex.arguments"
@@ -161,7 +162,13 @@ end
 
 -- -- The calls --------------------------------------------------------------------------------------------------------
 
-local found, answers = {}, 0
+local function live()
+  collectgarbage()
+  collectgarbage()
+  return vx.memory().live
+end
+
+local found, answers, before = {}, 0, live()
 local verbose = os.getenv "PROPERTY_TRACE"
 
 for i = 1, calls do
@@ -194,4 +201,6 @@ local inside = 0
 for _ in pairs(found) do inside = inside + 1 end
 print(("%d calls of %d functions: %d answers, the rest errors; %d told from inside"):format(calls, #targets, answers,
   inside))
-os.exit(inside == 0 and 0 or 1, true)
+local left = live() - before
+if left ~= 0 then print(("%d bytes of tensors are left of them"):format(left)) end
+os.exit(inside == 0 and left == 0 and 0 or 1, true)

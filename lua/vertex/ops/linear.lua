@@ -17,9 +17,8 @@ local function operand(x, batch)
     table.insert(s, 1, 1)
     table.insert(st, 1, 0)
   end
-  if not (st[2] == 1 or st[3] == 1 or s[2] == 1 or s[3] == 1) then return operand(contiguous(x), batch) end
-  if s[2] == 1 and st[3] ~= 1 and st[2] ~= 1 or s[3] == 1 and st[2] ~= 1 and st[3] ~= 1 then
-    return operand(contiguous(x), batch)
+  if st[2] ~= 1 and st[3] ~= 1 then -- contiguous() gives x itself where no stride counts: without elements
+    x, st = contiguous(x), { s[2] * s[3], s[3], 1 }
   end
   if batch and s[1] == 1 then
     s[1], st[1] = batch, 0
