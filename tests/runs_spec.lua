@@ -248,6 +248,7 @@ describe("an experiment of another modality", function()
     local text = "loss 0.4521  codes 100%  ppl 245  1640 images/s"
     assert.equal("re-cosine       ━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  25%  loss 0.4521  left 0:12  method 2 of 3, total left 1:30",
       line(98, "loss 0.4521"))
+    for columns = 0, 40 do assert.is_string(line(columns, text)) end -- a terminal that does not know its width has 0
     for columns = 70, 160 do
       local shown = line(columns, text)
       assert.is_true(require("vertex.utf8").length(shown) < columns, shown)

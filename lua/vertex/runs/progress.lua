@@ -40,7 +40,7 @@ end
 
 --- The text that fits into some columns, cut between its parts, which two spaces separate.
 local function fit(text, columns)
-  while #text > columns do text = text:match "^(.*)  .-$" or "" end
+  while text ~= "" and #text > columns do text = text:match "^(.*)  .-$" or "" end
   return text
 end
 
