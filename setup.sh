@@ -3,8 +3,8 @@
 # done. Without apt it lists what is missing and stops.
 #
 #   ./setup.sh         to use Vertex and to run its tests
-#   ./setup.sh --cpu   without CUDA kernels and their emulator, which the tests need: half of the time
-#   ./setup.sh --ci    also what .ci/run checks sources with
+#   ./setup.sh --cpu   without CUDA kernels and their emulator, which the tests need
+#   ./setup.sh --ci    also what .ci/run checks sources with; a compiler's warning ends the build
 set -euo pipefail
 cd "$(dirname "$0")"
 case "$*" in
@@ -65,7 +65,9 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 [ "$*" = --cpu ] && cuda=OFF || cuda=ON
-cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DVERTEX_CUDA=$cuda | grep -E "^-- (CUDA|NCCL|MPI)" || true
+[ "$*" = --ci ] && werror=ON || werror=OFF
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DVERTEX_CUDA=$cuda -DVERTEX_WERROR=$werror \
+  | grep -E "^-- (CUDA|NCCL|MPI)" || true
 cmake --build build
 if [ $cuda = OFF ]; then
   rm -f build/libvertex_cuda.so build/libvertex_emu.so # of an earlier ./setup.sh: they would not fit for long

@@ -207,7 +207,8 @@ describe("kernels/lab", function()
 
   for _, variant in ipairs(core.cpu_variants()) do
     if variant.name:find "^amx" and variant.runs then
-      it("finds the products of AMX tiles as exact as float32's, with VERTEX_SIMD=" .. variant.name, function()
+      local title = "finds the products of AMX tiles as exact as float32's, with VERTEX_SIMD="
+      it(title .. H.tagged(variant.name), function()
         local text, status = shell(("VERTEX_SIMD=%s kernels/lab/run.sh --quick amx"):format(variant.name))
         assert.equal(0, status, text)
         assert.equal(5, select(2, text:gsub("\n *%d+ +%d+%.%d+ ", "")), text)

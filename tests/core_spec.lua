@@ -160,6 +160,7 @@ describe("the library", function()
     local kernels = 'print((require "vertex").devices()[1].description:match "(%S+) kernels")'
     assert.equal(best .. "\n", (H.child(kernels, "VERTEX_SIMD=")))
     for _, variant in ipairs(core.cpu_variants()) do
+      if H.tagged(variant.name) ~= variant.name then break end -- the system has its say as well
       local out, ok = H.child('print((require "vertex").zeros { 2 }:sum():item())', "VERTEX_SIMD=" .. variant.name)
       assert.equal(variant.runs, ok)
       assert.is_truthy(out:find(variant.runs and "^0\n$" or "this processor runs portable", 1), out)

@@ -327,6 +327,9 @@ function H.shell(command)
   return output, tonumber(status)
 end
 
+--- The name of a SIMD variant for a test's title: those of real AMX tiles have a tag, as nobody has seen them run yet.
+function H.tagged(variant) return variant == "amx" and "amx #amx" or variant end
+
 --- Runs Lua text in a LuaJIT of its own, with the same library and the given environment ("A=1 B=2"); returns its
 -- output and whether it ended well.
 function H.child(text, environment)

@@ -231,7 +231,7 @@ describe("nearest", function()
   describe("in every SIMD variant", function()
     for _, variant in ipairs(core.cpu_variants()) do
       if variant.runs then
-        it("assign, knn and vertex_knn with VERTEX_SIMD=" .. variant.name, function()
+        it("assign, knn and vertex_knn with VERTEX_SIMD=" .. H.tagged(variant.name), function()
           local out, ok = H.child([[
             local vx = require "vertex"
             vx.device "cpu"

@@ -59,7 +59,8 @@ describe("golden file", function()
   local in_use = core.devices()[1].description:match "(%S+) kernels"
   for _, variant in ipairs(core.cpu_variants()) do
     local simd = variant.name
-    if variant.runs and simd ~= in_use then it("all of them in a process with VERTEX_SIMD=" .. simd, function()
+    local title = "all of them in a process with VERTEX_SIMD=" .. H.tagged(simd)
+    if variant.runs and simd ~= in_use then it(title, function()
       local out, ok = H.child([[
         package.loaded["tests.golden.check"] = nil
         arg = { [0] = "tests/golden/check.lua" }
