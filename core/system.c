@@ -125,12 +125,12 @@ int vx_thread(int (*f)(void *, void *, void *), void *a, void *b, void *c)
     struct job *job = malloc(sizeof *job);
     if (!job) return vx_fail(VX_ENOMEM, "thread: out of memory");
     *job = (struct job){f, a, b, c};
-    sigset_t all, before;
+    sigset_t all, mask;
     sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited by the new thread */
+    pthread_sigmask(SIG_SETMASK, &all, &mask); /* inherited by the new thread */
     pthread_t thread;
     int problem = pthread_create(&thread, NULL, run_job, job);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
     if (problem) {
         free(job);
         return vx_fail(VX_ENOMEM, "thread: %s", strerror(problem));
