@@ -13,7 +13,7 @@ end
 
 describe("installed", function()
   it("it runs from where it is, also when it was moved, and a checkout without a build does not take it", function()
-    local prefix, moved, checkout = H.scratch "installed", H.scratch "moved", H.scratch "checkout"
+    local prefix, moved, checkout = H.scratch "installed", H.scratch "moved", H.scratch "uninstalled"
     local output, status = H.shell(("cmake --install '%s' --prefix '%s'"):format(build, prefix))
     assert.equal(0, status, output)
     assert.equal(prefix .. "/lib/lua/5.1/vertex/libvertex.so\t3\n", (vertex(prefix)))

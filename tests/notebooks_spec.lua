@@ -10,7 +10,7 @@ local NAMES = { "01-the-simplex", "02-collapse-and-cure", "03-your-own-quantizer
 local checkout
 local function run(arguments)
   if not checkout then
-    checkout = H.scratch "checkout"
+    checkout = H.scratch "notebooks"
     local command = "mkdir '%s' && cd '%s' && cp -r '%s/notebooks' . && ln -s '%s'/lua '%s'/experiments '%s'/build ."
     local out, rc = shell(command:format(checkout, checkout, root, root, root, root))
     assert(rc == 0, out)

@@ -19,8 +19,8 @@ local function open_library()
   local tried, candidates = {}, {}
   if os.getenv "VERTEX_LIB" then
     candidates = { os.getenv "VERTEX_LIB" }
-  elseif exists(library.root .. "/CMakeLists.txt") then -- a checkout never takes an installed library
-    candidates[1] = library.root .. "/build/libvertex.so"
+  elseif exists(library.root .. "/CMakeLists.txt") or exists(library.root .. "/build/libvertex.so") then
+    candidates[1] = library.root .. "/build/libvertex.so" -- a checkout never takes an installed library
   else
     -- installed: PREFIX/lib/lua/5.1/vertex/libvertex.so
     local prefix = library.directory:match "^(.*)/share/lua/5.1/vertex$"
