@@ -38,7 +38,7 @@ needs=(
   "libssl3|ldconfig -p | grep -q libcrypto.so.3"
   "fonts-dejavu-core|ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 )
-[ "$*" = --ci ] && needs+=("clang-format|command -v clang-format")
+[ "$*" = --ci ] && needs+=("clang-format|command -v clang-format" "faketime|command -v faketime")
 
 missing=()
 for need in "${needs[@]}"; do
