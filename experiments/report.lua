@@ -17,10 +17,8 @@ local out = parser:parse().out:gsub("(.)/+$", "%1")
 --- The program of this folder that made a run or a series; nil where none did.
 local function program_of(folder)
   for _, name in ipairs { "config", "series" } do
-    local f = io.open(("%s/%s.json"):format(folder, name))
-    local stored = f and require("vertex.json").decode(f:read "*a")
-    if f then f:close() end
-    local path = type(stored) == "table" and ("%sexperiments/%s.lua"):format(here, tostring(stored.experiment))
+    local stored = require("vertex.json").read(("%s/%s.json"):format(folder, name))
+    local path = stored and ("%sexperiments/%s.lua"):format(here, tostring(stored.experiment))
     local program = path and io.open(path)
     if program then
       program:close()

@@ -76,14 +76,6 @@ local function read_flags()
   return flags
 end
 
-local function read_json(path)
-  local f = io.open(path, "r")
-  if not f then return nil end
-  local value = json.decode(f:read "*a")
-  f:close()
-  return value
-end
-
 local function write_json(path, value) core.write_file(path, json.encode(value) .. "\n") end
 
 local flags = read_flags()
@@ -91,7 +83,7 @@ local out = flags.out:gsub("(.)/+$", "%1")
 
 --- What was decided so far: { minutes, data, speech, costs = { program = { preset = ... } }, groups = { name = ... } }.
 local function open_plan()
-  local stored = read_json(out .. "/plan.json")
+  local stored = json.read(out .. "/plan.json")
   if stored and not flags.resume then
     runs.refuse("--out %s holds a reproduction already; --resume goes on with it, another --out starts anew", out)
   end
@@ -110,7 +102,7 @@ local function open_plan()
 end
 
 local plan = open_plan()
-local results = read_json(out .. "/results.json") or { studies = {} }
+local results = json.read(out .. "/results.json") or { studies = {} }
 local began = core.time()
 
 local function left() return began + 60 * plan.minutes - core.time() end
@@ -133,17 +125,10 @@ local function run_sweep(program, arguments)
   return status
 end
 
---- {column = number} of the first method of a run.
-local function first_row(folder)
-  local f = io.open(folder .. "/results.csv", "r")
-  if not f then core.fail("%s has no results", folder) end
-  local names, row, i = {}, {}, 0
-  for name in f:read "*l":gmatch "[^,]+" do names[#names + 1] = name end
-  for cell in ((f:read "*l" or "") .. ","):gmatch "([^,]*)," do
-    i = i + 1
-    row[names[i]] = tonumber(cell)
-  end
-  f:close()
+--- {column = number} of a run of one method.
+local function only_row(folder)
+  local row = {}
+  for column, v in pairs(runs.compare({ folder }).rows[1].values) do row[column] = v[1] end
   return row
 end
 
@@ -157,7 +142,7 @@ local function cost_of(program, rung)
     local status = run_sweep(program, { "--preset", preset, "--methods", "softmax-knn-ce", "--steps",
       plan.minutes >= 1 and rung[4] or 2, "--out", folder })
     if status ~= 0 then core.fail("the first steps of %s ended with status %d", program, status) end
-    local row = first_row(folder)
+    local row = only_row(folder)
     local step = row.step_ms / 1000
     plan.costs[key] = { start = math.max(0.1, core.time() - before - row.seconds), step = step,
       fixed = math.max(0, row.seconds - row.steps * step) }
@@ -320,7 +305,7 @@ local function show(v, sd)
   return ("%.3g"):format(v) .. (sd and sd > 0 and (" ± %.2g"):format(sd) or "")
 end
 
-local ours = read_json(core.root .. "/experiments/bench/results/reproduce.json") or { studies = {} }
+local ours = json.read(core.root .. "/experiments/bench/results/reproduce.json") or { studies = {} }
 
 --- The table of a study: each value, and ours beside it where there is one.
 local function table_of(study, rows)

@@ -27,6 +27,11 @@ local function expect_whole(out)
   assert.equal(files "whole", files(out))
 end
 
+--- Shell text that waits until the process $pid has written a file.
+local function until_written(file)
+  return ("until [ -s %s ]; do kill -0 $pid || exit 9; sleep 0.01; done; "):format(file)
+end
+
 describe("a run", function()
   setup(function()
     scratch = H.scratch "faults"
@@ -56,20 +61,18 @@ describe("a run", function()
 
   it("stops after a step where its terminal closes, however often that is said, and not under nohup", function()
     local output, status = shell("RUN --steps 300000 --checkpoint 1000 --out hung >said 2>&1 & pid=$!; "
-      .. "until [ -s hung/metrics.jsonl ]; do kill -0 $pid || exit 9; sleep 0.02; done; "
-      .. "kill -HUP $pid; kill -HUP $pid; wait $pid")
+      .. until_written "hung/metrics.jsonl" .. "kill -HUP $pid; kill -HUP $pid; wait $pid")
     assert.equal(130, status, output .. (read "said" or ""))
     assert.truthy(read "hung/checkpoints/ste-euclid.safetensors")
     output, status = shell("trap '' HUP; RUN --steps 20 --out ignored & pid=$!; "
-      .. "until [ -s ignored/metrics.jsonl ]; do kill -0 $pid || exit 9; sleep 0.02; done; kill -HUP $pid; wait $pid")
+      .. until_written "ignored/metrics.jsonl" .. "kill -HUP $pid; wait $pid")
     assert.equal(0, status, output)
     expect_whole "ignored"
   end)
 
   it("ends with an error where its folder goes", function()
     local output, status = shell("RUN --steps 300000 --out gone & pid=$!; "
-      .. "until [ -e gone/checkpoints/ste-euclid.safetensors ]; do kill -0 $pid || exit 9; sleep 0.01; done; "
-      .. "mv gone elsewhere; wait $pid")
+      .. until_written "gone/checkpoints/ste-euclid.safetensors" .. "mv gone elsewhere; wait $pid")
     assert.equal(1, status, output)
     assert.truthy(output:find "gone/[%w/.-]+: .*[Nn]o such file or directory", output)
   end)

@@ -307,13 +307,7 @@ function H.write(path, bytes)
 end
 
 --- Reads a file; nil where there is none.
-function H.read(path)
-  local f = io.open(path, "rb")
-  if not f then return nil end
-  local bytes = f:read "*a"
-  f:close()
-  return bytes
-end
+H.read = core.read_file
 
 --- The checkout, as an absolute path: children run elsewhere.
 H.root = (core.root:sub(1, 1) == "/" and core.root or lfs.currentdir() .. "/" .. core.root):gsub("/%.$", "")

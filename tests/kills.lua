@@ -25,13 +25,7 @@ local RUNS = {
   { "tests/fixtures/experiments/vectors.lua", "--steps 300 --methods re-cosine,softmax-knn-ce" } }
 local CLOCK = { seconds = true, step_ms = true, peak_mb = true } -- columns of results.csv
 
-local function read(path)
-  local f = io.open(path, "rb")
-  if not f then return nil end
-  local text = f:read "*a"
-  f:close()
-  return text
-end
+local read = core.read_file
 
 --- Runs a command; kills it after `delay` seconds where that is given. Gives its status (137: killed) and seconds.
 local function run(spec, out, delay)

@@ -84,4 +84,12 @@ function json.decode(text)
   return without_null(value)
 end
 
+--- Reads a file that holds a JSON object or array.
+-- @param path of the file
+-- @return table; nil where there is no such file, or it holds something else
+function json.read(path)
+  local value = json.decode(core.read_file(path) or "")
+  return type(value) == "table" and value or nil
+end
+
 return json

@@ -64,6 +64,17 @@ function files.write_file(path, text)
   files.write_whole(path, function(w) w:bytes(text) end)
 end
 
+--- Reads a whole file.
+-- @param path of the file
+-- @return its bytes; nil where there is none that can be read
+function files.read_file(path)
+  local f = io.open(path, "rb")
+  if not f then return nil end
+  local text = f:read "*a"
+  f:close()
+  return text
+end
+
 --- Makes a folder and those above it that are missing.
 -- @param path of the folder
 -- @return true; or nil and why not

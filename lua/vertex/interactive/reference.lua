@@ -2,9 +2,7 @@
 --
 --   luajit lua/vertex/interactive/reference.lua build/reference.md
 
-local ffi = require "ffi"
-ffi.cdef "char *realpath(const char *path, char *out);"
-local here = ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*)/interactive/"
+local here = arg[0]:match "^(.*)/interactive/" or ".."
 dofile(here .. "/start.lua")
 
 local vx = require "vertex"

@@ -12,14 +12,6 @@ local refuse = flags_of.refuse
 
 -- -- Reading ----------------------------------------------------------------------------------------------------------
 
-local function read(path)
-  local f = io.open(path, "r")
-  if not f then return nil end
-  local text = f:read "*a"
-  f:close()
-  return text
-end
-
 --- The rows of results.csv as {column = text}, and the columns in their order.
 local function read_results(text)
   local names, rows = nil, {}
@@ -51,13 +43,13 @@ local function flatten(config)
 end
 
 local function read_run(folder)
-  local config = json.decode(read(folder .. "/config.json") or "")
-  if type(config) ~= "table" or not config.experiment then refuse("%s holds no run (config.json)", folder) end
-  local text = read(folder .. "/results.csv")
+  local config = json.read(folder .. "/config.json")
+  if not config or not config.experiment then refuse("%s holds no run (config.json)", folder) end
+  local text = core.read_file(folder .. "/results.csv")
   if not text then refuse("%s has no results.csv: no method is finished", folder) end
   local rows, columns = read_results(text)
   local log = {}
-  for line in (read(folder .. "/metrics.jsonl") or ""):gmatch "[^\n]+" do
+  for line in (core.read_file(folder .. "/metrics.jsonl") or ""):gmatch "[^\n]+" do
     local entry = json.decode(line)
     if type(entry) == "table" then
       log[entry.method] = log[entry.method] or {}

@@ -12,19 +12,6 @@ local refuse = flags_of.refuse
 
 -- -- What a folder holds ----------------------------------------------------------------------------------------------
 
-local function read(path)
-  local f = io.open(path, "rb")
-  if not f then return nil end
-  local text = f:read "*a"
-  f:close()
-  return text
-end
-
-local function read_json(path)
-  local value = json.decode(read(path) or "")
-  return type(value) == "table" and value or nil
-end
-
 --- Names of a folder's PNGs, curves first.
 local function pictures_of(out)
   local names = {}
@@ -109,7 +96,7 @@ end
 
 local function picture_html(path, name)
   return ('<figure><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>'):format(
-    escape(name), base64(read(path)), escape(name))
+    escape(name), base64(core.read_file(path)), escape(name))
 end
 
 local STYLE = [[
@@ -134,9 +121,9 @@ figcaption, .note { color: #555; font-size: .875rem; }
 -- @return the file's path
 -- @raise where the file cannot be written
 return function(out)
-  local config, series = read_json(out .. "/config.json"), read_json(out .. "/series.json")
+  local config, series = json.read(out .. "/config.json"), json.read(out .. "/series.json")
   if not config and not series then refuse("%s holds no run (config.json) and no series (series.json)", out) end
-  local markdown = read(out .. "/table.md")
+  local markdown = core.read_file(out .. "/table.md")
   if not markdown then refuse("%s has no table.md: no method is finished", out) end
   local members = series and members_of(out) or {}
   local first = members[1] and out .. "/" .. members[1] or out
@@ -152,7 +139,7 @@ return function(out)
     end
   end
   parts[#parts + 1] = "<h2>Configuration</h2>" .. facts_html(config or series)
-  parts[#parts + 1] = "<h2>Machine and versions</h2>" .. facts_html(read_json(first .. "/about.json") or {})
+  parts[#parts + 1] = "<h2>Machine and versions</h2>" .. facts_html(json.read(first .. "/about.json") or {})
   local path = out .. "/report.html"
   core.write_file(path, ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
     .. '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>%s</title>\n<style>\n%s</style>'

@@ -25,10 +25,9 @@ local FILE = "series.json"
 
 --- Reads what a folder's series is made of; nil where the folder holds none. Ends the program where it is damaged.
 local function read(out)
-  local f = io.open(out .. "/" .. FILE, "r")
-  if not f then return nil end
-  local stored = json.decode(f:read "*a")
-  f:close()
+  local text = core.read_file(out .. "/" .. FILE)
+  if not text then return nil end
+  local stored = json.decode(text)
   if type(stored) ~= "table" or type(stored.seeds) ~= "table" or type(stored.grid) ~= "table"
     or type(stored.arguments) ~= "table" then
     refuse("%s/%s is damaged; nothing was changed", out, FILE)

@@ -81,10 +81,9 @@ end
 
 --- The configuration in a folder; nil where it holds none. Ends the program where it is damaged.
 local function read_config(out)
-  local f = io.open(out .. "/config.json", "r")
-  if not f then return nil end
-  local config = json.decode(f:read "*a")
-  f:close()
+  local text = core.read_file(out .. "/config.json")
+  if not text then return nil end
+  local config = json.decode(text)
   if type(config) ~= "table" or not config.experiment or type(config.methods) ~= "table" then
     refuse("%s/config.json is damaged; nothing was changed", out)
   end
@@ -107,10 +106,8 @@ local function lock(out)
   local ok, free = pcall(core.lock, out .. "/" .. LOCK)
   if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(free)) end
   if free then return end
-  local f = io.open(out .. "/about.json", "r")
-  local owner = f and json.decode(f:read "*a")
-  if f then f:close() end
-  refuse("--out %s is in use by %s; nothing was changed", out, type(owner) == "table" and owner.process
+  local owner = json.read(out .. "/about.json")
+  refuse("--out %s is in use by %s; nothing was changed", out, owner and owner.process
     and ("process %s, since %s: %s"):format(owner.process, owner.date, owner.command) or "another process")
 end
 
