@@ -66,10 +66,17 @@ static void list_folder(const char *folder, char *text, size_t size)
     if (d) closedir(d);
 }
 
+/* The folder that VERTEX_BACKENDS names, or NULL. */
+static const char *backends_folder(void)
+{
+    const char *folder = getenv("VERTEX_BACKENDS");
+    return folder && *folder ? folder : NULL;
+}
+
 static int no_library(const char *name, const char *wanted, const char *folder)
 {
     char there[256] = "";
-    const char *more = getenv("VERTEX_BACKENDS");
+    const char *more = backends_folder();
     if (more) list_folder(more, there, sizeof there);
     list_folder(folder, there, sizeof there);
     return vx_fail(VX_ENOSUP,
@@ -124,7 +131,7 @@ static bool find_library(const char *name, char *path, size_t size)
 {
     char own[PATH];
     own_folder(own, sizeof own);
-    const char *folders[] = {getenv("VERTEX_BACKENDS"), own};
+    const char *folders[] = {backends_folder(), own};
     for (int i = 0; i < 2; i++) {
         if (!folders[i]) continue;
         snprintf(path, size, "%s/libvertex_%s.so", folders[i], name);

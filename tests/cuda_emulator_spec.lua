@@ -147,6 +147,9 @@ describe("a backend library", function()
     local message = H.raises(function() vx.device "abc:0" end, "device 'abc:0'", "libvertex_abc.so", core.root,
       "backends there: ")
     assert.is_truthy(message:find("emu", 1, true), message)
+    with("VERTEX_BACKENDS", "", function() -- names no folder
+      H.raises(function() vx.device "abc:0" end, "no libvertex_abc.so in " .. message:match "%.so in ([^, ]+) ")
+    end)
     for _, bad in ipairs { "", ":0", "emu:", "emu:-1", "emu:1x", "../emu", "EMU", "emu:12345", ("x"):rep(40) } do
       H.raises(function() vx.device(bad) end, "expected \"cpu\" or \"cuda:0\"")
     end
