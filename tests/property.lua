@@ -54,6 +54,14 @@ local function collect(name, t, seen)
   end
 end
 for _, name in ipairs { "data", "plot", "simplex", "metrics", "gradcheck", "kmeans" } do local _ = vx[name] end
+
+local function live()
+  collectgarbage()
+  collectgarbage()
+  return vx.memory().live
+end
+
+local before = live()
 collect("vx", vx, {})
 table.sort(targets, function(a, b) return a[1] < b[1] end)
 
@@ -163,15 +171,7 @@ end
 
 -- -- The calls --------------------------------------------------------------------------------------------------------
 
-local KEPT = 1024 -- bytes that may stay: two or three small arguments do, however many calls there are
-
-local function live()
-  collectgarbage()
-  collectgarbage()
-  return vx.memory().live
-end
-
-local found, answers, before = {}, 0, live()
+local found, answers = {}, 0
 local verbose = os.getenv "PROPERTY_TRACE"
 
 for i = 1, calls do
@@ -204,6 +204,7 @@ local inside = 0
 for _ in pairs(found) do inside = inside + 1 end
 print(("%d calls of %d functions: %d answers, the rest errors; %d told from inside"):format(calls, #targets, answers,
   inside))
+targets = nil -- and with them the layers, whose parameters keep memory for their gradients
 local left = live() - before
 if left ~= 0 then print(("%d bytes of tensors are left of them"):format(left)) end
-os.exit(inside == 0 and left <= KEPT and 0 or 1, true)
+os.exit(inside == 0 and left == 0 and 0 or 1, true)
