@@ -27,8 +27,10 @@ local function list_of(text)
   return list
 end
 
-local comparison = vx.runs.compare(flags.runs, { methods = list_of(flags.methods), columns = list_of(flags.columns),
-  fields = list_of(flags.fields) })
-if #comparison.differences > 0 then io.write("differ in ", table.concat(comparison.differences, ", "), "\n\n") end
-io.write(comparison:markdown())
-if flags.out then comparison:save(flags.out) end
+vx.runs.program(function()
+  local comparison = vx.runs.compare(flags.runs, { methods = list_of(flags.methods), columns = list_of(flags.columns),
+    fields = list_of(flags.fields) })
+  if #comparison.differences > 0 then io.write("differ in ", table.concat(comparison.differences, ", "), "\n\n") end
+  io.write(comparison:markdown())
+  if flags.out then comparison:save(flags.out) end
+end)

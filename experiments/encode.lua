@@ -145,6 +145,4 @@ local function program()
   return skipped > 0 and 1 or 0
 end
 
-local ok, status = pcall(program)
-if not ok then runs.refuse("%s", runs.reason(status)) end
-os.exit(status, true)
+runs.program(program)

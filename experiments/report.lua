@@ -32,4 +32,5 @@ if program then
   rawset(_G, "arg", { [-1] = arg[-1], [0] = program, "--out", out, "--report" })
   dofile(program)
 end
-print(require("vertex").runs.report(out))
+local runs = require("vertex").runs
+runs.program(function() print(runs.report(out)) end)

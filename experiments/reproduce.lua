@@ -403,8 +403,10 @@ local function run_all()
   return #failed > 0 and 1 or 0
 end
 
-local status = core.catching_interrupts(run_all)
-if status == 130 then
-  io.stderr:write(("stopped; go on with: luajit %s --out %s --resume\n"):format(arg[0], out))
-end
-os.exit(status, true)
+runs.program(function()
+  local status = core.catching_interrupts(run_all)
+  if status == 130 then
+    io.stderr:write(("stopped; go on with: luajit %s --out %s --resume\n"):format(arg[0], out))
+  end
+  return status
+end)

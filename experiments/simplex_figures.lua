@@ -229,15 +229,11 @@ end
 
 -- -- All of them ------------------------------------------------------------------------------------------------------
 
-local function main()
+vx.runs.program(function()
   vx.seed(flags.seed)
   vx.runs.make_folders(flags.out)
   figure1()
   figure2()
   gradients()
   for _, name in ipairs { "uniform", "collapsed" } do motion(name) end
-end
-
-local ok, why = pcall(main)
-if not ok then io.stderr:write(tostring(why), "\n") end
-os.exit(ok and 0 or 1, true)
+end)

@@ -213,11 +213,7 @@ local function encode_program()
 end
 
 for _, a in ipairs(arg) do
-  if a == "--encode" or a:find "^%-%-encode=" then
-    local ok, message = pcall(encode_program)
-    if not ok then runs.refuse("%s", runs.reason(message)) end
-    os.exit(0, true)
-  end
+  if a == "--encode" or a:find "^%-%-encode=" then runs.program(encode_program) end
 end
 
 -- -- What this experiment is ------------------------------------------------------------------------------------------

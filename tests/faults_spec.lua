@@ -84,13 +84,17 @@ describe("a run", function()
     end
     local output, status = within("16k", "true")
     if status ~= 0 then return pending("no file system can be mounted here: " .. output) end
-    for _, size in ipairs { "4k", "12k", "20k", "44k" } do
+    output, status = within("16k", "head -c 99999 /dev/zero >disk/rest; RUN --steps 20 --seeds 1,2 --out disk/d")
+    assert.equal(2, status, output)
+    assert.truthy(output:find "not writable: write disk/d/series.json: No space left on device\n$", output)
+    for _, size in ipairs { "4k", "8k", "12k", "20k", "44k" } do
       local out = "full" .. size
       output, status = within(size, ("RUN --steps 20 --out disk/d; echo status \\$?; mount -o remount,size=9m disk; "
         .. "RUN --steps 20 --resume --out disk/d && cp -r disk/d %s"):format(out))
       assert.equal(0, status, output)
       assert.truthy(output:find("write disk/d/[%w/.-]+: No space left on device", 1), output)
-      assert.truthy(output:find("status 1", 1, true), output)
+      assert.truthy(output:find "status [12]\n", output)
+      assert.falsy(output:find("traceback", 1, true), output)
       expect_whole(out)
     end
     output, status = within("9m,ro", "RUN --steps 20 --out disk/d")

@@ -21,10 +21,14 @@ function json.object(t) return setmetatable(t or {}, OBJECT) end
 -- @return t
 function json.array(t) return setmetatable(t or {}, ARRAY) end
 
---- 17 digits bring back every float64; JSON has no NaN and no infinities.
+--- The fewest digits that bring back the float64, 17 at most; JSON has no NaN and no infinities.
 local function number_text(v)
   if v ~= v or v == math.huge or v == -math.huge then return "null" end
   if v == math.floor(v) and math.abs(v) < 2 ^ 53 then return ("%.0f"):format(v) end
+  for digits = 15, 16 do
+    local text = ("%." .. digits .. "g"):format(v)
+    if tonumber(text) == v then return text end
+  end
   return ("%.17g"):format(v)
 end
 

@@ -44,11 +44,30 @@ end
 -- @return text
 function flags.reason(message) return (tostring(message):gsub("^.-%.lua:%d+: ", "")) end
 
+--- Runs a program to its end. What it raises is told without the place in the sources, and the status is then 2, as
+-- where a command is refused.
+-- @param f function → status for os.exit; none: 0
+-- @param ... its arguments
+function flags.program(f, ...)
+  local ok, status = pcall(f, ...)
+  if not ok then refuse("%s", flags.reason(status)) end
+  os.exit(status or 0, true)
+end
+
 --- Makes a folder and those above it; where that cannot be done it ends the program with the reason.
 -- @param path path of the folder that --out named
 function flags.make_folders(path)
   local ok, reason = core.make_folders(path)
   if not ok then refuse("--out %s: %s", path, reason) end
+end
+
+--- Writes a file of a run's folder; where that cannot be done it ends the program with the reason.
+-- @param out path that --out named
+-- @param name of the file in it
+-- @param value for json.encode
+function flags.write_json(out, name, value)
+  local ok, message = pcall(core.write_file, out .. "/" .. name, json.encode(value) .. "\n")
+  if not ok then refuse("--out %s is not writable: %s", out, flags.reason(message)) end
 end
 
 -- -- Values -----------------------------------------------------------------------------------------------------------

@@ -37,5 +37,5 @@ return {
   compare = require "vertex.runs.compare",
   report = require "vertex.runs.report",
   flags = { graph = flags.graph, autocast = flags.autocast, integer = flags.integer },
-  make_folders = flags.make_folders, refuse = flags.refuse, reason = flags.reason,
+  make_folders = flags.make_folders, refuse = flags.refuse, reason = flags.reason, program = flags.program,
 }

@@ -196,8 +196,7 @@ function series.run(spec, flags, argv, out, checked)
   local ok, free = pcall(core.lock, out .. "/.lock")
   if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(free)) end
   if not free then refuse("--out %s is in use by another process; nothing was changed", out) end
-  core.write_file(out .. "/" .. FILE, json.encode { experiment = spec.name, seeds = seeds, grid = grid,
-    arguments = arguments } .. "\n")
+  flags_of.write_json(out, FILE, { experiment = spec.name, seeds = seeds, grid = grid, arguments = arguments })
   local failed, interrupted
   core.catching_interrupts(function()
     failed, interrupted = run_members(members, { program = arg[0], arguments = arguments, out = out,

@@ -351,9 +351,8 @@ local function open_folder(out, config, is_new, argv)
     lock(out)
     if read_config(out) then refuse("--out %s: another process has begun an experiment there", out) end
   end
-  local ok, message = pcall(core.write_file, out .. "/config.json", json.encode(config) .. "\n")
-  if not ok then refuse("--out %s is not writable: %s", out, flags_of.reason(message)) end
-  core.write_file(out .. "/about.json", json.encode(about(argv)) .. "\n")
+  flags_of.write_json(out, "config.json", config)
+  flags_of.write_json(out, "about.json", about(argv))
   flags_of.make_folders(out .. "/checkpoints")
   remove_temporary(out)
   remove_temporary(out .. "/checkpoints")
@@ -374,16 +373,15 @@ local function new_run(spec, flags, out, config, methods, all, preset)
   return self
 end
 
---- Draws again what a folder holds, also while another process works in it, and ends the program.
+--- Draws again what a folder holds, also while another process works in it.
 local function draw_again(spec, flags, out)
-  if series.draw_again(spec, out) then os.exit(0, true) end
+  if series.draw_again(spec, out) then return end
   local stored = read_config(out)
   if not stored then refuse("--report: %s holds no run", out) end
   if stored.experiment ~= spec.name then refuse("--report: %s holds a run of %s", out, stored.experiment) end
   local methods = stored.methods
   local self = new_run(spec, flags, out, stored, methods, methods, spec.presets[stored.preset] or {})
   self:conclude()
-  os.exit(0, true)
 end
 
 --- Reads an experiment's command line, checks all of it, and opens the output folder: a new one, or with --resume what
@@ -410,14 +408,14 @@ local function start(spec, argv)
   series.follow_parent()
   if series.asked(flags, out) then
     if ranks > 1 then refuse "--seeds and --grid start a process for each run: under mpirun give one --seed a job" end
-    os.exit(series.run(spec, flags, argv, out, function(arguments)
+    flags_of.program(series.run, spec, flags, argv, out, function(arguments)
       local one = flags_of.parse(spec, arguments)
       local config, methods, _, preset = plan(spec, one)
       expect_trainable(spec, config, methods, preset)
       return preset
-    end), true)
+    end)
   end
-  if flags.report then draw_again(spec, flags, out) end
+  if flags.report then flags_of.program(draw_again, spec, flags, out) end
   local stored = mode and read_config(out)
   if stored and not flags.resume then
     refuse("--out %s holds an experiment already; --resume goes on with it, another --out starts anew", out)
