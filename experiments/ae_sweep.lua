@@ -221,6 +221,34 @@ end
 
 local GROUP = 256 -- images, over which code use is measured beside that over the split
 
+--- Rows of all ranks, as one rank would have them: image i of a round is row i / ranks of rank i % ranks.
+local function in_order(rows, counts)
+  if #counts == 1 then return rows end
+  local order, before, most = {}, {}, 0
+  for r, n in ipairs(counts) do
+    before[r] = r == 1 and 0 or before[r - 1] + counts[r - 1][1]
+    most = math.max(most, n[1])
+  end
+  for i = 0, most - 1 do
+    for r, n in ipairs(counts) do
+      if i < n[1] then order[#order + 1] = before[r] + i end
+    end
+  end
+  return vx.gather(vx.dist.gather_rows(rows), vx.tensor(order, { dtype = "i32", device = rows:device() }))
+end
+
+--- The latents of a round of all ranks as rows (N,width), from those of this rank's images (B,h,w,width); nil where it
+-- has none. The second result is how many images the round has, and without any the only one.
+local function latents_of_round(z, width)
+  local B, h, w = 0, 0, 0
+  if z then B, h, w = unpack(z:shape()) end
+  local counts, n = vx.dist.gather { B, h, w }, 0
+  for _, count in ipairs(counts) do n, h, w = n + count[1], math.max(h, count[2]), math.max(w, count[3]) end
+  if n == 0 then return nil, 0 end
+  z = z and z:reshape { B, h * w * width } or vx.empty { 0, h * w * width }
+  return in_order(z, counts):reshape { n * h * w, width }, n
+end
+
 --- {rmse, psnr, code_use, code_use_256, perplexity, perplexity_share, rank_latents} over the split, those of
 -- vx.metrics.smoothing of its first batch; that batch, its reconstruction and its codes (B,h,w); and how often each
 -- code was taken; nil when interrupted. Several ranks take a part of each batch, and sum.
@@ -229,31 +257,33 @@ local function evaluate(model)
   local whole, part = count_codes(model.quantizer), count_codes(model.quantizer)
   local scale = vx.tensor(vx.data.std) -- turns standardized errors into those of pixels
   local width = model.quantizer.options.dim
-  local latents = vx.dist.size() == 1 and vx.metrics.moments(width) -- false from the first NaN on
+  local latents = vx.metrics.moments(width) -- false from the first NaN on
   local squared, pixels, count, first, smoothing = 0, 0, 0, nil, nil
   local groups, sum, in_part, n = 0, 0, 0 -- n: images of a round
   repeat
-    local mine, kept = vx.step(function()
+    local kept
+    n, kept = vx.step(function()
       return vx.no_grad(function()
         local x = images:next()
-        if not x then return 0 end
-        local y, q, z = model(x)
-        local B, rows, columns = unpack(z:shape())
-        z = z:reshape { -1, width }
-        if latents and not smoothing then smoothing = vx.metrics.smoothing(model.quantizer, z) end
-        latents = latents and vx.nonfinite(z) == 0 and latents:add(z)
+        local y, q, z
+        if x then y, q, z = model(x) end
+        local rows, of_round = latents_of_round(z, width)
+        if not rows then return 0 end
+        smoothing = smoothing or vx.metrics.smoothing(model.quantizer, rows)
+        latents = latents and vx.nonfinite(rows) == 0 and latents:add(rows)
+        if not x then return of_round end
         local d = y - x
         squared = squared + d:square():sum():item()
         pixels = pixels + (d * scale):square():sum():item()
         count = count + x:numel()
         whole:add(q.codes)
         part:add(q.codes)
-        local maps = not first and q.codes:narrow(2, 1, 1):reshape { B, rows, columns } -- of the first codebook
-        return B, not first and { x, y, maps } or nil
+        if first then return of_round end
+        local B, h, w = unpack(z:shape())
+        return of_round, { x, y, q.codes:narrow(2, 1, 1):reshape { B, h, w } } -- of the first codebook
       end)
     end)
     first = first or kept
-    n = vx.dist.sum({ mine })[1]
     in_part = in_part + n
     if in_part >= GROUP or (n == 0 and groups == 0) then
       groups, sum, in_part = groups + 1, sum + part:share(), 0
@@ -268,7 +298,7 @@ local function evaluate(model)
   local result = { rmse = math.sqrt(squared / count), psnr = -10 * math.log10(pixels / count), code_use = whole:share(),
     code_use_256 = sum / groups, perplexity = perplexity, perplexity_share = perplexity / model.quantizer.options.codes,
     rank_latents = latents and latents:effective_rank() or nil }
-  for name, value in pairs(smoothing or {}) do result[name] = value end
+  for name, value in pairs(smoothing) do result[name] = value end
   return result, first, whole:total()
 end
 
@@ -286,22 +316,6 @@ end
 --- What the network makes of standardized images, which are rounded to bytes as if they had been saved.
 local function inception_features(x)
   return network:features(vx.data.to_u8(vx.data.denormalize(x)):to(vx.device()))
-end
-
---- Rows of all ranks, as one rank would have them: image i of a round is row i / ranks of rank i % ranks.
-local function in_order(rows, counts)
-  if #counts == 1 then return rows end
-  local order, before, most = {}, {}, 0
-  for r, n in ipairs(counts) do
-    before[r] = r == 1 and 0 or before[r - 1] + counts[r - 1][1]
-    most = math.max(most, n[1])
-  end
-  for i = 0, most - 1 do
-    for r, n in ipairs(counts) do
-      if i < n[1] then order[#order + 1] = before[r] + i end
-    end
-  end
-  return vx.gather(vx.dist.gather_rows(rows), vx.tensor(order, { dtype = "i32", device = rows:device() }))
 end
 
 --- Calls add(features, logits) with those of of(x) for each batch x of the validation split, on every rank with those

@@ -211,12 +211,15 @@ local function judge(model, cost)
     local mine = vx.step(function()
       return vx.no_grad(function()
         local waves, lengths = speech:next()
-        if not waves then return 0 end
-        local out = model(waves, lengths)
+        local out = waves and model(waves, lengths)
+        if not smoothing then
+          local z = vx.dist.gather_rows(out and out.z or vx.empty { 0, model.quantizer.options.dim })
+          smoothing = z:size(1) > 0 and vx.metrics.smoothing(model.quantizer, z) or {}
+        end
+        if not out then return 0 end
         loss, frames = loss + out.each:sum():item(), frames + out.each:numel()
         hits, equals = hits + out.hit:to("f32"):sum():item(), equals + out.equal:to("f32"):sum():item()
         used:add(model:codes(out.rows, out.frames))
-        if run.shards == 1 and not smoothing then smoothing = vx.metrics.smoothing(model.quantizer, out.z) end
         return waves:size(1)
       end)
     end)
@@ -230,7 +233,7 @@ local function judge(model, cost)
     perplexity_share = perplexity / model.quantizer.options.codes,
     accuracy = hits / frames, loss = loss / frames, equal = equals / frames / preset.distractors }
   for name, value in pairs(cost) do result[name] = value end
-  for name, value in pairs(smoothing or {}) do result[name] = value end
+  for name, value in pairs(smoothing) do result[name] = value end
   return result, { code_counts = used:total() }
 end
 

@@ -77,7 +77,7 @@ end
 local MOST = 2 ^ 27 -- probabilities that are held at once: 0.5 GB a copy
 
 --- Says how a smoothed quantizer smooths rows: how near they are to vertices, and which of them its KNN regularizer
--- would select, in its shards and with its K; for another regularizer as knn-ce. Means over the codebooks.
+-- would select on one rank, in its shards and with its K; for another regularizer as knn-ce. Means over the codebooks.
 -- @param quantizer a quantizer
 -- @param z tensor f32 (..., dim), rows that it is given; of more than fit (2^27 probabilities) the first are taken
 -- @return table { tightness = mean of the rows' largest probabilities; tightness_q05, tightness_q50, tightness_q95, its
@@ -98,8 +98,7 @@ function metrics.smoothing(quantizer, z)
       local N = rows:size(1)
       local fit = math.min(N, math.max(1, math.floor(MOST / o.codes)))
       if fit < N then rows = ops.narrow(rows, 1, 1, fit) end
-      local k, parts -- none where the quantizer has no such option
-      if o.k then k, parts = quantizer:neighbours(N) end
+      local k, parts = o.k, o.scope ~= "world" and o.shards or 1 -- of all ranks together; no k: there is no such option
       local function add(name, value) sums[name] = (sums[name] or 0) + value / o.groups end
       for g = 1, o.groups do
         local p = ops.exp(quantizer:log_pi(rows, g))
