@@ -579,6 +579,46 @@ describe("memory", function()
     assert.is_true(ends[1] > 3.4e38 and ends[2] == -1 / 0 and ends[3] == 0)
   end)
 
+  it("a number that f32 does not hold, by the op that was called", function()
+    local x, huge = vx.full({ 1 }, 3e38), math.huge
+    for _, n in ipairs { 1e39, -1e39, 1e-46 } do
+      local held = (" is %.10g, which f32 does not hold"):format(n)
+      raises(function() return x * n end, "x * n: n" .. held)
+      raises(function() return n * x end, "n * x: n" .. held)
+      raises(function() return x + n end, "x + n: n" .. held)
+      raises(function() return n - x end, "n - x: n" .. held)
+      raises(function() return x / n end, "x / n: n" .. held)
+      raises(function() return n / x end, "n / x: n" .. held)
+      raises(function() return x ^ n end, "x ^ n: n" .. held)
+      raises(function() ops.affine(x, n) end, "affine: alpha" .. held)
+      raises(function() ops.clamp(x, 0, n) end, "clamp: high" .. held)
+      raises(function() ops.gt(x, n) end, "gt: b" .. held)
+      raises(function() ops.ne(n, x) end, "ne: a" .. held)
+      raises(function() ops.where(x, n, x) end, "where: a" .. held)
+      raises(function() ops.masked_fill(x, x, n) end, "masked_fill: value" .. held)
+    end
+    assert.same({ huge, -huge, 0, huge, huge, -huge }, { (x + huge):item(), (x * -huge):item(), (x / huge):item(),
+      (x / 0):item(), ops.where(x, huge, x):item(), ops.masked_fill(x, x, -huge):item() })
+    assert.is_true((x * (0 / 0)):item() ~= (x * (0 / 0)):item())
+    local least = vx.full({ 1 }, 2 ^ -149) -- exact quotients, also where f32 does not hold 1 / n
+    assert.same({ 2 ^ -9, 1, 2 ^ -127 }, { (least / 2 ^ -140):item(), (least / 2 ^ -149):item(),
+      (vx.ones { 1 } / 2 ^ 127):item() })
+  end)
+
+  it("a parameter of a distribution that is no finite number of f32", function()
+    local x = vx.zeros { 4 }
+    for _, n in ipairs { 1e39, 1 / 0, -1 / 0, 0 / 0 } do
+      raises(function() vx.normal(x, n, 1) end, "normal: mean is", "expected a number from")
+      raises(function() vx.normal(x, 0, n) end, "normal: deviation is", "expected a number from")
+      raises(function() vx.uniform(x, n, 1) end, "uniform: low is", "expected a number from")
+      raises(function() vx.uniform(x, 0, n) end, "uniform: high is", "expected a number from")
+    end
+    raises(function() vx.uniform(x, -3e38, 3e38) end, "uniform: high - low is 6e+38, expected a number from")
+    raises(function() vx.normal(x, 0, 1e-46) end, "normal: deviation is 1e-46, which f32 does not hold")
+    assert.same({ 0, 0, 0, 0 }, x:totable())
+    assert.same({ 3, 3, 3, 3 }, vx.normal(x, 3, 0):totable())
+  end)
+
   it("runs out inside an op without harm", function()
     finally(function() vx.memory_limit(0) end)
     local a, b = vx.ones { 700, 700 }, vx.ones { 700, 700 }

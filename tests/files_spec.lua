@@ -120,6 +120,32 @@ describe("saving", function()
     assert.equal("named pipe", lfs.attributes(folder .. "/pipe", "mode"))
   end)
 
+  it("is never another one than its path says: a NUL byte, where C reads its end, is refused", function()
+    local kept = folder .. "/x.npy"
+    vx.save(kept, vx.tensor { 7 })
+    local path = kept .. "\0.png"
+    local x, image = vx.tensor { 1 }, vx.zeros({ 2, 2, 3 }, { dtype = "u8" })
+    local figure = vx.plot.figure { width = 60, height = 60 }
+    for i, call in ipairs {
+      function() vx.save(kept .. "\0.npy", x) end, function() vx.save(path, { x = x }) end,
+      function() vx.load(path) end, function() vx.data.save(path, image) end, function() vx.data.open(path) end,
+      function() vx.data.open_audio(path) end, function() vx.data.list(folder .. "\0x") end,
+      function() vx.data.find(folder .. "\0x", "all") end, function() vx.data.images { path = folder .. "\0x" } end,
+      function() vx.data.speech { path = folder .. "\0x" } end, function() vx.data.vectors { path = path } end,
+      function() figure:save(path) end, function() require("vertex.quantizers").load_folder(folder .. "\0x") end,
+      function() core.write_file(path, "") end, function() core.read_file(path) end,
+      function() core.file_size(path) end, function() core.lock(path) end, function() core.file_sha256(path) end,
+      function() core.make_folders(folder .. "/new\0x") end, function() core.image_kind(path) end,
+      function() core.audio_kind(path) end, function() core.audio_stamp(path) end,
+      function() core.audio_scan { kept, path } end,
+    } do
+      local ok, message = pcall(call)
+      assert(not ok and message:find("holds a NUL byte", 1, true), i .. ": " .. tostring(message))
+    end
+    assert.same({ "x.npy" }, names())
+    assert.same({ 7 }, vx.load(kept):totable())
+  end)
+
   it("removes what a killed process left", function()
     local path = folder .. "/x"
     save("x", 1)

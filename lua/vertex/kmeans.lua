@@ -80,7 +80,7 @@ local function begin(x, codes, how, generator)
   for i = 1, codes - count do again[i] = (i - 1) % count end
   local copies = ops.gather(first, core.tensor(again, { dtype = "i32", device = from:device() }))
   local spread = ops.mean(ops.abs(ops.sub(first, ops.narrow(first, 1, 1, 1)))):item()
-  local noise = ops.normal(core.new_like(copies), 0, 1e-3 * (spread > 0 and spread or 1), generator)
+  local noise = ops.normal(core.new_like(copies), 0, math.max(1e-3 * (spread > 0 and spread or 1), 2 ^ -149), generator)
   return ops.cat(1, first, ops.add(copies, noise))
 end
 

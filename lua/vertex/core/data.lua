@@ -6,13 +6,19 @@ local library = require "vertex.core.library"
 local handle = require("vertex.core.op").handle
 local tensors = require "vertex.core.tensor"
 
-local C, call, check = library.C, library.call, library.check
+local C, call, check, expect_path = library.C, library.call, library.check, library.expect_path
 local contiguous, made, new = tensors.contiguous, tensors.made, tensors.new
 local view = tensors.view
 
 local data = {}
 
 local int_out = ffi.new "int[1]"
+
+--- Gives the C array of an array of paths, good as long as that lives.
+local function c_paths(paths)
+  for _, path in ipairs(paths) do expect_path(path) end
+  return ffi.new("const char *[?]", #paths, paths)
+end
 
 -- -- Images: u8 (H,W,3) on the CPU ------------------------------------------------------------------------------------
 
@@ -21,12 +27,12 @@ local text_out = ffi.new "const char *[1]"
 --- Says what a file's first bytes say it is: "jpeg", "png", "other" (an image that is not read) or "none"; nil and why
 -- where it cannot be read.
 function data.image_kind(path)
-  if C.vx_image_kind(path, text_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  if C.vx_image_kind(expect_path(path), text_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
   return ffi.string(text_out[0])
 end
 
 --- Decodes an image file.
-function data.image_open(path) return made(C.vx_image_open, path) end
+function data.image_open(path) return made(C.vx_image_open, expect_path(path)) end
 
 --- Decodes the bytes of an image file, a string.
 function data.image_decode(bytes) return made(C.vx_image_decode, bytes, #bytes) end
@@ -47,7 +53,7 @@ function data.image_png(x)
 end
 
 --- Writes x as a PNG file.
-function data.image_save_png(path, x) call(C.vx_image_save_png, path, handle(contiguous(x))) end
+function data.image_save_png(path, x) call(C.vx_image_save_png, expect_path(path), handle(contiguous(x))) end
 
 --- Draws image `index` of the procedural set `seed`.
 function data.procedural_image(height, width, seed, index)
@@ -72,13 +78,13 @@ end
 --- Says what audio a file's first bytes say it is: "FLAC", "WAV", ..., "none"; and whether that is read. nil and why
 -- where it cannot be read.
 function data.audio_kind(path)
-  if C.vx_audio_kind(path, text_out, bool_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  if C.vx_audio_kind(expect_path(path), text_out, bool_out) ~= 0 then return nil, ffi.string(C.vx_error()) end
   return ffi.string(text_out[0]), bool_out[0]
 end
 
 --- Gives a file's size in bytes, and when it was written in microseconds since 1970; nil and why where it is not there.
 function data.audio_stamp(path)
-  if C.vx_audio_stamp(path, int64_out, int64_out + 1) ~= 0 then return nil, ffi.string(C.vx_error()) end
+  if C.vx_audio_stamp(expect_path(path), int64_out, int64_out + 1) ~= 0 then return nil, ffi.string(C.vx_error()) end
   return tonumber(int64_out[0]), tonumber(int64_out[1])
 end
 
@@ -86,7 +92,7 @@ end
 -- fields of vx_audio_info (core/data/audio.h).
 function data.audio_open(path, rate, quality)
   local info = ffi.new "vx_audio_info"
-  return made(C.vx_audio_open, path, rate, quality, info), about_audio(info)
+  return made(C.vx_audio_open, expect_path(path), rate, quality, info), about_audio(info)
 end
 
 --- Decodes files from end to end: an array with the fields of vx_audio_info of each, `reason` where one cannot be used.
@@ -94,7 +100,7 @@ end
 function data.audio_scan(paths)
   local n = #paths
   local infos = ffi.new("vx_audio_info[?]", n)
-  local status = C.vx_audio_scan(ffi.new("const char *[?]", n, paths), n, infos)
+  local status = C.vx_audio_scan(c_paths(paths), n, infos)
   if status ~= C.VX_EINTR then check(status) end
   local list = {}
   for i = 1, n do
@@ -140,7 +146,7 @@ end
 --- Starts a stream of image files, an array of paths; its output is `images`. options: the fields of
 -- vx_data_stream_options (core/data/stream.h) and vx_image_options (core/data/image.h).
 function data.image_stream(paths, options)
-  return stream("vx_image_options", options, C.vx_image_stream, ffi.new("const char *[?]", #paths, paths), #paths)
+  return stream("vx_image_options", options, C.vx_image_stream, c_paths(paths), #paths)
 end
 
 --- Starts a stream of images first .. first + count - 1 of the procedural set image_seed; options as for files.
@@ -157,7 +163,7 @@ function data.audio_stream(files, options)
     paths[i] = file.path
     infos[i - 1] = { frames = file.frames, rate = file.rate, channels = file.channels, exact_seek = file.exact_seek }
   end
-  return stream("vx_audio_options", options, C.vx_audio_stream, ffi.new("const char *[?]", n, paths), infos, n)
+  return stream("vx_audio_options", options, C.vx_audio_stream, c_paths(paths), infos, n)
 end
 
 --- Starts a stream of utterances first .. first + count - 1 of the synthetic set speech_seed; options as for files.

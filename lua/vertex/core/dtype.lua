@@ -30,6 +30,14 @@ local function fits(name, value)
   return value ~= value or math.abs(value) < range.below or math.abs(value) == math.huge
 end
 
+-- The greatest number that a float rounds to 0: half of the least that it holds.
+local ROUNDS_TO_ZERO = 2 ^ -150
+
+--- Says whether f32 computes with a number as it is, but for rounding: a finite one neither overflows nor becomes 0.
+local function fits_f32(value)
+  return fits("f32", value) and (value == 0 or value ~= value or math.abs(value) > ROUNDS_TO_ZERO)
+end
+
 --- Says in words what a dtype holds, for error texts.
 local function range_text(name)
   local range = RANGES[name]
@@ -39,4 +47,5 @@ local function range_text(name)
   return ("numbers below %.4g"):format(range.below)
 end
 
-return { fits = fits, range_text = range_text, dtypes = dtypes, dtype_names = by_number, known_dtypes = known }
+return { fits = fits, fits_f32 = fits_f32, range_text = range_text, dtypes = dtypes, dtype_names = by_number,
+  known_dtypes = known }

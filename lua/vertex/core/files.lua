@@ -5,7 +5,7 @@ local ffi = require "ffi"
 local handle = require("vertex.core.op").handle
 local library = require "vertex.core.library"
 
-local C, call, check = library.C, library.call, library.check
+local C, call, check, expect_path = library.C, library.call, library.check, library.expect_path
 
 local files = {}
 
@@ -18,7 +18,7 @@ local writer_out = ffi.new "vx_writer *[1]"
 -- @return writer with :bytes(string), :tensor(x), :commit() and :abort()
 -- @raise where the folder cannot be written to
 function files.writer(path)
-  call(C.vx_writer_open, writer_out, path)
+  call(C.vx_writer_open, writer_out, expect_path(path))
   return setmetatable({ w = ffi.gc(writer_out[0], C.vx_writer_abort) }, Writer)
 end
 
@@ -68,7 +68,7 @@ end
 -- @param path of the file
 -- @return its bytes; nil where there is none that can be read
 function files.read_file(path)
-  local f = io.open(path, "rb")
+  local f = io.open(expect_path(path), "rb")
   if not f then return nil end
   local text = f:read "*a"
   f:close()
@@ -80,7 +80,7 @@ end
 -- @return true; or nil and why not
 function files.make_folders(path)
   local lfs = require "lfs"
-  local at = path:sub(1, 1) == "/" and "" or nil
+  local at = expect_path(path):sub(1, 1) == "/" and "" or nil
   for part in path:gmatch "[^/]+" do
     at = at and at .. "/" .. part or part
     if lfs.attributes(at, "mode") ~= "directory" then
@@ -126,7 +126,7 @@ local reader_out = ffi.new "vx_reader *[1]"
 -- @raise where there is no such file, or it is not readable
 function files.reader(path)
   if type(path) ~= "string" then library.fail("load: a %s, expected a path", type(path)) end
-  call(C.vx_reader_open, reader_out, path)
+  call(C.vx_reader_open, reader_out, expect_path(path))
   return setmetatable({ r = ffi.gc(reader_out[0], C.vx_reader_close), path = path }, Reader)
 end
 
@@ -168,7 +168,7 @@ end
 -- @param path of the file
 -- @return bytes; nil where it is no regular file, or not readable
 function files.file_size(path)
-  local n = tonumber(C.vx_file_size(path))
+  local n = tonumber(C.vx_file_size(expect_path(path)))
   return n >= 0 and n or nil
 end
 
@@ -179,7 +179,7 @@ local lock_out = ffi.new "int[1]"
 -- @return true; false where another process holds it
 -- @raise where the file cannot be opened for writing
 function files.lock(path)
-  call(C.vx_lock, path, lock_out)
+  call(C.vx_lock, expect_path(path), lock_out)
   return lock_out[0] >= 0
 end
 

@@ -108,6 +108,15 @@ local function call(f, ...)
 end
 library.call, library.check = call, check
 
+--- Gives a path that C or Lua's io is to open, as it is: both read it up to a NUL byte, the name of another file.
+-- @param name string
+-- @return name
+-- @raise where it holds a NUL byte
+function library.expect_path(name)
+  if type(name) ~= "string" or not name:find "%z" then return name end
+  fail("the path '%s' holds a NUL byte, which no file's name can", (name:gsub("%z", "\\0")))
+end
+
 local YIELD = "attempt to yield across C%-call boundary$"
 
 --- Calls f(...) as pcall does, where no coroutine can yield out of f: what `who` sets while f runs (a step, recording)

@@ -1,7 +1,9 @@
 --- core/sha256.lua: the SHA-256 of files, by OpenSSL's libcrypto, which is opened at first use.
 
 local ffi = require "ffi"
-local fail = require("vertex.core.library").fail
+local library = require "vertex.core.library"
+
+local expect_path, fail = library.expect_path, library.fail
 
 ffi.cdef [[
 void *EVP_MD_CTX_new(void);
@@ -21,7 +23,7 @@ local CHUNK = 2 ^ 20 -- bytes read at a time
 local function file_sha256(path)
   local ok, crypto = pcall(ffi.load, "libcrypto.so.3")
   if not ok then fail("hashes of files need libcrypto.so.3, Debian package libssl3 (%s)", tostring(crypto)) end
-  local file, reason = io.open(path, "rb")
+  local file, reason = io.open(expect_path(path), "rb")
   if not file then fail("%s", reason) end
   local context = ffi.gc(crypto.EVP_MD_CTX_new(), crypto.EVP_MD_CTX_free)
   crypto.EVP_DigestInit_ex(context, crypto.EVP_sha256(), nil)

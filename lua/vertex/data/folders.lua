@@ -4,14 +4,16 @@
 
 local bit = require "bit"
 local lfs = require "lfs"
-local fail = require("vertex.core").fail
+local core = require "vertex.core"
+
+local expect_path, fail = core.expect_path, core.fail
 
 local folders = {}
 
 local VALIDATION_PER_MILLE = 75
 
 --- Says whether a path is that of a folder.
-function folders.is_folder(path) return lfs.attributes(path, "mode") == "directory" end
+function folders.is_folder(path) return lfs.attributes(expect_path(path), "mode") == "directory" end
 
 --- Lists all files below a folder, in the order of their names at each level. Names that begin with a dot are left out.
 -- A folder reached twice through symbolic links counts once.
@@ -21,7 +23,7 @@ function folders.is_folder(path) return lfs.attributes(path, "mode") == "directo
 -- @raise where there is no such folder
 function folders.list(folder)
   if type(folder) ~= "string" then fail("list: the folder is a %s, expected a path", type(folder)) end
-  local mode, why = lfs.attributes(folder, "mode")
+  local mode, why = lfs.attributes(expect_path(folder), "mode")
   if not mode then fail("list: no folder %s (%s)", folder, tostring(why):match "([^:]*)$":gsub("^ ", "")) end
   if mode ~= "directory" then fail("list: %s is a %s, expected a folder", folder, mode) end
   local files, unreadable, seen = {}, {}, {}

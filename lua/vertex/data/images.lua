@@ -52,7 +52,7 @@ local NAMED_AS_IMAGE = { jpg = true, jpeg = true, jpe = true, jfif = true, png =
 function data.find(folder, split)
   check.choice("images", "split", split, OPTIONS.split[1])
   if type(folder) ~= "string" then fail("images: the path is a %s, expected that of a folder", type(folder)) end
-  local mode = lfs.attributes(folder, "mode")
+  local mode = lfs.attributes(core.expect_path(folder), "mode")
   if not mode then fail("images: no folder %s", folder) end
   if mode ~= "directory" then fail("images: %s is a %s, expected a folder of images", folder, mode) end
   local root, own = folder, false

@@ -95,7 +95,7 @@ end
 -- @return array of { path =, reason = }: folders that could not be looked into
 -- @raise where there is no such folder or split, or no audio in it
 function speech.find(folder, split)
-  local mode = lfs.attributes(folder, "mode")
+  local mode = lfs.attributes(core.expect_path(folder), "mode")
   if not mode then fail("speech: no folder %s", folder) end
   if mode ~= "directory" then fail("speech: %s is a %s, expected a folder of audio files", folder, mode) end
   local root = folder:gsub("(.)/+$", "%1")

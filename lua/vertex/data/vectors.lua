@@ -69,7 +69,7 @@ local function find_parts(path, tensor, open)
   if type(path) ~= "string" then
     fail("vectors: path is a %s, expected a file or a folder of .npy files", type(path))
   end
-  local mode = lfs.attributes(path, "mode")
+  local mode = lfs.attributes(core.expect_path(path), "mode")
   if not mode then fail("vectors: %s: no such file or folder", path) end
   if mode ~= "directory" then
     local file = open(path)

@@ -17,6 +17,13 @@ function common.expect_tensor(x, what, name)
   return x
 end
 
+--- Gives a number that an op computes with in f32, which has to hold it: `name` of `what`, an op.
+function common.expect_f32(value, what, name)
+  if core.fits_f32(value) then return value end
+  fail("%s: %s is %.10g, which f32 does not hold: its numbers lie below %.4g, and the least above 0 is %.3g", what,
+    name, value, 2 ^ 128, 2 ^ -149)
+end
+
 --- Multiplies the numbers of a list from `first` to `last` (all of them): 1 where there are none.
 local function product(list, first, last)
   local n = 1
@@ -140,9 +147,11 @@ end
 
 -- -- Elementwise, unrecorded ------------------------------------------------------------------------------------------
 
---- Gives an operand that may be a number as a tensor (1) beside `other`; anything else as it is.
-function common.operand(x, other)
-  if type(x) == "number" and is_tensor(other) then return empty_on(other, { 1 }):fill(x) end
+--- Gives an operand that may be a number as a tensor (1) beside `other`, anything else as it is: `name` of `what`.
+function common.operand(x, other, what, name)
+  if type(x) == "number" and is_tensor(other) then
+    return empty_on(other, { 1 }):fill(common.expect_f32(x, what, name))
+  end
   return x
 end
 

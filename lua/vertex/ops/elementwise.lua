@@ -25,12 +25,12 @@ local function define_binary(name, kind, o)
     text = o.text,
     args = OPERANDS,
     returns = o.returns or "tensor f32 of the shape that both are broadcast to",
-    raises = "where a and b disagree on a size that is 1 in neither",
+    raises = "where a and b disagree on a size that is 1 in neither, or f32 does not hold the number",
     calls = { "binary" },
     also = o.also,
     method = o.method,
     forward = function(ctx, a, b)
-      a, b = operand(a, b), operand(b, a)
+      a, b = operand(a, b, name, "a"), operand(b, a, name, "b")
       if o.swapped then
         common.broadcast_shape(expect_tensor(a, name, "a"), expect_tensor(b, name, "b"), name)
         a, b = b, a
@@ -124,7 +124,7 @@ define("ne", {
   also = { "not_equal" },
   method = true,
   forward = function(_, a, b)
-    local y = binary("ne", VX.EQ, operand(a, b), operand(b, a))
+    local y = binary("ne", VX.EQ, operand(a, b, "ne", "a"), operand(b, a, "ne", "b"))
     op.unary(y, y, VX.AFFINE, -1, 1)
     return y
   end,
@@ -167,7 +167,7 @@ define("where", {
   raises = "where they disagree on a size that is 1 in none of them, or a and b are both numbers",
   calls = { "where" },
   forward = function(ctx, condition, a, b)
-    a, b = operand(a, b), operand(b, a)
+    a, b = operand(a, b, "where", "a"), operand(b, a, "where", "b")
     condition = expect_tensor(condition, "where", "condition"):to "f32"
     expect_tensor(a, "where", "a")
     expect_tensor(b, "where", "b")
@@ -193,12 +193,13 @@ define("masked_fill", {
     { "mask", "tensor of any dtype and a shape that broadcasts with x's; it names where it is not 0" },
     { "value", "number" } },
   returns = "tensor f32 of the shape that both are broadcast to",
-  raises = "where the shapes disagree, or value is no number",
+  raises = "where the shapes disagree, or value is no number that f32 holds",
   calls = { "where" },
   method = true,
   composite = true,
   forward = function(_, x, mask, value)
     if type(value) ~= "number" then fail("masked_fill: value is a %s, expected a number", type(value)) end
+    common.expect_f32(value, "masked_fill", "value")
     expect_tensor(mask, "masked_fill", "mask")
     return record.ops.where(mask, value, expect_tensor(x, "masked_fill", "x"))
   end,
@@ -210,11 +211,13 @@ define("masked_fill", {
 
 -- -- Of one tensor ----------------------------------------------------------------------------------------------------
 
---- Raises where a parameter without a default is no number.
+--- Raises where a parameter is no number that f32 holds; nil is one where it has a default.
 local function expect_numbers(name, args, ...)
   for i = 2, #args do
     local value = select(i - 1, ...)
-    if type(value) ~= "number" and (value ~= nil or args[i].default == nil) then
+    if type(value) == "number" then
+      common.expect_f32(value, name, args[i][1])
+    elseif value ~= nil or args[i].default == nil then
       fail("%s: %s is %s, expected a number", name, args[i][1], tostring(value))
     end
   end
@@ -232,7 +235,7 @@ local function define_unary(name, kind, o)
     text = o.text,
     args = args,
     returns = "tensor f32 of x's shape",
-    raises = #args > 1 and "where x is no f32 tensor, or a parameter no number" or "where x is no f32 tensor",
+    raises = "where x is no f32 tensor" .. (#args > 1 and ", or a parameter no number that f32 holds" or ""),
     calls = { "unary", "unary_backward" },
     also = o.also,
     source = o.source,

@@ -1,11 +1,13 @@
 --- ops/operators.lua: what tensors do under Lua's operators and brackets, and the methods that are made of ops.
 
 local check = require "vertex.check"
+local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local ops = require("vertex.ops.record").ops
 local tape = require "vertex.tape"
 
 local Tensor, fail = core.Tensor, core.fail
+local expect_f32 = common.expect_f32
 
 --- Gives a view of x with its last two dimensions exchanged.
 -- @return tensor
@@ -16,28 +18,30 @@ function Tensor:t() return ops.transpose(self, -1, -2) end
 -- @return tensor f32 of x's shape, contiguous
 function Tensor:clone() return ops.affine(self, 1, 0) end
 
-local function arithmetic(tensors, with_number, with_swapped)
+local function arithmetic(sign, tensors, with_number, with_swapped)
+  local right, left = "x " .. sign .. " n", "n " .. sign .. " x"
   return function(a, b)
-    if type(b) == "number" then return with_number(a, b) end
-    if type(a) == "number" then return with_swapped(b, a) end
+    if type(b) == "number" then return with_number(a, expect_f32(b, right, "n")) end
+    if type(a) == "number" then return with_swapped(b, expect_f32(a, left, "n")) end
     return tensors(a, b)
   end
 end
 
-Tensor.__add = arithmetic(ops.add, function(x, n) return ops.affine(x, 1, n) end,
+Tensor.__add = arithmetic("+", ops.add, function(x, n) return ops.affine(x, 1, n) end,
   function(x, n) return ops.affine(x, 1, n) end)
-Tensor.__sub = arithmetic(ops.sub, function(x, n) return ops.affine(x, 1, -n) end,
+Tensor.__sub = arithmetic("-", ops.sub, function(x, n) return ops.affine(x, 1, -n) end,
   function(x, n) return ops.affine(x, -1, n) end)
-Tensor.__mul = arithmetic(ops.mul, function(x, n) return ops.affine(x, n, 0) end,
+Tensor.__mul = arithmetic("*", ops.mul, function(x, n) return ops.affine(x, n, 0) end,
   function(x, n) return ops.affine(x, n, 0) end)
-Tensor.__div = arithmetic(ops.div, function(x, n)
-  if math.abs(math.frexp(n)) == 0.5 then return ops.affine(x, 1 / n, 0) end -- a power of two: the same bits, sooner
+Tensor.__div = arithmetic("/", ops.div, function(x, n)
+  -- a power of two: the same bits, sooner
+  if math.abs(math.frexp(n)) == 0.5 and core.fits_f32(1 / n) then return ops.affine(x, 1 / n, 0) end
   return ops.div(x, n)
 end, function(x, n) return ops.div(n, x) end)
 Tensor.__unm = function(x) return ops.affine(x, -1, 0) end
 Tensor.__pow = function(x, n)
   if type(n) ~= "number" then fail("x ^ n: the exponent is a %s, expected a number", type(n)) end
-  return ops.power(x, n)
+  return ops.power(x, expect_f32(n, "x ^ n", "n"))
 end
 
 -- Fields that a tensor may have or not; what else was looked for in vain joins them.

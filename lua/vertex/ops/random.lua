@@ -10,6 +10,15 @@ local op, fail, shape_text, next_stream = core.op, core.fail, core.shape_text, c
 local expanded, expect_tensor = common.expanded, common.expect_tensor
 local define = record.define
 
+-- The greatest finite number of f32.
+local MOST = 2 ^ 128 - 2 ^ 104
+
+-- Gives a parameter of a distribution, a finite number that f32 holds; `default` where it is nil.
+local function parameter(value, what, name, default)
+  if value == nil then return default end
+  return common.expect_f32(check.number(what, name, value, -MOST, MOST), what, name)
+end
+
 local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
 
 -- They write to x itself, which is therefore given as it is: takes_bf16.
@@ -19,14 +28,16 @@ define("uniform", {
   args = { { "x", "tensor f32 of any shape, overwritten" }, { "low", "number", default = 0 },
     { "high", "number", default = 1 }, GENERATOR },
   returns = "x; no gradient",
-  raises = "where x is no contiguous f32 tensor",
+  raises = "where x is no contiguous f32 tensor, or a parameter no finite number that f32 holds",
   calls = { "uniform" },
   also = { "rand_like", "uniform_" },
   takes_bf16 = true,
   forward = function(_, x, low, high, generator)
     core.expect_writable(x, "uniform")
+    low, high = parameter(low, "uniform", "low", 0), parameter(high, "uniform", "high", 1)
+    parameter(high - low, "uniform", "high - low")
     local seed, stream = next_stream(generator)
-    op.uniform(x, seed, stream, low or 0, high or 1)
+    op.uniform(x, seed, stream, low, high)
     return x
   end,
 })
@@ -36,14 +47,15 @@ define("normal", {
   args = { { "x", "tensor f32 of any shape, overwritten" }, { "mean", "number", default = 0 },
     { "deviation", "number, the standard deviation", default = 1 }, GENERATOR },
   returns = "x; no gradient",
-  raises = "where x is no contiguous f32 tensor",
+  raises = "where x is no contiguous f32 tensor, or a parameter no finite number that f32 holds",
   calls = { "normal" },
   also = { "randn_like", "normal_" },
   takes_bf16 = true,
   forward = function(_, x, mean, deviation, generator)
     core.expect_writable(x, "normal")
+    mean, deviation = parameter(mean, "normal", "mean", 0), parameter(deviation, "normal", "deviation", 1)
     local seed, stream = next_stream(generator)
-    op.normal(x, seed, stream, mean or 0, deviation or 1)
+    op.normal(x, seed, stream, mean, deviation)
     return x
   end,
 })

@@ -249,7 +249,7 @@ local NO_FAMILY = { ["init.lua"] = true, ["base.lua"] = true, ["entropy.lua"] = 
 -- method of that name exists already
 function registry.load_folder(dir, prefix)
   local files, names = {}, {}
-  if lfs.attributes(dir, "mode") ~= "directory" then fail("quantizers: '%s' is no folder", dir) end
+  if lfs.attributes(core.expect_path(dir), "mode") ~= "directory" then fail("quantizers: '%s' is no folder", dir) end
   for file in lfs.dir(dir) do
     if file:match "%.lua$" and not (prefix and NO_FAMILY[file]) then files[#files + 1] = file end
   end
