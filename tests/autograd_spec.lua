@@ -46,6 +46,63 @@ describe("backward", function()
     near({ 1 }, x.grad)
   end)
 
+  it("may read a leaf's gradient, which it adds to: as it was before", function()
+    local function with_gradient()
+      local w = leaf { 1, 2, 3 }
+      ops.mul(w, vx.tensor { 1, 2, 3 }):sum():backward()
+      return w, w.grad
+    end
+    local w, g = with_gradient()
+    local v = leaf { 1, 1, 1 }
+    local l = (v * w.grad):sum() + (w * 5):sum()
+    l:backward()
+    near({ 1, 2, 3 }, v.grad)
+    near({ 6, 7, 8 }, w.grad)
+    near({ 1, 2, 3 }, g)
+
+    w, g = with_gradient()
+    l = (w * g):sum() + (w * g:narrow(1, 1, 3) * 2):sum()
+    l:backward()
+    near({ 4, 8, 12 }, w.grad)
+
+    for _, again in ipairs { false, true } do -- a buffer that the pass would fill anew; a gradient set by hand
+      w, g = with_gradient()
+      w:zero_grad()
+      v:zero_grad()
+      if again then w.grad = g end
+      local y = v * g
+      l = y:sum() + (w * 7):sum()
+      l:backward()
+      near({ 1, 2, 3 }, v.grad)
+      near(again and { 8, 9, 10 } or { 7, 7, 7 }, w.grad)
+    end
+    -- made in the leaf's own memory, by an op that is lent it
+    local x, kernel = vx.tensor { { 1, 2 } }, leaf { { 3, 4 } }
+    ops.linear(x, kernel):sum():backward()
+    local before = kernel.grad
+    kernel:zero_grad()
+    v = leaf { { 1, 1 } }
+    l = (v * before):sum() + ops.linear(x * 10, kernel):sum()
+    l:backward()
+    near({ 1, 2 }, v.grad)
+    near({ 10, 20 }, kernel.grad)
+  end)
+
+  it("takes a leaf's own gradient", function()
+    for expected, result in pairs { [2] = function(w) return w end, [3] = function(w) return w + w end,
+      [4] = function(w) return w * 3 end } do
+      local w = leaf { 1, 2, 3 }
+      ops.mul(w, vx.tensor { 1, 2, 3 }):sum():backward()
+      result(w):backward(w.grad)
+      near({ expected, 2 * expected, 3 * expected }, w.grad)
+      near({ 1, 2, 3 }, w)
+    end
+    local w = leaf { 1, 2 }
+    ops.affine(w, 2):backward(w * 3) -- one that was computed on the tape is taken as it is
+    near({ 6, 12 }, w.grad)
+    H.raises(function() ops.affine(w, 2):backward(3) end, "gradient is 3, expected a tensor")
+  end)
+
   it("takes a gradient of the output's shape", function()
     local x = leaf { { 1, 2 }, { 3, 4 } }
     x:square():backward(vx.tensor { { 1, 0 }, { 10, -1 } })

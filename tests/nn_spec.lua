@@ -385,12 +385,25 @@ describe("AdamW", function()
     assert.same(train(false), train(true))
   end)
 
-  it("refuses a parameter that is there twice", function()
-    local w = vx.ones({ 2 }, { requires_grad = true })
-    local opt = optim.AdamW { w, w }
-    ops.sum(w):backward()
-    H.raises(function() opt:step() end, "adamw: p[0] (2) and p[1] (2) share memory")
-    assert.same({ 1, 1 }, w:totable())
+  it("refuses a parameter that is there twice, as SGD and clip_grad_norm do", function()
+    local w, v = vx.tensor({ 3, 4 }, { requires_grad = true }), vx.ones { 3 }
+    for name, make in pairs { AdamW = optim.AdamW, SGD = optim.SGD } do
+      H.raises(function() make { w, v, w } end, name .. ": parameters[3] is parameters[1] once more")
+      H.raises(function() make { w, v, v:narrow(1, 1, 2) } end, name .. ": parameters[2] (3) and parameters[3] (2) "
+        .. "share memory")
+    end
+    w:square():sum():backward()
+    H.raises(function() optim.clip_grad_norm({ w, w }, 1) end, "parameters[2] is parameters[1] once more")
+    assert.equal(10, optim.clip_grad_norm({ w }, 100):item())
+  end)
+
+  it("refuses the result of an op, as SGD and clip_grad_norm do", function()
+    local z = vx.ones({ 2 }, { requires_grad = true }) * 2
+    z.grad = vx.ones { 2 }
+    for name, call in pairs { AdamW = optim.AdamW, SGD = optim.SGD, clip_grad_norm = optim.clip_grad_norm } do
+      H.raises(function() call({ z }, name == "clip_grad_norm" and 1 or nil) end, name .. ": parameters[1] (2) is the "
+        .. "result of an op", "x:detach()")
+    end
   end)
 
   it("made inside a step keeps its moments", function()
@@ -533,6 +546,26 @@ describe("gradients", function()
     x:zero_grad()
     same(x):sum():backward()
     assert.same({ 2, 2 }, x.grad:totable())
+    local kept, cache = vx.tensor { 5, 7 }, nil
+    for name, gradient in pairs { input = function(ctx) return ctx.x end, outside = function() return kept end,
+      dy = function(_, dy) return dy end, gradient = function() return x.grad end,
+      cached = function(_, dy)
+        cache = dy * 2
+        return cache
+      end } do
+      local own = vx.custom { name = name, forward = function(ctx, z)
+        ctx.x = z
+        return z * 1
+      end, backward = gradient }
+      x:zero_grad()
+      x:sum():backward()
+      own(x * 1):sum():backward()
+      local expected = ({ input = { 2, -1 }, outside = { 6, 8 }, dy = { 2, 2 }, gradient = { 2, 2 },
+        cached = { 3, 3 } })[name]
+      assert.same(expected, x.grad:totable(), name)
+      assert.same({ { 1, -2 }, { 5, 7 } }, { x:totable(), kept:totable() }) -- they are there still
+    end
+    assert.same({ 2, 2 }, cache:totable())
     local wrong = vx.custom { name = "wrong", forward = function(_, z) return z * 1 end,
       backward = function() return vx.zeros { 3 } end }
     H.raises(function() wrong(x):sum():backward() end, "wrong: backward gives for argument 1 (3), expected a "

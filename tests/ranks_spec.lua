@@ -78,6 +78,9 @@ describe("one rank", function()
     H.raises(function() vx.dist.all_reduce(vx.zeros({ 2 }, { dtype = "i32" }), 0.5) end, "scale 0.5 of i32")
     H.raises(function() vx.dist.all_reduce(vx.zeros({ 2, 3 }):transpose(1, 2)) end, "strided view")
     H.raises(function() vx.dist.broadcast(vx.zeros { 2 }, 1) end, "root 1, of 0 .. 0")
+    local z = vx.ones({ 2 }, { requires_grad = true }) * 2
+    H.raises(function() vx.dist.all_reduce(z) end, "all_reduce: ", "gradients flow through", "x:detach()")
+    H.raises(function() vx.dist.broadcast(z) end, "broadcast: ", "gradients flow through")
     H.raises(function() vx.dist.gradients { vx.zeros { 2 } } end, "parameter 1 is none")
   end)
 

@@ -59,6 +59,36 @@ describe("memory under the tape", function()
     end
   end)
 
+  it("what an op of one's own keeps, however deep, and what it is given", function()
+    for name, keep in pairs { deep = function(ctx, _, t) ctx.a = { b = { c = t } } end,
+      round = function(ctx, _, t)
+        ctx.a = { ctx = ctx, t }
+        ctx.a.a = ctx.a
+      end, upvalue = function() end } do
+      local t, w = vx.tensor { 1, 2 }, leaf { 3, 4 }
+      local scaled = vx.custom { name = name, forward = function(ctx, x, y)
+        keep(ctx, x, y)
+        return x * y
+      end, backward = function(_, dy) return dy * t end }
+      local l = scaled(w, t):sum()
+      t:fill(9)
+      raises(function() l:backward() end, name .. " needs ", "(2) as it was, and fill has written")
+    end
+    local chain = {}
+    local deep = vx.custom { name = "deep", forward = function(ctx, x)
+      local at = chain
+      for _ = 1, 20000 do
+        at.n = {}
+        at = at.n
+      end
+      ctx.chain = chain
+      return x * 2
+    end, backward = function(_, dy) return dy * 2 end }
+    local w = leaf { 1 }
+    deep(w):backward()
+    assert.same({ 2 }, w.grad:totable())
+  end)
+
   it("a result that is written to, and one that nobody's gradient reads", function()
     local x = leaf { 1, 2 }
     local y = x:exp()
@@ -158,6 +188,8 @@ describe("writes that gradients would not see", function()
     raises(function() z:frombytes(("x"):rep(16)) end, "frombytes: ")
     raises(function() ops.normal(z) end, "normal: ")
     raises(function() ops.uniform(z) end, "uniform: ")
+    raises(function() ops.dirichlet(z, vx.ones { 2 }) end, "dirichlet: ")
+    raises(function() ops.scatter_add(z, vx.ones { 1, 2 }, vx.tensor({ 0 }, { dtype = "i32" })) end, "scatter_add: ")
     assert.same({ { 2, 4 }, { 6, 8 } }, z:totable()) -- nothing has changed
     z:sum():backward()
     assert.same({ { 2, 2 }, { 2, 2 } }, x.grad:totable())
@@ -172,10 +204,34 @@ describe("writes that gradients would not see", function()
     vx.no_grad(function() x[2] = y * 3 end)
     x[3] = 7
     assert.same({ { 2, 4 }, { 3, 6 }, { 7, 7 } }, x:totable())
+    raises(function() x:copy(leaf { { 1, 2 }, { 3, 4 }, { 5, 6 } } * 2) end, "copy: ", "would be lost")
+    local index = vx.tensor({ 0 }, { dtype = "i32" })
+    raises(function() ops.scatter_add(x, leaf { { 1, 2 } }, index) end, "scatter_add: ", "would be lost")
+    raises(function() ops.dirichlet(x, leaf { 1, 2 }) end, "dirichlet: ", "would be lost")
+    assert.same({ { 2, 4 }, { 3, 6 }, { 7, 7 } }, x:totable())
+    x:copy(leaf { { 1, 2 }, { 3, 4 }, { 5, 6 } }) -- a parameter's values, a copy of a network's say
+    x:narrow(1, 1, 2):copy(leaf { { 1, 2 }, { 3, 4 }, { 5, 6 } }:narrow(1, 1, 2))
+    vx.no_grad(function() ops.scatter_add(x, leaf { { 1, 2 } }, index) end)
+    assert.same({ { 2, 4 }, { 3, 4 }, { 5, 6 } }, x:totable())
     local w = leaf { { 1, 2 }, { 3, 4 } } -- a leaf may be filled: nothing flows into it
     w[1] = 0
     w:narrow(1, 2, 1):narrow(2, 1, 1):fill(5)
     assert.same({ { 0, 0 }, { 5, 4 } }, w:totable())
+  end)
+end)
+
+describe("ops that write to a tensor they read", function()
+  it("give what they give for a copy of it", function()
+    local t = vx.tensor { { 1, 1 }, { 2, 2 }, { 3, 3 } }
+    ops.scatter_add(t, t, vx.tensor({ 1, 2, 0 }, { dtype = "i32" }))
+    assert.same({ { 4, 4 }, { 3, 3 }, { 5, 5 } }, t:totable())
+    local c = vx.tensor({ { 0, 2, 2 } }, { dtype = "i32" })
+    ops.count_codes(c:reshape { 3, 1 }, 3, c)
+    assert.same({ { 1, 2, 4 } }, c:totable())
+    local alpha = { 0.5, 2, 3 }
+    local p = vx.tensor { alpha, { 1, 1, 1 } }
+    local expected = ops.dirichlet(vx.empty { 2, 3 }, vx.tensor(alpha), false, vx.generator(3)):totable()
+    assert.same(expected, ops.dirichlet(p, p[1], false, vx.generator(3)):totable())
   end)
 end)
 

@@ -128,7 +128,8 @@ end
 -- @raise where x is none of these, an i32 sum does not fit, or a rank does not come or comes with another shape
 function dist.all_reduce(x, scale)
   joined()
-  core.rank_reduce(expect_tensor("all_reduce", x), scale or 1)
+  core.expect_writable(expect_tensor("all_reduce", x), "all_reduce")
+  core.rank_reduce(x, scale or 1)
   return x
 end
 
@@ -178,7 +179,8 @@ end
 -- @raise where x is no such tensor, root is no rank, or a rank does not come or comes with another shape
 function dist.broadcast(x, root)
   joined()
-  core.rank_broadcast(expect_tensor("broadcast", x), check.integer("broadcast", "root", root or 0, 0))
+  core.expect_writable(expect_tensor("broadcast", x), "broadcast")
+  core.rank_broadcast(x, check.integer("broadcast", "root", root or 0, 0))
   return x
 end
 
@@ -293,7 +295,10 @@ end
 -- @raise where a rank does not come, or comes with another shape
 function dist.broadcast_all(tensors)
   if joined().size == 1 then return end
-  for _, x in ipairs(in_order(tensors)) do core.rank_broadcast(x, 0) end
+  for _, x in ipairs(in_order(tensors)) do
+    core.expect_writable(x, "broadcast_all")
+    core.rank_broadcast(x, 0)
+  end
 end
 
 --- Fails unless tensors have the same bytes on all ranks. Collective.

@@ -176,23 +176,30 @@ function vx.custom(op)
   local who = o.name or "custom"
   if not (o.forward and o.backward) then core.fail("%s: needs forward and backward", who) end
   local function gradients(shapes, ...)
-    for i = 1, select("#", ...) do
+    local n, copies = select("#", ...), {}
+    for i = 1, n do
       local g, shape = (select(i, ...)), shapes[i]
       if g and not (core.is_tensor(g) and core.shape_text(g) == (shape or core.shape_text(g))) then
         core.fail("%s: backward gives for argument %d %s, expected a tensor %s or nil", who, i, core.is_tensor(g)
           and core.shape_text(g) or check.show(g), shape or "")
       end
+      -- the tape frees what it is given, and this may be an input, or a tensor that somebody has
+      copies[i] = g and core.overwrite(core.new_like(g), g)
     end
-    return ...
+    return unpack(copies, 1, n)
   end
   return tape.recorded { name = who, outputs = o.outputs,
     forward = function(ctx, ...)
-      local shapes, own = {}, {} -- own: what is given; a result that is one of them needs a handle of its own
+      -- own: what is given; a result that is one of them needs a handle of its own. It may be used by way of an upvalue
+      local shapes, own, watched = {}, {}, {}
       for i = 1, select("#", ...) do
         local x = (select(i, ...))
-        if core.is_tensor(x) then shapes[i], own[x] = core.shape_text(x), true end
+        if core.is_tensor(x) then
+          shapes[i], own[x], watched["argument " .. i] = core.shape_text(x), true, x
+        end
       end
       ctx.input_shapes = shapes
+      if ctx.needs then ctx.watched = watched end
       local results = { tape.no_grad(o.forward, ctx, ...) }
       for i = 1, o.outputs do
         local y = results[i]

@@ -9,10 +9,31 @@ local core = require "vertex.core"
 local optim = {}
 local op, VX, fail = core.op, core.VX, core.fail
 
---- Raises where `parameters` is no array of tensors, or empty.
+--- Raises where `parameters` is no array of leaves, is empty, or has one twice.
 local function check_parameters(who, parameters)
   if #parameters == 0 then fail("%s: no parameters", who) end
-  for i, p in ipairs(parameters) do common.expect_tensor(p, who, ("parameters[%d]"):format(i)) end
+  local at = {}
+  for i, p in ipairs(parameters) do
+    common.expect_tensor(p, who, ("parameters[%d]"):format(i))
+    if p._node then
+      fail("%s: parameters[%d] %s is the result of an op, expected a leaf; write x:detach()", who, i,
+        core.shape_text(p))
+    end
+    if at[p] then fail("%s: parameters[%d] is parameters[%d] once more", who, i, at[p]) end
+    at[p] = i
+  end
+end
+
+--- Raises where two of the parameters share memory, which would take two steps.
+local function expect_apart(who, parameters)
+  for i, p in ipairs(parameters) do
+    for j = 1, i - 1 do
+      if core.same_storage(p, parameters[j]) then
+        fail("%s: parameters[%d] %s and parameters[%d] %s share memory", who, j, core.shape_text(parameters[j]), i,
+          core.shape_text(p))
+      end
+    end
+  end
 end
 
 -- -- AdamW [Loshchilov and Hutter 2019] -------------------------------------------------------------------------------
@@ -32,9 +53,11 @@ local OPTIONS = { lr = { "number", 1e-3 }, betas = { "table", { 0.9, 0.99 } }, e
 -- @param[opt=1e-8] options.eps added to the root of the second moment
 -- @param[opt=1e-4] options.weight_decay decoupled weight decay, a factor of the learning rate
 -- @return optimizer with :step(lr), :zero_grad() and :state_dict()
--- @raise where an option is unknown or out of its range, or there are no parameters
+-- @raise where an option is unknown or out of its range, there are no parameters, two share memory, or one is the
+-- result of an op
 function optim.AdamW(parameters, options)
   check_parameters("AdamW", parameters)
+  expect_apart("AdamW", parameters)
   local self = setmetatable(check.options("AdamW", options, OPTIONS), AdamW)
   self.parameters, self.steps, self.first, self.second = parameters, 0, {}, {}
   check.number("AdamW", "lr", self.lr, 0, math.huge)
@@ -65,7 +88,7 @@ end
 --- Takes one step, all parameters of a rate in one call. Parameters without a gradient stay as they are; those
 -- with a field `rate` take that times the learning rate.
 -- @param[opt] lr number, the learning rate; else the last one
--- @raise where parameters lie on several devices or share memory
+-- @raise where parameters lie on several devices
 function AdamW:step(lr)
   self.lr = lr or self.lr
   core.count(self, "steps", "step")
@@ -118,9 +141,11 @@ SGD.__index = SGD
 -- @param[opt=false] options.nesterov true: the step is g + momentum v
 -- @param[opt=0] options.weight_decay times the parameter is added to its gradient
 -- @return optimizer with :step(lr), :zero_grad() and :state_dict()
--- @raise where an option is unknown or out of its range, or there are no parameters
+-- @raise where an option is unknown or out of its range, there are no parameters, two share memory, or one is the
+-- result of an op
 function optim.SGD(parameters, options)
   check_parameters("SGD", parameters)
+  expect_apart("SGD", parameters)
   local self = setmetatable(check.options("SGD", options, { lr = { "number", 1e-2 }, momentum = { "number", 0 },
     nesterov = { "boolean", false }, weight_decay = { "number", 0 } }), SGD)
   check.number("SGD", "lr", self.lr, 0, math.huge)
@@ -188,7 +213,8 @@ end
 -- @param parameters array of tensors f32 of any shape; those without a gradient do not count
 -- @param most number above 0, the largest norm that is left as it is
 -- @return tensor f32 (1), the norm before
--- @raise where there are no parameters, none has a gradient, or most is no positive number
+-- @raise where there are no parameters, one is there twice or the result of an op, none has a gradient, or most is no
+-- positive number
 function optim.clip_grad_norm(parameters, most)
   check_parameters("clip_grad_norm", parameters)
   check.positive("clip_grad_norm", "most", most)

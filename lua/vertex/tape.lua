@@ -40,18 +40,46 @@ local function widened(...)
   return ...
 end
 
+--- Raises where a write would lose the gradient that flows through the value written.
+function tape.expect_no_gradient(value, what)
+  if tape.enabled and is_tensor(value) and value.requires_grad then
+    core.fail("%s: a value that gradients flow through, which would be lost: use vx.cat, vx.stack or vx.where, or "
+      .. "write value:detach()", what)
+  end
+end
+
+--- Overwrites all elements with those of another tensor, across dtypes, devices and strides. No gradient flows through.
+-- @param source tensor of x's shape
+-- @return the tensor itself
+-- @raise where the shapes differ, or the source is a result that gradients flow through, which would be lost; a leaf
+-- and a view of one, of a parameter say, may be copied
+function core.Tensor:copy(source)
+  if core.is_computed(source) then tape.expect_no_gradient(source, "copy") end
+  return core.overwrite(self, source)
+end
+
 -- -- Memory that an op's gradient reads must not change in between ----------------------------------------------------
 
---- Appends the tensors of a table, their writes so far and their names to `saved`.
-local function note(saved, values, deeper)
-  for name, x in pairs(values) do
-    if is_tensor(x) then
-      local n = #saved
-      saved[n + 1], saved[n + 2], saved[n + 3] = x, core.writes(x), name
-    elseif deeper and type(x) == "table" and name ~= "needs" then
-      note(saved, x, false)
+--- Gives the tensors of ctx and of all tables in it, with their writes so far and their names.
+local function saved_in(ctx)
+  local saved, waiting, seen = {}, nil, nil -- tables to look into: few ops keep any
+  local values = ctx
+  while values do
+    for name, x in pairs(values) do
+      if is_tensor(x) then
+        local n = #saved
+        saved[n + 1], saved[n + 2], saved[n + 3] = x, core.writes(x), name
+      elseif type(x) == "table" and x ~= ctx.needs then
+        waiting, seen = waiting or {}, seen or { [ctx] = true }
+        if not seen[x] then
+          seen[x] = true
+          waiting[#waiting + 1] = x
+        end
+      end
     end
+    values = waiting and table.remove(waiting)
   end
+  return saved
 end
 
 --- Names tensor x, which a node kept under the name `key`: as its op's records name its inputs.
@@ -63,7 +91,7 @@ local function name_of(node, x, key)
       return args and args[i] and args[i][1] or tostring(key)
     end
   end
-  return "its result"
+  return args and "its result" or "ctx's " .. tostring(key)
 end
 
 --- Raises where memory that a node's gradient needs was written to since its op ran.
@@ -84,8 +112,7 @@ function tape.recorded(entry)
   local outputs = entry.outputs or 1
   local function finish(ctx, inputs, ...)
     made = made + 1
-    local node = { op = entry, ctx = ctx, inputs = inputs, id = made, saved = {} }
-    note(node.saved, ctx, true)
+    local node = { op = entry, ctx = ctx, inputs = inputs, id = made, saved = saved_in(ctx) }
     for slot = 1, outputs do
       local y = (select(slot, ...))
       if y then
@@ -175,6 +202,50 @@ local function buffer_of(leaf)
   return buffer
 end
 
+--- All leaves that a pass over these nodes may give a gradient, as { leaf = true }.
+local function leaves_of(nodes)
+  local leaves = {}
+  for _, node in ipairs(nodes) do
+    for i in pairs(node.ctx.needs) do
+      local x = node.inputs[i]
+      if not x._node then leaves[x] = true end
+    end
+  end
+  return leaves
+end
+
+--- Gives a leaf another gradient's memory where an op of these nodes reads the one that it has: the pass would write to
+-- it before that op's turn comes.
+local function spare_what_is_read(nodes)
+  local by_writes = {} -- tensors of one memory have one count of writes, which tells most others apart
+  for leaf in pairs(leaves_of(nodes)) do
+    for _, g in pairs { leaf.grad or leaf._gradient_buffer, leaf._gradient_buffer } do
+      if not core.is_released(g) then
+        local writes = core.writes(g)
+        by_writes[writes] = by_writes[writes] or {}
+        by_writes[writes][g] = leaf
+      end
+    end
+  end
+  for _, node in ipairs(nodes) do
+    local saved = node.saved
+    for i = 1, #saved, 3 do
+      local x = saved[i]
+      for g, leaf in pairs(by_writes[saved[i + 1]] or {}) do
+        if not core.is_released(x) and core.same_storage(x, g) then
+          local before = leaf.grad
+          leaf._gradient_buffer = nil
+          if before then
+            leaf.grad = buffer_of(leaf)
+            op.convert(leaf.grad, core.contiguous(before))
+          end
+          by_writes[saved[i + 1]][g] = nil
+        end
+      end
+    end
+  end
+end
+
 -- leaf → its buffer, which the op whose backward runs was given and fills
 local lent = {}
 
@@ -256,21 +327,26 @@ function core.Tensor:backward(gradient)
         core.shape_text(self))
     end
     gradient = core.new_like(self):fill(1)
-  elseif core.shape_text(gradient) ~= core.shape_text(self) then
-    core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
+  else
+    if not is_tensor(gradient) then core.fail("backward: gradient is a %s, expected a tensor", type(gradient)) end
+    if core.shape_text(gradient) ~= core.shape_text(self) then
+      core.fail("backward: gradient %s for a tensor %s", core.shape_text(gradient), core.shape_text(self))
+    end
+    -- a copy: it may be the gradient of a leaf, which the pass writes to
+    gradient = core.overwrite(core.new_like(self), gradient)
   end
-  gradient = gradient:to(self:dtype())
   if tape.inspector then tape.inspector.backward() end
   lent = {} -- what an op that failed was lent is forgotten
   if not root then
-    add_to_leaf(self, core.contiguous(gradient))
+    add_to_leaf(self, gradient)
     return
   end
 
   -- holders[g]: how many slots hold gradient g; at 0 its memory is free again. sums[g]: g was made here as a sum and
   -- waits in one slot, so it may be added to in place; what an op returned may share its memory with another gradient
   -- (a view, or dy itself)
-  local nodes, holders, sums = nodes_before(root), { [gradient] = 2 }, {}
+  local nodes, holders, sums = nodes_before(root), { [gradient] = 1 }, {}
+  spare_what_is_read(nodes)
   root.gradients = { [self._slot] = gradient }
 
   local function drop(g)

@@ -294,15 +294,20 @@ local function viewed(x)
   end
 end
 
---- Raises where x is a result on the tape: a write to it would be one that gradients do not see. Leaves, views of them,
--- and results whose record was used up may be written to.
-local function expect_writable(x, what)
+--- Says whether x was computed on the tape: leaves, views of them, and results whose record was used up were not.
+function tensors.is_computed(x)
   while type(x) == "table" and rawget(x, "_node") and x._node.inputs do
     x = viewed(x)
-    if not x then
-      fail("%s: of a result that gradients flow through, which would not see the write: use vx.where, vx.cat or "
-        .. "masked_fill, or write to x:detach()", what)
-    end
+    if not x then return true end
+  end
+  return false
+end
+
+--- Raises where x was computed on the tape: a write to it would be one that gradients do not see.
+local function expect_writable(x, what)
+  if tensors.is_computed(x) then
+    fail("%s: of a result that gradients flow through, which would not see the write: use vx.where, vx.cat or "
+      .. "masked_fill, or write to x:detach()", what)
   end
 end
 tensors.expect_writable = expect_writable
@@ -358,15 +363,12 @@ function Tensor:frombytes(bytes)
   return self
 end
 
---- Overwrites all elements with those of another tensor, across dtypes, devices and strides. No gradient flows through.
--- @param source tensor of x's shape
--- @return the tensor itself
--- @raise where the shapes differ
-function Tensor:copy(source)
+--- Overwrites all elements of x with those of another tensor; tape.lua makes Tensor:copy of it. Gives x.
+function tensors.overwrite(x, source)
   if not tensors.is_tensor(source) then fail("copy: a %s, expected a tensor", type(source)) end
-  expect_writable(self, "copy")
-  call(C.vx_copy, handle(self), handle(source))
-  return self
+  expect_writable(x, "copy")
+  call(C.vx_copy, handle(x), handle(source))
+  return x
 end
 
 --- Sets all elements to one number.
@@ -398,7 +400,7 @@ function Tensor:to(where)
   if dtypes[where] then new_dtype = where else new_device = device_name(device_number(where)) end
   if new_dtype == own_dtype and new_device == own_device then return self end
   local y = new(self:shape(), { dtype = new_dtype, device = new_device })
-  return y:copy(self)
+  return tensors.overwrite(y, self)
 end
 
 --- Gives the same elements, in the same memory, under a new handle that no gradient flows through.

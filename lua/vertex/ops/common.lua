@@ -69,6 +69,12 @@ end
 local function empty_on(x, shape, dtype) return new(shape, { dtype = dtype, device = core.device_of(x) }) end
 common.empty_on = empty_on
 
+--- Gives x as an op may read it that writes to y: a copy where they share memory.
+function common.apart(x, y)
+  if not core.same_storage(x, y) then return x end
+  return core.overwrite(new_like(x), x)
+end
+
 --- Gives a contiguous view of a contiguous tensor under another shape.
 local function shaped(x, shape)
   local stride, s = {}, 1

@@ -7,8 +7,8 @@ local record = require "vertex.ops.record"
 local tape = require "vertex.tape"
 
 local op, contiguous, fail, shape_text = core.op, core.contiguous, core.fail, core.shape_text
-local around, dimension, empty_on, expect_tensor = common.around, common.dimension, common.empty_on,
-  common.expect_tensor
+local apart, around, dimension, empty_on, expect_tensor = common.apart, common.around, common.dimension,
+  common.empty_on, common.expect_tensor
 local product, rows, shaped, transposed = common.product, common.rows, common.shaped, common.transposed
 local define = record.define
 
@@ -109,7 +109,8 @@ define("scatter_add", {
     { "index", "tensor i32, 0-based: (N); or of src's shape" },
     { "src", "tensor f32 of x's shape but for dim", optional = true } },
   returns = "the table, without a gradient; or tensor f32 of x's shape, differentiable in x and src",
-  raises = "where an index is outside 0 .. M-1, or 0 .. size of dim - 1, or the shapes disagree",
+  raises = "where an index is outside 0 .. M-1, or 0 .. size of dim - 1, or the shapes disagree; where rows that a "
+    .. "gradient flows through are to be added in place, or the table is a result that one flows through",
   calls = { "scatter_add", "scatter_add_along", "gather_along" },
   also = { "index_add", "scatter_reduce" },
   method = true,
@@ -118,8 +119,9 @@ define("scatter_add", {
   forward = function(_, x, d, index, src)
     if type(d) == "number" then return scatter_add_along(x, d, index, src) end
     expect_tensor(x, "scatter_add", "table")
-    op.scatter_add(x, contiguous(expect_tensor(d, "scatter_add", "x")),
-      contiguous(expect_tensor(index, "scatter_add", "index")))
+    core.expect_writable(x, "scatter_add")
+    tape.expect_no_gradient(expect_tensor(d, "scatter_add", "x"), "scatter_add")
+    op.scatter_add(x, apart(contiguous(d), x), apart(contiguous(expect_tensor(index, "scatter_add", "index")), x))
     return x
   end,
   cases = function(T)
@@ -207,7 +209,7 @@ define("count_codes", {
   forward = function(_, codes, M, count)
     expect_tensor(codes, "count_codes", "codes")
     count = count or empty_on(codes, { codes:size(2), M }, "i32"):zero()
-    op.count_codes(count, codes)
+    op.count_codes(count, apart(codes, expect_tensor(count, "count_codes", "count")))
     return count
   end,
 })

@@ -81,10 +81,7 @@ Tensor.__newindex = function(x, key, value)
     return rawset(x, key, value)
   end
   core.expect_writable(x, "x[i] = ...")
-  if tape.enabled and core.is_tensor(value) and value.requires_grad then
-    fail("x[i] = ...: a value that gradients flow through, which would be lost: use vx.cat, vx.stack or vx.where, or "
-      .. "write value:detach()")
-  end
+  tape.expect_no_gradient(value, "x[i] = ...")
   local slice = tape.no_grad(ops.select, x, 1, key)
   if type(value) == "number" then slice:fill(value) else slice:copy(value) end
 end

@@ -5,6 +5,7 @@ local check = require "vertex.check"
 local common = require "vertex.ops.common"
 local core = require "vertex.core"
 local record = require "vertex.ops.record"
+local tape = require "vertex.tape"
 
 local op, fail, shape_text, next_stream = core.op, core.fail, core.shape_text, core.next_stream
 local expanded, expect_tensor = common.expanded, common.expect_tensor
@@ -66,14 +67,15 @@ define("dirichlet", {
     { "alpha", "tensor f32 of concentrations, (M) for all rows or (N,M)" },
     { "log", "true: p receives the logarithms", default = false }, GENERATOR },
   returns = "p; no gradient",
-  raises = "where a concentration is not positive and finite, or the shapes disagree",
+  raises = "where a concentration is not positive and finite, the shapes disagree, or alpha requires a gradient, which "
+    .. "would be lost",
   calls = { "dirichlet" },
   takes_bf16 = true,
   forward = function(_, p, alpha, log, generator)
     core.expect_writable(p, "dirichlet")
     expect_tensor(p, "dirichlet", "p")
-    expect_tensor(alpha, "dirichlet", "alpha")
-    local a = expanded(alpha, p:shape())
+    tape.expect_no_gradient(expect_tensor(alpha, "dirichlet", "alpha"), "dirichlet")
+    local a = expanded(common.apart(alpha, p), p:shape())
     if not a then fail("dirichlet: p %s and alpha %s disagree on a size", shape_text(p), shape_text(alpha)) end
     local seed, stream = next_stream(generator)
     op.dirichlet(p, a, seed, stream, log and 1 or 0)
