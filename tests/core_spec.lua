@@ -335,6 +335,39 @@ describe("vx.step", function()
     assert.equal(7, value.code)
   end)
 
+  it("takes what it returns out of tables however deep, and leaves no scope behind", function()
+    local chain = {}
+    local at = chain
+    for _ = 1, 20000 do
+      at.n = {}
+      at = at.n
+    end
+    local inside
+    assert.equal(chain, vx.step(function()
+      at.x, inside = vx.ones { 3 }, vx.ones { 2 }
+      at.n = chain -- and round
+      return chain
+    end))
+    assert.same({ 1, 1, 1 }, at.x:totable())
+    H.raises(function() inside:sum() end, "made inside vx.step")
+    local after = vx.ones { 3 } -- in no scope: an outer step's end leaves it alone
+    assert.is_nil(after._scope)
+  end)
+
+  it("is named where a tensor was released by it, and by nothing else", function()
+    local x, y = vx.ones { 3 }, nil
+    x:release()
+    vx.step(function()
+      y = vx.ones { 3 }
+      y:release()
+    end)
+    for _, released in ipairs { x, y } do
+      local message = H.raises(function() released:sum() end, "this tensor was released")
+      assert.is_nil(message:find("vx.step", 1, true), message)
+    end
+    H.raises(function() require("vertex.core").op.fill({}, 1) end)
+  end)
+
   it("nests: what an inner step returns belongs to the outer one", function()
     local before, leaked = live(), nil
     local kept = vx.step(function()

@@ -34,6 +34,38 @@ end
 describe("gradcheck", function()
   local T = H.generator(5)
 
+  it("leaves the gradients that there are as they are: of inputs, and of leaves that f closes over", function()
+    local w, p, c = T { 3 }, T { 3 }, vx.tensor { 1, 2, 3 }
+    local function check_all(f, wrong)
+      w:zero_grad()
+      p:zero_grad()
+      vx.mul(w, c):sum():backward()
+      local g = w.grad
+      assert.equal(not wrong, (pcall(gradcheck, f, { w })))
+      assert.equal(g, w.grad)
+      assert.same({ 1, 2, 3 }, w.grad:totable())
+      assert.is_nil(p.grad)
+    end
+    check_all(function(x) return (x * x):sum() end)
+    check_all(function(x) return (x * p):sum() end)
+    check_all(function(x) return (square(1)(x) * p):sum() end, true)
+    check_all(function() error("f fails", 0) end, true)
+    -- what an input that f does not use has already counts for nothing
+    assert.is_true(gradcheck(function(x) return x * 2 end, { p, w }))
+    p:sum():backward()
+    assert.same({ 1, 1, 1 }, p.grad:totable())
+  end)
+
+  it("refuses more inputs than can be passed", function()
+    local inputs = {}
+    for i = 1, 9000 do inputs[i] = inputs[1] or T { 1 } end
+    assert.is_truthy(message(gradcheck, function(x) return x end, inputs):find("9000 tensors, expected at most"
+      .. " 5000", 1, true))
+    inputs = { T { 2 } }
+    for i = 2, 5000 do inputs[i] = vx.ones { 1 } end
+    assert.is_true(gradcheck(function(x, ...) return x * select(4999, ...) end, inputs))
+  end)
+
   it("passes right gradients of one and of several inputs and outputs", function()
     local ok, worst = gradcheck(square(), { T { 3, 4 } })
     assert.is_true(ok)

@@ -397,6 +397,36 @@ describe("AdamW", function()
     assert.equal(10, optim.clip_grad_norm({ w }, 100):item())
   end)
 
+  it("refuses gradients and rates that are none, as SGD and clip_grad_norm do, and changes nothing", function()
+    local w = vx.tensor({ 3, 4 }, { requires_grad = true })
+    for name, make in pairs { AdamW = optim.AdamW, SGD = optim.SGD } do
+      local optimizer = make { w }
+      local function refused(...)
+        H.raises(function() optimizer:step() end, name .. ": ", ...)
+        assert.same({ { 3, 4 }, 0 }, { w:totable(), optimizer.steps })
+      end
+      w.grad = 5
+      refused("the gradient of parameters[1] is 5, expected a tensor (2)")
+      w.grad = vx.ones { 3 }
+      refused("the gradient of parameters[1] is (3), expected a tensor (2)")
+      w.grad = vx.ones { 2 }
+      for _, rate in ipairs { "x", 0 / 0, math.huge } do
+        w.rate = rate
+        refused("the field rate of parameters[1] is ", "expected a finite number")
+      end
+      w.rate = 1e300
+      refused("the learning rate of parameters[1] is ")
+      w.rate = nil
+      for _, lr in ipairs { 1e39, -1, 0 / 0 } do
+        H.raises(function() optimizer:step(lr) end, "lr is ", "expected a number from 0 to")
+        H.raises(function() make({ w }, { lr = lr }) end, "lr is ", "expected a number from 0 to")
+      end
+      assert.equal(0, optimizer.steps)
+    end
+    w.grad = 5
+    H.raises(function() optim.clip_grad_norm({ w }, 1) end, "clip_grad_norm: the gradient of parameters[1] is 5")
+  end)
+
   it("refuses the result of an op, as SGD and clip_grad_norm do", function()
     local z = vx.ones({ 2 }, { requires_grad = true }) * 2
     z.grad = vx.ones { 2 }
@@ -464,6 +494,13 @@ describe("schedules", function()
     end
     assert.equal(3, optim.constant(3)(12345))
     H.raises(function() optim.warmup_cosine { peak = 1 } end, "peak and total")
+    for _, schedule in ipairs { no_warmup, optim.exponential { rate = 1, factor = 0.5 },
+      optim.steps { rate = 1, at = 10 }, optim.steps { rate = 1, at = { 10 } } } do
+      for _, step in ipairs { "ten", 0 / 0, {} } do
+        H.raises(function() schedule(step) end, "the step is ", "expected a finite number")
+      end
+      H.raises(function() schedule() end, "the step is nil")
+    end
   end)
 end)
 

@@ -12,6 +12,8 @@ local tape = require "vertex.tape"
 
 local fail = core.fail
 
+local MOST = 5000 -- inputs: LuaJIT passes no more than 8000 arguments
+
 --- All elements of a tensor of any shape, in their order.
 local function flat(x)
   local list
@@ -56,7 +58,6 @@ end
 --- The analytic gradients of L, as arrays; an input that no gradient reached has zeros.
 local function analytic(f, inputs, weights)
   local gradients = {}
-  for _, x in ipairs(inputs) do x:zero_grad() end
   core.step(function()
     local outputs = tensors(f(unpack(inputs)))
     local loss
@@ -68,13 +69,13 @@ local function analytic(f, inputs, weights)
       end
     end
     if not loss then fail "gradcheck: no result of f depends on an input that requires a gradient" end
-    loss:backward()
-    for i, x in ipairs(inputs) do
-      gradients[i] = x.grad and flat(x.grad) or {}
-      for j = #gradients[i] + 1, x:numel() do gradients[i][j] = 0 end
-    end
+    tape.backward_apart(loss, inputs, function()
+      for i, x in ipairs(inputs) do
+        gradients[i] = x.grad and flat(x.grad) or {}
+        for j = #gradients[i] + 1, x:numel() do gradients[i][j] = 0 end
+      end
+    end)
   end)
-  for _, x in ipairs(inputs) do x:zero_grad() end
   return gradients
 end
 
@@ -110,6 +111,7 @@ local function check_inputs(inputs)
     fail("gradcheck: inputs are a %s, expected an array of tensors", core.is_tensor(inputs) and "tensor"
       or type(inputs))
   end
+  if #inputs > MOST then fail("gradcheck: inputs are %d tensors, expected at most %d", #inputs, MOST) end
   local any = false
   for i, x in ipairs(inputs) do
     if not core.is_tensor(x) then fail("gradcheck: input %d is a %s, expected a tensor", i, type(x)) end
@@ -127,7 +129,8 @@ end
 -- of what is random. Inputs that f closes over, a quantizer's codebook say, may be among `inputs` too. Kinks and jumps
 -- (relu at 0, a nearest code that changes within 2 eps) have no derivative to compare with: keep inputs away from them.
 -- @param f function of tensors that returns tensors; f32 ones count
--- @param inputs array of tensors; those with requires_grad = true are varied, in place, and restored
+-- @param inputs array of tensors, at most 5000; those with requires_grad = true are varied, in place, and restored.
+-- Gradients that they or others have already stay as they are
 -- @param[opt] options {eps = 0.02, the step h; tolerance = 0.002, of the difference, relative to the largest gradient
 -- of the input; elements = 200, how many elements of an input are varied at most, spread evenly}
 -- @return true, and the largest relative difference met

@@ -36,6 +36,24 @@ local function expect_apart(who, parameters)
   end
 end
 
+local FLOAT_MAX = 3.4e38
+
+--- The gradient of the i-th parameter; nil where it has none.
+local function gradient_of(who, i, p)
+  local g = p.grad
+  if g == nil or core.is_tensor(g) and core.shape_text(g) == core.shape_text(p) then return g end
+  fail("%s: the gradient of parameters[%d] is %s, expected a tensor %s", who, i, core.is_tensor(g)
+    and core.shape_text(g) or check.show(g), core.shape_text(p))
+end
+
+--- The factor of the learning rate lr that the i-th parameter asks for.
+local function rate_of(who, i, p, lr)
+  if p.rate == nil then return 1 end
+  check.number(who, ("the field rate of parameters[%d]"):format(i), p.rate, -math.huge, math.huge)
+  check.number(who, ("the learning rate of parameters[%d]"):format(i), lr * p.rate, -FLOAT_MAX, FLOAT_MAX)
+  return p.rate
+end
+
 -- -- AdamW [Loshchilov and Hutter 2019] -------------------------------------------------------------------------------
 
 local AdamW = {}
@@ -60,7 +78,7 @@ function optim.AdamW(parameters, options)
   expect_apart("AdamW", parameters)
   local self = setmetatable(check.options("AdamW", options, OPTIONS), AdamW)
   self.parameters, self.steps, self.first, self.second = parameters, 0, {}, {}
-  check.number("AdamW", "lr", self.lr, 0, math.huge)
+  check.number("AdamW", "lr", self.lr, 0, FLOAT_MAX)
   for i = 1, 2 do
     check.number("AdamW", ("betas[%d]"):format(i), self.betas[i], 0, 1)
     if self.betas[i] == 1 then fail("AdamW: betas[%d] is 1, expected less", i) end
@@ -76,11 +94,11 @@ function optim.AdamW(parameters, options)
 end
 
 --- The factors of the learning rate that parameters with a gradient ask for, each once, in their order.
-local function rates_of(parameters)
+local function rates_of(parameters, lr)
   local rates, seen = {}, {}
-  for _, p in ipairs(parameters) do
-    local rate = p.rate or 1
-    if p.grad and not seen[rate] then rates[#rates + 1], seen[rate] = rate, true end
+  for i, p in ipairs(parameters) do
+    local rate = gradient_of("AdamW", i, p) and rate_of("AdamW", i, p, lr)
+    if rate and not seen[rate] then rates[#rates + 1], seen[rate] = rate, true end
   end
   return #rates > 0 and rates or { 1 }
 end
@@ -88,12 +106,13 @@ end
 --- Takes one step, all parameters of a rate in one call. Parameters without a gradient stay as they are; those
 -- with a field `rate` take that times the learning rate.
 -- @param[opt] lr number, the learning rate; else the last one
--- @raise where parameters lie on several devices
+-- @raise where parameters lie on several devices, a gradient is no tensor of its parameter's shape, or a rate is no
+-- number; then nothing has changed
 function AdamW:step(lr)
-  self.lr = lr or self.lr
+  self.lr = check.number("AdamW", "lr", lr or self.lr, 0, FLOAT_MAX)
+  local lists, rates = self.lists, rates_of(self.parameters, self.lr)
   core.count(self, "steps", "step")
-  local lists = self.lists
-  for _, rate in ipairs(rates_of(self.parameters)) do
+  for _, rate in ipairs(rates) do
     local count = 0
     for i = 1, #self.first do
       local p = self.parameters[i]
@@ -148,7 +167,7 @@ function optim.SGD(parameters, options)
   expect_apart("SGD", parameters)
   local self = setmetatable(check.options("SGD", options, { lr = { "number", 1e-2 }, momentum = { "number", 0 },
     nesterov = { "boolean", false }, weight_decay = { "number", 0 } }), SGD)
-  check.number("SGD", "lr", self.lr, 0, math.huge)
+  check.number("SGD", "lr", self.lr, 0, FLOAT_MAX)
   check.number("SGD", "momentum", self.momentum, 0, 1 - 1e-9)
   check.number("SGD", "weight_decay", self.weight_decay, 0, 1e3)
   if self.nesterov and self.momentum == 0 then fail "SGD: nesterov needs a momentum" end
@@ -164,15 +183,20 @@ local function add_scaled(y, x, alpha) op.binary(y, y, common.scaled(core.contig
 
 --- Takes one step. Parameters without a gradient stay as they are.
 -- @param[opt] lr number, the learning rate; else the last one
--- @raise where a graph is being recorded: its replays would keep the rate
+-- @raise where a graph is being recorded: its replays would keep the rate; where a gradient is no tensor of its
+-- parameter's shape, or a rate is no number; then nothing has changed
 function SGD:step(lr)
   if core.is_recording() then fail "SGD: a replay of vx.graph would keep the rate; use vx.optim.AdamW in it" end
-  self.lr = lr or self.lr
+  self.lr = check.number("SGD", "lr", lr or self.lr, 0, FLOAT_MAX)
+  local rates = {}
+  for i, p in ipairs(self.parameters) do
+    rates[i] = gradient_of("SGD", i, p) and self.lr * rate_of("SGD", i, p, self.lr) or 0
+  end
   core.count(self, "steps", "step")
   core.step(function()
     for i, p in ipairs(self.parameters) do
       if p.grad then
-        local g, v = p.grad, self.velocity[i]
+        local g, v, rate = p.grad, self.velocity[i], rates[i]
         if self.weight_decay > 0 and not p.no_decay then
           g = common.scaled(core.contiguous(g), 1)
           add_scaled(g, p, self.weight_decay)
@@ -181,7 +205,6 @@ function SGD:step(lr)
           op.unary(v, v, VX.AFFINE, self.momentum, 0)
           op.binary(v, v, g, VX.ADD)
         end
-        local rate = self.lr * (p.rate or 1)
         if v and self.nesterov then
           add_scaled(p, g, -rate)
           add_scaled(p, v, -rate * self.momentum)
@@ -220,8 +243,8 @@ function optim.clip_grad_norm(parameters, most)
   check.positive("clip_grad_norm", "most", most)
   return core.step(function()
     local total
-    for _, p in ipairs(parameters) do
-      local g = p.grad
+    for i, p in ipairs(parameters) do
+      local g = gradient_of("clip_grad_norm", i, p)
       if g then
         local squares, sum = core.new_like(g), common.empty_on(g, { 1 })
         op.binary(squares, g, g, VX.MUL)
@@ -245,6 +268,9 @@ end
 
 -- -- Schedules: functions of the step (1, 2, ...) ---------------------------------------------------------------------
 
+--- Checks what a schedule is called with.
+local function expect_step(who, step) return check.number(who, "the step", step, -math.huge, math.huge) end
+
 --- Makes a schedule: linear warm-up from 0 to the peak, then half a cosine down to the final rate.
 -- @param options table
 -- @param options.peak rate at the end of the warm-up
@@ -260,6 +286,7 @@ function optim.warmup_cosine(options)
   if not (peak and total) then fail "warmup_cosine: needs peak and total" end
   for name, value in pairs(o) do check.number("warmup_cosine", name, value, 0, math.huge) end
   return function(step)
+    expect_step("warmup_cosine", step)
     if step < warmup then return peak * step / warmup end
     local t = math.min(1, (step - warmup) / math.max(1, total - warmup))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * t))
@@ -276,7 +303,7 @@ end
 function optim.exponential(options)
   local o = check.options("exponential", options, { rate = "positive", factor = "positive", every = { "positive", 1 } })
   if not (o.rate and o.factor) then fail "exponential: needs rate and factor" end
-  return function(step) return o.rate * o.factor ^ (step / o.every) end
+  return function(step) return o.rate * o.factor ^ (expect_step("exponential", step) / o.every) end
 end
 
 --- Makes a schedule that falls at once at some steps, each time by the same factor.
@@ -291,10 +318,11 @@ function optim.steps(options)
   if not (o.rate and o.at) then fail "steps: needs rate and at" end
   if type(o.at) ~= "table" then
     check.positive("steps", "at", o.at)
-    return function(step) return o.rate * o.factor ^ math.floor(step / o.at) end
+    return function(step) return o.rate * o.factor ^ math.floor(expect_step("steps", step) / o.at) end
   end
   for i, at in ipairs(o.at) do check.number("steps", ("at[%d]"):format(i), at, o.at[i - 1] or 0, math.huge) end
   return function(step)
+    expect_step("steps", step)
     local rate = o.rate
     for _, at in ipairs(o.at) do
       if step >= at then rate = rate * o.factor end

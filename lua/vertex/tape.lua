@@ -269,6 +269,26 @@ local function add_to_leaf(leaf, g)
   leaf.grad = buffer
 end
 
+--- Runs x:backward() and then f(), with gradients of their own for the tensors of a list and all leaves behind x; what
+-- these had before is theirs again afterwards, also when it fails.
+function tape.backward_apart(x, list, f)
+  local leaves, before = leaves_of(nodes_before(x._node)), {}
+  for _, leaf in ipairs(list) do leaves[leaf] = true end
+  for leaf in pairs(leaves) do
+    before[leaf] = { grad = leaf.grad, buffer = leaf._gradient_buffer }
+    leaf.grad, leaf._gradient_buffer = nil, nil
+  end
+  local ok, message = pcall(function()
+    x:backward()
+    f()
+  end)
+  for leaf, own in pairs(before) do
+    if leaf._gradient_buffer then leaf._gradient_buffer:release() end
+    leaf.grad, leaf._gradient_buffer = own.grad, own.buffer
+  end
+  if not ok then error(message, 0) end
+end
+
 --- Runs a function whose backward passes tell of their progress: final(leaf) is called as soon as nothing more is added
 -- to a leaf's gradient in the pass, and between() after every op.
 function tape.watched(final, between, f, ...)

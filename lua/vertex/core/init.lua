@@ -22,7 +22,8 @@ local library = require "vertex.core.library"
 local core = {}
 
 -- What C is called with is for this folder alone.
-local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true, at_exit = true }
+local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true, at_exit = true,
+  OVER = true }
 
 for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
   "comm", "data", "trace", "lapack", "sha256" } do

@@ -66,12 +66,16 @@ end })
 
 -- -- Arguments --------------------------------------------------------------------------------------------------------
 
+-- The scope of a tensor that went with its step.
+local OVER = {}
+
 --- Gives the C handle of a tensor; nil stays nil (an optional argument).
 local function handle(x)
   if x == nil then return nil end
   local h = type(x) == "table" and x._h
   if not h then
-    if type(x) ~= "table" then fail("a %s where a tensor was expected", type(x)) end
+    if type(x) ~= "table" or x.requires_grad == nil then fail("a %s where a tensor was expected", type(x)) end
+    if x._scope ~= OVER then fail "this tensor was released: its memory was given back, by x:release() say" end
     fail "this tensor was released: it was made inside vx.step and not returned from it (return it, or vx.keep(x))"
   end
   return h
@@ -218,4 +222,4 @@ local function digamma(x) return C.vx_digamma(x) end
 local function trigamma(x) return C.vx_trigamma(x) end
 
 return { op = op, op_list = op_list, expect_op = expect_op, backend_has = backend_has, VX = VX, handle = handle,
-  lgamma = lgamma, digamma = digamma, trigamma = trigamma }
+  OVER = OVER, lgamma = lgamma, digamma = digamma, trigamma = trigamma }

@@ -7,6 +7,7 @@ local tensors = require "vertex.core.tensor"
 local is_tensor, swap_scope = tensors.is_tensor, tensors.swap_scope
 
 local scopes = {}
+local OVER = require("vertex.core.op").OVER
 
 --- Keeps a tensor made inside vx.step alive beyond it.
 -- @param x anything: a tensor of any shape, whose gradient is kept too; any other value is given back as it is
@@ -19,32 +20,37 @@ function scopes.keep(x)
   return x
 end
 
---- Hands the tensors of scope `mine` inside a value that a step returns on to the scope around it (nil: to nobody).
-local function survivors(value, mine, around, seen)
-  if type(value) ~= "table" or seen[value] then return end
-  seen[value] = true
-  if is_tensor(value) then
-    if value._scope == mine then
-      value._scope = around
-      if around then around[#around + 1] = value end
+--- Hands the tensors of scope `mine` among the values that a step returns, and in their tables, on to the scope around
+-- it (nil: to nobody).
+local function hand_on(values, mine, around)
+  local waiting, seen = { values }, {}
+  while #waiting > 0 do
+    local value = table.remove(waiting)
+    if is_tensor(value) then
+      if value._scope == mine then
+        value._scope = around
+        if around then around[#around + 1] = value end
+      end
+      value._node = nil -- what it was computed from is about to go
+    else
+      for _, v in next, value do
+        if type(v) == "table" and not seen[v] then
+          seen[v] = true
+          waiting[#waiting + 1] = v
+        end
+      end
     end
-    value._node = nil -- what it was computed from is about to go
-    return
   end
-  for _, v in pairs(value) do survivors(v, mine, around, seen) end
 end
 
 local function leave(mine, around, ok, ...)
-  if ok then
-    local seen = {}
-    for i = 1, select("#", ...) do survivors((select(i, ...)), mine, around, seen) end
-  end
   swap_scope(around)
+  if ok then hand_on({ ... }, mine, around) end
   for i = 1, #mine do
     local t = mine[i]
     if t._scope == mine then
+      t._scope = not tensors.is_released(t) and OVER or nil
       t:release()
-      t._scope = nil
     end
   end
   if not ok then error((...), 0) end
