@@ -621,6 +621,7 @@ describe("memory", function()
 
   it("runs out inside an op without harm", function()
     finally(function() vx.memory_limit(0) end)
+    raises(function() vx.memory_limit(1e30) end, "memory_limit: bytes is 1e+30, expected an integer from 0 to")
     local a, b = vx.ones { 700, 700 }, vx.ones { 700, 700 }
     collectgarbage()
     collectgarbage()

@@ -144,12 +144,14 @@ describe("a figure", function()
     os.execute(("mkdir '%s'"):format(fresh "folder.png"))
     H.raises(function() fig:save(fresh "folder.png") end, "folder.png", "it is a folder")
     os.execute(("rmdir '%s'"):format(fresh "folder.png"))
-    fig:axes(1):set { title = "\255 is not UTF-8" }
+    fig.draw = function() error("the drawing fails", 0) end
     for _, name in ipairs { "bad.png", "bad.svg", "bad.pdf" } do
-      H.raises(function() fig:save(fresh(name)) end, name, "UTF-8")
+      H.raises(function() fig:save(fresh(name)) end, name, "the drawing fails")
     end
-    H.raises(function() fig:png() end, "UTF-8")
-    H.raises(function() plot.figure { width = 1e5 }:save(fresh "huge.png") end, "huge.png", "too big")
+    H.raises(function() fig:png() end, "the drawing fails")
+    local large = plot.image_grid({ { pictures.solid(1, 1, 0, 0, 0), pictures.solid(1, 1, 0, 0, 0) } },
+      { cell = 9000 })
+    H.raises(function() large:save(fresh "huge.png") end, "huge.png", "36040 x 18032 pixels, expected at most 32767")
     assert.equal("", files())
   end)
 
@@ -157,14 +159,31 @@ describe("a figure", function()
     local path = fresh "kept.png"
     local fig = plot.figure():save(path)
     local before = read(path)
-    fig:axes(1):set { title = "\255 is not UTF-8" }
-    H.raises(function() fig:save(path) end, "kept.png", "UTF-8")
+    local draw = fig.draw
+    fig.draw = function() error("the drawing fails", 0) end
+    H.raises(function() fig:save(path) end, "kept.png", "the drawing fails")
     assert.equal(before, read(path))
-    fig:axes(1):set { title = "UTF-8" }
+    fig.draw = draw
+    fig:axes(1):set { title = "drawn" }
     fig:save(path)
     assert.equal(fig:png(), read(path))
     assert.equal("kept.png\n", files())
     os.remove(path)
+  end)
+
+  it("leaves nothing behind when the process is killed while it draws", function()
+    H.child(([[
+      local plot, ffi = require "vertex.plot", require "ffi"
+      os.tmpname = function()
+        io.open("%s", "w"):close()
+        return "%s"
+      end
+      ffi.cdef "int kill(int, int); int getpid(void);"
+      local fig = plot.figure()
+      fig.draw = function() ffi.C.kill(ffi.C.getpid(), 9) end
+      fig:save "%s"
+    ]]):format(fresh "temporary", fresh "temporary", fresh "killed.svg"))
+    assert.equal("", files())
   end)
 
   it("says which package is missing when there is no cairo", function()

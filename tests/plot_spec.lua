@@ -51,6 +51,7 @@ describe("plot ticks", function()
     assert.equal("5k", f(5000, 5000, 15000))
     assert.equal("1.0M", f(1e6, 5e5, 2e6))
     assert.equal("12345", f(12345, 1, 12349))
+    assert.same({ "1." .. ("0"):rep(99), "1e300", "4.941e-324" }, { f(1, 1e-120), f(1e300, 1), f(5e-324) })
   end)
 end)
 
@@ -114,14 +115,14 @@ describe("plot input", function()
       "unknown option 'colour', did you mean 'color'?", "label")
     H.raises(function() ax:line(nil, { 1 }, { color = "red" }) end, "#rrggbb", "'red'")
     H.raises(function() ax:line(nil, { 1 }, { marker = "star" }) end, "'star'", "diamond")
-    H.raises(function() ax:line(nil, { 1 }, { width = -1 }) end, "width is -1, expected a positive number")
-    H.raises(function() ax:hist({ 1 }, { bins = 0 }) end, "bins is 0, expected an integer of 1 or more")
+    H.raises(function() ax:line(nil, { 1 }, { width = -1 }) end, "width is -1, expected a number from 0.01")
+    H.raises(function() ax:hist({ 1 }, { bins = 0 }) end, "bins is 0, expected an integer from 1 to 100000")
     H.raises(function() ax:hist({ 1 }, { range = { 2, 1 } }) end, "lo below hi", "2, 1")
     H.raises(function() ax:set { title = {} } end, "title is a table, expected a string")
     H.raises(function() ax:set { legend = "north" } end, "'north'", "upper left")
-    H.raises(function() ax:set { ylog = true, ylim = { 0, 1 } } end, "ylim[1] is a positive number, got 0")
+    H.raises(function() ax:set { ylog = true, ylim = { 0, 1 } } end, "ylim[1] is 0, expected a positive number")
     H.raises(function() ax:set { xlim = { 2, 2 } } end, "xlim has no width")
-    H.raises(function() plot.figure { width = 0 } end, "width is 0, expected a positive number")
+    H.raises(function() plot.figure { width = 0 } end, "width is 0, expected a number from 1 to 32767")
     H.raises(function() plot.figure { cols = 2 }:axes(3) end, "no axes at 3 in 1 row(s) of 2")
     H.raises(function() plot.figure { cols = 2 }:axes(1, 3) end, "no axes at 1, 3")
     H.raises(function() plot.image_grid {} end, "rows is an array of arrays")
@@ -129,6 +130,73 @@ describe("plot input", function()
     H.raises(function() plot.image_grid { { solid(2, 2, 0, 0, 0) } }:axes(1) end, "no axes")
     H.raises(function() ax:image { width = 2, height = 2, rgb = "abc" } end, "12 bytes, got 3")
     H.raises(function() ax:line(nil, { 1 }); ax:image(solid(1, 1, 0, 0, 0)) end, "hold data")
+  end)
+
+  it("has sizes that can be drawn, at the call that takes them", function()
+    local picture = { { solid(1, 1, 0, 0, 0) } }
+    local calls = {
+      { "size is 1e+20, expected a number from 0.01", function() ax:scatter({ 1 }, { 1 }, { size = 1e20 }) end },
+      { "width is 1e+20", function() ax:line(nil, { 1 }, { width = 1e20 }) end },
+      { "width is nan", function() ax:runs(nil, { { 1 } }, { width = 0 / 0 }) end },
+      { "head is 1e+20", function() ax:arrows({ 1 }, { 1 }, { 1 }, { 1 }, { head = 1e20 }) end },
+      { "size is 1e+300, expected a number from 0.1 to 500", function() ax:text(1, 1, "a", { size = 1e300 }) end },
+      { "alpha is nan, expected a number from 0 to 1", function() ax:hist({ 1 }, { alpha = 0 / 0 }) end },
+      { "bins is 1e+15", function() ax:hist({ 1 }, { bins = 1e15 }) end },
+      { "dash is 0 line widths long in all", function() ax:line(nil, { 1 }, { dash = { 0 } }) end },
+      { "dash[2] is -1, expected a number from 0", function() ax:line(nil, { 1 }, { dash = { 1, -1 } }) end },
+      { "dash[1] is nan", function() ax:line(nil, { 1 }, { dash = { 0 / 0 } }) end },
+      { "y + sd[1] is 2e+300, beyond", function() ax:line(nil, { 1e300 }, { sd = { 1e300 } }) end },
+      { "plot.figure: scale is 1e-300, expected a number from 0.001", function() plot.figure { scale = 1e-300 } end },
+      { "plot.figure: width is 1e+300, expected a number from 1", function() plot.figure { width = 1e300 } end },
+      { "plot.figure: font is 1e+300", function() plot.figure { font = 1e300 } end },
+      { "plot.figure: rows is 1000000000", function() plot.figure { rows = 1e9 } end },
+      { "plot.figure: 20000 x 400 points are 40000 x 800 pixels", function() plot.figure { width = 20000 } end },
+      { "plot.image_grid: cell is 1e-300", function() plot.image_grid(picture, { cell = 1e-300 }) end },
+      { "plot.image_grid: gap is nan", function() plot.image_grid(picture, { gap = 0 / 0 }) end },
+      { "plot.image_grid: gap is inf", function() plot.image_grid(picture, { gap = 1 / 0 }) end },
+    }
+    for _, call in ipairs(calls) do H.raises(call[2], call[1]) end
+    for _, marker in ipairs { "circle", "square", "cross" } do
+      local fig = plot.figure { width = 60, height = 60, scale = 1, font = 500 }
+      fig:axes(1):scatter({ 1, 2 }, { 1, 2 }, { size = 10000, marker = marker })
+        :line(nil, { 1, 2 }, { width = 0.01, dash = { 0.1 } }):text(1, 1, "a", { size = 0.1 })
+      assert.equal(60, (pictures.size(fig:png())))
+    end
+    assert.equal(2, (pictures.size(plot.figure { width = 1, height = 1, title = "a" }:png())))
+    assert.equal(5000, (pictures.size(plot.image_grid(picture, { cell = 5000 - 16, scale = 1 }):png())))
+  end)
+
+  it("has limits that a logarithm tells apart", function()
+    local colored = { values = { 1 }, log = true, range = { 5e-324, 1 } }
+    for _, limits in ipairs { { 1e15, 1e15 + 1 }, { 1e6, 1e6 + 1e-9 } } do
+      H.raises(function() ax:set { ylog = true, ylim = limits } end, "ylim has no width on a logarithmic scale")
+      colored.range = limits
+      H.raises(function() ax:scatter({ 1 }, { 1 }, colored) end, "range has no width on a logarithmic scale")
+    end
+    colored.range = { 5e-324, 1 }
+    H.raises(function() ax:scatter({ 1 }, { 1 }, colored) end, "range[1] is 4.94", "expected a positive number from")
+    H.raises(function() ax:set { ylog = true, ylim = { 5e-324, 1 } } end, "ylim[1] is 4.94", "a positive number from")
+    H.raises(function() ax:set { ylim = { 0 / 0, 1 } } end, "ylim[1] is nan, expected a number from")
+    for _, y in ipairs { { 1e-300, 2e-300 }, { 1.1e-300, 1e300 }, { 1e15, 1e15 + 1 }, { 1e6, 1e6 + 1e-9 }, { 7 } } do
+      local x = { unpack(y) }
+      for _, options in ipairs { { ylog = true }, { xlog = true, ylog = true }, { ylog = true, ylim = { 7 } } } do
+        local fig = plot.figure { width = 60, height = 60 }
+        fig:axes(1):line(x, y):scatter(x, y, { values = y, log = true }):set(options)
+        assert.equal(120, (pictures.size(fig:png())))
+      end
+    end
+  end)
+
+  it("may be text that is not UTF-8, whose bytes become U+FFFD", function()
+    local replaced = "\239\191\189"
+    local fig = plot.figure { width = 300, height = 200, title = "a\255b\237\160\128" }
+    assert.equal("a" .. replaced .. "b" .. replaced:rep(3), fig.title)
+    fig:axes(1):line(nil, { 1, 2 }, { label = "\226\130" }):bar({ "\255" }, { 1 }):text(1, 1, "\254")
+      :set { title = "c\0d", xlabel = "\255", ylabel = "é" }
+    local o = fig.cells[1].options
+    assert.same({ "c" .. replaced .. "d", replaced, "é" }, { o.title, o.xlabel, o.ylabel })
+    assert.equal(600, (pictures.size(fig:png())))
+    assert.truthy(fig:text():find("a" .. replaced .. "b", 1, true))
   end)
 
   it("is checked by runs, arrows, scatter and bar too", function()
@@ -140,12 +208,12 @@ describe("plot input", function()
     H.raises(function() ax:scatter({ 1 }, { 1 }, { values = { 1, 2 } }) end, "values has 2 values and the points has 1")
     H.raises(function() ax:scatter({ 1 }, { 1 }, { values = { 1 }, density = true }) end, "either values or density")
     H.raises(function() ax:scatter({ 1 }, { 1 }, { values = { 1 }, log = true, range = { 0, 1 } }) end,
-      "positive number for a logarithmic scale, got 0")
+      "range[1] is 0, expected a positive number")
     H.raises(function() ax:bar({ "a", "b" }, { 1, 2 }, { colors = { 1 } }) end, "colors has 1 values and values has 2")
     ax:scatter({ 1 }, { 1 }, { values = { 1 }, range = { 0, 2 } })
     H.raises(function() ax:scatter({ 1 }, { 1 }, { values = { 1 }, range = { 0, 3 } }) end, "0 to 2 in viridis",
       "same range")
-    H.raises(function() plot.figure():text { columns = 5 } end, "columns is 5, expected at least 20")
+    H.raises(function() plot.figure():text { columns = 5 } end, "columns is 5, expected an integer from 20")
   end)
 
   it("leaves the axes as they were when it is refused", function()

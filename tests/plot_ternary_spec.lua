@@ -136,7 +136,7 @@ describe("axes on the simplex", function()
 
   it("say what was given and what was expected", function()
     local fig = plot.figure { cols = 3 }
-    H.raises(function() fig:simplex(1, { codes = 2 }) end, "codes is 2, expected at least 3")
+    H.raises(function() fig:simplex(1, { codes = 2 }) end, "codes is 2, expected an integer from 3")
     H.raises(function() fig:simplex(1, { labels = { "a", "b" }, codes = 3 }) end, "labels has 2 values for 3 codes")
     H.raises(function() fig:simplex(1, { corners = 3 }) end, "unknown option 'corners'", "codes")
     local three, five = fig:simplex(1), fig:simplex(1, 2, { codes = 5 })

@@ -95,6 +95,20 @@ describe("a file", function()
     assert.same({ "u8", { 0, 1 } }, { t.b:dtype(), t.b:totable() })
   end)
 
+  it("names the tensor that holds what its dtype here does not", function()
+    refused(file('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+      .. '"big":{"dtype":"I64","shape":[1],"data_offsets":[4,12]}}', ONE .. "\0\0\0\0\0\1\0\0"),
+      "element 0 is 1099511627776 (I64)", ", in 'big'")
+  end)
+
+  it("is not written where u16 names a tensor that is none of it", function()
+    local x, missing = vx.tensor({ 1 }, { dtype = "i32" }), H.scratch "missing.safetensors"
+    H.raises(function() vx.save(missing, { a = x }, nil, { u16 = { b = true } }) end, "u16 names 'b'", missing)
+    assert.is_nil(lfs.attributes(missing))
+    vx.save(path, { a = x }, nil, { u16 = { a = true } })
+    assert.equal(1, vx.load(path).a:item())
+  end)
+
   it("one tensor of a dtype that is not read does not hide the others, and is told where it is asked for", function()
     local whole = file('{"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
       .. '"q":{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[4,8]},'

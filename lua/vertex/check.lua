@@ -167,6 +167,7 @@ local KINDS = {
 
 -- Checks the value of an option.
 local function check_value(who, name, value, kind)
+  if type(kind) == "function" then return kind(who, name, value) end
   if type(kind) == "table" then return check.choice(who, name, value, kind) end
   if KINDS[kind] then return KINDS[kind](who, name, value) end
   if type(value) ~= kind then fail("%s: %s is %s, expected a %s", who, name, show(value), kind) end
@@ -180,8 +181,8 @@ end
 -- @param who name of the asking function
 -- @param options table, or nil for none
 -- @param known table: name of an option → its kind, or { kind, default }. A kind is a type of Lua; "count" (an integer
--- of 1 or more), "whole" (of 0 or more), "positive" (a number), "text" (a string; a number becomes one), "any"; or an
--- array of the strings that the option may be
+-- of 1 or more), "whole" (of 0 or more), "positive" (a number), "text" (a string; a number becomes one), "any"; an
+-- array of the strings that the option may be; or a function of who, name and value, that gives the value, as a check
 -- @return new table with the options that were given and the defaults of the others
 -- @raise where options are no table, an option is unknown (the message names the nearest), or its value not of its kind
 function check.options(who, options, known)

@@ -129,6 +129,11 @@ end
 -- @raise where a name, a tensor or a text is none, a number does not fit into uint16, or the file cannot be written
 function safetensors.save(path, tensors, metadata, options)
   local narrow = options and options.u16 or {}
+  for name in pairs(narrow) do
+    if tensors[name] == nil then
+      fail("save %s: u16 names '%s', and there is no tensor of that name", path, tostring(name))
+    end
+  end
   local function stored_as(name) return narrow[name] and "U16" or core.dtypes[tensors[name]:dtype()].stored end
   local names = {}
   for name, x in pairs(tensors) do
@@ -303,7 +308,8 @@ function safetensors.read(file, options)
     else
       local x = core.new(entry.shape,
         { dtype = core.stored_dtype(entry.dtype).dtype, device = options and options.device })
-      file:tensor(x, start + entry.data_offsets[1], entry.dtype)
+      local ok, why = pcall(file.tensor, file, x, start + entry.data_offsets[1], entry.dtype)
+      if not ok then error(("%s, in '%s'"):format(why, name), 0) end
       tensors[name] = x
     end
   end

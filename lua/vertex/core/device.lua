@@ -196,7 +196,10 @@ end
 --- Caps the bytes that live and cached tensors of a device may reach together.
 -- @param bytes number of bytes; 0 goes back to the device's own size
 -- @param[opt] device "cpu", "cuda:0", ...; nil is the default device
-function devices.memory_limit(bytes, device) call(C.vx_memory_limit, number_of(device), bytes) end
+-- @raise where bytes is no integer from 0 to 2^53
+function devices.memory_limit(bytes, device)
+  call(C.vx_memory_limit, number_of(device), check.integer("memory_limit", "bytes", bytes, 0, 2 ^ 53))
+end
 
 --- Gives the blocks that a device keeps for reuse back to the system.
 -- @param[opt] device "cpu", "cuda:0", ...; nil is the default device

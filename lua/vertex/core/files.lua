@@ -75,6 +75,24 @@ function files.read_file(path)
   return text
 end
 
+ffi.cdef "int memfd_create(const char *name, unsigned flags); int close(int file);"
+
+local MemoryFile = {}
+MemoryFile.__index = MemoryFile
+
+--- Makes a file in memory, for a library that writes files alone. However this process ends, nothing of it stays.
+-- @return file with path, good in this process until :close()
+-- @raise where there is no memory for it
+function files.memory_file()
+  local MFD_CLOEXEC = 1
+  local number = ffi.C.memfd_create("vertex", MFD_CLOEXEC)
+  if number < 0 then library.fail("a file in memory could not be made (error %d)", ffi.errno()) end
+  return setmetatable({ number = number, path = "/proc/self/fd/" .. number }, MemoryFile)
+end
+
+--- Lets go of the file.
+function MemoryFile:close() ffi.C.close(self.number) end
+
 --- Makes a folder and those above it that are missing.
 -- @param path of the folder
 -- @return true; or nil and why not

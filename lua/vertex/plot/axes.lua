@@ -50,7 +50,7 @@ local function new_series(ax, who, o)
   local layer = {
     color = colors.check(who, o.color or n % k + 1),
     label = o.label,
-    dash = o.dash and inputs.array(who, "dash", o.dash) or dashes[round % #dashes + 1],
+    dash = o.dash or dashes[round % #dashes + 1],
     marker = o.marker and marks.check_marker(who, o.marker),
     round = round,
   }
@@ -79,12 +79,29 @@ local function check_points(who, x, y)
   return x, y
 end
 
--- Gives lo and hi: the option range, or else the range of the data; of the positive data where `positive` is set.
-local function check_range(who, range, arrays, positive)
-  if not range then return scales.range(arrays, positive) end
+-- Checks the ends of a scale, given as the option `name`; either may be nil.
+local function check_ends(who, name, ends, log)
+  for i = 1, 2 do
+    local v = ends[i]
+    local low = log and scales.LEAST or -scales.LARGEST
+    if v ~= nil and not (type(v) == "number" and v >= low and v <= scales.LARGEST) then
+      fail("%s: %s[%d] is %s, expected a %snumber from %g to %g", who, name, i, check.show(v),
+        log and "positive " or "", low, scales.LARGEST)
+    end
+  end
+  if ends[1] and ends[2] and not scales.apart(ends[1], ends[2], log) then
+    fail("%s: %s has no width%s, its ends are %.17g and %.17g", who, name, log and " on a logarithmic scale" or "",
+      ends[1], ends[2])
+  end
+end
+
+-- Gives lo and hi: the option range, or else the range of the data; of the positive data where `log` is set.
+local function check_range(who, range, arrays, log)
+  if not range then return scales.range(arrays, log) end
   local lo, hi = range[1], range[2]
-  if type(lo) == "number" and type(hi) == "number" and hi - lo > scales.LEAST then
-    return inputs.drawable(who, "range[1]", lo), inputs.drawable(who, "range[2]", hi)
+  if type(lo) == "number" and type(hi) == "number" and lo < hi then
+    check_ends(who, "range", range, log)
+    return lo, hi
   end
   fail("%s: range is {lo, hi} with lo below hi, got {%s, %s}", who, check.show(lo), check.show(hi))
 end
@@ -103,7 +120,6 @@ end
 function axes.set_color_scale(ax, who, o, arrays)
   local palette = colors.check_palette(who, o.palette)
   local lo, hi = check_range(who, o.range, arrays, o.log)
-  if o.log and lo <= 0 then fail("%s: range[1] is a positive number for a logarithmic scale, got %g", who, lo) end
   local has = ax.color_scale
   if has and not (has.lo == lo and has.hi == hi and has.log == o.log and has.palette == palette) then
     fail("%s: the axes' colour bar shows %g to %g in %s; give this layer and that one the same range, palette and log",
@@ -113,10 +129,10 @@ function axes.set_color_scale(ax, who, o, arrays)
   return ax.color_scale
 end
 
--- Gives values + sign by.
-local function offset(values, by, sign)
+-- Gives values + sign by, which are called `name`.
+local function offset(who, name, values, by, sign)
   local out = {}
-  for i, v in ipairs(values) do out[i] = v + sign * by[i] end
+  for i, v in ipairs(values) do out[i] = inputs.drawable(who, ("%s[%d]"):format(name, i), v + sign * by[i]) end
   return out
 end
 
@@ -135,13 +151,13 @@ end
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:line(x, y, options)
   local who = "Axes:line"
-  local o = begin(self, who, options, { label = "text", color = "any", width = { "positive", 1.6 }, dash = "any",
-    band = "table", sd = "any", marker = "text" })
+  local o = begin(self, who, options, { label = inputs.text, color = "any", width = { inputs.points, 1.6 },
+    dash = inputs.dash, band = "table", sd = "any", marker = "text" })
   x, y = check_points(who, x, y)
   local band
   if o.sd then
     local sd = inputs.array_like(who, "sd", o.sd, "y", y)
-    band = { offset(y, sd, -1), offset(y, sd, 1) }
+    band = { offset(who, "y - sd", y, sd, -1), offset(who, "y + sd", y, sd, 1) }
   elseif o.band then
     band = {}
     for i = 1, 2 do band[i] = inputs.array_like(who, ("band[%d]"):format(i), o.band[i], "y", y) end
@@ -177,7 +193,7 @@ function Axes:runs(x, runs, options)
     end
     sd[i] = n > 1 and math.sqrt(squares / (n - 1)) or 0
   end
-  local o = begin(self, who, options, { label = "text", color = "any", width = "positive", dash = "any",
+  local o = begin(self, who, options, { label = inputs.text, color = "any", width = inputs.points, dash = inputs.dash,
     marker = "text" })
   o.sd = #runs > 1 and sd or nil
   return self:line(x, mean, o)
@@ -210,8 +226,8 @@ end
 -- option is unknown or of another type
 function Axes:scatter(x, y, options)
   local who = "Axes:scatter"
-  local o = begin(self, who, options, with_colors { label = "text", color = "any", marker = "text",
-    size = { "positive", 5 }, alpha = { "number", 0.8 }, values = "any", density = "boolean" })
+  local o = begin(self, who, options, with_colors { label = inputs.text, color = "any", marker = "text",
+    size = { inputs.points, 5 }, alpha = { inputs.opacity, 0.8 }, values = "any", density = "boolean" })
   x, y = check_points(who, x, y)
   if o.values and o.density then fail("%s: either values or density colour the points", who) end
   local layer = new_series(self, who, o)
@@ -243,13 +259,15 @@ end
 -- @raise where lengths differ, the colour bar has another scale already, or an option is unknown or of another type
 function Axes:arrows(x, y, dx, dy, options)
   local who = "Axes:arrows"
-  local o = begin(self, who, options, with_colors { label = "text", color = "any", scale = { "positive", 1 },
-    width = { "positive", 1 }, head = { "positive", 5 }, alpha = "number", values = "any" })
+  local o = begin(self, who, options, with_colors { label = inputs.text, color = "any", scale = { "positive", 1 },
+    width = { inputs.points, 1 }, head = { inputs.points, 5 }, alpha = inputs.opacity, values = "any" })
   x, y = check_points(who, x, y)
   dx, dy = inputs.array_like(who, "dx", dx, "x", x), inputs.array_like(who, "dy", dy, "y", y)
   local layer = new_series(self, who, o)
   check_values(self, who, layer, o, x)
-  layer.x, layer.y, layer.marks = { x, offset(x, dx, o.scale) }, { y, offset(y, dy, o.scale) }, #x
+  layer.x = { x, offset(who, "x + scale dx", x, dx, o.scale) }
+  layer.y = { y, offset(who, "y + scale dy", y, dy, o.scale) }
+  layer.marks = #x
   layer.width, layer.head, layer.alpha = o.width, o.head, o.alpha
   return add_layer(self, "arrows", layer)
 end
@@ -267,9 +285,9 @@ end
 -- @raise where x or y is no number, text is no string, or an option is unknown or of another type
 function Axes:text(x, y, text, options)
   local who = "Axes:text"
-  local o = begin(self, who, options, { color = "any", size = { "positive", self.figure.font * 0.9 },
+  local o = begin(self, who, options, { color = "any", size = { inputs.letters, self.figure.font * 0.9 },
     at = { "text", "right" } })
-  if type(text) ~= "string" then fail("%s: text is a string, got %s", who, check.show(text)) end
+  text = inputs.text(who, "text", text)
   x, y = inputs.array(who, "x", { x }), inputs.array(who, "y", { y })
   if #x ~= 1 or #y ~= 1 then fail("%s: x and y are numbers", who) end
   return add_layer(self, "text", { x = { x }, y = { y }, text = text, color = o.color and colors.check(who, o.color),
@@ -288,8 +306,8 @@ end
 -- @raise where values are no numbers, or an option is unknown or of another type
 function Axes:hist(values, options)
   local who = "Axes:hist"
-  local o = begin(self, who, options, { label = "text", color = "any", alpha = { "number", 0.75 }, bins = "count",
-    range = "table" })
+  local o = begin(self, who, options, { label = inputs.text, color = "any", alpha = { inputs.opacity, 0.75 },
+    bins = inputs.integer(1, 100000), range = "table" })
   values = inputs.array(who, "values", values)
   local bins = o.bins or min(max(ceil(math.sqrt(#values)), 10), 60)
   local lo, hi = check_range(who, o.range, { values })
@@ -333,7 +351,7 @@ end
 -- @raise where lengths differ, or an option is unknown or of another type
 function Axes:bar(labels, values, options)
   local who = "Axes:bar"
-  local o = begin(self, who, options, { label = "text", color = "any", colors = "table", alpha = "number",
+  local o = begin(self, who, options, { label = inputs.text, color = "any", colors = "table", alpha = inputs.opacity,
     errors = "any" })
   labels = inputs.labels(who, "labels", labels)
   values = inputs.array(who, "values", values)
@@ -345,7 +363,8 @@ function Axes:bar(labels, values, options)
   if shades then inputs.lengths(who, "colors", shades, "values", values) end
   local layer = new_series(self, who, o)
   layer.colors = shades
-  layer.y = { values, errors and offset(values, errors, -1), errors and offset(values, errors, 1) }
+  layer.y = { values, errors and offset(who, "values - errors", values, errors, -1),
+    errors and offset(who, "values + errors", values, errors, 1) }
   layer.alpha = o.alpha
   self.xlabels = self.xlabels or labels
   self.bar_layers[#self.bar_layers + 1] = layer
@@ -393,20 +412,6 @@ function Axes:image(img)
   return self
 end
 
--- Checks the limits of an axis; either may be nil.
-local function check_limits(who, limits, name, log)
-  for i = 1, 2 do
-    local v = limits[i]
-    if v ~= nil and not (type(v) == "number" and scales.finite(v) and (v > 0 or not log)) then
-      fail("%s: %slim[%d] is a %snumber, got %s", who, name, i, log and "positive " or "", check.show(v))
-    end
-    if v then inputs.drawable(who, ("%slim[%d]"):format(name, i), v) end
-  end
-  if limits[1] and limits[2] and abs(limits[1] - limits[2]) <= scales.LEAST then
-    fail("%s: %slim has no width, both ends are %g", who, name, limits[1])
-  end
-end
-
 --- Sets texts and scales. It may be called again; what is not named stays.
 -- @param options table
 -- @param[opt] options.title string
@@ -425,12 +430,14 @@ end
 -- @raise where an option is unknown or of another type, limits are equal, or not positive on a logarithmic axis
 function Axes:set(options)
   local who = "Axes:set"
-  local o = check.options(who, options, { title = "text", xlabel = "text", ylabel = "text", color_label = "text",
-    xlog = "boolean", ylog = "boolean", xlim = "table", ylim = "table", legend = "text", grid = "boolean",
-    color_bar = "boolean" })
+  local o = check.options(who, options, { title = inputs.text, xlabel = inputs.text, ylabel = inputs.text,
+    color_label = inputs.text, xlog = "boolean", ylog = "boolean", xlim = "table", ylim = "table", legend = "text",
+    grid = "boolean", color_bar = "boolean" })
   if o.legend then legend.check_place(who, o.legend) end
   setmetatable(o, { __index = self.options })     -- limits and log must agree, whichever of them was set before
-  for _, name in ipairs { "x", "y" } do check_limits(who, o[name .. "lim"] or {}, name, o[name .. "log"]) end
+  for _, name in ipairs { "x", "y" } do
+    check_ends(who, name .. "lim", o[name .. "lim"] or {}, o[name .. "log"])
+  end
   for key, value in pairs(o) do self.options[key] = value end
   return self
 end

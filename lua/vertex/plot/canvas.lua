@@ -65,6 +65,12 @@ local function check_status(status, what)
   if status ~= 0 then error((what or "cairo") .. ": " .. ffi.string(cairo.cairo_status_to_string(status)), 0) end
 end
 
+-- Pixels along a side that cairo's pictures have at most.
+local MOST_PIXELS = 32767
+
+-- Pixels along a side up to which a small picture is enlarged.
+local MOST_ENLARGED = 4096
+
 -- Makes a surface of w by h pixels, freed with its handle.
 local function new_image_surface(format, w, h)
   return ffi.gc(cairo.cairo_image_surface_create(format, w, h), cairo.cairo_surface_destroy)
@@ -226,19 +232,21 @@ end
 function Canvas:image(img, x, y, w, h)
   local scale = min(w / img.width, h / img.height)
   local zoom = scale >= 1.5 and ceil(scale) or 1
+  zoom = max(1, min(zoom, floor(MOST_ENLARGED / max(img.width, img.height))))
   local left, top = x + (w - img.width * scale) / 2, y + (h - img.height * scale) / 2
   paint(self.cr, image_surface(img, zoom), left, top, scale / zoom, zoom > 1 and NEAREST or GOOD)
 end
 
 --- Draws what draw(canvas) draws within the box as one picture.
 function Canvas:raster(x, y, w, h, draw)
-  local surface = new_image_surface(ARGB32, ceil(w * RASTER_SCALE), ceil(h * RASTER_SCALE))
+  local scale = min(RASTER_SCALE, MOST_PIXELS / ceil(max(w, h)))
+  local surface = new_image_surface(ARGB32, ceil(w * scale), ceil(h * scale))
   draw_on(surface, false, function(inner)
-    cairo.cairo_scale(inner.cr, RASTER_SCALE, RASTER_SCALE)
+    cairo.cairo_scale(inner.cr, scale, scale)
     cairo.cairo_translate(inner.cr, -x, -y)
     draw(inner)
   end)
-  paint(self.cr, surface, x, y, 1 / RASTER_SCALE, GOOD)
+  paint(self.cr, surface, x, y, 1 / scale, GOOD)
 end
 
 -- -- Where drawings go ------------------------------------------------------------------------------------------------
@@ -257,6 +265,14 @@ function canvas.extend(class)
   return setmetatable(class, Canvas)
 end
 
+--- Says that w by h points are too many pixels for a picture; nil where they are not.
+function canvas.too_large(w, h, scale)
+  local across, down = ceil(w * scale), ceil(h * scale)
+  if across <= MOST_PIXELS and down <= MOST_PIXELS then return nil end
+  return ("%g x %g points are %.0f x %.0f pixels, expected at most %d along a side"):format(w, h, across, down,
+    MOST_PIXELS)
+end
+
 --- Calls measure(canvas) with a canvas that shows nothing.
 function canvas.measure(measure)
   load()
@@ -272,6 +288,8 @@ end
 -- @param draw function(canvas); what it raises is raised, without a position
 function canvas.draw_file(format, path, w, h, scale, draw)
   load()
+  local why_not = format == "png" and canvas.too_large(w, h, scale)
+  if why_not then error(why_not, 0) end
   local surface = surfaces[format](path, w, h, scale)
   local ok, why = pcall(draw_on, surface, format ~= "png", function(on)
     if format == "png" then cairo.cairo_scale(on.cr, scale, scale) end
@@ -298,6 +316,8 @@ end
 -- @return function(x, y) -> red, green, blue of a pixel, 0-based, each in 0..255
 function canvas.draw_pixels(w, h, size, class, fields, draw)
   load()
+  local why_not = canvas.too_large(w * size, h * size, 1 / size)
+  if why_not then error(why_not, 0) end
   local surface = new_image_surface(RGB24, w, h)
   check_status(cairo.cairo_surface_status(surface))
   draw_on(surface, false, function(on)

@@ -76,8 +76,8 @@ end
 function grid.new(rows, options)
   local who = "plot.image_grid"
   local o = check.options(who, options, { row_labels = { "table", {} }, col_labels = { "table", {} },
-    cell = { "positive", 96 }, gap = { "number", 4 }, title = "text", scale = { "positive", 2 },
-    font = { "positive", 11 } })
+    cell = { inputs.side, 96 }, gap = { inputs.number(0, 10000), 4 }, title = inputs.text,
+    scale = { inputs.scale, 2 }, font = { inputs.letters, 11 } })
   local images, wide, high = check_images(who, rows, o.cell)
   return {
     images = images, cell_width = wide, cell_height = high, gap = o.gap, title = o.title,

@@ -16,7 +16,8 @@
 -- or another object with `:shape()`, `:dtype()` and `:bytes()`.
 -- Colours: "#rrggbb", { r, g, b } in 0..1, or a number, 1-based, that picks from `plot.colors`. A series without one
 -- takes the next of `plot.colors`; each further round changes the dash of lines and the marker of points.
--- Sizes are points, 1/72 inch; a PNG has `scale` pixels to the point. Text is UTF-8.
+-- Sizes are points, 1/72 inch: 0.01 to 10000 of marks and lines, 0.1 to 500 of letters, 1 to 32767 of a figure's sides.
+-- A PNG has `scale` pixels to the point, 0.001 to 50. Text is UTF-8; bytes that are not become U+FFFD.
 --
 -- This file holds figures. The others, from what a user says to what is drawn:
 --
@@ -37,6 +38,7 @@ local canvas = require "vertex.plot.canvas"
 local check = require "vertex.check"
 local colors = require "vertex.plot.colors"
 local grid = require "vertex.plot.grid"
+local inputs = require "vertex.plot.inputs"
 local page = require "vertex.plot.page"
 local scales = require "vertex.plot.scales"
 local ternary = require "vertex.plot.ternary"
@@ -62,11 +64,14 @@ Figure.__index = Figure
 -- @param[opt=2] options.scale PNG pixels to the point
 -- @param[opt=11] options.font size of labels in points
 -- @return figure
--- @raise where an option is unknown or of another type, or a size is not positive
+-- @raise where an option is unknown, of another type or out of its range, or a PNG would have more than 32767 pixels
+-- along a side
 function plot.figure(options)
-  local fig = check.options("plot.figure", options, { width = { "positive", 640 }, height = { "positive", 400 },
-    rows = { "count", 1 }, cols = { "count", 1 }, title = "text", scale = { "positive", 2 },
-    font = { "positive", 11 } })
+  local fig = check.options("plot.figure", options, { width = { inputs.side, 640 }, height = { inputs.side, 400 },
+    rows = { inputs.integer(1, 1000), 1 }, cols = { inputs.integer(1, 1000), 1 }, title = inputs.text,
+    scale = { inputs.scale, 2 }, font = { inputs.letters, 11 } })
+  local why = canvas.too_large(fig.width, fig.height, fig.scale)
+  if why then fail("plot.figure: %s", why) end
   fig.cells, fig.draw = {}, page.draw
   return setmetatable(fig, Figure)
 end
@@ -139,15 +144,10 @@ end
 
 -- Gives the bytes of the figure's file, or nil and the reason. Cairo writes files only, unless C calls back into Lua.
 local function render(fig, format)
-  local path = os.tmpname()
-  local ok, why = pcall(draw_file, fig, format, path)
-  local file, bytes
-  if ok then file, why = io.open(path, "rb") end
-  if file then
-    bytes, why = file:read "*a"
-    file:close()
-  end
-  os.remove(path)
+  local file = core.memory_file()
+  local ok, why = pcall(draw_file, fig, format, file.path)
+  local bytes = ok and core.read_file(file.path) or nil
+  file:close()
   return bytes, why
 end
 
@@ -183,8 +183,7 @@ end
 -- @return string of lines
 -- @raise where columns is below 20, or libcairo is not installed
 function Figure:text(options)
-  local o = check.options("Figure:text", options, { columns = { "count", 80 }, color = "boolean" })
-  if o.columns < 20 then fail("Figure:text: columns is %d, expected at least 20", o.columns) end
+  local o = check.options("Figure:text", options, { columns = { inputs.integer(20, 10000), 80 }, color = "boolean" })
   local ok, result = pcall(braille.draw, self, o.columns, o.color)
   if not ok then fail("Figure:text: %s", result) end
   return result

@@ -4,9 +4,46 @@
 local check = require "vertex.check"
 local core = require "vertex.core"
 local scales = require "vertex.plot.scales"
+local utf8 = require "vertex.utf8"
 local fail, show = core.fail, check.show
 
 local inputs = {}
+
+-- -- Kinds of options, for check.options ------------------------------------------------------------------------------
+
+--- Gives the kind of numbers from low to high.
+function inputs.number(low, high)
+  return function(who, name, value) return check.number(who, name, value, low, high) end
+end
+
+--- Gives the kind of integers from low to high.
+function inputs.integer(low, high)
+  return function(who, name, value) return check.integer(who, name, value, low, high) end
+end
+
+--- Sizes of marks, lines and letters in points: cairo's fixed point holds what is made of them.
+inputs.points = inputs.number(0.01, 10000)
+--- Sizes of letters in points: FreeType takes up to 65535 pixels, and loses the font at more.
+inputs.letters = inputs.number(0.1, 500)
+--- Sides of a figure in points.
+inputs.side = inputs.number(1, 32767)
+--- Pixels to the point: those of the farthest place that scales.mapper gives are in cairo's fixed point too.
+inputs.scale = inputs.number(0.001, 50)
+inputs.opacity = inputs.number(0, 1)
+
+-- U+FFFD, which stands for what is no text.
+local REPLACEMENT = "\239\191\189"
+
+--- Texts: a number becomes one, and what is not UTF-8, or a NUL byte, U+FFFD.
+function inputs.text(who, name, value)
+  if type(value) ~= "string" and type(value) ~= "number" then
+    fail("%s: %s is %s, expected a string", who, name, show(value))
+  end
+  local text, rest = utf8.clean(tostring(value))
+  return (text:gsub("%z", REPLACEMENT)) .. REPLACEMENT:rep(#rest)
+end
+
+-- -- Values -----------------------------------------------------------------------------------------------------------
 
 --- Gives the table of an object with totable; anything else as it is.
 function inputs.plain(v)
@@ -68,20 +105,35 @@ function inputs.labels(who, name, labels)
   if type(labels) ~= "table" then fail("%s: %s is an array of strings, got %s", who, name, show(labels)) end
   local out = {}
   for i, label in ipairs(labels) do
-    if type(label) ~= "string" and type(label) ~= "number" then
-      fail("%s: %s[%d] is a string, got %s", who, name, i, show(label))
-    end
-    out[i] = tostring(label)
+    out[i] = inputs.text(who, ("%s[%d]"):format(name, i), label)
   end
   return out
 end
+
+--- Copies the dash of a line: lengths in line widths, not all of them 0.
+function inputs.dash(who, name, v)
+  local source, out, sum = inputs.plain(v), {}, 0
+  if type(source) ~= "table" then fail("%s: %s is an array of lengths, got %s", who, name, show(v)) end
+  for i, length in ipairs(source) do
+    out[i] = check.number(who, ("%s[%d]"):format(name, i), length, 0, 10000)
+    sum = sum + out[i]
+  end
+  if #out > 0 and sum < 0.1 then
+    fail("%s: %s is %g line widths long in all, expected at least 0.1, or {} for a solid line", who, name, sum)
+  end
+  return out
+end
+
+-- Pixels along a side that cairo's pictures have at most.
+local MOST_PIXELS = 32767
 
 --- Copies a picture of any accepted form as { width =, height =, dtype =, bytes = }: a tensor may be freed before the
 -- figure is drawn.
 function inputs.image(who, img)
   if type(img) == "table" and rawget(img, "rgb") then
     local rgb = img.rgb
-    local w, h = check.integer(who, "image.width", img.width, 1), check.integer(who, "image.height", img.height, 1)
+    local w = check.integer(who, "image.width", img.width, 1, MOST_PIXELS)
+    local h = check.integer(who, "image.height", img.height, 1, MOST_PIXELS)
     if type(rgb) ~= "string" or #rgb ~= 3 * w * h then
       fail("%s: a %dx%d image has an rgb string of %d bytes, got %s", who, w, h, 3 * w * h,
         type(rgb) == "string" and #rgb or show(rgb))
@@ -95,6 +147,9 @@ function inputs.image(who, img)
   local text = ("(%s) of %s"):format(table.concat(shape, ", "), tostring(dtype))
   if #shape ~= 3 or shape[3] ~= 3 or shape[1] < 1 or shape[2] < 1 or not (dtype == "u8" or dtype == "f32") then
     fail("%s: an image object is (H, W, 3) of u8 or f32, got %s", who, text)
+  end
+  if shape[1] > MOST_PIXELS or shape[2] > MOST_PIXELS then
+    fail("%s: an image has at most %d pixels along a side, got %s", who, MOST_PIXELS, text)
   end
   local bytes = img:bytes()
   if #bytes ~= shape[1] * shape[2] * 3 * (dtype == "u8" and 1 or 4) then

@@ -162,7 +162,8 @@ end
 -- the corners reach over.
 local function simplex_view(cell, view)
   local s = cell.ax.simplex
-  local x0, x1, y0, y1 = min(unpack(s.x)), max(unpack(s.x)), min(unpack(s.y)), max(unpack(s.y))
+  local x0, x1, y0, y1 = s.x[1], s.x[1], s.y[1], s.y[1]
+  for m = 2, s.codes do x0, x1, y0, y1 = min(x0, s.x[m]), max(x1, s.x[m]), min(y0, s.y[m]), max(y1, s.y[m]) end
   local unit = min(view.width / (x1 - x0), view.height / (y1 - y0))
   local left, bottom = view.left + (view.width - unit * (x1 - x0)) / 2, view.top + (view.height + unit * (y1 - y0)) / 2
   view.over = cell.ax.figure.font

@@ -309,7 +309,7 @@ function heatmap.draw(canvas, layer, view)
       local x0 = view.x(e[1] + (e[2] - e[1]) * (c - 1) / #row)
       local x1 = view.x(e[1] + (e[2] - e[1]) * c / #row)
       local color = finite(v) and color_of(v)
-      if color then
+      if color and finite(x0 + x1 + y0 + y1) then
         canvas:color(color)
         canvas:box(x0, y0, x1 - x0, y1 - y0)
       end

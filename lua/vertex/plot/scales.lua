@@ -18,7 +18,16 @@ local finite = scales.finite
 -- are no numbers any more.
 scales.LARGEST, scales.LEAST = 1e300, 1e-300
 
+-- The largest number on an axis: with air beside the data.
+local MOST = 1e4 * scales.LARGEST
+
 -- -- Ranges -----------------------------------------------------------------------------------------------------------
+
+--- Says whether two ends are far enough apart for a scale between them; on a logarithmic one their logarithms.
+function scales.apart(a, b, log)
+  if log then return abs(log10(a) - log10(b)) > 1e-10 end
+  return abs(a - b) > scales.LEAST
+end
 
 -- Widens lo..hi by the finite values; only positive ones count where `positive` is set.
 local function widen(lo, hi, values, positive)
@@ -28,21 +37,25 @@ local function widen(lo, hi, values, positive)
   return lo, hi
 end
 
--- Gives a range whose ends differ: an empty one becomes 0..1, a single value gets room on both sides.
-local function open_range(lo, hi)
-  if lo > hi then return 0, 1 end
+-- Gives a range whose ends differ: an empty one becomes 0..1 (1..10 where log is set), a single value gets room on both
+-- sides.
+local function open_range(lo, hi, log)
+  if lo > hi then return log and 1 or 0, log and 10 or 1 end
+  if log then
+    if scales.apart(lo, hi, true) then return lo, hi end
+    return max(lo * 0.9, scales.LEAST), hi * 1.1
+  end
   if hi - lo > max(1e-12 * max(abs(lo), abs(hi)), scales.LEAST) then return lo, hi end
   local room = abs(lo) <= 1e3 * scales.LEAST and 1 or abs(lo) * 0.1
   return lo - room, hi + room
 end
 
---- Gives the least and greatest of the finite values of some arrays, never the same; of the positive ones where
--- `positive` is set.
-function scales.range(arrays, positive)
+--- Gives the least and greatest of the finite values of some arrays, never the same; of the positive ones where `log`
+-- is set.
+function scales.range(arrays, log)
   local lo, hi = huge, -huge
-  for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values, positive) end
-  if positive and lo > hi then return 1, 10 end
-  return open_range(lo, hi)
+  for _, values in ipairs(arrays) do lo, hi = widen(lo, hi, values, log) end
+  return open_range(lo, hi, log)
 end
 
 --- Gives the "x" or "y" scale of axes, from the limits that were set or from the data with a little air. Reversed ends
@@ -56,17 +69,21 @@ function scales.of_axes(ax, name)
     zero = zero or name == "y" and layer.kind == "bars"
   end
   if zero and not log then lo, hi = min(lo, 0), max(hi, 0) end
-  if log and lo > hi then lo, hi = 1, 10 end
-  lo, hi = open_range(lo, hi)
+  lo, hi = open_range(lo, hi, log)
   if air then
     local pad = (log and log10(hi / lo) or hi - lo) * 0.035
     local from, to = lo, hi
-    lo, hi = log and lo / 10 ^ pad or lo - pad, log and hi * 10 ^ pad or hi + pad
+    lo, hi = log and max(lo / 10 ^ pad, scales.LEAST) or lo - pad, log and min(hi * 10 ^ pad, MOST) or hi + pad
     if zero and from == 0 then lo = 0 end
     if zero and to == 0 then hi = 0 end
   end
   if ax.reversed and name == "y" then lo, hi = hi, lo end
-  return { lo = limits[1] or lo, hi = limits[2] or hi, log = log, labels = ax[name .. "labels"] }
+  lo, hi = limits[1] or lo, limits[2] or hi
+  if not scales.apart(lo, hi, log) then          -- the one that was set lies on the end of the data
+    local low, high = open_range(lo, hi, log)
+    lo, hi = limits[1] or low, limits[2] or high
+  end
+  return { lo = lo, hi = hi, log = log, labels = ax[name .. "labels"] }
 end
 
 --- Gives the function from data to the page, where the scale lies on from..to; NaN for what has no place. Places far
@@ -88,8 +105,8 @@ local function power10(e) return tonumber("1e" .. e) end
 -- Gives the decimal exponent of a number.
 local function exponent(v) return floor(log10(abs(v)) + 1e-9) end
 
--- Writes a number with so many decimals.
-local function fixed(v, digits) return ("%%.%df"):format(max(0, digits)):format(v) end
+-- Writes a number with so many decimals: at most 99, as string.format does.
+local function fixed(v, digits) return ("%%.%df"):format(min(max(0, digits), 99)):format(v) end
 
 -- Drops the zeros that end a decimal fraction.
 local function trim(text)
@@ -112,7 +129,7 @@ function scales.format_number(v, step, magnitude)
   magnitude = magnitude or abs(v)
   if magnitude < 1e-3 * (1 - 1e-9) or magnitude >= 1e12 then
     local e = exponent(v)
-    local mantissa = v / power10(e)
+    local mantissa = e < -300 and v * 1e300 / power10(e + 300) or v / power10(e)
     return trim(fixed(mantissa, step and e - exponent(step) or 3)) .. "e" .. e
   end
   local unit, suffix = 1, ""
@@ -126,12 +143,32 @@ end
 -- -- Ticks ------------------------------------------------------------------------------------------------------------
 
 -- Checks the ends of an axis and the number of ticks wanted.
-local function expect_ends(who, lo, hi, count)
+local function expect_ends(who, lo, hi, count, log)
   for name, v in pairs { lo = lo, hi = hi } do
-    check.number(who, name, v, -1e4 * scales.LARGEST, 1e4 * scales.LARGEST) -- with air beside the data
+    check.number(who, name, v, -MOST, MOST)
   end
-  if hi - lo <= scales.LEAST then fail("%s: from %g to %g, expected hi above lo", who, lo, hi) end
+  if log and lo < scales.LEAST then
+    fail("%s: lo is %g, expected a number above 0 that a figure shows", who, lo)
+  end
+  if lo >= hi or not scales.apart(lo, hi, log) then fail("%s: from %g to %g, expected hi above lo", who, lo, hi) end
   check.integer(who, "count", count, 1, 10000)
+end
+
+-- Gives the ticks of a linear axis, and their step, as scales.ticks says.
+local function linear_ticks(lo, hi, count)
+  local raw = (hi - lo) / max(count - 1, 1)
+  local e, mantissa = exponent(raw), 10
+  for _, m in ipairs { 5, 2, 1 } do
+    if m * power10(e) >= raw * (1 - 1e-9) then mantissa = m end
+  end
+  local step, out = mantissa * power10(e), {}
+  local first = ceil(lo / step - 1e-9)
+  for i = 0, min(floor(hi / step + 1e-9) - first, count) do
+    local k = first + i
+    -- dividing gives 0.3, multiplying 0.30000000000000004
+    out[i + 1] = e < 0 and e > -300 and k * mantissa / power10(-e) or k * step
+  end
+  return out, step
 end
 
 --- Gives round values for a linear axis: steps of 1, 2 or 5 times a power of ten.
@@ -143,19 +180,7 @@ end
 -- @raise where the ends are no numbers that a figure shows, hi is not above lo, or count is none
 function scales.ticks(lo, hi, count)
   expect_ends("ticks", lo, hi, count)
-  local raw = (hi - lo) / max(count - 1, 1)
-  local e, mantissa = exponent(raw), 10
-  for _, m in ipairs { 5, 2, 1 } do
-    if m * power10(e) >= raw * (1 - 1e-9) then mantissa = m end
-  end
-  local step, out = mantissa * power10(e), {}
-  local first = ceil(lo / step - 1e-9)
-  for i = 0, min(floor(hi / step + 1e-9) - first, count) do
-    local k = first + i
-    -- dividing gives 0.3, multiplying 0.30000000000000004
-    out[i + 1] = e < 0 and k * mantissa / power10(-e) or k * step
-  end
-  return out, step
+  return linear_ticks(lo, hi, count)
 end
 
 -- Gives the values m * 10^e within lo..hi, for the mantissas m and every exponent e that is a multiple of `stride`;
@@ -180,12 +205,11 @@ end
 -- @return the step where the ticks are linear, else nil
 -- @raise as ticks, and where lo is not above 0
 function scales.log_ticks(lo, hi, count)
-  expect_ends("log_ticks", lo, hi, count)
-  if lo < scales.LEAST then fail("log_ticks: lo is %g, expected a number above 0 that a figure shows", lo) end
+  expect_ends("log_ticks", lo, hi, count, true)
   local out = decades(lo, hi, { 1, 2, 5 }, 1)
   if #out >= 2 and #out <= count then return out end
   if #out >= 2 then out = decades(lo, hi, { 1 }, 1) end
-  if #out < 2 then return scales.ticks(lo, hi, count) end
+  if #out < 2 then return linear_ticks(lo, hi, count) end
   local stride = max(1, floor(#out / max(count, 2)))
   while #out > max(count, 2) do
     out = decades(lo, hi, { 1 }, stride)

@@ -47,7 +47,8 @@ end
 -- Makes axes of a figure; Figure:simplex documents the options.
 local function new(figure, options)
   local who = "Figure:simplex"
-  local o = check.options(who, options, { codes = "count", labels = "table", ticks = { "whole", 5 } })
+  local o = check.options(who, options, { codes = inputs.integer(3, 100000), labels = "table",
+    ticks = { inputs.integer(0, 1000), 5 } })
   local codes = o.codes or o.labels and #o.labels or 3
   if codes < 3 then fail("%s: codes is %d, expected at least 3", who, codes) end
   local labels = o.labels and inputs.labels(who, "labels", o.labels)
@@ -218,7 +219,7 @@ end
 -- or of another type
 function Ternary:density(source, options)
   local who, s = "SimplexAxes:density", self.simplex
-  local known = { parts = { "count", 128 }, bandwidth = { "positive", 0.03 } }
+  local known = { parts = { inputs.integer(1, 2000), 128 }, bandwidth = { inputs.number(0.001, 10), 0.03 } }
   for name, kind in pairs(axes.color_options) do known[name] = kind end
   local o = check.options(who, options, known)
   if s.codes ~= 3 then
@@ -248,8 +249,8 @@ end
 -- @return the axes
 -- @raise where an option is unknown or of another type
 function Ternary:set(options)
-  local o = check.options("SimplexAxes:set", options, { title = "text", xlabel = "text", color_label = "text",
-    legend = "text", grid = "boolean", color_bar = "boolean" })
+  local o = check.options("SimplexAxes:set", options, { title = inputs.text, xlabel = inputs.text,
+    color_label = inputs.text, legend = "text", grid = "boolean", color_bar = "boolean" })
   return Axes.set(self, o)
 end
 
