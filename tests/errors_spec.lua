@@ -2,6 +2,7 @@
 
 local H = require "tests.helper"
 local vx = H.vx
+local arguments = require "vertex.arguments"
 local core = require "vertex.core"
 local ops = vx.ops
 local raises = H.raises
@@ -397,6 +398,74 @@ describe("what a newcomer types", function()
       H.write(path, head .. ("x"):rep(100))
       raises(function() vx.load(path) end, words, "Convert it in Python", "safetensors.torch.save_file")
     end
+  end)
+end)
+
+describe("a method says in words what it was given:", function()
+  it("those of every quantizer", function()
+    for _, item in ipairs(vx.quantizers()) do
+      local q, z = vx.quantizer(item.name, { dim = 4, codes = 8, k = 2 }), f(8, 4)
+      raises(function() q(z, 5) end, "quantizer: given is 5, expected a table")
+      local class = getmetatable(q)
+      while rawget(class, "is_module") do -- the family's own methods and those that it has of others
+        for key, method in pairs(class) do
+          if type(method) == "function" and debug.getlocal(arguments.plain(method), 1) == "self"
+            and not key:find "^_" then
+            raises(function() method(z) end, "called on a tensor f32 (8,4); a method takes its object before a colon")
+          end
+        end
+        class = getmetatable(class).__index
+      end
+      raises(function() q:take(1, z) end, "quantizer:take: book is 1, expected a tensor")
+      raises(function() q:encode() end, "quantizer:encode: z is nil, expected a tensor")
+      raises(function() q.row_sums(z, z, "x") end, "quantizer:row_sums: count is 'x', expected how many sums")
+      raises(function() q:learn(z, 1) end, "output is 1, expected a table")
+      raises(function() q:quantize_apart(z) end, "given is nil, expected a table")
+    end
+  end)
+
+  it("those of metrics, models and runs", function()
+    raises(function() vx.metrics.moments(3).mean(5) end, "moments:mean: called on 5")
+    raises(function() vx.metrics.inception_scores(20):add(5) end, "inception_score:add: logits is 5, expected a tensor")
+    raises(function() vx.metrics.code_use(3):restore {} end, "counter: counts are nil, expected a tensor (1,3)")
+    local w2v = vx.models.wav2vec2 { encoder_num_layers = 1, encoder_embed_dim = 16, encoder_num_heads = 2 }
+    raises(function() w2v.frames(400) end, "wav2vec2:frames: called on 400")
+    raises(function() w2v:extract("x") end, "wav2vec2:extract: waves is 'x', expected a tensor")
+    raises(function() require("vertex.models.inception_v3")(5) end, "inception_v3: options are 5")
+    raises(function() vx.runs.Run.peek(5, "x") end, "Run:peek: called on 5")
+  end)
+
+  it("functions whose argument holds others", function()
+    raises(function() vx.display.terminal {} end, "display.terminal: the form text/plain is nil, expected a string")
+    raises(function() vx.data.images { size = 8, batch = 1, files = { 5 } } end,
+      "images: files[1] is a number, expected a path")
+    local own = {}
+    own[1] = own
+    raises(function() vx.runs.fingerprint(own) end, "fingerprint: element 1 is a table, expected a text")
+    raises(function() vx.data.procedural {} end, "procedural: size has 0 numbers")
+    raises(function() vx.data.resize(vx.data.procedural(4), 2, -1) end, "resize: width is -1")
+    raises(function() vx.kmeans(f(4, 2), 2 ^ 60) end, "kmeans: codes is 1.1529215046068e+18")
+  end)
+
+  it("operators that tensors do not have", function()
+    local x = f(2)
+    raises(function() return x % 2 end, "vx.floor")
+    raises(function() return "a" .. x end, "tostring(x)")
+    raises(function() return x < x end, "vx.lt(a, b)")
+    raises(function() return x >= x end, "vx.ge(a, b)")
+  end)
+
+  it("a module that contains itself", function()
+    local a = vx.nn.Linear(1, 1)
+    a.part = vx.nn.Sequential()
+    a.part:add(a)
+    for _, method in ipairs { "parameters", "train", "state_dict", "describe", "zero_grad" } do
+      raises(function() a[method](a) end, "module Linear: 'part.1' is a module that it lies in")
+    end
+    raises(function() a:to "cpu" end, "'part.1'")
+    raises(function() a.part:add(a.part) end, "Sequential: it cannot contain itself")
+    local shared = vx.nn.Linear(1, 1)
+    assert.equal(2, #vx.nn.Sequential(shared, shared):parameters()) -- twice beside each other is none of that
   end)
 end)
 

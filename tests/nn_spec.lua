@@ -215,6 +215,24 @@ describe("a module", function()
     H.raises(function() net:load_state_dict(missing) end, "'body.1.bias'", "missing")
     H.raises(function() net:load_state_dict(extra) end, "'first.scale'", "no place")
     H.raises(function() net:load_state_dict(shape) end, "'body.3.weight'", "(6,2)", "(2,6)")
+    local m = nn.Linear(2, 2)
+    m.counts = vx.zeros({ 2 }, { dtype = "i32" })
+    m.bias:fill(7)
+    local function refused(counts, weight, ...)
+      local given = { weight = weight, bias = vx.ones { 2 }, counts = counts }
+      H.raises(function() m:load_state_dict(given) end, ...)
+      assert.same({ 7, 7 }, m.bias:totable()) -- nothing was changed
+    end
+    local fine, gone = vx.zeros({ 2 }, { dtype = "i32" }), vx.ones { 2, 2 }
+    gone:release()
+    refused(fine, { 2, 2 }, "'weight' is a table, expected a tensor (2,2)")
+    refused(fine, 5, "'weight' is 5, expected a tensor (2,2)")
+    refused(fine, gone, "'weight' is a released tensor, expected a tensor (2,2)")
+    refused(vx.tensor { 1.5, 2 }, vx.ones { 2, 2 }, "element 1 of 'counts' is 1.5, and the module's is i32")
+    refused(vx.tensor { 1, 1e20 }, vx.ones { 2, 2 }, "element 2 of 'counts' is 1.00000002e+20")
+    H.raises(function() m:load_state_dict { weight = gone, [{}] = 1 } end, "load_state_dict: ")
+    m:load_state_dict { weight = vx.ones { 2, 2 }, bias = vx.ones { 2 }, counts = vx.tensor { 3, 4 } }
+    assert.same({ 3, 4 }, m.counts:totable())
     assert.equal(before, net.first.weight:bytes())
   end)
 

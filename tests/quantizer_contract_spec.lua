@@ -52,6 +52,28 @@ local function pass(q, z, given)
   return o, gradients
 end
 
+describe("a refused step", function()
+  it("draws no noise and is no step of a schedule", function()
+    for _, name in ipairs { "hgumbel-knn-ce", "sgumbel-ppl", "softmax-dirichlet", "diveq", "rvq-hgumbel-knn-ce" } do
+      local q = vx.quantizer(name, { dim = 6, codes = 10, k = 3 })
+      local function counts()
+        local list = {}
+        q:visit(function(m)
+          if rawget(m, "generator") then list[#list + 1] = { m.generator.drawn, m.steps } end
+        end)
+        return list
+      end
+      q(data(1, { 20, 6 }))
+      local before, bad = counts(), data(2, { 20, 6 })
+      bad[14][2] = 0 / 0
+      H.raises(function() q(bad) end, "row 13")
+      assert.same(before, counts(), name)
+      q(data(1, { 20, 6 }))
+      assert.are_not.same(before, counts(), name)
+    end
+  end)
+end)
+
 describe("the fixtures", function()
   it("train in the sweep, and go on bit for bit after a kill", function()
     local folder = H.scratch "sweep-of-fixtures"

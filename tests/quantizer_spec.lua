@@ -587,7 +587,7 @@ for _, name in ipairs(names) do
       H.raises(function() q:forward(vx.zeros { 4, 5 }) end, name, "(4,5)", "width 6")
       H.raises(function() q:forward(vx.zeros { 0, 6 }) end, name, "(0,6)", "no rows")
       H.raises(function() q:forward(vx.zeros({ 4, 6 }, { dtype = "i32" })) end, name, "i32")
-      H.raises(function() q:forward "z" end, name, "string")
+      H.raises(function() q:forward "z" end, "z is 'z', expected a tensor f32 (..., dim)")
       H.raises(function() q:decode(vx.zeros { 4, 1 }) end, name, "i32")
       H.raises(function() q:decode(vx.zeros({ 4, 2 }, { dtype = "i32" })) end, name, "(4,2)")
       H.raises(function() q:decode(vx.tensor({ { 3 }, { 10 } }, { dtype = "i32" })) end, "10", "0 .. 9")

@@ -266,7 +266,7 @@ describe("wav2vec2", function()
     local config, weights = golden "group-norm-post"
     local m = vx.models.wav2vec2(config):load_state_dict(weights)
     local function i32(t) return vx.tensor(t, { dtype = "i32" }) end
-    H.raises(function() m:extract { 1, 2 } end, "extract: waves are a table, expected f32 (B,L)")
+    H.raises(function() m:extract { 1, 2 } end, "extract: waves is a table, expected a tensor f32 (B,L)")
     H.raises(function() m:extract(vx.zeros { 700 }) end, "extract: waves are f32 (700), expected f32 (B,L)")
     H.raises(function() m:extract(vx.zeros({ 1, 700 }, { dtype = "i32" })) end, "i32 (1,700)")
     H.raises(function() m:extract(vx.zeros { 0, 700 }) end, "waves (0,700) have no row")

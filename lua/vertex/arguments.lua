@@ -230,8 +230,9 @@ local function lines_of(path)
   return sources[path]
 end
 
---- Gives the parameters of a function with what the comment above it declares of them.
-local function declared(f, above, object)
+--- Gives the parameters of a function with what the comment above it declares of them; behind them, as optional ones,
+-- what else the method takes that it overrides.
+local function declared(f, above, object, overridden)
   local info, args = debug.getinfo(f, "Su"), {}
   local by_name = {}
   local doc = comments.parsed(above(lines_of(info.source:sub(2)), info.linedefined))
@@ -242,6 +243,11 @@ local function declared(f, above, object)
     args[i] = { name = name, text = arg and arg.text, optional = arg and arg.optional,
       object = name == "self" and object }
   end
+  local taken = overridden and declared(overridden, comments.above) or {}
+  for i = info.nparams + 1, #taken do
+    args[i] = taken[i]
+    args[i].optional = true
+  end
   return args
 end
 
@@ -250,14 +256,28 @@ end
 -- @param f function of a file of this library
 -- @param[opt] above function(lines, line) that finds the comment; comments.above
 -- @param[opt] object "tensor" or "object": what kind of value `self` is
-function arguments.checked(who, f, above, object)
+-- @param[opt] overridden method that f overrides: f may be called with as many arguments
+function arguments.checked(who, f, above, object, overridden)
   local info = debug.getinfo(f, "Su")
   if plain[f] or info.what ~= "Lua" or info.source:sub(1, 1) ~= "@" then return f end
-  local checked = maker(info.nparams, info.isvararg)(f, function()
-    return checker(who, declared(f, above or comments.above, object or "object"), info.isvararg)
+  local n = math.max(info.nparams, overridden and debug.getinfo(overridden, "u").nparams or 0)
+  local checked = maker(n, info.isvararg)(f, function()
+    return checker(who, declared(f, above or comments.above, object or "object", overridden), info.isvararg)
   end)
   plain[checked] = f
   return checked
+end
+
+--- Gives the method of this name that takes the most, of the classes that a class extends; nil where none has one.
+local function inherited(class, key)
+  local parent, found, most = (getmetatable(class) or {}).__index, nil, -1
+  while type(parent) == "table" do
+    local f = arguments.plain(rawget(parent, key))
+    local n = type(f) == "function" and debug.getinfo(f, "u").nparams or -1
+    if n > most then found, most = f, n end
+    parent = (getmetatable(parent) or {}).__index
+  end
+  return found
 end
 
 --- Puts functions that check their arguments in the place of a class's methods.
@@ -270,7 +290,7 @@ function arguments.guard_class(name, class)
     if type(f) == "function" and type(key) == "string" and not key:find "^_" then
       local own = key == "init" or key == "forward"
       class[key] = arguments.checked(own and name or name .. ":" .. key, f,
-        key == "init" and comments.above_constructor or nil)
+        key == "init" and comments.above_constructor or nil, nil, inherited(class, key))
     end
   end
 end

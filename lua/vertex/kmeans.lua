@@ -177,9 +177,7 @@ end
 local function kmeans(x, codes, options)
   local o = check_options(options)
   local N, D = sizes(x)
-  if type(codes) ~= "number" or codes < 1 or codes ~= math.floor(codes) then
-    fail("kmeans: codes is %s, expected an integer of 1 or more", tostring(codes))
-  end
+  check.integer("kmeans", "codes", codes, 1)
   if N == 0 or D == 0 then fail("kmeans: x has %d rows of %d numbers", N, D) end
   local device = core.is_tensor(x) and x:device() or core.device()
   local codebook = core.new({ codes, D }, { device = device })

@@ -119,6 +119,9 @@ function data.images(options)
   end
   local files, unreadable = {}, {}
   if o.path and o.files then fail "images: path and files: give one of them" end
+  for i, path in ipairs(o.files or {}) do
+    if type(path) ~= "string" then fail("images: files[%d] is a %s, expected a path", i, type(path)) end
+  end
   if o.path then files, unreadable = data.find(o.path, o.split) end
   files = o.files or files
   if o.strict and unreadable[1] then
@@ -217,6 +220,8 @@ end
 -- @return tensor u8 (height,width,3)
 -- @raise where x is no such image, or the filter is unknown
 function data.resize(x, height, width, filter)
+  check.integer("resize", "height", height, 1)
+  check.integer("resize", "width", width, 1)
   return core.image_resize(x, height, width, filter or "bilinear")
 end
 
@@ -227,8 +232,7 @@ end
 -- @return tensor u8 (H,W,3) on the CPU
 -- @raise where a size is no positive integer
 function data.procedural(size, seed, index)
-  local height, width = size, size
-  if type(size) == "table" then height, width = size[1], size[2] end
+  local height, width = unpack(check.pair("procedural", "size", size, 1))
   return core.procedural_image(height, width, seed or 1, index or 0)
 end
 

@@ -187,6 +187,8 @@ end
 -- @return f32 (count,D)
 -- @raise where there are not so many, or as next() does
 function Vectors:read(first, count)
+  check.integer("vectors", "first", first, 0)
+  check.integer("vectors", "count", count, 0)
   local x = core.new({ count, self.d }, { device = "cpu" })
   open_rows(self):read(x, nil, first)
   return x:to(self.device)

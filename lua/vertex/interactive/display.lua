@@ -110,7 +110,11 @@ end
 
 --- Writes a bundle to standard output: its picture where the terminal takes pictures, else its text.
 -- @param bundle table form → bytes, with "text/plain"
+-- @raise where there is no such text
 function display.terminal(bundle)
+  if type(bundle["text/plain"]) ~= "string" then
+    core.fail('display.terminal: the form text/plain is %s, expected a string', type(bundle["text/plain"]))
+  end
   local png, protocol = bundle["image/png"], display.protocol()
   if png and protocol and core.is_tty(1) then
     io.write(display.escape(png, protocol))

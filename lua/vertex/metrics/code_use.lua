@@ -82,13 +82,18 @@ function CodeUse:clear() self.counts:zero() end
 function CodeUse:state() return { counts = self.counts }, {} end
 
 --- Goes on from what :state gave; of several counters, one after the other, from their sum.
--- @param tensors {counts = tensor on any device}, which is copied
+-- @param tensors {counts = tensor i32 (columns,codes) on any device}, which is copied
+-- @raise where there is no such tensor
 function CodeUse:restore(tensors, _)
-  local flat, more = {}, {}
+  local flat, more, counts = {}, {}, tensors.counts
+  if not core.is_tensor(counts) or core.shape_text(counts) ~= core.shape_text(self.counts) then
+    core.fail("counter: counts are %s, expected a tensor %s", core.is_tensor(counts) and core.shape_text(counts)
+      or check.show(counts), core.shape_text(self.counts))
+  end
   for _, row in ipairs(self.counts:totable()) do
     for _, c in ipairs(row) do flat[#flat + 1] = c end
   end
-  for _, row in ipairs(tensors.counts:totable()) do
+  for _, row in ipairs(counts:totable()) do
     for _, c in ipairs(row) do more[#more + 1] = c end
   end
   for i = 1, #flat do flat[i] = flat[i] + more[i] end

@@ -8,6 +8,7 @@
 --
 -- [1] Salimans et al. 2016, Improved techniques for training GANs
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
@@ -82,6 +83,8 @@ function Score:score()
   for _, s in ipairs(scores) do squares = squares + (s - sum / count) ^ 2 end
   return sum / count, math.sqrt(squares / count)
 end
+
+arguments.guard_class("inception_score", Score)
 
 local metrics = {}
 

@@ -11,6 +11,7 @@
 --
 -- [1] Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions; Heusel et al. 2017
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local ops = require "vertex.ops"
@@ -41,7 +42,6 @@ end
 -- @return the moments themselves
 -- @raise where x has another shape or dtype, or holds a NaN or Inf; nothing of it is counted then
 function Moments:add(x)
-  if not core.is_tensor(x) then fail("moments: a %s, expected a tensor (N,%d)", type(x), self.features) end
   if x:dim() ~= 2 or x:size(2) ~= self.features then
     fail("moments: x %s should have the shape (N,%d)", shape_text(x), self.features)
   end
@@ -159,6 +159,8 @@ function Moments:frechet(other)
   end
   return math.max(0, d - 2 * trace_of_root(self, other))
 end
+
+arguments.guard_class("moments", Moments)
 
 local metrics = {}
 

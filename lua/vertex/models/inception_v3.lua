@@ -14,6 +14,7 @@
 --   torch-fidelity   299 x 299 (bilinear as TensorFlow 1 has it: pixel i comes from i times the scale), (byte - 128) /
 --                    128
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local images = require "vertex.data.images"
@@ -318,11 +319,14 @@ local load_as_named = Inception.load_state_dict -- that of all modules
 function Inception:load_state_dict(state)
   local own = {}
   for name, x in pairs(state) do
-    if not name:find "^AuxLogits%." and not name:find "%.num_batches_tracked$" then own[name] = x end
+    local named = type(name) == "string" -- what is not the module refuses
+    if not (named and (name:find "^AuxLogits%." or name:find "%.num_batches_tracked$")) then own[name] = x end
   end
   load_as_named(self, own)
   return self
 end
+
+arguments.guard_class("inception_v3", Inception)
 
 local OPTIONS = { file = "string", num_classes = "count", transform_input = "boolean",
   input = { { "torchvision", "pytorch-fid", "torch-fidelity" } } }

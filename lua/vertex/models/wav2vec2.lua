@@ -16,6 +16,7 @@
 -- Initial values are those of fairseq's recipe where they differ from vx.nn's: convolutions as He et al. 2015 have it,
 -- positions normal with deviation sqrt(4 / (kernel width)).
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local nn = require "vertex.nn"
@@ -250,7 +251,7 @@ function Model:init(config)
 end
 
 --- Says how many frames a number of samples gives.
--- @param samples of a wave
+-- @param samples number of samples of a wave
 -- @return frames, 0 where the samples are fewer than a frame takes
 function Model:frames(samples)
   for _, layer in ipairs(self.config.extractor_conv_layer_config) do
@@ -440,6 +441,7 @@ local LEFT_OUT = { "^masked_spec_embed$", "^mask_emb$", "^quantizer%.", "^projec
 
 --- Gives the name that a tensor has here; nil for a part that only pretraining has.
 local function own_name(name)
+  if type(name) ~= "string" then return name end -- which the module then refuses
   for _, rule in ipairs(NAMES) do name = name:gsub(rule[1], rule[2]) end
   for _, pattern in ipairs(LEFT_OUT) do
     if name:find(pattern) then return nil end
@@ -467,6 +469,8 @@ function Model:load_state_dict(state)
   end
   return load_as_named(self, own)
 end
+
+arguments.guard_class("wav2vec2", Model)
 
 --- Makes a Wav2Vec 2.0 model with the keyword names of torchaudio.models.wav2vec2_model. What is left out is the base
 -- model's, 94,370,944 parameters; with encoder_num_heads = 8 and encoder_ff_interm_features = 4096 it is the paper's,

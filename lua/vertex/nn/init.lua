@@ -90,16 +90,24 @@ function Module:fields()
   end
 end
 
+--- Calls f(module, path) on a module and on all inside it. way: module → true for those that it lies in.
+local function visit(module, f, path, way)
+  if way[module] then
+    fail("module %s: '%s' is a module that it lies in; none can contain itself", module.name, path)
+  end
+  way[module] = true
+  f(module, path)
+  for key, value in module:fields() do
+    if is_module(value) then visit(value, f, path == "" and tostring(key) or path .. "." .. key, way) end
+  end
+  way[module] = nil
+end
+
 --- Calls a function on this module and on all inside it.
 -- @param f function(module, path); path is "" for this module, "encoder.1" for one inside
 -- @param[opt=""] path text in front of the paths
-function Module:visit(f, path)
-  path = path or ""
-  f(self, path)
-  for key, value in self:fields() do
-    if is_module(value) then value:visit(f, path == "" and tostring(key) or path .. "." .. key) end
-  end
-end
+-- @raise where a module contains itself
+function Module:visit(f, path) visit(self, f, path or "", {}) end
 
 --- Lists all tensors, parameters and buffers, of this module and those inside.
 -- @return array of { name, tensor, module that holds it }
@@ -194,28 +202,42 @@ local function model_of(state, own)
   if not first or state[first] or not state["model." .. first] then return state end
   local model = {}
   for name, x in pairs(state) do
-    local rest = name:match "^model%.(.+)$"
+    local rest = type(name) == "string" and name:match "^model%.(.+)$"
     if rest then model[rest] = x end
   end
   return model
 end
 
+--- Fails unless `x`, what a state has under a name, can be copied to the module's tensor `own`.
+local function expect_loadable(name, x, own)
+  if x == nil then fail("load_state_dict: '%s' is missing", name) end
+  if not core.is_tensor(x) or core.is_released(x) then
+    fail("load_state_dict: '%s' is %s, expected a tensor %s", name, core.is_tensor(x) and "a released tensor"
+      or check.show(x), core.shape_text(own))
+  end
+  if core.shape_text(x) ~= core.shape_text(own) then
+    fail("load_state_dict: '%s' is %s in the file, %s in the module", name, core.shape_text(x), core.shape_text(own))
+  end
+  local kind = own:dtype()
+  if kind == "f32" or kind == x:dtype() then return end -- f32 holds, but for rounding, what the other dtypes do
+  for i, value in ipairs(ops.reshape(x:detach(), { -1 }):totable()) do
+    if not core.fits(kind, value) then
+      fail("load_state_dict: element %d of '%s' is %.10g, and the module's is %s", i, name, value, kind)
+    end
+  end
+end
+
 --- Copies tensors of the same names and shapes in.
 -- @param state table { name = tensor }, as vx.load gives it, also of a whole checkpoint of a run
 -- @return the module itself
--- @raise where a name is missing or unknown, or a shape differs; nothing was changed then
+-- @raise where a name is missing or unknown, there is no tensor under it, a shape differs, or a number does not fit an
+-- integer tensor of the module; nothing was changed then
 function Module:load_state_dict(state)
   local own = self:state_dict()
   state = model_of(state, own)
-  for name, x in pairs(own) do
-    if not state[name] then fail("load_state_dict: '%s' is missing", name) end
-    if core.shape_text(state[name]) ~= core.shape_text(x) then
-      fail("load_state_dict: '%s' is %s in the file, %s in the module", name, core.shape_text(state[name]),
-        core.shape_text(x))
-    end
-  end
+  for name, x in pairs(own) do expect_loadable(name, state[name], x) end
   for name in pairs(state) do
-    if not own[name] then fail("load_state_dict: '%s' has no place in this module", name) end
+    if not own[name] then fail("load_state_dict: '%s' has no place in this module", tostring(name)) end
   end
   for name, x in pairs(own) do x:copy(state[name]) end
   self:visit(function(m) m:loaded() end)
@@ -668,9 +690,10 @@ end
 --- Puts a module behind those that are there.
 -- @param m module
 -- @return the Sequential itself
--- @raise where it is no module
+-- @raise where it is no module, or the Sequential itself
 function nn.Sequential:add(m)
   if not is_module(m) then fail("Sequential: a %s, expected a module", type(m)) end
+  if m == self then fail "Sequential: it cannot contain itself" end
   self[#self._order + 1] = m
   return self
 end

@@ -44,6 +44,17 @@ Tensor.__pow = function(x, n)
   return ops.power(x, expect_f32(n, "x ^ n", "n"))
 end
 
+-- Operators that are none of tensors: what Lua would say of them names a table.
+local INSTEAD = {
+  __mod = "x % y: write x - vx.floor(x / y) * y",
+  __concat = "x .. y: write tostring(x) .. y for a text, vx.cat(dim, a, b) to join tensors",
+  __lt = "x < y, x > y: a comparison of Lua gives one boolean: write vx.lt(a, b) or vx.gt(a, b)",
+  __le = "x <= y, x >= y: a comparison of Lua gives one boolean: write vx.le(a, b) or vx.ge(a, b)",
+}
+for event, words in pairs(INSTEAD) do
+  Tensor[event] = function() fail("%s", words) end
+end
+
 -- Fields that a tensor may have or not; what else was looked for in vain joins them.
 local absent = { grad = true, rate = true, no_decay = true, name = true, _node = true, _slot = true, _scope = true,
   _gradient_buffer = true, _h = true }

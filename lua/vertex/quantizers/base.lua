@@ -25,6 +25,7 @@
 --   .graphs               false where quantize waits for the device, so that vx.graph cannot record it
 -- Buffers (nn.buffer) are in state_dict and in checkpoints, and not among the parameters.
 
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local dist = require "vertex.dist"
@@ -187,7 +188,6 @@ end
 
 --- z (..., dim) as rows (N, dim).
 local function as_rows(self, z, what)
-  if not core.is_tensor(z) then fail("%s: %s is a %s, expected a tensor", self.label, what, type(z)) end
   local o, s = self.options, z:shape()
   if #s < 1 or s[#s] ~= o.dim then
     fail("%s: %s %s should have width %d (its last size)", self.label, what, core.shape_text(z), o.dim)
@@ -327,6 +327,15 @@ local function entropy_loss(self, z)
   return ops.affine(sum, o.entropy_weight / o.groups, 0)
 end
 
+--- Quantizes in training, as the head of this file says; every family has its own.
+-- @param z tensor f32 (N,G,D)
+-- @param given table, as of forward
+-- @return table with quantized, codes and terms
+-- @raise here always
+function Quantizer:quantize(z, given) -- luacheck: no unused args
+  fail("%s: its class has no quantize", self.label)
+end
+
 --- Quantizes in training with all losses: quantize, and the entropy loss that hard methods share; a class overrides it
 -- where its parts have theirs.
 -- @param z tensor f32 (N,G,D)
@@ -341,6 +350,23 @@ function Quantizer:quantize_with_entropy(z, given)
   return output
 end
 
+local function quantize_counted(self, rows, given)
+  core.count(self, "steps")
+  return self:quantize_with_entropy(rows, given)
+end
+
+--- Quantizes as the next step; where that is refused, no noise was drawn and no step was made.
+local function step_or_nothing(self, rows, given)
+  local before = {} -- { quantizer, its streams drawn, its steps }, of the stages too
+  self:visit(function(m)
+    if rawget(m, "generator") then before[#before + 1] = { m, m.generator.drawn, m.steps } end
+  end)
+  local ok, output = pcall(quantize_counted, self, rows, given)
+  if ok then return output end
+  for _, one in ipairs(before) do one[1].generator.drawn, one[1].steps = one[2], one[3] end
+  error(output, 0)
+end
+
 local function train(self, rows, given)
   if not self.is_frozen and (self.warmup_left > 0 or not self.started) then
     if core.is_recording() then fail("%s: a graph cannot follow the options start and warmup", self.label) end
@@ -348,8 +374,7 @@ local function train(self, rows, given)
     require("vertex.tape").no_grad(self.start_from, self, rows)
     self.started = true
   end
-  core.count(self, "steps")
-  local output = self:quantize_with_entropy(rows, given)
+  local output = step_or_nothing(self, rows, given)
   output.terms, output.reg = weighted(self, output.terms or {}, output.reg, rows:device())
   if not self.is_frozen then require("vertex.tape").no_grad(self.learn, self, rows, output) end
   return output
@@ -560,5 +585,7 @@ function Quantizer:decode(codes)
   end
   return ops.reshape(self:rows_of(codes), { codes:size(1), o.dim })
 end
+
+arguments.guard_class("quantizer", Quantizer)
 
 return Quantizer

@@ -28,6 +28,7 @@
 -- Adding a quantizer is adding such a file. Files of another folder join by registry.load_folder(dir).
 
 local lfs = require "lfs"
+local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
 local Quantizer = require "vertex.quantizers.base"
@@ -167,7 +168,8 @@ local function check_family(family, path)
   local class = family.class
   expect(type(class) == "table" and class.is_module, "has as class a %s, expected one made by Quantizer.extend",
     type(class))
-  expect(type(class.quantize) == "function", "does not define %s:quantize", class.name)
+  expect(type(class.quantize) == "function" and class.quantize ~= Quantizer.quantize, "does not define %s:quantize",
+    class.name)
   for _, entry in ipairs(family.names) do
     expect(class.codes_of ~= Quantizer.codes_of or class.nearest ~= Quantizer.nearest
       or fact_of(family, entry, "metric") and fact_of(family, entry, "codebook"),
@@ -258,6 +260,7 @@ function registry.load_folder(dir, prefix)
   local function add(family, path)
     family = check_family(family, path)
     add_family(family, path)
+    if prefix then arguments.guard_class(family.class.name, family.class) end
     for _, entry in ipairs(family.names) do names[#names + 1] = entry.name end
   end
   for _, file in ipairs(files) do

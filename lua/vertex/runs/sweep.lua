@@ -765,9 +765,11 @@ end
 --- Describes a list of texts, as the files of a data set, in a few characters that tell lists apart.
 -- @param list array of texts
 -- @return text
+-- @raise where an element is no text
 local function fingerprint(list)
   local hash = 5381
-  for _, text in ipairs(list) do
+  for item, text in ipairs(list) do
+    if type(text) ~= "string" then core.fail("fingerprint: element %d is a %s, expected a text", item, type(text)) end
     for i = 1, #text do hash = (hash * 33 + text:byte(i)) % 2 ^ 32 end
     hash = (hash * 33 + 10) % 2 ^ 32
   end
