@@ -112,7 +112,7 @@ static int open_temporary(vx_writer *w)
         file = create_locked(w->temporary);
     }
     if (file >= 0 && replaces && (fchown(file, old.st_uid, old.st_gid) == 0 || errno == EPERM))
-        fchmod(file, old.st_mode & 0777);
+        fchmod(file, old.st_mode & 07777);
     if (file >= 0) w->file = fdopen(file, "wb");
     if (w->file) return VX_OK;
     int status = vx_fail(VX_EIO, "write %s: %s", w->path, strerror(errno));

@@ -644,6 +644,10 @@ describe("memory", function()
       assert.same({ 1, 2 }, x:totable())
     end
     assert.same({ 255, 0, 2, 0 }, vx.tensor({ 300, -5, 1.5, 0 / 0 }):to("u8"):totable()) -- asked for
+    local x = vx.zeros({ 3 }, { dtype = "i32" }):copy(vx.tensor { 0 / 0, 1 / 0, -3e9 })
+    assert.same({ 0, 2 ^ 31 - 1, -2 ^ 31 }, x:totable())
+    x[1] = vx.tensor(1.5)
+    assert.equal(2, x[1]:item())
     local ends = vx.tensor({ 3.4028234e38, -1 / 0, 1e-50 }):totable()
     assert.is_true(ends[1] > 3.4e38 and ends[2] == -1 / 0 and ends[3] == 0)
   end)

@@ -86,11 +86,11 @@ describe("saving", function()
   local function value(name) return vx.load(folder .. "/" .. name).x:item() end
 
   it("keeps the mode of the file", function()
-    for number, mode in pairs { ["600"] = "rw-------", ["640"] = "rw-r-----", ["766"] = "rwxrw-rw-" } do
+    for _, mode in ipairs { "600", "640", "766", "2640" } do
       save("x", 1)
-      assert(os.execute(("chmod %s '%s/x'"):format(number, folder)) == 0)
+      assert(os.execute(("chmod %s '%s/x'"):format(mode, folder)) == 0)
       save("x", 2)
-      assert.equal(mode, lfs.attributes(folder .. "/x", "permissions"))
+      assert.equal(mode .. "\n", (H.shell(("stat -c %%a '%s/x'"):format(folder))))
       assert.equal(2, value "x")
     end
   end)

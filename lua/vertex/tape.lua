@@ -48,7 +48,9 @@ function tape.expect_no_gradient(value, what)
   end
 end
 
---- Overwrites all elements with those of another tensor, across dtypes, devices and strides. No gradient flows through.
+--- Overwrites all elements with those of another tensor, across dtypes, devices and strides. Integers get the nearest
+-- that they have, as by x:to(dtype): of 300.5 u8 gets 255, of a NaN 0. x[i] = tensor does so too. No gradient flows
+-- through.
 -- @param source tensor of x's shape
 -- @return the tensor itself
 -- @raise where the shapes differ, or the source is a result that gradients flow through, which would be lost; a leaf
