@@ -409,6 +409,49 @@ describe("vx.step", function()
       end
     end)
     assert.equal(6, sum)
+    -- one made outside goes on as it was, wherever it is resumed
+    local function numbers()
+      local w = vx.ones({ 2 }, { requires_grad = true })
+      return coroutine.wrap(function()
+        local p = w * 1
+        for i = 1, 4 do
+          local n = p
+          p = w * (i + 1)
+          assert.is_true(n.requires_grad)
+          assert.equal(5 * i, vx.step(function() return (n * 5):sum():item() end) / 2)
+          coroutine.yield(n)
+        end
+      end)
+    end
+    local next_number = numbers()
+    for i = 1, 4 do
+      local around = i % 2 == 0 and vx.step or vx.no_grad
+      assert.equal(2 * i, around(function() return next_number():sum():item() end))
+    end
+    -- one made inside lives in there, also when an inner step resumes it, and its tensors go with it
+    local inside
+    vx.step(function()
+      local x = vx.ones({ 2 }, { requires_grad = true })
+      local first = coroutine.wrap(function()
+        for i = 1, 2 do
+          inside = x * i
+          coroutine.yield(inside)
+        end
+      end)
+      local y = vx.step(function() return first():sum():item() end)
+      assert.equal(2, y + inside:sum():item() - 2)
+      vx.no_grad(function()
+        local second = coroutine.create(function()
+          coroutine.yield((x * 2).requires_grad)
+          return coroutine.wrap(function() return (x * 2).requires_grad end)()
+        end)
+        assert.same({ true, false }, { coroutine.resume(second) })
+        assert.same({ true, false }, { coroutine.resume(second) })
+        assert.is_true(first().requires_grad)
+      end)
+    end)
+    H.raises(function() inside:sum() end, "made inside vx.step")
+    H.raises(function() vx.step(function() coroutine.wrap(3) end) end, "bad argument #1 to 'wrap'")
     -- steps of two coroutines in turn
     local function steps()
       return coroutine.wrap(function()

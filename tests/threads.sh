@@ -14,8 +14,8 @@ cmake --build build-threads --target vertex >/dev/null
 cp build/libvertex_emu.so build-threads/ # which the specs want; it is not looked at
 printf '%s\n' race:_omp_fn race:libgomp.so signal:libvertex_emu.so >build-threads/suppressions
 
-# Children of the specs are not preloaded. setarch: the sanitizer's memory has fixed places. It delays signals, so what is
-# interrupted is left out.
+# Children of the specs are not preloaded. setarch: the sanitizer's memory has fixed places. It delays signals, so what
+# is interrupted is left out.
 VERTEX_LIB=$PWD/build-threads/libvertex.so OMP_NUM_THREADS=1 LD_PRELOAD=$(gcc -print-file-name=libtsan.so) \
   TSAN_OPTIONS="suppressions=$PWD/build-threads/suppressions exitcode=1 history_size=7" setarch -R luajit -e "
     local ffi = require 'ffi'

@@ -21,10 +21,14 @@ local core = require "vertex.core"
 
 -- op_of: function → the op it records; cast: ops.cast; watcher: see tape.watched; inspector: of nonfinite.lua,
 -- told of every op and every gradient while it is there
-local tape = { enabled = true, op_of = {}, cast = nil, watcher = nil, inspector = nil }
+local tape = { op_of = {}, cast = nil, watcher = nil, inspector = nil }
 
 local op, VX, is_tensor = core.op, core.VX, core.is_tensor
 local made = 0
+local unrecorded = core.new_extents() -- of no_grad
+
+--- Says whether ops are recorded here.
+function tape.is_enabled() return not (unrecorded.innermost and unrecorded:here()) end
 
 --- The arguments, bf16 tensors as float32.
 local function widened(...)
@@ -42,7 +46,7 @@ end
 
 --- Raises where a write would lose the gradient that flows through the value written.
 function tape.expect_no_gradient(value, what)
-  if tape.enabled and is_tensor(value) and value.requires_grad then
+  if tape.is_enabled() and is_tensor(value) and value.requires_grad then
     core.fail("%s: a value that gradients flow through, which would be lost: use vx.cat, vx.stack or vx.where, or "
       .. "write value:detach()", what)
   end
@@ -125,7 +129,7 @@ function tape.recorded(entry)
   end
   local function record(...)
     local ctx = {}
-    if tape.enabled and entry.backward then
+    if entry.backward and tape.is_enabled() then
       local n, needs = select("#", ...), nil
       for i = 1, n do
         local x = (select(i, ...))
@@ -153,16 +157,16 @@ function tape.recorded(entry)
   return recorded
 end
 
---- Runs a function without recording its ops, so that no gradient flows through them.
+--- Runs a function without recording its ops, so that no gradient flows through them. A coroutine that was made
+-- outside and is resumed inside goes on recording; one that the function makes does not.
 -- @param f function
 -- @param ... its arguments
 -- @return what it returns
 -- @raise what it raises; where a coroutine yields inside of it
 function tape.no_grad(f, ...)
-  local before = tape.enabled
-  tape.enabled = false
+  unrecorded:enter {}
   local function done(ok, ...)
-    tape.enabled = before
+    unrecorded:leave()
     if not ok then error((...), 0) end
     return ...
   end

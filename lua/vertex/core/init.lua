@@ -5,6 +5,7 @@
 --   dtype     the dtypes of tensors
 --   device    devices by name, settings of their kernels, their memory
 --   op        the numeric ops: core.op.NAME(...)
+--   extent    what holds while a function runs, and in which coroutines
 --   tensor    creation, views, questions, reading and writing
 --   scope     what a training step made goes when it is over
 --   graph     recorded graphs
@@ -25,8 +26,8 @@ local core = {}
 local PRIVATE = { C = true, call = true, check = true, check_uses = true, lacks = true, handle = true, at_exit = true,
   OVER = true }
 
-for _, part in ipairs { "library", "dtype", "device", "op", "tensor", "scope", "graph", "random", "files", "system",
-  "comm", "data", "trace", "lapack", "sha256" } do
+for _, part in ipairs { "library", "dtype", "device", "op", "extent", "tensor", "scope", "graph", "random", "files",
+  "system", "comm", "data", "trace", "lapack", "sha256" } do
   if part ~= "library" then library.check_uses(library.directory .. "/core/" .. part .. ".lua") end
   for name, value in pairs(require("vertex.core." .. part)) do
     assert(core[name] == nil, name)

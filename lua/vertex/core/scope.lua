@@ -4,7 +4,7 @@
 local sealed = require("vertex.core.library").sealed
 local tensors = require "vertex.core.tensor"
 
-local is_tensor, swap_scope = tensors.is_tensor, tensors.swap_scope
+local is_tensor, extents = tensors.is_tensor, tensors.scopes
 
 local scopes = {}
 local OVER = require("vertex.core.op").OVER
@@ -44,7 +44,7 @@ local function hand_on(values, mine, around)
 end
 
 local function leave(mine, around, ok, ...)
-  swap_scope(around)
+  extents:leave()
   if ok then hand_on({ ... }, mine, around) end
   for i = 1, #mine do
     local t = mine[i]
@@ -58,14 +58,16 @@ local function leave(mine, around, ok, ...)
 end
 
 --- Runs a function and then frees every tensor made during it, except those it returns (also inside tables) and those
--- passed to vx.keep; also when it fails. Steps nest.
+-- passed to vx.keep; also when it fails. Steps nest. A coroutine that was made outside and is resumed inside keeps
+-- what it makes; one that f makes does not.
 -- @param f function
 -- @param ... its arguments
 -- @return what f returns; its tensors are cut from the tape that made them
 -- @raise what f raises; where a coroutine yields inside of f
 function scopes.step(f, ...)
   local mine = {}
-  local around = swap_scope(mine)
+  local around = extents:here()
+  extents:enter(mine)
   return leave(mine, around, sealed("step", f, ...))
 end
 

@@ -23,19 +23,15 @@ local shape_buffer, stride_buffer = ffi.new "int64_t[8]", ffi.new "int64_t[8]"
 
 -- -- Handles ----------------------------------------------------------------------------------------------------------
 
-local scope -- innermost step scope: an array of the tensors made in it; nil outside of any
-
---- Sets the innermost step scope; returns the one before. For scope.lua.
-function tensors.swap_scope(innermost)
-  local before = scope
-  scope = innermost
-  return before
-end
+-- The step scopes, arrays of the tensors made in them. For scope.lua.
+local scopes = require("vertex.core.extent").new_extents()
+tensors.scopes = scopes
 
 --- Makes the tensor of a C handle; from now on it is freed with the tensor. keep: outside of the step scope.
 local function wrap(h, keep)
   local t = setmetatable({ _h = ffi.gc(h, C.vx_free), requires_grad = false }, Tensor)
-  if scope and not keep then
+  local scope = scopes.innermost and not keep and scopes:here()
+  if scope then
     scope[#scope + 1] = t
     t._scope = scope
   end

@@ -147,7 +147,7 @@ function Smooth:quantize(z, given)
     vertices = self.vertices and KNN[self.regularizer] and draw_vertices(self) or nil,
     precision = o.precision, stats = self.with_stats,
     -- without gradients nobody needs the regularizer, and ranks may have different numbers of batches
-    join = o.scope == "world" and dist.size() > 1 and tape.enabled and world.join(self.regularizer, o.k) or nil,
+    join = o.scope == "world" and dist.size() > 1 and tape.is_enabled() and world.join(self.regularizer, o.k) or nil,
   })
   local term = TERMS[self.regularizer]
   local terms = term and { [term] = reg } or {}
