@@ -87,6 +87,46 @@ local function specs(device, tag)
       assert.same({ 0, 0, 0, 0 }, assign(rows, vx.full({ 9, 3 }, 1e6 / 3, { device = device })))
     end)
 
+    --- Codes of a small cluster among wide ones, or beside one that is far off; rows in the cluster.
+    local function clustered(D, far)
+      local cluster, wide = cloud(21, 16, D, 500, 1e-3, "cpu"), cloud(22, 48, D, 0, 1000, "cpu")
+      if far then cluster, wide = cloud(21, 16, D, 0, 1, "cpu"), vx.full({ 1, D }, far, { device = "cpu" }) end
+      local codebook = vx.empty({ 16 + wide:size(1), D }, { device = device }):copy(vx.cat(1, wide, cluster))
+      return cloud(23, 12, D, far and 0 or 500, far and 1 or 1e-3, device), codebook
+    end
+
+    it("assign and knn: codes in a cluster, and beside a far one" .. tag, function()
+      for _, D in ipairs { 1, 2, 3, 8, 32 } do
+        for _, far in ipairs { false, 1e3, 1e5, 1e10, 1e24, 1e37 } do
+          local rows, codebook = clustered(D, far)
+          local book, codes, _, near = codebook:totable(), assign(rows, codebook), ops.knn(rows, codebook, 2)
+          for i, x in ipairs(rows:totable()) do
+            local all = {}
+            for m, q in ipairs(book) do all[m] = squared(x, q) end
+            local sorted = { unpack(all) }
+            table.sort(sorted)
+            local what = ("D %d, far %s, row %d"):format(D, far, i)
+            assert.equal(sorted[1], all[codes[i] + 1], what)
+            for k = 1, 2 do assert.near(sorted[k], all[near:totable()[i][k] + 1], 1e-5 * sorted[k], what) end
+          end
+        end
+      end
+    end)
+
+    it("assign under cosine: angles far below float32's rounding of a cosine" .. tag, function()
+      local x, codebook = cloud(24, 12, 3, 1000, 1, "cpu"), cloud(25, 30, 3, 1000, 1, "cpu")
+      local codes = H.flat(ops.assign(vx.empty({ 12, 1, 3 }, { device = device }):copy(x:reshape { 12, 1, 3 }),
+        vx.empty({ 1, 30, 3 }, { device = device }):copy(codebook:reshape { 1, 30, 3 }), "cosine"))
+      for i, a in ipairs(x:totable()) do
+        local best, most = nil, -math.huge
+        for m, q in ipairs(codebook:totable()) do
+          local cosine = (a[1] * q[1] + a[2] * q[2] + a[3] * q[3]) / math.sqrt(q[1] ^ 2 + q[2] ^ 2 + q[3] ^ 2)
+          if cosine > most then best, most = m - 1, cosine end
+        end
+        assert.equal(best, codes[i])
+      end
+    end)
+
     it("assign under cosine: rows and codes of any length" .. tag, function()
       local x, codebook = cloud(4, 40, 5, 0, 1, "cpu"), cloud(5, 30, 5, 0, 1, "cpu")
       local function codes(scale, of_codes)

@@ -12,14 +12,19 @@
  * including two equal codes, go to the lower index: lanes keep the first of equals, and the lowest of equal lanes wins.
  *
  * Near cells (cells.h). A row meets the cell whose box is nearest, and then only those that may hold as large a score
- * as it has found. Of equal scores the lower index wins.
+ * as it has found.
+ *
+ * Whose score is within rounding of the largest (2 E below) is compared in double, by differences under VX_EUCLID; of
+ * equals the lower index wins. Among all codes a row keeps its second largest score too, and where that is as near, it
+ * meets all codes again to find them; by cells they are looked at when they are met.
  *
  * The bound. With offset o_m, row a and column q_m as they are in float32, the score s_m = o_m + <a, q_m> in exact
  * arithmetic is (|a|^2 + 2 o_m + |q_m|^2 - |a - q_m|^2) / 2. Let B be the largest 2 o_m + |q_m|^2 of all codes, which
  * is about 0 for VX_EUCLID and 1 for VX_COSINE, and C the largest |q_m|. A computed score takes at most 2 D roundings
- * of partial sums that are at most |a| C + C^2 / 2 (2^-24 of that each), so it is within E = 3 (D + 4) 2^-24 (|a| C +
- * C^2 / 2) of s_m; likewise |a|^2, within 2 (D + 4) 2^-24 |a|^2. So no code that is farther from a than R, R^2 = |a|^2
- * (1 + 2 (D + 4) 2^-24) + B + 2 E - 2 best, has a computed score as large as `best`, which the row has found already.
+ * of partial sums that are at most |a| C + C^2 / 2 (2^-24 of that each; under VX_COSINE |a| C), and the numbers of a
+ * and q are rounded to the frame, so it is within E = 3 (D + 4) 2^-24 (|a| C + C^2 / 2) + 2^-23 (|a| + C)^2 of s_m;
+ * likewise |a|^2, within 2 (D + 4) 2^-24 |a|^2. So no code that is farther from a than R, R^2 = |a|^2 (1 + 2 (D + 4)
+ * 2^-24) + B + 2 E - 2 least, has a computed score as large as `least`, 2 E below what the row has found already.
  * Products that vanish are in the 2^-100 of limit_of(). Scores must not overflow: where rows or codes are longer than
  * LARGEST, all codes are met.
  *
@@ -29,11 +34,9 @@
  * and 2 M (D + 3) more where cells are tried.
  *
  * Accuracy: under VX_EUCLID rows and codes are moved to the middle of the codes and scaled first (frame.h), and what is
- * said above of q and a is said of them there. A score is a float32 sum, so of two codes whose distances differ by less
- * than about D 2^-23 (|z| |q| + |q|^2 / 2), lengths from that middle, either may be named; with small integers every
- * score is exact. Codes in clusters that lie farther apart than that allows, which a look at a few of them tells, have
- * scores -|z - q|^2 of differences instead, as in knn.c, at twice the operations. A row or code with NaN or Inf is an
- * error and nothing is written.
+ * said above of q and a is said of them there. The code is the nearest in double, also of codes in clusters, at any
+ * distance from the others. Where a look at a few codes tells that most are crowded so, all scores are -|z - q|^2 of
+ * differences, as in knn.c, at twice the operations. A row or code with NaN or Inf is an error and nothing is written.
  */
 #include <float.h>
 #include <omp.h>
@@ -76,7 +79,7 @@ typedef struct assign_call {
     /* near cells */
     code_cells cells;
     float *points;         /* (M,D) the columns, one after the other */
-    double excess, length; /* B and C of the banner */
+    double excess, length; /* B and C of the banner; C for all codes, too */
 } assign_call;
 
 /* Finds the frame of group g's codes. */
@@ -96,6 +99,23 @@ static void find_frame(assign_call *c, int64_t g)
     const double grid = frame_grid(radius);
     for (int64_t d = 0; d < c->D; d++) c->centre[d] = frame_centre(c->low[d], c->high[d], grid);
     c->scale = 1 / grid;
+}
+
+/* Returns C of the banner for group g. */
+static double code_length(const assign_call *c, int64_t g)
+{
+    const float *q = c->codebook + g * c->M * c->D;
+    double most = 0;
+    if (c->metric == VX_COSINE) return 1 + 0x1p-20;
+    for (int64_t m = 0; m < c->M; m++) {
+        double squares = 0;
+        for (int64_t d = 0; d < c->D; d++) {
+            const double x = (q[m * c->D + d] - c->centre[d]) * c->scale;
+            squares += x * x;
+        }
+        most = fmax(most, squares);
+    }
+    return sqrt(most) * (1 + 0x1p-20);
 }
 
 /* Says whether most codes of group g have a neighbour so near, next to the size of the whole, that products would lose
@@ -169,13 +189,75 @@ static inline void load_row(const assign_call *c, int64_t row, float *a)
         for (int64_t d = 0; d < c->D; d++) a[d] = frame_of(z[d], c->centre[d], c->scale);
 }
 
+/* -- Comparisons in double ----------------------------------------------------------------------------------------- */
+
+/* The code found so far by comparisons in double: -1 before the first; and its cosine times |z|. */
+typedef struct exact_top {
+    int32_t code;
+    double cosine;
+} exact_top;
+
+/* Returns q's cosine with z, times |z|. */
+static double cosine_of(const float *z, const float *q, int64_t D)
+{
+    double product = 0, squares = 0;
+    for (int64_t d = 0; d < D; d++) product += (double)z[d] * q[d], squares += (double)q[d] * q[d];
+    return product / fmax(sqrt(squares), GUARD);
+}
+
+/* Returns |z - p|^2 - |z - q|^2, which loses nothing where z, or another code, is very far. */
+static double nearer_by(const float *z, const float *p, const float *q, int64_t D)
+{
+    double sum = 0;
+    for (int64_t d = 0; d < D; d++) sum += ((double)q[d] - p[d]) * (((double)z[d] - p[d]) + ((double)z[d] - q[d]));
+    return sum;
+}
+
+/* Compares code m of group g with the best so far of row z. Codes equal to it are passed over quickly: there may be
+ * thousands. */
+static void compare(const assign_call *c, int64_t g, const float *z, int32_t m, exact_top *top)
+{
+    const float *q = c->codebook + (g * c->M + m) * c->D, *best = c->codebook + (g * c->M + top->code) * c->D;
+    double cosine = 0, gain = 1;
+    if (top->code >= 0 && m > top->code && !memcmp(q, best, sizeof(float) * (size_t)c->D)) return;
+    if (c->metric == VX_COSINE) {
+        cosine = cosine_of(z, q, c->D);
+        if (top->code >= 0) gain = cosine - top->cosine;
+    } else if (top->code >= 0) gain = nearer_by(z, best, q, c->D);
+    if (gain > 0 || (gain == 0 && m < top->code)) *top = (exact_top){m, cosine};
+}
+
+/* Returns the code nearest to a row that is far outside of the frame. */
+static int32_t far_code(const assign_call *c, int64_t g, const float *z)
+{
+    exact_top top = {.code = -1};
+    for (int64_t m = 0; m < c->M; m++) compare(c, g, z, (int32_t)m, &top);
+    return top.code;
+}
+
+/* Returns 2 E of the banner for a row with squared norm `square`. */
+static inline float margin_of(const assign_call *c, float square)
+{
+    const double a = sqrt(square), C = c->length, D = (double)c->D;
+    if (c->metric == VX_COSINE) return (float)(2 * (3 * (D + 4) * 0x1p-24 + 4 * 0x1p-23) * a * C);
+    return (float)(2 * (3 * (D + 4) * 0x1p-24 * (a * C + C * C / 2) + 0x1p-23 * (a + C) * (a + C)) + 0x1p-100);
+}
+
 /* -- All codes ----------------------------------------------------------------------------------------------------- */
 
 /* The best score of each row so far, lane by lane, and its code. */
 typedef struct assign_best {
-    vf score[BLOCK_ROWS];
+    vf score[BLOCK_ROWS], second[BLOCK_ROWS]; /* second: the next largest */
     vi code[BLOCK_ROWS];
 } assign_best;
+
+/* Takes a vector of scores into the best of a row. */
+VX_INLINE void take_scores(vf score, vi codes, vf *most, vf *second, vi *code)
+{
+    *second = vf_max(*second, vf_min(score, *most));
+    *code = vi_where_greater(score, *most, codes, *code);
+    *most = vf_max(score, *most);
+}
 
 /* Takes the squared differences of TILE_ROWS rows of a and a tile off their scores. */
 static void tile_differences(vf score[12][4], const float *a, const float *column, int64_t D)
@@ -209,14 +291,11 @@ static void meet_tile(const assign_call *c, const float *a, assign_best *best, i
     else tile_product(TILE_ROWS, VECTORS, score, a + i * c->D, c->D, 1, column, TILE_CODES, c->D);
 #pragma GCC unroll 6
     for (int r = 0; r < TILE_ROWS; r++) {
-        vf most = best->score[i + r];
+        vf most = best->score[i + r], second = best->second[i + r];
         vi code = best->code[i + r];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) {
-            code = vi_where_greater(score[r][v], most, lane + v * VX_LANES, code);
-            most = vf_max(score[r][v], most);
-        }
-        best->score[i + r] = most;
+        for (int v = 0; v < VECTORS; v++) take_scores(score[r][v], lane + v * VX_LANES, &most, &second, &code);
+        best->score[i + r] = most, best->second[i + r] = second;
         best->code[i + r] = code;
     }
 }
@@ -233,48 +312,46 @@ static void meet_panel(const assign_call *c, const uint32_t *a, float *scores, a
     amx_product(0, scores, PANEL, BLOCK_ROWS, PANEL, a, c->terms + tile * amx_words(TILE_CODES, c->amx_steps),
                 c->amx_steps);
     for (int i = 0; i < rows; i++) {
-        vf most = best->score[i];
+        vf most = best->score[i], second = best->second[i];
         vi code = best->code[i];
 #pragma GCC unroll 16
-        for (int v = 0; v < PANEL; v += VX_LANES) {
-            const vf score = vf_load(scores + i * PANEL + v) + vf_load(offset + v);
-            code = vi_where_greater(score, most, lane + v, code);
-            most = vf_max(score, most);
-        }
-        best->score[i] = most;
+        for (int v = 0; v < PANEL; v += VX_LANES)
+            take_scores(vf_load(scores + i * PANEL + v) + vf_load(offset + v), lane + v, &most, &second, &code);
+        best->score[i] = most, best->second[i] = second;
         best->code[i] = code;
     }
 }
 
-/* Returns the lowest code among the lanes with the largest score. */
-static inline int32_t best_code(const assign_best *best, int i)
+/* Returns the code of row i of a block, a (D), which is row z of the input. */
+static int32_t best_code(const assign_call *c, int64_t g, const float *z, const float *a, const assign_best *best,
+                         int i)
 {
-    float score[VX_LANES];
+    float score[VX_LANES], second = vf_maximum(best->second[i]);
     int32_t code[VX_LANES];
     memcpy(score, &best->score[i], sizeof score);
     memcpy(code, &best->code[i], sizeof code);
     int at = 0;
     for (int l = 1; l < VX_LANES; l++)
         if (score[l] > score[at] || (score[l] == score[at] && code[l] < code[at])) at = l;
-    return code[at];
-}
-
-/* Returns the code nearest to a row that is far outside of the frame. */
-static int32_t far_code(const assign_call *c, int64_t g, const float *z)
-{
-    int32_t code = 0;
-    double most = -INFINITY;
-    for (int64_t m = 0; m < c->M; m++) {
-        const float *q = c->codebook + (g * c->M + m) * c->D;
-        double product = 0, squares = 0;
+    for (int l = 0; l < VX_LANES; l++)
+        if (l != at && score[l] > second) second = score[l];
+    const float margin =
+        c->direct ? -score[at] * (float)(c->D + 4) * 0x1p-21f + 0x1p-100f : margin_of(c, dot(a, a, c->D));
+    if (!(score[at] - second < margin)) return code[at];
+    const float least = score[at] - margin;
+    exact_top top = {.code = -1};
+    for (int64_t m = 0; m < c->M; m += VX_LANES) {
+        const float *column = c->columns + m / TILE_CODES * TILE_CODES * c->D + m % TILE_CODES;
+        vf sum = vf_load(c->offset + m);
         for (int64_t d = 0; d < c->D; d++) {
-            const double x = (z[d] - c->centre[d]) * c->scale, y = (q[d] - c->centre[d]) * c->scale;
-            product += x * y;
-            squares += y * y;
+            const vf x = vf_set1(a[d]), q = vf_load(column + d * TILE_CODES);
+            sum = c->direct ? sum - (x - q) * (x - q) : sum + x * q;
         }
-        if (product - squares / 2 > most) most = product - squares / 2, code = (int32_t)m;
+        const uint32_t all = (uint32_t)((1ull << VX_LANES) - 1);
+        for (uint32_t bits = ~vf_greater_bits(vf_set1(least), sum) & all; bits; bits &= bits - 1)
+            compare(c, g, z, (int32_t)m + __builtin_ctz(bits), &top);
     }
-    return code;
+    return top.code;
 }
 
 /* Returns the floats of a thread's working space for BLOCK_ROWS rows: the rows, and for AMX tiles their terms and
@@ -293,7 +370,7 @@ static void assign_block(const assign_call *c, int64_t g, int64_t first, int64_t
     for (int i = 0; i < BLOCK_ROWS; i++) {
         load_row(c, (first + (i < rows ? i * step : 0)) * c->G + g, a + i * c->D);
         if (largest_of(a + i * c->D, c->D) > FRAME_REACH) far |= UINT64_C(1) << i;
-        best.score[i] = vf_set1(-INFINITY);
+        best.score[i] = best.second[i] = vf_set1(-INFINITY);
         best.code[i] = (vi){0};
     }
     if (VX_AMX && c->amx_steps && !c->direct) {
@@ -309,16 +386,19 @@ static void assign_block(const assign_call *c, int64_t g, int64_t first, int64_t
             for (int i = 0; i < rows; i += TILE_ROWS) meet_tile(c, a, &best, i, tile);
     for (int i = 0; i < rows; i++) {
         const int64_t row = (first + i * step) * c->G + g;
-        c->codes[row] = far >> i & 1 ? far_code(c, g, c->z + row * c->D) : best_code(&best, i);
+        const float *z = c->z + row * c->D;
+        c->codes[row] = far >> i & 1 ? far_code(c, g, z) : best_code(c, g, z, a + i * c->D, &best, i);
     }
 }
 
 /* -- Near cells ---------------------------------------------------------------------------------------------------- */
 
-/* The largest score that a row has met, and the lowest code that has it. */
+/* A row of the input, the largest score that it has met, and the best code in double of those within `margin` of it. */
 typedef struct assign_top {
-    float score;
-    int32_t code;
+    const float *z;
+    int64_t g;
+    float score, margin;
+    exact_top exact;
 } assign_top;
 
 /* Lets row a (D) meet a cell. */
@@ -340,50 +420,50 @@ VX_INLINE void meet_cell(const int64_t D, const assign_call *c, const float *a, 
 #pragma GCC unroll 8
         for (int v = 1; v < SIDE; v++) most = vf_max(most, score[v]);
         const uint32_t all = (uint32_t)((1ull << VX_LANES) - 1);
-        if (vf_greater_bits(vf_set1(top->score), most) == all) continue;
-        const float largest = vf_maximum(most);
-        int32_t code = largest > top->score ? INT32_MAX : top->code;
+        if (vf_greater_bits(vf_set1(top->score - top->margin), most) == all) continue;
+        top->score = fmaxf(top->score, vf_maximum(most));
+        const vf least = vf_set1(top->score - top->margin);
         for (int v = 0; v < SIDE; v++)
-            for (uint32_t bits = ~vf_greater_bits(vf_set1(largest), score[v]) & all; bits; bits &= bits - 1) {
-                const int32_t m = c->cells.code[cell * CELL + from + v * VX_LANES + __builtin_ctz(bits)];
-                code = m < code ? m : code;
-            }
-        *top = (assign_top){largest, code};
+            for (uint32_t bits = ~vf_greater_bits(least, score[v]) & all; bits; bits &= bits - 1)
+                compare(c, top->g, top->z, c->cells.code[cell * CELL + from + v * VX_LANES + __builtin_ctz(bits)],
+                        &top->exact);
     }
 }
 
-/* Returns the limit of squared distances: R^2 of the banner, for a row with squared norm `square`. */
-static inline float limit_for(const assign_call *c, float square, float best)
+/* Returns the limit of squared distances: R^2 of the banner, for a row with squared norm `square`, of which 2 E is
+ * `margin`. */
+static inline float limit_for(const assign_call *c, float square, float best, float margin)
 {
-    const double rounding = (double)(c->D + 4) * 0x1p-24,
-                 error = 3 * rounding * (sqrtf(square) * c->length + c->length * c->length / 2);
-    return limit_of(square * (1 + 2 * rounding) + c->excess + 2 * error - 2 * (double)best, c->D);
+    const double rounding = (double)(c->D + 4) * 0x1p-24;
+    return limit_of(square * (1 + 2 * rounding) + c->excess + 3 * (double)margin - 2 * (double)best, c->D);
 }
 
-/* Returns the code of row a (D); far (padded groups): working space. Adds the number of cells it met to *met. */
-VX_INLINE int32_t near_row(const int64_t D, const assign_call *c, const float *a, float *far, int64_t *met)
+/* Returns the code of row a (D), which is row z of group g; far (padded groups): working space. Adds the number of
+ * cells it met to *met. */
+VX_INLINE int32_t near_row(const int64_t D, const assign_call *c, int64_t g, const float *z, const float *a, float *far,
+                           int64_t *met)
 {
     const code_cells *cells = &c->cells;
     const float square = dot(a, a, D);
     const int64_t home = nearest_box(D, &cells->group, 0, cells->group.padded, a, far);
     float squares[GROUP];
     const int64_t nearest = nearest_box(D, &cells->cell, home * GROUP, GROUP, a, squares);
-    assign_top top = {-INFINITY, 0};
+    assign_top top = {z, g, -INFINITY, margin_of(c, square), {.code = -1}};
     meet_cell(D, c, a, nearest, &top);
     ++*met;
-    float limit = limit_for(c, square, top.score);
+    float limit = limit_for(c, square, top.score, top.margin);
     uint32_t within = boxes_within(squares, GROUP, limit) & ~(1u << (nearest - home * GROUP));
     for (int64_t group = home, i = -VX_LANES, groups = 0;;) {
         for (; within; within &= within - 1) {
             meet_cell(D, c, a, group * GROUP + __builtin_ctz(within), &top);
             ++*met;
-            limit = limit_for(c, square, top.score);
+            limit = limit_for(c, square, top.score, top.margin);
         }
         while (!groups && (i += VX_LANES) < cells->group.padded) {
             groups = boxes_within(far + i, VX_LANES, limit);
             if (home - i >= 0 && home - i < VX_LANES) groups &= ~((int64_t)1 << (home - i));
         }
-        if (!groups) return top.code;
+        if (!groups) return top.exact.code;
         group = i + __builtin_ctzll((uint64_t)groups);
         groups &= groups - 1;
         for (int l = 0; l < GROUP; l += VX_LANES)
@@ -401,11 +481,12 @@ static int64_t near_rows(const assign_call *c, int64_t g, int64_t first, int64_t
     for (int64_t n = first; n < first + rows * step; n += step) {
         load_row(c, n * c->G + g, a);
         int32_t *code = c->codes + n * c->G + g;
+        const float *z = c->z + (n * c->G + g) * c->D;
         switch (c->D) {
-        case 2: *code = near_row(2, c, a, far, &met); break;
-        case 3: *code = near_row(3, c, a, far, &met); break;
-        case 4: *code = near_row(4, c, a, far, &met); break;
-        default: *code = near_row(c->D, c, a, far, &met);
+        case 2: *code = near_row(2, c, g, z, a, far, &met); break;
+        case 3: *code = near_row(3, c, g, z, a, far, &met); break;
+        case 4: *code = near_row(4, c, g, z, a, far, &met); break;
+        default: *code = near_row(c->D, c, g, z, a, far, &met);
         }
     }
     return met;
@@ -461,7 +542,8 @@ static int one_cell_is_far(const assign_call *c, int64_t g, float *a)
     for (int i = 0; i < BLOCK_ROWS; i++) {
         const float *row = a + i * c->D, *code = c->points + c->codes[i * step * c->G + g] * c->D;
         const float square = dot(row, row, c->D), start = c->metric == VX_COSINE ? 0 : -0.5f * dot(code, code, c->D);
-        far += box_distances(c->D, &c->cells.cell, 0, row)[0] > limit_for(c, square, start + dot(row, code, c->D));
+        far += box_distances(c->D, &c->cells.cell, 0, row)[0] >
+               limit_for(c, square, start + dot(row, code, c->D), margin_of(c, square));
     }
     return far > BLOCK_ROWS / 4;
 }
@@ -536,6 +618,7 @@ int VX_CPU(assign)(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     }
     for (int64_t g = 0; g < c.G; g++) {
         if (metric == VX_EUCLID) find_frame(&c, g);
+        c.length = code_length(&c, g);
         c.direct = metric == VX_EUCLID && is_crowded(&c, g);
         if (c.direct) memset(c.centre, 0, sizeof(double) * (size_t)c.D); /* differences lose nothing where they are */
         if (!c.direct && cells_may_pay(&c) && assign_near(&c, g, blocks, far)) continue;

@@ -1,7 +1,8 @@
 /* assign.cu: index of the nearest code on CUDA; what is computed, ties included, is said in assign.c.
  *
  * A block takes 128 rows past all panels of codes, keeping for each row and thread the best score and its code; the 16
- * threads of a row agree at the end, on the largest score and then the lowest code. No N x M array.
+ * threads of a row agree at the end, on the largest score and then the lowest code. Where the next largest is within
+ * rounding of it, a warp compares the row with all codes in double. No N x M array.
  *
  * Cost: 2 N M D flops, in float32; the rows are read once, the codes once per 128 rows, from the L2 cache. A NaN or Inf
  * is reported late; its row gets code 0.
@@ -11,41 +12,72 @@
 
 enum { RT = 8, ROWS = 16 * RT };
 
-/* Gives rows that are far outside of the frame their code, as far_code() does in assign.c. A warp takes a row. */
-VX_KERNEL far_kernel(int32_t *codes, const float *z, const float *codebook, const double *frame, const float *reach,
-                     int64_t N, int64_t G, int64_t g, int64_t D, int64_t M)
+/* Makes *length = C of assign.c's banner, from what scores start from. One block. */
+VX_KERNEL length_kernel(float *length, const float *start, int64_t padded)
 {
-    for (int64_t n = vx_first() / 32; n < N; n += vx_step() / 32) {
-        if (!(reach[n] > FRAME_REACH)) continue;
-        const float *x = z + (n * G + g) * D;
+    __shared__ float most[TILE_THREADS];
+    most[threadIdx.x] = 0;
+    for (int64_t i = threadIdx.x; i < padded; i += TILE_THREADS)
+        if (start[i] > -INFINITY) most[threadIdx.x] = fmaxf(most[threadIdx.x], -2 * start[i]);
+    __syncthreads();
+    for (int i = TILE_THREADS / 2; i > 0; i >>= 1) {
+        if ((int)threadIdx.x < i) most[threadIdx.x] = fmaxf(most[threadIdx.x], most[threadIdx.x + i]);
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) *length = sqrtf(most[0]) * (1 + 0x1p-20f);
+}
+
+/* What tells which rows are compared in double: `gap` (N), by how much the largest score exceeds the next. */
+typedef struct exact_call {
+    const float *z, *codebook, *rows, *gap;
+    const float *reach, *length; /* under VX_EUCLID: (N) of lay_out_rows(), and C */
+    int64_t N, G, g, D, M, depth;
+} exact_call;
+
+/* Compares all codes in double for the rows whose two largest scores are within rounding of each other, or which are
+ * far outside of the frame: compare() and margin_of() of assign.c. A warp takes a row. */
+VX_KERNEL exact_kernel(int32_t *codes, exact_call c)
+{
+    const int lane = threadIdx.x % 32;
+    const double C = c.length ? *c.length : 1 + 0x1p-20, rounding = 3 * (double)(c.D + 4) * 0x1p-24;
+    for (int64_t n = vx_first() / 32; n < c.N; n += vx_step() / 32) {
+        double square = 0;
+        for (int64_t d = lane; d < c.D; d += 32)
+            square += (double)c.rows[n * c.depth + d] * (double)c.rows[n * c.depth + d];
+        const double a = sqrt(vx_warp_sum(square));
+        const double error =
+            c.length ? rounding * (a * C + C * C / 2) + 0x1p-23 * (a + C) * (a + C) : (rounding + 4 * 0x1p-23) * a * C;
+        if (!(c.gap[n] < 2 * error + (c.length ? 0x1p-100 : 0)) && !(c.reach && c.reach[n] > FRAME_REACH)) continue;
+        const float *x = c.z + (n * c.G + c.g) * c.D, *best = NULL;
         int32_t code = 0;
-        double most = -INFINITY;
-        for (int64_t m = 0; m < M; m++) {
-            const float *q = codebook + (g * M + m) * D;
-            double product = 0, squares = 0;
-            for (int64_t d = threadIdx.x % 32; d < D; d += 32) {
-                const double a = (x[d] - frame[d]) * frame[D], b = (q[d] - frame[d]) * frame[D];
-                product += a * b;
-                squares += b * b;
+        double most = 0;
+        for (int64_t m = 0; m < c.M; m++) {
+            const float *q = c.codebook + (c.g * c.M + m) * c.D;
+            double sum = 0, squares = 0;
+            for (int64_t d = lane; d < c.D; d += 32) {
+                const double y = q[d], z = x[d], b = best && c.length ? best[d] : 0;
+                sum += c.length ? (y - b) * ((z - b) + (z - y)) : z * y;
+                squares += y * y;
             }
-            const double score = vx_warp_sum(product) - vx_warp_sum(squares) / 2;
-            if (score > most) most = score, code = (int32_t)m;
+            sum = vx_warp_sum(sum);
+            if (!c.length) sum /= fmax(sqrt(vx_warp_sum(squares)), GUARD);
+            if (!best || sum > most) best = q, code = (int32_t)m, most = c.length ? 0 : sum;
         }
-        if (threadIdx.x % 32 == 0) codes[n * G + g] = code;
+        if (lane == 0) codes[n * c.G + c.g] = code;
     }
 }
 
 VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
-    assign_kernel(int32_t *codes, const float *rows, const float *panels, const float *start, int64_t N, int64_t G,
-                  int64_t g, int64_t M, int64_t depth)
+    assign_kernel(int32_t *codes, float *gap, const float *rows, const float *panels, const float *start, int64_t N,
+                  int64_t G, int64_t g, int64_t M, int64_t depth)
 {
     float *shared = (float *)vx_shared;
     const int64_t first = (int64_t)blockIdx.x * ROWS, panel_count = (M + PANEL - 1) / PANEL;
     const int tx = tile_x(), ty = tile_y();
-    float best[RT];
+    float best[RT], second[RT];
     int32_t code[RT];
 #pragma unroll
-    for (int i = 0; i < RT; i++) best[i] = -INFINITY, code[i] = 0;
+    for (int i = 0; i < RT; i++) best[i] = second[i] = -INFINITY, code[i] = 0;
     for (int64_t panel = 0; panel < panel_count; panel++) {
         float acc[RT][4];
         float4 from = make_float4(0, 0, 0, 0);
@@ -57,23 +89,34 @@ VX_KERNEL VX_HOT __launch_bounds__(TILE_THREADS)
         for (int j = 0; j < 4; j++) {
             const int32_t at = (int32_t)(panel * PANEL) + tx + 16 * j;
 #pragma unroll
-            for (int i = 0; i < RT; i++)
-                if (acc[i][j] > best[i] && at < M) best[i] = acc[i][j], code[i] = at;
+            for (int i = 0; i < RT; i++) {
+                const float score = at < M ? acc[i][j] : -INFINITY;
+                second[i] = fmaxf(second[i], fminf(score, best[i]));
+                if (score > best[i]) best[i] = score, code[i] = at;
+            }
         }
     }
     __syncthreads();
     float *score = shared;
     int32_t *candidate = (int32_t *)(shared + 16 * ROWS);
+    float *next = shared + 2 * 16 * ROWS;
 #pragma unroll
-    for (int i = 0; i < RT; i++) score[tx * ROWS + ty + 16 * i] = best[i], candidate[tx * ROWS + ty + 16 * i] = code[i];
+    for (int i = 0; i < RT; i++) {
+        const int at = tx * ROWS + ty + 16 * i;
+        score[at] = best[i], candidate[at] = code[i], next[at] = second[i];
+    }
     __syncthreads();
     for (int r = threadIdx.x; r < ROWS && first + r < N; r += TILE_THREADS) {
-        float most = score[r];
+        float most = score[r], after = next[r];
         int32_t lowest = candidate[r];
-        for (int t = 1; t < 16; t++)
-            if (score[t * ROWS + r] > most || (score[t * ROWS + r] == most && candidate[t * ROWS + r] < lowest))
-                most = score[t * ROWS + r], lowest = candidate[t * ROWS + r];
+        for (int t = 1; t < 16; t++) {
+            const float other = score[t * ROWS + r];
+            after = fmaxf(after, fmaxf(next[t * ROWS + r], fminf(other, most)));
+            if (other > most || (other == most && candidate[t * ROWS + r] < lowest))
+                most = other, lowest = candidate[t * ROWS + r];
+        }
         codes[(first + r) * G + g] = lowest;
+        gap[first + r] = most - after;
     }
 }
 
@@ -85,11 +128,13 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
     float *rows = VX_SCRATCH(float, N *depth), *panels = VX_SCRATCH(float, padded *depth);
     float *start = metric == VX_EUCLID ? VX_SCRATCH(float, padded) : NULL;
     float *reach = metric == VX_EUCLID ? VX_SCRATCH(float, N) : NULL;
+    float *length = metric == VX_EUCLID ? VX_SCRATCH(float, 1) : NULL;
+    float *gap = VX_SCRATCH(float, N);
     double *frame = metric == VX_EUCLID ? VX_SCRATCH(double, 2 * D + 1) : NULL;
     const vx_data_check bad_row = vx_data_check_of(VX_ENONFINITE, G, "row %%lld of z holds a NaN or Inf (group %%lld)");
     const vx_data_check bad_code =
         vx_data_check_of(VX_ENONFINITE, M, "group %%lld of the codebook holds a NaN or Inf, in code %%lld");
-    const size_t shared = sizeof(float) * (size_t)vx_max64(TILE_FLOATS(RT), 2 * 16 * ROWS);
+    const size_t shared = sizeof(float) * (size_t)vx_max64(TILE_FLOATS(RT), 3 * 16 * ROWS);
     for (int64_t g = 0; g < G; g++) {
         code_layout to = {};
         to.count = M;
@@ -99,11 +144,11 @@ int vx_cuda_assign(vx_tensor *codes, vx_tensor *z, vx_tensor *codebook, int metr
         } else to.panel = panels;
         lay_out_rows({vx_f32(z), N, G, g, D, depth, metric == VX_COSINE, NULL, rows, reach, frame}, bad_row);
         lay_out_codes(to, vx_f32(codebook), M, g, D, depth, bad_code, bad_code);
-        VX_LAUNCH(assign_kernel, (unsigned)vx_ceil_div(N, ROWS), TILE_THREADS, shared, vx_i32(codes), rows, panels,
+        VX_LAUNCH(assign_kernel, (unsigned)vx_ceil_div(N, ROWS), TILE_THREADS, shared, vx_i32(codes), gap, rows, panels,
                   start, N, G, g, M, depth);
-        if (metric == VX_EUCLID)
-            VX_LAUNCH(far_kernel, vx_grid(N * 32, 256), 256, 0, vx_i32(codes), vx_f32(z), vx_f32(codebook), frame,
-                      reach, N, G, g, D, M);
+        if (length) VX_LAUNCH(length_kernel, 1, TILE_THREADS, 0, length, start, padded);
+        const exact_call c = {vx_f32(z), vx_f32(codebook), rows, gap, reach, length, N, G, g, D, M, depth};
+        VX_LAUNCH(exact_kernel, vx_grid(N * 32, 256), 256, 0, vx_i32(codes), c);
     }
     return vx_status();
 }

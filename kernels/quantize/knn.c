@@ -7,7 +7,8 @@
  *                1 - 2 p_m + |p|^2, summed in double because near a vertex everything cancels. Reads p once, sixteen
  *                columns (a cache line) at a time.
  *   knn          squared distances as sums of (x - y)^2 and not as |x|^2 - 2 x y + |y|^2, which would lose a distance
- *                below 3e-4 |x|; very large and very small rows are scaled before (frame.h); 6 rows against a tile of
+ *                below 3e-4 |x|; very large and very small rows are scaled before (frame.h), and those whose nearest
+ *                squares are SMALL then are compared in double; 6 rows against a tile of
  *                columns in registers, 24 rows per visit of a tile, as in assign.c. 2 N L D subtractions and
  *                multiply-adds; working space L D floats, shared, and 24 K entries a thread.
  *
@@ -172,13 +173,35 @@ enum { TILE_ROWS = 6, VECTORS = 2 };
 #endif
 enum { TILE_COLUMNS = VECTORS * VX_LANES, BLOCK_ROWS = 4 * TILE_ROWS };
 
+#define SMALL 0x1p-100f /* squared distance, of rows scaled to 1, below which differences may have vanished */
+
 typedef struct rows_call {
     int64_t N, L, D, K, tiles;
     int exclude_self;
     float scale;
-    const float *x;
+    const float *x, *y;
     const float *columns; /* (tiles, D, TILE_COLUMNS) of y, scaled, +inf beyond its rows */
 } rows_call;
+
+/* Finds the neighbours of row n in double: of data that are scaled, squares of small differences vanish. */
+static void nearest_in_double(const rows_call *c, int64_t n, int32_t *near, float *distance)
+{
+    double least[c->K];
+    int64_t found = 0;
+    for (int64_t l = 0; l < c->L; l++) {
+        if (c->exclude_self && l == n) continue;
+        double square = 0;
+        for (int64_t d = 0; d < c->D; d++) {
+            const double difference = (double)c->x[n * c->D + d] - c->y[l * c->D + d];
+            square += difference * difference;
+        }
+        if (found == c->K && !(square < least[c->K - 1])) continue;
+        int64_t k = found < c->K ? found++ : c->K - 1;
+        for (; k > 0 && square < least[k - 1]; k--) least[k] = least[k - 1], near[k] = near[k - 1];
+        least[k] = square, near[k] = (int32_t)l;
+    }
+    for (int64_t k = 0; k < c->K; k++) distance[k] = (float)least[k];
+}
 
 /* Lets rows i .. i + TILE_ROWS - 1 of a (BLOCK_ROWS, D), which are rows first + i .. of x, meet a tile. */
 static void meet_tile(const rows_call *c, const float *a, int64_t first, int i, int rows, int64_t tile, float *limit,
@@ -227,6 +250,9 @@ static void nearest_to_rows(const rows_call *c, int64_t first, float *a, uint64_
         near[first * c->K + i] = (int32_t)neighbour_row(lists[i]);
         distance[first * c->K + i] = -neighbour_key(lists[i]) / c->scale / c->scale;
     }
+    for (int64_t i = 0; c->scale != 1 && i < rows; i++)
+        if (-neighbour_key(lists[i * c->K]) < SMALL)
+            nearest_in_double(c, first + i, near + (first + i) * c->K, distance + (first + i) * c->K);
 }
 
 /* Finds near (N,K) and distance (N,K), squared, of x (N,D) among y (L,D). */
@@ -237,7 +263,8 @@ int VX_CPU(knn)(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
                    .D = x->shape[1],
                    .K = near->shape[1],
                    .exclude_self = exclude_self,
-                   .x = vx_f32(x)};
+                   .x = vx_f32(x),
+                   .y = vx_f32(y)};
     if (check_rows("knn", c.L)) return VX_EINVAL;
     c.tiles = vx_ceil_div(c.L, TILE_COLUMNS);
     int64_t bad = first_nonfinite(c.x, c.N, c.D, 0), bad_y = first_nonfinite(vx_f32(y), c.L, c.D, 0);

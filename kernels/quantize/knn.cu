@@ -240,11 +240,31 @@ VX_KERNEL __launch_bounds__(BLOCK) distance_kernel(float *distance, rows_call c,
                 distance[(row + ty + 16 * i) * c.L + column + tx + 16 * j] = sum[i][j];
 }
 
+/* Returns what distances are multiplied by, not squared, where rows are scaled; 0 where they are not. */
+VX_DEVICE float far_factor(const rows_call &c)
+{
+    const float scale = frame_scale(__uint_as_float(*c.largest));
+    return scale == 1 ? 0 : scale < 1 ? 0x1p-8f : 0x1p24f;
+}
+
+/* Where rows are scaled, makes distance (rows,L) again, in double and as its root: squares of small differences
+ * vanish. */
+VX_KERNEL far_distance_kernel(float *distance, rows_call c, int64_t first, int64_t rows)
+{
+    const float factor = far_factor(c);
+    for (int64_t i = vx_first(); factor && i < rows * c.L; i += vx_step()) {
+        const float *a = c.x + (first + i / c.L) * c.D, *b = c.y + i % c.L * c.D;
+        double sum = 0;
+        for (int64_t d = 0; d < c.D; d++) sum += ((double)a[d] - b[d]) * ((double)a[d] - b[d]);
+        distance[i] = (float)(sqrt(sum) * factor);
+    }
+}
+
 /* Finds the K nearest rows of y in each row of distances. A block for each. */
 VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, rows_call c, int64_t first, int64_t rows)
 {
     __shared__ unsigned long long shared[32];
-    const float scale = frame_scale(__uint_as_float(*c.largest));
+    const float factor = far_factor(c);
     for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
         unsigned long long last = 0; /* complemented keys, so that vx_block_min finds the largest */
         for (int64_t k = 0; k < c.K; k++) {
@@ -258,7 +278,8 @@ VX_KERNEL nearest_kernel(int32_t *near, float *nearest, const float *distance, r
             if (threadIdx.x == 0) {
                 const int32_t l = neighbour_row(~last);
                 near[(first + r) * c.K + k] = l;
-                nearest[(first + r) * c.K + k] = distance[r * c.L + l] / scale / scale;
+                const float d = factor ? distance[r * c.L + l] / factor : distance[r * c.L + l];
+                nearest[(first + r) * c.K + k] = factor ? d * d : d;
             }
         }
     }
@@ -284,6 +305,7 @@ int vx_cuda_knn(vx_tensor *near, vx_tensor *distance, vx_tensor *x, vx_tensor *y
         const int64_t rows = vx_min64(chunk, c.N - first);
         VX_LAUNCH(distance_kernel, dim3((unsigned)vx_ceil_div(c.L, TILE), (unsigned)vx_ceil_div(rows, TILE)), BLOCK, 0,
                   held, c, first, rows);
+        VX_LAUNCH(far_distance_kernel, vx_grid(rows * c.L, BLOCK), BLOCK, 0, held, c, first, rows);
         VX_LAUNCH(nearest_kernel, vx_grid(rows, 1), BLOCK, 0, vx_i32(near), vx_f32(distance), held, c, first, rows);
     }
     return vx_status();
