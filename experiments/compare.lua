@@ -19,7 +19,7 @@ parser:option("--columns", "Only these of results.csv."):argname "A,B"
 parser:option("--fields", "Of metrics.jsonl, a plot each; default: those of mse, loss, code_use that were logged.")
   :argname "A,B"
 parser:option("--out", "Folder for table.md, compare.csv and curves.png."):argname "DIR"
-local flags = parser:parse()
+local flags = vx.runs.flags.read(parser)
 
 local function list_of(text)
   local list = {}

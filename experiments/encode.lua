@@ -87,7 +87,7 @@ local function program()
   parser:option("--images", "Folder for reconstructions; default: --out, where that is a folder."):argname "DIR"
   parser:option("--format", "npy: a file each; text: a line each, in one file."):choices { "npy", "text" }:default "npy"
   parser:option("--device", "cpu, cuda:0, ...; default: the GPU where one works."):argname "D"
-  local args = parser:parse()
+  local args = runs.flags.read(parser)
   if args.device then vx.device(args.device) end
   local model, run = vx.restore(args.checkpoint)
   local experiment = run.config.experiment

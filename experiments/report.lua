@@ -10,9 +10,11 @@ ffi.cdef "char *realpath(const char *path, char *out);"
 local here = ffi.string(ffi.C.realpath(arg[0], nil)):match "^(.*/)experiments/"
 dofile(here .. "lua/vertex/start.lua")
 
+local runs = require("vertex").runs
+
 local parser = require "argparse"("report", "Draws table, pictures and report.html of a run or a series again.")
 parser:argument("out", "Folder that --out of an experiment named.")
-local out = parser:parse().out:gsub("(.)/+$", "%1")
+local out = runs.flags.read(parser).out:gsub("(.)/+$", "%1")
 
 --- The program of this folder that made a run or a series; nil where none did.
 local function program_of(folder)
@@ -32,5 +34,4 @@ if program then
   rawset(_G, "arg", { [-1] = arg[-1], [0] = program, "--out", out, "--report" })
   dofile(program)
 end
-local runs = require("vertex").runs
 runs.program(function() print(runs.report(out)) end)

@@ -51,10 +51,9 @@ local function read_flags()
   parser:option("--data", "Folder of images; default: made on the fly."):argname "DIR"
   parser:option("--speech", "Folder of speech; default: made on the fly."):argname "DIR"
   parser:option("--device", "cpu, cuda:0, ...; default: the GPU where one works."):argname "D"
-  parser:option("--threads", "CPU threads."):argname "N":convert(tonumber)
+  parser:option("--threads", "CPU threads."):argname "N":convert(runs.flags.integer(1, 4096))
   parser:flag("--resume", "Go on with what --out holds.")
-  local ok, flags = parser:pparse()
-  if not ok then runs.refuse("%s\n\n%s", flags, parser:get_usage()) end
+  local flags = runs.flags.read(parser)
   if flags.minutes and not (flags.minutes > 0 and flags.minutes < math.huge) then
     runs.refuse("--minutes %g: expected a positive number", flags.minutes)
   end
@@ -68,6 +67,7 @@ local function read_flags()
   local unknown = next(chosen)
   local known = table.concat(names_of(declared.studies), ", ")
   if unknown then runs.refuse("unknown study '%s'; known: %s", unknown, known) end
+  if #flags.studies == 0 then runs.refuse("--study '%s' names none; known: %s", flags.study, known) end
   if flags.device then
     local found, reason = pcall(vx.device, flags.device)
     if not found then runs.refuse("--device: %s", runs.reason(reason)) end

@@ -23,7 +23,7 @@ local parser = argparse("simplex_figures",
 parser:option("--out", "folder for the pictures, made if it is not there", "out/simplex")
 parser:option("--seed", "seed of everything drawn", "1"):convert(tonumber)
 parser:flag("--quick", "small and few: to see that it runs")
-local flags = parser:parse(arg)
+local flags = vx.runs.flags.read(parser)
 
 local BLUE, ORANGE, GREEN, DARK, LIGHT = plot.colors[1], plot.colors[5], plot.colors[3], "#555555", "#BBBBBB"
 local K = 8                                   -- the paper's, in Figure 1

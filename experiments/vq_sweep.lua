@@ -194,7 +194,7 @@ local function encode_program()
   parser:option("--tensor", "Name of a matrix in a safetensors file that holds several."):argname "NAME"
   parser:option("--out", "File for the codes, .npy."):argname "FILE":count(1)
   parser:option("--device", "cpu, cuda:0, ...; default: the GPU where one works."):argname "D"
-  local args = parser:parse()
+  local args = runs.flags.read(parser)
   if args.device then vx.device(args.device) end
   if not args.out:find "%.npy$" then core.fail("--out %s: expected a name that ends in .npy", args.out) end
   local model, width = restore(args.encode)

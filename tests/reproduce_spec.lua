@@ -115,6 +115,7 @@ describe("reproduce", function()
     assert.truthy(read("failing/results.md"):find("failed: k:", 1, true))
     check_page("failing", { "gradient" })
     for arguments, expected in pairs { ["--study kk"] = "unknown study 'kk'; known: table1, table2, k,",
+      ["--study ''"] = "--study '' names none; known: table1", ["--threads 0"] = "'0': expected an integer from 1 to",
       ["--minutes=-1"] = "--minutes -1: expected a positive number", ["--out all --resume --minutes 7"] =
         "was begun with --minutes 0.02, asked for is 7" } do
       output, status = reproduce(arguments)

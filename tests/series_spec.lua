@@ -114,6 +114,10 @@ describe("a series", function()
     for arguments, expected in pairs {
       ["--seeds 3-1"] = "'3-1': expected integers",
       ["--seeds 1,1"] = "'1,1': 1 is given twice",
+      ["--seeds 1,,2"] = "'1,,2': expected integers",
+      ["--grid codes=8,,16"] = "--grid codes: a value is missing in '8,,16'",
+      ["--grid quantizer.tau=1,2 --methods ste-euclid"] = "--grid quantizer.tau: none of ste-euclid has that option",
+      ["--grid k=1,2 --methods ste-euclid"] = "--grid k: none of ste-euclid has that option",
       ["--seeds 1,x"] = "'1,x': expected integers",
       ["--seeds 1 --seed 2"] = "--seed and --seeds: give one of them",
       ["--grid tao=1,2"] = "--grid tao: neither the preset nor a quantizer has it, did you mean 'tau'?",

@@ -136,7 +136,14 @@ function vx.arange(...)
   check.number("arange", "stop", stop, -math.huge, math.huge)
   check.number("arange", "step", step, -math.huge, math.huge)
   if step == 0 then core.fail "arange: step is 0, expected a number of either sign" end
-  local count = math.max(0, math.ceil((stop - first) / step - 1e-9))
+  local count = math.max(0, math.ceil((stop - first) / step))
+  -- the quotient is rounded: what counts is whether the last element lies before stop, and the next one does not
+  local function before_stop(i) return (first + i * step - stop) * step < 0 end
+  if count > 0 and not before_stop(count - 1) then
+    count = count - 1
+  elseif before_stop(count) then
+    count = count + 1
+  end
   return made("arange", { count }, options, function(x)
     for at = 0, count - 1, 2 ^ 20 do -- a table of Lua holds so many numbers well
       local values = {}
@@ -255,8 +262,8 @@ end
 -- file has others than the dtypes of tensors.
 -- @param path path of the file
 -- @param[opt] options { device = the default one, names = array of names: those tensors of a .safetensors file alone }
--- @return table { name = tensor }; of a .npy file the tensor. A tensor of a dtype that is not read is left out, and
--- raises what it is where it is asked for
+-- @return table { name = tensor }; of a .npy file the tensor. A tensor of a dtype that is not read, or of more than
+-- 8 dimensions, is left out, and raises what it is where it is asked for
 -- @return table { key = text } of a .safetensors file's metadata
 -- @raise where the file is not there, is damaged or is of neither kind: a .pt file says how to convert it; where a
 -- number does not fit into f32 or i32, or there is no tensor of a name

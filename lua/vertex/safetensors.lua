@@ -4,6 +4,7 @@
 -- without holes or overlap, and the header must be JSON to the letter (UTF-8, no key twice, no NaN), which general JSON
 -- readers do not insist on.
 
+local check = require "vertex.check"
 local core = require "vertex.core"
 local utf8 = require "vertex.utf8"
 
@@ -186,10 +187,16 @@ end
 local function is_index(v) return type(v) == "number" and v < 2 ^ 53 end
 local function is_array(x) return getmetatable(x) == Array end
 
---- Raises that a tensor's dtype is none of those that are read.
-local function refuse_dtype(path, name, entry)
-  fail("load %s: '%s' has dtype %s; read are %s", path, name, tostring(entry.dtype),
-    table.concat(core.stored_dtypes(), " "))
+--- Raises why a tensor is not read.
+local function refuse_unread(path, name, entry) fail("load %s: '%s' %s", path, name, entry.unread) end
+
+--- Says why no tensor is made of an entry: its dtype or its dimensions; nil where one is.
+local function reason_unread(entry)
+  local format = core.stored_dtype(entry.dtype)
+  if not format or format.name ~= entry.dtype then
+    return ("has dtype %s; read are %s"):format(entry.dtype, table.concat(core.stored_dtypes(), " "))
+  end
+  if #entry.shape > 8 then return ("has %d dimensions; a tensor has at most 8"):format(#entry.shape) end
 end
 
 --- Reads and checks the header of an open file: entries {name = {dtype, shape, data_offsets}}, metadata, and the byte
@@ -222,12 +229,12 @@ local function read_header(file)
   local spans, bytes = {}, size - 8 - n
   for name, entry in pairs(header) do
     if getmetatable(entry) ~= Object then fail("load %s: entry '%s' is not an object", path, name) end
-    local format = type(entry.dtype) == "string" and core.stored_dtype(entry.dtype)
-    entry.unread = UNREAD[entry.dtype] ~= nil
-    if not entry.unread and (not format or format.name ~= entry.dtype) then refuse_dtype(path, name, entry) end
-    local element = entry.unread and UNREAD[entry.dtype] / 8 or format.bytes
     local shape, offsets, count = entry.shape, entry.data_offsets, 1
-    if not is_array(shape) or #shape > 8 then fail("load %s: '%s' has no shape of at most 8 sizes", path, name) end
+    if type(entry.dtype) ~= "string" then fail("load %s: '%s' has no dtype", path, name) end
+    if not is_array(shape) then fail("load %s: '%s' has no shape", path, name) end
+    entry.unread = reason_unread(entry)
+    local bits, format = UNREAD[entry.dtype], core.stored_dtype(entry.dtype)
+    local element = bits and bits / 8 or format and format.name == entry.dtype and format.bytes -- nil: not known here
     for i = 1, #shape do
       if not is_index(shape[i]) then
         fail("load %s: '%s' has the size %s in its shape", path, name, tostring(shape[i]))
@@ -238,7 +245,7 @@ local function read_header(file)
       or offsets[1] > offsets[2] or offsets[2] > bytes then
       fail("load %s: '%s' has offsets outside the file's %d bytes of data", path, name, bytes)
     end
-    if count * element ~= offsets[2] - offsets[1] then
+    if element and count * element ~= offsets[2] - offsets[1] then
       fail("load %s: '%s' %s %s needs %.0f bytes, its offsets span %.0f", path, name, entry.dtype,
         core.shape_text(shape), count * element,
         offsets[2] - offsets[1])
@@ -263,8 +270,8 @@ end
 
 --- Reads and checks a file's header alone.
 -- @param file a core.reader
--- @return {name = {dtype (as stored), shape, offset (bytes before its first element), unread (true: its dtype is none
--- that is read)}}
+-- @return {name = {dtype (as stored), shape, offset (bytes before its first element), unread (why no tensor is
+-- made of it; nil where one is)}}
 -- @raise where the file is no safetensors file
 function safetensors.header(file)
   local header, _, start = read_header(file)
@@ -279,6 +286,11 @@ end
 --- Gives the entries of a header under the given names, all where names is nil.
 local function chosen(path, header, names)
   if not names then return header end
+  for key, name in pairs(names) do
+    if type(key) ~= "number" or type(name) ~= "string" then
+      fail("load %s: names has %s under %s, expected an array of names", path, check.show(name), check.show(key))
+    end
+  end
   local entries = {}
   for _, name in ipairs(names) do
     local entry = header[name]
@@ -289,15 +301,15 @@ local function chosen(path, header, names)
       if #known > 20 then known = { unpack(known, 1, 20) } known[21] = "..." end
       fail("load %s: there is no '%s' in it; it holds %s", path, tostring(name), table.concat(known, ", "))
     end
-    if entry.unread then refuse_dtype(path, name, entry) end
+    if entry.unread then refuse_unread(path, name, entry) end
     entries[name] = entry
   end
   return entries
 end
 
 --- Loads the tensors of an open file: {name = tensor}, {key = text}. F64 and F16 become f32, I64 becomes i32; a number
--- that does not fit is an error. A tensor of a dtype that is not read is left out; asking the table for it raises what
--- it is. options {device, names}.
+-- that does not fit is an error. A tensor of a dtype that is not read, or of more than 8 dimensions, is left out;
+-- asking the table for it raises what it is. options {device, names}.
 function safetensors.read(file, options)
   local header, metadata, start = read_header(file)
   local tensors, unread = {}, nil
@@ -313,10 +325,10 @@ function safetensors.read(file, options)
       tensors[name] = x
     end
   end
-  if unread and next(tensors) == nil then refuse_dtype(file.path, next(unread)) end
+  if unread and next(tensors) == nil then refuse_unread(file.path, next(unread)) end
   if unread then
     setmetatable(tensors, { __index = function(_, name)
-      if unread[name] then refuse_dtype(file.path, name, unread[name]) end
+      if unread[name] then refuse_unread(file.path, name, unread[name]) end
     end })
   end
   return tensors, metadata

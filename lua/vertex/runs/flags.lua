@@ -44,6 +44,24 @@ end
 -- @return text
 function flags.reason(message) return (tostring(message):gsub("^.-%.lua:%d+: ", "")) end
 
+--- Reads a program's command line. Ends the program where help was asked for or something is wrong; the status is then
+-- another than 0 where the help could not be written.
+-- @param parser table, of argparse
+-- @param[opt] argv array of texts; `arg`
+-- @return table of what was given, by name
+function flags.read(parser, argv)
+  argv = argv or arg
+  for _, a in ipairs(argv) do
+    if a == "--help" or a == "-h" then
+      if core.rank_numbers() == 0 then print(parser:get_help()) end
+      os.exit(0, true) -- argparse's own help ends without a look at whether it could be written
+    end
+  end
+  local ok, args = parser:pparse(argv)
+  if not ok then refuse("%s\n\n%s", args, parser:get_usage()) end
+  return args
+end
+
 --- Runs a program to its end. What it raises is told without the place in the sources, and the status is then 2, as
 -- where a command is refused.
 -- @param f function → status for os.exit; none: 0
@@ -123,7 +141,8 @@ local function parse_grid(list)
     if name == "seed" then refuse "--grid seed: --seeds sets it" end
     if seen[name] then refuse("--grid gives %s twice", name) end
     local values, texts = {}, {}
-    for value in rest:gmatch "[^,]+" do
+    for value in (rest .. ","):gmatch "(.-)," do
+      if value == "" then refuse("--grid %s: a value is missing in '%s'", name, rest) end
       if texts[value] then refuse("--grid %s: %s is given twice", name, value) end
       values[#values + 1], texts[value] = read_value(value), true
     end
@@ -136,7 +155,7 @@ end
 -- @return array of integers, each once; nil and what is wrong
 local function parse_seeds(text)
   local seeds, seen = {}, {}
-  for part in text:gmatch "[^,]+" do
+  for part in (text .. ","):gmatch "(.-)," do
     local first, last = part:match "^(%d+)%-(%d+)$"
     first, last = tonumber(first or part:match "^%d+$"), tonumber(last or part:match "^%d+$")
     if not first or first > last or last > 2 ^ 31 or last - first > 9999 then
@@ -147,7 +166,6 @@ local function parse_seeds(text)
       seeds[#seeds + 1], seen[seed] = seed, true
     end
   end
-  if #seeds == 0 then return nil, ("'%s' names no seed"):format(text) end
   return seeds
 end
 
@@ -317,15 +335,7 @@ end
 -- @return table: the flags given by name, nil where not given; methods is an array of names
 function flags.parse(spec, argv)
   load_quantizers(argv)
-  local parser = make_parser(spec)
-  for _, a in ipairs(argv) do
-    if a == "--help" or a == "-h" then
-      if core.rank_numbers() == 0 then print(parser:get_help()) end
-      os.exit(0, true) -- argparse's own help ends without a look at whether it could be written
-    end
-  end
-  local ok, args = parser:pparse(join_numbers(argv))
-  if not ok then refuse("%s\n\n%s", args, parser:get_usage()) end
+  local args = flags.read(make_parser(spec), join_numbers(argv))
   if args.preset and not spec.presets[args.preset] then
     flags.refuse_name("preset", args.preset, check.names(spec.presets))
   end

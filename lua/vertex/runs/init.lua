@@ -36,6 +36,6 @@ return {
   table = require "vertex.runs.table",
   compare = require "vertex.runs.compare",
   report = require "vertex.runs.report",
-  flags = { graph = flags.graph, autocast = flags.autocast, integer = flags.integer },
+  flags = { graph = flags.graph, autocast = flags.autocast, integer = flags.integer, read = flags.read },
   make_folders = flags.make_folders, refuse = flags.refuse, reason = flags.reason, program = flags.program,
 }

@@ -68,6 +68,22 @@ end
 
 local FLAGS = { batch = true, steps = true, epochs = true }
 
+--- Ends the program where a name of --grid is an option of quantizers, but of none of the methods: all its runs would
+-- be alike.
+local function expect_taken(name, methods)
+  local option, is_option = name:match "^quantizer%.(.+)$" or name, false
+  local function has(item)
+    for _, o in ipairs(item and item.options or {}) do
+      if o.name == option then return true end
+    end
+  end
+  for _, item in ipairs(registry.list) do is_option = is_option or has(item) end
+  for _, method in ipairs(methods) do
+    if not is_option or has(registry.by_name[method]) then return end
+  end
+  refuse("--grid %s: none of %s has that option", name, table.concat(methods, ", "))
+end
+
 --- What a name of --grid sets: the arguments of a run that give it a value.
 local function arguments_of(spec, preset, name, value)
   local text = type(value) == "table" and json.encode(value) or tostring(value)
@@ -169,7 +185,7 @@ end
 -- @param flags of flags.parse
 -- @param argv the command line
 -- @param out the folder
--- @param checked function(argv of a run) → its preset; ends the program where such a run could not be had
+-- @param checked function(argv of a run) → its preset and methods; ends the program where such a run could not be had
 -- @return status for os.exit: 0, 130 where interrupted, 1 where a run failed
 function series.run(spec, flags, argv, out, checked)
   if flags.seed and flags.seeds then refuse "--seed and --seeds: give one of them" end
@@ -183,7 +199,8 @@ function series.run(spec, flags, argv, out, checked)
     if #arguments == 0 then arguments = stored.arguments end
     flags.seeds, flags.grid = flags.seeds or stored.seeds, flags.grid or stored.grid
   end
-  local preset = checked(arguments)
+  local preset, methods = checked(arguments)
+  for _, axis in ipairs(flags.grid or {}) do expect_taken(axis.name, methods) end
   local seeds, grid = flags.seeds or {}, flags.grid or {}
   local members = members_of(seeds, grid, function(name, value) return arguments_of(spec, preset, name, value) end)
   for _, member in ipairs(members) do

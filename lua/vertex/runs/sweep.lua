@@ -412,7 +412,7 @@ local function start(spec, argv)
       local one = flags_of.parse(spec, arguments)
       local config, methods, _, preset = plan(spec, one)
       expect_trainable(spec, config, methods, preset)
-      return preset
+      return preset, methods
     end)
   end
   if flags.report then flags_of.program(draw_again, spec, flags, out) end
