@@ -153,6 +153,19 @@ describe("images", function()
       end
     end)
 
+    it("passes over chunks that claim to be long, and takes no memory for them", function()
+      local output = require("tests.helper").child([[
+        local vx = require "vertex"
+        local f = io.open "tests/fixtures/images/rgb.png"
+        local png = f:read "*a"
+        for _, name in ipairs { "tEXt", "iTXt", "zTXt", "sPLT", "iCCP", "vpAg" } do
+          pcall(vx.data.decode, png:sub(1, 33) .. "\127\255\255\255" .. name .. ("a"):rep(200))
+        end
+        print(io.open "/proc/self/status":read "*a":match "VmHWM:%s*(%d+) kB")
+      ]])
+      assert.is_true(tonumber(output) < 200e3, output)
+    end)
+
     it("survives flipped bytes", function()
       local random = require("tests.helper").random(5)
       for _, name in ipairs { "baseline.jpg", "progressive.jpg", "palette.png", "rgb.png" } do

@@ -340,6 +340,8 @@ static int decode_png(png_structp png, png_infop info, png_job *job, vx_pixels *
     png_set_read_fn(png, job, png_take);
     png_set_user_limits(png, VX_IMAGE_MAX_PIXELS, VX_IMAGE_MAX_PIXELS);
     png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+    /* Texts, profiles and the like are passed over: libpng would allocate what they claim to hold, up to 2 GB. */
+    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);
     png_read_info(png, info);
     png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE); /* Pillow checks no sum of pixels */
     /* deflate makes at most 1032 bytes of one */
