@@ -19,7 +19,7 @@ package.path = table.concat(places, ";") .. ";" .. package.path
 local own = { _G = _G }
 for name, value in pairs(_G) do own[name] = value end
 setmetatable(own, { __index = _G })
-local search = package.loaders[2]
+local search, type, setfenv = package.loaders[2], type, setfenv -- the user may give these names other values
 package.loaders[2] = function(name)
   local found = search(name)
   if type(found) == "function" and (name == "vertex" or name:sub(1, 7) == "vertex.") then setfenv(found, own) end
