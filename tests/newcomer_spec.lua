@@ -87,7 +87,8 @@ local UNWARNED = { "#'x'", "#pt", "#x:shape()", "function f(x) return #x end", "
   "#vx.devices()", "#x[1]:shape()" }
 
 -- word → how its help begins
-local HELP = { Linear = "vx.nn.Linear(inputs", AdamW = "vx.optim.AdamW(parameters", encode = "vx.Quantizer:encode(z)",
+local HELP = { Linear = "vx.nn.Linear(inputs", AdamW = "vx.optim.AdamW(parameters",
+  encode = "found for 'encode':\n  vx.Quantizer:encode ", -- of several, which all are listed
   len = "PyTorch's len is here x:size(1); Lua's #x is 0",
   load = "vx.load(path", state_dict = "found for 'state_dict':", view = "PyTorch's view is here", relu = "vx.relu(x)" }
 
