@@ -691,6 +691,7 @@ describe("memory", function()
       raises(function() vx.uniform(x, 0, n) end, "uniform: high is", "expected a number from")
     end
     raises(function() vx.uniform(x, -3e38, 3e38) end, "uniform: high - low is 6e+38, expected a number from")
+    raises(function() vx.normal(x, 0, -1) end, "normal: deviation is -1, expected a number from 0")
     raises(function() vx.normal(x, 0, 1e-46) end, "normal: deviation is 1e-46, which f32 does not hold")
     assert.same({ 0, 0, 0, 0 }, x:totable())
     assert.same({ 3, 3, 3, 3 }, vx.normal(x, 3, 0):totable())

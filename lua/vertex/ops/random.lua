@@ -14,10 +14,10 @@ local define = record.define
 -- The greatest finite number of f32.
 local MOST = 2 ^ 128 - 2 ^ 104
 
--- Gives a parameter of a distribution, a finite number that f32 holds; `default` where it is nil.
-local function parameter(value, what, name, default)
+-- Gives a parameter of a distribution, a finite number that f32 holds, `least` or more; `default` where it is nil.
+local function parameter(value, what, name, default, least)
   if value == nil then return default end
-  return common.expect_f32(check.number(what, name, value, -MOST, MOST), what, name)
+  return common.expect_f32(check.number(what, name, value, least or -MOST, MOST), what, name)
 end
 
 local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
@@ -46,7 +46,7 @@ define("uniform", {
 define("normal", {
   text = "Fills x with normal numbers.",
   args = { { "x", "tensor f32 of any shape, overwritten" }, { "mean", "number", default = 0 },
-    { "deviation", "number, the standard deviation", default = 1 }, GENERATOR },
+    { "deviation", "number of 0 or more, the standard deviation", default = 1 }, GENERATOR },
   returns = "x; no gradient",
   raises = "where x is no contiguous f32 tensor, or a parameter no finite number that f32 holds",
   calls = { "normal" },
@@ -54,7 +54,7 @@ define("normal", {
   takes_bf16 = true,
   forward = function(_, x, mean, deviation, generator)
     core.expect_writable(x, "normal")
-    mean, deviation = parameter(mean, "normal", "mean", 0), parameter(deviation, "normal", "deviation", 1)
+    mean, deviation = parameter(mean, "normal", "mean", 0), parameter(deviation, "normal", "deviation", 1, 0)
     local seed, stream = next_stream(generator)
     op.normal(x, seed, stream, mean, deviation)
     return x
