@@ -34,20 +34,29 @@ typedef struct exact_call {
     int64_t N, G, g, D, M, depth;
 } exact_call;
 
+/* Returns 2 E of assign.c's banner for a row of length a. */
+VX_DEVICE double margin_of(const exact_call &c, double a)
+{
+    const double rounding = 3 * (double)(c.D + 4) * 0x1p-24;
+    if (!c.length) return 2 * (rounding + 4 * 0x1p-23) * a;
+    const double C = *c.length;
+    return 2 * (rounding * (a * C + C * C / 2) + 0x1p-23 * (a + C) * (a + C)) + 0x1p-100;
+}
+
 /* Compares all codes in double for the rows whose two largest scores are within rounding of each other, or which are
- * far outside of the frame: compare() and margin_of() of assign.c. A warp takes a row. */
+ * far outside of the frame: compare() and margin_of() of assign.c. A warp takes a row; most are passed over by a bound
+ * of their length. */
 VX_KERNEL exact_kernel(int32_t *codes, exact_call c)
 {
     const int lane = threadIdx.x % 32;
-    const double C = c.length ? *c.length : 1 + 0x1p-20, rounding = 3 * (double)(c.D + 4) * 0x1p-24;
     for (int64_t n = vx_first() / 32; n < c.N; n += vx_step() / 32) {
-        double square = 0;
-        for (int64_t d = lane; d < c.D; d += 32)
-            square += (double)c.rows[n * c.depth + d] * (double)c.rows[n * c.depth + d];
-        const double a = sqrt(vx_warp_sum(square));
-        const double error =
-            c.length ? rounding * (a * C + C * C / 2) + 0x1p-23 * (a + C) * (a + C) : (rounding + 4 * 0x1p-23) * a * C;
-        if (!(c.gap[n] < 2 * error + (c.length ? 0x1p-100 : 0)) && !(c.reach && c.reach[n] > FRAME_REACH)) continue;
+        if (!(c.reach && c.reach[n] > FRAME_REACH)) {
+            if (!(c.gap[n] < margin_of(c, c.reach ? sqrt((double)c.D) * c.reach[n] : 1.001))) continue;
+            double square = 0;
+            for (int64_t d = lane; d < c.D; d += 32)
+                square += (double)c.rows[n * c.depth + d] * (double)c.rows[n * c.depth + d];
+            if (!(c.gap[n] < margin_of(c, sqrt(vx_warp_sum(square))))) continue;
+        }
         const float *x = c.z + (n * c.G + c.g) * c.D, *best = NULL;
         int32_t code = 0;
         double most = 0;
