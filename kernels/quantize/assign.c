@@ -72,14 +72,15 @@ typedef struct assign_call {
     float *low, *high;  /* (D) the least and the largest of each coordinate, working space of the frame */
     double *centre;     /* (D) of the frame of the group's codes, and */
     double scale;       /* its scale, under VX_EUCLID */
+    double length;      /* C of the banner */
     int64_t amx_steps;  /* of D, where all codes are met in AMX tiles; else 0; then: */
     uint32_t *terms;    /* (tiles) columns for AMX tiles */
     int direct;         /* scores are -|z - q|^2 */
     int32_t *codes;
     /* near cells */
     code_cells cells;
-    float *points;         /* (M,D) the columns, one after the other */
-    double excess, length; /* B and C of the banner; C for all codes, too */
+    float *points; /* (M,D) the columns, one after the other */
+    double excess; /* B of the banner */
 } assign_call;
 
 /* Finds the frame of group g's codes. */
@@ -507,26 +508,25 @@ static void fill_near_columns(const assign_call *c, int64_t g)
             fill_column(c, g, i < c->M ? c->cells.code[i] : c->M, c->columns + i / CELL * CELL * c->D + i % CELL, CELL);
 }
 
-/* Fills points, excess and length. Returns 0 where scores might overflow. */
+/* Fills points and excess. Returns 0 where scores might overflow. */
 static int fill_points(assign_call *c, int64_t g)
 {
-    double excess = -INFINITY, length = 0;
+    double excess = -INFINITY;
     float longest = 0;
-#pragma omp parallel for schedule(static) reduction(max : excess, length)
+#pragma omp parallel for schedule(static) reduction(max : excess)
     for (int64_t m = 0; m < c->M; m++) {
         float *point = c->points + m * c->D;
-        const double offset = fill_column(c, g, m, point, 1), norm = row_norm(point, c->D);
+        const double offset = fill_column(c, g, m, point, 1);
         double square = 0;
         for (int64_t d = 0; d < c->D; d++) square += (double)point[d] * point[d];
         excess = fmax(excess, 2 * offset + square);
-        length = fmax(length, norm);
     }
+    c->excess = excess;
+    if (c->metric == VX_COSINE) return 1;
     for (int64_t n = 0; n < c->N; n++) longest = fmaxf(longest, c->norms[n * c->G + g]);
-    c->excess = excess, c->length = length * (1 + 0x1p-20);
-    if (c->metric == VX_COSINE) return length < LARGEST;
     double moved = 0;
     for (int64_t d = 0; d < c->D; d++) moved += c->centre[d] * c->centre[d];
-    return length < LARGEST && (longest + sqrt(moved)) * c->scale < LARGEST;
+    return c->length < LARGEST && (longest + sqrt(moved)) * c->scale < LARGEST;
 }
 
 /* Says whether a cell can be so far from a row that it need not be looked at, going by one cell and a block of rows,
