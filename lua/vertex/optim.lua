@@ -36,8 +36,6 @@ local function expect_apart(who, parameters)
   end
 end
 
-local FLOAT_MAX = 3.4e38
-
 --- The gradient of the i-th parameter; nil where it has none.
 local function gradient_of(who, i, p)
   local g = p.grad
@@ -50,7 +48,7 @@ end
 local function rate_of(who, i, p, lr)
   if p.rate == nil then return 1 end
   check.number(who, ("the field rate of parameters[%d]"):format(i), p.rate, -math.huge, math.huge)
-  check.number(who, ("the learning rate of parameters[%d]"):format(i), lr * p.rate, -FLOAT_MAX, FLOAT_MAX)
+  check.number(who, ("the learning rate of parameters[%d]"):format(i), lr * p.rate, -core.f32_most, core.f32_most)
   return p.rate
 end
 
@@ -78,7 +76,7 @@ function optim.AdamW(parameters, options)
   expect_apart("AdamW", parameters)
   local self = setmetatable(check.options("AdamW", options, OPTIONS), AdamW)
   self.parameters, self.steps, self.first, self.second = parameters, 0, {}, {}
-  check.number("AdamW", "lr", self.lr, 0, FLOAT_MAX)
+  check.number("AdamW", "lr", self.lr, 0, core.f32_most)
   for i = 1, 2 do
     check.number("AdamW", ("betas[%d]"):format(i), self.betas[i], 0, 1)
     if self.betas[i] == 1 then fail("AdamW: betas[%d] is 1, expected less", i) end
@@ -109,7 +107,7 @@ end
 -- @raise where parameters lie on several devices, a gradient is no tensor of its parameter's shape, or a rate is no
 -- number; then nothing has changed
 function AdamW:step(lr)
-  self.lr = check.number("AdamW", "lr", lr or self.lr, 0, FLOAT_MAX)
+  self.lr = check.number("AdamW", "lr", lr or self.lr, 0, core.f32_most)
   local lists, rates = self.lists, rates_of(self.parameters, self.lr)
   core.count(self, "steps", "step")
   for _, rate in ipairs(rates) do
@@ -167,7 +165,7 @@ function optim.SGD(parameters, options)
   expect_apart("SGD", parameters)
   local self = setmetatable(check.options("SGD", options, { lr = { "number", 1e-2 }, momentum = { "number", 0 },
     nesterov = { "boolean", false }, weight_decay = { "number", 0 } }), SGD)
-  check.number("SGD", "lr", self.lr, 0, FLOAT_MAX)
+  check.number("SGD", "lr", self.lr, 0, core.f32_most)
   check.number("SGD", "momentum", self.momentum, 0, 1 - 1e-9)
   check.number("SGD", "weight_decay", self.weight_decay, 0, 1e3)
   if self.nesterov and self.momentum == 0 then fail "SGD: nesterov needs a momentum" end
@@ -187,7 +185,7 @@ local function add_scaled(y, x, alpha) op.binary(y, y, common.scaled(core.contig
 -- parameter's shape, or a rate is no number; then nothing has changed
 function SGD:step(lr)
   if core.is_recording() then fail "SGD: a replay of vx.graph would keep the rate; use vx.optim.AdamW in it" end
-  self.lr = check.number("SGD", "lr", lr or self.lr, 0, FLOAT_MAX)
+  self.lr = check.number("SGD", "lr", lr or self.lr, 0, core.f32_most)
   local rates = {}
   for i, p in ipairs(self.parameters) do
     rates[i] = gradient_of("SGD", i, p) and self.lr * rate_of("SGD", i, p, self.lr) or 0

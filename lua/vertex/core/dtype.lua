@@ -48,4 +48,5 @@ local function range_text(name)
 end
 
 return { fits = fits, fits_f32 = fits_f32, range_text = range_text, dtypes = dtypes, dtype_names = by_number,
+  f32_most = 2 ^ 128 - 2 ^ 104, -- the greatest finite number of f32
   known_dtypes = known }

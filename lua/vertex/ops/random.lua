@@ -11,13 +11,10 @@ local op, fail, shape_text, next_stream = core.op, core.fail, core.shape_text, c
 local expanded, expect_tensor = common.expanded, common.expect_tensor
 local define = record.define
 
--- The greatest finite number of f32.
-local MOST = 2 ^ 128 - 2 ^ 104
-
 -- Gives a parameter of a distribution, a finite number that f32 holds, `least` or more; `default` where it is nil.
 local function parameter(value, what, name, default, least)
   if value == nil then return default end
-  return common.expect_f32(check.number(what, name, value, least or -MOST, MOST), what, name)
+  return common.expect_f32(check.number(what, name, value, least or -core.f32_most, core.f32_most), what, name)
 end
 
 local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
