@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -49,15 +50,16 @@ static void on_signal(int number)
         signal(number, SIG_DFL);
         raise(number);
     }
-    interrupted = 1;
-    if (catching != 2 || !besides.f) return;
-    if (pthread_equal(pthread_self(), besides.thread)) {
-        int problem = errno;
-        besides.f(besides.a, besides.b, besides.c, besides.d);
-        errno = problem;
-    } else {
+    const bool calls = catching == 2 && besides.f;
+    if (calls && !pthread_equal(pthread_self(), besides.thread)) {
         pthread_kill(besides.thread, number); /* it may wait in a system call, which this ends */
+        return;
     }
+    if (interrupted < INT_MAX) interrupted++;
+    if (!calls) return;
+    int problem = errno;
+    besides.f(besides.a, besides.b, besides.c, besides.d);
+    errno = problem;
 }
 
 int vx_interrupt_catch(int how)

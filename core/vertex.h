@@ -279,7 +279,7 @@ VX_API void vx_rows_free(vx_rows *rows);           /* NULL is fine */
  * vx_interrupted() reads; a second one but SIGHUP ends the process at once. vx_interrupt_catch(2) is for sessions:
  * SIGINT only raises it, however often. Every call lowers it; vx_interrupt_catch(0) also restores what it found. */
 VX_API int vx_interrupt_catch(int how);
-VX_API int vx_interrupted(void);
+VX_API int vx_interrupted(void); /* how many signals came; several ranks: whether they agreed that one did */
 /* Has a session's handler also call f(a, b, c, d), on the thread that called this; f must be safe in a signal handler,
  * as LuaJIT's lua_sethook is. NULL: nothing more. */
 VX_API int vx_interrupt_calls(int (*f)(void *, void *, int, int), void *a, void *b, int c, int d);

@@ -353,6 +353,13 @@ describe("a notebook's process", function()
     assert.equal("Interrupted", answer(id).ename)
   end)
 
+  it("passes every interrupt on to the command, and again to one that was not ready for the first", function()
+    assert.equal("Interrupted", run("!trap '' INT; kill -INT $PPID; sleep 0.2; trap - INT; sleep 60").ename)
+    local twice = "trap 'n=$((n+1)); [ $n -lt 2 ] || exit 3' INT; sleep 0.4; kill -INT $PPID; sleep 0.4; "
+    local code = ("os.execute [[%s kill -INT $PPID; while :; do sleep 0.1; done]]"):format(twice)
+    assert.equal("execute_result: 768", texts(select(2, run(code))))
+  end)
+
   it("leaves other files alone", function()
     local _, published = run [[
       f = io.open('file', 'w') f:write('one\n', 2) f:close()

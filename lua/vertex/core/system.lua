@@ -153,7 +153,9 @@ function system.follow_parent(variable)
   if system.parent() ~= parent then os.exit(1, true) end
 end
 
-local EARLY = 0.1 -- seconds: a program that began so short a time ago may have missed Ctrl-C
+-- Seconds: a program that began less than the first ago may miss Ctrl-C (a shell about to start another program loses
+-- it). It is told again for the second: 0.25, 0.5, 1, 2 ... after it began.
+local EARLY, TOLD_AGAIN = 0.25, 4
 
 --- Attributes for posix_spawn: a process group of its own.
 local function own_group()
@@ -165,7 +167,7 @@ local function own_group()
 end
 
 --- Runs a command of the shell in a session, as os.execute does. Ctrl-C is the command's: a terminal sends it to both,
--- elsewhere it is passed on. Where the command ends of it, the flag is up afterwards, otherwise it is not.
+-- elsewhere each is passed on. Where the command ends of it, the flag is up afterwards, otherwise it is not.
 -- @param command text
 -- @return status, as of os.execute: the signal that ended it, or 256 times its exit status
 -- @return whether Ctrl-C ended it
@@ -177,11 +179,14 @@ function system.execute(command)
   if ffi.C.posix_spawnp(pid, "sh", nil, alone and own_group() or nil, argv, ffi.C.environ) ~= 0 then
     library.fail("os.execute: no process could be started for %s", command)
   end
-  local began, pause, told = system.time(), 1, false
+  local began, pause, passed, again = system.time(), 1, 0, math.huge
   while ffi.C.waitpid(pid[0], status, WNOHANG) == 0 do
-    if system.interrupted() and not told then
-      told = true
-      if alone then ffi.C.kill(-pid[0], SIGINT) elseif system.time() - began < EARLY then ffi.C.kill(pid[0], SIGINT) end
+    local came, now = C.vx_interrupted(), system.time()
+    if came > passed or now > again then
+      local missed = now - began < EARLY or now > again
+      if alone or missed then ffi.C.kill(alone and -pid[0] or pid[0], SIGINT) end
+      again = missed and now - began < TOLD_AGAIN and now + math.max(EARLY, now - began) or math.huge
+      passed = came
     end
     ffi.C.poll(nil, 0, pause)
     pause = math.min(20, pause + 1)
