@@ -297,6 +297,20 @@ describe("a notebook's process", function()
     _, published = run "vx.tensor { 1, 2 }"
     assert.truthy(published[1][2].data["text/plain"]:find("[1., 2.]", 1, true))
     run "for name, value in saved.pairs(saved) do saved._G[name] = value end"
+    run [[libraries, kept = { "io", "table", "string", "math", "debug", "os", "coroutine", "jit", "ffi" }, {}
+      for _, name in ipairs(libraries) do
+        local library = require(name)
+        kept[library] = {}
+        for key, value in pairs(library) do kept[library][key], library[key] = value, nil end
+      end
+      print "still"]]
+    _, published = run "vx.tensor { 1, 2 }"
+    assert.truthy(published[1][2].data["text/plain"]:find("[1., 2.]", 1, true))
+    _, published = run "vx.data.images; nosuch.x"
+    assert.equal("error", published[1][1])
+    assert.same({ "linear" }, answer(ask("complete_request", { code = "vx.line", cursor_pos = 7 })).matches)
+    _, published = run "for library, t in pairs(kept) do for k, v in pairs(t) do library[k] = v end end; print 'whole'"
+    assert.equal("stream: whole\n", texts(published))
   end)
 
   it("shows pictures and text, and replaces what has an id", function()

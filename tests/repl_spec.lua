@@ -46,6 +46,45 @@ describe("a session on a pipe", function()
     assert.equal(1, status)
   end)
 
+  it("keeps Lua's libraries: their tables, and where modules are found, are the user's to change", function()
+    local out, errors = piped [[
+local next, require = next, require
+for _, name in next, { "io", "table", "string", "math", "debug", "os", "coroutine", "jit", "bit", "ffi", "lfs" } do
+  local library = require(name)
+  for key in next, library do library[key] = nil end
+end
+package.path, package.cpath, package.loaders, package.searchpath = "x", "x", {}, nil
+for name in next, package.loaded do package.loaded[name] = nil end
+package.loaded = {}
+vx.tensor { 1, 2 } + 1
+?softmax-ppl
+vx.nn.Linear(2, 3)
+{ 1, 2 }
+vx.matmul(1)
+("x"):rep(3)
+function string.twice(s) return s .. s end
+("ab"):twice()
+vx.simplex.dirichlet({ 1, 1, 1 }, 2):shape()
+vx.runs.progress ~= nil and vx.data.images ~= nil and vx.plot.figure() ~= nil and vx.metrics.moments ~= nil
+vx.restore "nofile"
+]]
+    assert.truthy(out:find("[2., 3.]", 1, true) and out:find("Linear(2 -> 3)", 1, true), out .. errors)
+    assert.truthy(out:find("vx.quantizer(\"softmax-ppl\", options)", 1, true), out .. errors)
+    assert.equal('{ 1, 2 }\n"xxx"\n"abab"\n{ 2, 3 }\ntrue\n', out:match "Linear.-\n(.*)$", errors)
+    assert.truthy(errors:find("matmul: a is 1, expected a tensor", 1, true), errors)
+    assert.truthy(errors:find("restore: nofile: no such file", 1, true), errors)
+  end)
+
+  it("goes on where an input leads io's default files elsewhere", function()
+    local file = H.write(H.scratch "default", "a line\n")
+    local out, errors, status = piped(("io.input '%s'; io.output '%s.out';\nio.read()\n1 + 1\nio.write 'there';\n")
+      :format(file, file) .. "print 'here'; io.output():close();\n?sum\n")
+    assert.equal('"a line"\n2\n', out:sub(1, 11), errors)
+    assert.truthy(out:find("here\n", 1, true) and out:find("vx.sum(", 1, true), out .. errors)
+    assert.equal("there", H.read(file .. ".out"))
+    assert.equal(0, status)
+  end)
+
   it("takes the last line without its end", function() assert.equal("2\n", (piped "1 + 1")) end)
 
   it("keeps locals, and keeps quiet after a semicolon", function()

@@ -15,13 +15,53 @@ if root then -- not so where the modules are installed
 end
 package.path = table.concat(places, ";") .. ";" .. package.path
 
--- The library's files keep the names that Lua came with: what a session's user assigns to `table` or `print` is theirs.
-local own = { _G = _G }
-for name, value in pairs(_G) do own[name] = value end
-setmetatable(own, { __index = _G })
-local search, type, setfenv = package.loaders[2], type, setfenv -- the user may give these names other values
+-- What a session's user assigns to `table`, `io.write`, `package.path` or the like is theirs: the library's files see
+-- the names that Lua came with, and the tables of Lua's libraries as they are now.
+
+local loaded = package.loaded -- what require has loaded, whatever that field is set to
+local own = setmetatable({ _G = _G }, { __index = _G }) -- also arg, and what is put there later
+
+local function copy(t)
+  local copied = {}
+  for key, value in own.pairs(t) do copied[key] = value end
+  return own.setmetatable(copied, own.getmetatable(t))
+end
+
+for name, value in pairs(_G) do
+  if type(value) == "function" then own[name] = value end
+end
+for name, value in pairs(_G) do
+  if value ~= _G and loaded[name] == value then own[name] = copy(value) end
+end
+getmetatable("").__index = setmetatable(own.string, { __index = string }) -- ("x"):rep(3), and methods that are added
+
+local search, find_module = package.loaders[2], require
+setfenv(1, own) -- from here on in this file too
+
+local modules = { bit = bit, ffi = copy(find_module "ffi") } -- what the library's files required
+
+local function is_library(name) return name == "vertex" or name:sub(1, 7) == "vertex." end
+
+--- Is the require of the library's files: what it gave once stays, and files are looked for where they were at the
+-- start.
+function own.require(name)
+  if modules[name] ~= nil then return modules[name] end
+  local path = package.searchpath(name, package.path)
+  if not path then -- built in, or in C
+    local module = find_module(name)
+    modules[name] = type(module) == "table" and copy(module) or module
+    return modules[name]
+  end
+  if loaded[name] == nil then
+    local module = setfenv(assert(loadfile(path)), own)(name)
+    if loaded[name] == nil then loaded[name] = module == nil or module end
+  end
+  modules[name] = loaded[name]
+  return modules[name]
+end
+
 package.loaders[2] = function(name)
-  local found = search(name)
-  if type(found) == "function" and (name == "vertex" or name:sub(1, 7) == "vertex.") then setfenv(found, own) end
-  return found
+  if not (is_library(name) and package.searchpath(name, package.path)) then return search(name) end
+  local module = own.require(name)
+  return function() return module end
 end

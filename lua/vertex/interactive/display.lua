@@ -117,11 +117,11 @@ function display.terminal(bundle)
   end
   local png, protocol = bundle["image/png"], display.protocol()
   if png and protocol and core.is_tty(1) then
-    io.write(display.escape(png, protocol))
+    io.stdout:write(display.escape(png, protocol))
   else
-    io.write(bundle["text/plain"], "\n")
+    io.stdout:write(bundle["text/plain"], "\n")
   end
-  io.flush()
+  io.stdout:flush()
 end
 
 -- -- Showing ----------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ local function show_in_script(bundle)
   end
   local path = next_file()
   core.write_file(path, png)
-  io.write("figure written to ", path, "\n")
+  io.stdout:write("figure written to ", path, "\n")
 end
 
 --- Shows an object where the user looks.

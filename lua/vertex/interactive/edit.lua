@@ -109,7 +109,7 @@ local function follow_window(self)
   if columns == self.columns then return end
   self.columns = columns
   libedit.el_resize(self.el)
-  io.write "\r\27[J"
+  io.stdout:write "\r\27[J"
   libedit.el_set(self.el, EL_REFRESH)
 end
 
@@ -150,8 +150,8 @@ end
 --- Stops the process as Ctrl-Z does, with the terminal as other programs expect it meanwhile.
 local function suspend(self)
   libedit.el_set(self.el, EL_PREP_TERM, ffi.new("int", 0))
-  io.write "\n"
-  io.flush()
+  io.stdout:write "\n"
+  io.stdout:flush()
   C.kill(0, SIGTSTP)
   libedit.el_set(self.el, EL_PREP_TERM, ffi.new("int", 1))
   libedit.el_set(self.el, EL_REFRESH)
@@ -253,15 +253,15 @@ local function tab(self)
   if #names == 1 then
     local text = explain and explain(typed)
     if not text then return CC_ERROR end
-    io.write("\n", text, "\n")
-    io.flush()
+    io.stdout:write("\n", text, "\n")
+    io.stdout:flush()
     return CC_REDISPLAY
   end
   local shown, more = {}, #names - LISTED
   for i = 1, math.min(#names, LISTED) do shown[i] = names[i]:match "([^/]*/?)$" end
-  io.write("\n", show.columns(shown, math.max(20, core.terminal_columns())), "\n",
+  io.stdout:write("\n", show.columns(shown, math.max(20, core.terminal_columns())), "\n",
     more > 0 and ("... %d more\n"):format(more) or "")
-  io.flush()
+  io.stdout:flush()
   return CC_REDISPLAY
 end
 
@@ -339,11 +339,11 @@ function Editor:line(prompt)
   self.prompt = ffi.new("char[?]", #prompt + 1, prompt)
   self.interrupted = false
   libedit.el_set(self.el, EL_PREP_TERM, ffi.new("int", 1)) -- before the prompt is there: who sees it may type any key
-  io.write(ASK_FOR_PASTE)
-  io.flush()
+  io.stdout:write(ASK_FOR_PASTE)
+  io.stdout:flush()
   local text = libedit.el_gets(self.el, ffi.new "int[1]")
-  io.write(NO_PASTE)
-  io.flush()
+  io.stdout:write(NO_PASTE)
+  io.stdout:flush()
   if self.interrupted then
     self.queue = {}
     return nil, "interrupted"

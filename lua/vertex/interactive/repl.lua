@@ -60,11 +60,11 @@ local function watch_output()
     if file == io.stdout then note(...) end
     return write(file, ...)
   end
-  io.write = function(...) -- luacheck: ignore 122
+  Session.redefine("io", "write", function(...)
     local file = io.output()
     if file == io.stdout then note(...) end
     return write(file, ...)
-  end
+  end)
   function _G.print(...) -- Lua's own asks the global tostring, which the user may have given another value
     unfinished = false
     local parts = { ... }
@@ -75,8 +75,8 @@ end
 
 --- Begins a new line where the cursor stands behind text.
 local function fresh_line()
-  if unfinished then io.write "\n" end
-  io.flush()
+  if unfinished then io.stdout:write "\n" end
+  io.stdout:flush()
 end
 
 --- Gives the number of columns that texts may fill; nil where nothing says so.
@@ -103,7 +103,7 @@ local function show_values(values)
   fresh_line()
   local line
   local function flush()
-    if line then io.write(line, "\n") end
+    if line then io.stdout:write(line, "\n") end
     line = nil
   end
   for i = 1, values.n do
@@ -127,11 +127,11 @@ end
 -- or "end".
 local function plain_line(prompt)
   if prompt then
-    io.write(prompt)
-    io.flush()
+    io.stdout:write(prompt)
+    io.stdout:flush()
     if not edit.wait() then return nil, "interrupted" end
   end
-  local line = io.read "*l"
+  local line = io.stdin:read "*l"
   if line then return line end
   return nil, core.interrupted() and "interrupted" or "end"
 end
@@ -164,7 +164,7 @@ local function evaluate(session, text, interactive)
   if question then
     local answer, reason = KEYS, nil
     if question:find "%S" then answer, reason = help.about(session, question, width()) end
-    io.write(answer or reason, "\n")
+    io.stdout:write(answer or reason, "\n")
     return not answer and "failed" or nil
   elseif command then
     local _, stopped = core.execute(command)
@@ -241,12 +241,12 @@ function repl.run()
         if failed == "interrupted" and not interactive then return 130 end
       end
     elseif why == "interrupted" then
-      io.write(edits and "^C\n" or "\n") -- where lines are not edited, the terminal has written its ^C
+      io.stdout:write(edits and "^C\n" or "\n") -- where lines are not edited, the terminal has written its ^C
       core.session_interrupts()
       if not interactive then return 130 end
       pending = ""
     else
-      if interactive then io.write "\n" end
+      if interactive then io.stdout:write "\n" end
       break
     end
   end
@@ -279,7 +279,7 @@ function repl.main(argv)
   while argv[at] and argv[at]:sub(1, 1) == "-" do
     local flag = argv[at]
     if flag == "--help" or flag == "-h" then
-      io.write(USAGE)
+      io.stdout:write(USAGE)
       return 0
     elseif flag == "--version" then
       print(core.version)

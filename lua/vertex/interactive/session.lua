@@ -13,6 +13,7 @@ local lfs = require "lfs"
 local core = require "vertex.core"
 local registry = require "vertex.quantizers"
 local show = require "vertex.interactive.show"
+require "vertex.json" -- in C: later its user may have set package.cpath
 
 local Session = {}
 Session.__index = Session
@@ -379,6 +380,16 @@ function Session:run(text)
   return values, last ~= ";"
 end
 
+--- Gives a function of Lua's libraries another meaning, for inputs and for the library, which has these tables of its
+-- own (start.lua).
+-- @param library name of the table, "io"
+-- @param name string
+-- @param f function
+function Session.redefine(library, name, f)
+  rawset(_G[library], name, f)
+  rawset(getfenv(1)[library], name, f)
+end
+
 --- Makes code that require, dofile, loadfile, load and loadstring load from now on interpreted, as inputs are, so that
 -- Ctrl-C stops its loops too. The library's own stays compiled.
 function Session.interpret_files()
@@ -390,8 +401,9 @@ function Session.interpret_files()
     local load = _G[name]
     _G[name] = function(...) return interpreted(load(...)) end
   end
+  local loadfile = _G.loadfile
   function _G.dofile(path)
-    local f, message = _G.loadfile(path)
+    local f, message = loadfile(path)
     if not f then error(message, 2) end
     return f()
   end
@@ -406,7 +418,7 @@ function Session.watch_programs()
   if watches_programs then return end
   watches_programs = true
   local execute = os.execute
-  rawset(os, "execute", function(command)
+  Session.redefine("os", "execute", function(command)
     if type(command) ~= "string" then return execute(command) end
     return (core.execute(command))
   end)
