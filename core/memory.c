@@ -35,6 +35,7 @@ typedef struct block {
 struct vx_arena {
     block *free_list[CLASSES];
     block *exact;     /* blocks of no class, each used once */
+    pthread_t thread; /* that records: another one's blocks have nothing to do with the graph */
     int device, refs; /* the graph's, and one per living tensor that was made during the recording */
     int64_t launches; /* of the graph */
     bool closed;      /* the graph is gone: what still comes goes to the pool */
@@ -125,6 +126,12 @@ static int no_memory(int device, const vx_backend *backend, int ordinal, size_t 
         (double)p->limit / 1e6);
 }
 
+/* Returns the arena of the recording that this thread makes on the pool's device; NULL where it makes none. */
+static vx_arena *arena_here(const pool *p)
+{
+    return p->arena && pthread_equal(p->arena->thread, pthread_self()) ? p->arena : NULL;
+}
+
 int vx_pool_alloc(int device, size_t *bytes, void **out)
 {
     int ordinal, status = VX_OK;
@@ -133,11 +140,12 @@ int vx_pool_alloc(int device, size_t *bytes, void **out)
     pool *p = &pools[device];
     size_t asked = *bytes;
     block *b = NULL;
+    vx_arena *arena = arena_here(p);
     bool ours = false; /* the arena's block, which counts as live already */
     if (keeps(p)) {
         int class = size_class(asked, bytes);
-        ours = p->arena && p->arena->free_list[class];
-        block **list = ours ? &p->arena->free_list[class] : &p->free_list[class];
+        ours = arena && arena->free_list[class];
+        block **list = ours ? &arena->free_list[class] : &p->free_list[class];
         b = *list;
         if (b) *list = b->next;
     }
@@ -196,7 +204,8 @@ void vx_pool_free(int device, void *data, size_t bytes)
     pthread_mutex_lock(&mutex);
     pool *p = &pools[device];
     p->storages--;
-    if (p->arena) to_arena(p->arena, b, data, bytes);
+    vx_arena *arena = arena_here(p);
+    if (arena) to_arena(arena, b, data, bytes);
     else to_pool(device, b, data, bytes);
     pthread_mutex_unlock(&mutex);
 }
@@ -213,6 +222,7 @@ vx_arena *vx_arena_begin(int device)
     vx_arena *arena = calloc(1, sizeof *arena);
     if (!arena) return NULL;
     arena->device = device;
+    arena->thread = pthread_self();
     arena->refs = 1;
     pthread_mutex_lock(&mutex);
     pools[device].arena = arena;
@@ -253,7 +263,7 @@ void vx_arena_free(vx_arena *arena)
 static vx_arena *arena_of(int device)
 {
     pthread_mutex_lock(&mutex);
-    vx_arena *arena = pools[device].arena;
+    vx_arena *arena = arena_here(&pools[device]);
     if (arena) arena->refs++;
     pthread_mutex_unlock(&mutex);
     return arena;

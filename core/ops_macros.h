@@ -1,6 +1,6 @@
 /* ops_macros.h: apply a macro to each argument of a list, so that one line of ops.def expands into prototypes, table
- * entries and dispatch. VX_MAP(f, a, b) is "f(a), f(b)"; VX_MAP_AFTER(f, a, b) is ", f(a), f(b)"; both are empty for an
- * empty list. Lists travel in parentheses; VX_UNWRAP takes those off. */
+ * entries and dispatch. VX_MAP(f, a, b) is "f(a), f(b)"; VX_MAP_AFTER(f, a, b) is ", f(a), f(b)"; VX_EACH(f, a, b) is
+ * "f(a) f(b)"; all are empty for an empty list. Lists travel in parentheses; VX_UNWRAP takes those off. */
 #ifndef VX_OPS_MACROS_H
 #define VX_OPS_MACROS_H
 
@@ -20,6 +20,10 @@
 #define VX_MAP_AFTER(f, ...) __VA_OPT__(VX_EXPAND(VX_AFTER_STEP(f, __VA_ARGS__)))
 #define VX_AFTER_STEP(f, a, ...) , f(a) __VA_OPT__(VX_AFTER_NEXT VX_PARENS(f, __VA_ARGS__))
 #define VX_AFTER_NEXT() VX_AFTER_STEP
+
+#define VX_EACH(f, ...) __VA_OPT__(VX_EXPAND(VX_EACH_STEP(f, __VA_ARGS__)))
+#define VX_EACH_STEP(f, a, ...) f(a) __VA_OPT__(VX_EACH_NEXT VX_PARENS(f, __VA_ARGS__))
+#define VX_EACH_NEXT() VX_EACH_STEP
 
 /* A tensor argument is its name; a number is a pair (type, name). */
 #define VX_DECLARE_TENSOR(name) vx_tensor *name

@@ -357,7 +357,11 @@ int vx_check_host(const char *op, const char *contract, vx_tensor *const *tensor
     int status = vx_check(op, contract, tensors, tensor_count, number_names, numbers, number_count);
     for (int i = 0; !status && i < tensor_count; i++) {
         const argument a = next_argument(&contract);
-        if (!tensors[i] || vx_device_has(tensors[i]->device, VX_CAN_HOST)) continue;
+        if (!tensors[i]) continue;
+        if (vx_device_has(tensors[i]->device, VX_CAN_HOST)) {
+            status = vx_sync(tensors[i]->device); /* refuses while a graph is recorded there */
+            continue;
+        }
         char name[64];
         vx_device_name(tensors[i]->device, name, sizeof name);
         return vx_fail(VX_EINVAL, "%s: %.*s is on %s, expected the CPU", op, a.length, a.name, name);

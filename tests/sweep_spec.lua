@@ -181,7 +181,6 @@ describe("ae_sweep", function()
       ["--data split"] = "no image in split/val",
       ["--quantizers nowhere"] = "'nowhere' is no folder",
       ["--quantizers picky --methods ste-euclid,picky"] = "picky: codes is 256, expected 243",
-      ["--device cpu --graph on"] = "--graph on: the device cpu records no graphs",
       ["--device cpu --autocast bf16"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
       ["--graph maybe"] = "must be one of 'on', 'off'",
       ["--set x"] = "--set x: expected NAME=VALUE",

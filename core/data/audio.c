@@ -335,7 +335,10 @@ int vx_sound_window(const char *path, const vx_audio_info *info, int64_t first, 
 static int to_tensor(vx_tensor **out, const float *x, int64_t count)
 {
     int status = vx_new(out, 0, VX_F32, 1, &count);
-    if (!status) memcpy((*out)->data, x, sizeof(float) * (size_t)count);
+    if (!status && (status = vx_write(*out, 0, count, x))) {
+        vx_free(*out);
+        *out = NULL;
+    }
     return status;
 }
 

@@ -461,7 +461,10 @@ void vx_decoder_release(vx_decoder *d)
 static int to_tensor(vx_tensor **out, int ndim, const int64_t *shape, const void *bytes, size_t count)
 {
     int status = vx_new(out, 0, VX_U8, ndim, shape);
-    if (!status) memcpy((*out)->data, bytes, count);
+    if (!status && (status = vx_write(*out, 0, (int64_t)count, bytes))) {
+        vx_free(*out);
+        *out = NULL;
+    }
     return status;
 }
 

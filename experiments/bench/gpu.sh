@@ -9,7 +9,7 @@
 #
 # In the order of their worth, so that what the time is too short for is the least of it:
 #   device      the card, its driver, and its ceilings (roofline.cu)
-#   specs       tests/cuda_spec.lua and cuda_graph_spec.lua on the card: every op and golden file against the CPU,
+#   specs       tests/cuda_spec.lua and graph_spec.lua on the card: every op and golden file against the CPU,
 #               recorded steps
 #   op*         quantizer.lua: the smoothed quantizers at S, B, C, op by op and in a graph, against PyTorch, and S
 #               against float64
@@ -111,7 +111,7 @@ cuda_in_torch='import torch, sys; sys.exit(not torch.cuda.is_available())'
 [ -n "$has_torch" ] || python=none
 
 part device 40 bash -c describe
-part specs 120 busted "${specs[@]}" -o plainTerminal tests/cuda_spec.lua tests/cuda_graph_spec.lua
+part specs 120 busted "${specs[@]}" -o plainTerminal tests/cuda_spec.lua tests/graph_spec.lua
 quantizers() { # NAME LIMIT SHAPES METHODS ARGUMENTS...
   part "$1" "$2" luajit experiments/bench/quantizer.lua --device "$device" --sections op --shapes "$3" \
     --methods "$4" "${@:5}"

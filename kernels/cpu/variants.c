@@ -19,7 +19,7 @@
 #include <cpuid.h>
 #endif
 
-#include "core/backend.h"
+#include "graph.h"
 
 #define VX_SIMD(name, flags) extern const vx_backend vx_cpu_##name##_table;
 #define VX_SIMD_AMX(variant, flags, base)                                                                              \
@@ -183,17 +183,18 @@ static int cpu_memory(int ordinal, int64_t *total, int64_t *available)
     return VX_OK;
 }
 
-static int cpu_transfer(int ordinal, void *dst, const void *src, size_t bytes, int direction)
-{
-    (void)ordinal, (void)direction;
-    memmove(dst, src, bytes);
-    return VX_OK;
-}
-
 static int cpu_sync(int ordinal)
 {
     (void)ordinal;
-    return VX_OK;
+    return vx_cpu_refuse_recording("results cannot be read (item, totable, a copy to the host) nor waited for");
+}
+
+static int cpu_transfer(int ordinal, void *dst, const void *src, size_t bytes, int direction)
+{
+    const int status =
+        direction == VX_TO_HOST ? cpu_sync(ordinal) : vx_cpu_refuse_recording("numbers of the host cannot be uploaded");
+    if (!status) memmove(dst, src, bytes);
+    return status;
 }
 
 static int cpu_threads(int n)
@@ -214,6 +215,7 @@ static void cpu_init(void)
     cpu.transfer = cpu_transfer;
     cpu.sync = cpu_sync;
     cpu.threads = cpu_threads;
+    vx_cpu_add_graphs(&cpu);
 }
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;

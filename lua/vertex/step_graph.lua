@@ -15,7 +15,8 @@
 --     end
 --
 -- Every replay does one step, to the bit what the function would do. The first replay runs the function, the second
--- records it; from then on Lua is not run again. (On the CPU, and with VERTEX_SYNC=1, every replay runs the function.)
+-- records it; from then on Lua is not run again. (With VERTEX_SYNC=1 every replay runs the function, and so it does
+-- while vx.debug or vx.debug_nonfinite look at every op.)
 -- What Lua decides stays as it was when recorded; random streams, the steps of AdamW and their rate, relative to the
 -- one given, go on. Steps outside the graph may come in between.
 --
@@ -25,6 +26,7 @@
 local arguments = require "vertex.arguments"
 local check = require "vertex.check"
 local core = require "vertex.core"
+local tape = require "vertex.tape"
 
 local Recording = {}
 Recording.__index = Recording
@@ -40,6 +42,9 @@ local function graph(f, options)
   return setmetatable({ f = f, device = check.options("graph", options, { device = "string" }).device
     or core.device(), warm = false }, Recording)
 end
+
+--- Says whether somebody looks at every op, which a launch would hide.
+local function is_watched() return tape.inspector or core.is_traced() end
 
 --- Keeps the tensors in a value alive beyond the step.
 local function keep(value, seen)
@@ -133,7 +138,11 @@ function Recording:replay(rate)
       self.warm = true
     end
   end
-  if not self.recorded and not (self.warm and rate ~= 0 and record(self, rate)) then
+  if is_watched() and self.recorded then
+    self:release()
+    self.warm = true
+  end
+  if not self.recorded and (is_watched() or not (self.warm and rate ~= 0 and record(self, rate))) then
     local results = pack(core.step(self.f, rate))
     self.warm = true
     return unpack(results, 1, results.n)

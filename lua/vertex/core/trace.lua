@@ -186,4 +186,4 @@ if asked and asked ~= "" then
   set_level(tonumber(asked))
 end
 
-return { debug = debug_ops }
+return { debug = debug_ops, is_traced = function() return current > 0 end }

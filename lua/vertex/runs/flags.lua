@@ -217,7 +217,7 @@ end
 --- For `flags` of an experiment that records its training step.
 flags.graph = {
   name = "graph", values = { "on", "off" }, argname = "on|off",
-  meaning = "Record a device's training step once and launch it as a whole; default on, where a device can.",
+  meaning = "Record the training step once and launch it as a whole; default on.",
   check = function(value)
     if value == "on" and dist.size() > 1 then return "--graph on: several ranks run their steps op by op" end
     if value == "on" and not core.can(core.device(), "graphs") then
