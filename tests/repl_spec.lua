@@ -219,6 +219,34 @@ describe("a session on a terminal", function()
     assert.equal(0, t:leave())
   end)
 
+  it("takes pasted lines that end in two characters, and marks that come in pieces", function()
+    local t = terminal()
+    t:wait "> "
+    t:type "\27[200~a = [[\r\n1\r\n2]]\r\n#a\r\n\27[201~"
+    t:wait "\n3\r\n"
+    t:wait "> "
+    t:type "b = [[\r\n1\r\n2]]\r\n" -- where a terminal marks nothing
+    t:enter("#b", "\n3\r\n")
+    t:wait "> "
+    for _, piece in ipairs { "\27", "[", "200~c = 'x\ty\27", "\27[2", "01", "~'\r" } do
+      t:type(piece)
+      os.execute "sleep 0.1"
+    end
+    t:wait "> "
+    t:enter("#c, _", '\n4  3\r\n')
+    assert.equal(0, t:leave())
+  end)
+
+  it("keeps control characters beyond ASCII, and never writes them", function()
+    local t = terminal()
+    t:wait "> "
+    t:enter("'a\194\133b\194\155c'", '\n"a\\194\\133b\\194\\155c"\r\n')
+    t:type "\27[200~#'a\194\133b\194\155c'\27[201~\r"
+    t:wait "\n7\r\n"
+    assert.falsy(t.all:find "\194[\128-\159]")
+    assert.equal(0, t:leave())
+  end)
+
   it("completes names through tables, metatables and quotes", function()
     local t = terminal()
     t:wait "> "

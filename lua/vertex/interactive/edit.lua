@@ -157,17 +157,17 @@ local function suspend(self)
   libedit.el_set(self.el, EL_REFRESH)
 end
 
--- What terminals send around pasted text where they were asked to, behind an escape, and what asks them.
-local PASTE_BEGINS, PASTE_ENDS = "[200~", "[201~"
+-- What terminals send around pasted text where they were asked to, the first behind an escape, and what asks them.
+local PASTE_BEGINS, PASTE_ENDS = "[200~", "\27[201~"
 local ASK_FOR_PASTE, NO_PASTE = "\27[?2004h", "\27[?2004l"
+local RETURN, NEWLINE = 13, 10
 local ESCAPE, LITERAL = 27, 22 -- Ctrl-V: libedit takes the next key as it is
-local WAIT_FOR_SEQUENCE = 30 -- milliseconds: of an escape sequence the rest is there at once
+local WAIT_FOR_SEQUENCE = 30 -- milliseconds: behind an escape that nobody typed, more is there at once
 
 --- Reads on behind an escape. Gives whether `sequence` followed; what was read is in the queue.
 local function follows(self, sequence)
   local queue = self.queue
   for i = 1, #sequence do
-    if C.poll(stdin, 1, WAIT_FOR_SEQUENCE) <= 0 then return false end
     local code = next_character(self)
     if not code then return false end
     queue[#queue + 1] = code
@@ -176,47 +176,55 @@ local function follows(self, sequence)
   return true
 end
 
---- Reads pasted text to its end into the queue: no character of it does what its key would, but for the ends of lines.
+--- Says whether a character is of the upper controls, C1, which libedit takes for keys and has none for.
+local function is_upper_control(code) return code >= 128 and code < 160 end
+
+--- Reads pasted text to its end, behind what the queue holds: no character of it does what its key would, but for the
+-- ends of lines.
 local function read_paste(self)
-  local keys = {}
-  local function add(code)
-    if code == 13 or code == 10 then
-      keys[#keys + 1] = 10
-    else
-      if code < 32 or code == 127 then keys[#keys + 1] = LITERAL end
+  local text, keys, matched = {}, self.queue, 0 -- matched: how many characters of the end's mark came last
+  while matched < #PASTE_ENDS do
+    local code = next_character(self)
+    if not code then break end
+    text[#text + 1] = code
+    matched = code == PASTE_ENDS:byte(matched + 1) and matched + 1 or code == ESCAPE and 1 or 0
+  end
+  for i = 1, #text - matched do
+    local code = text[i]
+    if code == RETURN or code == NEWLINE and text[i - 1] ~= RETURN then
+      keys[#keys + 1] = NEWLINE
+    elseif code ~= NEWLINE then
+      if code < 32 or code == 127 or is_upper_control(code) then keys[#keys + 1] = LITERAL end
       keys[#keys + 1] = code
     end
   end
-  while true do
-    local code = next_character(self)
-    if not code then break end
-    if code == ESCAPE then
-      self.queue = {}
-      if follows(self, PASTE_ENDS) then break end
-      add(code)
-      for _, other in ipairs(self.queue) do add(other) end
-    else
-      add(code)
-    end
-  end
-  self.queue = keys
 end
 
 --- Gives libedit the next key: whether there is one, and which.
 local function next_key(self)
   if self.interrupted then return false end -- the cursor is at the end now
   if self.queue[1] then return true, table.remove(self.queue, 1) end
-  local code = next_character(self)
-  if code == ESCAPE and follows(self, PASTE_BEGINS) then
-    read_paste(self)
+  local code, before = next_character(self), self.before
+  self.before = code
+  if code == ESCAPE and C.poll(stdin, 1, WAIT_FOR_SEQUENCE) > 0 then
+    if follows(self, PASTE_BEGINS) then
+      self.queue = {}
+      read_paste(self)
+      return next_key(self)
+    end
+  elseif code == PASTE_BEGINS:byte() and before == ESCAPE then -- the escape is libedit's already
+    if follows(self, PASTE_BEGINS:sub(2)) then read_paste(self) end
+  elseif code == NEWLINE and before == RETURN then -- one line's end, as pasted text has it
     return next_key(self)
-  end
-  if code == 3 or not code and core.interrupted() then
+  elseif code == 3 or not code and core.interrupted() then
     self.interrupted = true
     return true, END_OF_LINE
   elseif code == 26 then
     suspend(self)
     return next_key(self)
+  elseif code and is_upper_control(code) then
+    self.queue = { code }
+    return true, LITERAL
   end
   return code ~= nil, code
 end
@@ -277,6 +285,7 @@ local KEYS = {
   ["\\e[F"] = "ed-move-to-end", ["\\eOF"] = "ed-move-to-end", ["\\e[4~"] = "ed-move-to-end",
   ["\\e[8~"] = "ed-move-to-end",
   ["\\e[3~"] = "ed-delete-next-char", ["\\e[1;5C"] = "em-next-word", ["\\e[1;5D"] = "ed-prev-word",
+  ["\\e" .. PASTE_BEGINS] = "ed-ignore", -- what is typed behind it is in the queue by then
 }
 
 --- Makes the editor of this terminal; there can be one.
@@ -318,7 +327,7 @@ function edit.open(options)
   set(el, EL_SIGNAL, ffi.new("int", 0))
   set(el, EL_EDITOR, "emacs")
   set(el, EL_GETCFN, self.anchors[2])
-  set(el, EL_SETTY, "-d", "-isig", nil)
+  set(el, EL_SETTY, "-d", "-isig", "-icrnl", "-inlcr", nil)
   libedit.history(history, self.event, H_SETSIZE, ffi.new("int", KEPT))
   libedit.history(history, self.event, H_SETUNIQUE, ffi.new("int", 1))
   set(el, EL_HIST, ffi.cast("int (*)(void *, void *, int, ...)", libedit.history), history)

@@ -199,7 +199,9 @@ local WIDTH = 100
 local ESCAPES = { ["\n"] = "\\n", ["\t"] = "\\t", ["\r"] = "\\r", ['"'] = '\\"', ["\\"] = "\\\\" }
 --- Writes a string as Lua reads it.
 local function quoted(s)
-  return '"' .. s:gsub('[%c"\\]', function(c) return ESCAPES[c] or ("\\%d"):format(c:byte()) end) .. '"'
+  local function numbered(c) return ("\\%d"):format(c:byte()) end
+  s = s:gsub('[%c"\\]', function(c) return ESCAPES[c] or numbered(c) end)
+  return '"' .. s:gsub("\194[\128-\159]", function(control) return (control:gsub(".", numbered)) end) .. '"'
 end
 
 --- Writes the parameters of a function: an op's as its record names them.
