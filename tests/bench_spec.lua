@@ -202,7 +202,7 @@ describe("kernels/lab", function()
     assert.equal(0, status, text)
     assert.is_nil(text:find("FAILED", 1, true), text)
     local steps = select(2, text:gsub("\n *%d+ %w", ""))
-    assert.equal(7 + 6 + 8 + 5 + 7, steps, text)
+    assert.equal(7 + 8 + 6 + 8 + 7 + 7 + 5 + 7 + 6 + 6, steps, text)
   end)
 
   for _, variant in ipairs(core.cpu_variants()) do

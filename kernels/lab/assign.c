@@ -209,15 +209,6 @@ static void blocks_of_rows(const problem *q, results *r)
     free(columns), free(start);
 }
 
-/* What scratch.h takes memory from; the library keeps its own to itself. */
-void *vx_scratch(const char *op, size_t bytes)
-{
-    (void)op;
-    return floats((int64_t)(bytes + 3) / 4);
-}
-
-void vx_scratch_free(void *p) { free(p); }
-
 /* Scores of a row a (D) with a cell's 64 codes (D,64); keeps the best, the lowest code of equals. */
 VX_INLINE void meet_cell(const code_cells *cells, const float *columns, const float *start, const float *a, int64_t D,
                          int64_t cell, float *best, int32_t *code)
@@ -299,7 +290,10 @@ static void library(const problem *q, results *r)
     read_out(codes, r->codes), read_out(z, 0), read_out(codebook, 0);
 }
 
-static void prepare(const problem *q, solution *exact, results *r) { (void)q, (void)exact, (void)r; }
+static void prepare(const problem *q, solution *exact, results *r, double share[3])
+{
+    (void)q, (void)exact, (void)r, (void)share;
+}
 
 static double check(const problem *q, solution *exact, const results *r, char *text)
 {

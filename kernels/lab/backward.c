@@ -13,8 +13,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-#include "quantize/smooth_narrow.h"
-#include "lab.h"
+#include "late.h"
 
 /* What every step is given and what it makes. Padded rows are Dp floats. */
 typedef struct work {
@@ -25,6 +24,7 @@ typedef struct work {
     const float *start, *offset; /* (N) minus the log-sum-exp; c count_n - <dy_n, y_n> */
     float *dz_hat;               /* (N,Dp) */
     float *dq_hat, *dmix;        /* (M,Dp): the sums with a and dy */
+    float *x_sum; /* (N) sum over m of x, which is 0 but for rounding; NULL where a step has not made it */
 } work;
 
 /* Copies x (rows,D), filled up with zeros to Dp. */
@@ -41,7 +41,8 @@ static void gradients(const problem *q, results *r, int64_t width, int64_t panel
                       void (*dense)(const problem *, work *))
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K, Dp = vx_ceil_div(D, width) * width;
-    const float c = 1 / (float)(M * K), scale = (float)(unit / 0.1);
+    const double tau = exp((double)*q->log_tau);
+    const float c = 1 / (float)(M * K), scale = (float)(unit / tau);
     float *sphere = on_sphere(q->codebook, M, D, 1), *rows = on_sphere(q->z, N, D, scale), *start = floats(N),
           *offset = floats(N);
     float *hat = padded(sphere, M, D, Dp), *raw = padded(q->codebook, M, D, Dp),
@@ -52,10 +53,12 @@ static void gradients(const problem *q, results *r, int64_t width, int64_t panel
         offset[n] = -dot(q->dy + n * D, r->y + n * D, D);
     }
     for (int64_t j = 0; j < M * K; j++) offset[r->near[j]] += c;
-    work w = {Dp, hat, raw, hat_panels, raw_panels, a, dy, start, offset, zeros(N * Dp), zeros(M * Dp), zeros(M * Dp)};
+    work w = {Dp,    hat,    raw,           hat_panels,    raw_panels,    a, dy,
+              start, offset, zeros(N * Dp), zeros(M * Dp), zeros(M * Dp), 0};
     dense(q, &w);
     for (int64_t j = 0; j < M * K; j++) {
         const int64_t m = j / K, n = r->near[j];
+        if (w.x_sum) w.x_sum[n] -= c;
         for (int64_t d = 0; d < D; d++) {
             w.dz_hat[n * Dp + d] -= c * hat[m * Dp + d];
             w.dq_hat[m * Dp + d] -= c * a[n * Dp + d];
@@ -66,8 +69,8 @@ static void gradients(const problem *q, results *r, int64_t width, int64_t panel
         const double along = dot(w.dz_hat + n * Dp, a + n * Dp, D) / scale,
                      norm = fmax(row_norm(q->z + n * D, D), GUARD);
         for (int64_t d = 0; d < D; d++)
-            r->dz[n * D + d] = (float)((w.dz_hat[n * Dp + d] - along * a[n * Dp + d] / scale) / (0.1 * norm));
-        dlog_tau -= along / 0.1;
+            r->dz[n * D + d] = (float)((w.dz_hat[n * Dp + d] - along * a[n * Dp + d] / scale) / (tau * norm));
+        dlog_tau -= along / tau - (w.x_sum ? (double)r->lse[n] * w.x_sum[n] : 0); /* x times log pi, not the logit */
     }
     for (int64_t m = 0; m < M; m++) {
         const double along = dot(w.dq_hat + m * Dp, hat + m * Dp, D),
@@ -79,7 +82,7 @@ static void gradients(const problem *q, results *r, int64_t width, int64_t panel
     r->dlog_tau = (float)dlog_tau;
     free(sphere), free(rows), free(start), free(offset), free(hat), free(raw), free(hat_panels), free(raw_panels),
         free(a);
-    free(dy), free(w.dz_hat), free(w.dq_hat), free(w.dmix);
+    free(dy), free(w.dz_hat), free(w.dq_hat), free(w.dmix), free(w.x_sum);
 }
 
 /* Computes out (M) = first + a (D) columns (D,M). */
@@ -263,7 +266,7 @@ static void vectors_over_codes_panel(const problem *q, work *w, int64_t n, int64
             for (int d = 0; d < 3; d++) {
                 dq[d] += x * a[d];
                 dv[d] += pi * dy[d];
-                float *sum = w->dz_hat + (i * 3 + d) * VX_LANES;
+                float *sum = w->dz_hat + (i * 4 + d) * VX_LANES;
                 vf_store(sum, vf_load(sum) + x * q_hat[d]);
             }
         }
@@ -279,10 +282,9 @@ static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
 {
     (void)q;
     for (int64_t i = n; i < n + CHUNK; i += RUN) {
+        float *const into = w->dz_hat + i * 4 * VX_LANES;
         vf sums[RUN * 4];
-        for (int j = 0; j < RUN; j++)
-            for (int d = 0; d < 4; d++)
-                sums[j * 4 + d] = d < 3 ? vf_load(w->dz_hat + ((i + j) * 3 + d) * VX_LANES) : vf_zero();
+        for (int j = 0; j < RUN * 4; j++) sums[j] = vf_load(into + j * VX_LANES);
         const narrow_run run = {.z = w->a + i * 3,
                                 .dy = w->dy + i * 3,
                                 .start = w->start + i,
@@ -295,18 +297,20 @@ static void short_loops_panel(const problem *q, work *w, int64_t n, int64_t m)
                 .hat = w->hat_panels + at, .raw = w->raw_panels + at, .dhat = w->dq_hat + at, .dmix = w->dmix + at};
             narrow_backward(3, MIX, 0, &run, &codes);
         }
-        for (int j = 0; j < RUN; j++)
-            for (int d = 0; d < 3; d++) vf_store(w->dz_hat + ((i + j) * 3 + d) * VX_LANES, sums[j * 4 + d]);
+        for (int j = 0; j < RUN * 4; j++) vf_store(into + j * VX_LANES, sums[j]);
     }
 }
 
-/* Frame of steps 5 and 6: the rows' sums lane by lane (N, 3, lanes), the codes' gradients in panels (M / 64, 3, 64). */
+/* Frame of steps 5 and 6: the rows' sums of x q^ and of x lane by lane (N, 4, lanes), the codes' gradients in panels (M
+ * / 64, 3, 64). */
 static void lanes_dense(const problem *q, work *w, panel_function *meet)
 {
     work lanes = *w;
-    lanes.dz_hat = zeros(q->N * 3 * VX_LANES), lanes.dq_hat = zeros(q->M * 3), lanes.dmix = zeros(q->M * 3);
+    lanes.dz_hat = zeros(q->N * 4 * VX_LANES), lanes.dq_hat = zeros(q->M * 3), lanes.dmix = zeros(q->M * 3);
     in_line(q, &lanes, meet);
-    for (int64_t i = 0; i < q->N * 3; i++) w->dz_hat[i] = vf_sum(vf_load(lanes.dz_hat + i * VX_LANES));
+    for (int64_t i = 0; i < q->N * 3; i++)
+        w->dz_hat[i] = vf_sum(vf_load(lanes.dz_hat + (i / 3 * 4 + i % 3) * VX_LANES));
+    for (int64_t n = 0; w->x_sum && n < q->N; n++) w->x_sum[n] = vf_sum(vf_load(lanes.dz_hat + (n * 4 + 3) * VX_LANES));
     for (int64_t m = 0; m < q->M; m++)
         for (int64_t d = 0; d < 3; d++) {
             w->dq_hat[m * 3 + d] = lanes.dq_hat[(m / PANEL * 3 + d) * PANEL + m % PANEL];
@@ -317,10 +321,188 @@ static void lanes_dense(const problem *q, work *w, panel_function *meet)
 
 static void vectors_dense(const problem *q, work *w) { lanes_dense(q, w, vectors_over_codes_panel); }
 static void vectors_over_codes(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, vectors_dense); }
-static void short_loops_dense(const problem *q, work *w) { lanes_dense(q, w, short_loops_panel); }
+static void short_loops_dense(const problem *q, work *w)
+{
+    w->x_sum = zeros(q->N);
+    lanes_dense(q, w, short_loops_panel);
+}
 static void short_loops(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, short_loops_dense); }
 
-/* Step 7. kernels/quantize/smooth_backward.c: chunks sized to the cache, and a chunk's sums kept in its own thread's
+/* -- Late in training: rows near codes, tau small, D = 3 --------------------------------------------------------------
+ *
+ * A pi below 2^-41 changes no sum. Where codes have one is known before: a row's log-sum-exp gives its reach. */
+
+/* A run of rows, gathered from anywhere, and what it gets of codes: sums of x q^ and of x, lane by lane. */
+typedef struct late_run {
+    float a[RUN * 3], dy[RUN * 3], start[RUN], offset[RUN];
+    vf sums[RUN * 4];
+    int64_t rows; /* even: filled up with a row of no probability */
+} late_run;
+
+static void gather_run(late_run *run, const work *w, const int32_t *row, int64_t count)
+{
+    memset(run, 0, sizeof *run);
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(run->a + i * 3, w->a + row[i] * 3, sizeof(float) * 3);
+        memcpy(run->dy + i * 3, w->dy + row[i] * 3, sizeof(float) * 3);
+        run->start[i] = w->start[row[i]], run->offset[i] = w->offset[row[i]];
+    }
+    run->rows = count + count % 2;
+    if (count % 2) run->start[count] = PADDING;
+}
+
+/* Lets a run meet a cell, whose gradients are at place `at` of dq_hat and dmix (cells,3,64). */
+static void run_meets_cell(const late *l, late_run *run, int64_t cell, float *dq_hat, float *dmix)
+{
+    const narrow_run rows = {.z = run->a,
+                             .dy = run->dy,
+                             .start = run->start,
+                             .mix_offset = run->offset,
+                             .dhat = run->sums,
+                             .rows = run->rows};
+    for (int v = 0; v < PANEL; v += narrow_side(3) * VX_LANES) {
+        const int64_t at = cell * PANEL * 3 + v;
+        const narrow_codes codes = {.hat = l->hat + at, .raw = l->raw + at, .dhat = dq_hat + at, .dmix = dmix + at};
+        narrow_backward(3, MIX, 0, &rows, &codes);
+    }
+}
+
+/* Adds gradients by cell to w's, code by code. */
+static void add_by_cell(const problem *q, work *w, const late *l, const float *dq_hat, const float *dmix)
+{
+    for (int64_t i = 0; i < q->M * 3; i++) {
+        const int64_t to = l->near.cells.code[i / (3 * PANEL) * PANEL + i % PANEL] * 3 + i / PANEL % 3;
+        w->dq_hat[to] += dq_hat[i], w->dmix[to] += dmix[i];
+    }
+}
+
+/* Fills limits (N) with the rows' reaches. */
+static float *reaches(const problem *q, const work *w, const late *l)
+{
+    float *limits = floats(q->N);
+    for (int64_t n = 0; n < q->N; n++) limits[n] = reach(l, n, -w->start[n]);
+    return limits;
+}
+
+/* Lets runs of rows meet the cells that one of their rows needs. */
+static void runs_dense(const problem *q, work *w, int in_order)
+{
+    late l = new_late(q);
+    const int64_t cells = l.near.cells.cell.count;
+    float *limits = reaches(q, w, &l);
+    int32_t *row = in_order ? rows_by_cell(q, &l) : take(q->N, sizeof *row);
+    w->x_sum = zeros(q->N);
+    for (int64_t n = 0; !in_order && n < q->N; n++) row[n] = (int32_t)n;
+#pragma omp parallel
+    {
+        float *dq_hat = zeros(q->M * 3), *dmix = zeros(q->M * 3), *squares = floats(l.near.cells.cell.padded);
+        uint8_t *within = take(cells, 1);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t n = 0; n < q->N; n += RUN) {
+            late_run run;
+            gather_run(&run, w, row + n, RUN);
+            mark_cells(&l, row, n, RUN, limits, squares, within);
+            for (int64_t j = 0; j < cells; j++)
+                if (within[j]) run_meets_cell(&l, &run, j, dq_hat, dmix);
+            for (int i = 0; i < RUN; i++) {
+                for (int d = 0; d < 3; d++) w->dz_hat[row[n + i] * 3 + d] = vf_sum(run.sums[i * 4 + d]);
+                w->x_sum[row[n + i]] = vf_sum(run.sums[i * 4 + 3]);
+            }
+        }
+#pragma omp critical
+        add_by_cell(q, w, &l, dq_hat, dmix);
+        free(dq_hat), free(dmix), free(squares), free(within);
+    }
+    free(limits), free(row), free_late(&l);
+}
+
+/* Lists the cells in row n's reach. Returns their number. */
+static int64_t list_row(const late *l, int64_t n, float limit, int groups, float *squares, int32_t *list)
+{
+    int64_t count = 0;
+    if (groups) {
+        for (int64_t i = 0; i < l->near.cells.group.padded; i += VX_LANES)
+            vf_store(squares + i, box_distances(3, &l->near.cells.group, i, l->u + n * 3));
+        return list_cells(3, &l->near, l->u + n * 3, squares, limit, list);
+    }
+    look_at_boxes(l, n, squares);
+    for (int64_t j = 0; j < l->near.cells.cell.count; j++)
+        if (squares[j] <= limit) list[count++] = (int32_t)j;
+    return count;
+}
+
+/* Lets every cell meet the rows that need it. A pair of a row and a cell has a number; the numbers of a cell follow one
+ * another. */
+static void lists_dense(const problem *q, work *w, int groups)
+{
+    late l = new_late(q);
+    const int64_t cells = l.near.cells.cell.count, most = cells + GROUP;
+    float *limits = reaches(q, w, &l), *dq_hat = zeros(q->M * 3), *dmix = zeros(q->M * 3);
+    int32_t *list = malloc(sizeof *list * (size_t)(q->N * most)), *count = take(q->N, sizeof *count),
+            *first = take(cells + 2, sizeof *first);
+#pragma omp parallel
+    {
+        float *squares = floats(l.near.cells.cell.padded + VX_LANES);
+#pragma omp for schedule(dynamic, 64)
+        for (int64_t n = 0; n < q->N; n++)
+            count[n] = (int32_t)list_row(&l, n, limits[n], groups, squares, list + n * most);
+        free(squares);
+    }
+    for (int64_t n = 0; n < q->N; n++)
+        for (int32_t j = 0; j < count[n]; j++) first[list[n * most + j] + 2]++;
+    for (int64_t j = 0; j < cells; j++) first[j + 2] += first[j + 1];
+    int32_t *row = take(first[cells + 1], sizeof *row);
+    float *part = floats((int64_t)first[cells + 1] * 4);
+    w->x_sum = zeros(q->N);
+    for (int64_t n = 0; n < q->N; n++)
+        for (int32_t j = 0; j < count[n]; j++) {
+            const int32_t number = first[list[n * most + j] + 1]++;
+            row[number] = (int32_t)n, list[n * most + j] = number;
+        }
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t j = 0; j < cells; j++)
+        for (int64_t p = first[j]; p < first[j + 1]; p += RUN) {
+            late_run run;
+            gather_run(&run, w, row + p, vx_min64(RUN, first[j + 1] - p));
+            run_meets_cell(&l, &run, j, dq_hat, dmix);
+            for (int64_t i = 0; i < vx_min64(RUN, first[j + 1] - p) * 4; i++) part[p * 4 + i] = vf_sum(run.sums[i]);
+        }
+#pragma omp parallel for
+    for (int64_t n = 0; n < q->N; n++)
+        for (int32_t j = 0; j < count[n]; j++) {
+            const float *sums = part + list[n * most + j] * 4;
+            for (int d = 0; d < 3; d++) w->dz_hat[n * 3 + d] += sums[d];
+            w->x_sum[n] += sums[3];
+        }
+    add_by_cell(q, w, &l, dq_hat, dmix);
+    free(limits), free(dq_hat), free(dmix), free(list), free(count), free(first), free(row), free(part), free_late(&l);
+}
+
+/* Step 7. Runs of 48 rows as they come meet the cells that one of them needs. What 48 rows from anywhere need is nearly
+ * everything, and 18 operations a box (0.28 O) have not saved it. */
+static void runs_as_they_come_dense(const problem *q, work *w) { runs_dense(q, w, 0); }
+static void runs_as_they_come(const problem *q, results *r)
+{
+    gradients(q, r, 1, PANEL, LOG2E, runs_as_they_come_dense);
+}
+
+/* Step 8. Rows in the order of their nearest cells, at a look at all boxes more: the run's rows need nearly the same.
+ * But each thread has its own gradient of the codebook again. */
+static void runs_in_order_dense(const problem *q, work *w) { runs_dense(q, w, 1); }
+static void runs_in_order(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, runs_in_order_dense); }
+
+/* Step 9. The other way round: every cell meets the rows that need it, in runs. No row meets more than it needs, no
+ * order of rows is needed, and a cell's gradient is one thread's affair, summed in the order of the rows: the bits are
+ * the same again. A pair of row and cell costs 150 operations to gather a row and to add up its sums: 19 O of the
+ * share. */
+static void rows_of_cells_dense(const problem *q, work *w) { lists_dense(q, w, 0); }
+static void rows_of_cells(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, rows_of_cells_dense); }
+
+/* Step 10. Boxes of 16 boxes, as in assign.c. */
+static void boxes_of_boxes_dense(const problem *q, work *w) { lists_dense(q, w, 1); }
+static void boxes_of_boxes(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, boxes_of_boxes_dense); }
+
+/* Step 11. kernels/quantize/smooth_backward.c: chunks sized to the cache, and a chunk's sums kept in its own thread's
  * memory. */
 static void library(const problem *q, results *r)
 {
@@ -344,13 +526,19 @@ static void library(const problem *q, results *r)
     free(both);
 }
 
-static void prepare(const problem *q, solution *exact, results *r)
+static void prepare(const problem *q, solution *exact, results *r, double share[3])
 {
     reference_forward(q, exact);
     for (int64_t i = 0; i < q->N * q->D; i++) r->y[i] = (float)exact->y[i];
     for (int64_t n = 0; n < q->N; n++) r->lse[n] = (float)exact->lse[n], r->codes[n] = exact->codes[n];
     memcpy(r->near, exact->near, sizeof(int32_t) * (size_t)(q->M * q->K));
     reference_backward(q, exact, r->near);
+    if (q->D != 3) return;
+    late l = new_late(q);
+    float *largest = floats(q->N);
+    for (int64_t n = 0; n < q->N; n++) largest[n] = r->lse[n] * (float)LOG2E;
+    count_shares(q, &l, RUN, largest, share);
+    free(largest), free_late(&l);
 }
 
 static double check(const problem *q, solution *exact, const results *r, char *text)
@@ -368,7 +556,17 @@ static const step steps[] = {
     {"threads in line", threads_in_line, .g = 5, .e = 1, .o = 1, .least = 1, .most = 1024},
     {"vectors over codes", vectors_over_codes, .g = 5, .e = 1, .o = 1, .least = 3, .most = 3},
     {"short loops", short_loops, .g = 5, .e = 1, .o = 1, .least = 3, .most = 3},
+    {"short loops", short_loops, .g = 5, .e = 1, .o = 1, .least = 3, .most = 3, .when = LATE},
+    {"boxes, runs of rows", runs_as_they_come, .g = 5, .e = 1, .o = 1, .share = 'p', .fixed = 0.3, .least = 3,
+     .most = 3, .when = LATE},
+    {"rows in order", runs_in_order, .g = 5, .e = 1, .o = 1, .share = 'q', .fixed = 0.6, .least = 3, .most = 3,
+     .when = LATE},
+    {"the rows of each cell", rows_of_cells, .g = 5, .e = 1, .o = 20, .share = 's', .fixed = 0.3, .least = 3, .most = 3,
+     .when = LATE},
+    {"boxes of boxes", boxes_of_boxes, .g = 5, .e = 1, .o = 20, .share = 's', .fixed = 0.1, .least = 3, .most = 3,
+     .when = LATE},
     {"the library", library, .g = 5, .e = 1, .o = 1, .least = 1, .most = 1024},
+    {"the library", library, .g = 5, .e = 1, .o = 20, .share = 's', .fixed = 0.3, .least = 3, .most = 3, .when = LATE},
 };
 
 int main(int argc, char **argv)

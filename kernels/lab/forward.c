@@ -8,7 +8,7 @@
  * the products are the floor at D = 32, and powers and single vector operations at D = 3.
  */
 #include "quantize/smooth_narrow.h"
-#include "lab.h"
+#include "late.h"
 
 /* What a thread works with. The rows a are multiplied by `unit` / tau: 1, or log2(e) where powers of two are taken. */
 typedef struct work {
@@ -74,7 +74,7 @@ static void whole_arrays(const problem *q, results *r)
         for (int64_t n = 0; n < N; n++)
             for (int64_t m = strip; m < strip + PANEL; m++)
                 if (log_pi[n * M + m] > near.least[m]) offer(q, &near, m, log_pi[n * M + m], n);
-    merge_lists(q, r, &near, 1, 1);
+    finish_lists(q, r, near, 0, 1);
     free(a), free(hat), free(columns), free(log_pi), free(pi);
 }
 
@@ -97,7 +97,7 @@ static void by_blocks(const problem *q, results *r, int rows, int64_t panel, int
         near[omp_get_thread_num()] = w.near;
         free(w.s), free(w.w), free(w.o);
     }
-    merge_lists(q, r, near, threads, unit);
+    finish_lists(q, r, merge_lists(q, near, threads), 0, unit);
     free(sphere), free(a), free(hat), free(raw);
 }
 
@@ -321,8 +321,216 @@ static void short_loops(const problem *q, results *r)
     by_blocks(q, r, NARROW_BLOCK, PANEL, PANEL, LOG2E, block_of_pairs);
 }
 
-/* Step 8. kernels/quantize/smooth.c. At rows of 3 it also sees to it that a strip of panels serves eight rows, two at a
- * time, from the L1 cache. */
+/* -- Late in training: rows near codes, tau small, D = 3 -------------------------------------------------------------
+ *
+ * A logit may be 1 / tau = 333, so that a row's reference is subtracted before powers are taken; and all codes whose
+ * logit is 28 + log2 M = 41 bits below the largest together leave the row's sums as they are. Keys count too: a pair of
+ * row and code that never met has a key below -40, which a code that few rows are near may need (meet_lonely()). */
+
+/* What a step does with a row. */
+typedef struct way {
+    int everything; /* it meets all cells; else those in reach of it and its block, */
+    int block;      /* of so many rows, */
+    int in_order;   /* which come in the order of their nearest cells */
+    int keys;       /* a cell's keys are looked at only if its largest may pass its least threshold */
+    int groups;     /* boxes are looked at only where the box of 16 of them is in reach; a block is one row */
+} way;
+
+/* What threads share, and what each of them works with. */
+typedef struct late_forward {
+    const problem *q;
+    results *r;
+    late l;
+    float *ref, *log_sum; /* (N) what is subtracted from a row's logits; log2 of the sum of the powers that are left */
+} late_forward;
+
+typedef struct late_work {
+    lists near;       /* codes by place */
+    float *least;     /* (cells) the least threshold */
+    float *s;         /* (cells, 64) the row's logits with what it meets, */
+    vf *top;          /* (cells) and the largest of them, lane by lane */
+    int32_t *list;    /* (cells) what it meets */
+    uint8_t *within;  /* (cells) what its block meets */
+    float *far, *box; /* distances from groups and cells */
+} late_work;
+
+/* Lists the cells for `count` rows; fills in their references. Returns how many cells. A row's reach follows from a
+ * lower bound of its largest logit: the largest in its nearest cell. */
+static int64_t list_for(late_forward *f, late_work *w, const way *how, const int32_t *row, int64_t first)
+{
+    const late *l = &f->l;
+    const int64_t cells = l->near.cells.cell.count;
+    int64_t count = 0;
+    float limits[NARROW_BLOCK];
+    memset(w->within, 0, (size_t)cells);
+    for (int i = 0; i < how->block; i++) {
+        const int64_t n = row ? row[first + i] : first + i;
+        int64_t nearest;
+        if (how->groups) {
+            const int64_t home =
+                nearest_box(3, &l->near.cells.group, 0, l->near.cells.group.padded, l->u + n * 3, w->far);
+            nearest = nearest_box(3, &l->near.cells.cell, home * GROUP, GROUP, l->u + n * 3, w->box);
+        } else nearest = look_at_boxes(l, n, w->box);
+        const float largest = largest_of_cell(l, n, nearest);
+        f->ref[n] = ceilf(largest);
+        limits[i] = reach(l, n, largest);
+        if (how->groups) return list_cells(3, &l->near, l->u + n * 3, w->far, limits[i], w->list);
+        for (int64_t j = 0; j < cells; j++) w->within[j] |= w->box[j] <= limits[i];
+    }
+    for (int64_t j = 0; j < cells; j++)
+        if (w->within[j]) w->list[count++] = (int32_t)j;
+    return count;
+}
+
+/* Lets row n meet the listed cells, in the short loops of step 7: y, lse and code. */
+static void meet_cells(const late_forward *f, late_work *w, int64_t n, int64_t count)
+{
+    const float *a = f->l.a + n * 3;
+    float power[PANEL], mixed[3];
+    vf sum = vf_zero(), o[3] = {{0}}, best = vf_set1(-INFINITY);
+    for (int64_t j = 0; j < count; j++) {
+        const float *hat = f->l.hat + w->list[j] * PANEL * 3, *raw = f->l.raw + w->list[j] * PANEL * 3;
+        vf top = vf_set1(-INFINITY);
+#pragma GCC unroll 16
+        for (int v = 0; v < PANEL; v += VX_LANES) {
+            const vf x = narrow_logits(3, -f->ref[n], a, hat + v);
+            top = vf_max(top, x);
+            vf_store(w->s + j * PANEL + v, x);
+        }
+        best = vf_max(best, top), w->top[j] = top;
+        narrow_powers(power, w->s + j * PANEL);
+#pragma GCC unroll 16
+        for (int v = 0; v < PANEL; v += VX_LANES) {
+            const vf x = vf_load(power + v);
+            sum += x;
+            for (int d = 0; d < 3; d++) o[d] += x * vf_load(raw + d * PANEL + v);
+        }
+    }
+    const float most = vf_maximum(best);
+    row_sums row = {.sum = sum, .code = (vi){0} + INT32_MAX};
+    for (int64_t j = 0; j < count; j++) {
+        if (vf_maximum(w->top[j]) < most) continue;
+        for (int i = 0; i < PANEL; i++) { /* the lowest code of equals */
+            const int32_t m = f->l.near.cells.code[w->list[j] * PANEL + i];
+            if (w->s[j * PANEL + i] == most && m < row.code[0]) row.code[0] = m;
+        }
+    }
+    row.best = vf_set1(most);
+    for (int d = 0; d < 3; d++) mixed[d] = vf_sum(o[d]);
+    f->log_sum[n] = finish_row(f->q, f->r, &row, mixed, n);
+    f->r->lse[n] += f->ref[n] * (float)LN2;
+}
+
+/* Offers row n to the listed cells' codes. */
+static void select_in_cells(const late_forward *f, late_work *w, const way *how, int64_t n, int64_t count)
+{
+    const float log_sum = f->log_sum[n];
+    for (int64_t j = 0; j < count; j++) {
+        const int64_t cell = w->list[j];
+        if (how->keys && !vf_greater_bits(w->top[j] - log_sum, vf_set1(w->least[cell]))) continue;
+        vf key[VECTORS], least[VECTORS];
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; v++) {
+            key[v] = vf_load(w->s + j * PANEL + v * VX_LANES) - log_sum;
+            least[v] = vf_load(w->near.least + cell * PANEL + v * VX_LANES);
+        }
+        if (!vf_any_greater(VECTORS, key, least)) continue;
+        vf low = vf_set1(INFINITY);
+        for (int v = 0; v < VECTORS; v++) {
+            for (uint32_t hits = vf_greater_bits(key[v], least[v]); hits; hits &= hits - 1) {
+                const int i = __builtin_ctz(hits);
+                offer(f->q, &w->near, cell * PANEL + v * VX_LANES + i, key[v][i], n);
+            }
+            low = vf_min(low, vf_load(w->near.least + cell * PANEL + v * VX_LANES));
+        }
+        w->least[cell] = -vf_maximum(-low);
+    }
+}
+
+/* Lets all rows meet the codes of which an unmet row might be a neighbour. */
+static void meet_lonely(const late_forward *f, lists *near)
+{
+    const problem *q = f->q;
+#pragma omp parallel for schedule(dynamic, 64)
+    for (int64_t place = 0; place < q->M; place++) {
+        const float *hat = f->l.points + f->l.near.cells.code[place] * 3;
+        if (near->least[place] > 1 - (float)near_bits(q->M)) continue;
+        for (int64_t k = 0; k < q->K; k++) near->entries[place * q->K + k] = neighbour_none();
+        near->least[place] = -INFINITY;
+        for (int64_t n = 0; n < q->N; n++) {
+            const float *a = f->l.a + n * 3,
+                        key = a[0] * hat[0] + a[1] * hat[1] + a[2] * hat[2] - f->ref[n] - f->log_sum[n];
+            if (key > near->least[place]) offer(q, near, place, key, n);
+        }
+    }
+}
+
+static void meet_late(const problem *q, results *r, way how)
+{
+    const int threads = omp_get_max_threads();
+    late_forward f = {.q = q, .r = r, .l = new_late(q), .ref = floats(q->N), .log_sum = floats(q->N)};
+    const int64_t cells = f.l.near.cells.cell.count;
+    int32_t *row = how.in_order ? rows_by_cell(q, &f.l) : 0;
+    lists near[threads];
+#pragma omp parallel num_threads(threads)
+    {
+        late_work w = {.near = new_lists(q),
+                       .least = floats(cells),
+                       .s = floats(q->M),
+                       .top = (vf *)floats(cells * VX_LANES),
+                       .list = take(cells + GROUP, sizeof(int32_t)),
+                       .within = take(cells, 1),
+                       .far = floats(f.l.near.cells.group.padded),
+                       .box = floats(f.l.near.cells.cell.padded)};
+        for (int64_t j = 0; j < cells; j++) w.least[j] = -INFINITY, w.list[j] = (int32_t)j;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t n = 0; n < q->N; n += NARROW_BLOCK) {
+            if (how.everything) narrow_maxima(3, f.l.a + n * 3, f.l.hat, q->M, f.ref + n);
+            for (int64_t b = n; b < n + NARROW_BLOCK; b += how.block) {
+                const int64_t count = how.everything ? cells : list_for(&f, &w, &how, row, b);
+                for (int64_t i = b; i < b + how.block; i++) {
+                    meet_cells(&f, &w, row ? row[i] : i, count);
+                    select_in_cells(&f, &w, &how, row ? row[i] : i, count);
+                }
+            }
+        }
+        near[omp_get_thread_num()] = w.near;
+        free(w.least), free(w.s), free(w.top), free(w.list), free(w.within), free(w.far), free(w.box);
+    }
+    lists all = merge_lists(q, near, threads);
+    for (int64_t m = 0; m < q->M; m++) all.least[m] = neighbour_key(all.entries[(m + 1) * q->K - 1]);
+    meet_lonely(&f, &all);
+    finish_lists(q, r, all, f.l.near.cells.code, LOG2E);
+    free(row), free(f.ref), free(f.log_sum), free_late(&f.l);
+}
+
+/* Step 8. Nothing is left out. The largest logit of a row is sought first: G and O beside what step 7 takes. */
+static void largest_first(const problem *q, results *r) { meet_late(q, r, (way){.everything = 1, .block = 1}); }
+
+/* Step 9. Boxes: 18 operations for a box of 64 codes, 0.28 O, and a block of 8 rows meets what one of them needs. Rows
+ * come as they are, 8 from anywhere, and together need p of all: several times the s that each of them needs. */
+static void blocks_of_rows(const problem *q, results *r) { meet_late(q, r, (way){.block = NARROW_BLOCK}); }
+
+/* Step 10. Rows in the order of their nearest cells, so that the rows of a block need the same: q, little more than s.
+ * The order costs a look at all boxes more. */
+static void rows_in_order(const problem *q, results *r)
+{
+    meet_late(q, r, (way){.block = NARROW_BLOCK, .in_order = 1});
+}
+
+/* Step 11. What do blocks save? Nothing: a cell serves one row as well as eight, since both are in the L1 cache. So
+ * each row has a list of its own, and no order is needed. */
+static void own_lists(const problem *q, results *r) { meet_late(q, r, (way){.block = 1}); }
+
+/* Step 12. The keys of a cell need a look only where the largest may pass the least of its codes' thresholds: an
+ * operation a cell in the place of F and O. */
+static void keys_by_cell(const problem *q, results *r) { meet_late(q, r, (way){.block = 1, .keys = 1}); }
+
+/* Step 13. Boxes of 16 boxes, as in assign.c: of 128 boxes 8 are looked at, and then those of the groups in reach. */
+static void boxes_of_boxes(const problem *q, results *r) { meet_late(q, r, (way){.block = 1, .keys = 1, .groups = 1}); }
+
+/* Step 14. kernels/quantize/smooth.c. At rows of 3 it also sees to it that a strip of panels serves eight rows, two at
+ * a time, from the L1 cache. Late in training it is step 13, and step 7 or 8 where boxes do not pay. */
 static void library(const problem *q, results *r)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
@@ -341,10 +549,16 @@ static void library(const problem *q, results *r)
     read_out(sumsq, 0), read_out(max_p, 0), read_out(z, 0), read_out(codebook, 0), read_out(log_tau, 0);
 }
 
-static void prepare(const problem *q, solution *exact, results *r)
+static void prepare(const problem *q, solution *exact, results *r, double share[3])
 {
     (void)r;
     reference_forward(q, exact);
+    if (q->D != 3) return;
+    late l = new_late(q);
+    float *squares = floats(l.near.cells.cell.padded), *largest = floats(q->N);
+    for (int64_t n = 0; n < q->N; n++) largest[n] = largest_of_cell(&l, n, look_at_boxes(&l, n, squares));
+    count_shares(q, &l, NARROW_BLOCK, largest, share);
+    free(squares), free(largest), free_late(&l);
 }
 
 static double check(const problem *q, solution *exact, const results *r, char *text)
@@ -354,7 +568,8 @@ static double check(const problem *q, solution *exact, const results *r, char *t
     worst = worse(relative_error(r->lse, exact->lse, q->N), 1e-5, "lse", worst, text);
     worst = worse(relative_error(&r->reg, &exact->reg, 1), 5e-5, "reg", worst, text);
     if (assignments_differ(q, r->codes, 1, &gap)) worst = worse(gap, 1e-6, "near tie", worst, text);
-    if (neighbours_differ(q, exact, r->near, &gap)) worst = worse(gap, 1e-5, "near tie", worst, text);
+    if (neighbours_differ(q, exact, r->near, &gap)) /* a key is a difference of logits as large as 1 / tau */
+        worst = worse(gap, fmax(1e-5, 0x1p-23 / exp((double)*q->log_tau)), "near tie", worst, text);
     return worst;
 }
 
@@ -366,7 +581,19 @@ static const step steps[] = {
     {"thresholds as vectors", filter, .g = 2, .e = 1, .f = 1, .o = 5, .least = 1, .most = 1024},
     {"vectors over codes", vectors_over_codes, .g = 2, .e = 1, .f = 1, .o = 5, .least = 3, .most = 3},
     {"three short loops", short_loops, .g = 2, .e = 1, .f = 1, .o = 3, .least = 3, .most = 3},
+    {"largest first", largest_first, .g = 3, .e = 1, .f = 1, .o = 4, .least = 3, .most = 3, .when = LATE},
+    {"boxes, blocks of rows", blocks_of_rows, .g = 2, .e = 1, .f = 1, .o = 3, .share = 'p', .fixed = 0.3, .least = 3,
+     .most = 3, .when = LATE},
+    {"rows in order", rows_in_order, .g = 2, .e = 1, .f = 1, .o = 3, .share = 'q', .fixed = 0.6, .least = 3, .most = 3,
+     .when = LATE},
+    {"a list for each row", own_lists, .g = 2, .e = 1, .f = 1, .o = 3, .share = 's', .fixed = 0.4, .least = 3,
+     .most = 3, .when = LATE},
+    {"keys by cell", keys_by_cell, .g = 2, .e = 1, .o = 2, .share = 's', .fixed = 0.4, .least = 3, .most = 3,
+     .when = LATE},
+    {"boxes of boxes", boxes_of_boxes, .g = 2, .e = 1, .o = 2, .share = 's', .fixed = 0.2, .least = 3, .most = 3,
+     .when = LATE},
     {"the library", library, .g = 2, .e = 1, .f = 1, .o = 3, .least = 1, .most = 1024},
+    {"the library", library, .g = 2, .e = 1, .o = 2, .share = 's', .fixed = 0.2, .least = 3, .most = 3, .when = LATE},
 };
 
 int main(int argc, char **argv)

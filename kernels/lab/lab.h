@@ -10,6 +10,9 @@
  * A prediction that fails teaches more than one that holds; the comment above a step says what was learned there, and
  * amd-epyc-avx2.txt is what run.sh printed. `bits` says whether one thread gives the same bits as all of them.
  *
+ * Rows and codes are normal numbers and tau is 0.1, as training begins; or, late in training, rows lie near codes and
+ * tau is given: then steps meet shares p, q and s of all pairs (late.h), which are counted before.
+ *
  * Sizes are chosen so that nothing has a tail: N a multiple of 96, M of 64, and D of 8 or 3. The library's kernels
  * handle all others, and small temperatures, noise, groups and NaN besides.
  */
@@ -31,16 +34,22 @@ typedef struct results {
 typedef struct step {
     const char *name;
     void (*run)(const problem *, results *);
-    double g, e, f, o, b; /* the prediction, in units of G E F O B */
+    double g, e, f, o, b; /* the prediction, in units of G E F O B; */
+    char share;           /* p, q or s: for that share of the pairs, */
+    double fixed;         /* and so many O beside */
     int least, most;      /* row widths D that it is for */
+    int when;             /* in training: EARLY or LATE */
 } step;
+
+enum { EARLY, LATE };
 
 typedef struct lab {
     const char *title;
     const step *steps;
     int count;
-    double g, e, f;                                          /* the floor, in G E F */
-    void (*prepare)(const problem *, solution *, results *); /* float64, and what a backward pass is given */
+    double g, e, f; /* the floor, in G E F; late, of the share s */
+    /* float64, and what a backward pass is given; late in training (D = 3), p, q and s */
+    void (*prepare)(const problem *, solution *, results *, double share[3]);
     double (*check)(const problem *, solution *, const results *,
                     char *); /* worst error over its tolerance; says what it was */
 } lab;
@@ -106,22 +115,30 @@ static inline void offer(const problem *q, lists *l, int64_t m, float key, int64
     l->least[m] = neighbour_insert(l->entries + m * q->K, q->K, neighbour_pack(key, row));
 }
 
-/* Makes near and reg (knn-ce) of the threads' lists, whose keys are `unit` times natural logarithms; frees the lists.
- * Entries are totally ordered, so that it does not matter which thread met a row. */
-static inline void merge_lists(const problem *q, results *r, lists *all, int threads, double unit)
+/* Merges the threads' lists into the first and frees the others. Entries are totally ordered, so that it does not
+ * matter which thread met a row. */
+static inline lists merge_lists(const problem *q, lists *all, int threads)
+{
+    for (int t = 1; t < threads; t++) {
+        for (int64_t j = 0; j < q->M * q->K; j++)
+            neighbour_insert(all[0].entries + j / q->K * q->K, q->K, all[t].entries[j]);
+        free(all[t].entries), free(all[t].least);
+    }
+    return all[0];
+}
+
+/* Makes near and reg (knn-ce) of a list, whose keys are `unit` times natural logarithms; frees it. code (M): whose list
+ * each is; NULL: as they come. */
+static inline void finish_lists(const problem *q, results *r, lists l, const int32_t *code, double unit)
 {
     double sum = 0;
-    for (int64_t m = 0; m < q->M; m++) {
-        uint64_t *list = all[0].entries + m * q->K;
-        for (int t = 1; t < threads; t++)
-            for (int64_t k = 0; k < q->K; k++) neighbour_insert(list, q->K, all[t].entries[m * q->K + k]);
-        for (int64_t k = 0; k < q->K; k++) {
-            r->near[m * q->K + k] = (int32_t)neighbour_row(list[k]);
-            sum -= neighbour_key(list[k]) / unit;
-        }
+    for (int64_t j = 0; j < q->M * q->K; j++) {
+        const int64_t m = code ? code[j / q->K] : j / q->K;
+        r->near[m * q->K + j % q->K] = (int32_t)neighbour_row(l.entries[j]);
+        sum -= neighbour_key(l.entries[j]) / unit;
     }
     r->reg = (float)(sum / (double)(q->M * q->K));
-    for (int t = 0; t < threads; t++) free(all[t].entries), free(all[t].least);
+    free(l.entries), free(l.least);
 }
 
 /* -- The library's own kernel as the last step --------------------------------------------------------------------- */
@@ -150,6 +167,15 @@ static inline void read_out(vx_tensor *x, void *data)
     vx_free(x);
 }
 
+/* What scratch.h takes memory from; the library keeps its own to itself. */
+void *vx_scratch(const char *op, size_t bytes)
+{
+    (void)op;
+    return floats((int64_t)(bytes + 3) / 4);
+}
+
+void vx_scratch_free(void *p) { free(p); }
+
 /* -- Problems ------------------------------------------------------------------------------------------------------ */
 
 /* Draws normal numbers (Box and Muller), times scale. */
@@ -162,6 +188,17 @@ static inline float *normal(int64_t count, uint64_t stream, double scale)
                        cos(2 * M_PI * (double)vx_unit(draw.word[1])));
     }
     return x;
+}
+
+/* Draws rows (N,D) near codes: one of the codes, off by normal numbers times 0.02. */
+static inline float *rows_near_codes(const problem *q)
+{
+    float *z = normal(q->N * q->D, 1, 0.02);
+    for (int64_t n = 0; n < q->N; n++) {
+        const int64_t m = vx_philox(1, 4, (uint64_t)n).word[0] % (uint64_t)q->M;
+        for (int64_t d = 0; d < q->D; d++) z[n * q->D + d] += q->codebook[m * q->D + d];
+    }
+    return z;
 }
 
 static inline double worse(double error, double tolerance, const char *what, double worst, char *text)
@@ -250,18 +287,22 @@ static inline void print_terms(const step *s)
         double amount;
         const char *unit;
     } term[] = {{s->g, "G"}, {s->e, "E"}, {s->f, "F"}, {s->o, "O"}, {s->b, "B"}};
-    const char *between = "= ";
+    const char *between = "";
+    printf("= ");
+    if (s->share) printf("%c (", s->share);
     for (int i = 0; i < 5; i++)
         if (term[i].amount > 0) {
             if (term[i].amount == 1) printf("%s%s", between, term[i].unit);
             else printf("%s%g %s", between, term[i].amount, term[i].unit);
             between = " + ";
         }
+    if (s->share) printf(")");
+    if (s->fixed > 0) printf(" + %g O", s->fixed);
 }
 
-/* Runs ./program N D M K [ROOF]; 0 where every step agrees with float64. ROOF is roofline.c's program; without it
- * nothing is timed. Times are taken in rounds, ceilings and steps in turn, so that other work on the machine slows all
- * of them alike. */
+/* Runs ./program N D M K [late TAU] [ROOF]; 0 where every step agrees with float64. ROOF is roofline.c's program;
+ * without it nothing is timed. Times are taken in rounds, ceilings and steps in turn, so that other work on the machine
+ * slows all of them alike. */
 static inline int run_lab(const lab *l, int argc, char **argv)
 {
     if (argc < 5) {
@@ -270,22 +311,24 @@ static inline int run_lab(const lab *l, int argc, char **argv)
     }
     problem q = {
         .N = atoll(argv[1]), .D = atoll(argv[2]), .M = atoll(argv[3]), .K = atoll(argv[4]), .regularizer = REG_KNN_CE};
-    const char *roof = argc > 5 ? argv[5] : 0;
-    const float log_tau = logf(0.1f);
+    const int when = argc > 6 && !strcmp(argv[5], "late") ? LATE : EARLY, next = when == LATE ? 7 : 5;
+    const char *roof = argc > next ? argv[next] : 0;
+    const float tau = when == LATE ? strtof(argv[6], 0) : 0.1f, log_tau = logf(tau);
     static outcome outcomes[MOST_STEPS];
-    double ceiling[5] = {0};
+    double ceiling[5] = {0}, share[3] = {1, 1, 1};
     int failed = 0;
-    q.z = normal(q.N * q.D, 1, 1), q.codebook = normal(q.M * q.D, 2, 1), q.dy = normal(q.N * q.D, 3, 1.0 / (double)q.N);
+    q.codebook = normal(q.M * q.D, 2, 1), q.dy = normal(q.N * q.D, 3, 1.0 / (double)q.N);
+    q.z = when == LATE ? rows_near_codes(&q) : normal(q.N * q.D, 1, 1);
     q.log_tau = &log_tau;
     solution exact = new_solution(&q);
     results r = {.y = zeros(q.N * q.D), .lse = zeros(q.N), .dz = zeros(q.N * q.D), .dcodebook = zeros(q.M * q.D)};
     r.codes = take(q.N, sizeof(int32_t)), r.near = take(q.M * q.K, sizeof(int32_t));
-    l->prepare(&q, &exact, &r);
+    l->prepare(&q, &exact, &r, share);
     for (int round = 0; round < (roof ? ROUNDS : 1); round++) {
         if (roof) measure_ceilings(roof, ceiling);
         for (int i = 0; i < l->count; i++) {
             outcome *o = outcomes + i;
-            if (q.D < l->steps[i].least || q.D > l->steps[i].most) continue;
+            if (q.D < l->steps[i].least || q.D > l->steps[i].most || l->steps[i].when != when) continue;
             time_step(l->steps + i, &q, &r, o, round);
             if (round > 0) continue;
             strcpy(o->text, "none");
@@ -295,9 +338,11 @@ static inline int run_lab(const lab *l, int argc, char **argv)
     }
     const double NM = (double)(q.N * q.M) * 1e-6, G = 2 * (double)q.D * NM / ceiling[0], E = NM / ceiling[1],
                  F = NM / ceiling[2], O = 2 * NM / ceiling[0], B = NM / ceiling[4],
-                 floor = l->g * G + l->e * E + l->f * F;
+                 floor = share[2] * (l->g * G + l->e * E + l->f * F);
     printf("\n%s: N %lld, D %lld, M %lld, K %lld, %d threads\n", l->title, (long long)q.N, (long long)q.D,
            (long long)q.M, (long long)q.K, omp_get_max_threads());
+    if (when == LATE)
+        printf("rows near codes, tau %g: p %.3f, q %.3f, s %.3f\n", (double)tau, share[0], share[1], share[2]);
     if (roof) {
         printf("fma %.1f GFLOP/s, exp2 %.2f G/s, compare %.2f G/s, copy %.1f GB/s\n", ceiling[0], ceiling[1],
                ceiling[2], ceiling[4]);
@@ -305,16 +350,18 @@ static inline int run_lab(const lab *l, int argc, char **argv)
         printf("   step                          least   median  predicted  of floor  worst error     bits    "
                "prediction\n");
     }
-    for (int i = 0; i < l->count; i++) {
+    for (int i = 0, number = 0; i < l->count; i++) {
         const step *s = l->steps + i;
         outcome *o = outcomes + i;
+        number += i == 0 || s->run != s[-1].run; /* one step, predicted for several problems */
         if (o->runs == 0) continue;
         qsort(o->ms, (size_t)o->runs, sizeof *o->ms, ascending);
         failed |= !(o->worst <= 1);
-        printf("%2d %-24s", i + 1, s->name);
+        printf("%2d %-24s", number, s->name);
+        const double of = s->share ? share[s->share == 's' ? 2 : s->share - 'p'] : 1,
+                     predicted = of * (s->g * G + s->e * E + s->f * F + s->o * O + s->b * B) + s->fixed * O;
         if (roof)
-            printf(" %9.1f %8.1f %10.1f %7.0f %%", o->ms[0], o->ms[o->runs / 2],
-                   s->g * G + s->e * E + s->f * F + s->o * O + s->b * B, 100 * floor / o->ms[0]);
+            printf(" %9.1f %8.1f %10.1f %7.0f %%", o->ms[0], o->ms[o->runs / 2], predicted, 100 * floor / o->ms[0]);
         printf("  %s%-15s %-7s", o->worst <= 1 ? "" : "FAILED: ", o->text, o->same ? "same" : "differ");
         if (roof) print_terms(s);
         printf("\n");

@@ -3,10 +3,10 @@
 #
 #   kernels/lab/run.sh [--quick] [assign] [forward] [backward] [amx]
 #
-# runs the first three where none is named, at D = 32 and D = 3; amx is for VERTEX_SIMD=amx and amxtwin. VERTEX_SIMD
-# (one of kernels/cpu/variants.def) chooses the vectors, as it does for the library, of which build/ must hold a current
-# one; OMP_NUM_THREADS the threads. --quick only checks, at small sizes. Ends with 1 where a step disagrees with
-# float64.
+# runs the first three where none is named, at D = 32 and D = 3; forward and backward also late in training, and at a
+# tau at which that saves nothing. amx is for VERTEX_SIMD=amx and amxtwin. VERTEX_SIMD (one of kernels/cpu/variants.def)
+# chooses the vectors, as it does for the library, of which build/ must hold a current one; OMP_NUM_THREADS the threads.
+# --quick only checks, at small sizes. Ends with 1 where a step disagrees with float64.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -56,8 +56,16 @@ for program in "${programs[@]}"; do
     amx-*) start amx "$quick" ;;
     assign-) start assign 9216 32 8192 0; start assign 73728 3 8192 0 ;;
     assign-quick) start assign 192 32 256 0; start assign 3072 3 640 0 ;;
-    *-) start "$program" 9216 32 4096 8; start "$program" 18432 3 8192 8 ;;
-    *-quick) start "$program" 192 32 256 4; start "$program" 192 3 256 4 ;;
+    *-)
+      start "$program" 9216 32 4096 8
+      start "$program" 18432 3 8192 8
+      start "$program" 36864 3 8192 8 late 0.003
+      start "$program" 18432 3 8192 8 late 0.1 ;;
+    *-quick)
+      start "$program" 192 32 256 4
+      start "$program" 192 3 256 4
+      start "$program" 1152 3 640 8 late 0.001 # where few rows are near a code: some of these have no 8 in reach
+      start "$program" 1152 3 640 8 late 0.1 ;;
   esac
 done
 exit $status
