@@ -171,23 +171,14 @@ local function train(method)
     return q.stats
   end
 
-  -- Where the device records graphs, the step is recorded once and launched as a whole. Batches then arrive in `place`,
-  -- where the recording reads them, while the step before is still computed; the logged steps, whose statistics wait
-  -- for the device, run op by op, with the same bits.
-  local graphs = run.flags.graph ~= "off" and run.shards == 1 and core.can(vx.device(), "graphs") and quantizer.graphs
-  local place = graphs and core.new({ config.batch, preset.size, preset.size, 3 }, { keep = true })
-  local recorded = vx.graph(function(learning_rate) return train_step(place, learning_rate) end)
-
+  local take_step, release = run:recorded(train_step, quantizer.graphs)
   for step = now.step + 1, steps do
     local log = step % log_every == 0 or step == steps
     quantizer.with_stats = log
     local stats = vx.step(function()
       local x = images:next()
       if not x then return nil end -- interrupted
-      if not graphs then return train_step(x, schedule(step)) end
-      place:copy(x)
-      if log then return train_step(place, schedule(step)) end
-      return recorded:replay(schedule(step))
+      return take_step(x, schedule(step), log)
     end)
     if stats and log then
       local m, share = meter:take(), used:share()
@@ -212,7 +203,7 @@ local function train(method)
     step_ms = done > 0 and 1e3 * (core.time() - run.began) / done or nil }
   run:skipped(images:broken())
   images:close()
-  recorded:release()
+  release()
   progress:finish()
   return model, cost
 end

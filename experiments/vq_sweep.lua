@@ -228,7 +228,7 @@ local run = runs.start({
     batch = "Vectors per step.", epochs = "Passes over the vectors instead of steps." },
   methods = { kmeans = { summary = "Lloyd's k-means, exact, from k-means++", paper = "Lloyd 1982" },
     ["kmeans-random"] = { summary = "Lloyd's k-means, exact, from random vectors", paper = "Lloyd 1982" } },
-  flags = {
+  flags = { runs.flags.graph,
     { name = "codes", argname = "M", meaning = "Codes of a codebook.", decides = true, convert = integer(1, 2 ^ 24) },
     { name = "groups", argname = "G", meaning = "Codebooks, each on its own width / G numbers; default 1.",
       decides = true, convert = integer(1, 65536) },
@@ -342,18 +342,22 @@ local function fit(method)
   local progress = run:progress(steps, now.step)
   local shown = ""
 
+  local take_step, release = run:recorded(function(x, learning_rate)
+    local z, y, q = model(x)
+    local mse = vx.mse(y, z)
+    local loss = mse + q.reg
+    if optimizer then optimizer:zero_grad() end
+    gradients:backward(loss)
+    if optimizer then optimizer:step(learning_rate) end
+    if not q.warming then used:add(q.codes) end
+    meter:add { loss = loss, mse = mse }
+  end, quantizer.graphs)
+
   for step = now.step + 1, steps do
     local fine = vx.step(function()
       local x = batches:next()
       if not x then return false end -- interrupted
-      local z, y, q = model(x)
-      local mse = vx.mse(y, z)
-      local loss = mse + q.reg
-      if optimizer then optimizer:zero_grad() end
-      gradients:backward(loss)
-      if optimizer then optimizer:step(schedule(step)) end
-      if not q.warming then used:add(q.codes) end
-      meter:add { loss = loss, mse = mse }
+      take_step(x, schedule(step))
       return true
     end)
     if fine and (step % log_every == 0 or step == steps) then
@@ -371,6 +375,7 @@ local function fit(method)
     progress:update(step, shown)
   end
   progress:finish()
+  release()
   return model, steps
 end
 

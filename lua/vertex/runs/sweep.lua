@@ -29,6 +29,7 @@ local registry = require "vertex.quantizers"
 local report = require "vertex.runs.report"
 local results = require "vertex.runs.table"
 local series = require "vertex.runs.series"
+local step_graph = require "vertex.step_graph"
 local tensorboard = require "vertex.runs.tensorboard"
 
 local refuse = flags_of.refuse
@@ -723,6 +724,35 @@ local function run_all(self, f)
   dist.close() -- what is left takes rank 0 alone
   if dist.rank() == 0 then self:conclude() end
   return next(self.failed) and 1 or 0
+end
+
+--- Makes the function that does a training step of this run: recorded once and launched as a whole (vx.graph), unless
+-- --graph off, several ranks, the device or the step itself forbid it. Batches then are copied to where the recording
+-- reads them. A step whose results are read on the host, or whose batch has another shape, runs op by op, with the same
+-- bits.
+-- @param f function(batch, rate) that does a step
+-- @param able whether it can be recorded: a quantizer's `graphs`
+-- @return function(batch, rate, is_read) → what f returns; of a launch tensors that the next one overwrites
+-- @return function() that frees the recording
+function Run:recorded(f, able)
+  if self.flags.graph == "off" or self.shards > 1 or not able or not core.can(core.device(), "graphs") then
+    return f, function() end
+  end
+  local place, shape
+  local graph = step_graph(function(rate) return f(place, rate) end)
+  return function(x, rate, is_read)
+    if not place then
+      shape = core.shape_text(x)
+      place = core.new(x:shape(), { keep = true, dtype = x:dtype() })
+    end
+    if core.shape_text(x) ~= shape then return f(x, rate) end
+    place:copy(x)
+    if is_read then return f(place, rate) end
+    return graph:replay(rate)
+  end, function()
+    graph:release()
+    if place then place:release() end
+  end
 end
 
 --- Makes the progress bar of the method that was begun; behind what is left of it stands what is left of all methods.
