@@ -502,7 +502,7 @@ function run.op()
   for _, shape in ipairs(shapes "S,M,B,C,W") do
     for _, method in ipairs(methods) do
       add_ours("op", shape, method, (tools.pair(limits, ours(shape, method))))
-      if core.can(vx.device(), "graphs") then
+      if on_gpu and core.can(vx.device(), "graphs") then
         local side, graph = ours_in_graph(shape, method)
         local row = times((tools.pair(limits, side)))
         row.forward_ms, row.backward_ms, row.floor_ms = nil, nil, tools.floor_ms(shape, tools.facts(method), ceilings)
