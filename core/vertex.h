@@ -143,8 +143,8 @@ VX_API int vx_threads(int n, int *now); /* n > 0 sets the CPU threads of our ker
  * float32 always. Returns the setting in force. */
 VX_API int vx_allow_tf32(int on);
 
-/* Says what GPU products round their factors to before they multiply: VX_BF16, on tensor cores, with sums in float32;
- * VX_F32, the setting at the start: nothing. dtype -1 only asks. Returns the setting in force.
+/* Says what products round their factors to before they multiply: VX_BF16, a GPU's on tensor cores, with sums in
+ * float32; VX_F32, the setting at the start: nothing. dtype -1 only asks. Returns the setting in force.
  *
  * Products are those of the op gemm, of the dense convolution, of the pointwise one of sepconv2d, and of their
  * gradients. Operands marked `body` may be bf16 on a device that can (vx_device_can), inputs and outputs alike; Lua's

@@ -110,7 +110,8 @@ static void multiply(float *c, int64_t c_stride, const float *a, int64_t row_str
                                     .alpha = 1,
                                     .beta = p ? 1 : 0,
                                     .bias = bias && !p ? bias + j : 0,
-                                    .stream = stream && blocks == 1};
+                                    .stream = stream && blocks == 1,
+                                    .factors = gemm_factors()};
             VX_CPU(gemm_multiply)(&q, rows, columns);
             if (!b->depth) break;
         }
@@ -183,7 +184,8 @@ static void multiply_across(float *y, const float *x, const float *w, const floa
                                   .c = sum,
                                   .c_stride = GEMM_COLUMNS,
                                   .alpha = 1,
-                                  .beta = c ? 1 : 0};
+                                  .beta = c ? 1 : 0,
+                                  .factors = gemm_factors()};
                 for (; q.segments < 3 && c + q.segments < z->D; q.segments++) {
                     q.a[q.segments] = filters + (c + q.segments) * z->K;
                     q.b[q.segments] = windows + (c + q.segments) * z->width;
@@ -420,6 +422,7 @@ static void add_windows(float *c, const outer *z, const float *a, const float *b
                           .c_stride = columns,
                           .alpha = 1,
                           .beta = t ? 1 : beta,
+                          .factors = gemm_factors(),
                           .in_l2 = pack_left};
         if (pack_right) q.b_stride = VX_CPU(gemm_pack)(right, q.b[0], q.k, columns, z->b_stride, 1), q.b[0] = right;
         const int64_t most = pack_left ? BLOCK_LEFT : z->M;

@@ -106,7 +106,8 @@ static void multiply(float *c, int64_t c_stride, const windows *s, int64_t i, in
                                     .c_stride = c_stride,
                                     .alpha = 1,
                                     .beta = p ? 1 : 0,
-                                    .bias = bias && !p ? bias + j : 0};
+                                    .bias = bias && !p ? bias + j : 0,
+                                    .factors = gemm_factors()};
             VX_CPU(gemm_multiply)(&q, n, columns);
         }
     }
@@ -262,6 +263,7 @@ static void add_windows(float *sum, const windows *s, const float *dy, int64_t O
                                 .c_stride = E,
                                 .alpha = 1,
                                 .beta = is_first ? 0 : 1,
+                                .factors = gemm_factors(),
                                 .in_l2 = 1};
         VX_CPU(gemm_multiply)(&q, some, columns);
     }

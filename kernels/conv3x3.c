@@ -14,10 +14,14 @@
  *
  * In the gradient of w the side with fewer channels supplies the window (rows of the tile), the other one the vectors.
  * Rows are cut into parts by size alone; each is summed in order, and the parts are added in order.
+ *
+ * Where products are of bf16 factors, rows are rounded, or converted from bf16, as they are copied; those of y and dx
+ * are float32 until they are complete.
  */
 #include <omp.h>
 
 #include "cpu/add_rows.h"
+#include "cpu/body.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/scratch.h"
 
@@ -34,6 +38,12 @@ enum {
 /* Returns columns, rounded up to whole vectors. */
 static int64_t padded(int64_t columns) { return vx_ceil_div(columns, VX_LANES) * VX_LANES; }
 
+/* Returns what products of images a and b multiply (gemm_tile.h); what is to be rounded is rounded as it is copied. */
+static int factors_of(const vx_tensor *a, const vx_tensor *b)
+{
+    return vx_bf16_products() || a->dtype == VX_BF16 || b->dtype == VX_BF16 ? GEMM_BF16 : GEMM_F32;
+}
+
 /* -- A few rows in flight ------------------------------------------------------------------------------------------ */
 
 /* Rows h - 1 .. h + n, n <= RUN, of an image of H rows: row r is in slot r mod SLOTS, with C zeros before and after
@@ -41,7 +51,9 @@ static int64_t padded(int64_t columns) { return vx_ceil_div(columns, VX_LANES) *
 typedef struct window {
     float *slot;
     int64_t H, W, C;
-    const float *image;
+    body images;
+    int64_t image; /* where the image begins in images */
+    int factors;
 } window;
 
 static int64_t window_floats(int64_t W, int64_t C) { return SLOTS * (W + 2) * C; }
@@ -49,25 +61,25 @@ static float *window_at(const window *q, int64_t r) { return q->slot + (r + SLOT
 static int window_has(const window *q, int64_t r) { return r >= 0 && r < q->H; }
 
 /* Makes a window in slot, its margins zero; it holds no rows yet. */
-static window window_new(float *slot, int64_t H, int64_t W, int64_t C)
+static window window_new(float *slot, body images, int64_t H, int64_t W, int64_t C, int factors)
 {
     for (int i = 0; i < SLOTS; i++) {
         float *at = slot + i * (W + 2) * C;
         memset(at, 0, sizeof(float) * (size_t)C);
         memset(at + (W + 1) * C, 0, sizeof(float) * (size_t)C);
     }
-    return (window){slot, H, W, C, 0};
+    return (window){slot, H, W, C, images, 0, factors};
 }
 
 /* Copies row r, if there is one, to its slot. */
 static void window_load(window *q, int64_t r)
 {
     if (window_has(q, r))
-        memcpy(window_at(q, r) + q->C, q->image + r * q->W * q->C, sizeof(float) * (size_t)(q->W * q->C));
+        body_copy(window_at(q, r) + q->C, q->images, q->image + r * q->W * q->C, q->W * q->C, q->factors != GEMM_F32);
 }
 
 /* Loads what is missing of rows h - 1 .. h + n: all of them where first is 1, else those from h + 1 on. */
-static void window_advance(window *q, const float *image, int64_t h, int64_t n, int first)
+static void window_advance(window *q, int64_t image, int64_t h, int64_t n, int first)
 {
     q->image = image;
     if (first) window_load(q, h - 1), window_load(q, h);
@@ -88,14 +100,25 @@ static void pack(float *packed, const float *w, int64_t C, int64_t O, int flip)
     }
 }
 
-/* Computes rows h0 .. of a strip of y; buffer: the window's. */
-static void wide(float *y, const float *x, const float *packed, const float *bias, float *buffer, int64_t H, int64_t W,
-                 int64_t C, int64_t O, int64_t h0, int stream)
+/* A convolution's images and its packed weights. */
+typedef struct convolution {
+    int64_t H, W, C, O;
+    body x, y; /* (B,H,W,C), (B,H,W,O) */
+    const float *packed, *bias;
+    int factors, stream;
+} convolution;
+
+/* Computes rows h0 .. of a strip of image b of y; buffer: the window's, and a row of y. */
+static void wide(const convolution *s, int64_t b, int64_t h0, float *buffer)
 {
-    window in = window_new(buffer, H, W, C);
+    const int64_t H = s->H, W = s->W, C = s->C, O = s->O;
+    float *row = buffer + padded(window_floats(W, C));
+    window in = window_new(buffer, s->x, H, W, C, s->factors);
     for (int64_t h = h0; h < vx_min64(h0 + STRIP, H); h++) {
-        window_advance(&in, x, h, 1, h == h0);
-        const float *columns_of_w = packed;
+        const int64_t first = (b * H + h) * W * O;
+        float *y = body_place(s->y, first, row);
+        window_advance(&in, b * H * W * C, h, 1, h == h0);
+        const float *columns_of_w = s->packed;
         for (int64_t j = 0; j < O; j += GEMM_COLUMNS) {
             const int columns = (int)vx_min64(GEMM_COLUMNS, O - j);
             const int64_t width = padded(columns);
@@ -103,11 +126,12 @@ static void wide(float *y, const float *x, const float *packed, const float *bia
                               .row_stride = C,
                               .k_stride = 1,
                               .b_stride = width,
-                              .c = y + h * W * O + j,
+                              .c = y + j,
                               .c_stride = O,
                               .alpha = 1,
-                              .bias = bias ? bias + j : 0,
-                              .stream = stream};
+                              .bias = s->bias ? s->bias + j : 0,
+                              .factors = s->factors,
+                              .stream = s->stream};
             for (int i = 0; i < 3; i++)
                 if (window_has(&in, h + i - 1)) {
                     q.a[q.segments] = window_at(&in, h + i - 1);
@@ -116,6 +140,7 @@ static void wide(float *y, const float *x, const float *packed, const float *bia
             VX_CPU(gemm_multiply)(&q, W, columns);
             columns_of_w += 9 * C * width;
         }
+        body_write(s->y, first, W * O, y);
     }
 }
 
@@ -131,9 +156,10 @@ static void pack_narrow(float *packed, float *buffer, const float *w, int64_t C,
 }
 
 /* Multiplies a row of x with all taps, into taps (W + 2, stride); the outer two pixels stay zero. */
-static void narrow_row(float *taps, const float *x, const float *packed, int64_t W, int64_t C, int64_t O,
-                       int64_t stride)
+static void narrow_row(float *taps, const float *x, const convolution *s, int64_t stride)
 {
+    const int64_t C = s->C, O = s->O;
+    const float *packed = s->packed;
     for (int64_t j = 0; j < 9 * O; j += GEMM_COLUMNS) {
         const int columns = (int)vx_min64(GEMM_COLUMNS, 9 * O - j);
         const int64_t width = padded(columns);
@@ -146,44 +172,57 @@ static void narrow_row(float *taps, const float *x, const float *packed, int64_t
                                 .b_stride = width,
                                 .c = taps + stride + j,
                                 .c_stride = stride,
-                                .alpha = 1};
-        VX_CPU(gemm_multiply)(&q, W, columns);
+                                .alpha = 1,
+                                .factors = s->factors};
+        VX_CPU(gemm_multiply)(&q, s->W, columns);
         packed += C * width;
     }
 }
 
-/* Computes rows h0 .. of a strip of y where O is small; taps: three rows of products, row r in slot r mod 3. */
-static void narrow(float *y, const float *x, const float *packed, const float *bias, float *taps, int64_t H, int64_t W,
-                   int64_t C, int64_t O, int64_t h0)
+/* Returns the floats of a narrow strip's buffer: three rows of products, a row of x and one of y. */
+static int64_t narrow_floats(int64_t W, int64_t C, int64_t O) { return 3 * (W + 2) * padded(9 * O) + W * (C + O); }
+
+/* Computes rows h0 .. of a strip of image b of y where O is small; taps: three rows of products, row r in slot r mod 3,
+ * and the rest of the buffer. */
+static void narrow(const convolution *s, int64_t b, int64_t h0, float *taps)
 {
-    const int64_t stride = padded(9 * O), row = (W + 2) * stride;
+    const int64_t H = s->H, W = s->W, C = s->C, O = s->O, stride = padded(9 * O), row = (W + 2) * stride;
+    float *x_row = taps + 3 * row, *y_row = x_row + W * C;
     memset(taps, 0, sizeof(float) * (size_t)(3 * row));
     for (int64_t h = h0 - 1; h <= vx_min64(h0 + STRIP_NARROW, H); h++) {
-        if (h >= 0 && h < H) narrow_row(taps + (h + 3) % 3 * row, x + h * W * C, packed, W, C, O, stride);
+        const int64_t from_x = (b * H + h) * W * C, to_y = (b * H + h - 1) * W * O;
+        if (h >= 0 && h < H) {
+            if (s->factors != GEMM_F32) body_copy(x_row, s->x, from_x, W * C, 1);
+            narrow_row(taps + (h + 3) % 3 * row, s->factors != GEMM_F32 ? x_row : (float *)body_at(s->x, from_x), s,
+                       stride);
+        }
         if (h <= h0) continue;
+        float *y = body_place(s->y, to_y, y_row);
         for (int64_t w = 0; w < W; w++)
             for (int64_t o = 0; o < O; o++) {
-                float sum = bias ? bias[o] : 0;
+                float sum = s->bias ? s->bias[o] : 0;
                 for (int i = 0; i < 3; i++) {
                     const int64_t from = h - 2 + i;
                     if (from < 0 || from >= H) continue;
                     const float *t = taps + (from + 3) % 3 * row + w * stride + 3 * i * O + o;
                     sum += t[0] + t[stride + O] + t[2 * (stride + O)];
                 }
-                y[((h - 1) * W + w) * O + o] = sum;
+                y[w * O + o] = sum;
             }
+        body_write(s->y, to_y, W * O, y);
     }
 }
 
 /* Computes y (B,H,W,O) from x (B,H,W,C) and w (3,3,C,O). flip: w is (3,3,O,C), read as the gradient of the input
  * does. */
-static int convolve(const char *op, float *y, const float *x, const float *w, const float *bias, int64_t B, int64_t H,
-                    int64_t W, int64_t C, int64_t O, int flip)
+static int convolve(const char *op, const vx_tensor *y, const vx_tensor *x, const float *w, const float *bias, int flip)
 {
+    const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], O = y->shape[3];
+    convolution s = {H, W, C, O, body_of(x), body_of(y), 0, bias, factors_of(x, y), 0};
     if (B * H * W * O == 0) return VX_OK;
     const int is_narrow = 10 * padded(9 * O) <= 6 * 9 * padded(O);
     const int64_t strip = is_narrow ? STRIP_NARROW : STRIP, strips = vx_ceil_div(H, strip);
-    const int64_t buffer = padded(is_narrow ? 3 * (W + 2) * padded(9 * O) : window_floats(W, C));
+    const int64_t buffer = padded(is_narrow ? narrow_floats(W, C, O) : padded(window_floats(W, C)) + W * O);
     float *packed = 0, *in_order = 0, *buffers = 0;
     scratch memory = {.op = op};
     while (scratch_pass(&memory)) {
@@ -194,14 +233,16 @@ static int convolve(const char *op, float *y, const float *x, const float *w, co
     if (!memory.base) return VX_ENOMEM;
     if (is_narrow) pack_narrow(packed, in_order, w, C, O, flip);
     else pack(packed, w, C, O, flip);
-    const int stream = !is_narrow && vf_streams(y, B * H * W * O, O);
+    if (s.factors != GEMM_F32) round_to_bf16(packed, is_narrow ? C * padded(9 * O) : 9 * C * padded(O));
+    s.packed = packed;
+    s.stream = !is_narrow && !s.y.bf16 && vf_streams(vx_f32(y), B * H * W * O, O);
 #pragma omp parallel for schedule(static) if (9 * B * H * W * C * O > SERIAL_BELOW)
     for (int64_t task = 0; task < B * strips; task++) {
         const int64_t image = task / strips, h0 = task % strips * strip;
         float *own = buffers + omp_get_thread_num() * buffer;
-        if (is_narrow) narrow(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0);
-        else wide(y + image * H * W * O, x + image * H * W * C, packed, bias, own, H, W, C, O, h0, stream);
-        if (stream) vf_stream_end();
+        if (is_narrow) narrow(&s, image, h0, own);
+        else wide(&s, image, h0, own);
+        if (s.stream) vf_stream_end();
     }
     scratch_free(&memory);
     return VX_OK;
@@ -210,15 +251,13 @@ static int convolve(const char *op, float *y, const float *x, const float *w, co
 /* Computes y (B,H,W,O) = x (B,H,W,C) * w (3,3,C,O) + bias (O). */
 int VX_CPU(conv3x3)(vx_tensor *y, vx_tensor *x, vx_tensor *w, vx_tensor *bias)
 {
-    return convolve("conv3x3", vx_f32(y), vx_f32(x), vx_f32(w), vx_f32(bias), x->shape[0], x->shape[1], x->shape[2],
-                    x->shape[3], y->shape[3], 0);
+    return convolve("conv3x3", y, x, vx_f32(w), vx_f32(bias), 0);
 }
 
 /* Computes dx (B,H,W,C) from dy (B,H,W,O). */
 int VX_CPU(conv3x3_backward_input)(vx_tensor *dx, vx_tensor *dy, vx_tensor *w)
 {
-    return convolve("conv3x3_backward_input", vx_f32(dx), vx_f32(dy), vx_f32(w), 0, dx->shape[0], dx->shape[1],
-                    dx->shape[2], dy->shape[3], dx->shape[3], 1);
+    return convolve("conv3x3_backward_input", dx, dy, vx_f32(w), 0, 1);
 }
 
 /* -- Gradient of the weights --------------------------------------------------------------------------------------- */
@@ -244,6 +283,7 @@ static void weight_rows(float *partial, const window *few, const float *many, fl
                               .c_stride = L,
                               .alpha = 1,
                               .beta = 1,
+                              .factors = few->factors,
                               .in_l2 = 1};
             for (int64_t r = 0; r < n; r++)
                 if (window_has(few, h + r + i - 1)) {
@@ -260,12 +300,13 @@ static void weight_rows(float *partial, const window *few, const float *many, fl
 int VX_CPU(conv3x3_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *x, vx_tensor *dy)
 {
     const int64_t B = x->shape[0], H = x->shape[1], W = x->shape[2], C = x->shape[3], O = dy->shape[3];
-    const int swap = O < C;
-    const float *few = vx_f32(swap ? dy : x), *many = vx_f32(swap ? x : dy), *grad = vx_f32(dy);
+    const int swap = O < C, factors = factors_of(x, dy);
+    const body few = body_of(swap ? dy : x), many = body_of(swap ? x : dy), grad = body_of(dy);
     const int64_t S = swap ? O : C, L = swap ? C : O, each = padded(9 * S * L + O);
     const int64_t image_rows = W ? B * H : 0, fit = vx_max64(PARTS_FLOATS / vx_max64(each, 1), 4);
     const int64_t parts = vx_max64(vx_min64(vx_min64(image_rows, PARTS), fit), 1);
-    const int64_t buffer = padded(window_floats(W, S)) + RUN * W * GEMM_COLUMNS;
+    const int64_t rows = factors == GEMM_F32 ? 0 : padded(RUN * W * L), around_floats = padded(window_floats(W, S));
+    const int64_t buffer = around_floats + RUN * W * GEMM_COLUMNS + rows + padded(body_floats(grad, RUN * W * O));
     float *partial = 0, *buffers = 0;
     scratch memory = {.op = "conv3x3_backward_weight"};
     while (scratch_pass(&memory)) {
@@ -276,19 +317,21 @@ int VX_CPU(conv3x3_backward_weight)(vx_tensor *dw, vx_tensor *dbias, vx_tensor *
     const int serial = 9 * image_rows * W * C * O <= SERIAL_BELOW;
 #pragma omp parallel if (!serial)
     {
-        float *own = buffers + omp_get_thread_num() * buffer;
+        float *own = buffers + omp_get_thread_num() * buffer, *packed = own + around_floats;
+        float *many_rows = packed + RUN * W * GEMM_COLUMNS, *grad_rows = many_rows + rows;
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < parts; part++) {
-            window around = window_new(own, H, W, S);
+            window around = window_new(own, few, H, W, S, factors);
             float *sum = partial + part * each;
             memset(sum, 0, sizeof(float) * (size_t)each);
             const int64_t first = part * image_rows / parts, end = (part + 1) * image_rows / parts;
             for (int64_t r = first, n; r < end; r += n) {
                 const int64_t h = r % H;
                 n = vx_min64(RUN, vx_min64(end - r, H - h));
-                window_advance(&around, few + (r - h) * W * S, h, n, r == first || h == 0);
-                weight_rows(sum, &around, many + r * W * L, own + padded(window_floats(W, S)), h, n, L);
-                add_rows(sum + 9 * S * L, grad + r * W * O, n * W, O);
+                window_advance(&around, (r - h) * W * S, h, n, r == first || h == 0);
+                if (rows) body_copy(many_rows, many, r * W * L, n * W * L, 1);
+                weight_rows(sum, &around, rows ? many_rows : (float *)body_at(many, r * W * L), packed, h, n, L);
+                add_rows(sum + 9 * S * L, body_read(grad, r * W * O, n * W * O, grad_rows), n * W, O);
             }
         }
 #pragma omp for schedule(static)

@@ -319,15 +319,20 @@ static void binary_plain(int kind, const tile *t)
 #undef KIND
 }
 
-/* Works on one tile. Operands with another stride along the row are packed first, a row at a time. */
+typedef struct binary {
+    int kind;
+    bool bf16[3]; /* the operands that are */
+} binary;
+
+/* Works on one tile. Operands with another stride along the row, or of bf16, are packed first, a row at a time. */
 static void binary_tile(const void *context, const tile *t)
 {
-    int kind = *(const int *)context;
+    const binary *c = context;
     const int64_t step = sizeof(float);
     bool odd[3];
-    for (int k = 0; k < 3; k++) odd[k] = t->column[k] != step && t->column[k] != 0;
-    if (!odd[1] && !odd[2]) {
-        binary_plain(kind, t);
+    for (int k = 0; k < 3; k++) odd[k] = c->bf16[k] || (t->column[k] != step && t->column[k] != 0);
+    if (!odd[0] && !odd[1] && !odd[2]) {
+        binary_plain(c->kind, t);
         return;
     }
     float packed[3][TILE];
@@ -337,11 +342,15 @@ static void binary_tile(const void *context, const tile *t)
         for (int k = 0; k < 3; k++) {
             one.p[k] = t->p[k] + r * t->row[k];
             if (!odd[k]) continue;
-            copy_4((char *)packed[k], step, one.p[k], t->column[k], t->columns);
-            one.p[k] = (char *)packed[k];
-            one.column[k] = step;
+            char *at = (char *)packed[k];
+            const int64_t count = t->column[k] ? t->columns : 1;
+            if (k && c->bf16[k]) f32_bf16(at, step, one.p[k], t->column[k], count);
+            else if (k) copy_4(at, step, one.p[k], t->column[k], count);
+            one.p[k] = at;
+            one.column[k] = t->column[k] ? step : 0;
         }
-        binary_plain(kind, &one);
+        binary_plain(c->kind, &one);
+        if (odd[0]) bf16_f32(t->p[0] + r * t->row[0], t->column[0], one.p[0], step, t->columns);
     }
 }
 
@@ -349,8 +358,9 @@ static void binary_tile(const void *context, const tile *t)
 int VX_CPU(binary)(vx_tensor *y, vx_tensor *a, vx_tensor *b, int kind)
 {
     if (!y->numel) return VX_OK;
+    const binary c = {kind, {y->dtype == VX_BF16, a->dtype == VX_BF16, b->dtype == VX_BF16}};
     walk w = walk_of(3, (const vx_tensor *const[]){y, a, b});
-    walk_run_wide(&w, binary_tile, &kind);
+    walk_run_wide(&w, binary_tile, &c);
     return VX_OK;
 }
 

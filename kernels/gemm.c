@@ -11,6 +11,7 @@
  * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
  */
 #include "shared/checks.h"
+#include "cpu/body.h"
 #include "cpu/gemm_tile.h"
 
 /* A block is what is worked on while it stays in a cache. */
@@ -149,8 +150,50 @@ static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
 #endif
 static tile_function *const tiles[3][GEMM_VECTORS][HEIGHTS] = {WIDTHS(tile_), WIDTHS(tile_t_), WIDTHS(tile_n_)};
 
+/* Multiplies factors rounded to bf16, ROUNDED_ROWS of a and ROUNDED_DEPTH of k at a time. */
+static void multiply_rounded(const gemm_product *q, int64_t rows, int columns)
+{
+    enum { ROUNDED_ROWS = 24, ROUNDED_DEPTH = 256 };
+    _Alignas(64) float a[ROUNDED_ROWS * ROUNDED_DEPTH], b[ROUNDED_DEPTH * GEMM_COLUMNS];
+    const int64_t width = gemm_vectors(columns) * VX_LANES;
+    const int transposed = q->k_stride != 1 && q->k > 1;
+    gemm_product part = {.segments = 1,
+                         .a = {a},
+                         .b = {b},
+                         .b_stride = width,
+                         .c_stride = q->c_stride,
+                         .alpha = q->alpha,
+                         .beta = q->beta,
+                         .bias = q->bias,
+                         .stream = q->stream && q->segments == 1 && q->k <= ROUNDED_DEPTH,
+                         .factors = GEMM_BF16,
+                         .in_l2 = 1};
+    for (int s = 0; s < q->segments; s++)
+        for (int64_t p = 0; p == 0 || p < q->k; p += ROUNDED_DEPTH) {
+            part.k = vx_min64(ROUNDED_DEPTH, q->k - p);
+            part.row_stride = transposed ? 1 : part.k, part.k_stride = transposed ? ROUNDED_ROWS : 1;
+            for (int64_t i = 0; i < part.k; i++) copy_rounded(b + i * width, q->b[s] + (p + i) * q->b_stride, width);
+            for (int64_t row = 0; row < rows; row += ROUNDED_ROWS) {
+                const int64_t some = vx_min64(ROUNDED_ROWS, rows - row);
+                const float *from = q->a[s] + row * q->row_stride + p * q->k_stride;
+                for (int64_t i = 0; transposed && i < part.k; i++)
+                    copy_rounded(a + i * ROUNDED_ROWS, from + i * q->k_stride, some);
+                for (int64_t r = 0; !transposed && r < some; r++)
+                    copy_rounded(a + r * part.k, from + r * q->row_stride, part.k);
+                part.c = q->c + row * q->c_stride;
+                part.addend = q->addend && !s && !p ? q->addend + row * q->c_stride : 0;
+                VX_CPU(gemm_multiply)(&part, some, columns);
+            }
+            part.beta = 1, part.bias = 0;
+        }
+}
+
 void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns)
 {
+    if (q->factors == GEMM_TO_BF16) {
+        multiply_rounded(q, rows, columns);
+        return;
+    }
     const int tail = columns % VX_LANES;
     const int transposed = q->k_stride != 1 && q->k > 1;
     const int vectors = gemm_vectors(columns);
@@ -265,7 +308,8 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
                                         .alpha = alpha,
                                         .beta = block ? 1 : beta,
                                         .bias = bias && block == 0 ? bias + j : 0,
-                                        .stream = stream && blocks == 1};
+                                        .stream = stream && blocks == 1,
+                                        .factors = gemm_factors()};
                 VX_CPU(gemm_multiply)(&q, rows, columns);
             }
         }

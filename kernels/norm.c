@@ -41,6 +41,8 @@ typedef struct group {
     float *partial;         /* (B,chunks,2,C): mean and sum of squares about it, or the sums of dz and of dz xhat */
     double *total;          /* (B,2,C): the same over an image */
     float *channel;         /* (B,4,C): mean, scale (forward); mean, rstd and the factors s, t of dx (backward) */
+    float *buffer;          /* a chunk of an x that is bf16 (group_statistics), */
+    int64_t buffered;       /* and its floats */
     const int32_t *lengths; /* (B), the positions of an image that count; NULL: all S */
     int act;
     int stream; /* out bypasses the caches */
@@ -77,13 +79,14 @@ static void clear_rest(const group *q, int64_t b, int64_t k)
         memset(q->out + (b * q->S + k * q->chunk + count) * q->C, 0, sizeof(float) * (size_t)((room - count) * q->C));
 }
 
-/* Hands out the three working arrays; memory->base is NULL where that fails. */
+/* Hands out the working arrays; memory->base is NULL where that fails. */
 static void group_scratch(group *q, scratch *memory)
 {
     while (scratch_pass(memory)) {
         q->total = carve_f64(memory, q->B * 2 * q->C);
         q->channel = carve_f32(memory, q->B * 4 * q->C);
         q->partial = carve_f32(memory, q->B * q->chunks * 2 * q->C);
+        q->buffer = carve_f32(memory, q->buffered);
     }
 }
 
@@ -117,17 +120,21 @@ VX_INLINE void moments(int n, int vectors, float *mean, float *squares, const fl
     }
 }
 
-/* Measures chunk k of image b into partial. */
-static void measure(const group *q, int64_t b, int64_t k)
+/* Measures chunk k of image b, whose first element is at x, into partial. */
+static void measure_at(const group *q, int64_t b, int64_t k, const float *x)
 {
-    const int64_t C = q->C, first = k * q->chunk, count = counted(q, b, k);
-    const float *x = q->x + (b * q->S + first) * C;
+    const int64_t C = q->C, count = counted(q, b, k);
     float *mean = q->partial + (b * q->chunks + k) * 2 * C, *squares = mean + C;
     int64_t c = 0;
     if (!count) return;
     for (; c + 4 * VX_LANES <= C; c += 4 * VX_LANES) moments(VX_LANES, 4, mean + c, squares + c, x + c, count, C);
     for (; c + VX_LANES <= C; c += VX_LANES) moments(VX_LANES, 1, mean + c, squares + c, x + c, count, C);
     if (c < C) moments((int)(C - c), 1, mean + c, squares + c, x + c, count, C);
+}
+
+static void measure(const group *q, int64_t b, int64_t k)
+{
+    measure_at(q, b, k, q->x + (b * q->S + k * q->chunk) * q->C);
 }
 
 /* Merges the chunks of image b into the statistics of its groups. */
@@ -251,7 +258,8 @@ int VX_CPU(group_norm)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor
 
 /* -- Statistics of one image (norm.h) ------------------------------------------------------------------------------ */
 
-int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps)
+int VX_CPU(group_statistics)(float *mean, float *rstd, body x, int64_t first, int64_t S, int64_t C, int64_t G,
+                             float eps)
 {
     if (!C) {
         memset(mean, 0, sizeof(float) * (size_t)G);
@@ -261,11 +269,13 @@ int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S
     vx_tensor like = {.shape = {1, S, C}}, groups = {.shape = {1, G}};
     group q = group_of(&like, &groups);
     scratch memory = {.op = "group_norm"};
+    q.buffered = body_floats(x, q.chunk * C);
     group_scratch(&q, &memory);
     if (!memory.base) return VX_ENOMEM;
     memset(q.channel, 0, sizeof(float) * (size_t)(4 * C));
-    q.x = x, q.mean = mean, q.rstd = rstd, q.gamma = q.channel + 2 * C; /* its factors are not wanted here */
-    for (int64_t k = 0; k < q.chunks; k++) measure(&q, 0, k);
+    q.mean = mean, q.rstd = rstd, q.gamma = q.channel + 2 * C; /* its factors are not wanted here */
+    for (int64_t k = 0; k < q.chunks; k++)
+        measure_at(&q, 0, k, body_read(x, first + k * q.chunk * C, counted(&q, 0, k) * C, q.buffer));
     merge_chunks(&q, 0, eps);
     scratch_free(&memory);
     return VX_OK;

@@ -21,15 +21,20 @@
  * vectors; from pixel to pixel it is `pitch`, an odd number of vectors: the rows of an image, a power of two apart,
  * would fall on few sets of the L1 cache.
  *
+ * Under vx_autocast, or where x or y is bf16, the factors of the products are rounded to bf16: d and dd where they lie,
+ * v and dy as they are copied. Rows of bf16 become float32 as they enter the loops, and are rounded as they leave; of
+ * dz too, which lies in dx.
+ *
  * [1] Chollet 2017, Xception.
  */
 #include <omp.h>
 #include <string.h>
 
 #include "shared/checks.h"
+#include "cpu/add_rows.h"
+#include "cpu/body.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/norm.h"
-#include "cpu/add_rows.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/scratch.h"
 
@@ -42,9 +47,11 @@ enum {
 typedef struct sepconv2d {
     int64_t B, H, W, C, P, Q, O, G, Cp, pitch;
     int act, stride, up, norm;
+    int factors; /* of the products: GEMM_F32 or GEMM_BF16 */
     float eps;
-    const float *x, *gamma, *beta, *bias, *residual, *addend, *dy;
-    float *y, *mean, *rstd, *dx;
+    body x, y, residual, addend, dy, dx;
+    const float *gamma, *beta, *bias;
+    float *mean, *rstd;
     int64_t block, band, bands; /* d rows of a block and of a band, bands of an image */
     int64_t ring, dd_ring;      /* rows of n and of dd that are kept */
     float *w;                   /* (3,3,pitch) */
@@ -60,8 +67,9 @@ static int describe(sepconv2d *s, const char *op, const vx_tensor *x, const vx_t
     s->P = y->shape[1], s->Q = y->shape[2], s->O = y->shape[3], s->G = mean ? mean->shape[1] : 1;
     s->Cp = vx_ceil_div(s->C, VX_LANES) * VX_LANES;
     s->pitch = s->Cp / VX_LANES % 2 ? s->Cp : s->Cp + VX_LANES;
-    s->x = vx_f32(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
+    s->x = body_of(x), s->gamma = vx_f32(gamma), s->beta = vx_f32(beta), s->mean = vx_f32(mean), s->rstd = vx_f32(rstd);
     s->norm = gamma != 0;
+    s->factors = vx_bf16_products() || x->dtype == VX_BF16 || y->dtype == VX_BF16 ? GEMM_BF16 : GEMM_F32;
     s->block = vx_min64(vx_ceil_div(BLOCK_PIXELS, s->Q), s->P);
     const int64_t row = vx_max64(vx_max64(s->W * s->C * s->stride / s->up, s->Q * s->O), 1);
     s->bands = vx_max64(s->P * row / BAND_FLOATS, 1);
@@ -84,13 +92,15 @@ static void pad_rows(float *to, const float *from, int64_t rows, int64_t C, int6
 
 /* A thread's working space. Slots of the rings are rows modulo their number. */
 typedef struct space {
-    float *n;       /* (ring, W up, pitch) rows of n, each pixel doubled where up is 2 */
-    float *slope;   /* (ring, W, pitch) act' at the same rows; backward, under norm */
-    float *d;       /* (block, Q, pitch) */
-    float *dd;      /* (dd_ring, Q, pitch) */
-    float *du;      /* (block stride + 2, W up, pitch) */
-    float *zeros;   /* (a row) */
-    float *channel; /* (4,Cp) mean, rstd, scale = rstd gamma, beta of the image at hand */
+    float *n;               /* (ring, W up, pitch) rows of n, each pixel doubled where up is 2 */
+    float *slope;           /* (ring, W, pitch) act' at the same rows; backward, under norm */
+    float *d;               /* (block, Q, pitch) */
+    float *dd;              /* (dd_ring, Q, pitch) */
+    float *du;              /* (block stride + 2, W up, pitch) */
+    float *zeros;           /* (a row) */
+    float *channel;         /* (4,Cp) mean, rstd, scale = rstd gamma, beta of the image at hand */
+    float *x, *addend, *dx; /* (W,C) rows of what is bf16 */
+    float *y;               /* (block,Q,O) of y, if it is bf16; of dy, if the products' factors are */
 } space;
 
 /* Hands out a thread's arrays. */
@@ -104,6 +114,24 @@ static void carve_space(scratch *memory, const sepconv2d *s, space *at, int back
     at->du = carve_f32(memory, backward ? (s->block * s->stride + 2) * u : 0);
     at->zeros = carve_f32(memory, vx_max64(u, d));
     at->channel = carve_f32(memory, 4 * s->Cp);
+    at->x = carve_f32(memory, body_floats(s->x, s->W * s->C));
+    at->addend = carve_f32(memory, body_floats(s->addend, s->W * s->C));
+    at->dx = carve_f32(memory, body_floats(s->dx, s->W * s->C));
+    at->y = carve_f32(memory, s->y.bf16 || (backward && s->factors != GEMM_F32) ? s->block * s->Q * s->O : 0);
+}
+
+/* Rounds what a product is to multiply. */
+static void round_factor(const sepconv2d *s, float *x, int64_t count)
+{
+    if (s->factors != GEMM_F32) round_to_bf16(x, count);
+}
+
+/* Computes the statistics of image b; VX_ENOMEM. */
+static int image_statistics(const sepconv2d *s, int64_t b)
+{
+    const int64_t pixels = s->H * s->W;
+    return VX_CPU(group_statistics)(s->mean + b * s->G, s->rstd + b * s->G, s->x, b * pixels * s->C, pixels, s->C, s->G,
+                                    s->eps);
 }
 
 /* Fills in `channel` for image b. */
@@ -144,7 +172,7 @@ VX_INLINE void make_row_as(const sepconv2d *s, int64_t b, int64_t i, const space
                            const int with_slope)
 {
     const int64_t C = s->C, pitch = s->pitch, slot = i % s->ring;
-    const float *x = s->x + (b * s->H + i) * s->W * C, *mean = at->channel;
+    const float *x = body_read(s->x, (b * s->H + i) * s->W * C, s->W * C, at->x), *mean = at->channel;
     float *n = at->n + slot * s->W * s->up * pitch, *slopes = at->slope + slot * s->W * pitch;
     for (int64_t j = 0; j < s->W; j++, x += C, n += s->up * pitch, slopes += pitch) {
         int64_t c = 0;
@@ -188,6 +216,7 @@ static int64_t make_block(const sepconv2d *s, int64_t b, int64_t first, int64_t 
         if (s->stride == 1) depthwise_band(rows, d, around, s->w, 0, s->W * s->up, Cp, pitch, 0, 0);
         else depthwise_row2(d, around, s->w, 0, s->W * s->up, s->Q, Cp, pitch, 0);
     }
+    round_factor(s, at->d, (end - first) * row);
     return made;
 }
 
@@ -201,6 +230,9 @@ static void forward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t e
     load_channels(s, b, at);
     for (int64_t p = first; p < end; p += s->block) {
         const int64_t stop = vx_min64(p + s->block, end), offset = (b * s->P + p) * s->Q * s->O;
+        const int64_t count = (stop - p) * s->Q * s->O;
+        float *y = body_place(s->y, offset, at->y);
+        const float *residual = s->residual.data ? body_read(s->residual, offset, count, y) : 0;
         made = make_block(s, b, p, stop, made, at, 0);
         for (int64_t j = 0; j < s->O; j += GEMM_COLUMNS) {
             const int columns = (int)vx_min64(GEMM_COLUMNS, s->O - j);
@@ -211,14 +243,16 @@ static void forward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t e
                                     .k_stride = 1,
                                     .b = {s->v + j * s->C},
                                     .b_stride = gemm_vectors(columns) * VX_LANES,
-                                    .c = s->y + offset + j,
+                                    .c = y + j,
                                     .c_stride = s->O,
                                     .alpha = 1,
-                                    .beta = s->residual != 0,
-                                    .addend = s->residual ? s->residual + offset + j : 0,
-                                    .bias = s->bias ? s->bias + j : 0};
+                                    .beta = residual != 0,
+                                    .addend = residual ? residual + j : 0,
+                                    .bias = s->bias ? s->bias + j : 0,
+                                    .factors = s->factors};
             VX_CPU(gemm_multiply)(&q, (stop - p) * s->Q, columns);
         }
+        body_write(s->y, offset, count, y);
     }
 }
 
@@ -231,14 +265,13 @@ int VX_CPU(sepconv2d)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
                    .stride = stride,
                    .up = up,
                    .bias = vx_f32(bias),
-                   .residual = vx_f32(residual),
-                   .y = vx_f32(y)};
+                   .residual = body_of(residual),
+                   .y = body_of(y)};
     if (describe(&s, "sepconv2d", x, y, gamma, beta, mean, rstd)) return VX_EINVAL;
+    if (residual && check_one_dtype("sepconv2d", "residual", residual, "y", y)) return VX_EINVAL;
     if (!y->numel) { /* the statistics are there for the gradient all the same */
         for (int64_t b = 0; s.norm && b < s.B; b++)
-            if (VX_CPU(group_statistics)(s.mean + b * s.G, s.rstd + b * s.G, s.x + b * s.H * s.W * s.C, s.H * s.W, s.C,
-                                         s.G, eps))
-                return VX_ENOMEM;
+            if (image_statistics(&s, b)) return VX_ENOMEM;
         return VX_OK;
     }
     const int threads = omp_get_max_threads();
@@ -253,6 +286,7 @@ int VX_CPU(sepconv2d)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
     pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
     for (int64_t j = 0; j < s.O; j += GEMM_COLUMNS)
         VX_CPU(gemm_pack)(s.v + j * s.C, vx_f32(v) + j * s.C, s.C, (int)vx_min64(GEMM_COLUMNS, s.O - j), 1, s.C);
+    round_factor(&s, s.v, vx_ceil_div(s.O, VX_LANES) * VX_LANES * s.C);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(|| : failed)
     {
@@ -260,17 +294,11 @@ int VX_CPU(sepconv2d)(vx_tensor *y, vx_tensor *mean, vx_tensor *rstd, vx_tensor 
         memset(mine.zeros, 0, sizeof(float) * (size_t)(vx_max64(s.W * s.up, s.Q) * s.pitch));
         if (s.norm && s.bands > 1)
 #pragma omp for schedule(static)
-            for (int64_t b = 0; b < s.B; b++)
-                failed = VX_CPU(group_statistics)(s.mean + b * s.G, s.rstd + b * s.G, s.x + b * s.H * s.W * s.C,
-                                                  s.H * s.W, s.C, s.G, eps) ||
-                         failed;
+            for (int64_t b = 0; b < s.B; b++) failed = image_statistics(&s, b) || failed;
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < s.B * s.bands; task++) {
             const int64_t b = task / s.bands, first = task % s.bands * s.band;
-            if (s.norm && s.bands == 1)
-                failed = VX_CPU(group_statistics)(s.mean + b * s.G, s.rstd + b * s.G, s.x + b * s.H * s.W * s.C,
-                                                  s.H * s.W, s.C, s.G, eps) ||
-                         failed;
+            if (s.norm && s.bands == 1) failed = image_statistics(&s, b) || failed;
             forward_band(&s, b, first, vx_min64(first + s.band, s.P), &mine);
         }
     }
@@ -337,16 +365,22 @@ static void make_du(const sepconv2d *s, int64_t first, int64_t end, int64_t star
         }
 }
 
+/* A row of an image: what is added to dx, and dx. */
+typedef struct image_row {
+    const float *x, *addend;
+    float *dx;
+} image_row;
+
 /* Writes `count` vectors of row i of dx, from channel c on, n channels of the last, from the row (or two rows) of du
  * over it: dz = dn slope where there is a norm, whose sums are added to `total`, else dn + addend. */
-VX_INLINE void finish_vectors(const sepconv2d *s, int64_t b, int64_t i, const float *du, const space *at, double *total,
-                              int64_t c, const int count, const int n, const int norm, const int up)
+VX_INLINE void finish_vectors(const sepconv2d *s, int64_t i, const image_row *row, const float *du, const space *at,
+                              double *total, int64_t c, const int count, const int n, const int norm, const int up)
 {
-    const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W, row = (b * s->H + i) * W * C + c;
-    const float *x = s->x + row, *addend = s->addend ? s->addend + row : 0,
+    const int64_t C = s->C, Cp = s->Cp, pitch = s->pitch, W = s->W;
+    const float *x = row->x + c, *addend = row->addend ? row->addend + c : 0,
                 *slope = at->slope + i % s->ring * W * pitch + c;
     const float *above = du + c, *below = above + up * W * pitch;
-    float *dx = s->dx + row;
+    float *dx = row->dx + c;
     vf mean[4], plain[4], along[4];
 #pragma GCC unroll 4
     for (int v = 0; v < count; v++) mean[v] = vf_load(at->channel + c + v * VX_LANES), plain[v] = along[v] = vf_zero();
@@ -371,11 +405,16 @@ VX_INLINE void finish_vectors(const sepconv2d *s, int64_t b, int64_t i, const fl
 VX_INLINE void finish_row_as(const sepconv2d *s, int64_t b, int64_t i, const float *du, const space *at, double *total,
                              const int norm, const int up)
 {
+    const int64_t first = (b * s->H + i) * s->W * s->C, count = s->W * s->C;
+    const image_row row = {norm ? body_read(s->x, first, count, at->x) : 0,
+                           !norm && s->addend.data ? body_read(s->addend, first, count, at->addend) : 0,
+                           body_place(s->dx, first, at->dx)};
     int64_t c = 0;
     for (; c + 4 * VX_LANES <= s->C; c += 4 * VX_LANES)
-        finish_vectors(s, b, i, du, at, total, c, 4, VX_LANES, norm, up);
-    for (; c + VX_LANES <= s->C; c += VX_LANES) finish_vectors(s, b, i, du, at, total, c, 1, VX_LANES, norm, up);
-    if (c < s->C) finish_vectors(s, b, i, du, at, total, c, 1, (int)(s->C - c), norm, up);
+        finish_vectors(s, i, &row, du, at, total, c, 4, VX_LANES, norm, up);
+    for (; c + VX_LANES <= s->C; c += VX_LANES) finish_vectors(s, i, &row, du, at, total, c, 1, VX_LANES, norm, up);
+    if (c < s->C) finish_vectors(s, i, &row, du, at, total, c, 1, (int)(s->C - c), norm, up);
+    body_write(s->dx, first, count, row.dx);
 }
 
 /* Writes row i of dx by the copy for this call. */
@@ -387,13 +426,13 @@ static void finish_row(const sepconv2d *s, int64_t b, int64_t i, const float *du
     else finish_row_as(s, b, i, du, at, total, 0, 2);
 }
 
-/* Adds to the gradients of w, v and bias what d rows first .. end - 1, whose dd is there, bring. */
-static void weight_gradients(const sepconv2d *s, int64_t b, int64_t first, int64_t end, int64_t start, const space *at,
-                             const sums *g)
+/* Adds to the gradients of w, v and bias what d rows first .. end - 1, whose dd is there, bring. dy: those rows as the
+ * products multiply them. */
+static void weight_gradients(const sepconv2d *s, int64_t b, int64_t first, int64_t end, int64_t start, const float *dy,
+                             const space *at, const sums *g)
 {
-    const float *dy = s->dy + (b * s->P + first) * s->Q * s->O;
     const int64_t count = (end - first) * s->Q;
-    add_rows(g->dbias, dy, count, s->O);
+    add_rows(g->dbias, s->dy.bf16 ? dy : (float *)body_at(s->dy, (b * s->P + first) * s->Q * s->O), count, s->O);
     for (int64_t j = 0; j < s->Cp; j += GEMM_COLUMNS) {
         const gemm_product q = {.segments = 1,
                                 .k = count,
@@ -406,6 +445,7 @@ static void weight_gradients(const sepconv2d *s, int64_t b, int64_t first, int64
                                 .c_stride = s->Cp,
                                 .alpha = 1,
                                 .beta = 1,
+                                .factors = s->factors,
                                 .in_l2 = 1};
         VX_CPU(gemm_multiply)(&q, s->O, (int)vx_min64(GEMM_COLUMNS, s->Cp - j));
     }
@@ -426,11 +466,13 @@ static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t 
     load_channels(s, b, at);
     for (int64_t p = start; p < stop; p += s->block) {
         const int64_t next = vx_min64(p + s->block, stop), own = vx_max64(p, first), own_end = vx_min64(next, end);
-        const float *dy = s->dy + (b * s->P + p) * s->Q * s->O;
+        const int64_t offset = (b * s->P + p) * s->Q * s->O, dd_rows = (p - start) % s->dd_ring * s->Q * s->pitch;
+        const float *dy = s->factors == GEMM_F32 ? (float *)body_at(s->dy, offset) : at->y;
+        if (dy == at->y) body_copy(at->y, s->dy, offset, (next - p) * s->Q * s->O, 1);
         /* The first product of a block prefetches dy; the next two prefetch the rows of x and dx that the block comes
          * to. */
-        const float *fetch[3] = {0, s->x + (b * s->H + made) * s->W * s->C,
-                                 s->dx + (b * s->H + done / s->up) * s->W * s->C};
+        const float *fetch[3] = {0, (float *)body_at(s->x, (b * s->H + made) * s->W * s->C),
+                                 (float *)body_at(s->dx, (b * s->H + done / s->up) * s->W * s->C)};
         for (int64_t j = 0; j < s->Cp; j += GEMM_COLUMNS) {
             const gemm_product q = {.segments = 1,
                                     .k = s->O,
@@ -439,16 +481,18 @@ static void backward_band(const sepconv2d *s, int64_t b, int64_t first, int64_t 
                                     .k_stride = 1,
                                     .b = {s->v + j},
                                     .b_stride = s->Cp,
-                                    .c = at->dd + (p - start) % s->dd_ring * s->Q * s->pitch + j,
+                                    .c = at->dd + dd_rows + j,
                                     .c_stride = s->pitch,
                                     .alpha = 1,
                                     .beta = 0,
+                                    .factors = s->factors,
                                     .fetch = fetch[vx_min64(j / GEMM_COLUMNS, 3) % 3]};
             VX_CPU(gemm_multiply)(&q, (next - p) * s->Q, (int)vx_min64(GEMM_COLUMNS, s->Cp - j));
         }
+        round_factor(s, at->dd + dd_rows, (next - p) * s->Q * s->pitch);
         if (own < own_end) {
             made = make_block(s, b, own, own_end, made, at, s->norm);
-            weight_gradients(s, b, own, own_end, start, at, g);
+            weight_gradients(s, b, own, own_end, start, dy + (own - p) * s->Q * s->O, at, g);
         }
         /* The rows of du that the rows of dd before `next` complete. */
         int64_t complete = next == s->P ? last : vx_min64(last, s->stride == 1 ? next - 1 : 2 * next - 2) / unit * unit;
@@ -480,26 +524,30 @@ static void settle(const sepconv2d *s, int64_t b, const double *total, float *fa
 VX_INLINE void finish_norm_as(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const float *factor,
                               const space *at, const int add)
 {
-    const int64_t C = s->C, Cp = s->Cp;
+    const int64_t C = s->C, Cp = s->Cp, count = s->W * C;
     const float *mean = at->channel, *scale = mean + 2 * Cp;
-    for (int64_t i = (b * s->H + end) * s->W; i-- > (b * s->H + first) * s->W;) {
-        const float *x = s->x + i * C, *addend = add ? s->addend + i * C : 0;
-        float *dx = s->dx + i * C;
-        for (int64_t c = 0; c < C; c += VX_LANES) {
-            const int n = (int)vx_min64(VX_LANES, C - c);
-            const vf of_x =
-                (vf_load_upto(x + c, n) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c);
-            vf g = vf_load(scale + c) * vf_load_upto(dx + c, n) - of_x;
-            if (add) g += vf_load_upto(addend + c, n);
-            vf_store_upto(dx + c, g, n);
-        }
+    for (int64_t i = b * s->H + end; i-- > b * s->H + first;) {
+        const float *x = body_read(s->x, i * count, count, at->x);
+        const float *addend = add ? body_read(s->addend, i * count, count, at->addend) : 0;
+        const float *dz = body_read(s->dx, i * count, count, at->dx);
+        float *dx = body_place(s->dx, i * count, at->dx);
+        for (int64_t j = count - C; j >= 0; j -= C)
+            for (int64_t c = 0; c < C; c += VX_LANES) {
+                const int n = (int)vx_min64(VX_LANES, C - c);
+                const vf of_x =
+                    (vf_load_upto(x + j + c, n) - vf_load(mean + c)) * vf_load(factor + c) + vf_load(factor + Cp + c);
+                vf g = vf_load(scale + c) * vf_load_upto(dz + j + c, n) - of_x;
+                if (add) g += vf_load_upto(addend + j + c, n);
+                vf_store_upto(dx + j + c, g, n);
+            }
+        body_write(s->dx, i * count, count, dx);
     }
 }
 
 /* Turns dz into dx by the copy for this call. */
 static void finish_norm(const sepconv2d *s, int64_t b, int64_t first, int64_t end, const float *factor, const space *at)
 {
-    if (s->addend) finish_norm_as(s, b, first, end, factor, at, 1);
+    if (s->addend.data) finish_norm_as(s, b, first, end, factor, at, 1);
     else finish_norm_as(s, b, first, end, factor, at, 0);
 }
 
@@ -553,12 +601,14 @@ int VX_CPU(sepconv2d_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
                    .eps = eps,
                    .stride = stride,
                    .up = up,
-                   .dy = vx_f32(dy),
-                   .dx = vx_f32(dx),
-                   .addend = vx_f32(addend)};
+                   .dy = body_of(dy),
+                   .dx = body_of(dx),
+                   .addend = body_of(addend)};
     if (describe(&s, "sepconv2d_backward", x, dy, gamma, beta, mean, rstd)) return VX_EINVAL;
     if (s.norm && (!dgamma || !dbeta))
         return vx_fail(VX_EINVAL, "sepconv2d_backward: dgamma and dbeta must be there with gamma");
+    if (check_one_dtype("sepconv2d_backward", "dx", dx, "x", x)) return VX_EINVAL;
+    if (addend && check_one_dtype("sepconv2d_backward", "addend", addend, "x", x)) return VX_EINVAL;
     const int threads = omp_get_max_threads();
     space spaces[threads];
     bands all = {0};
@@ -574,6 +624,7 @@ int VX_CPU(sepconv2d_backward)(vx_tensor *dx, vx_tensor *dgamma, vx_tensor *dbet
     memset(all.dz, 0, sizeof(double) * (size_t)(all.tasks * 2 * s.Cp));
     pad_rows(s.w, vx_f32(w), 9, s.C, s.pitch);
     pad_rows(s.v, vx_f32(v), s.O, s.C, s.Cp);
+    round_factor(&s, s.v, s.O * s.Cp);
 #pragma omp parallel num_threads(threads)
     {
         const space mine = spaces[omp_get_thread_num()];

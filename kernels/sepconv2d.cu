@@ -219,14 +219,6 @@ VX_KERNEL VX_HOT __launch_bounds__(BLOCK, 2) sepconv2d_bf16_kernel(sepconv2d s, 
     }
 }
 
-static int check_one_dtype(const char *op, const char *name, const vx_tensor *x, const char *other_name,
-                           const vx_tensor *other)
-{
-    if (x->dtype == other->dtype) return VX_OK;
-    return vx_fail(VX_EINVAL, "%s: %s is %s and %s %s, expected one dtype", op, name, vx_is_bf16(x) ? "bf16" : "f32",
-                   other_name, vx_is_bf16(other) ? "bf16" : "f32");
-}
-
 static int describe(sepconv2d *s, const char *op, const vx_tensor *x, const vx_tensor *y, const vx_tensor *gamma,
                     const vx_tensor *beta, const vx_tensor *mean, const vx_tensor *rstd, const vx_tensor *w,
                     const vx_tensor *v)

@@ -181,7 +181,7 @@ describe("ae_sweep", function()
       ["--data split"] = "no image in split/val",
       ["--quantizers nowhere"] = "'nowhere' is no folder",
       ["--quantizers picky --methods ste-euclid,picky"] = "picky: codes is 256, expected 243",
-      ["--device cpu --autocast bf16"] = "--autocast bf16: products in bf16 need a GPU, the device is cpu",
+      ["--autocast f16"] = "must be one of 'f32', 'bf16'",
       ["--graph maybe"] = "must be one of 'on', 'off'",
       ["--set x"] = "--set x: expected NAME=VALUE",
       ["--set codes=4 --set codes=5"] = "--set gives codes twice",

@@ -22,4 +22,7 @@
 #include "core/ops.def"
 #undef VX_OP
 
+/* Says whether products round their factors to bf16: vx_autocast. */
+static inline int vx_bf16_products(void) { return vx_autocast(-1) == VX_BF16; }
+
 #endif

@@ -6,6 +6,8 @@
  * One of row_stride and k_stride is 1 (a as stored, or transposed); rows of a may overlap, which makes a convolution's
  * window over a row of pixels a plain operand. b is read in whole vectors: where columns is not a multiple of VX_LANES
  * it must be packed (gemm_pack) or otherwise readable to the next multiple. Sums run over s, then p, in order.
+ *
+ * Under vx_autocast, or where an operand is bf16, a and b are bf16 numbers: as they come, or rounded here.
  */
 #ifndef VX_TILE_H
 #define VX_TILE_H
@@ -19,6 +21,12 @@
 #define GEMM_VECTORS 2 /* 16 registers: 6 x 2 */
 #endif
 #define GEMM_COLUMNS (GEMM_VECTORS * VX_LANES)
+
+/* What a product's factors are: float32; float32 to be rounded to bf16; numbers that bf16 has. Sums are float32. */
+enum { GEMM_F32 = 0, GEMM_TO_BF16, GEMM_BF16 };
+
+/* Returns the factors of a product of float32 operands. */
+static inline int gemm_factors(void) { return vx_bf16_products() ? GEMM_TO_BF16 : GEMM_F32; }
 
 /* One product, in the letters of the banner. */
 typedef struct gemm_product {
@@ -34,6 +42,7 @@ typedef struct gemm_product {
     const float *addend; /* what beta multiplies, laid out as c; NULL: c itself */
     const float *bias;   /* may be NULL */
     int stream;          /* store past the caches (vf_streams); beta is 0 then */
+    int factors;         /* GEMM_ */
     int in_l2;           /* 1: both operands are in L2 (a is read transposed): skip the prefetch */
     /* Where a is read as stored: memory to bring into the caches meanwhile, k floats for each of the rows; NULL: a's
      * own next rows. */

@@ -1,6 +1,6 @@
 /* graph.c: recorded graphs on the CPU. While one is recorded, the entries of the table note their arguments in a list
- * instead of computing; a launch makes the calls of the list. What that saves is all that Lua, the tape and the checks do
- * between the kernels of a step. Compiled once.
+ * instead of computing; a launch makes the calls of the list. What that saves is all that Lua, the tape and the checks
+ * do between the kernels of a step. Compiled once.
  *
  * A tensor is copied with its shape: graph.c of core keeps the storages under it. Three kinds of numbers are not those
  * of the recording, and are known by their names: seed and stream, adamw's lr and its step (vertex.h).
@@ -17,7 +17,8 @@ typedef struct call {
     uint64_t *seed, *stream; /* places of the numbers that a launch changes; NULL where the op has none */
     float *lr;
     int64_t *step;
-    int draw; /* place of (seed, stream) among the graph's draws */
+    int draw;     /* place of (seed, stream) among the graph's draws */
+    int autocast; /* vx_autocast's setting, which kernels ask for */
     float recorded_lr;
     int64_t recorded_step;
 } call;
@@ -93,6 +94,7 @@ static int note_draw(call *c)
 static int note(const char *op, call *c)
 {
     if (!c || (c->seed && c->stream && note_draw(c))) return vx_fail(VX_ENOMEM, "%s: no memory to record it", op);
+    c->autocast = vx_autocast(-1);
     *recording->end = c;
     recording->end = &c->next;
     return VX_OK;
@@ -224,6 +226,7 @@ static int graph_draw(void *handle, int i, vx_draw *draw)
 static int graph_launch(void *handle, float rate, int64_t steps, const vx_draw *draws)
 {
     const graph *g = handle;
+    const int setting = vx_autocast(-1);
     int status = VX_OK;
     for (call *c = g->first; !status && c; c = c->next) {
         if (c->seed && c->stream) {
@@ -232,8 +235,10 @@ static int graph_launch(void *handle, float rate, int64_t steps, const vx_draw *
         }
         if (c->lr) *c->lr = (float)((double)c->recorded_lr / g->rate * rate);
         if (c->step) *c->step = c->recorded_step + steps;
+        vx_autocast(c->autocast);
         status = c->run(c);
     }
+    vx_autocast(setting);
     return status;
 }
 

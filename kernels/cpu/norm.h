@@ -2,12 +2,15 @@
 #ifndef VX_NORM_H
 #define VX_NORM_H
 
+#include "body.h"
 #include "cpu.h"
 #include "shared/special.h"
 #include "simd.h"
 
-/* Computes mean and rstd (G) of x (S,C), with the bits of the op group_norm; VX_ENOMEM. */
-int VX_CPU(group_statistics)(float *mean, float *rstd, const float *x, int64_t S, int64_t C, int64_t G, float eps);
+/* Computes mean and rstd (G) of x (S,C), f32 or bf16 from element `first` on, with the bits of the op group_norm;
+ * VX_ENOMEM. */
+int VX_CPU(group_statistics)(float *mean, float *rstd, body x, int64_t first, int64_t S, int64_t C, int64_t G,
+                             float eps);
 
 /* -- Activations --------------------------------------------------------------------------------------------------- */
 

@@ -206,7 +206,7 @@ static int cpu_threads(int n)
 static void cpu_init(void)
 {
     choose_variant();
-    cpu.can = VX_CAN_HOST;
+    cpu.can = VX_CAN_HOST | VX_CAN_BF16;
     cpu.count = cpu_count;
     cpu.describe = cpu_describe;
     cpu.alloc = cpu_alloc;

@@ -40,6 +40,15 @@ static inline int check_gemm(const vx_tensor *c, const vx_tensor *a, const vx_te
     return VX_OK;
 }
 
+/* Checks that two operands marked `body` have one dtype. */
+static inline int check_one_dtype(const char *op, const char *name, const vx_tensor *x, const char *other_name,
+                                  const vx_tensor *other)
+{
+    if (x->dtype == other->dtype) return VX_OK;
+    return vx_fail(VX_EINVAL, "%s: %s is %s and %s %s, expected one dtype", op, name,
+                   x->dtype == VX_BF16 ? "bf16" : "f32", other_name, other->dtype == VX_BF16 ? "bf16" : "f32");
+}
+
 static inline int check_sepconv2d(const char *op, const vx_tensor *gamma, const vx_tensor *beta, const vx_tensor *mean,
                                   const vx_tensor *rstd)
 {

@@ -159,21 +159,18 @@ function devices.allow_tf32(on)
   return C.vx_allow_tf32(on == nil and -1 or on and 1 or 0) ~= 0
 end
 
---- Sets the precision of network bodies on a GPU, or only says it. With "bf16", convolutions (dense and
--- depthwise-separable) give their images as bf16, and products (matmul, linear, dense and pointwise convolutions, and
--- their gradients) round their factors to bf16 and run on tensor cores; sums are float32. Everything else is float32:
--- parameters and their gradients, statistics, norms, losses, the quantizers, the optimizer; an op that takes no bf16
--- gets it converted. A convolution's option output = "f32" keeps its result float32. A recorded graph keeps the setting
--- it was recorded with.
+--- Sets the precision of network bodies, or only says it. With "bf16", convolutions (dense and depthwise-separable)
+-- give their images as bf16, half the memory, and products (matmul, linear, dense and pointwise convolutions, and their
+-- gradients) round their factors to bf16: a GPU multiplies them on tensor cores; on a CPU they take as long as float32
+-- ones, or longer. Sums are float32. Everything else is float32: parameters and their gradients, statistics, norms,
+-- losses, the quantizers, the optimizer; an op that takes no bf16 gets it converted. A convolution's option output =
+-- "f32" keeps its result float32. A recorded graph keeps the setting it was recorded with.
 -- @param[opt] precision "bf16" or "f32"; at the start it is "f32"
 -- @return the setting in force, "bf16" or "f32"
--- @raise where the default device computes in float32 always, as the CPU does
+-- @raise where precision is something else
 function devices.autocast(precision)
   if precision ~= nil and precision ~= "bf16" and precision ~= "f32" then
     fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(precision))
-  end
-  if precision == "bf16" and not devices.can(nil, "bf16") then
-    fail("autocast: the default device is %s, and products in bf16 need a GPU", devices.device())
   end
   return dtype_names[C.vx_autocast(precision and dtypes[precision].number or -1)]
 end

@@ -383,7 +383,7 @@ end
 
 --- Applies the layer.
 -- @param x tensor f32 (B, H, W, inputs)
--- @return tensor f32 (B, floor((H + 2 padding - rows) / stride) + 1, the same of W, outputs); on a GPU bf16 under
+-- @return tensor f32 (B, floor((H + 2 padding - rows) / stride) + 1, the same of W, outputs); bf16 under
 -- vx.autocast where the kernel is 3 with padding 1, stride 1 and one group
 -- @raise where the padded image is smaller than the kernel
 function nn.Conv2d:forward(x) return ops.conv2d(x, self.weight, self.bias, self.how) end
@@ -558,7 +558,7 @@ end
 --- Applies the layer.
 -- @param x tensor f32 (B, H, W, inputs)
 -- @param[opt] residual tensor of the result's shape, which is added
--- @return tensor f32 (B, H up / stride, W up / stride, outputs), on a GPU bf16 under vx.autocast
+-- @return tensor f32 (B, H up / stride, W up / stride, outputs), bf16 under vx.autocast
 function nn.SeparableConv2d:forward(x, residual)
   local norm, pointwise = self.norm, self.pointwise
   return ops.sepconv2d(x, self.depthwise.weight, pointwise.weight, pointwise.bias, norm and norm.weight,

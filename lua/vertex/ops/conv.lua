@@ -17,11 +17,10 @@ local SEPARABLE = { groups = { "count", 1 }, activation = { { "none", "silu", "g
 
 local OUTPUT = { "output", '"f32": the result is f32 under vx.autocast too', optional = true }
 
---- Gives the dtype of an image that an op makes from x: bf16 where vx.autocast says so and x's device takes it, unless
--- `output` is "f32".
-local function body_dtype(x, output, what)
+--- Gives the dtype of an image that an op makes: bf16 where vx.autocast says so, unless `output` is "f32".
+local function body_dtype(output, what)
   if output ~= nil and output ~= "f32" then fail("%s: output '%s', expected \"f32\" or nil", what, tostring(output)) end
-  return output or core.is_autocast() and core.can(core.device_of(x), "bf16") and "bf16" or "f32"
+  return output or core.is_autocast() and "bf16" or "f32"
 end
 
 --- Gives x's shape, which has to be (B,H,W,C).
@@ -33,9 +32,9 @@ end
 
 define("conv3x3", {
   text = "Convolves images with dense 3x3 filters, stride 1, zero padding 1.",
-  args = { { "x", "tensor f32 (B,H,W,C), or bf16 on a GPU" }, { "w", "tensor f32 (3,3,C,O)" },
+  args = { { "x", "tensor f32 or bf16 (B,H,W,C)" }, { "w", "tensor f32 (3,3,C,O)" },
     { "bias", "tensor f32 (O)", optional = true }, OUTPUT },
-  returns = "tensor f32 (B,H,W,O); bf16 on a GPU under vx.autocast",
+  returns = "tensor f32 (B,H,W,O); bf16 under vx.autocast",
   raises = "where the shapes disagree",
   calls = { "conv3x3", "conv3x3_backward_input", "conv3x3_backward_weight" },
   takes_bf16 = true,
@@ -44,7 +43,7 @@ define("conv3x3", {
     expect_tensor(w, "conv3x3", "w")
     local s = x:shape()
     s[#s] = w:size(-1)
-    local y = empty_on(x, s, body_dtype(x, output, "conv3x3"))
+    local y = empty_on(x, s, body_dtype(output, "conv3x3"))
     op.conv3x3(y, x, w, bias)
     if ctx.needs then ctx.x, ctx.w, ctx.bias = x, w, bias end
     return y
@@ -131,7 +130,7 @@ define("sepconv2d", {
   text = "Convolves images depthwise and then pointwise [Chollet 2017], after an optional group norm with activation "
     .. "and an optional enlargement: pointwise(depthwise_conv2d(act(group_norm(x)))) + residual, image by image in "
     .. "cache. The values are those of the ops it is made of.",
-  args = { { "x", "tensor f32 (B,H,W,C), or bf16 on a GPU" }, { "w", "tensor f32 (3,3,C), the depthwise filters" },
+  args = { { "x", "tensor f32 or bf16 (B,H,W,C)" }, { "w", "tensor f32 (3,3,C), the depthwise filters" },
     { "v", "tensor f32 (O,C), the pointwise weight" }, { "bias", "tensor f32 (O)", optional = true },
     { "gamma", "tensor f32 (C), the norm's gain; nil: neither norm nor activation", optional = true },
     { "beta", "tensor f32 (C), the norm's offset", optional = true },
@@ -139,7 +138,7 @@ define("sepconv2d", {
     { "options", '{ groups = 1 and activation = "none", "silu" or "gelu" of the norm; stride = 1 or 2; up = 1 or 2: '
       .. 'nearest-neighbour enlargement first; output = "f32": the result is f32 under vx.autocast too }',
       optional = true } },
-  returns = "tensor f32 (B, ceil(H up / stride), ceil(W up / stride), O); bf16 on a GPU under vx.autocast",
+  returns = "tensor f32 (B, ceil(H up / stride), ceil(W up / stride), O); bf16 under vx.autocast",
   raises = "where the shapes disagree, C does not divide into groups, or an option is none of these",
   calls = { "sepconv2d", "sepconv2d_backward" },
   takes_bf16 = true,
@@ -149,7 +148,7 @@ define("sepconv2d", {
     local o = check.options("sepconv2d", options, SEPARABLE)
     local s, stride, up = image_shape(x, "sepconv2d"), o.stride, o.up
     local act = activation_number(o.activation, "sepconv2d")
-    local dtype = body_dtype(x, o.output, "sepconv2d")
+    local dtype = body_dtype(o.output, "sepconv2d")
     local y = empty_on(x, { s[1], math.ceil(s[2] * up / stride), math.ceil(s[3] * up / stride),
       expect_tensor(v, "sepconv2d", "v"):size(1) }, dtype)
     local mean, rstd
@@ -249,13 +248,13 @@ end
 define("conv2d", {
   text = "Convolves images: y[p][q][o] = bias[o] + sum over k, l and c of x[p stride + k - padding][q stride + l - "
     .. "padding][c] weight[o][c][k][l], zeros around. 3x3 with stride 1, padding 1 and one group is conv3x3.",
-  args = { { "x", "tensor f32 (B,H,W,C); bf16 on a GPU where it is conv3x3" },
+  args = { { "x", "tensor f32 (B,H,W,C); or bf16 where it is conv3x3" },
     { "weight", "tensor f32 (O,C/groups,kh,kw)" }, { "bias", "tensor f32 (O)", optional = true },
     { "options", "{ stride = 1, padding = 0: pixels of zeros around; each a number or { rows, columns }; groups = 1: "
       .. 'outputs see only the channels of their own group; output = "f32": the result is f32 under vx.autocast too }',
       optional = true } },
   returns = "tensor f32 (B, floor((H + 2 padding - kh) / stride) + 1, floor((W + 2 padding - kw) / stride) + 1, O); "
-    .. "bf16 on a GPU under vx.autocast where it is conv3x3",
+    .. "bf16 under vx.autocast where it is conv3x3",
   raises = "where the shapes disagree, the groups do not divide them, or the padded image is smaller than the kernel",
   calls = { "conv2d", "conv2d_backward_input", "conv2d_backward_weight", "conv3x3", "conv3x3_backward_input",
     "conv3x3_backward_weight" },

@@ -229,12 +229,7 @@ flags.graph = {
 --- For `flags` of an experiment whose network's body may be bf16.
 flags.autocast = {
   name = "autocast", values = { "f32", "bf16" }, argname = "DTYPE", default = "f32", decides = true,
-  meaning = "bf16: a GPU's convolutions and products in bf16 (vx.autocast); default f32.",
-  check = function(value)
-    if value == "bf16" and not core.can(core.device(), "bf16") then
-      return ("--autocast bf16: products in bf16 need a GPU, the device is %s"):format(core.device())
-    end
-  end,
+  meaning = "bf16: convolutions and products in bf16 (vx.autocast); default f32.",
 }
 
 -- -- The command line -------------------------------------------------------------------------------------------------
