@@ -684,6 +684,47 @@ describe("random streams", function()
     assert.not_equal(mine, vx.rand({ 10 }, { generator = g }):bytes())
   end)
 
+  it("draws nothing where a call is refused", function()
+    local g, i32, x = vx.generator(7), vx.zeros({ 3 }, { dtype = "i32" }), vx.zeros { 1, 4, 2, 2 }
+    local frames = vx.tensor({ 5, 1 }, { dtype = "i32" })
+    for name, refused in pairs {
+      uniform = function() vx.uniform(i32, 0, 1, g) end, normal = function() vx.normal(i32, 0, 1, g) end,
+      dirichlet = function() vx.dirichlet(vx.zeros { 2, 3 }, vx.tensor { 1, -1, 1 }, false, g) end,
+      permutation = function() vx.permutation(-1, g) end, randperm = function() vx.randperm(2 ^ 40, { generator = g }) end,
+      dropout = function() vx.dropout(i32, 0.5, g) end,
+      attention = function() vx.attention(x, x, vx.zeros { 1, 3, 2, 2 }, { dropout = 0.5, generator = g }) end,
+      kmeans_start = function() vx.kmeans_start(vx.full({ 4, 2 }, 0 / 0), 2, g) end,
+      span_mask = function() vx.span_mask(2, 20, { lengths = vx.tensor({ 30, 2 }, { dtype = "i32" }) }, g) end,
+      distractors = function() vx.distractors(frames, 9, 3, g) end,
+      Linear = function() vx.nn.Linear(2, 3, { bios = true }) end,
+      SeparableConv2d = function() vx.nn.SeparableConv2d(2, 0) end } do
+      local default = vx.random_state()
+      assert.is_false(pcall(refused), name)
+      assert.equal(0, g.drawn, name)
+      assert.same(default, vx.random_state(), name)
+    end
+    vx.normal(vx.zeros { 2 }, 0, 1, g)
+    assert.equal(1, g.drawn)
+  end)
+
+  it("draws at a replay what steps without refused calls draw", function()
+    local function course(recorded)
+      local g, sums = vx.generator(3), {}
+      local x, y = vx.zeros { 4 }, vx.zeros({ 3 }, { dtype = "i32" })
+      local function step()
+        pcall(vx.uniform, y, 0, 1, g)
+        vx.uniform(x, 0, 1, g)
+      end
+      local graph = recorded and vx.graph(step)
+      for i = 1, 5 do
+        if graph then graph:replay() else step() end
+        sums[i] = x:totable()[1]
+      end
+      return sums
+    end
+    assert.same(course(false), course(true))
+  end)
+
   it("go on from a saved state", function()
     vx.seed(3)
     vx.randn { 5 }

@@ -178,9 +178,10 @@ for i = 1, calls do
   local target = pick(targets)
   local given, n = arguments_for(target[2])
   if verbose then io.stderr:write(i, " ", target[1], "\n") end
+  local drawn, answered = vx.random_state().drawn, false
   local ok, message = pcall(vx.step, function()
     local result = target[2](unpack(given, 1, n))
-    answers = answers + 1
+    answers, answered = answers + 1, true
     if vx.is_tensor(result) and result.requires_grad and result._node and random(4) == 1 then
       vx.sum(result):backward()
     end
@@ -188,6 +189,13 @@ for i = 1, calls do
   local words = not ok and from_inside(message)
   if words then
     local key = target[1] .. ": " .. tostring(message)
+    if not found[key] then
+      found[key] = true
+      io.stderr:write(key, "\n")
+    end
+  end
+  if not answered and vx.random_state().drawn ~= drawn then
+    local key = ("%s: refused after a draw: %s"):format(target[1], tostring(message))
     if not found[key] then
       found[key] = true
       io.stderr:write(key, "\n")

@@ -273,7 +273,7 @@ function dist.seed(seed) return (seed + joined().rank * 0x9E3779B97F) % 2 ^ 53 e
 -- @raise as rank
 function dist.generator(generator)
   if joined().size == 1 then return generator end
-  return { stream = function()
+  return { of = generator, stream = function()
     local seed, stream = generator:stream()
     return dist.seed(seed), stream
   end }

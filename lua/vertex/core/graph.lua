@@ -25,6 +25,18 @@ function graphs.count(object, field, kind)
   return value
 end
 
+--- Puts object[field] back to an earlier value, also in the graph that is being recorded.
+-- @param object table
+-- @param field name of a number in it
+-- @param value number, which it was when what has failed since began
+function graphs.take_back(object, field, value)
+  object[field] = value
+  for i = counts and #counts or 0, 1, -1 do
+    local one = counts[i]
+    if one.object == object and one.field == field and one.value > value then table.remove(counts, i) end
+  end
+end
+
 --- Says whether a graph is being recorded.
 function graphs.is_recording() return counts ~= nil end
 

@@ -334,8 +334,8 @@ nn.Linear = nn.module "Linear"
 function nn.Linear:init(inputs, outputs, options)
   check.integer("Linear", "inputs", inputs, 1)
   check.integer("Linear", "outputs", outputs, 1)
-  self.weight = nn.parameter({ outputs, inputs }, { "uniform", fan_in_bound(inputs) })
   local o = check.options("Linear", options, { bias = { "boolean", true } })
+  self.weight = nn.parameter({ outputs, inputs }, { "uniform", fan_in_bound(inputs) })
   if o.bias then self.bias = nn.parameter({ outputs }, 0, { no_decay = true }) end
 end
 
@@ -548,6 +548,7 @@ nn.SeparableConv2d = nn.module "SeparableConv2d"
 function nn.SeparableConv2d:init(inputs, outputs, options)
   local o = check.options("SeparableConv2d", options, { stride = "count", up = "count", activation = { ACTIVATIONS },
     groups = "count", output = { { "f32" } } })
+  check.integer("SeparableConv2d", "outputs", outputs, 1) -- before numbers are drawn
   if o.activation then self.norm = nn.GroupNorm(inputs, o.groups, { activation = o.activation }) end
   self.depthwise = nn.DepthwiseConv2d(inputs, o.stride)
   self.pointwise = nn.Linear(inputs, outputs)

@@ -22,6 +22,11 @@ local function lengths_beside(q, lengths)
   return contiguous(lengths:device() == q:device() and lengths or lengths:to(q:device()))
 end
 
+local function attend(seed, stream, y, lse, q, k, v, lengths, dropout)
+  op.attention(y, lse, q, k, v, lengths, dropout, seed, stream)
+  return seed, stream
+end
+
 define("attention", {
   text = "Computes attention, softmax(q k^T / sqrt(D)) v for each of H heads: every query takes a mean of the values, "
     .. "weighted by how well their keys match it. Memory grows with T, not with its square: the weights are made in "
@@ -43,10 +48,13 @@ define("attention", {
     if q:dim() ~= 4 then fail("attention: q %s should have the shape (B,T,H,D)", shape_text(q)) end
     local o = check.options("attention", options, OPTIONS)
     local dropout = check.number("attention", "dropout", o.dropout, 0, 1)
-    local lengths, s, seed, stream = lengths_beside(q, o.lengths), q:shape(), 0, 0
-    if dropout > 0 then seed, stream = core.next_stream(o.generator) end
-    local y, lse = new_like(q), empty_on(q, { s[1], s[2], s[3], 2 })
-    op.attention(y, lse, q, k, v, lengths, dropout, seed, stream)
+    local lengths, s = lengths_beside(q, o.lengths), q:shape()
+    local y, lse, seed, stream = new_like(q), empty_on(q, { s[1], s[2], s[3], 2 }), 0, 0
+    if dropout > 0 then
+      seed, stream = core.drawing(o.generator, attend, y, lse, q, k, v, lengths, dropout)
+    else
+      attend(seed, stream, y, lse, q, k, v, lengths, dropout)
+    end
     if ctx.needs then
       ctx.y, ctx.lse, ctx.q, ctx.k, ctx.v, ctx.lengths = y, lse, q, k, v, lengths
       ctx.dropout, ctx.seed, ctx.stream = dropout, seed, stream

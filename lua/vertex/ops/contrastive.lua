@@ -13,6 +13,10 @@ local define = record.define
 
 local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
 
+local function draw_spans(seed, stream, mask, frames, count, o)
+  op.span_mask(mask, frames, count, o.lengths and contiguous(o.lengths), o.probability, o.span, o.least, seed, stream)
+end
+
 define("span_mask", {
   text = "Chooses the frames that are hidden in a batch of sequences: in each row floor(probability length / span + u) "
     .. "spans, u uniform in [0, 1), that begin at different frames of 0 .. length - span - 1 and may overlap; then "
@@ -38,13 +42,18 @@ define("span_mask", {
     if o.lengths then on.device = core.device_of(expect_tensor(o.lengths, "span_mask", "lengths")) end
     local function new(shape, dtype) return core.new(shape, { dtype = dtype, device = on.device }) end
     local mask, frames, count = new({ B, T }, "u8"), new({ B, T }, "i32"), new({ B }, "i32")
-    local seed, stream = core.next_stream(generator)
-    op.span_mask(mask, frames, count, o.lengths and contiguous(o.lengths), o.probability, o.span, o.least, seed, stream)
+    core.drawing(generator, draw_spans, mask, frames, count, o)
     local n = 0
     for _, masked in ipairs(count:totable()) do n = n + masked end
     return mask, core.view(frames, { n }, { 1 }, 0), count
   end,
 })
+
+local function draw_distractors(seed, stream, frames, T, count)
+  local y = empty_on(frames, { frames:numel(), count }, "i32")
+  op.distractors(y, contiguous(frames), T, seed, stream)
+  return y
+end
 
 define("distractors", {
   text = "Draws for each masked frame `count` others of the same row's masked frames, uniformly and with replacement.",
@@ -58,10 +67,7 @@ define("distractors", {
     expect_tensor(frames, "distractors", "frames")
     check.integer("distractors", "T", T, 1)
     count = check.integer("distractors", "count", count or 100, 1)
-    local seed, stream = core.next_stream(generator)
-    local y = empty_on(frames, { frames:numel(), count }, "i32")
-    op.distractors(y, contiguous(frames), T, seed, stream)
-    return y
+    return core.drawing(generator, draw_distractors, frames, T, count)
   end,
 })
 

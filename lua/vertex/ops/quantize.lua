@@ -42,6 +42,12 @@ define("assign", {
   end,
 })
 
+local function draw_start(seed, stream, x, count)
+  local index = empty_on(x, { count }, "i32")
+  op.kmeans_start(index, x, seed, stream)
+  return index
+end
+
 define("kmeans_start", {
   text = "Chooses the rows that k-means begins with, by k-means++: the first at random, each further one with a "
     .. "probability in proportion to its squared distance from the nearest row chosen before.",
@@ -54,10 +60,7 @@ define("kmeans_start", {
   forward = function(_, x, count, generator)
     x = contiguous(expect_tensor(x, "kmeans_start", "x"))
     check.integer("kmeans_start", "count", count, 1)
-    local seed, stream = core.next_stream(generator)
-    local index = empty_on(x, { count }, "i32")
-    op.kmeans_start(index, x, seed, stream)
-    return index
+    return core.drawing(generator, draw_start, x, count)
   end,
 })
 

@@ -7,7 +7,7 @@ local core = require "vertex.core"
 local record = require "vertex.ops.record"
 local tape = require "vertex.tape"
 
-local op, fail, shape_text, next_stream = core.op, core.fail, core.shape_text, core.next_stream
+local op, fail, shape_text, drawing = core.op, core.fail, core.shape_text, core.drawing
 local expanded, expect_tensor = common.expanded, common.expect_tensor
 local define = record.define
 
@@ -18,6 +18,21 @@ local function parameter(value, what, name, default, least)
 end
 
 local GENERATOR = { "generator", "vx.generator to draw from; nil is the one that vx.seed seeds", optional = true }
+
+-- Functions of core.drawing, which takes the next stream of a generator where they succeed.
+local function draw_uniform(seed, stream, x, low, high) op.uniform(x, seed, stream, low, high) end
+local function draw_normal(seed, stream, x, mean, deviation) op.normal(x, seed, stream, mean, deviation) end
+local function draw_dirichlet(seed, stream, p, alpha, log) op.dirichlet(p, alpha, seed, stream, log) end
+local function draw_permutation(seed, stream, n, device)
+  local x = core.new({ n }, { dtype = "i32", device = device })
+  op.permutation(x, seed, stream)
+  return x
+end
+local function draw_dropout(seed, stream, x, p)
+  local y = core.new_like(x)
+  op.dropout(y, x, seed, stream, p)
+  return y, seed, stream
+end
 
 -- They write to x itself, which is therefore given as it is: takes_bf16.
 
@@ -34,8 +49,7 @@ define("uniform", {
     core.expect_writable(x, "uniform")
     low, high = parameter(low, "uniform", "low", 0), parameter(high, "uniform", "high", 1)
     parameter(high - low, "uniform", "high - low")
-    local seed, stream = next_stream(generator)
-    op.uniform(x, seed, stream, low, high)
+    drawing(generator, draw_uniform, x, low, high)
     return x
   end,
 })
@@ -52,8 +66,7 @@ define("normal", {
   forward = function(_, x, mean, deviation, generator)
     core.expect_writable(x, "normal")
     mean, deviation = parameter(mean, "normal", "mean", 0), parameter(deviation, "normal", "deviation", 1, 0)
-    local seed, stream = next_stream(generator)
-    op.normal(x, seed, stream, mean, deviation)
+    drawing(generator, draw_normal, x, mean, deviation)
     return x
   end,
 })
@@ -74,8 +87,7 @@ define("dirichlet", {
     tape.expect_no_gradient(expect_tensor(alpha, "dirichlet", "alpha"), "dirichlet")
     local a = expanded(common.apart(alpha, p), p:shape())
     if not a then fail("dirichlet: p %s and alpha %s disagree on a size", shape_text(p), shape_text(alpha)) end
-    local seed, stream = next_stream(generator)
-    op.dirichlet(p, a, seed, stream, log and 1 or 0)
+    drawing(generator, draw_dirichlet, p, a, log and 1 or 0)
     return p
   end,
 })
@@ -89,10 +101,7 @@ define("permutation", {
   calls = { "permutation" },
   forward = function(_, n, generator, options)
     local where = check.options("permutation", options, { device = "string" }).device
-    local seed, stream = next_stream(generator)
-    local x = core.new({ n }, { dtype = "i32", device = where })
-    op.permutation(x, seed, stream)
-    return x
+    return drawing(generator, draw_permutation, n, where)
   end,
 })
 
@@ -107,9 +116,7 @@ define("dropout", {
   forward = function(ctx, x, p, generator)
     x = core.contiguous(expect_tensor(x, "dropout", "x"))
     check.number("dropout", "p", p, 0, 1)
-    local seed, stream = next_stream(generator)
-    local y = core.new_like(x)
-    op.dropout(y, x, seed, stream, p)
+    local y, seed, stream = drawing(generator, draw_dropout, x, p)
     if ctx.needs then ctx.seed, ctx.stream, ctx.p = seed, stream, p end
     return y
   end,

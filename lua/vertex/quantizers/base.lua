@@ -363,7 +363,10 @@ local function step_or_nothing(self, rows, given)
   end)
   local ok, output = pcall(quantize_counted, self, rows, given)
   if ok then return output end
-  for _, one in ipairs(before) do one[1].generator.drawn, one[1].steps = one[2], one[3] end
+  for _, one in ipairs(before) do
+    core.take_back(one[1].generator, "drawn", one[2])
+    core.take_back(one[1], "steps", one[3])
+  end
   error(output, 0)
 end
 
