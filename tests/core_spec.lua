@@ -150,6 +150,26 @@ describe("the library", function()
     assert.equal("cpu", vx.device())
   end)
 
+  it("refuses words that it does not know in variables of the environment, at its start", function()
+    for _, case in ipairs {
+      { "VERTEX_POOL", { "", "0", "1" }, { "no", "2" }, "0 (no block of memory" },
+      { "VERTEX_SYNC", { "", "0", "1" }, { "true" }, "0 or 1" }, { "VERTEX_NCCL", { "", "0" }, { "yes" }, "0 or 1" },
+      { "VERTEX_RANK_TIMEOUT", { "", "2.5" }, { "soon", "25 apples", "0", "-1", "nan", "inf" }, "seconds, a number" },
+      { "VERTEX_BACKENDS", { "", "/tmp" }, { "/nowhere" }, "a folder" },
+      { "VERTEX_DEBUG", { "", "0" }, { "yes", "3" }, "0 (off), 1" } } do
+      local name, good, bad, expected = unpack(case)
+      for _, text in ipairs(good) do
+        local out, ok = H.child('print((require "vertex").zeros { 2 }:sum():item())', name .. "=" .. text)
+        assert.same({ "0\n", true }, { out, ok })
+      end
+      for _, text in ipairs(bad) do
+        local out, ok = H.child('require "vertex"', ("%s='%s'"):format(name, text))
+        assert.is_false(ok)
+        assert.is_truthy(out:find(("%s is '%s', expected %s"):format(name, text, expected), 1, true), out)
+      end
+    end
+  end)
+
   it("lists the SIMD variants, uses the best that runs, and refuses any other word in VERTEX_SIMD", function()
     local names, best = {}, nil
     for i, variant in ipairs(core.cpu_variants()) do
@@ -690,7 +710,8 @@ describe("random streams", function()
     for name, refused in pairs {
       uniform = function() vx.uniform(i32, 0, 1, g) end, normal = function() vx.normal(i32, 0, 1, g) end,
       dirichlet = function() vx.dirichlet(vx.zeros { 2, 3 }, vx.tensor { 1, -1, 1 }, false, g) end,
-      permutation = function() vx.permutation(-1, g) end, randperm = function() vx.randperm(2 ^ 40, { generator = g }) end,
+      permutation = function() vx.permutation(-1, g) end,
+      randperm = function() vx.randperm(2 ^ 40, { generator = g }) end,
       dropout = function() vx.dropout(i32, 0.5, g) end,
       attention = function() vx.attention(x, x, vx.zeros { 1, 3, 2, 2 }, { dropout = 0.5, generator = g }) end,
       kmeans_start = function() vx.kmeans_start(vx.full({ 4, 2 }, 0 / 0), 2, g) end,

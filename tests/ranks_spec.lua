@@ -126,8 +126,6 @@ describe("one rank", function()
     assert.truthy(output:find("srun started 4 tasks, but none of them knows of the others", 1, true), output)
     output = started "OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0" -- mpirun -np 1 needs nothing
     assert.equal("1", output)
-    output = started "VERTEX_RANK_TIMEOUT=soon"
-    assert.truthy(output:find("VERTEX_RANK_TIMEOUT is 'soon', expected seconds", 1, true), output)
   end)
 end)
 

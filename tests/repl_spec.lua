@@ -169,6 +169,9 @@ for i = 1
     assert.truthy(errors:find("unknown option '--nonsense'; known: -i, --help, --version", 1, true), errors)
     assert.same({ "", 2 }, { out, status })
     assert.truthy(piped("", "luajit lua/repl.lua --help"):find("[-i] [FILE", 1, true))
+    out, errors, status = piped("1\n", "env VERTEX_PICTURES=sixel luajit lua/repl.lua")
+    assert.truthy(errors:find("VERTEX_PICTURES is 'sixel', expected kitty, iterm2 or none", 1, true), errors)
+    assert.same({ "", 1 }, { out, status })
   end)
 end)
 

@@ -92,7 +92,7 @@ static int open_device(int ordinal, int number, const char *name)
 {
     pthread_mutex_lock(&one_at_a_time);
     const char *wish = getenv("VERTEX_SYNC");
-    sync_always = wish && strcmp(wish, "0");
+    sync_always = wish && !strcmp(wish, "1");
     device *d = &devices[ordinal];
     d->ordinal = ordinal, d->number = number, d->slot_count = UPLOAD_SLOTS;
     snprintf(d->name, sizeof d->name, "%s", name);

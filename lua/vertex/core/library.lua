@@ -37,6 +37,25 @@ local function open_library()
     "\n"), 0)
 end
 
+-- Variables of the environment that C reads → whether it can use a text, and what it expects. Those that Lua reads are
+-- checked where they are.
+local function is_switch(text) return text == "0" or text == "1" end
+local SETTINGS = {
+  { "VERTEX_POOL", is_switch, "0 (no block of memory is kept for the next tensor) or 1 (they are)" },
+  { "VERTEX_SYNC", is_switch, "0 or 1 (on a GPU, wait for each op)" },
+  { "VERTEX_NCCL", is_switch, "0 or 1 (NCCL moves a GPU's memory)" },
+  { "VERTEX_RANK_TIMEOUT", function(text)
+    local seconds = tonumber(text)
+    return seconds and seconds > 0 and seconds < 1e9
+  end, "seconds, a number above 0" },
+  { "VERTEX_BACKENDS", function(text) return exists(text .. "/.") end, "a folder" },
+}
+for _, setting in ipairs(SETTINGS) do
+  local name, fits, expected = unpack(setting)
+  local text = os.getenv(name)
+  if text and text ~= "" and not fits(text) then error(("%s is '%s', expected %s"):format(name, text, expected), 0) end
+end
+
 assert(ffi.abi "64bit", "vertex needs a 64-bit LuaJIT")
 ffi.cdef "const char *vx_cdef(void); int setenv(const char *, const char *, int);"
 if not os.getenv "OMP_WAIT_POLICY" then

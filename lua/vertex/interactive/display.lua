@@ -79,10 +79,15 @@ end
 -- or none decides instead. Within tmux and screen it takes none, since they keep the sequences to themselves.
 -- @param[opt] env function(name) → text or nil, in place of os.getenv
 -- @return "kitty" or "iterm2"; nil where the terminal takes no pictures
+-- @raise where VERTEX_PICTURES has another word
 function display.protocol(env)
   env = env or os.getenv
   local asked, term, program = env "VERTEX_PICTURES", env "TERM" or "", env "TERM_PROGRAM" or ""
-  if asked and asked ~= "" then return (asked == "kitty" or asked == "iterm2") and asked or nil end
+  if asked and asked ~= "" then
+    if asked == "none" then return nil end
+    if asked == "kitty" or asked == "iterm2" then return asked end
+    error(("VERTEX_PICTURES is '%s', expected kitty, iterm2 or none"):format(asked), 0)
+  end
   if env "TMUX" or term:match "^screen" or term:match "^tmux" or term == "dumb" or term == "" then return nil end
   if term:find("kitty", 1, true) or env "KITTY_WINDOW_ID" or term:find("ghostty", 1, true) or program == "ghostty" then
     return "kitty"

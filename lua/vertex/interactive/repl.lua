@@ -210,6 +210,7 @@ function repl.run()
   local interactive = core.is_tty(0)
   local status = 0
   display.mode = "terminal"
+  display.protocol() -- raises now what is wrong with VERTEX_PICTURES
   Session.interpret_files()
   Session.watch_programs()
   watch_output()
