@@ -36,7 +36,10 @@ describe("the quantizer's benchmark", function()
   end)
 
   it("refuses what it does not know, and says what it knows", function()
+    local rows = H.scratch "rows.safetensors"
+    H.vx.save(rows, { z = H.vx.randn { 200, 1, 3 } })
     for arguments, texts in pairs {
+      ["--sections late --latents " .. rows] = { "has no codebook" },
       ["--sections op,nothing"] = { "unknown section 'nothing'", "regularizer" },
       ["--shapes Q"] = { "unknown shape 'Q'", "NxDxMxK" },
       ["--shapes 4x8x16x5"] = { "K at most N" },
@@ -80,25 +83,21 @@ describe("the quantizer's benchmark", function()
     local tables = H.read((csv:gsub("csv$", "txt")))
     assert.is_truthy(tables:find("Smoothed quantizer", 1, true) and tables:find("Nearest code", 1, true))
 
-    local again = H.read(csv)
-    text, status = bench("--sections assign --shapes 200x3x70x4 --python none --rounds 1 --seconds 0.01 "
-      .. "--errors no --out " .. out)
-    assert.equal(0, status, text)
-    assert.equal(8, #rows_of(csv), "a section that runs again takes the place of what it wrote")
-    assert.is_true(H.read(csv) ~= again)
   end)
 end)
 
 describe("the quantizer's benchmark late in training", function()
   local library = os.getenv "VERTEX_LIB" or core.root .. "/build/libvertex.so"
-  local small = "--sections late --python none --rounds 1 --seconds 0.01 --methods softmax-knn-ce --against " .. library
+  local small = "--python none --rounds 1 --seconds 0.01 --methods softmax-knn-ce --against " .. library
 
-  it("runs rows near codes at each temperature, and another build beside each", function()
-    local text, status = bench(small .. " --shapes 300x3x80x4 --taus 0.1,0.01 --threads 1 --clock processor --out "
-      .. H.scratch "late")
+  it("runs rows near codes at each temperature, and another build beside each; the rows of a run; again", function()
+    local out, vx = H.scratch "late", H.vx
+    local text, status = bench(small .. " --sections late --shapes 300x3x80x4 --taus 0.1,0.01 --threads 1 --clock "
+      .. "processor --out " .. out)
     assert.equal(0, status, text)
-    local seen = {}
-    for _, row in ipairs(rows_of(text:match "(%S+%.csv)")) do
+    local csv, seen = text:match "(%S+%.csv)", {}
+    local written, lines = H.read(csv), #rows_of(csv)
+    for _, row in ipairs(rows_of(csv)) do
       seen[row.method .. " " .. row.tau .. " " .. (row.side:match "^build" or row.side)] = true
       assert.is_true(tonumber(row.ms) > 0)
       if row.side == "vertex" then assert.equal("0", row.codes_differ) end
@@ -107,20 +106,23 @@ describe("the quantizer's benchmark late in training", function()
       assert.is_true(seen[("softmax-knn-ce %g vertex"):format(tau)] and seen[("softmax-knn-ce %g build"):format(tau)])
     end
     assert.is_true(seen["euclid 0.01 vertex"] and seen["cosine 0.01 build"])
-  end)
 
-  it("takes the rows of a run, and says what a file of them lacks", function()
-    local file, vx = H.scratch "late.safetensors", H.vx
-    vx.save(file, { z = vx.randn { 200, 1, 3 }, codebook = vx.randn { 1, 70, 3 },
+    local file = H.scratch "late.safetensors"
+    vx.save(file, { z = vx.randn { 300, 1, 3 }, codebook = vx.randn { 1, 80, 3 },
       log_tau = vx.tensor { math.log(0.02) } })
-    local text, status = bench(small .. " --latents " .. file .. " --neighbours 3 --out " .. H.scratch "latents")
+    text, status = bench(small .. " --sections late --errors no --threads 1 --clock processor --latents " .. file
+      .. " --neighbours 3 --out " .. out)
     assert.equal(0, status, text)
-    local row = rows_of(text:match "(%S+%.csv)")[1]
-    assert.is_true(row.N == "200" and row.M == "70" and row.K == "3" and math.abs(row.tau - 0.02) < 1e-6)
-    vx.save(file, { z = vx.randn { 200, 1, 3 } })
-    text, status = bench(small .. " --latents " .. file .. " --out " .. H.scratch "latents")
-    assert.equal(2, status, text)
-    assert.is_truthy(text:find("has no codebook", 1, true), text)
+    local row
+    for _, r in ipairs(rows_of(csv)) do row = r.K == "3" and r.method == "softmax-knn-ce" and r or row end
+    assert.is_true(row.N == "300" and row.M == "80" and math.abs(row.tau - 0.02) < 1e-6)
+    assert.equal(lines + 6, #rows_of(csv))
+
+    text, status = bench(small .. " --sections late --errors no --shapes 300x3x80x4 --taus 0.01 --threads 1 --clock "
+      .. "processor --out " .. out)
+    assert.equal(0, status, text)
+    assert.equal(lines + 6, #rows_of(csv), "what runs again takes the place of what it wrote")
+    assert.is_true(H.read(csv) ~= written)
   end)
 end)
 

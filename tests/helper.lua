@@ -20,6 +20,10 @@ setmetatable(_G, {
   end,
 })
 
+-- Room for what the whole suite compiles: where a thousand traces or half a MB of code are reached, as LuaJIT has it,
+-- all of it is thrown away and made again, over and over.
+jit.opt.start("maxtrace=30000", "maxmcode=65536")
+
 local lfs = require "lfs"
 local vx = require "vertex"
 local core = require "vertex.core"

@@ -81,8 +81,8 @@ describe("the fixtures", function()
       .. " --checkpoint 0 --quantizers %s --methods levels,averages,residual-3 --out %s/"):format(FIXTURES, folder)
     local output, status = H.shell(("mkdir -p %s; %swhole"):format(folder, command))
     assert.equal(0, status, output)
-    H.shell(("%skilled & pid=$!; until [ -e %s/killed/checkpoints/averages.safetensors ]; do sleep 0.01; done; "
-      .. "kill -9 $pid; wait $pid"):format(command, folder))
+    H.shell(("%skilled & pid=$!; until [ -e %s/killed/checkpoints/averages.safetensors ]; do kill -0 $pid || exit; "
+      .. "sleep 0.01; done; kill -9 $pid; wait $pid"):format(command, folder))
     assert.is_nil(H.read(folder .. "/killed/table.md"))
     output, status = H.shell(command .. "killed --resume")
     assert.equal(0, status, output)

@@ -407,20 +407,29 @@ end
 
 function ops.conv2d(x, w, bias, options)
   local o = options or {}
-  local groups, C, O = o.groups or 1, x.shape[4], w.shape[1]
-  local D, E, kernel = C / groups, O / groups, { w.shape[3], w.shape[4] }
-  local sums = {}
-  local P, Q = each_window_pixel(x, kernel, both(o.stride or 1), both(o.padding or 0), function(to, from, i, j)
-    for n = 0, O - 1 do
-      local s = sums[to * O + n] or 0
-      for c = 0, D - 1 do
-        s = s + x.v[from * C + math.floor(n / E) * D + c] * w.v[((n * D + c) * kernel[1] + i) * kernel[2] + j]
-      end
-      sums[to * O + n] = s
+  local groups, C, O, KH, KW = o.groups or 1, x.shape[4], w.shape[1], w.shape[3], w.shape[4]
+  local D, E = C / groups, O / groups
+  local xv, wv, sums = x.v, w.v, {}
+  local P, Q = each_window_pixel(x, { KH, KW }, both(o.stride or 1), both(o.padding or 0), function(to, from, i, j)
+    local window = sums[to] -- {x's place, w's place, ...} of the pixels that y's place `to` is a sum over
+    if not window then
+      window = {}
+      sums[to] = window
     end
+    window[#window + 1], window[#window + 2] = from * C, i * KW + j
   end)
   local y = array { x.shape[1], P, Q, O }
-  for i = 0, y.n - 1 do y.v[i] = (sums[i] or 0) + (bias and bias.v[i % O] or 0) end
+  for to = 0, y.n / O - 1 do
+    local window = sums[to] or {}
+    for n = 0, O - 1 do
+      local s, first = bias and bias.v[n] or 0, math.floor(n / E) * D
+      for at = 1, #window, 2 do
+        local xo, wo = window[at] + first, n * D * KH * KW + window[at + 1]
+        for c = 0, D - 1 do s = s + xv[xo + c] * wv[wo + c * KH * KW] end
+      end
+      y.v[to * O + n] = s
+    end
+  end
   return y
 end
 
@@ -1019,6 +1028,7 @@ function ops.attention(q, k, v, options)
   options = options or {}
   local B, T, H, D = unpack(q.shape)
   local dropout, y = options.dropout or 0, array(q.shape)
+  local qv, kv, vv, yv = q.v, k.v, v.v, y.v
   local lengths = options.lengths and R.from(options.lengths)
   local seed, stream
   if dropout > 0 then seed, stream = options.generator:stream() end
@@ -1028,10 +1038,10 @@ function ops.attention(q, k, v, options)
     local keys = lengths and lengths.v[b] or T
     for h = 0, H - 1 do
       for t = 0, T - 1 do
-        local score, top, sum = {}, -math.huge, 0
+        local score, top, sum, here = {}, -math.huge, 0, at(b, t, h)
         for s = 0, keys - 1 do
-          local dot = 0
-          for d = 0, D - 1 do dot = dot + q.v[at(b, t, h) + d] * k.v[at(b, s, h) + d] end
+          local dot, there = 0, at(b, s, h)
+          for d = 0, D - 1 do dot = dot + qv[here + d] * kv[there + d] end
           score[s] = dot / math.sqrt(D)
           top = math.max(top, score[s])
         end
@@ -1042,7 +1052,8 @@ function ops.attention(q, k, v, options)
         for s = 0, keys - 1 do
           local kept = dropout == 0 or R.attention_kept(seed, stream, dropout, b * H + h, t, s, T)
           local weight = kept and score[s] / sum * growth or 0
-          for d = 0, D - 1 do y.v[at(b, t, h) + d] = y.v[at(b, t, h) + d] + weight * v.v[at(b, s, h) + d] end
+          local there = at(b, s, h)
+          for d = 0, D - 1 do yv[here + d] = yv[here + d] + weight * vv[there + d] end
         end
       end
     end

@@ -115,8 +115,8 @@ describe("an experiment of another modality", function()
     output, status = vectors(common .. "whole")
     assert.equal(0, status, output)
     local command = "cd '%s' && export VERTEX_LIB='%s'; luajit '%s/tests/fixtures/experiments/vectors.lua' %skilled"
-      .. " & pid=$!; until [ -e killed/checkpoints/re-cosine.safetensors ]; do sleep 0.005; done; kill -9 $pid;"
-      .. " wait $pid"
+      .. " & pid=$!; until [ -e killed/checkpoints/re-cosine.safetensors ]; do kill -0 $pid || exit; sleep 0.005; done;"
+      .. " kill -9 $pid; wait $pid"
     H.shell(command:format(scratch, library, H.root, common))
     assert.is_nil(H.read(scratch .. "/killed/table.md"), "the run was never interrupted")
     output, status = vectors(common .. "killed")
@@ -159,7 +159,7 @@ describe("an experiment of another modality", function()
     local flags = "--methods re-cosine --steps 100000 --checkpoint 0 --quiet --out shared"
     local script = H.root .. "/tests/fixtures/experiments/vectors.lua"
     local command = "cd '%s' && export VERTEX_LIB='%s'; luajit '%s' %s & pid=$!;"
-      .. " until [ -e shared/checkpoints/re-cosine.safetensors ]; do sleep 0.005; done;"
+      .. " until [ -e shared/checkpoints/re-cosine.safetensors ]; do kill -0 $pid || exit 9; sleep 0.005; done;"
       .. " luajit '%s' %s --resume; echo status $?; kill -9 $pid; wait $pid"
     local output = H.shell(command:format(scratch, library, script, flags, script, flags))
     local who = output:match "^%-%-out shared is in use by (.-); nothing was changed\nstatus 2"
@@ -218,7 +218,7 @@ describe("an experiment of another modality", function()
     local flags = "--methods ste-euclid,re-cosine --steps 3000 --checkpoint 0 --out cut"
     local script = H.root .. "/tests/fixtures/experiments/vectors.lua"
     local command = "cd '%s' && export VERTEX_LIB='%s'; luajit '%s' %s >cut.txt 2>&1 & pid=$!;"
-      .. " until [ -e cut/checkpoints/re-cosine.safetensors ]; do sleep 0.005; done;"
+      .. " until [ -e cut/checkpoints/re-cosine.safetensors ]; do kill -0 $pid || exit 9; sleep 0.005; done;"
       .. " luajit '%s' --report --out cut; mv cut/table.md cut/curves.png .; kill -INT $pid; wait $pid; echo status $?"
     local output = H.shell(command:format(scratch, library, script, flags, script))
     assert.truthy(output:find("status 130", 1, true), output)

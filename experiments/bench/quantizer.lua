@@ -179,6 +179,21 @@ local function chosen(known, default)
   return list
 end
 
+--- The shape of --latents.
+local function shape_of_latents()
+  local file = vx.load(flags.latents)
+  for _, name in ipairs { "z", "codebook", "log_tau" } do
+    if not core.is_tensor(file[name]) then exit_with("--latents %s: has no %s", flags.latents, name) end
+  end
+  local N, D, M = file.z:size(1), file.z:size(3), file.codebook:size(2)
+  return { name = ("latents %dx%dx%d"):format(N, D, M), N = N, D = D, M = M, K = flags.neighbours, latents = file,
+    tau = math.exp(file.log_tau:totable()[1]) }
+end
+
+-- before anything is measured
+local latents = flags.latents and shape_of_latents()
+shapes ""
+
 vx.threads(flags.threads)
 local processor = on_gpu and tools.gpu(flags.device) or tools.processor()
 local limits = { rounds = flags.rounds, seconds = flags.seconds }
@@ -589,19 +604,8 @@ function run.assign()
   for _, shape in ipairs(shapes "S,M,B,C,W") do assign("assign", shape) end
 end
 
---- The shape of --latents.
-local function latents()
-  local file = vx.load(flags.latents)
-  for _, name in ipairs { "z", "codebook", "log_tau" } do
-    if not core.is_tensor(file[name]) then exit_with("--latents %s: has no %s", flags.latents, name) end
-  end
-  local N, D, M = file.z:size(1), file.z:size(3), file.codebook:size(2)
-  return { name = ("latents %dx%dx%d"):format(N, D, M), N = N, D = D, M = M, K = flags.neighbours, latents = file,
-    tau = math.exp(file.log_tau:totable()[1]) }
-end
-
 function run.late()
-  local list = flags.latents and { latents() } or shapes "65536x3x8192x8"
+  local list = latents and { latents } or shapes "65536x3x8192x8"
   for _, shape in ipairs(list) do
     shape.near = not shape.latents
     for _, tau in ipairs(shape.latents and { shape.tau } or words(flags.taus)) do

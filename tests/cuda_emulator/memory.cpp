@@ -15,8 +15,9 @@
 
 #include "emulator.h"
 
-constexpr int GUARD = 64 << 10; /* bytes on both sides of a block that may not be touched */
-constexpr int QUARANTINE = 256; /* freed blocks whose addresses stay forbidden */
+constexpr int GUARD = 64 << 10;  /* bytes on both sides of a block that may not be touched */
+constexpr int QUARANTINE = 256;  /* freed blocks whose addresses stay forbidden */
+constexpr size_t MOST_OPEN = 64; /* blocks that the next kernel finds open */
 
 /* -- Blocks -------------------------------------------------------------------------------------------------------- */
 
@@ -48,11 +49,12 @@ static void fill_canary(char *from, char *to)
 {
     for (char *p = from; p < to; p++) *p = ((const char *)&canary_word)[(uintptr_t)p % 4];
 }
+/* Compares at most EMU_CANARY bytes with what fill_canary() writes there. */
 static bool canary_intact(const char *from, const char *to)
 {
-    for (const char *p = from; p < to; p++)
-        if (*p != ((const char *)&canary_word)[(uintptr_t)p % 4]) return false;
-    return true;
+    alignas(4) static char filled[EMU_CANARY + 4];
+    if (!filled[0]) fill_canary(filled, filled + sizeof filled);
+    return memcmp(from, filled + (uintptr_t)from % 4, (size_t)(to - from)) == 0;
 }
 
 /* While queued work runs a block is opened by its first touch, which faults, and closed again when the host goes on: so
@@ -79,9 +81,8 @@ static bool open_block(const char *p)
 
 void emu_open_memory(void) { open_to_work = true; }
 
-void emu_close_memory(void)
+static void close_blocks(void)
 {
-    open_to_work = false;
     for (char *p : open_blocks) {
         auto i = device_blocks.find(p);
         if (i == device_blocks.end()) continue;
@@ -89,6 +90,12 @@ void emu_close_memory(void)
         i->second.open = false;
     }
     open_blocks.clear();
+}
+
+void emu_close_memory(void)
+{
+    open_to_work = false;
+    close_blocks();
 }
 
 /* NaN all over; of a very large block, whose pages would have to be found for that, at both ends. */
@@ -115,6 +122,7 @@ void emu_check_canaries(void)
         fill_canary(low, start);
         fill_canary(end, high);
     }
+    if (open_blocks.size() > MOST_OPEN) close_blocks(); /* thousands would be looked at again after every kernel */
 }
 
 /* -- Faults -------------------------------------------------------------------------------------------------------- */
