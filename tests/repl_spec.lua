@@ -75,6 +75,18 @@ vx.restore "nofile"
     assert.truthy(errors:find("restore: nofile: no such file", 1, true), errors)
   end)
 
+  it("has steps that hold for coroutines made inside", function()
+    local out, errors = piped [[
+f = function() x = vx.ones { 2 } end
+vx.step(function() coroutine.wrap(f)() end)
+x:sum()
+vx.step(function() coroutine.resume(coroutine.create(f)) end)
+x:sum()
+]]
+    assert.equal("", out)
+    assert.equal(2, select(2, errors:gsub("this tensor was released: it was made inside vx.step", "")), errors)
+  end)
+
   it("goes on where an input leads io's default files elsewhere", function()
     local file = H.write(H.scratch "default", "a line\n")
     local out, errors, status = piped(("io.input '%s'; io.output '%s.out';\nio.read()\n1 + 1\nio.write 'there';\n")

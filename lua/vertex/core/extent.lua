@@ -2,7 +2,7 @@
 -- in coroutines made inside of it; another that is merely resumed inside goes on as it was. Nothing yields out of such
 -- a function (library.sealed), so that extents are left in the reverse order in which they were entered.
 
--- luacheck: globals coroutine
+local library = require "vertex.core.library"
 
 local running = coroutine.running
 
@@ -52,7 +52,8 @@ local function remembering(make)
   end
 end
 
-coroutine.create, coroutine.wrap = remembering(coroutine.create), remembering(coroutine.wrap)
+library.redefine("coroutine", "create", remembering(coroutine.create))
+library.redefine("coroutine", "wrap", remembering(coroutine.wrap))
 
 --- Makes a kind of extents.
 local function new_extents()

@@ -153,4 +153,16 @@ function library.sealed(who, f, ...)
   return unpack(results, 1, results.n)
 end
 
+-- -- Lua's own --------------------------------------------------------------------------------------------------------
+
+--- Gives a function of one of Lua's libraries another meaning, to users and to this library, which may have tables of
+-- its own (start.lua).
+-- @param name of the table, "io"
+-- @param field name of the function
+-- @param f function
+function library.redefine(name, field, f)
+  rawset(_G[name], field, f)
+  rawset(getfenv(1)[name], field, f)
+end
+
 return library

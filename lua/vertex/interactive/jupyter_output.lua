@@ -6,7 +6,6 @@
 local core = require "vertex.core"
 local display = require "vertex.interactive.display"
 local json = require "vertex.json"
-local Session = require "vertex.interactive.session"
 local show = require "vertex.interactive.show"
 local utf8 = require "vertex.utf8"
 
@@ -164,8 +163,8 @@ function Output:redirect()
     if f ~= io.stdin then return plain_read(f, ...) end
     return read(self.server, ...)
   end
-  Session.redefine("io", "write", function(...) return io.output():write(...) end)
-  Session.redefine("io", "read", function(...) return io.input():read(...) end)
+  core.redefine("io", "write", function(...) return io.output():write(...) end)
+  core.redefine("io", "read", function(...) return io.input():read(...) end)
   function _G.print(...)
     local parts = { ... }
     for i = 1, select("#", ...) do parts[i] = tostring(parts[i]) end

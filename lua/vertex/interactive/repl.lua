@@ -60,7 +60,7 @@ local function watch_output()
     if file == io.stdout then note(...) end
     return write(file, ...)
   end
-  Session.redefine("io", "write", function(...)
+  core.redefine("io", "write", function(...)
     local file = io.output()
     if file == io.stdout then note(...) end
     return write(file, ...)

@@ -380,16 +380,6 @@ function Session:run(text)
   return values, last ~= ";"
 end
 
---- Gives a function of Lua's libraries another meaning, for inputs and for the library, which has these tables of its
--- own (start.lua).
--- @param library name of the table, "io"
--- @param name string
--- @param f function
-function Session.redefine(library, name, f)
-  rawset(_G[library], name, f)
-  rawset(getfenv(1)[library], name, f)
-end
-
 --- Makes code that require, dofile, loadfile, load and loadstring load from now on interpreted, as inputs are, so that
 -- Ctrl-C stops its loops too. The library's own stays compiled.
 function Session.interpret_files()
@@ -418,7 +408,7 @@ function Session.watch_programs()
   if watches_programs then return end
   watches_programs = true
   local execute = os.execute
-  Session.redefine("os", "execute", function(command)
+  core.redefine("os", "execute", function(command)
     if type(command) ~= "string" then return execute(command) end
     return (core.execute(command))
   end)
