@@ -8,9 +8,13 @@
  * Weight gradients are the other kind: m and n small, k = 10^4 .. 10^6. There k is cut into parts, each with its own C,
  * and the parts are added in order. The number of parts follows from the sizes alone, and so does every sum's order.
  *
+ * Products of bf16 factors (gemm_tile.h) run in AMX tiles where the variant has them, and by FMA like any other where it
+ * has not: a product of two bf16 numbers is exact in float32.
+ *
  * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
  */
 #include "shared/checks.h"
+#include "cpu/amx_bf16.h"
 #include "cpu/body.h"
 #include "cpu/gemm_tile.h"
 
@@ -150,6 +154,26 @@ static const int height[HEIGHTS] = {12, 9, 6, 5, 4, 3, 2, 1};
 #endif
 static tile_function *const tiles[3][GEMM_VECTORS][HEIGHTS] = {WIDTHS(tile_), WIDTHS(tile_t_), WIDTHS(tile_n_)};
 
+typedef float four __attribute__((vector_size(16)));
+typedef float four_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t four_lanes __attribute__((vector_size(16)));
+
+/* Turns a square: to[i to_stride + j] = from[j from_stride + i] for i, j < 4. */
+static inline void transpose4(float *to, int64_t to_stride, const float *from, int64_t from_stride)
+{
+    const four a = *(const four_unaligned *)from, b = *(const four_unaligned *)(from + from_stride);
+    const four c = *(const four_unaligned *)(from + 2 * from_stride),
+               d = *(const four_unaligned *)(from + 3 * from_stride);
+    const four ab = __builtin_shuffle(a, b, (four_lanes){0, 4, 1, 5}),
+               cd = __builtin_shuffle(c, d, (four_lanes){0, 4, 1, 5});
+    const four AB = __builtin_shuffle(a, b, (four_lanes){2, 6, 3, 7}),
+               CD = __builtin_shuffle(c, d, (four_lanes){2, 6, 3, 7});
+    *(four_unaligned *)to = __builtin_shuffle(ab, cd, (four_lanes){0, 1, 4, 5});
+    *(four_unaligned *)(to + to_stride) = __builtin_shuffle(ab, cd, (four_lanes){2, 3, 6, 7});
+    *(four_unaligned *)(to + 2 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){0, 1, 4, 5});
+    *(four_unaligned *)(to + 3 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){2, 3, 6, 7});
+}
+
 /* Multiplies factors rounded to bf16, ROUNDED_ROWS of a and ROUNDED_DEPTH of k at a time. */
 static void multiply_rounded(const gemm_product *q, int64_t rows, int columns)
 {
@@ -188,8 +212,79 @@ static void multiply_rounded(const gemm_product *q, int64_t rows, int columns)
         }
 }
 
+#if VX_AMX
+/* Fewest k that fill enough of a tile. */
+enum { TILES_FROM = AMX_DEPTH / 2 };
+
+/* Turns `rows` rows of a, which lie along k, `step` apart: t (rows,k). */
+static void turn_rows(float *t, const float *a, int64_t step, int64_t rows, int64_t k)
+{
+    int64_t p = 0;
+    for (; p + 4 <= k; p += 4) {
+        int64_t r = 0;
+        for (; r + 4 <= rows; r += 4) transpose4(t + r * k + p, k, a + p * step + r, step);
+        for (; r < rows; r++)
+            for (int i = 0; i < 4; i++) t[r * k + p + i] = a[(p + i) * step + r];
+    }
+    for (; p < k; p++)
+        for (int64_t r = 0; r < rows; r++) t[r * k + p] = a[p * step + r];
+}
+
+/* Writes a block of C from s, the product of its part of k; the first part brings in beta, addend and bias. */
+static void settle_block(const gemm_product *q, const float *s, int64_t row, int64_t rows, int columns, int first)
+{
+    const float beta = first ? q->beta : 1, *addend = first && q->addend ? q->addend : q->c;
+    for (int64_t r = row; r < row + rows; r++, s += GEMM_COLUMNS)
+        for (int j = 0; j < columns; j += VX_LANES) {
+            const int n = columns - j < VX_LANES ? columns - j : VX_LANES;
+            vf x = vf_load(s + j) * q->alpha;
+            if (beta != 0) x += beta * vf_load_upto(addend + r * q->c_stride + j, n);
+            if (first && q->bias) x += vf_load_upto(q->bias + j, n);
+            vf_store_upto(q->c + r * q->c_stride + j, x, n);
+        }
+}
+
+/* Multiplies bf16 factors in tiles, two by two; TILES_DEPTH of k at a time. */
+static void multiply_tiles(const gemm_product *q, int64_t rows, int columns)
+{
+    enum { TILES_ROWS = 2 * AMX_SIDE, TILES_DEPTH = 512, STEPS = TILES_DEPTH / AMX_DEPTH };
+    _Alignas(64) uint32_t a[TILES_ROWS / AMX_SIDE * STEPS * AMX_TILE];
+    _Alignas(64) uint32_t b[GEMM_COLUMNS / AMX_SIDE * STEPS * AMX_TILE];
+    _Alignas(64) float s[TILES_ROWS * GEMM_COLUMNS], turned[TILES_ROWS * TILES_DEPTH];
+    const int transposed = q->k_stride != 1;
+    amx_begin();
+    for (int segment = 0; segment < q->segments; segment++)
+        for (int64_t p = 0; p < q->k; p += TILES_DEPTH) {
+            const int64_t depth = vx_min64(TILES_DEPTH, q->k - p), steps = vx_ceil_div(depth, AMX_DEPTH);
+            amx_round_columns(b, q->b[segment] + p * q->b_stride, q->b_stride, columns, depth);
+            for (int64_t row = 0; row < rows; row += TILES_ROWS) {
+                const int64_t some = vx_min64(TILES_ROWS, rows - row);
+                const float *from = q->a[segment] + row * q->row_stride + p * q->k_stride;
+                if (transposed) turn_rows(turned, from, q->k_stride, some, depth);
+                amx_round_rows(a, transposed ? turned : from, transposed ? depth : q->row_stride, some, depth);
+                for (int j = 0; j < columns; j += 2 * AMX_SIDE) {
+                    const uint32_t *right = b + j / AMX_SIDE * steps * AMX_TILE;
+                    if (some > AMX_SIDE && columns - j > AMX_SIDE)
+                        amx_block_bf16(2, 2, s + j, GEMM_COLUMNS, a, right, steps);
+                    else if (some > AMX_SIDE) amx_block_bf16(2, 1, s + j, GEMM_COLUMNS, a, right, steps);
+                    else if (columns - j > AMX_SIDE) amx_block_bf16(1, 2, s + j, GEMM_COLUMNS, a, right, steps);
+                    else amx_block_bf16(1, 1, s + j, GEMM_COLUMNS, a, right, steps);
+                }
+                settle_block(q, s, row, some, columns, segment == 0 && p == 0);
+            }
+        }
+    amx_end();
+}
+#endif
+
 void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns)
 {
+#if VX_AMX
+    if (q->factors != GEMM_F32 && q->k >= TILES_FROM) {
+        multiply_tiles(q, rows, columns);
+        return;
+    }
+#endif
     if (q->factors == GEMM_TO_BF16) {
         multiply_rounded(q, rows, columns);
         return;
@@ -214,26 +309,6 @@ void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns)
         shapes[best](q, row, tail);
         row += height[best];
     }
-}
-
-typedef float four __attribute__((vector_size(16)));
-typedef float four_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
-typedef int32_t four_lanes __attribute__((vector_size(16)));
-
-/* Turns a square: to[i to_stride + j] = from[j from_stride + i] for i, j < 4. */
-static inline void transpose4(float *to, int64_t to_stride, const float *from, int64_t from_stride)
-{
-    const four a = *(const four_unaligned *)from, b = *(const four_unaligned *)(from + from_stride);
-    const four c = *(const four_unaligned *)(from + 2 * from_stride),
-               d = *(const four_unaligned *)(from + 3 * from_stride);
-    const four ab = __builtin_shuffle(a, b, (four_lanes){0, 4, 1, 5}),
-               cd = __builtin_shuffle(c, d, (four_lanes){0, 4, 1, 5});
-    const four AB = __builtin_shuffle(a, b, (four_lanes){2, 6, 3, 7}),
-               CD = __builtin_shuffle(c, d, (four_lanes){2, 6, 3, 7});
-    *(four_unaligned *)to = __builtin_shuffle(ab, cd, (four_lanes){0, 1, 4, 5});
-    *(four_unaligned *)(to + to_stride) = __builtin_shuffle(ab, cd, (four_lanes){2, 3, 6, 7});
-    *(four_unaligned *)(to + 2 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){0, 1, 4, 5});
-    *(four_unaligned *)(to + 3 * to_stride) = __builtin_shuffle(AB, CD, (four_lanes){2, 3, 6, 7});
 }
 
 int64_t VX_CPU(gemm_pack)(float *packed, const float *b, int64_t k, int columns, int64_t k_stride,

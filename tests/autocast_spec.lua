@@ -349,6 +349,54 @@ describe("autocast on the CPU", function()
     H.same_bits(function() return H.with_threads(1, results) end, function() return H.with_threads(2, results) end)
   end)
 
+  -- kernels/cpu/amx.h has the arithmetic: of each 32 products the first 16 and the others are summed apart
+  for _, variant in ipairs(core.cpu_variants()) do
+    if variant.runs and variant.name:find "^amx" then
+      it("multiplies with the bits of AMX's tiles under VERTEX_SIMD=" .. H.tagged(variant.name), function()
+        local out, ok = H.child([[
+          local ffi = require "ffi"
+          local H = require "tests.helper"
+          local vx, T = H.vx, H.generator(3)
+          local cell = ffi.new "float[1]"
+          local function float(x) cell[0] = x return cell[0] end
+          local count = 0
+          for _, s in ipairs { { 20, 70, 21 }, { 33, 16, 40 }, { 1, 600, 5 } } do
+            local a, b = T({ s[1], s[2] }, { grad = false }), T({ s[2], s[3] }, { grad = false })
+            vx.autocast "bf16"
+            local got, turned = vx.ops.matmul(a, b):totable(), vx.ops.matmul(b:t(), a:t()):totable()
+            vx.autocast "f32"
+            a, b = a:to("bf16"):totable(), b:to("bf16"):totable()
+            for i = 1, s[1] do
+              for j = 1, s[3] do
+                local c, n, block = 0, 0, 0
+                local blocks = math.ceil(s[2] / 256) -- of gemm.c, which adds them up in memory
+                local length = math.ceil(s[2] / blocks)
+                for first = 1, s[2], length do
+                  local sum, last = 0, math.min(first + length - 1, s[2])
+                  for k = first, last, 32 do
+                    local even, odd = 0, 0
+                    for p = k, k + 15 do
+                      if p <= last then even = float(even + a[i][p] * b[p][j]) end
+                      if p + 16 <= last then odd = float(odd + a[i][p + 16] * b[p + 16][j]) end
+                    end
+                    sum = float(sum + float(even + odd))
+                  end
+                  c = float(c + sum)
+                end
+                assert(got[i][j] == c, ("(%d,%d): %.9g, expected %.9g"):format(i, j, got[i][j], c))
+                if s[2] <= 64 then assert(turned[j][i] == c, "transposed") end
+                count = count + 1
+              end
+            end
+          end
+          print(count, vx.devices()[1].description)]], "VERTEX_SIMD=" .. variant.name)
+        assert.is_true(ok, out)
+        assert.is_truthy(out:find(("%d\t"):format(20 * 21 + 33 * 40 + 5), 1, true), out)
+        assert.is_truthy(out:find(variant.name .. " kernels", 1, true), out)
+      end)
+    end
+  end
+
   it("is the setting that a graph was recorded with", function()
     finally(function() vx.autocast "f32" end)
     local T = H.generator(10)

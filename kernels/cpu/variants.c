@@ -22,17 +22,32 @@
 #include "graph.h"
 
 #define VX_SIMD(name, flags) extern const vx_backend vx_cpu_##name##_table;
+/* The ops that an AMX variant has kernels of its own for: OP(variant, op). */
+#define AMX_OPS(OP, variant)                                                                                           \
+    OP(variant, assign)                                                                                                \
+    OP(variant, smooth_forward)                                                                                        \
+    OP(variant, smooth_backward)                                                                                       \
+    OP(variant, gemm)                                                                                                  \
+    OP(variant, conv1d)                                                                                                \
+    OP(variant, conv1d_backward_input)                                                                                 \
+    OP(variant, conv1d_backward_weight)                                                                                \
+    OP(variant, conv2d)                                                                                                \
+    OP(variant, conv2d_backward_input)                                                                                 \
+    OP(variant, conv2d_backward_weight)                                                                                \
+    OP(variant, conv3x3)                                                                                               \
+    OP(variant, conv3x3_backward_input)                                                                                \
+    OP(variant, conv3x3_backward_weight)                                                                               \
+    OP(variant, sepconv2d)                                                                                             \
+    OP(variant, sepconv2d_backward)
+#define DECLARE_OP(variant, op) extern __typeof__(*((vx_backend *)0)->op) cpu_##variant##_##op;
+#define TAKE_OP(variant, op) table->op = cpu_##variant##_##op;
 #define VX_SIMD_AMX(variant, flags, base)                                                                              \
-    extern __typeof__(*((vx_backend *)0)->assign) cpu_##variant##_assign;                                              \
-    extern __typeof__(*((vx_backend *)0)->smooth_forward) cpu_##variant##_smooth_forward;                              \
-    extern __typeof__(*((vx_backend *)0)->smooth_backward) cpu_##variant##_smooth_backward;                            \
+    AMX_OPS(DECLARE_OP, variant)                                                                                       \
     static void take_##variant(vx_backend *table)                                                                      \
     {                                                                                                                  \
         *table = vx_cpu_##base##_table;                                                                                \
         table->name = #variant;                                                                                        \
-        table->assign = cpu_##variant##_assign;                                                                        \
-        table->smooth_forward = cpu_##variant##_smooth_forward;                                                        \
-        table->smooth_backward = cpu_##variant##_smooth_backward;                                                      \
+        AMX_OPS(TAKE_OP, variant)                                                                                      \
     }
 #include "variants.def"
 #undef VX_SIMD
