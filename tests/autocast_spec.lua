@@ -147,7 +147,7 @@ local function specs(device, tag)
         for _, v in ipairs(b) do largest = math.max(largest, math.abs(v)) end
         H.close(a, b, got:dtype() == "bf16" and 2 ^ -8 or 0, 1e-6 * largest, what)
       end
-      for _, s in ipairs { { 2, 6, 5, 5, 6 }, { 2, 6, 5, 5, 3 }, { 2, 6, 5, 5, 70 }, { 1, 1, 1, 2, 1 },
+      for number, s in ipairs { { 2, 6, 5, 5, 6 }, { 2, 6, 5, 5, 3 }, { 2, 6, 5, 5, 70 }, { 1, 1, 1, 2, 1 },
         { 1, 17, 19, 40, 3 }, { 1, 17, 19, 3, 128 },
         { 2, 5, 4, 16, 130 }, { 2, 5, 3, 130, 24 }, { 2, 35, 33, 3, 8 }, { 2, 33, 35, 8, 2 } } do
         local x, w, b, dy = random(1, s[1], s[2], s[3], s[4]), random(2, 3, 3, s[4], s[5]), random(3, s[5]),
@@ -161,7 +161,7 @@ local function specs(device, tag)
         end
         local plain = results(x, w, "f32", nil, dy)
         local expected = results(rounded(x), rounded(w), "f32", nil, rounded(dy))
-        for _, kind in ipairs { { "f32", "bf16" }, { "bf16", "bf16" }, { "f32", "bf16", "f32" },
+        for k, kind in ipairs { { "f32", "bf16" }, { "bf16", "bf16" }, { "f32", "bf16", "f32" },
           { "bf16", "bf16", "f32" }, { "bf16", "f32" } } do
           local input, setting, output = x:to(kind[1]), kind[2], kind[3]
           local what = ("conv3x3 %s of %s, autocast %s, to %s"):format(table.concat(s, " "), kind[1], setting,
@@ -174,7 +174,9 @@ local function specs(device, tag)
             assert.is_true(got[i]:dtype() == "bf16" or got[i]:bytes() ~= plain[i]:bytes(), what)
           end
           equal((got[1]:dtype() == "bf16" and expected or plain)[4], got[4], what .. ": dbias")
-          assert.same(bytes(got), bytes(results(input, w, setting, output, dy)), what .. ": the same bits twice")
+          if number % 5 == k - 1 then -- each at two of the shapes
+            assert.same(bytes(got), bytes(results(input, w, setting, output, dy)), what .. ": the same bits twice")
+          end
         end
         assert.same(bytes(plain), bytes(results(x, w, "f32", nil, dy)), "float32 after it")
       end

@@ -215,7 +215,7 @@ describe("an experiment of another modality", function()
   end)
 
   it("leaves table and pictures of what is finished at Ctrl-C, and draws them again at any time", function()
-    local flags = "--methods ste-euclid,re-cosine --steps 3000 --checkpoint 0 --out cut"
+    local flags = "--methods ste-euclid,re-cosine --steps 2000 --checkpoint 0 --out cut"
     local script = H.root .. "/tests/fixtures/experiments/vectors.lua"
     local command = "cd '%s' && export VERTEX_LIB='%s'; luajit '%s' %s >cut.txt 2>&1 & pid=$!;"
       .. " until [ -e cut/checkpoints/re-cosine.safetensors ]; do kill -0 $pid || exit 9; sleep 0.005; done;"
