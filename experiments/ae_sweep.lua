@@ -304,9 +304,11 @@ local function codebook_rank(codebook)
   return sum / groups
 end
 
---- What the network makes of standardized images, which are rounded to bytes as if they had been saved.
+--- What the network makes of standardized images, which are rounded to bytes as if they had been saved; in float32, so
+-- that figures compare.
 local function inception_features(x)
-  return network:features(vx.data.to_u8(vx.data.denormalize(x)):to(vx.device()))
+  x = vx.data.to_u8(vx.data.denormalize(x)):to(vx.device())
+  return vx.autocast("f32", network.features, network, x)
 end
 
 --- Calls add(features, logits) with those of of(x) for each batch x of the validation split, on every rank with those

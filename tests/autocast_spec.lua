@@ -4,6 +4,7 @@
 local H = require "tests.helper"
 local device_cases = require "tests.device_cases"
 local larger = require "tests.larger_cases"
+local plot = require "vertex.plot"
 local reference = require "tests.reference"
 local vx = H.vx
 local core = require "vertex.core"
@@ -398,6 +399,47 @@ describe("autocast on the CPU", function()
       end)
     end
   end
+
+  it("takes a function, and a gradient is computed as its op was", function()
+    finally(function() vx.autocast "f32" end)
+    local T = H.generator(13)
+    local a, b, dy = T { 9, 40 }, T { 40, 7 }, T({ 9, 7 }, { grad = false })
+    local function gradients(y)
+      a.grad, b.grad = nil, nil
+      y:backward(dy)
+      return { y:bytes(), a.grad:bytes(), b.grad:bytes() }
+    end
+    local exact = gradients(ops.matmul(a, b))
+    vx.autocast "bf16"
+    local rounded = gradients(ops.matmul(a, b))
+    for i = 1, 3 do assert.not_equal(exact[i], rounded[i]) end
+    local y, word = vx.autocast("f32", function(...) return ops.matmul(...), vx.autocast() end, a, b)
+    assert.same({ "f32", "bf16" }, { word, vx.autocast() })
+    assert.same(exact, gradients(y))
+    vx.autocast "f32"
+    assert.same(rounded, gradients((vx.autocast("bf16", ops.matmul, a, b))))
+    H.raises(function() vx.autocast("bf16", ops.matmul, a, a) end, "matmul: ")
+    assert.same({ false, "as it is" }, { pcall(vx.autocast, "bf16", error, "as it is", 0) })
+    assert.equal("f32", vx.autocast())
+    coroutine.wrap(function()
+      H.raises(function() vx.autocast("bf16", function() coroutine.yield() end) end,
+        "autocast: a coroutine cannot yield inside of it")
+    end)()
+  end)
+
+  it("leaves figures of merit and where points are drawn alone", function()
+    finally(function() vx.autocast "f32" end)
+    local T = H.generator(14)
+    local logits, points = T({ 30, 50 }, { grad = false, low = -5, high = 5 }), T({ 40, 3 }, { grad = false })
+    local function figures(setting)
+      return vx.autocast(setting, function()
+        local axes = plot.figure():simplex(1):scatter(vx.softmax(points))
+        return { axes.layers[1].x[1], axes.layers[1].x[2], vx.metrics.inception_scores(30, { splits = 3 }):add(logits)
+          :score() }
+      end)
+    end
+    assert.same(figures "f32", figures "bf16")
+  end)
 
   it("is the setting that a graph was recorded with", function()
     finally(function() vx.autocast "f32" end)

@@ -74,6 +74,30 @@ describe("a refused step", function()
   end)
 end)
 
+describe("under vx.autocast", function()
+  for _, name in ipairs(names) do
+    it(name .. " computes in float32, to the bit", function()
+      finally(function() vx.autocast "f32" end)
+      local function results(setting)
+        vx.autocast(setting)
+        local q, z = quantizer(name), data(5, { 60, 6 })
+        local o, gradients = pass(q, z)
+        local bytes = { y = o.quantized:bytes(), reg = o.reg:bytes(), codes = o.codes:bytes() }
+        for key, g in pairs(gradients) do bytes["gradient of " .. key] = g:bytes() end
+        for key, b in pairs(state(q)) do bytes[key] = b end
+        q:eval()
+        bytes.evaluated, bytes.decoded = q(z).quantized:bytes(), q:decode(q:encode(z)):bytes()
+        if q.log_pi then bytes.log_pi = q:log_pi(ops.reshape(z, { 60, 2, 3 }), 1):bytes() end
+        return bytes
+      end
+      local exact, under = results "f32", results "bf16"
+      assert.equal("bf16", vx.autocast())
+      for key, b in pairs(exact) do assert.is_true(b == under[key], key) end
+      assert.equal("f32", quantizer(name)(data(5, { 60, 6 }):to "bf16").quantized:dtype())
+    end)
+  end
+end)
+
 describe("the fixtures", function()
   it("train in the sweep, and go on bit for bit after a kill", function()
     local folder = H.scratch "sweep-of-fixtures"

@@ -108,6 +108,26 @@ describe("ae_sweep", function()
     assert.truthy(read("a/b/table.md"):find("| softmax-knn-ce |", 1, true))
   end)
 
+  it("trains under --autocast bf16 nearly as in float32", function()
+    local function outcome(setting)
+      local output, status = sweep(("--steps 20 --batch 4 --out cast-%s --autocast %s --methods softmax-ppl"):format(
+        setting, setting))
+      assert.equal(0, status, output)
+      local csv = read("cast-" .. setting .. "/results.csv")
+      local names, values = csv:match "^([^\n]+)\n([^\n]+)\n$"
+      local row, columns = {}, {}
+      for name in names:gmatch "[^,]+" do columns[#columns + 1] = name end
+      for value in (values .. ","):gmatch "([^,]*)," do row[#row + 1] = value end
+      for i, name in ipairs(columns) do row[name] = tonumber(row[i]) end
+      return row
+    end
+    local exact, rounded = outcome "f32", outcome "bf16"
+    assert.near(exact.rmse, rounded.rmse, 0.02 * exact.rmse)
+    assert.near(exact.psnr, rounded.psnr, 0.2)
+    assert.not_equal(exact.rmse, rounded.rmse)
+    assert.is_true(rounded.peak_mb < 0.8 * exact.peak_mb, ("%g, %g MB"):format(rounded.peak_mb, exact.peak_mb))
+  end)
+
   it("refuses a folder that holds an experiment, or something else, and changes nothing", function()
     local before = read "a/b/config.json"
     local output, status = sweep "--steps 3 --batch 4 --out a/b"

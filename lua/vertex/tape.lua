@@ -15,7 +15,7 @@
 --   6. What lies in ctx, or in a table in it, must be unchanged when backward runs: a write to a tensor that is kept
 --      there is an error then, which names op and tensor. So an op keeps no tensor that its backward does not read.
 --   7. Under vx.autocast an op that does not say `takes_bf16 = true` is given float32 in place of bf16. A gradient has
---      its tensor's dtype.
+--      its tensor's dtype, and is computed under the setting that its op ran under.
 
 local core = require "vertex.core"
 
@@ -118,7 +118,8 @@ function tape.recorded(entry)
   local outputs = entry.outputs or 1
   local function finish(ctx, inputs, ...)
     made = made + 1
-    local node = { op = entry, ctx = ctx, inputs = inputs, id = made, saved = saved_in(ctx) }
+    local node = { op = entry, ctx = ctx, inputs = inputs, id = made, saved = saved_in(ctx),
+      autocast = core.is_autocast() }
     for slot = 1, outputs do
       local y = (select(slot, ...))
       if y then
@@ -427,6 +428,11 @@ function core.Tensor:backward(gradient)
     for x in pairs(lent) do lent[x] = nil end -- of inputs that wanted no gradient after all
   end
 
+  local function gradients_of(node, ...)
+    if node.autocast == core.is_autocast() then return node.op.backward(node.ctx, ...) end
+    return core.autocast(node.autocast and "bf16" or "f32", node.op.backward, node.ctx, ...)
+  end
+
   local watcher = tape.watcher
   local uses = watcher and uses_of_leaves(nodes)
   for _, node in ipairs(nodes) do
@@ -444,9 +450,9 @@ function core.Tensor:backward(gradient)
       end
       local included = so_far(node)
       if tape.inspector then
-        spread(node, included, tape.inspector.gradients(node, node.op.backward(node.ctx, g[1], g[2], included)))
+        spread(node, included, tape.inspector.gradients(node, gradients_of(node, g[1], g[2], included)))
       else
-        spread(node, included, node.op.backward(node.ctx, g[1], g[2], included))
+        spread(node, included, gradients_of(node, g[1], g[2], included))
       end
       for slot = 1, outputs do
         if g[slot] then drop(g[slot]) end

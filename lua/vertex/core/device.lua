@@ -164,15 +164,26 @@ end
 -- gradients) round their factors to bf16: a GPU multiplies them on tensor cores; on a CPU they take as long as float32
 -- ones, or longer. Sums are float32. Everything else is float32: parameters and their gradients, statistics, norms,
 -- losses, the quantizers, the optimizer; an op that takes no bf16 gets it converted. A convolution's option output =
--- "f32" keeps its result float32. A recorded graph keeps the setting it was recorded with.
+-- "f32" keeps its result float32. A gradient is computed under the setting that its op ran under, and so is a recorded
+-- graph.
 -- @param[opt] precision "bf16" or "f32"; at the start it is "f32"
--- @return the setting in force, "bf16" or "f32"
--- @raise where precision is something else
-function devices.autocast(precision)
+-- @param[opt] f function: runs it with that setting, which afterwards is as it was before
+-- @param ... its arguments
+-- @return the setting in force, "bf16" or "f32"; with f what f returns
+-- @raise where precision is something else; what f raises, and where a coroutine yields inside of it
+function devices.autocast(precision, f, ...)
   if precision ~= nil and precision ~= "bf16" and precision ~= "f32" then
     fail("autocast: '%s', expected \"bf16\" or \"f32\"", tostring(precision))
   end
-  return dtype_names[C.vx_autocast(precision and dtypes[precision].number or -1)]
+  local before = C.vx_autocast(-1)
+  local now = dtype_names[C.vx_autocast(precision and dtypes[precision].number or -1)]
+  if f == nil then return now end
+  local function done(ok, ...)
+    C.vx_autocast(before)
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(library.sealed("autocast", f, ...))
 end
 
 --- Says whether bf16 is what ops that take it should make now (vx.autocast).

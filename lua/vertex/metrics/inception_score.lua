@@ -51,8 +51,8 @@ function Score:add(logits)
     local log_p = ops.log_softmax(logits:detach())
     local p = ops.exp(log_p)
     local of_splits = core.tensor(weights, { device = logits:device() })
-    local sums = ops.matmul(of_splits, p):totable()
-    local entropies = ops.matmul(of_splits, ops.sum(ops.mul(p, log_p), 2, true)):totable()
+    local function sum(x) return core.autocast("f32", ops.matmul, of_splits, x):totable() end
+    local sums, entropies = sum(p), sum(ops.sum(ops.mul(p, log_p), 2, true))
     for i, split in ipairs(self.splits) do
       split.negative_entropy = split.negative_entropy + entropies[i][1]
       for c = 1, C do split.p[c] = (split.p[c] or 0) + sums[i][c] end

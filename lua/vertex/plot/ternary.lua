@@ -102,7 +102,7 @@ local function project(ax, p, name, who, directions)
     end
     local map = {}
     for m = 1, s.codes do map[m] = { s.x[m], s.y[m], 1 } end
-    out = columns(ops.matmul(rows, core.tensor(map):to(rows:device())):totable(), 3)
+    out = columns(core.autocast("f32", ops.matmul, rows, core.tensor(map):to(rows:device())):totable(), 3)
     if not directions then out[4] = ops.min(rows, 2):totable() end
   end)
   for i, sum in ipairs(directions and {} or out[3]) do

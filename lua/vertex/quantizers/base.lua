@@ -424,20 +424,14 @@ end
 -- @param output table that quantize gave, with terms and reg weighted
 function Quantizer:learn(z, output) end -- luacheck: no unused args
 
---- Quantizes rows. In training gradients reach z and the parameters; after eval() a row's result is its nearest code's
--- row, without noise, and reg is 0.
--- @param z tensor f32 (..., dim)
--- @param[opt] given table: mask u8 (...), rows with 0 pass through unchanged, with code -1, and count nowhere (the
--- others get the bits that they would get alone); gumbel f32 (N, groups, codes) fixes the Gumbel samplers' noise
--- @return table: quantized (like z); codes i32 (N, stages x groups), 0-based, -1 where masked, stage-major (column
--- (s - 1) groups + g is group g's code of stage s); terms {name = scalar}, each loss by name, times the option
--- `weight`; reg, a scalar, their sum; stats {perplexity = exp(H(mean pi)), code_perplexity = exp(H(code histogram)),
--- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where not self.with_stats; warming
--- = true in the steps of the option warmup: rows pass as they are, all codes are -1, and stats are empty
--- @raise where z has another width or dtype, no rows, or one with a NaN; where the mask is not u8 (...) or leaves no
--- row
-function Quantizer:forward(z, given)
-  given = given or {}
+--- Calls f(self, x, ...) in float32, under vx.autocast too: a family's own products are not to be rounded.
+local function in_float32(f, self, x, ...)
+  if not core.is_autocast() then return f(self, x, ...) end
+  if core.is_tensor(x) and x:dtype() == "bf16" then x = ops.cast(x, "f32") end
+  return core.autocast("f32", f, self, x, ...)
+end
+
+local function forward(self, z, given)
   local rows = as_rows(self, z, "z")
   local selection = given.mask and select_rows(self, given.mask, z)
   local counted = selection and masked(rows, selection) or rows
@@ -458,6 +452,20 @@ function Quantizer:forward(z, given)
   return { quantized = ops.reshape(quantized, z:shape()), reg = output.reg, terms = output.terms, codes = codes,
     stats = output.stats, warming = output.warming }
 end
+
+--- Quantizes rows. In training gradients reach z and the parameters; after eval() a row's result is its nearest code's
+-- row, without noise, and reg is 0.
+-- @param z tensor f32 (..., dim)
+-- @param[opt] given table: mask u8 (...), rows with 0 pass through unchanged, with code -1, and count nowhere (the
+-- others get the bits that they would get alone); gumbel f32 (N, groups, codes) fixes the Gumbel samplers' noise
+-- @return table: quantized (like z); codes i32 (N, stages x groups), 0-based, -1 where masked, stage-major (column
+-- (s - 1) groups + g is group g's code of stage s); terms {name = scalar}, each loss by name, times the option
+-- `weight`; reg, a scalar, their sum; stats {perplexity = exp(H(mean pi)), code_perplexity = exp(H(code histogram)),
+-- usage = share of the codes that the batch uses, tau, max_p}, numbers, empty where not self.with_stats; warming
+-- = true in the steps of the option warmup: rows pass as they are, all codes are -1, and stats are empty
+-- @raise where z has another width or dtype, no rows, or one with a NaN; where the mask is not u8 (...) or leaves no
+-- row
+function Quantizer:forward(z, given) return in_float32(forward, self, z, given or {}) end
 
 -- -- Codes ------------------------------------------------------------------------------------------------------------
 
@@ -567,7 +575,9 @@ end
 -- @return codes i32 (N, stages x groups), 0-based, stage-major, without a gradient
 -- @raise as forward
 function Quantizer:encode(z)
-  return require("vertex.tape").no_grad(function() return self:codes_of(as_groups(self, as_rows(self, z, "z"))) end)
+  return require("vertex.tape").no_grad(in_float32, function(_, x)
+    return self:codes_of(as_groups(self, as_rows(self, x, "z")))
+  end, self, z)
 end
 
 --- Decodes what encode gives.
@@ -586,7 +596,7 @@ function Quantizer:decode(codes)
       fail("%s: decode: code %d is not in 0 .. %d", self.label, least < 0 and least or most, o.codes - 1)
     end
   end
-  return ops.reshape(self:rows_of(codes), { codes:size(1), o.dim })
+  return ops.reshape(in_float32(self.rows_of, self, codes), { codes:size(1), o.dim })
 end
 
 arguments.guard_class("quantizer", Quantizer)

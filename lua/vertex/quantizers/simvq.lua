@@ -8,6 +8,7 @@
 -- [1] Zhu et al. 2024, Addressing representation collapse in vector quantized models with one linear layer
 
 local check = require "vertex.check"
+local core = require "vertex.core"
 local nn = require "vertex.nn"
 local ops = require "vertex.ops"
 local registry = require "vertex.quantizers"
@@ -38,7 +39,7 @@ end
 -- @return tensor f32 (G,M,D), differentiable in weight
 function SimVq:stage_codebook()
   local D = self.frozen:size(3)
-  return ops.matmul(self.frozen, ops.transpose(ops.reshape(self.weight, { -1, D, D }), 2, 3))
+  return core.autocast("f32", ops.matmul, self.frozen, ops.transpose(ops.reshape(self.weight, { -1, D, D }), 2, 3))
 end
 
 --- Quantizes in training; base.lua says what comes back.

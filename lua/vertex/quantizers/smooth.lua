@@ -164,7 +164,7 @@ end
 -- @return tensor f32 (N,M)
 function Smooth:log_pi(z, g)
   local rows, codes = self.unit(ops.select(z, 2, g)), self.unit(ops.select(self.codebook, 1, g))
-  local cosine = ops.matmul(rows, ops.transpose(codes, 1, 2))
+  local cosine = core.autocast("f32", ops.matmul, rows, ops.transpose(codes, 1, 2))
   return ops.log_softmax(ops.mul(cosine, ops.exp(ops.affine(self.log_tau, -1, 0))))
 end
 
