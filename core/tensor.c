@@ -128,7 +128,29 @@ int64_t vx_stride(const vx_tensor *x, int dim) { return x && dim >= 0 && dim < x
 int vx_is_contiguous(const vx_tensor *x) { return x && x->contiguous; }
 int64_t vx_writes(const vx_tensor *x) { return x ? x->storage->writes + vx_arena_launches(x->storage->arena) : 0; }
 const char *vx_last_writer(const vx_tensor *x) { return x && x->storage->writer ? x->storage->writer : ""; }
-int vx_same_storage(const vx_tensor *a, const vx_tensor *b) { return a && b && a->storage == b->storage; }
+
+/* Finds the bytes from x's first element in memory to its last. */
+static void reach(const vx_tensor *x, const char **begin, const char **end)
+{
+    const int64_t item = (int64_t)vx_dtype_bytes(x->dtype);
+    *begin = *end = x->data;
+    for (int i = 0; i < x->ndim; i++) {
+        const int64_t bytes = x->stride[i] * (x->shape[i] - 1) * item;
+        if (bytes < 0) *begin += bytes;
+        else *end += bytes;
+    }
+    *end += item;
+}
+
+int vx_same_storage(const vx_tensor *a, const vx_tensor *b)
+{
+    const char *begin[2], *end[2];
+    if (!a || !b || a->storage != b->storage) return 0;
+    if (a->numel == 0 || b->numel == 0) return 1;
+    reach(a, begin, end);
+    reach(b, begin + 1, end + 1);
+    return begin[0] < end[1] && begin[1] < end[0] ? 2 : 1;
+}
 
 /* -- Moving data --------------------------------------------------------------------------------------------------- */
 
@@ -162,19 +184,6 @@ int vx_write(vx_tensor *x, int64_t first, int64_t count, const void *host)
     const vx_backend *backend = vx_backend_of(x->device, &ordinal);
     vx_wrote("write", x);
     return backend->transfer(ordinal, x->data + (size_t)first * item, host, (size_t)count * item, VX_TO_DEVICE);
-}
-
-/* Finds the bytes from x's first element in memory to its last. */
-static void reach(const vx_tensor *x, const char **begin, const char **end)
-{
-    const int64_t item = (int64_t)vx_dtype_bytes(x->dtype);
-    *begin = *end = x->data;
-    for (int i = 0; i < x->ndim; i++) {
-        const int64_t bytes = x->stride[i] * (x->shape[i] - 1) * item;
-        if (bytes < 0) *begin += bytes;
-        else *end += bytes;
-    }
-    *end += item;
 }
 
 /* Visits every element of x, of which dimensions 0 .. dim - 1 are at `at`; says whether one was seen before. */

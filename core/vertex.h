@@ -213,7 +213,7 @@ VX_API int vx_is_contiguous(const vx_tensor *x);       /* 0 */
 /* Counts the writes to x's storage so far, through whatever tensor shares it, and names the last one's op. */
 VX_API int64_t vx_writes(const vx_tensor *x);                       /* 0 */
 VX_API const char *vx_last_writer(const vx_tensor *x);              /* "" */
-VX_API int vx_same_storage(const vx_tensor *a, const vx_tensor *b); /* 0 */
+VX_API int vx_same_storage(const vx_tensor *a, const vx_tensor *b); /* 0; 1 apart, 2 overlapping, end to end */
 
 /* Copies src to dst: same shape, any dtype, strides and device on either side. Where both share memory, dst becomes
  * what src was before. A dst whose elements share memory is refused. */

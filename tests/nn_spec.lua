@@ -410,6 +410,18 @@ describe("AdamW", function()
       H.raises(function() make { w, v, v:narrow(1, 1, 2) } end, name .. ": parameters[2] (3) and parameters[3] (2) "
         .. "share memory")
     end
+    local m = vx.ones { 4, 6 }
+    for name, make in pairs { AdamW = optim.AdamW, SGD = optim.SGD } do
+      H.raises(function() make { w, m:narrow(2, 1, 3) } end, name .. ": parameters[2] (4,3) is a strided view")
+      local rows = {} -- views of one storage, none of which lies in another
+      for i = 1, 4 do rows[i] = m[5 - i]:detach() end
+      for _, row in ipairs(rows) do row.requires_grad = true end
+      local optimizer = make(rows, { lr = 0.5 })
+      vx.sum(rows[1] * 2):backward()
+      optimizer:step()
+      for i = 1, 4 do assert.equal(i == 4, m[i]:totable()[6] ~= 1, name) end
+      m:fill(1)
+    end
     w:square():sum():backward()
     H.raises(function() optim.clip_grad_norm({ w, w }, 1) end, "parameters[2] is parameters[1] once more")
     assert.equal(10, optim.clip_grad_norm({ w }, 100):item())

@@ -24,11 +24,14 @@ local function check_parameters(who, parameters)
   end
 end
 
---- Raises where two of the parameters share memory, which would take two steps.
+--- Raises where two of the parameters overlap in memory, which would take two steps, or one is strided, which has none.
 local function expect_apart(who, parameters)
   for i, p in ipairs(parameters) do
+    if not p:is_contiguous() then
+      fail("%s: parameters[%d] %s is a strided view, expected a contiguous tensor", who, i, core.shape_text(p))
+    end
     for j = 1, i - 1 do
-      if core.same_storage(p, parameters[j]) then
+      if core.overlap(p, parameters[j]) then
         fail("%s: parameters[%d] %s and parameters[%d] %s share memory", who, j, core.shape_text(parameters[j]), i,
           core.shape_text(p))
       end
@@ -62,15 +65,16 @@ local OPTIONS = { lr = { "number", 1e-3 }, betas = { "table", { 0.9, 0.99 } }, e
 
 --- Makes AdamW over a list of parameters. Parameters marked no_decay (biases, norms, temperatures) are not decayed;
 -- a parameter's field rate is a factor of its learning rate.
--- @param parameters array of tensors f32 of any shape, on one device; each is there once, and no two share memory
+-- @param parameters array of contiguous tensors f32 of any shape, on one device; each is there once, and no two overlap
+-- in memory
 -- @param[opt] options table
 -- @param[opt=1e-3] options.lr learning rate, until a step is given another
 -- @param[opt={ 0.9, 0.99 }] options.betas decay of the first and the second moment, each in [0, 1)
 -- @param[opt=1e-8] options.eps added to the root of the second moment
 -- @param[opt=1e-4] options.weight_decay decoupled weight decay, a factor of the learning rate
 -- @return optimizer with :step(lr), :zero_grad() and :state_dict()
--- @raise where an option is unknown or out of its range, there are no parameters, two share memory, or one is the
--- result of an op
+-- @raise where an option is unknown or out of its range, there are no parameters, two overlap in memory, or one is
+-- strided or the result of an op
 function optim.AdamW(parameters, options)
   check_parameters("AdamW", parameters)
   expect_apart("AdamW", parameters)
@@ -151,15 +155,16 @@ SGD.__index = SGD
 --- Makes stochastic gradient descent, with momentum where it is not 0: v = momentum v + g, parameter -= lr v, as
 -- PyTorch has it. Parameters marked no_decay are not decayed; a parameter's field rate is a factor of its learning
 -- rate.
--- @param parameters array of tensors f32 of any shape, on one device; each is there once, and no two share memory
+-- @param parameters array of contiguous tensors f32 of any shape, on one device; each is there once, and no two overlap
+-- in memory
 -- @param[opt] options table
 -- @param[opt=1e-2] options.lr learning rate, until a step is given another
 -- @param[opt=0] options.momentum share of the last step that goes on, in [0, 1)
 -- @param[opt=false] options.nesterov true: the step is g + momentum v
 -- @param[opt=0] options.weight_decay times the parameter is added to its gradient
 -- @return optimizer with :step(lr), :zero_grad() and :state_dict()
--- @raise where an option is unknown or out of its range, there are no parameters, two share memory, or one is the
--- result of an op
+-- @raise where an option is unknown or out of its range, there are no parameters, two overlap in memory, or one is
+-- strided or the result of an op
 function optim.SGD(parameters, options)
   check_parameters("SGD", parameters)
   expect_apart("SGD", parameters)

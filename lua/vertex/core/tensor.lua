@@ -175,6 +175,9 @@ function tensors.last_writer(x) return ffi.string(C.vx_last_writer(handle(x))) e
 --- Says whether two tensors share their memory.
 function tensors.same_storage(a, b) return C.vx_same_storage(handle(a), handle(b)) ~= 0 end
 
+--- Says whether the memory of two tensors overlaps, from the first element of each to its last.
+function tensors.overlap(a, b) return C.vx_same_storage(handle(a), handle(b)) == 2 end
+
 --- Gives the number of elements.
 -- @return integer of 0 or more
 function Tensor:numel() return tonumber(C.vx_numel(own(self, "numel"))) end
