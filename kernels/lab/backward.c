@@ -478,8 +478,9 @@ static void lists_dense(const problem *q, work *w, int groups)
     free(limits), free(dq_hat), free(dmix), free(list), free(count), free(first), free(row), free(part), free_late(&l);
 }
 
-/* Step 7. Runs of 48 rows as they come meet the cells that one of them needs. What 48 rows from anywhere need is nearly
- * everything, and 18 operations a box (0.28 O) have not saved it. */
+/* Step 7. Runs of 48 rows as they come meet the cells that one of them needs. What 48 rows from anywhere need is
+ * nearly everything, and 18 operations a box (0.28 O) have not saved it. (It is no slower than step 6: each thread has
+ * its own gradient of the codebook again, and none waits for another.) */
 static void runs_as_they_come_dense(const problem *q, work *w) { runs_dense(q, w, 0); }
 static void runs_as_they_come(const problem *q, results *r)
 {
@@ -487,14 +488,17 @@ static void runs_as_they_come(const problem *q, results *r)
 }
 
 /* Step 8. Rows in the order of their nearest cells, at a look at all boxes more: the run's rows need nearly the same.
- * But each thread has its own gradient of the codebook again. */
+ * It takes a fifth of step 6, and twice the prediction: rows come from all over memory. The bits depend on which
+ * thread met which run, and a gradient of the codebook for each thread is memory that grows with them. */
 static void runs_in_order_dense(const problem *q, work *w) { runs_dense(q, w, 1); }
 static void runs_in_order(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, runs_in_order_dense); }
 
 /* Step 9. The other way round: every cell meets the rows that need it, in runs. No row meets more than it needs, no
  * order of rows is needed, and a cell's gradient is one thread's affair, summed in the order of the rows: the bits are
  * the same again. A pair of row and cell costs 150 operations to gather a row and to add up its sums: 19 O of the
- * share. */
+ * share. It takes three times that: 400,000 pairs are numbered by one thread, and their sums, 6 MB, wait in memory to
+ * be added up by row. At tau 0.1, where every pair is one, it is twice as slow as what it replaces, so the library
+ * counts on a few rows first. */
 static void rows_of_cells_dense(const problem *q, work *w) { lists_dense(q, w, 0); }
 static void rows_of_cells(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, rows_of_cells_dense); }
 
@@ -503,7 +507,8 @@ static void boxes_of_boxes_dense(const problem *q, work *w) { lists_dense(q, w, 
 static void boxes_of_boxes(const problem *q, results *r) { gradients(q, r, 1, PANEL, LOG2E, boxes_of_boxes_dense); }
 
 /* Step 11. kernels/quantize/smooth_backward.c: chunks sized to the cache, and a chunk's sums kept in its own thread's
- * memory. */
+ * memory. Late in training it is step 10 with rows in segments, whose pairs all threads number and whose sums stay in
+ * the cache: as fast as step 8, with the same bits for any number of threads; where boxes do not pay it is step 6. */
 static void library(const problem *q, results *r)
 {
     const int64_t N = q->N, D = q->D, M = q->M, K = q->K;
