@@ -111,6 +111,16 @@ describe("moving averages", function()
     end
   end)
 
+  it("say that a step has too few rows for the threshold, once", function()
+    local said = H.child [[
+      local vx = require "vertex"
+      local q = vx.quantizer("ema-euclid", { dim = 4, codes = 16, replace = "batch", decay = 0.5 })
+      local enough = vx.quantizer("ema-euclid", { dim = 4, codes = 16, replace = "batch", decay = 0.5 })
+      for i = 1, 5 do q:forward(vx.randn { 24, 4 }) enough:forward(vx.randn { 32, 4 }) end]]
+    assert.equal("ema-euclid: 24 rows a step for 16 codes, 1.5 for each: below the threshold of 2, so that codes in "
+      .. "use are replaced again and again\n", said)
+  end)
+
   it("replace no more codes than there are rows or codes in use, and not at once", function()
     for _, replace in ipairs { "batch", "used" } do
       local q = vx.quantizer("ema-cosine", { dim = 4, codes = 30, replace = replace, threshold = 1, decay = 0.5 })

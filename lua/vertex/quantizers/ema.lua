@@ -8,7 +8,8 @@
 --             codebook = embed_avg / ((cluster_size + eps) / (S + M eps) S),  S = sum of cluster_size;
 --             under cosine scaled to unit length
 --   replace   codes of which cluster_size is below `threshold`, dead ones, become rows of the batch or copies of codes
---             in use. They wait for 1 / (1 - decay) steps, since the averages begin at 1
+--             in use. They wait for 1 / (1 - decay) steps, since the averages begin at 1. With fewer than `threshold`
+--             rows per code in a step most codes are dead by that measure, those in use among them, for ever: said once
 -- Counts, sums and the rows that dead codes become are those of all ranks.
 -- Agrees with the package vector-quantize-pytorch 1.32, whose default estimator is the rotation trick.
 --
@@ -99,6 +100,11 @@ end
 function Ema:replace_dead(x)
   local o, sizes = self.options, self.cluster_size:totable()
   local G, M, D, N = o.groups, o.codes, x:size(3), x:size(1)
+  if N < o.threshold * M and not self.told and dist.rank() == 0 then
+    self.told = true
+    io.stderr:write(("%s: %d rows a step for %d codes, %.3g for each: below the threshold of %g, so that codes in use "
+      .. "are replaced again and again\n"):format(self.label, N, M, N / M, o.threshold))
+  end
   local source, fresh, replaced = {}, {}, false -- source[i]: row of the codebooks, then of x, that code i becomes
   for g = 1, G do
     local dead, used = {}, {}
@@ -143,7 +149,8 @@ return {
     { name = "estimator", default = "ste", meaning = "of the rows' gradient: \"ste\" or \"rotation\"" },
     { name = "replace", default = false,
       meaning = "what dead codes become: \"batch\" (random rows), \"used\" (copies of codes in use); false: none" },
-    { name = "threshold", default = 2, meaning = "a code is dead where fewer rows a step choose it on average" },
+    { name = "threshold", default = 2, meaning = "a code is dead where fewer rows a step choose it on average; a step "
+      .. "needs several times as many rows per code" },
   },
   class = Ema,
 }
