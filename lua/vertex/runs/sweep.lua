@@ -731,7 +731,7 @@ end
 -- reads them. A step whose results are read on the host, or whose batch has another shape, runs op by op, with the same
 -- bits.
 -- @param f function(batch, rate) that does a step
--- @param able whether it can be recorded: a quantizer's `graphs`
+-- @param able boolean: it can be recorded, as a quantizer's `graphs` says
 -- @return function(batch, rate, is_read) → what f returns; of a launch tensors that the next one overwrites
 -- @return function() that frees the recording
 function Run:recorded(f, able)
