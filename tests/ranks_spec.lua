@@ -248,6 +248,23 @@ describe("ranks #ranks", function()
     end
   end)
 
+  ranked("read gradients of the pass before as they were, where losses do", function()
+    expect_all(2, { "6 12 6", "12 6 12", "6 12 6" }, ranks(2, script [[
+      local w, v = vx.ones({ 3 }, { requires_grad = true }), vx.ones({ 2, 3 }, { requires_grad = true })
+      local gradients = dist.gradients { w, v }
+      gradients:backward((w * w * 3):sum())
+      for pass = 1, 3 do
+        local before = w.grad
+        w:zero_grad()
+        v:zero_grad()
+        local read = (v * before):sum() -- backward comes to w before it comes to this
+        gradients:backward(read + (w * (pass == 2 and 6 or 12)):sum())
+        say("%g %g %g", v.grad[2][3]:item(), w.grad[1]:item(), before[1]:item())
+      end
+      dist.close()
+    ]]))
+  end)
+
   ranked("move the memory of a device by way of the host, also several on one device", function()
     local folder = H.root .. "/build"
     if not H.read(folder .. "/libvertex_emu.so") then return pending "no emulator in build/" end

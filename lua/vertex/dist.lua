@@ -340,6 +340,18 @@ local function make_buckets(parameters, most)
   return buckets
 end
 
+--- Gives a bucket memory of its own, a view of it to each leaf. It gets other memory where a loss reads this, as of a
+-- gradient of the pass before: on its way it changes before backward is over.
+local function give_memory(bucket)
+  bucket.flat = core.new({ bucket.count }, { device = bucket.device, keep = true }):zero()
+  for _, leaf in ipairs(bucket.leaves) do
+    local shape, strides, step = leaf.parameter:shape(), {}, 1
+    for d = #shape, 1, -1 do strides[d], step = step, step * shape[d] end
+    leaf.view = core.keep(core.view(bucket.flat, shape, strides, leaf.offset))
+    tape.set_buffer(leaf.parameter, leaf.view, function() give_memory(bucket) end)
+  end
+end
+
 --- Makes what averages the gradients of parameters over the ranks. They lie in flat buckets of at most 1 MB; a bucket
 -- starts on its way as soon as backward has made all of it. The gradient of a parameter that a rank's loss does not
 -- depend on counts as 0; one that no rank's does stays nil.
@@ -360,14 +372,10 @@ function dist.gradients(parameters, options)
   local most = options and options.bucket or math.max(LEAST, math.min(MOST, math.ceil(total / 4)))
   self.buckets, self.leaf_of = make_buckets(parameters, most), {}
   for _, bucket in ipairs(self.buckets) do
-    bucket.flat = core.new({ bucket.count }, { device = bucket.device, keep = true }):zero()
     for _, leaf in ipairs(bucket.leaves) do
-      local shape, strides, step = leaf.parameter:shape(), {}, 1
-      for d = #shape, 1, -1 do strides[d], step = step, step * shape[d] end
-      leaf.view, leaf.bucket = core.keep(core.view(bucket.flat, shape, strides, leaf.offset)), bucket
-      tape.set_buffer(leaf.parameter, leaf.view)
-      self.leaf_of[leaf.parameter] = leaf
+      leaf.bucket, self.leaf_of[leaf.parameter], leaf.parameter.grad = bucket, leaf, nil
     end
+    give_memory(bucket)
   end
   self.final = function(leaf) self:finish_leaf(leaf) end
   return self

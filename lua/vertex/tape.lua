@@ -221,6 +221,18 @@ local function leaves_of(nodes)
   return leaves
 end
 
+--- Gives a leaf other memory for what the pass writes to, in place of the tensor g, which an op reads.
+local function spare(leaf, g)
+  local renew = leaf._renew_buffer
+  if leaf._gradient_buffer == g then
+    if renew then renew() else leaf._gradient_buffer = nil end
+  end
+  if leaf.grad ~= g then return end
+  leaf.grad = core.new_like(leaf, leaf._scope == nil)
+  op.convert(leaf.grad, core.contiguous(g))
+  if not renew then leaf._gradient_buffer = leaf.grad end
+end
+
 --- Gives a leaf another gradient's memory where an op of these nodes reads the one that it has: the pass would write to
 -- it before that op's turn comes.
 local function spare_what_is_read(nodes)
@@ -240,12 +252,7 @@ local function spare_what_is_read(nodes)
       local x = saved[i]
       for g, leaf in pairs(by_writes[saved[i + 1]] or {}) do
         if not core.is_released(x) and core.same_storage(x, g) then
-          local before = leaf.grad
-          leaf._gradient_buffer = nil
-          if before then
-            leaf.grad = buffer_of(leaf)
-            op.convert(leaf.grad, core.contiguous(before))
-          end
+          spare(leaf, g)
           by_writes[saved[i + 1]][g] = nil
         end
       end
@@ -334,8 +341,8 @@ local function tell_watcher(watcher, uses, inputs)
 end
 
 --- Gives a leaf the memory in which its gradients are made from now on: a contiguous tensor of its shape that lives as
--- long.
-function tape.set_buffer(leaf, buffer) leaf._gradient_buffer, leaf.grad = buffer, nil end
+-- long. renew(): gives it other memory, where a pass has to leave this as it is.
+function tape.set_buffer(leaf, buffer, renew) leaf._gradient_buffer, leaf._renew_buffer = buffer, renew end
 
 --- Forgets the gradient and keeps its memory for the next one, which is written to the tensor that .grad was.
 function core.Tensor:zero_grad() self.grad = nil end

@@ -57,7 +57,7 @@ end
 
 -- Fields that a tensor may have or not; what else was looked for in vain joins them.
 local absent = { grad = true, rate = true, no_decay = true, name = true, _node = true, _slot = true, _scope = true,
-  _gradient_buffer = true, _h = true }
+  _gradient_buffer = true, _renew_buffer = true, _h = true }
 
 --- Raises where a key is no field and no index: nearly the name of a field, or a table or tensor of indices.
 local function refuse_key(key)
