@@ -8,13 +8,13 @@
  * Weight gradients are the other kind: m and n small, k = 10^4 .. 10^6. There k is cut into parts, each with its own C,
  * and the parts are added in order. The number of parts follows from the sizes alone, and so does every sum's order.
  *
- * Products of bf16 factors (gemm_tile.h) run in AMX tiles where the variant has them, and by FMA like any other where
- * it has not: a product of two bf16 numbers is exact in float32.
+ * Products of bf16 factors (gemm_tile.h) take two of k at a time where the variant can (bf16_tile.h). Elsewhere they run
+ * like any other: a product of two bf16 numbers is exact in float32.
  *
  * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
  */
 #include "shared/checks.h"
-#include "cpu/amx_bf16.h"
+#include "cpu/bf16_tile.h"
 #include "cpu/body.h"
 #include "cpu/gemm_tile.h"
 
@@ -212,7 +212,7 @@ static void multiply_rounded(const gemm_product *q, int64_t rows, int columns)
         }
 }
 
-#if VX_AMX
+#if BF16_TILES
 /* Fewest k that fill enough of a tile. */
 enum { TILES_FROM = AMX_DEPTH / 2 };
 
@@ -244,32 +244,30 @@ static void settle_block(const gemm_product *q, const float *s, int64_t row, int
         }
 }
 
-/* Multiplies bf16 factors in tiles, two by two; TILES_DEPTH of k at a time. */
+/* Multiplies bf16 factors in tiles, TILES_DEPTH of k at a time. */
 static void multiply_tiles(const gemm_product *q, int64_t rows, int columns)
 {
-    enum { TILES_ROWS = 2 * AMX_SIDE, TILES_DEPTH = 512, STEPS = TILES_DEPTH / AMX_DEPTH };
+    enum {
+        TILES_ROWS = 2 * AMX_SIDE,
+        TILES_DEPTH = 512,
+        STEPS = TILES_DEPTH / AMX_DEPTH,
+        COLUMN_TILES = (GEMM_COLUMNS + AMX_SIDE - 1) / AMX_SIDE
+    };
     _Alignas(64) uint32_t a[TILES_ROWS / AMX_SIDE * STEPS * AMX_TILE];
-    _Alignas(64) uint32_t b[GEMM_COLUMNS / AMX_SIDE * STEPS * AMX_TILE];
+    _Alignas(64) uint32_t b[COLUMN_TILES * STEPS * AMX_TILE];
     _Alignas(64) float s[TILES_ROWS * GEMM_COLUMNS], turned[TILES_ROWS * TILES_DEPTH];
     const int transposed = q->k_stride != 1;
     amx_begin();
     for (int segment = 0; segment < q->segments; segment++)
         for (int64_t p = 0; p < q->k; p += TILES_DEPTH) {
             const int64_t depth = vx_min64(TILES_DEPTH, q->k - p), steps = vx_ceil_div(depth, AMX_DEPTH);
-            amx_round_columns(b, q->b[segment] + p * q->b_stride, q->b_stride, columns, depth);
+            bf16_columns(b, q->b[segment] + p * q->b_stride, q->b_stride, columns, depth);
             for (int64_t row = 0; row < rows; row += TILES_ROWS) {
                 const int64_t some = vx_min64(TILES_ROWS, rows - row);
                 const float *from = q->a[segment] + row * q->row_stride + p * q->k_stride;
                 if (transposed) turn_rows(turned, from, q->k_stride, some, depth);
-                amx_round_rows(a, transposed ? turned : from, transposed ? depth : q->row_stride, some, depth);
-                for (int j = 0; j < columns; j += 2 * AMX_SIDE) {
-                    const uint32_t *right = b + j / AMX_SIDE * steps * AMX_TILE;
-                    if (some > AMX_SIDE && columns - j > AMX_SIDE)
-                        amx_block_bf16(2, 2, s + j, GEMM_COLUMNS, a, right, steps);
-                    else if (some > AMX_SIDE) amx_block_bf16(2, 1, s + j, GEMM_COLUMNS, a, right, steps);
-                    else if (columns - j > AMX_SIDE) amx_block_bf16(1, 2, s + j, GEMM_COLUMNS, a, right, steps);
-                    else amx_block_bf16(1, 1, s + j, GEMM_COLUMNS, a, right, steps);
-                }
+                bf16_rows(a, transposed ? turned : from, transposed ? depth : q->row_stride, some, depth);
+                bf16_product(s, GEMM_COLUMNS, some, columns, a, b, steps);
                 settle_block(q, s, row, some, columns, segment == 0 && p == 0);
             }
         }
@@ -279,7 +277,7 @@ static void multiply_tiles(const gemm_product *q, int64_t rows, int columns)
 
 void VX_CPU(gemm_multiply)(const gemm_product *q, int64_t rows, int columns)
 {
-#if VX_AMX
+#if BF16_TILES
     if (q->factors != GEMM_F32 && q->k >= TILES_FROM) {
         multiply_tiles(q, rows, columns);
         return;
