@@ -160,12 +160,12 @@ function devices.allow_tf32(on)
 end
 
 --- Sets the precision of network bodies, or only says it. With "bf16", convolutions (dense and depthwise-separable)
--- give their images as bf16, half the memory, and products (matmul, linear, dense and pointwise convolutions, and their
--- gradients) round their factors to bf16: a GPU multiplies them on tensor cores, a CPU by AVX512_BF16 or in AMX tiles
--- where its kernels do (VERTEX_SIMD), else in no less time than float32's. Sums are float32. Everything else is
+-- give their images as bf16, half the memory, and products (matmul, linear, dense and pointwise convolutions, and
+-- their gradients) round their factors to bf16: a GPU multiplies them on tensor cores, a CPU by AVX512_BF16 or in AMX
+-- tiles where its kernels do (VERTEX_SIMD), else in no less time than float32's. Sums are float32. Everything else is
 -- float32: parameters and their gradients, statistics, norms, losses, the quantizers, the optimizer; an op that takes
--- no bf16 gets it converted. A convolution's option output = "f32" keeps its result float32. A gradient is computed under
--- the setting that its op ran under, a recorded graph under that of its recording.
+-- no bf16 gets it converted. A convolution's option output = "f32" keeps its result float32. A gradient is computed
+-- under the setting that its op ran under, a recorded graph under that of its recording.
 -- @param[opt] precision "bf16" or "f32"; at the start it is "f32"
 -- @param[opt] f function: runs it with that setting, which afterwards is as it was before
 -- @param ... its arguments
