@@ -85,7 +85,7 @@ local larger = {
         T { 96 }, { padding = 3, groups = 2 } },
       { T { 3, 23, 5 }, T { 5, 1, 9 }, nil, { padding = 4, groups = 5, stride = 2 } },
       { T { 2, 31, 7 }, T { 66, 7, 2 }, T { 66 }, { stride = 5, padding = 3 } },
-      { T { 2, 700, 4 }, T { 20, 4, 130 }, T { 20 }, { padding = 1 } },
+      { T { 1, 460, 4 }, T { 20, 4, 130 }, T { 20 }, { padding = 1 } },
       { T { 1, 140, 128 }, T { 256, 128, 2 }, T { 256 }, { stride = 2 } } }
   end,
   dropout = function(T)

@@ -14,6 +14,11 @@ local facts, names = {}, {}
 for i, item in ipairs(registry.list) do facts[item.name], names[i] = item, item.name end
 registry.unload_folder(FIXTURES) -- so that other specs do not meet them
 
+-- A few dozen rows: two threads would wait for each other most of the time. That bits do not depend on them is in
+-- ops_spec.lua and quantizer_spec.lua.
+setup(function() vx.threads(1) end)
+teardown(function() vx.threads(2) end)
+
 local BITS = { lfq = true, bsq = true } -- methods whose codes are a power of 2
 
 --- A quantizer of either.
@@ -101,7 +106,7 @@ end)
 describe("the fixtures", function()
   it("train in the sweep, and go on bit for bit after a kill", function()
     local folder = H.scratch "sweep-of-fixtures"
-    local command = ("luajit experiments/ae_sweep.lua --device cpu --threads 1 --quiet --steps 12 --batch 4"
+    local command = ("luajit experiments/ae_sweep.lua --device cpu --threads 1 --quiet --steps 8 --batch 4"
       .. " --checkpoint 0 --quantizers %s --methods levels,averages,residual-3 --out %s/"):format(FIXTURES, folder)
     local output, status = H.shell(("mkdir -p %s; %swhole"):format(folder, command))
     assert.equal(0, status, output)

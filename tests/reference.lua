@@ -468,9 +468,16 @@ function ops.conv1d(x, w, bias, options)
     for t = 0, T - 1 do
       for n = 0, O - 1 do
         local s, first = bias and bias.v[n] or 0, math.floor(n / E) * D
-        for j = math.max(0, padding - t * stride), math.min(K, L + padding - t * stride) - 1 do
-          local xo = (b * L + t * stride + j - padding) * C + first
-          for c = 0, D - 1 do s = s + xv[xo + c] * wv[(n * D + c) * K + j] end
+        local from, to = math.max(0, padding - t * stride), math.min(K, L + padding - t * stride) - 1
+        local xo, wo = (b * L + t * stride - padding) * C + first, n * D * K
+        if D > K then
+          for j = from, to do
+            for c = 0, D - 1 do s = s + xv[xo + j * C + c] * wv[wo + c * K + j] end
+          end
+        else -- the longer loop within
+          for c = 0, D - 1 do
+            for j = from, to do s = s + xv[xo + j * C + c] * wv[wo + c * K + j] end
+          end
         end
         yv[(b * T + t) * O + n] = s
       end
