@@ -347,33 +347,43 @@ typedef struct matrix {
 } matrix;
 
 /* Computes C (m,n) = alpha A (m,k) B (k,n) + beta C + bias in blocks of rows and of k. k is cut evenly, so that no
- * short rest pays for another pass over C. */
+ * short rest pays for another pass over C. Where factors are to be rounded and no tile does it as it is filled, a block
+ * of A is rounded once for all columns. */
 static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matrix b, float beta, float *c,
                     int64_t c_stride, const float *bias, int stream)
 {
     if (m <= 0 || n <= 0) return;
-    _Alignas(64) float packed[BLOCK_DEPTH * GEMM_COLUMNS];
-    const int transposed = a.column_stride != 1 && k > 1;
+    _Alignas(64) float packed[BLOCK_DEPTH * GEMM_COLUMNS], rounded[BF16_TILES ? 1 : BLOCK_ROWS * BLOCK_DEPTH];
+    const int transposed = a.column_stride != 1 && k > 1, rounds = !BF16_TILES && gemm_factors() == GEMM_TO_BF16;
     const int64_t most = transposed ? BLOCK_DEPTH_DIRECT : BLOCK_DEPTH;
     const int64_t blocks = vx_max64(vx_ceil_div(k, most), 1), k_block = vx_ceil_div(k, blocks);
     for (int64_t i = 0; i < m; i += BLOCK_ROWS) {
         const int64_t rows = vx_min64(BLOCK_ROWS, m - i);
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t p = block * k_block, depth = vx_max64(vx_min64(k_block, k - p), 0);
+            matrix left = {a.data + i * a.row_stride + p * a.column_stride, a.row_stride, a.column_stride};
+            if (rounds) {
+                for (int64_t s = 0; transposed && s < depth; s++)
+                    copy_rounded(rounded + s * rows, left.data + s * a.column_stride, rows);
+                for (int64_t r = 0; !transposed && r < rows; r++)
+                    copy_rounded(rounded + r * depth, left.data + r * a.row_stride, depth);
+                left = transposed ? (matrix){rounded, 1, rows} : (matrix){rounded, depth, 1};
+            }
             for (int64_t j = 0; j < n; j += GEMM_COLUMNS) {
                 const int columns = (int)vx_min64(GEMM_COLUMNS, n - j);
                 const float *columns_of_b = b.data + p * b.row_stride + j * b.column_stride;
                 int64_t b_stride = b.row_stride;
                 const int direct = b.column_stride == 1 && columns % VX_LANES == 0 && (transposed || rows < 32);
-                if (!direct) {
+                if (!direct || rounds) {
                     b_stride = VX_CPU(gemm_pack)(packed, columns_of_b, depth, columns, b.row_stride, b.column_stride);
                     columns_of_b = packed;
                 }
+                if (rounds) round_to_bf16(packed, depth * b_stride);
                 const gemm_product q = {.segments = 1,
                                         .k = depth,
-                                        .a = {a.data + i * a.row_stride + p * a.column_stride},
-                                        .row_stride = a.row_stride,
-                                        .k_stride = a.column_stride,
+                                        .a = {left.data},
+                                        .row_stride = left.row_stride,
+                                        .k_stride = left.column_stride,
                                         .b = {columns_of_b},
                                         .b_stride = b_stride,
                                         .c = c + i * c_stride + j,
@@ -382,7 +392,7 @@ static void product(int64_t m, int64_t n, int64_t k, float alpha, matrix a, matr
                                         .beta = block ? 1 : beta,
                                         .bias = bias && block == 0 ? bias + j : 0,
                                         .stream = stream && blocks == 1,
-                                        .factors = gemm_factors()};
+                                        .factors = rounds ? GEMM_BF16 : gemm_factors()};
                 VX_CPU(gemm_multiply)(&q, rows, columns);
             }
         }
