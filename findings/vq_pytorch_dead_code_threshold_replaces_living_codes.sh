@@ -41,7 +41,7 @@ def train(threshold, rows):
 
 results = {(threshold, rows): train(threshold, rows) for threshold in (0, 2) for rows in (256, 4096)}
 for (threshold, rows), (error, used, drawn) in results.items():
-    print(f"threshold {threshold}, {rows} rows a step: error {error:.3f}, {used} codes used, {drawn} are rows of the batch")
+    print(f"threshold {threshold}, {rows} rows a step: error {error:.3f}, {used} codes used, {drawn} rows of the batch")
 assert results[2, 256][0] > 2 * results[0, 256][0], "the error is no longer worse with the option"
 assert results[2, 256][2] > M / 2, "codes are no longer drawn anew at every step"
 assert results[2, 4096][0] < results[0, 4096][0] and results[2, 4096][2] == 0
