@@ -554,6 +554,7 @@ static void finish_norm(const sepconv2d *s, int64_t b, int64_t first, int64_t en
 /* Turns dz of band k of image b into dx; the sums of all its bands are complete. */
 static void finish_band(const sepconv2d *s, int64_t b, int64_t k, const bands *all, const space *at)
 {
+    if (s->Cp == 0) return;
     double total[2 * s->Cp];
     float factor[2 * s->Cp];
     memset(total, 0, sizeof total);

@@ -167,7 +167,7 @@ int VX_CPU(hard_backward)(vx_tensor *dz, vx_tensor *dcodebook, vx_tensor *dy, vx
         counting_sort(c.codes + g, c.G, c.N, c.M, order, start);
 #pragma omp parallel
         {
-            float u[c.D], v[c.D];
+            float u[c.D + 1], v[c.D + 1]; /* D may be 0, an array's size may not */
 #pragma omp for schedule(static)
             for (int64_t n = 0; n < c.N; n++) row_backward(&c, n * c.G + g, vx_f32(dz) + (n * c.G + g) * c.D, u, v);
 #pragma omp for schedule(dynamic, 16)
