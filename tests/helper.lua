@@ -24,6 +24,12 @@ setmetatable(_G, {
 -- all of it is thrown away and made again, over and over.
 jit.opt.start("maxtrace=30000", "maxmcode=65536")
 
+-- A thread that waits for another sleeps sooner than the library has it, here and in child processes: tests' tensors
+-- are small, and on a machine with other work half of the time went into spinning.
+local ffi = require "ffi"
+ffi.cdef "int setenv(const char *name, const char *value, int overwrite);"
+ffi.C.setenv("GOMP_SPINCOUNT", "1000", 0)
+
 local lfs = require "lfs"
 local vx = require "vertex"
 local core = require "vertex.core"
