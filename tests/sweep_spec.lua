@@ -292,7 +292,7 @@ describe("ae_sweep", function()
   end)
 
   it("gives bit for bit the uninterrupted result after kills at any moment", function()
-    local common = "--steps 40 --batch 4 --checkpoint 0 --quiet --methods sgumbel-knn-ce,re-cosine"
+    local common = "--steps 24 --batch 4 --checkpoint 0 --quiet --methods sgumbel-knn-ce,re-cosine"
     local output, status = sweep(common .. " --out whole")
     assert.equal(0, status, output)
     local tries, done = 0, false
