@@ -8,8 +8,8 @@
  * Weight gradients are the other kind: m and n small, k = 10^4 .. 10^6. There k is cut into parts, each with its own C,
  * and the parts are added in order. The number of parts follows from the sizes alone, and so does every sum's order.
  *
- * Products of bf16 factors (gemm_tile.h) take two of k at a time where the variant can (bf16_tile.h). Elsewhere they run
- * like any other: a product of two bf16 numbers is exact in float32.
+ * Products of bf16 factors (gemm_tile.h) take two of k at a time where the variant can (bf16_tile.h). Elsewhere they
+ * run like any other: a product of two bf16 numbers is exact in float32.
  *
  * [1] Goto and van de Geijn 2008, Anatomy of high-performance matrix multiplication.
  */

@@ -369,8 +369,9 @@ describe("a notebook's process", function()
 
   it("passes every interrupt on to the command, and again to one that was not ready for the first", function()
     assert.equal("Interrupted", run("!trap '' INT; kill -INT $PPID; sleep 0.2; trap - INT; sleep 60").ename)
-    local twice = "trap 'n=$((n+1)); [ $n -lt 2 ] || exit 3' INT; sleep 0.4; kill -INT $PPID; sleep 0.4; "
-    local code = ("os.execute [[%s kill -INT $PPID; while :; do sleep 0.1; done]]"):format(twice)
+    local twice = "n=0; trap 'n=$((n+1)); [ $n -lt 2 ] || exit 3' INT; sleep 0.4; kill -INT $PPID; "
+      .. "while [ $n -lt 1 ]; do sleep 0.02; done; kill -INT $PPID; while :; do sleep 0.1; done"
+    local code = ("os.execute [[%s]]"):format(twice)
     assert.equal("execute_result: 768", texts(select(2, run(code))))
   end)
 

@@ -1,7 +1,7 @@
 /* bf16_tile.h: products of bf16 numbers, two to a 32-bit word: in AMX tiles or by their twin (amx.h), one term and one
- * product where float32 takes three and six; by AVX512_BF16's dot products of pairs, as many a cycle as FMA has products
- * of one; and so in the portable variant, slowly, where it can be tested anywhere. Other variants multiply in float32. A
- * factor that bf16 does not have is rounded, to nearest even; one below 2^-126 is 0.
+ * product where float32 takes three and six; by AVX512_BF16's dot products of pairs, as many a cycle as FMA has
+ * products of one; and so in the portable variant, slowly, where it can be tested anywhere. Other variants multiply in
+ * float32. A factor that bf16 does not have is rounded, to nearest even; one below 2^-126 is 0.
  *
  * On paper a row's 32 elements times 64 columns are 128 FMAs of 16 lanes, 64 cycles. Tiles take a 32nd of 8 dots of 16
  * cycles, that is 4, rounding and storing the row 3, the columns at 96 rows 2, and at D = 64 what becomes of the sums 2
