@@ -2,6 +2,7 @@
 
 local H = require "tests.helper"
 local vx = H.vx
+local core = require "vertex.core"
 local nn, ops, optim = vx.nn, vx.ops, vx.optim
 
 local function data(seed, shape) return H.generator(seed)(shape, { grad = false }) end
@@ -690,4 +691,42 @@ describe("small layers", function()
     H.raises(function() nn.Embedding(0, 3) end, "Embedding: count is 0")
     assert.equal("Embedding(4 rows of 3)  12 parameters", tostring(e))
   end)
+end)
+
+describe("products of float32 in AMX tiles", function()
+  local program = [[
+    local vx = require "vertex"
+    vx.seed(1)
+    local m, k, n = 50, 141, 70
+    local a, b = vx.randn { m, k }, vx.randn { k, n }
+    local A, B, sum = a:totable(), b:totable(), 0
+    local c = vx.matmul(a, b):totable()
+    for i = 1, m do
+      for j = 1, n do
+        local exact, size = 0, 0
+        for p = 1, k do exact, size = exact + A[i][p] * B[p][j], size + math.abs(A[i][p] * B[p][j]) end
+        sum = sum + ((c[i][j] - exact) / size * 2 ^ 24) ^ 2
+      end
+    end
+    a[3][5]:fill(math.huge)
+    a[4][6]:fill(3.4e38) -- which bf16 rounds to infinity
+    local d = vx.matmul(a, b)
+    print(math.sqrt(sum / m / n), d[3][1]:item(), d[4][1]:item() / B[6][1])]]
+  for _, variant in ipairs(core.cpu_variants()) do
+    if variant.runs and variant.name:find "^amx" then
+      it("err less than FMA's, and leave to FMA what has no bf16 terms, with VERTEX_SIMD=" .. H.tagged(variant.name),
+        function()
+          local function run(name)
+            local out = H.child(program, "VERTEX_SIMD=" .. name)
+            local error, infinite, huge = out:match "^(%S+)\t(%S+)\t(%S+)"
+            return tonumber(error), infinite, tonumber(huge)
+          end
+          local error, infinite, huge = run(variant.name)
+          local of_fma = run "avx2"
+          assert.is_true(error < 0.6 * of_fma, error .. " against " .. of_fma) -- 0.21 and 0.47 were seen
+          assert.equal("inf", (infinite:gsub("^-", "")))
+          assert.is_true(math.abs(huge / 3.4e38 - 1) < 1e-6, huge)
+        end)
+    end
+  end
 end)
