@@ -261,7 +261,7 @@ static int move(vx_tensor *dst, const vx_tensor *src, size_t bytes)
     const vx_backend *there = vx_backend_of(dst->device, &to), *here = vx_backend_of(src->device, &from);
     int status = VX_OK; /* the host takes no part in the transfer, but it may be recording */
     if (here->can & VX_CAN_HOST) status = here->sync(from);
-    if (there->can & VX_CAN_HOST) status = there->sync(to);
+    if (!status && there->can & VX_CAN_HOST) status = there->sync(to);
     if (status) return status;
     if (here->can & VX_CAN_HOST) return there->transfer(to, dst->data, src->data, bytes, VX_TO_DEVICE);
     if (there->can & VX_CAN_HOST) return here->transfer(from, dst->data, src->data, bytes, VX_TO_HOST);

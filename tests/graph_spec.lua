@@ -331,6 +331,21 @@ local function graph_specs(device, tag)
       assert.equal(4, runs) -- once looked at, once recorded anew
     end)
 
+    it("count a step that is looked at once" .. tag, function()
+      local s = small_step(device, normal)
+      local recorded = vx.graph(s.run, { device = device })
+      for i = 1, 3 do recorded:replay(rate_of(i)) end
+      finally(function() vx.debug_nonfinite(false) end)
+      vx.debug_nonfinite(true)
+      recorded:replay(rate_of(4))
+      vx.debug_nonfinite(false)
+      recorded:replay(rate_of(5))
+      assert.same({ 5, 5, 5 }, { s.fast.steps, s.slow.steps, s.generator.drawn })
+      local plain = small_step(device, normal)
+      for i = 1, 5 do plain.run(rate_of(i)) end
+      assert.same(plain.state(), s.state())
+    end)
+
     it("run out of memory without harm" .. tag, function()
       finally(function() vx.memory_limit(0, device) end)
       local x, y = vx.ones({ 100000 }, { device = device }), vx.zeros({ 100000 }, { device = device })

@@ -127,7 +127,11 @@ function Recording:replay(rate)
   if self.recorded and (rate == nil) ~= (self.rate == nil) then
     core.fail("replay: recorded %s a rate, now %s one", self.rate and "with" or "without", rate and "with" or "without")
   end
-  local steps
+  local watched, steps = is_watched(), nil
+  if watched and self.recorded then
+    self:release()
+    self.warm = true
+  end
   if self.recorded then
     local before = {}
     for i, c in ipairs(self.counts) do before[i] = c.object[c.field] end
@@ -138,11 +142,7 @@ function Recording:replay(rate)
       self.warm = true
     end
   end
-  if is_watched() and self.recorded then
-    self:release()
-    self.warm = true
-  end
-  if not self.recorded and (is_watched() or not (self.warm and rate ~= 0 and record(self, rate))) then
+  if not self.recorded and (watched or not (self.warm and rate ~= 0 and record(self, rate))) then
     local results = pack(core.step(self.f, rate))
     self.warm = true
     return unpack(results, 1, results.n)
